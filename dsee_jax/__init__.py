@@ -1,0 +1,28 @@
+"""DSEE in JAX: tune pretrained transformers by low-rank + sparse updates, prune them, and keep them small.
+
+model, params = dsee_jax.load_pretrained(path, num_labels=2)
+deltas, supports = dsee_jax.deltas.init(params, dsee_jax.DeltaConfig(rank=16, nonzeros=64), key=jax.random.key(0))
+logits = dsee_jax.apply(model, params, deltas, supports, batch)
+masks = dsee_jax.prune.unstructured(params, deltas, supports, [("encoder/.*/kernel", True)], sparsity=0.5)
+"""
+
+from dsee_jax import decompose, deltas, masks, prune, tree
+from dsee_jax.ckpt.hf import load_pretrained, save_pretrained
+from dsee_jax.config import Config, DeltaConfig
+from dsee_jax.deltas import apply, materialize
+from dsee_jax.errors import InputError
+
+__all__ = [
+    "Config",
+    "DeltaConfig",
+    "InputError",
+    "apply",
+    "decompose",
+    "deltas",
+    "load_pretrained",
+    "masks",
+    "materialize",
+    "prune",
+    "save_pretrained",
+    "tree",
+]

@@ -1,0 +1,107 @@
+"""``python -m dsee_jax VERB ...``: what can be done with a finished run and with checkpoints."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Print the final metrics again, from the files of a run."""
+    from dsee_jax import finished
+
+    print(json.dumps(finished.evaluate(Path(options.run), options.overrides), indent=1))
+
+
+def export(options: argparse.Namespace) -> None:
+    """Write the model of a run for another tool."""
+    from dsee_jax import finished
+
+    finished.export(Path(options.run), Path(options.out), factors=options.factors)
+    print(options.out)
+
+
+def report(options: argparse.Namespace) -> None:
+    """Print the tables of a finished run again."""
+    from dsee_jax import report as reports
+    from dsee_jax.ckpt.hf import read_json
+
+    run = Path(options.run)
+    reports.final(read_json(run / "metrics.json"), run, reports.show)
+    reports.plot(run, reports.show)
+
+
+def inspect(options: argparse.Namespace) -> None:
+    """Compare two checkpoints, layer by layer."""
+    from dsee_jax import inspection, journal
+    from dsee_jax import report as reports
+    from dsee_jax.ckpt.resolve import resolve
+
+    found = inspection.compare(resolve(options.before), resolve(options.after))
+    if options.json:
+        journal.write(Path(options.json), found)
+    reports.show(inspection.table(found, every_tensor=options.tensors))
+    for kind in ("only_before", "only_after"):
+        if found[kind]:
+            reports.show(f"{kind.replace('_', ' ')}: {', '.join(found[kind][:4])} ({len(found[kind])} tensors)")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all verbs."""
+    top = argparse.ArgumentParser(prog="python -m dsee_jax", description=__doc__)
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(function: Any, text: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(function.__name__, help=function.__doc__.rstrip("."), description=text)
+        added.set_defaults(function=function)
+        return added
+
+    one = verb(
+        evaluate,
+        "Load model/ and adapter/ of a finished run, evaluate them on the dev set of its config and print the metrics as "
+        "JSON. Keys of the config can be overridden, for instance --data.max_length=64 or --data.dir=ELSEWHERE.",
+    )
+    one.add_argument("run", metavar="RUN_DIR", help="the output_dir of a finished run")
+    two = verb(export, "Write a finished run's model: one folder that Hugging Face transformers opens.")
+    two.add_argument("run", metavar="RUN_DIR", help="the output_dir of a finished run")
+    two.add_argument("out", metavar="OUT", help="the folder to make")
+    two.add_argument("--format", choices=["hf"], default="hf", help="hf: config.json, safetensors, tokenizer")
+    two.add_argument(
+        "--factors",
+        action="store_true",
+        help="keep the pruned weights sparse and put the updates beside them in OUT/adapter; "
+        "without it they are folded in, and any tool gets the tuned logits",
+    )
+    three = verb(report, "Print the scores and costs of a finished run, and draw its curves (extra `plot`).")
+    three.add_argument("run", metavar="RUN_DIR", help="the output_dir of a finished run")
+    four = verb(
+        inspect,
+        "Compare two checkpoints of one model: relative change, share of entries that did not change, zeros, and effective "
+        "rank of the change (exp of the entropy of its singular values), a row a layer.",
+    )
+    four.add_argument("before", metavar="A", help="a model folder, hub id or package:NAME")
+    four.add_argument("after", metavar="B", help="the same, tuned")
+    four.add_argument("--tensors", action="store_true", help="a row a tensor instead of a layer")
+    four.add_argument("--json", metavar="FILE", help="write all figures there as well")
+    return top
+
+
+def main(arguments: list[str]) -> int:
+    """Return the exit status: 0, or 2 for bad input (one line on stderr, nothing written)."""
+    options, rest = parser().parse_known_args(arguments)
+    from dsee_jax.errors import InputError
+
+    try:
+        if rest and options.verb != "evaluate":
+            raise InputError(f"{options.verb} takes no {rest[0]!r}; see --help")
+        options.overrides = rest
+        options.function(options)
+    except InputError as error:
+        print(f"dsee_jax {options.verb}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,76 @@
+"""The adapter of a run: what was trained, where it lives, and what was cut, in one small folder.
+
+::
+
+    adapter_config.json   scale, scale_sparse, the delta section of the config, task, labels, SHA-256 of the base
+    adapter.safetensors   deltas/<kernel path>/{a, b, values}, supports/<kernel path>, params/<path> (the task head)
+    masks.safetensors     one bit a weight, where the run pruned
+
+The pretrained model, its masks, the head and the updates together are the tuned model.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from dsee_jax import masks as mask_trees
+from dsee_jax import tree
+from dsee_jax.aliases import Deltas, Masks, Params, Supports
+from dsee_jax.errors import InputError
+
+CONFIG, WEIGHTS, MASKS = "adapter_config.json", "adapter.safetensors", "masks.safetensors"
+
+
+class Adapter(NamedTuple):
+    """An adapter in memory."""
+
+    deltas: Deltas
+    supports: Supports
+    params: Params  # the task head
+    masks: Masks  # True = kept; empty where nothing was pruned
+    config: dict[str, Any]
+
+
+def save(folder: Path, adapter: Adapter) -> None:
+    """Write an adapter into an existing folder."""
+    parts = {"deltas": adapter.deltas, "supports": adapter.supports, "params": adapter.params}
+    # safetensors writes the memory of a strided view as it lies, in the wrong order.
+    flat = {path: np.ascontiguousarray(leaf) for path, leaf in tree.flatten(parts).items()}
+    save_file(flat, folder / WEIGHTS)
+    if adapter.masks:
+        mask_trees.save(folder / MASKS, adapter.masks)
+    (folder / CONFIG).write_text(json.dumps(adapter.config, indent=1) + "\n", encoding="utf-8")
+
+
+def load(folder: Path) -> Adapter:
+    """Read an adapter.
+
+    Raises:
+      InputError: the folder or one of its files is missing or damaged.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        parts = tree.unflatten(load_file(folder / WEIGHTS))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{error.filename or folder / WEIGHTS}: missing; an adapter is {CONFIG} and {WEIGHTS}"
+        ) from None
+    except (ValueError, SafetensorError) as error:
+        raise InputError(f"{folder}: damaged adapter: {error}") from None
+    masks = mask_trees.load(folder / MASKS) if (folder / MASKS).exists() else {}
+    return Adapter(parts.get("deltas", {}), parts.get("supports", {}), parts.get("params", {}), masks, config)
+
+
+def fingerprint(folder: Path) -> str:
+    """Return the SHA-256 (hex) over the safetensors files of a model folder, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()

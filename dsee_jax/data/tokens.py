@@ -1,0 +1,89 @@
+"""Texts to token ids by a Hugging Face fast tokenizer, ragged: no padding is kept."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dsee_jax.data.examples import Examples
+from dsee_jax.errors import InputError
+
+_CHUNK = 8192  # examples encoded at once, which bounds the memory that Python lists take
+
+
+class Tokens(NamedTuple):
+    """Tokenised examples laid end to end: example ``i`` is ``input_ids[offsets[i]:offsets[i + 1]]``."""
+
+    input_ids: np.ndarray
+    """(tokens,) int32."""
+    token_type_ids: np.ndarray
+    """(tokens,) int32: 1 in the second sentence where the model tells sentences apart, else 0."""
+    offsets: np.ndarray
+    """(n + 1,) int64."""
+    labels: np.ndarray
+    """(n,): int32 classes or float32 scores."""
+    pad_id: int
+    """The id to fill up with."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(n,) int64: tokens of each example."""
+        return np.diff(self.offsets)
+
+
+def load_tokenizer(path: str | pathlib.Path) -> Any:
+    """Open the fast tokenizer of a Hugging Face folder or hub id; raises `InputError` if there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(path))
+    except Exception as error:  # a malformed tokenizer.json is a bare Exception
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"model.path: no tokenizer in {str(path)!r}; expected tokenizer.json or vocab.txt beside config.json ({reason})"
+        ) from None
+
+
+def tokenize(tokenizer: Any, examples: Examples, max_length: int, *, vocab_size: int) -> Tokens:
+    """Encode texts, or pairs of texts, with the tokenizer's special tokens.
+
+    Args:
+      tokenizer: from `load_tokenizer`.
+      examples: ``n`` of them.
+      max_length: the most tokens of one example, special ones included; the longer sentence of a pair is cut first.
+      vocab_size: rows of the model's embedding.
+
+    Returns:
+      The `Tokens` of the ``n`` examples, in their order.
+
+    Raises:
+      InputError: ``max_length`` leaves no room for text, or an id is not below ``vocab_size``.
+    """
+    special = tokenizer.num_special_tokens_to_add(pair=examples.pair is not None)
+    if max_length <= special:
+        raise InputError(f"data.max_length: {max_length} leaves no room for text; special tokens alone take {special}")
+    typed = "token_type_ids" in tokenizer.model_input_names
+    ids, types, lengths = [], [], []
+    for start in range(0, len(examples.text), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        encoded = tokenizer(
+            examples.text[chunk],
+            examples.pair and examples.pair[chunk],
+            truncation="longest_first",
+            max_length=max_length,
+            return_attention_mask=False,
+            return_token_type_ids=typed,
+        )
+        ids += [np.concatenate([np.asarray(row, np.int32) for row in encoded["input_ids"]])]
+        if typed:
+            types += [np.concatenate([np.asarray(row, np.int32) for row in encoded["token_type_ids"]])]
+        lengths += [len(row) for row in encoded["input_ids"]]
+    input_ids = np.concatenate(ids)
+    if input_ids.max() >= vocab_size:
+        raise InputError(
+            f"model.path: vocabulary larger than the embedding: the tokenizer gives id {input_ids.max()}, the embedding has "
+            f"{vocab_size} rows; the tokenizer and the weights are of different models"
+        )
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    token_type_ids = np.concatenate(types) if typed else np.zeros_like(input_ids)
+    return Tokens(input_ids, token_type_ids, offsets, examples.labels, tokenizer.pad_token_id or 0)

@@ -1,0 +1,177 @@
+"""One matrix taken apart: low rank plus a few spikes (GreBsmo), and truncated singular value decompositions.
+
+`grebsmo` is the split of DSEE (arXiv 2111.00160, section 3.2, after Zhou and Tao's greedy bilateral smoothing): U, V and S
+take turns, and the rank grows. Its defects are mended as follows.
+
+- The rank stays at or under half of the smaller side, so there is always something left for S to explain.
+- S is the ``nonzeros`` entries that stand out most, by an exact top-k and not by a threshold that few entries may pass.
+- A low-rank part with spare rank would bend towards the spikes and hide them. So the columns are dealt into two halves at
+  random, anew in every round, and the basis fitted to one half explains the other: a spike never takes part in its own
+  prediction. What is left is divided by its standard deviation under noise (a studentised residual), since a row that the
+  basis holds on to leaves little.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from dsee_jax.aliases import Array, Key
+from dsee_jax.errors import InputError
+
+GROWTH = 4
+"""From stage to stage the rank grows by this factor, up to the rank asked for."""
+ROUNDS = 4
+"""Updates of U, V and S in a stage."""
+_LEAST_FREE = 0.5
+"""Divisor, at least, of a residual that becomes a value of S: a smaller one could make noise into a spike."""
+
+
+def svd(w: Array, rank: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return ``u (in, rank)``, ``s (rank,)`` descending and ``v (rank, out)`` with ``(u * s) @ v`` the nearest of that rank.
+
+    Raises:
+      InputError: rank is not within 0 .. min(in, out).
+    """
+    _check_rank(w, rank, min(w.shape))
+    u, s, v = jnp.linalg.svd(_float32(w), full_matrices=False)
+    return u[:, :rank], s[:rank], v[:rank]
+
+
+def randomized_svd(
+    w: Array, rank: int, *, key: Key, oversample: int = 8, iterations: int = 2
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return nearly what `svd` does, at a small part of its cost (Halko, Martinsson and Tropp 2011, algorithms 4.4 and 5.1).
+
+    Args:
+      w: (in, out).
+      rank: how many singular values.
+      key: draws the test matrix.
+      oversample: columns of the test matrix beyond ``rank``; cut to what the matrix has.
+      iterations: power iterations; more of them help where the singular values fall slowly.
+
+    Raises:
+      InputError: rank is not within 0 .. min(in, out).
+    """
+    _check_rank(w, rank, min(w.shape))
+    with jax.default_matmul_precision("highest"):
+        w = _float32(w)
+        basis = jnp.linalg.qr(w @ jax.random.normal(key, (w.shape[1], min(rank + oversample, *w.shape))))[0]
+        for _ in range(iterations):
+            basis = jnp.linalg.qr(w @ jnp.linalg.qr(w.T @ basis)[0])[0]
+        u, s, v = jnp.linalg.svd(basis.T @ w, full_matrices=False)
+        return (basis @ u)[:, :rank], s[:rank], v[:rank]
+
+
+@functools.partial(jax.jit, static_argnames=("rank", "nonzeros"))
+def grebsmo(w: Array, rank: int, nonzeros: int = 64, *, key: Key) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Split a matrix into ``u @ v + s`` and a small rest.
+
+    Args:
+      w: (in, out), any floating dtype; computed in float32.
+      rank: of ``u @ v``, from 0 to half of the smaller side.
+      nonzeros: entries of ``s``.
+      key: draws the start and the halves.
+
+    Returns:
+      ``u`` (in, rank) with orthonormal columns, ``v`` (rank, out), and ``s`` (in, out), 0 but at `spikes` where it is
+      ``w - u @ v``.
+
+    Raises:
+      InputError: rank or nonzeros is out of range.
+    """
+    index = spikes(w, rank, nonzeros, key=key)
+    with jax.default_matmul_precision("highest"):
+        w = _float32(w)
+        support = jnp.zeros(w.size, bool).at[index].set(True).reshape(w.shape)
+        u = jax.random.normal(jax.random.fold_in(key, -1), (w.shape[0], rank))
+        s = jnp.zeros_like(w)
+        for _ in range(ROUNDS):
+            u = jnp.linalg.qr((w - s) @ jnp.linalg.qr((w - s).T @ u)[0])[0]
+            v = u.T @ (w - s)
+            s = jnp.where(support, w - u @ v, 0)
+        return u, v, s
+
+
+@functools.partial(jax.jit, static_argnames=("rank", "nonzeros"))
+def spikes(w: Array, rank: int, nonzeros: int, *, key: Key) -> jax.Array:
+    """Return the ``nonzeros`` flat indices, all different, where ``w`` (in, out) stands out most from a matrix of low rank.
+
+    They come in the order of how much they stand out. Arguments and errors as of `grebsmo`; for rank 0 they are the largest
+    ``|w|``. Memory: a few times ``w``. Everything is a matrix product, a small Cholesky factor or a top-k, so many matrices
+    go well under one ``jax.vmap``.
+    """
+    _check_rank(w, rank, min(w.shape) // 2)
+    if not 0 <= nonzeros <= w.size:
+        raise InputError(f"nonzeros is {nonzeros} for a matrix of {w.size} entries: use 0 to {w.size}")
+    if w.shape[0] > w.shape[1]:  # The basis is cheaper on the shorter side.
+        index = spikes(w.T, rank, nonzeros, key=key)
+        return index % w.shape[0] * w.shape[1] + index // w.shape[0]
+    w = _float32(w)
+    if not rank:
+        return _largest(w, nonzeros)
+    ranks = [math.ceil(rank / GROWTH**stage) for stage in (2, 1, 0)]
+    bases, s, index = jnp.zeros((2, w.shape[0], 0)), jnp.zeros_like(w), jnp.zeros(nonzeros, int)
+    with jax.default_matmul_precision("highest"):
+        for stage, size in enumerate(ranks):
+            start, *keys = jax.random.split(jax.random.fold_in(key, stage), ROUNDS + 1)
+            fresh = jax.random.normal(start, (2, w.shape[0], size - bases.shape[2]))
+            bases = jnp.concatenate([bases, fresh], axis=2)
+            (bases, s), found = jax.lax.scan(
+                lambda carry, key: _round(w, *carry, nonzeros, key), (bases, s), jnp.stack(keys)
+            )
+            index = found[-1]
+    return index
+
+
+def _round(w: jax.Array, bases: jax.Array, s: jax.Array, nonzeros: int, key: Key):
+    """One turn of U, V and S; ``bases`` (2, in, rank), one for each half of the columns."""
+    columns = w.shape[1]
+    first = columns // 2
+    order = jax.random.permutation(key, columns)
+    back = jnp.argsort(order)
+    clean = jnp.take(w - s, order, axis=1)
+    left, right = clean[:, :first], clean[:, first:]
+    u_left, u_right = _fit(left, bases[0]), _fit(right, bases[1])
+    rest = jnp.concatenate([left - u_right @ (u_right.T @ left), right - u_left @ (u_left.T @ right)], axis=1)
+    rest = jnp.take(rest, back, axis=1)
+    # Of a noise entry in row i, the share `free` of the variance is left by a basis that other columns made.
+    free = jnp.where((back < first)[None, :], _free(u_right), _free(u_left))
+    index = _largest(s * jnp.sqrt(free) + rest / jnp.sqrt(free), nonzeros)
+    values = (s + rest / jnp.maximum(free, _LEAST_FREE)).ravel()[index]
+    return (jnp.stack([u_left, u_right]), jnp.zeros(w.size).at[index].set(values).reshape(w.shape)), index
+
+
+def _fit(x: jax.Array, u: jax.Array) -> jax.Array:
+    return _orthonormal(x @ _orthonormal(x.T @ u, 1), 3)
+
+
+def _free(u: jax.Array) -> jax.Array:
+    return jnp.maximum(1 - jnp.sum(u * u, axis=1, keepdims=True), 1e-4)
+
+
+def _orthonormal(x: jax.Array, passes: int) -> jax.Array:
+    """Orthonormal columns by repeated shifted Cholesky-QR (Fukaya et al. 2020): matrix products where QR would be a loop."""
+    x = x / jnp.maximum(jnp.max(jnp.abs(x)), jnp.finfo(x.dtype).tiny)
+    for _ in range(passes):
+        gram = x.T @ x
+        shift = jnp.finfo(x.dtype).eps * jnp.trace(gram) + jnp.finfo(x.dtype).tiny
+        factor = jnp.linalg.cholesky(gram + shift * jnp.eye(len(gram)))
+        x = jax.lax.linalg.triangular_solve(factor, x, left_side=False, lower=True, transpose_a=True)
+    return x
+
+
+def _largest(x: jax.Array, count: int) -> jax.Array:
+    return jax.lax.top_k(jnp.nan_to_num(jnp.abs(x), nan=-1.0).ravel(), count)[1]
+
+
+def _float32(w: Array) -> jax.Array:
+    return jnp.asarray(w, jnp.float32)
+
+
+def _check_rank(w: Array, rank: int, limit: int) -> None:
+    if w.ndim != 2:
+        raise InputError(f"a matrix (in, out) is expected, found the shape {w.shape}: use jax.vmap over leading axes")
+    if not 0 <= rank <= limit:
+        raise InputError(f"rank is {rank} for a matrix of {w.shape[0]} x {w.shape[1]}: use 0 to {limit}")

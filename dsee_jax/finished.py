@@ -1,0 +1,70 @@
+"""A finished run, opened again from its files: evaluated, or written for other tools."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dsee_jax import config as configs
+from dsee_jax import data as datasets
+from dsee_jax import deltas as delta_trees
+from dsee_jax import evaluation, sharding, step
+from dsee_jax.ckpt import adapter, hf
+from dsee_jax.config import Config
+from dsee_jax.errors import InputError
+from dsee_jax.export import ADAPTER, MODEL
+from dsee_jax.setup import CONFIG, read_data
+
+
+class Finished(NamedTuple):
+    """What a run left."""
+
+    config: Config
+    task: datasets.Task
+    model: Any  # a Linen module with a config
+    params: Any  # pruned, with the tuned head
+    adapter: adapter.Adapter | None  # None where the run had no updates
+
+
+def opened(run: Path, overrides: Sequence[str] = ()) -> Finished:
+    """Open the files of a finished run.
+
+    Raises:
+      InputError: ``run`` is no folder of a finished run, or its data cannot be read again.
+    """
+    if not (run / CONFIG).exists() or not (run / "metrics.json").exists():
+        raise InputError(
+            f"{run} is no finished run: it lacks {CONFIG} or metrics.json; run train.py with its config again"
+        )
+    config = configs.read(run / CONFIG, overrides)
+    task = datasets.load(config.data, seed=config.train.seed)
+    model, params = hf.load_pretrained(run / MODEL, num_labels=task.num_labels, dtype=config.model.dtype)
+    return Finished(config, task, model, params, adapter.load(run / ADAPTER) if (run / ADAPTER).exists() else None)
+
+
+def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
+    """Return the metrics of a finished run, from ``model/`` and ``adapter/`` alone."""
+    config, task, model, params, kept = opened(run, overrides)
+    data = read_data(config, task, run / MODEL, model)
+    mesh = sharding.mesh(config.mesh, batch_size=config.train.batch_size)
+    frozen = step.Frozen(params, kept.supports if kept else {}, {})
+    score = evaluation.evaluator(model, config, data, mesh)
+    return score({"deltas": kept.deltas if kept else {}, "params": {}}, frozen)
+
+
+def export(run: Path, out: Path, *, factors: bool = False) -> None:
+    """Write the model of a finished run in Hugging Face layout.
+
+    Args:
+      run: its folder.
+      out: the folder to make.
+      factors: keep the pruned weights as they are and copy the adapter to ``out/adapter``; else fold the updates in, which
+        makes the touched kernels dense and gives any tool the tuned logits.
+    """
+    config, _, model, params, kept = opened(run)
+    if kept and not factors:
+        scale, scale_sparse = kept.config["scale"], kept.config["scale_sparse"]
+        params = delta_trees.materialize(params, kept.deltas, kept.supports, scale=scale, scale_sparse=scale_sparse)
+    hf.save_pretrained(out, model, params, source=run / MODEL)
+    if kept and factors:
+        shutil.copytree(run / ADAPTER, out / ADAPTER)

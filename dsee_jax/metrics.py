@@ -1,0 +1,75 @@
+"""Scores of a task on its dev set, by GLUE's conventions (Wang et al. 2019, table 1); scikit-learn and SciPy do the sums."""
+
+from collections.abc import Callable
+
+import numpy as np
+import scipy.special
+import scipy.stats
+import sklearn.metrics
+
+Metric = Callable[[np.ndarray, np.ndarray], float]
+
+
+def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Return the fraction of equal entries, in [0, 1]; both arrays (n,) of class indices."""
+    return float(np.mean(predictions == labels))
+
+
+def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Return the F1 score of class 1, in [0, 1]; 0 when class 1 is neither predicted nor present."""
+    return float(sklearn.metrics.f1_score(labels, predictions, zero_division=0.0))
+
+
+def matthews(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Return Matthews' correlation, in [-1, 1]; 0 when all predictions agree."""
+    return float(sklearn.metrics.matthews_corrcoef(labels, predictions))
+
+
+def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Return the linear correlation of two float arrays (n,), in [-1, 1]; 0 when one of them is constant."""
+    return _correlation(scipy.stats.pearsonr, predictions, labels)
+
+
+def spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Return the rank correlation of two float arrays (n,), in [-1, 1]; 0 when one of them is constant."""
+    return _correlation(scipy.stats.spearmanr, predictions, labels)
+
+
+def _correlation(measure: Callable, predictions: np.ndarray, labels: np.ndarray) -> float:
+    if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
+        return 0.0
+    return float(measure(np.asarray(predictions, np.float64), np.asarray(labels, np.float64)).statistic)
+
+
+METRICS: dict[str, dict[str, Metric]] = {
+    "cola": {"matthews": matthews},
+    "mrpc": {"accuracy": accuracy, "f1": f1},
+    "qqp": {"accuracy": accuracy, "f1": f1},
+    "stsb": {"pearson": pearson, "spearman": spearman},
+}
+"""Metrics by task, the one that decides which checkpoint is best first; tasks not named here: accuracy, or as stsb."""
+
+
+def of_task(name: str, *, regression: bool) -> dict[str, Metric]:
+    """Return the metrics of a task; the first is the one that decides."""
+    return METRICS.get(name.removeprefix("glue/"), METRICS["stsb"] if regression else {"accuracy": accuracy})
+
+
+def score(name: str, logits: np.ndarray, labels: np.ndarray, *, regression: bool) -> dict[str, float]:
+    """Return the metrics of a task and its ``loss``.
+
+    Args:
+      name: the task, in lower case as in GLUE's file names.
+      logits: (n, classes) float, or (n, 1) for regression.
+      labels: (n,) class indices, or floats for regression.
+      regression: whether labels are numbers to predict; the loss is then the mean squared error, else cross-entropy in nats.
+    """
+    logits = np.asarray(logits, np.float64)
+    if regression:
+        predictions = logits[:, 0]
+        loss = np.mean((predictions - labels) ** 2)
+    else:
+        predictions = logits.argmax(-1)
+        loss = -np.mean(np.take_along_axis(scipy.special.log_softmax(logits, -1), labels[:, None], -1))
+    measures = of_task(name, regression=regression)
+    return {metric: measure(predictions, labels) for metric, measure in measures.items()} | {"loss": float(loss)}

@@ -1,0 +1,264 @@
+"""BERT (arXiv 1810.04805) in plain Linen, numerically Hugging Face's ``BertModel``; MiniLM encoders are the same model."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dsee_jax.errors import InputError, did_you_mean
+from dsee_jax.models import fields
+from dsee_jax.models.layers import ACTIVATIONS, Attention, Dropout, LayerNorm, Mlp
+
+_FIXED = {
+    "position_embedding_type": ("absolute", None),
+    "is_decoder": (False, None),
+    "add_cross_attention": (False, None),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Fields of ``config.json`` under Hugging Face's names and defaults, then two that the run decides.
+
+    Raises:
+      InputError: a size below 1, a rate outside [0, 1), heads that do not divide the width, an activation or dtype that is
+        not implemented.
+    """
+
+    model_type: ClassVar[str] = "bert"
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    classifier_dropout: float | None = None
+    """None: hidden_dropout_prob."""
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    pad_token_id: int | None = 0
+    num_labels: int = 2
+    """Columns of the classifier; 1 for regression."""
+    dtype: str = "float32"
+    """float32 or bfloat16: of the matrix products; params are float32."""
+
+    def __post_init__(self) -> None:
+        fields.check(
+            self,
+            sizes=(
+                *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+                *("max_position_embeddings", "type_vocab_size", "num_labels"),
+            ),
+            rates=("hidden_dropout_prob", "attention_probs_dropout_prob", "layer_norm_eps", "initializer_range")
+            + (() if self.classifier_dropout is None else ("classifier_dropout",)),
+        )
+        if self.hidden_size % self.num_attention_heads:
+            raise InputError(
+                f"'hidden_size' is {self.hidden_size}, not a multiple of 'num_attention_heads' = {self.num_attention_heads}"
+            )
+        for name, options in (("hidden_act", tuple(ACTIVATIONS)), ("dtype", ("float32", "bfloat16"))):
+            if (value := getattr(self, name)) not in options:
+                near = did_you_mean(str(value), options)
+                raise InputError(f"{name!r} is {value!r}{near}; implemented: {', '.join(options)}")
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any], **run: Any) -> "Config":
+        """Read a parsed ``config.json``; ``run`` gives num_labels and dtype. Raises `InputError` as `fields.read` does."""
+        return fields.read(cls, config, fixed=_FIXED, **run)
+
+
+def _init(config: Config) -> Any:
+    return nn.initializers.normal(config.initializer_range)
+
+
+class Embeddings(nn.Module):
+    """Sum of word, position and token-type embeddings, normalised."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, input_ids: jax.Array, token_type_ids: jax.Array, deterministic: bool) -> jax.Array:
+        """Return (batch, length, width) for ids (batch, length)."""
+        config, length = self.config, input_ids.shape[1]
+        if length > config.max_position_embeddings:
+            raise InputError(
+                f"the batch is {length} tokens long and the model has {config.max_position_embeddings} positions: "
+                "cut the examples (data.max_length)"
+            )
+
+        def table(rows: int, name: str) -> nn.Embed:
+            return nn.Embed(rows, config.hidden_size, embedding_init=_init(config), name=name)
+
+        x = (
+            table(config.vocab_size, "word")(input_ids)
+            + table(config.type_vocab_size, "token_type")(token_type_ids)
+            + table(config.max_position_embeddings, "position")(jnp.arange(length)[None])
+        )
+        x = LayerNorm(config.layer_norm_eps, jnp.dtype(config.dtype), name="norm")(x)
+        return Dropout(config.hidden_dropout_prob)(x, deterministic)
+
+
+class Layer(nn.Module):
+    """Attention, then the feed-forward pair; each is added to its input and the sum normalised."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, deterministic: bool) -> jax.Array:
+        """Return (batch, length, width) for ``x`` of that shape and a bool ``mask`` (batch, 1, 1, length)."""
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        heads = config.num_attention_heads
+        attention = Attention(
+            heads,
+            config.hidden_size // heads,
+            config.attention_probs_dropout_prob,
+            dtype,
+            _init(config),
+            name="attention",
+        )
+        y = Dropout(config.hidden_dropout_prob)(attention(x, mask, deterministic), deterministic)
+        x = LayerNorm(config.layer_norm_eps, dtype, name="attention_norm")(x + y)
+        y = Mlp(config.intermediate_size, config.hidden_act, dtype, _init(config), name="mlp")(x)
+        y = Dropout(config.hidden_dropout_prob)(y, deterministic)
+        return LayerNorm(config.layer_norm_eps, dtype, name="mlp_norm")(x + y)
+
+
+class Encoder(nn.Module):
+    """The layers, one after the other."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, deterministic: bool) -> jax.Array:
+        """Return (batch, length, width) for ``x`` of that shape and a bool ``mask`` (batch, 1, 1, length)."""
+        for number in range(self.config.num_hidden_layers):
+            x = Layer(self.config, name=f"layer_{number}")(x, mask, deterministic)
+        return x
+
+
+class Bert(nn.Module):
+    """BERT with the head of a task (`ARCHITECTURES` lists them)."""
+
+    config: Config
+    task: str = "sequence-classification"
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        token_type_ids: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Run the model.
+
+        Args:
+          input_ids: int (batch, length), below ``vocab_size``; one outside gives NaN.
+          attention_mask: (batch, length), nonzero = a token, 0 = padding. None: all tokens.
+          token_type_ids: int (batch, length), below ``type_vocab_size``. None: zeros.
+          deterministic: no dropout. When false, pass ``rngs={"dropout": key}``.
+
+        Returns:
+          float32: logits (batch, num_labels) of sequence-classification; the last hidden state (batch, length, width) of
+          features.
+
+        Raises:
+          InputError: the batch is longer than ``max_position_embeddings``.
+        """
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        mask = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
+        types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        x = Embeddings(config, name="embeddings")(input_ids, types, deterministic)
+        x = Encoder(config, name="encoder")(x, (mask != 0)[:, None, None, :], deterministic)
+        if self.task == "features":
+            return x.astype(jnp.float32)
+        pooler = nn.Dense(config.hidden_size, dtype=dtype, kernel_init=_init(config), name="pooler")
+        classifier = nn.Dense(config.num_labels, dtype=dtype, kernel_init=_init(config), name="classifier")
+        rate = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        return classifier(Dropout(rate)(jnp.tanh(pooler(x[:, 0])), deterministic)).astype(jnp.float32)
+
+
+Model = Bert
+
+ARCHITECTURES = {"sequence-classification": "BertForSequenceClassification", "features": "BertModel"}
+"""Task -> Hugging Face's class."""
+
+HEAD = (r"pooler/.*", r"classifier/.*")
+"""Paths that a task brings with it; created where a checkpoint lacks them."""
+
+PREFIX = "bert."
+"""Of every name but the classifier's; files of a bare ``BertModel`` lack it."""
+
+_LAYER = (
+    ("attention/query", "attention.self.query"),
+    ("attention/key", "attention.self.key"),
+    ("attention/value", "attention.self.value"),
+    ("attention/output", "attention.output.dense"),
+    ("mlp/up", "intermediate.dense"),
+    ("mlp/down", "output.dense"),
+)
+_DENSE = (
+    *((f"encoder/layer_{{i}}/{ours}", f"bert.encoder.layer.{{i}}.{theirs}") for ours, theirs in _LAYER),
+    ("pooler", "bert.pooler.dense"),
+    ("classifier", "classifier"),
+)
+_NORM = (
+    ("embeddings/norm", "bert.embeddings.LayerNorm"),
+    ("encoder/layer_{i}/attention_norm", "bert.encoder.layer.{i}.attention.output.LayerNorm"),
+    ("encoder/layer_{i}/mlp_norm", "bert.encoder.layer.{i}.output.LayerNorm"),
+)
+
+HF_NAMES: tuple[tuple[str, str, str | None], ...] = (
+    ("embeddings/word/embedding", "bert.embeddings.word_embeddings.weight", None),
+    ("embeddings/position/embedding", "bert.embeddings.position_embeddings.weight", None),
+    ("embeddings/token_type/embedding", "bert.embeddings.token_type_embeddings.weight", None),
+    *((f"{ours}/kernel", f"{theirs}.weight", "transpose") for ours, theirs in _DENSE),
+    *((f"{ours}/bias", f"{theirs}.bias", None) for ours, theirs in _DENSE + _NORM),
+    *((f"{ours}/scale", f"{theirs}.weight", None) for ours, theirs in _NORM),
+)
+"""(our path, Hugging Face's name, how the array changes between them); ``{i}`` is the number of the layer in both."""
+
+OLD_NAMES = ((r"(.*\.LayerNorm)\.gamma", r"\1.weight"), (r"(.*\.LayerNorm)\.beta", r"\1.bias"))
+"""(regex, replacement) for names that checkpoints converted from TensorFlow have."""
+
+IGNORED_NAMES = (r"(.*\.)?position_ids", r"cls\..*")
+"""Names that hold nothing of the model: a constant 0, 1, 2 ..., and the heads of the pretraining."""
+
+AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"embeddings/word/embedding", ("vocab", "embed")),
+    (r"embeddings/(position|token_type)/embedding", (None, "embed")),
+    (r"(.*/)?(norm|attention_norm|mlp_norm)/(scale|bias)", ("embed",)),
+    (r".*/attention/(query|key|value)/kernel", ("embed", "heads")),
+    (r".*/attention/(query|key|value)/bias", ("heads",)),
+    (r".*/attention/output/kernel", ("heads", "embed")),
+    (r".*/mlp/up/kernel", ("embed", "mlp")),
+    (r".*/mlp/up/bias", ("mlp",)),
+    (r".*/mlp/down/kernel", ("mlp", "embed")),
+    (r".*/(attention/output|mlp/down)/bias", ("embed",)),
+    (r"(pooler|classifier)/kernel", ("embed", None)),
+    (r"(pooler|classifier)/bias", (None,)),
+)
+"""(regex over whole paths, the logical name of each axis); None: an axis that nothing shares. The last two are the head's."""
+
+CUTS: dict[str, tuple[tuple[str, int], ...]] = {
+    "heads": (
+        *((f"encoder/layer_{{i}}/attention/{name}/kernel", 1) for name in ("query", "key", "value")),
+        *((f"encoder/layer_{{i}}/attention/{name}/bias", 0) for name in ("query", "key", "value")),
+        ("encoder/layer_{i}/attention/output/kernel", 0),
+    ),
+    "neurons": (
+        ("encoder/layer_{i}/mlp/up/kernel", 1),
+        ("encoder/layer_{i}/mlp/up/bias", 0),
+        ("encoder/layer_{i}/mlp/down/kernel", 0),
+    ),
+}
+"""What goes together: (path, axis), per layer ``{i}``. A heads axis is num_attention_heads equal blocks, in order."""

@@ -1,0 +1,91 @@
+"""The fields of a Hugging Face ``config.json``: each is used, checked, or in a list of those that change nothing.
+
+A field that nobody here has heard of is refused: a model read without it might give other numbers and say nothing.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from dsee_jax.errors import InputError, did_you_mean
+
+RUN = ("num_labels", "dtype")
+"""Fields of our configs that the run decides. Hugging Face's ``dtype`` is how the file stores weights, which the file says."""
+
+FIXED: dict[str, tuple[Any, ...]] = {
+    "is_encoder_decoder": (False, None),
+    "pruned_heads": ({}, None),
+    "per_layer_config": ({}, None),
+    "quantization_config": (None,),
+    "auto_map": ({}, None),
+}
+"""Fields that would change the result of any model, with the values that do not."""
+
+IGNORED = re.compile(
+    # where it comes from
+    r"_.*|model_type|architectures|name|language|license|tags|transformers_version|finetuning_task|task_specific_params"
+    r"|sentence_transformers|tokenizer_class|prefix|model_max_length|adapter.*"
+    # labels and losses
+    r"|num_labels|id2label|label2id|problem_type"
+    # how Hugging Face runs and stores it
+    r"|torch_dtype|dtype|torchscript|use_bfloat16|tf_legacy_loss|return_dict|use_return_dict|output_.*|use_cache"
+    r"|chunk_size_feed_forward|gradient_checkpointing|tie_word_embeddings|tie_encoder_decoder|tie_last_hidden_states"
+    # left from TensorFlow BERT, used by no model here
+    r"|directionality|pooler_.*"
+    # text generation
+    r"|(bos|eos|sep|cls|mask|decoder_start|forced_bos|forced_eos)_token_id|max_length|min_length|do_sample|early_stopping"
+    r"|num_beams|num_beam_groups|diversity_penalty|temperature|top_k|top_p|typical_p|repetition_penalty|length_penalty"
+    r"|(encoder_)?no_repeat_ngram_size|bad_words_ids|num_return_sequences|suppress_tokens|begin_suppress_tokens"
+    r"|remove_invalid_values|exponential_decay_length_penalty|cross_attention_hidden_size"
+)
+"""Fields that change no logit of an encoder read from a folder."""
+
+C = TypeVar("C")
+
+
+def read(config_class: type[C], fields: Mapping[str, Any], *, fixed: Mapping[str, tuple[Any, ...]], **run: Any) -> C:
+    """Return ``config_class`` (a dataclass with Hugging Face's names) filled from a ``config.json``.
+
+    Args:
+      config_class: its fields without a default must be in ``fields``.
+      fields: the parsed file.
+      fixed: for fields that are not implemented, the values under which they change nothing; added to `FIXED`.
+      **run: `RUN` fields.
+
+    Raises:
+      InputError: a field is missing, unknown, or asks for something that is not implemented.
+    """
+    fixed = FIXED | dict(fixed)
+    names = {field.name: field for field in dataclasses.fields(config_class) if field.name not in RUN}  # pyright: ignore
+    for name, field in names.items():
+        if name not in fields and field.default is dataclasses.MISSING:
+            raise InputError(
+                f"{name!r} is missing; it has no default{did_you_mean(name, fields.keys() - names.keys())}"
+            )
+    for name, value in fields.items():
+        if name in fixed and value not in fixed[name]:
+            raise InputError(f"{name!r} is {value!r}, which is not implemented; only {fixed[name][0]!r} is")
+        if name not in names and name not in fixed and not IGNORED.fullmatch(name):
+            near = did_you_mean(name, names.keys() - fields.keys())
+            raise InputError(
+                f"unknown field {name!r}{near}; if the model does not depend on it, take it out of the file"
+            )
+    return config_class(**{name: fields[name] for name in names if name in fields}, **run)
+
+
+def write(config: Any) -> dict[str, Any]:
+    """Return the fields that `read` takes, for a ``config.json``."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in RUN}
+
+
+def check(config: Any, *, sizes: tuple[str, ...], rates: tuple[str, ...]) -> None:
+    """Raise `InputError` unless ``sizes`` are whole numbers from 1 and ``rates`` numbers in [0, 1)."""
+    for name in sizes:
+        value = getattr(config, name)
+        if type(value) is not int or value < 1:
+            raise InputError(f"{name!r} is {value!r}; expected a whole number from 1")
+    for name in rates:
+        value = getattr(config, name)
+        if type(value) not in (int, float) or not 0 <= value < 1:
+            raise InputError(f"{name!r} is {value!r}; expected a number in [0, 1)")

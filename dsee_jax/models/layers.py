@@ -1,0 +1,147 @@
+"""The layers that the models share: plain Linen, no deltas, no masks.
+
+Params are float32; the matrix products run in ``dtype`` (float32 or bfloat16); softmax and norms always in float32.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dsee_jax import ops
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": ops.gelu,
+    "gelu_new": ops.gelu_tanh,
+    "gelu_pytorch_tanh": ops.gelu_tanh,
+    "relu": jax.nn.relu,
+}
+"""By the name that Hugging Face's ``hidden_act`` gives them."""
+
+
+class LayerNorm(nn.Module):
+    """Layer norm over the last axis; params ``scale`` and ``bias`` (width,); computed in float32, returned in ``dtype``."""
+
+    epsilon: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise ``x`` (..., width)."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return ops.layer_norm(x, scale, bias, self.epsilon).astype(self.dtype)
+
+
+class Dropout(nn.Module):
+    """Dropout with the key stream ``dropout``; nothing is drawn when deterministic or when the rate is 0."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        """Drop entries of ``x`` unless ``deterministic``."""
+        return x if deterministic or not self.rate else ops.dropout(x, self.rate, key=self.make_rng("dropout"))
+
+
+class Affine(nn.Module):
+    """Holds one ``kernel`` (in, out) and ``bias`` (out,) and returns them; `JointDense` does the product."""
+
+    features: int
+    kernel_init: Callable[..., Any]
+
+    @nn.compact
+    def __call__(self, width: int) -> tuple[jax.Array, jax.Array]:
+        """Return kernel (width, features) and bias."""
+        kernel = self.param("kernel", self.kernel_init, (width, self.features), jnp.float32)
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+
+
+class JointDense(nn.Module):
+    """Several affine maps of one input in one matrix product; their params stay apart, under the names in ``joint``.
+
+    Attributes:
+      joint: the names of the children that hold ``kernel`` (in, out) and ``bias`` (out,); updates attach by this name.
+      features: the output width of each.
+    """
+
+    joint: tuple[str, ...]
+    features: tuple[int, ...]
+    dtype: Any = jnp.float32
+    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        """Return one (..., features[i]) per name for ``x`` (..., in)."""
+        parts = [
+            Affine(features, self.kernel_init, name=name)(x.shape[-1])
+            for name, features in zip(self.joint, self.features, strict=True)
+        ]
+        kernel = jnp.concatenate([kernel for kernel, _ in parts], axis=1).astype(self.dtype)
+        bias = jnp.concatenate([bias for _, bias in parts]).astype(self.dtype)
+        y = x.astype(self.dtype) @ kernel + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+        return tuple(jnp.split(y, np.cumsum(self.features)[:-1].tolist(), axis=-1))
+
+
+class Attention(nn.Module):
+    """Multi-head attention of a sequence to itself (arXiv 1706.03762, section 3.2); params query, key, value, output."""
+
+    heads: int
+    head_size: int
+    dropout_rate: float
+    dtype: Any = jnp.float32
+    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    width: int = 0
+    """Of the output; 0: heads * head_size."""
+
+    def setup(self) -> None:
+        """Declare the projections; sharing the scope puts their params at ``query``, not ``projections/query``."""
+        inner = self.heads * self.head_size
+        self.projections = JointDense(("query", "key", "value"), (inner,) * 3, self.dtype, self.kernel_init)
+        nn.share_scope(self, self.projections)
+        self.output = nn.Dense(self.width or inner, dtype=self.dtype, kernel_init=self.kernel_init)
+        self.dropout = Dropout(self.dropout_rate)
+
+    def __call__(self, x: jax.Array, mask: jax.Array, deterministic: bool = True) -> jax.Array:
+        """Attend.
+
+        Args:
+          x: (batch, length, width).
+          mask: bool, broadcasts to (batch, heads, queries, keys); True = may be seen. A query that may see nothing gets
+            the mean of all values, never NaN.
+          deterministic: no dropout of the attention weights.
+
+        Returns:
+          (batch, length, width).
+        """
+        shape = (*x.shape[:2], self.heads, self.head_size)
+        query, key, value = (part.reshape(shape) for part in self.projections(x))
+        scores = jnp.einsum(
+            "bqhd,bkhd->bhqk",
+            query / np.sqrt(self.head_size).astype(query.dtype),
+            key,
+            preferred_element_type=jnp.float32,
+        )
+        weights = ops.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min))
+        weights = self.dropout(weights, deterministic).astype(self.dtype)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+        return self.output(mixed.reshape(*x.shape[:2], self.heads * self.head_size))
+
+
+class Mlp(nn.Module):
+    """The feed-forward pair ``down(activation(up(x)))`` (arXiv 1706.03762, section 3.3)."""
+
+    neurons: int
+    activation: str
+    dtype: Any = jnp.float32
+    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return (..., width) for ``x`` (..., width)."""
+        up = nn.Dense(self.neurons, dtype=self.dtype, kernel_init=self.kernel_init, name="up")(x)
+        down = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=self.kernel_init, name="down")
+        return down(ACTIVATIONS[self.activation](up))

@@ -1,0 +1,118 @@
+"""What a run reads, checked as a whole before the run writes anything."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import yaml
+
+from dsee_jax import config as configs
+from dsee_jax import data as datasets
+from dsee_jax import deltas as delta_trees
+from dsee_jax import models, sharding, tree
+from dsee_jax.aliases import Params, Supports
+from dsee_jax.ckpt import hf
+from dsee_jax.ckpt.resolve import resolve
+from dsee_jax.config import Config
+from dsee_jax.data.batches import bucket_edges, micro_batches
+from dsee_jax.data.tokens import Tokens, load_tokenizer, tokenize
+from dsee_jax.errors import InputError
+
+CONFIG = "config.yaml"
+"""The resolved config in the folder of a run."""
+
+
+class Data(NamedTuple):
+    """A task, tokenised."""
+
+    task: datasets.Task
+    train: Tokens
+    dev: dict[str, Tokens]
+    edges: np.ndarray  # padded lengths, increasing
+
+
+class Setup(NamedTuple):
+    """All that a run reads, in memory."""
+
+    config: Config
+    folder: Path  # of the pretrained model
+    model: Any  # a Linen module with a config
+    params: Params  # pretrained, head included
+    head: list[str]  # paths of the task head
+    prunable: list[str]  # paths of the kernels that may be pruned
+    trained: dict[str, Any]  # {"deltas", "params"} at the start
+    supports: Supports
+    data: Data
+    mesh: jax.sharding.Mesh
+
+
+def keys(seed: int) -> dict[str, jax.Array]:
+    """Return the PRNG keys of a run by what they decide."""
+    root = jax.random.key(seed)
+    return {
+        name: jax.random.fold_in(root, number) for number, name in enumerate(("head", "deltas", "dropout", "prune"))
+    }
+
+
+def prepare(config: Config) -> Setup:
+    """Read and check all that a run needs; write nothing.
+
+    Raises:
+      InputError: whatever of the config, the model, the data or ``output_dir`` cannot work.
+    """
+    configs.check(config)
+    _check_output(config)
+    mesh = sharding.mesh(config.mesh, batch_size=config.train.batch_size)
+    folder = resolve(config.model.path)
+    task = datasets.load(config.data, seed=config.train.seed)
+    key = keys(config.train.seed)
+    model: Any
+    model, params = hf.load_pretrained(folder, num_labels=task.num_labels, dtype=config.model.dtype, key=key["head"])
+    if config.train.dropout >= 0:
+        model = model.clone(config=model.config.with_dropout(config.train.dropout))
+    flat = tree.flatten(params)
+    head = tree.select(models.find(model.config.model_type).HEAD, flat)
+    prunable = tree.select(config.prune.targets, flat) if config.prune.kind != "none" else []
+    deltas, supports = delta_trees.init(params, config.delta, key=key["deltas"])
+    trained = {"deltas": deltas, "params": params if config.train.full else tree.split(params, head)[0]}
+    data = read_data(config, task, folder, model)
+    return Setup(config, folder, model, params, head, prunable, trained, supports, data, mesh)
+
+
+def read_data(config: Config, task: datasets.Task, folder: Path, model: Any) -> Data:
+    """Return a task tokenised by the tokenizer in ``folder`` for ``model``; raises `InputError` where they do not fit."""
+    longest = model.config.max_position_embeddings
+    if config.data.max_length > longest:
+        raise InputError(f"data.max_length is {config.data.max_length}; {folder} has {longest} positions: use fewer")
+    tokenizer = load_tokenizer(folder)
+    train, *others = (
+        tokenize(tokenizer, examples, config.data.max_length, vocab_size=model.config.vocab_size)
+        for examples in (task.train, *task.dev.values())
+    )
+    edges = bucket_edges(np.concatenate([tokens.lengths for tokens in (train, *others)]))
+    micro_batches(config.train.batch_size, int(edges[-1]), config.data.batch_tokens)
+    return Data(task, train, dict(zip(task.dev, others, strict=True)), edges)
+
+
+def _check_output(config: Config) -> None:
+    """Refuse a folder that is not this run's: one with other files, or with the config of another run."""
+    folder = Path(config.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"output_dir {folder} is a file; name a folder")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    kept = folder / CONFIG
+    if not kept.exists():
+        raise InputError(f"output_dir {folder} is not empty and holds no {CONFIG}: it is no run's; name another folder")
+    before, now = (
+        tree.flatten(yaml.safe_load(text)) for text in (kept.read_text(encoding="utf-8"), configs.dump(config))
+    )
+    other = [
+        f"{path.replace('/', '.')} is {before.get(path)!r} there and {now.get(path)!r} here"
+        for path in sorted(before.keys() | now.keys())
+        if before.get(path) != now.get(path) and path != "output_dir"
+    ]
+    if other:
+        more = f" (and {len(other) - 1} more)" if other[1:] else ""
+        raise InputError(f"output_dir {folder} belongs to another config: {other[0]}{more}; name another folder")

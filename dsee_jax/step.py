@@ -1,0 +1,115 @@
+"""One optimiser step and one evaluation step, as pure functions for ``jit``.
+
+What is trained is one tree with two branches: ``deltas`` (the updates) and ``params`` (the task head, or every weight in full
+fine-tuning). Only that tree is differentiated and has optimiser state; the rest of the params enters as a constant.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from dsee_jax import deltas as delta_trees
+from dsee_jax import masks as mask_trees
+from dsee_jax import tree
+from dsee_jax.aliases import Array, Key, Masks, Params, Supports
+from dsee_jax.config import DeltaConfig
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+"""The arrays of a batch that the model takes; ``labels`` and ``weights`` are the loss's."""
+
+
+class State(NamedTuple):
+    """What a step changes."""
+
+    step: jax.Array  # shape=(), dtype=int32; steps done in this stage
+    trained: dict[str, Any]  # {"deltas": Deltas, "params": Params}; the leaves that the optimiser moves
+    optimizer: optax.OptState
+
+
+class Frozen(NamedTuple):
+    """What a step reads."""
+
+    params: Params  # the params that are not trained, pruned entries 0
+    supports: Supports
+    masks: Masks  # of trained params only; frozen ones are masked once, when the mask is drawn
+
+
+def losses(logits: Array, labels: Array, *, regression: bool) -> jax.Array:
+    """Return the loss of each example in float32: cross-entropy in nats, or the squared error for regression.
+
+    Args:
+      logits: (batch, classes), or (batch, 1) for regression.
+      labels: (batch,) int32 classes, or float32 targets.
+      regression: which of the two.
+    """
+    logits = logits.astype(jnp.float32)
+    if regression:
+        return jnp.square(logits[:, 0] - labels)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def predict(
+    model: nn.Module, trained: Mapping[str, Any], frozen: Frozen, batch: Any, delta: DeltaConfig, **options: Any
+) -> Any:
+    """Return the model's logits (batch, classes) with the updates attached."""
+    return delta_trees.apply(
+        model,
+        tree.join(frozen.params, trained["params"]),
+        trained["deltas"],
+        frozen.supports,
+        {name: batch[name] for name in INPUTS},
+        scale=delta.scale,
+        scale_sparse=delta.scale_sparse,
+        **options,
+    )
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    delta: DeltaConfig,
+    *,
+    regression: bool,
+    parts: Callable[[Mapping[str, Array]], int] = lambda batch: 1,
+) -> Callable[[State, Frozen, Mapping[str, Array], Key, Array], tuple[State, jax.Array]]:
+    """Return the pure function ``(state, frozen, batch, key, rate) -> (state, loss)``; ``optimizer`` is as `optim.adamw`.
+
+    The loss is the mean over the batch's rows, each with its ``weights`` entry (0 for filler rows). ``parts`` says in how
+    many equal micro-batches a batch is computed; gradients are summed, so the result does not depend on it (dropout aside).
+    The dropout key is ``key`` folded with the step and the number of the micro-batch.
+    """
+
+    def summed(trained: dict[str, Any], frozen: Frozen, batch: Mapping[str, Array], key: Key) -> jax.Array:
+        logits = predict(model, trained, frozen, batch, delta, deterministic=False, rngs={"dropout": key})
+        return jnp.sum(losses(logits, batch["labels"], regression=regression) * batch["weights"])
+
+    def step(
+        state: State, frozen: Frozen, batch: Mapping[str, Array], key: Key, rate: Array
+    ) -> tuple[State, jax.Array]:
+        key = jax.random.fold_in(key, state.step)
+        count = parts(batch)
+        if count == 1:
+            total, gradient = jax.value_and_grad(summed)(state.trained, frozen, batch, jax.random.fold_in(key, 0))
+        else:
+            split = jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), dict(batch))
+
+            def add(carry: Any, part: Any) -> tuple[Any, None]:
+                micro, number = part
+                found = jax.value_and_grad(summed)(state.trained, frozen, micro, jax.random.fold_in(key, number))
+                return jax.tree.map(jnp.add, carry, found), None
+
+            start = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, state.trained))
+            (total, gradient), _ = jax.lax.scan(add, start, (split, jnp.arange(count)))
+        rows = jnp.sum(batch["weights"])
+        gradient = jax.tree.map(lambda g: g / rows, gradient)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trained)
+        trained: Any = jax.tree.map(lambda w, u: w - rate * u, state.trained, updates)
+        if frozen.masks:
+            trained = trained | {"params": mask_trees.apply(trained["params"], frozen.masks)}
+        return State(state.step + 1, trained, optimizer_state), total / rows
+
+    return step

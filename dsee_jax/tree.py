@@ -1,0 +1,138 @@
+"""Nested dicts by path: ordered rules, selection, splitting, mapping.
+
+A path joins the keys with ``/``: ``encoder/layer_0/attention/query/kernel``. Rules are ``(regex, value)`` pairs, tried in
+order; a regex must match the *whole* path. A rule that takes no leaf is an error, and so is a leaf that no rule takes.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from dsee_jax.aliases import Rules, Tree
+from dsee_jax.errors import InputError, did_you_mean
+
+_REQUIRED: Any = object()
+
+
+def flatten(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    """Return ``{path: leaf}``, keys sorted at every level as JAX does; ``is_leaf`` stops the descent at a dict it accepts."""
+    flat: dict[str, Any] = {}
+
+    def visit(prefix: str, node: Any) -> None:
+        if isinstance(node, Mapping) and not (is_leaf and prefix and is_leaf(node)):
+            for key, child in sorted(node.items()):
+                visit(f"{prefix}/{key}" if prefix else str(key), child)
+        else:
+            flat[prefix] = node
+
+    visit("", tree)
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the nested dicts of ``{path: leaf}``, the inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return tree
+
+
+def get(tree: Tree, path: str) -> Any:
+    """Return what stands at ``path``; raises `InputError` with the nearest path where nothing does."""
+    node: Any = tree
+    for key in path.split("/"):
+        if not isinstance(node, Mapping) or key not in node:
+            raise InputError(f"no {path!r} in the tree{did_you_mean(path, flatten(tree))}")
+        node = node[key]
+    return node
+
+
+def assign(rules: Rules, paths: Iterable[str], default: Any = _REQUIRED) -> dict[str, Any]:
+    """Give each path the value of the first rule that matches it.
+
+    Args:
+      rules: ordered ``(regex, value)``; each must be the first match of at least one path.
+      paths: the paths to cover.
+      default: the value of paths that no rule matches; without it such a path is an error.
+
+    Returns:
+      ``{path: value}`` in the order of ``paths``.
+
+    Raises:
+      InputError: a regex does not compile, a rule takes nothing, or a path is left over and there is no default.
+    """
+    try:
+        compiled = [(re.compile(pattern), value) for pattern, value in rules]
+    except re.error as error:
+        raise InputError(f"rule {error.pattern!r} is not a regular expression: {error}") from None
+    paths = list(paths)
+    taken: dict[str, Any] = {}
+    used: set[int] = set()
+    for path in paths:
+        for number, (pattern, value) in enumerate(compiled):
+            if pattern.fullmatch(path):
+                used.add(number)
+                taken[path] = value
+                break
+        else:
+            if default is _REQUIRED:
+                listed = ", ".join(repr(pattern) for pattern, _ in rules)
+                raise InputError(f"no rule matches {path!r}; the rules are {listed}: add one that covers it")
+            taken[path] = default
+    for number, (pattern, _) in enumerate(compiled):
+        if number not in used:
+            shadowed = any(pattern.fullmatch(path) for path in paths)
+            why = "an earlier rule takes all it matches" if shadowed else "a rule must match a whole path"
+            raise InputError(f"rule {pattern.pattern!r} takes nothing: {why}{did_you_mean(pattern.pattern, paths)}")
+    return taken
+
+
+def select(patterns: Iterable[str], paths: Iterable[str]) -> list[str]:
+    """Return the paths that at least one pattern matches whole, in their order; raises `InputError` as `assign` does.
+
+    Unlike rules, patterns may overlap; one that matches nothing is still an error.
+    """
+    paths = list(paths)
+    chosen: set[str] = set()
+    for pattern in patterns:
+        chosen.update(path for path, taken in assign([(pattern, True)], paths, default=False).items() if taken)
+    return [path for path in paths if path in chosen]
+
+
+def split(tree: Tree, paths: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return ``(chosen, rest)``: two trees that hold the leaves at ``paths`` and all others."""
+    flat, wanted = flatten(tree), set(paths)
+    for path in wanted - flat.keys():
+        get(tree, path)
+    chosen = {path: leaf for path, leaf in flat.items() if path in wanted}
+    return unflatten(chosen), unflatten({path: leaf for path, leaf in flat.items() if path not in wanted})
+
+
+def join(*trees: Tree) -> dict[str, Any]:
+    """Return the union of trees that share no path, the inverse of `split`; a shared path raises `InputError`."""
+    flat: dict[str, Any] = {}
+    for tree in trees:
+        for path, leaf in flatten(tree).items():
+            if path in flat:
+                raise InputError(f"{path!r} is in two of the trees to join; each path may stand in one")
+            flat[path] = leaf
+    return unflatten(flat)
+
+
+def map_at(function: Callable[..., Any], tree: Tree, *partials: Tree) -> dict[str, Any]:
+    """Replace each leaf of ``tree`` at a path of ``partials[0]`` by ``function(leaf, *partial_leaves)``; keep the others.
+
+    The partial trees must have equal paths, all of them in ``tree``; anything else raises `InputError`.
+    """
+    flat, parts = flatten(tree), [flatten(partial) for partial in partials]
+    for part in parts:
+        for path in part:
+            if path not in flat:
+                raise InputError(f"no {path!r} in the tree{did_you_mean(path, flat)}")
+            if path not in parts[0]:
+                raise InputError(f"{path!r} is in one of the partial trees and not in the first")
+    return unflatten(flat | {path: function(flat[path], *(part[path] for part in parts)) for path in parts[0]})

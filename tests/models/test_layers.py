@@ -1,0 +1,113 @@
+"""The shared layers against formulas written out in NumPy."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from dsee_jax.models import layers
+
+
+def test_activations_are_their_formulas():
+    """The four names against their definitions, evaluated by Python's math."""
+    x = np.linspace(-4, 4, 33)
+    erf = [v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x]
+    tanh = [0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))) for v in x]
+    expected = {"gelu": erf, "gelu_new": tanh, "gelu_pytorch_tanh": tanh, "relu": np.maximum(x, 0)}
+    assert expected.keys() == layers.ACTIVATIONS.keys()
+    for name, values in expected.items():
+        found = layers.ACTIVATIONS[name](jnp.asarray(x, jnp.float32))
+        np.testing.assert_allclose(found, values, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_layer_norm_is_computed_in_float32(dtype):
+    """A large mean would swallow the variance in bfloat16; the result comes back in the compute dtype."""
+    x = (1000 + np.random.default_rng(0).normal(size=(2, 3, 16)) * 10).astype(np.float32)
+    scale, bias = np.linspace(0.5, 2, 16, dtype=np.float32), np.linspace(-1, 1, 16, dtype=np.float32)
+    found = layers.LayerNorm(1e-12, dtype).apply({"params": {"scale": scale, "bias": bias}}, jnp.asarray(x))
+    expected = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True) * scale + bias
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found.astype(np.float32), expected, atol=1e-4 if dtype == jnp.float32 else 3e-2)
+
+
+def test_dropout_is_off_when_it_should_be():
+    """Deterministic or rate 0 needs no key; otherwise the share of zeros is the rate, the rest is scaled up."""
+    x = np.ones((200, 200), np.float32)
+    for module, deterministic in ((layers.Dropout(0.25), True), (layers.Dropout(0.0), False)):
+        np.testing.assert_array_equal(module.apply({}, x, deterministic), x)
+    dropped = layers.Dropout(0.25).apply({}, x, False, rngs={"dropout": jax.random.key(0)})
+    assert abs(float((dropped == 0).mean()) - 0.25) < 0.01
+    np.testing.assert_allclose(np.unique(dropped), [0, 1 / 0.75], rtol=1e-6)
+
+
+def test_joint_dense_is_several_dense_layers():
+    """Different output widths, leading axes: equal to one nn.Dense per name with the same params."""
+    module = layers.JointDense(("query", "key", "value"), (4, 6, 2))
+    x = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
+    params = tiny.params(module, x)
+    outputs = module.apply({"params": params}, x)
+    assert set(params) == {"query", "key", "value"}
+    for name, features, found in zip(module.joint, module.features, outputs, strict=True):
+        assert params[name]["kernel"].shape == (8, features)
+        expected = nn.Dense(features).apply({"params": params[name]}, x)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def _attention():
+    module = layers.Attention(heads=2, head_size=3, dropout_rate=0.5, width=5)
+    x = np.random.default_rng(0).normal(size=(2, 4, 5)).astype(np.float32)
+    mask = np.asarray([[1, 1, 1, 1], [1, 1, 0, 0]], bool)[:, None, None, :]
+    params = tiny.params(module, x, mask)
+    return module, x, mask, params
+
+
+def test_attention_is_the_paper_formula():
+    """softmax(q k^T / sqrt(d)) v per head, over the visible keys, written with loops; 2 heads of 3 from a width of 5."""
+    module, x, mask, params = _attention()
+    assert {name: params[name]["kernel"].shape for name in params} == {
+        "query": (5, 6),
+        "key": (5, 6),
+        "value": (5, 6),
+        "output": (6, 5),
+    }
+    found = module.apply({"params": params}, x, mask, True)
+    expected = np.zeros((2, 4, 5))
+    for row in range(2):
+        seen = np.flatnonzero(mask[row, 0, 0])
+        q, k, v = (x[row] @ params[name]["kernel"] + params[name]["bias"] for name in ("query", "key", "value"))
+        mixed = np.zeros((4, 6))
+        for head in (slice(0, 3), slice(3, 6)):
+            weights = np.exp(q[:, head] @ k[seen, head].T / np.sqrt(3))
+            mixed[:, head] = weights / weights.sum(1, keepdims=True) @ v[seen, head]
+        expected[row] = mixed @ params["output"]["kernel"] + params["output"]["bias"]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_attention_of_a_row_of_padding_is_finite():
+    """Rows that only fill up a batch see nothing; they must not bring NaN into a gradient."""
+    module, x, mask, params = _attention()
+    found, gradient = jax.value_and_grad(lambda p: module.apply({"params": p}, x, mask & False, True).sum())(params)
+    assert np.isfinite(found)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_attention_keeps_its_paths_under_scan_and_remat():
+    """The shared scope of the joint projection survives lifted transforms, with one leading axis for the layers."""
+
+    class Step(nn.Module):
+        @nn.compact
+        def __call__(self, x, mask):
+            return x + layers.Attention(2, 3, 0.0, width=5, name="attention")(x, mask, True), None
+
+    module, x, mask, params = _attention()
+    scanned = nn.scan(
+        nn.remat(Step), variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=1
+    )
+    stacked = jax.tree.map(lambda leaf: leaf[None], {"attention": params})
+    found, _ = scanned().apply({"params": stacked}, x, mask)
+    np.testing.assert_allclose(found, x + module.apply({"params": params}, x, mask, True), atol=1e-6)

@@ -1,0 +1,30 @@
+"""The log of a run: rewinding to a checkpoint, and lines cut short by a crash."""
+
+from dsee_jax import journal
+
+
+def test_rewind_keeps_finished_stages_and_earlier_steps(tmp_path):
+    path = tmp_path / "log.jsonl"
+    records = [
+        {"stage": s, "step": n} for s, n in (("tune", 1), ("tune", 2), ("retune", 1), ("retune", 2), ("retune", 3))
+    ]
+    for record in records:
+        journal.append(path, record)
+    journal.rewind(path, ["tune"], "retune", 2)
+    assert journal.read(path) == records[:4]
+
+
+def test_a_line_cut_short_is_left_out(tmp_path):
+    path = tmp_path / "log.jsonl"
+    journal.append(path, {"a": 1})
+    with path.open("a") as file:
+        file.write('{"a": ')
+    assert journal.read(path) == [{"a": 1}]
+    assert journal.read(tmp_path / "none") == []
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path):
+    journal.write(tmp_path / "m.json", {"a": 1})
+    journal.write(tmp_path / "m.json", {"a": 2})
+    assert (tmp_path / "m.json").read_text() == '{\n "a": 2\n}\n'
+    assert [path.name for path in tmp_path.iterdir()] == ["m.json"]

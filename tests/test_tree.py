@@ -1,0 +1,75 @@
+"""Paths and rules: what is claimed is covered, and what is left over is an error."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dsee_jax import tree
+from dsee_jax.errors import InputError
+
+TREE = {"encoder": {"layer_1": {"kernel": 1, "bias": 2}, "layer_0": {"kernel": 3}}, "head": {"kernel": 4}}
+names = st.text("abc", min_size=1, max_size=3)
+nested = st.recursive(st.integers(), lambda child: st.dictionaries(names, child, min_size=1, max_size=3), max_leaves=8)
+trees = st.dictionaries(names, nested, min_size=1, max_size=3)
+
+
+def test_flatten_sorts_keys_as_jax_does():
+    assert list(tree.flatten(TREE).items()) == [
+        ("encoder/layer_0/kernel", 3),
+        ("encoder/layer_1/bias", 2),
+        ("encoder/layer_1/kernel", 1),
+        ("head/kernel", 4),
+    ]
+
+
+@given(trees)
+def test_unflatten_inverts_flatten(value):
+    assert tree.unflatten(tree.flatten(value)) == value
+
+
+@given(trees, st.randoms())
+def test_join_inverts_split(value, random):
+    paths = list(tree.flatten(value))
+    chosen, rest = tree.split(value, random.sample(paths, random.randint(0, len(paths))))
+    assert tree.join(chosen, rest) == value
+
+
+def test_the_first_rule_that_matches_the_whole_path_wins():
+    paths = ["encoder/layer_0/kernel", "encoder/layer_1/kernel", "head/kernel"]
+    rules = [("encoder/layer_0/.*", "a"), (".*/kernel", "b")]
+    assert tree.assign(rules, paths) == dict(zip(paths, "abb", strict=True))
+    assert tree.assign([("head/.*", 1)], paths, default=0) == dict(zip(paths, (0, 0, 1), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ([("encoder/.*", 1)], "no rule matches 'head/kernel'"),
+        ([(".*", 1), ("head/.*", 2)], "'head/.*' takes nothing: an earlier rule takes all"),
+        ([("head/kernl", 2), (".*", 1)], "did you mean 'head/kernel'"),
+        ([("head", 2), (".*", 1)], "must match a whole path"),
+        ([("(", 1)], r"'\(' is not a regular expression"),
+    ],
+)
+def test_rules_that_do_not_cover_or_take_nothing_are_errors(rules, message):
+    with pytest.raises(InputError, match=message):
+        tree.assign(rules, tree.flatten(TREE))
+
+
+def test_select_keeps_the_order_of_the_paths_and_patterns_may_overlap():
+    paths = list(tree.flatten(TREE))
+    assert tree.select([".*/kernel", "encoder/.*"], paths) == paths
+    with pytest.raises(InputError, match="takes nothing"):
+        tree.select(["encoder/.*", "decoder/.*"], paths)
+
+
+def test_map_at_touches_the_partial_paths_only():
+    assert tree.map_at(lambda x, y: x + y, TREE, {"head": {"kernel": 10}}) == TREE | {"head": {"kernel": 14}}
+    with pytest.raises(InputError, match=r"no 'haed/kernel'.*did you mean 'head/kernel'"):
+        tree.map_at(lambda x, y: x, TREE, {"haed": {"kernel": 0}})
+
+
+def test_a_path_in_two_trees_cannot_be_joined():
+    with pytest.raises(InputError, match="'head/kernel' is in two"):
+        tree.join(TREE, {"head": {"kernel": np.zeros(2)}})

@@ -1,0 +1,180 @@
+"""Tiny random checkpoints in Hugging Face's layout, made without torch and without the tables under test."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+WORDS = (
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "bird",
+    "sees",
+    "hears",
+    "every",
+    "no",
+    "some",
+    "big",
+    "red",
+    "not",
+    "is",
+    "runs",
+    ".",
+)
+VOCABULARY = (
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    *WORDS,
+    *"abcdefgh",
+    *(f"##{letter}" for letter in "abcdefgh"),
+)
+
+
+def config(**changes) -> dict:
+    """The config.json of a BERT that is small in every direction, all sizes different."""
+    return {
+        "model_type": "bert",
+        "architectures": ["BertForSequenceClassification"],
+        "vocab_size": len(VOCABULARY),
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 40,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
+        "max_position_embeddings": 32,
+        "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12,
+        "initializer_range": 0.02,
+        "pad_token_id": 0,
+    } | changes
+
+
+def weights(fields: dict, *, seed: int = 0, labels: int = 2, head: bool = True) -> dict[str, np.ndarray]:
+    """Random float32 tensors under the names that BertForSequenceClassification gives them."""
+    width, neurons = fields["hidden_size"], fields["intermediate_size"]
+    shapes = {
+        "bert.embeddings.word_embeddings.weight": (fields["vocab_size"], width),
+        "bert.embeddings.position_embeddings.weight": (fields["max_position_embeddings"], width),
+        "bert.embeddings.token_type_embeddings.weight": (fields["type_vocab_size"], width),
+    }
+    norms, dense = ["bert.embeddings.LayerNorm"], {}
+    for layer in range(fields["num_hidden_layers"]):
+        name = f"bert.encoder.layer.{layer}"
+        dense |= {f"{name}.attention.self.{part}": (width, width) for part in ("query", "key", "value")}
+        dense[f"{name}.attention.output.dense"] = (width, width)
+        dense[f"{name}.intermediate.dense"] = (neurons, width)
+        dense[f"{name}.output.dense"] = (width, neurons)
+        norms += [f"{name}.attention.output.LayerNorm", f"{name}.output.LayerNorm"]
+    if head:
+        dense |= {"bert.pooler.dense": (width, width), "classifier": (labels, width)}
+    for name in norms:
+        shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+    for name, shape in dense.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    generator = np.random.default_rng(seed)
+    # Far larger than real weights at this width, so that attention is not uniform and a swapped tensor shows.
+    tensors = {name: generator.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
+    return {name: 1 + x if name.endswith("LayerNorm.weight") else x for name, x in tensors.items()}
+
+
+def tokenizer(folder: pathlib.Path) -> None:
+    """Write a WordPiece tokenizer over VOCABULARY that AutoTokenizer opens."""
+    vocabulary = {word: number for number, word in enumerate(VOCABULARY)}
+    made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer(lowercase=True)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    made.add_special_tokens(list(VOCABULARY[:5]))
+    made.save(str(folder / "tokenizer.json"))
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    special = ("pad", "unk", "cls", "sep", "mask")
+    settings = {f"{name}_token": token for name, token in zip(special, VOCABULARY[:5], strict=True)}
+    settings |= {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 32}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def write(folder: pathlib.Path, fields: dict, tensors: dict[str, np.ndarray], *, shards: int = 1) -> pathlib.Path:
+    """Write config.json, the tensors in ``shards`` files, and the tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(fields))
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    else:
+        names = [sorted(tensors)[number::shards] for number in range(shards)]
+        files = [f"model-{number + 1:05}-of-{shards:05}.safetensors" for number in range(shards)]
+        for file, part in zip(files, names, strict=True):
+            save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "pt"})
+        placed = {name: file for file, part in zip(files, names, strict=True) for name in part}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": placed}))
+    tokenizer(folder)
+    return folder
+
+
+def bert(
+    folder: pathlib.Path,
+    *,
+    seed: int = 0,
+    labels: int = 2,
+    head: bool = True,
+    prefix: bool = True,
+    old_names: bool = False,
+    shards: int = 1,
+    **changes,
+) -> pathlib.Path:
+    """Make a whole checkpoint folder and return it.
+
+    Args:
+      folder: where; created.
+      seed: of the weights.
+      labels: rows of the classifier.
+      head: with pooler and classifier.
+      prefix: names start with ``bert.``; without, as a bare BertModel is stored.
+      old_names: norms are called gamma and beta.
+      shards: how many files the weights are in.
+      **changes: fields of config.json.
+    """
+    fields = config(**changes)
+    fields |= {
+        "id2label": {str(number): f"LABEL_{number}" for number in range(labels)},
+        "label2id": {f"LABEL_{number}": number for number in range(labels)},
+    }
+    tensors = weights(fields, seed=seed, labels=labels, head=head)
+    if not prefix:
+        tensors = {name.removeprefix("bert."): x for name, x in tensors.items()}
+    if old_names:
+        for new, old in (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")):
+            tensors = {name.replace(new, old): x for name, x in tensors.items()}
+    return write(folder, fields, tensors, shards=shards)
+
+
+def batch(
+    *, rows: int = 3, length: int = 12, padded: bool = True, types: int = 2, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Random int32 inputs (rows, length) over VOCABULARY; row r of a padded batch has 2 r positions of padding."""
+    generator = np.random.default_rng(seed)
+    mask = np.ones((rows, length), np.int32)
+    if padded:
+        for row in range(rows):
+            mask[row, length - 2 * row :] = 0
+    ids = np.where(mask, generator.integers(5, len(VOCABULARY), (rows, length)), 0).astype(np.int32)
+    kinds = np.where(mask, generator.integers(0, types, (rows, length)), 0).astype(np.int32)
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": kinds}
+
+
+def params(module, *inputs, seed: int = 0) -> dict:
+    """Random params of any Linen module, from the shapes alone: compiling its own init takes longer than most tests."""
+    generator = np.random.default_rng(seed)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    return jax.tree.map(lambda leaf: generator.normal(0.1, 0.3, leaf.shape).astype(leaf.dtype), shapes)

@@ -1,0 +1,38 @@
+"""Run every stage of a config: ``python train.py CONFIG.yaml [--section.key=value ...]``; with no CONFIG, the demo."""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main(arguments: list[str]) -> int:
+    """Return the exit status: 0, or 2 for bad input (one line on stderr, nothing written)."""
+    parser = argparse.ArgumentParser(
+        description="Fine-tune a pretrained transformer with DSEE: tune -> prune -> retune -> evaluate -> export. "
+        "Run again with the same output_dir it resumes; finished work is not redone.",
+        epilog="Any key of the config can be overridden, as in --train.seed=1 --delta.rank=8. --keys lists them all.",
+    )
+    demo = Path(__file__).parent / "configs" / "demo.yaml"
+    parser.add_argument("config", nargs="?", default=demo, help="a YAML file (default: configs/demo.yaml)")
+    parser.add_argument("--keys", action="store_true", help="list every key with its default and meaning, and leave")
+    options, overrides = parser.parse_known_args(arguments)
+
+    from dsee_jax import config
+    from dsee_jax.errors import InputError
+
+    if options.keys:
+        print(config.describe())
+        return 0
+    try:
+        settings = config.read(options.config, overrides)
+        from dsee_jax import loop, report
+
+        loop.run(settings, say=report.show)
+    except InputError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

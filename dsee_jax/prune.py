@@ -11,19 +11,19 @@ Give either a pool of its own, as the authors of DSEE do (arXiv 2111.00160, sect
 """
 
 import functools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dsee_jax import deltas as delta_trees
 from dsee_jax import tree
 from dsee_jax.aliases import Array, Delta, Deltas, Key, Masks, Params, Rules, Supports
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.scores import READS_UPDATE, SCORES
-from dsee_jax.supports import kth, n_m, ordered, top_k
+from dsee_jax.supports import highest, n_m, ordered
 
 
 def unstructured(
@@ -67,17 +67,167 @@ def unstructured(
     """
     if scope not in ("global", "tensor"):
         raise InputError(f"scope is {scope!r}: use 'global' or 'tensor'")
-    pools = _pools(params, rules, {"sparsity": sparsity, "score": score})
-    kernels = _selected(params, pools)
+    kernels, pools = _pools(params, rules, {"sparsity": sparsity, "score": score})
     earlier = tree.flatten(keep) if keep else {}
     if keep and earlier.keys() != kernels.keys():
         path = min(earlier.keys() ^ kernels.keys())
         raise InputError(f"keep and the rules must cover the same kernels; only one of them has {path!r}")
-    score_of = _scorer(deltas, supports, scale=scale, scale_sparse=scale_sparse, key=key)
-    ranks: dict[str, jax.Array] = {}
-    for number, (path, w) in enumerate(kernels.items()):
-        ranks[path] = ordered(score_of(number, path, w, pools[path][1]["score"]))
+    rank = _ranker(kernels, deltas, supports, scale=scale, scale_sparse=scale_sparse, key=key)
     masks: dict[str, jax.Array] = {}
-    for pool, options in {pool: options for pool, options in pools.values() if options}.items():
-        ...
-    return tree.unflatten(masks)
+    for options, paths in pools:
+        for group in [paths] if scope == "global" else [[path] for path in paths]:
+            ranks = {path: rank(path, options["score"]) for path in group}
+            if keep:
+                # Below every score, even below not-a-number (0), which moves up to leave room.
+                ranks = {path: jnp.where(earlier[path], jnp.maximum(ranks[path], 1), 0) for path in group}
+            found = _keep_highest(ranks, options["sparsity"])
+            masks |= {path: mask & earlier[path] for path, mask in found.items()} if keep else found
+    return tree.unflatten({path: masks[path] for path in kernels})
+
+
+def nm(
+    params: Params,
+    deltas: Deltas | None,
+    supports: Supports | None,
+    rules: Rules | Sequence[str],
+    *,
+    n: int = 2,
+    m: int = 4,
+    score: str = "W",
+    scale: float = 2.0,
+    scale_sparse: bool = True,
+    key: Key | None = None,
+) -> dict[str, Any]:
+    """Return masks that keep the ``n`` highest scores of every ``m`` consecutive inputs, as sparse tensor cores want them.
+
+    Arguments as of `unstructured`; a rule may carry ``{"n", "m", "score"}``. Ties keep the lower input.
+
+    Raises:
+      InputError: as `unstructured`; or m does not divide a kernel's inputs.
+    """
+    kernels, pools = _pools(params, rules, {"n": n, "m": m, "score": score})
+    rank = _ranker(kernels, deltas, supports, scale=scale, scale_sparse=scale_sparse, key=key)
+    masks: dict[str, jax.Array] = {}
+    for options, paths in pools:
+        for path in paths:
+            try:
+                masks[path] = n_m(rank(path, options["score"]), options["n"], options["m"])
+            except InputError as error:
+                raise InputError(f"{path!r}: {error}") from None
+    return tree.unflatten({path: masks[path] for path in kernels})
+
+
+def cubic(t: float, *, initial: float = 0.0, final: float) -> float:
+    """Return the sparsity at time ``t`` of a gradual schedule: final + (initial - final) (1 - t)^3 (Zhu and Gupta 2017, eq. 1).
+
+    ``t`` goes from 0 (initial) to 1 (final) and is clipped to that; pass the earlier masks as ``keep`` from step to step.
+    """
+    return final + (initial - final) * (1 - min(max(t, 0.0), 1.0)) ** 3
+
+
+def _pools(
+    params: Params, rules: Rules | Sequence[str], defaults: dict[str, Any]
+) -> tuple[dict[str, Array], list[tuple[dict[str, Any], list[str]]]]:
+    """Return the selected kernels by path, and ``(options, paths)`` of each pool, paths in the order of the tree."""
+    flat = tree.flatten(params)
+    pairs = [(rule, True) if isinstance(rule, str) else rule for rule in rules]
+    taken = tree.assign([(pattern, number) for number, (pattern, _) in enumerate(pairs)], flat, default=None)
+    members: dict[int, list[str]] = {}
+    options: dict[int, dict[str, Any]] = {}
+    for path, number in taken.items():
+        value = False if number is None else pairs[number][1]
+        if value is False:
+            continue
+        if value is not True and not isinstance(value, Mapping):
+            raise InputError(f"rule {pairs[number][0]!r} has the value {value!r}: use True, False or a mapping")
+        own = {} if value is True else dict(value)
+        pool = -1 if value is True else number
+        for name in own.keys() - defaults.keys():
+            raise InputError(f"rule {pairs[number][0]!r} has the option {name!r}{did_you_mean(name, defaults)}")
+        members.setdefault(pool, []).append(path)
+        options[pool] = defaults | own
+    kernels = {path: flat[path] for pool in members.values() for path in pool}
+    kernels = {path: flat[path] for path in flat if path in kernels}
+    for path, w in kernels.items():
+        if w.ndim < 2 or not jnp.issubdtype(w.dtype, jnp.floating):
+            raise InputError(
+                f"the rules select {path!r}, which is {w.dtype}{w.shape}: expected a floating kernel (in, out)"
+            )
+    for pool in options.values():
+        _check(pool)
+    return kernels, [(options[pool], members[pool]) for pool in members]
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    if options["score"] not in SCORES:
+        hint = did_you_mean(str(options["score"]), SCORES)
+        raise InputError(f"score is {options['score']!r}{hint}: use one of {', '.join(SCORES)}")
+    if not 0 <= options.get("sparsity", 0) < 1:
+        raise InputError(
+            f"sparsity is {options['sparsity']}, expected a fraction of zeros in [0, 1): 1.0 leaves no weight"
+        )
+
+
+def _ranker(
+    kernels: Mapping[str, Array],
+    deltas: Deltas | None,
+    supports: Supports | None,
+    *,
+    scale: float,
+    scale_sparse: bool,
+    key: Key | None,
+) -> Callable[[str, str], jax.Array]:
+    """Return ``rank(path, score)``: the `ordered` scores of one kernel, so that never more than a pool is in memory."""
+    updates, coordinates = delta_trees.kernels(deltas), tree.flatten(supports or {})
+    numbers = {path: number for number, path in enumerate(kernels)}
+
+    def rank(path: str, score: str) -> jax.Array:
+        delta, folded = updates.get(path), None if key is None else jax.random.fold_in(key, numbers[path])
+        if score in ("AB", "NAB") and delta is not None and "a" not in delta:
+            raise InputError(
+                f"the score {score!r} of {path!r} needs a low-rank update and it has none: use ABS or NABS"
+            )
+        if score in READS_UPDATE and delta is None:
+            score = "W"
+        return _rank(kernels[path], delta, coordinates.get(path), folded, score, scale, scale_sparse)
+
+    return rank
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+def _rank(
+    w: Array, delta: Delta | None, support: Array | None, key: Key | None, score: str, scale: float, scale_sparse: bool
+) -> jax.Array:
+    zeros = jnp.zeros(w.shape)
+    low_rank = update = zeros
+    if delta is not None:
+        factors = {name: delta[name] for name in ("a", "b") if name in delta}
+        low_rank = delta_trees.effective(zeros, factors, None, scale=scale)
+        update = delta_trees.effective(zeros, delta, support, scale=scale, scale_sparse=scale_sparse)
+    return ordered(SCORES[score](w, low_rank, update, key=key))
+
+
+def _keep_highest(ranks: Mapping[str, jax.Array], sparsity: float) -> dict[str, jax.Array]:
+    """Masks of the highest of one pool; the counts are Python's, so that a pool may hold more than 2^31 entries."""
+    total = sum(rank.size for rank in ranks.values())
+    left = total - round(sparsity * total)
+    arrays = list(ranks.values())
+    bound = 0
+    for bit in reversed(range(32)):
+        higher = bound | 1 << bit
+        if sum(map(int, _count(arrays, np.uint32(higher))[0])) >= left:
+            bound = higher
+    reached, tied = (list(map(int, counts)) for counts in _count(arrays, np.uint32(bound)))
+    left -= sum(reached) - sum(tied)
+    masks: dict[str, jax.Array] = {}
+    for (path, rank), at_least, equal in zip(ranks.items(), reached, tied, strict=True):
+        take = min(left, equal)
+        left -= take
+        masks[path] = rank >= np.uint32(bound) if take == equal else highest(rank, at_least - equal + take)
+    return masks
+
+
+@jax.jit
+def _count(ranks: list[jax.Array], bound: Array) -> tuple[list[jax.Array], list[jax.Array]]:
+    """How many numbers of each array reach the bound, and how many equal it."""
+    return [jnp.sum(rank >= bound) for rank in ranks], [jnp.sum(rank == bound) for rank in ranks]

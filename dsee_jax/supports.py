@@ -15,17 +15,22 @@ from dsee_jax.aliases import Array, Key
 from dsee_jax.errors import InputError
 
 
+@jax.jit
 def top_k(score: Array, k: int | Array) -> jax.Array:
     """Return a bool mask, shaped like ``score``, that is True at exactly the ``k`` highest; ties go to the lowest flat index.
 
     ``k`` may be traced (so one compilation serves every ``k``); it is taken into 0 .. ``score.size``. Cost: about fifty
-    counting passes and no sort, so any size and any sharding will do.
+    counting passes and no sort, so any size under 2^31 and any sharding will do.
     """
-    rank = ordered(score)
+    return highest(ordered(score), k)
+
+
+@jax.jit
+def highest(rank: Array, k: int | Array) -> jax.Array:
+    """Do what `top_k` does for the numbers that `ordered` gives."""
     k = jnp.clip(jnp.asarray(k, jnp.int32), 0, rank.size)
-    bound = kth([rank], k)
-    above = rank > bound
-    tied = rank == bound
+    bound = _kth(rank, k)
+    above, tied = rank > bound, rank == bound
     return (above | (tied & _first(tied, k - jnp.sum(above, dtype=jnp.int32)))) & (k > 0)
 
 
@@ -40,12 +45,12 @@ def ordered(score: Array) -> jax.Array:
     return jnp.where(jnp.isnan(score), jnp.uint32(0), rank)
 
 
-def kth(ranks: list[jax.Array], k: int | Array) -> jax.Array:
-    """Return the ``k``-th highest (from 1) of all numbers in some uint32 arrays, as a uint32 scalar."""
+def _kth(rank: jax.Array, k: jax.Array) -> jax.Array:
+    """Return the ``k``-th highest (from 1) number, bit by bit."""
 
     def try_bit(number: jax.Array, bound: jax.Array) -> jax.Array:
         higher = bound | (jnp.uint32(1) << (31 - number).astype(jnp.uint32))
-        return jnp.where(sum(jnp.sum(rank >= higher, dtype=jnp.int32) for rank in ranks) >= k, higher, bound)
+        return jnp.where(jnp.sum(rank >= higher, dtype=jnp.int32) >= k, higher, bound)
 
     return jax.lax.fori_loop(0, 32, try_bit, jnp.uint32(0))
 

@@ -223,8 +223,8 @@ def save_pretrained(
       overwrite: replace what stands at ``path``.
 
     Raises:
-      InputError: ``path`` exists and is not an empty folder (without ``overwrite``), ``params`` are not the model's, or ``labels`` are not as many as
-        its classes.
+      InputError: ``path`` exists and is not an empty folder (without ``overwrite``), ``params`` are not the model's, or
+        ``labels`` are not as many as its classes.
     """
     path = Path(path).expanduser().absolute()
     if path.exists() and not overwrite and not (path.is_dir() and not any(path.iterdir())):

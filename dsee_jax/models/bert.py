@@ -74,6 +74,11 @@ class Config:
         """Read a parsed ``config.json``; ``run`` gives num_labels and dtype. Raises `InputError` as `fields.read` does."""
         return fields.read(cls, config, fixed=_FIXED, **run)
 
+    def with_dropout(self, rate: float) -> "Config":
+        """Return this config with every dropout rate set to ``rate``, in [0, 1)."""
+        names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+        return dataclasses.replace(self, **dict.fromkeys(names, rate))
+
 
 def _init(config: Config) -> Any:
     return nn.initializers.normal(config.initializer_range)

@@ -343,7 +343,8 @@ def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
         hf.save_pretrained(tmp_path / "out/b", model, params)
     changed = jax.tree.map(lambda leaf: leaf + 1, params)
 
-    def fail(*args, **options):
+    def fail(folder, *args, **options):
+        (folder / "model.safetensors").write_text("half")
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:

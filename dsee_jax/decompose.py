@@ -1,9 +1,10 @@
 """One matrix taken apart: low rank plus a few spikes (GreBsmo), and truncated singular value decompositions.
 
 `grebsmo` is the split of DSEE (arXiv 2111.00160, section 3.2, after Zhou and Tao's greedy bilateral smoothing): U, V and S
-take turns, and the rank grows. Its defects are mended as follows.
+take turns. What is different from the authors' code, and why:
 
-- The rank stays at or under half of the smaller side, so there is always something left for S to explain.
+- The rank stays at or under half of the smaller side, so there is always something left for S to explain. It is taken whole
+  from the start: entries that enter S while the rank is still too low are slow to leave it again.
 - S is the ``nonzeros`` entries that stand out most, by an exact top-k and not by a threshold that few entries may pass.
 - A low-rank part with spare rank would bend towards the spikes and hide them. So the columns are dealt into two halves at
   random, anew in every round, and the basis fitted to one half explains the other: a spike never takes part in its own
@@ -12,7 +13,6 @@ take turns, and the rank grows. Its defects are mended as follows.
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,8 @@ import jax.numpy as jnp
 from dsee_jax.aliases import Array, Key
 from dsee_jax.errors import InputError
 
-GROWTH = 4
-"""From stage to stage the rank grows by this factor, up to the rank asked for."""
-ROUNDS = 4
-"""Updates of U, V and S in a stage."""
+ROUNDS = 10
+"""Turns of U, V and S."""
 _LEAST_FREE = 0.5
 """Divisor, at least, of a residual that becomes a value of S: a smaller one could make noise into a spike."""
 
@@ -85,12 +83,15 @@ def grebsmo(w: Array, rank: int, nonzeros: int = 64, *, key: Key) -> tuple[jax.A
     with jax.default_matmul_precision("highest"):
         w = _float32(w)
         support = jnp.zeros(w.size, bool).at[index].set(True).reshape(w.shape)
-        u = jax.random.normal(jax.random.fold_in(key, -1), (w.shape[0], rank))
-        s = jnp.zeros_like(w)
-        for _ in range(ROUNDS):
+        u = jax.random.normal(jax.random.fold_in(key, 1), (w.shape[0], rank))
+
+        def turn(_: int, parts: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            u, _, s = parts
             u = jnp.linalg.qr((w - s) @ jnp.linalg.qr((w - s).T @ u)[0])[0]
             v = u.T @ (w - s)
-            s = jnp.where(support, w - u @ v, 0)
+            return u, v, jnp.where(support, w - u @ v, 0)
+
+        u, v, s = jax.lax.fori_loop(0, ROUNDS, turn, (u, u.T @ w, jnp.zeros_like(w)))
         return u, v, s
 
 
@@ -111,36 +112,33 @@ def spikes(w: Array, rank: int, nonzeros: int, *, key: Key) -> jax.Array:
     w = _float32(w)
     if not rank:
         return _largest(w, nonzeros)
-    ranks = [math.ceil(rank / GROWTH**stage) for stage in (2, 1, 0)]
-    bases, s, index = jnp.zeros((2, w.shape[0], 0)), jnp.zeros_like(w), jnp.zeros(nonzeros, int)
+    start, *keys = jax.random.split(key, ROUNDS + 1)
+    bases = jax.random.normal(start, (2, w.shape[0], rank))
     with jax.default_matmul_precision("highest"):
-        for stage, size in enumerate(ranks):
-            start, *keys = jax.random.split(jax.random.fold_in(key, stage), ROUNDS + 1)
-            fresh = jax.random.normal(start, (2, w.shape[0], size - bases.shape[2]))
-            bases = jnp.concatenate([bases, fresh], axis=2)
-            (bases, s), found = jax.lax.scan(
-                lambda carry, key: _round(w, *carry, nonzeros, key), (bases, s), jnp.stack(keys)
-            )
-            index = found[-1]
-    return index
+        _, found = jax.lax.scan(
+            lambda carry, key: _round(w, carry[0], carry[1], nonzeros, key), (bases, jnp.zeros_like(w)), jnp.stack(keys)
+        )
+    return found[-1]
 
 
 def _round(w: jax.Array, bases: jax.Array, s: jax.Array, nonzeros: int, key: Key):
     """One turn of U, V and S; ``bases`` (2, in, rank), one for each half of the columns."""
     columns = w.shape[1]
-    first = columns // 2
+    half = (columns + 1) // 2
     order = jax.random.permutation(key, columns)
     back = jnp.argsort(order)
-    clean = jnp.take(w - s, order, axis=1)
-    left, right = clean[:, :first], clean[:, first:]
-    u_left, u_right = _fit(left, bases[0]), _fit(right, bases[1])
-    rest = jnp.concatenate([left - u_right @ (u_right.T @ left), right - u_left @ (u_left.T @ right)], axis=1)
-    rest = jnp.take(rest, back, axis=1)
+    dealt = jnp.pad(jnp.take(w - s, order, axis=1), ((0, 0), (0, 2 * half - columns)))
+    halves = jnp.stack([dealt[:, :half], dealt[:, half:]])
+    # Both halves in one call: two batched LAPACK calls at a time can block each other for ever on a CPU of two cores.
+    bases = jax.vmap(_fit)(halves, bases)
+    other = bases[::-1]
+    rest = halves - other @ (jnp.swapaxes(other, 1, 2) @ halves)
+    rest = jnp.take(jnp.concatenate(list(rest), axis=1), back, axis=1)
     # Of a noise entry in row i, the share `free` of the variance is left by a basis that other columns made.
-    free = jnp.where((back < first)[None, :], _free(u_right), _free(u_left))
+    free = jnp.where((back < half)[None, :], _free(bases[1]), _free(bases[0]))
     index = _largest(s * jnp.sqrt(free) + rest / jnp.sqrt(free), nonzeros)
     values = (s + rest / jnp.maximum(free, _LEAST_FREE)).ravel()[index]
-    return (jnp.stack([u_left, u_right]), jnp.zeros(w.size).at[index].set(values).reshape(w.shape)), index
+    return (bases, jnp.zeros(w.size).at[index].set(values).reshape(w.shape)), index
 
 
 def _fit(x: jax.Array, u: jax.Array) -> jax.Array:

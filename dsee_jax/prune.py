@@ -1,7 +1,8 @@
 """Which weights go: unstructured and N:M masks of whole trees, and the gradual schedule.
 
-Rules say what may go. Each is a regular expression over whole kernel paths, or ``(regex, value)``: ``True`` (prune it), ``False``
-(leave it) or a mapping of options of its own. The first that matches a path counts; paths that none matches are left whole.
+Rules say what may go. Each is a regular expression over whole kernel paths, or ``(regex, value)``: ``True`` (prune it),
+``False`` (leave it) or a mapping of options of its own. The first that matches a path counts; paths that none matches are
+left whole.
 
 A trap in the definition: scores of unlike size do not mix. With ``score="ABS"`` an updated kernel is compared by its small
 update ``|D|`` and a kernel without one by its much larger ``|W|``, so a global pool of both loses the updated ones first.
@@ -42,8 +43,8 @@ def unstructured(
 ) -> dict[str, Any]:
     """Return masks without the lowest-scoring entries of the kernels that the rules select.
 
-    Of a pool of N entries exactly ``round(sparsity * N)`` go; of equal scores the one at the lowest index is kept (kernels
-    in the order of the tree, then row-major). A score that is not a number is the lowest.
+    Of a pool of N entries exactly ``round(sparsity * N)`` go; of equal scores the one at the lowest index is kept (paths
+    sorted as JAX does, then row-major). A score that is not a number is the lowest.
 
     Args:
       params: the tree of weights; selected leaves are floating, (in, out) or (layers, in, out).
@@ -118,9 +119,10 @@ def nm(
 
 
 def cubic(t: float, *, initial: float = 0.0, final: float) -> float:
-    """Return the sparsity at time ``t`` of a gradual schedule: final + (initial - final) (1 - t)^3 (Zhu and Gupta 2017, eq. 1).
+    """Return the sparsity final + (initial - final) (1 - t)^3 of a gradual schedule (Zhu and Gupta 2017, equation 1).
 
-    ``t`` goes from 0 (initial) to 1 (final) and is clipped to that; pass the earlier masks as ``keep`` from step to step.
+    The time ``t`` goes from 0 (initial) to 1 (final) and is clipped to that. From step to step pass the earlier masks as
+    ``keep``.
     """
     return final + (initial - final) * (1 - min(max(t, 0.0), 1.0)) ** 3
 
@@ -131,31 +133,31 @@ def _pools(
     """Return the selected kernels by path, and ``(options, paths)`` of each pool, paths in the order of the tree."""
     flat = tree.flatten(params)
     pairs = [(rule, True) if isinstance(rule, str) else rule for rule in rules]
-    taken = tree.assign([(pattern, number) for number, (pattern, _) in enumerate(pairs)], flat, default=None)
-    members: dict[int, list[str]] = {}
-    options: dict[int, dict[str, Any]] = {}
+    taken = tree.assign([(pattern, number) for number, (pattern, _) in enumerate(pairs)], flat, default=-1)
+    pools: dict[int, tuple[dict[str, Any], list[str]]] = {}
     for path, number in taken.items():
-        value = False if number is None else pairs[number][1]
+        pattern, value = pairs[number] if number >= 0 else ("", False)
         if value is False:
             continue
         if value is not True and not isinstance(value, Mapping):
-            raise InputError(f"rule {pairs[number][0]!r} has the value {value!r}: use True, False or a mapping")
+            raise InputError(f"rule {pattern!r} has the value {value!r}: use True, False or a mapping")
         own = {} if value is True else dict(value)
-        pool = -1 if value is True else number
         for name in own.keys() - defaults.keys():
-            raise InputError(f"rule {pairs[number][0]!r} has the option {name!r}{did_you_mean(name, defaults)}")
-        members.setdefault(pool, []).append(path)
-        options[pool] = defaults | own
-    kernels = {path: flat[path] for pool in members.values() for path in pool}
-    kernels = {path: flat[path] for path in flat if path in kernels}
+            raise InputError(
+                f"rule {pattern!r} has the option {name!r}{did_you_mean(name, defaults)}: use {', '.join(defaults)}"
+            )
+        # All rules that say True share the pool -1.
+        pools.setdefault(-1 if value is True else number, (defaults | own, []))[1].append(path)
+    chosen = {path for _, paths in pools.values() for path in paths}
+    kernels = {path: w for path, w in flat.items() if path in chosen}
     for path, w in kernels.items():
-        if w.ndim < 2 or not jnp.issubdtype(w.dtype, jnp.floating):
+        if w.ndim not in (2, 3) or not jnp.issubdtype(w.dtype, jnp.floating):
             raise InputError(
                 f"the rules select {path!r}, which is {w.dtype}{w.shape}: expected a floating kernel (in, out)"
             )
-    for pool in options.values():
-        _check(pool)
-    return kernels, [(options[pool], members[pool]) for pool in members]
+    for options, _ in pools.values():
+        _check(options)
+    return kernels, list(pools.values())
 
 
 def _check(options: Mapping[str, Any]) -> None:

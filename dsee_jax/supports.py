@@ -88,8 +88,7 @@ def n_m(score: Array, n: int, m: int) -> jax.Array:
         raise InputError(f"{n}:{m} needs inputs in groups of {m}; found {rows}, which {m} does not divide")
     rank = ordered(score).reshape(*leading, rows // m, m, columns)
     mine, other = rank[..., :, None, :], rank[..., None, :, :]
-    earlier = (jnp.arange(m)[:, None] > jnp.arange(m))[..., None]
-    earlier = earlier.reshape((1,) * (mine.ndim - 3) + earlier.shape)
+    earlier = jnp.broadcast_to(jnp.tri(m, k=-1, dtype=bool)[:, :, None], (*rank.shape[:-1], m, columns))
     beaten_by = jnp.sum((other > mine) | ((other == mine) & earlier), axis=-2)
     return (beaten_by < n).reshape(score.shape)
 
@@ -104,13 +103,14 @@ def magnitude(w: Array, nonzeros: int, *, key: Key | None = None) -> jax.Array:
     """Support of the largest ``|w|``; ties go to the lowest flat index. ``key`` is not used."""
     del key
     _check(w, nonzeros)
-    return coordinates(jnp.flatnonzero(top_k(jnp.abs(w), nonzeros), size=nonzeros), w.shape[1])
+    return coordinates(jax.lax.top_k(ordered(jnp.abs(w)).ravel(), nonzeros)[1], w.shape[1])
 
 
 def random(w: Array, nonzeros: int, *, key: Key) -> jax.Array:
     """Support drawn without replacement, every set equally likely."""
     _check(w, nonzeros)
-    return coordinates(jax.random.choice(key, w.size, (nonzeros,), replace=False), w.shape[1])
+    # The highest of as many random numbers: a permutation would sort them all.
+    return coordinates(jax.lax.top_k(jax.random.bits(key, (w.size,)), nonzeros)[1], w.shape[1])
 
 
 def grebsmo(w: Array, nonzeros: int, *, key: Key, rank: int = 0) -> jax.Array:

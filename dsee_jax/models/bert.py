@@ -117,8 +117,11 @@ class Layer(nn.Module):
     config: Config
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array, deterministic: bool) -> jax.Array:
-        """Return (batch, length, width) for ``x`` of that shape and a bool ``mask`` (batch, 1, 1, length)."""
+    def __call__(self, x: jax.Array, mask: jax.Array, deterministic: bool, kept: int | None = None) -> jax.Array:
+        """Return (batch, kept, width) for ``x`` (batch, length, width) and a bool ``mask`` (batch, 1, 1, length).
+
+        ``kept``: the first so many positions are computed, all of which see every position of ``x``; None: all.
+        """
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         heads = config.num_attention_heads
         attention = Attention(
@@ -129,8 +132,8 @@ class Layer(nn.Module):
             _init(config),
             name="attention",
         )
-        y = Dropout(config.hidden_dropout_prob)(attention(x, mask, deterministic), deterministic)
-        x = LayerNorm(config.layer_norm_eps, dtype, name="attention_norm")(x + y)
+        y = Dropout(config.hidden_dropout_prob)(attention(x, mask, deterministic, kept), deterministic)
+        x = LayerNorm(config.layer_norm_eps, dtype, name="attention_norm")(x[:, :kept] + y)
         y = Mlp(config.intermediate_size, config.hidden_act, dtype, _init(config), name="mlp")(x)
         y = Dropout(config.hidden_dropout_prob)(y, deterministic)
         return LayerNorm(config.layer_norm_eps, dtype, name="mlp_norm")(x + y)
@@ -142,10 +145,14 @@ class Encoder(nn.Module):
     config: Config
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array, deterministic: bool) -> jax.Array:
-        """Return (batch, length, width) for ``x`` of that shape and a bool ``mask`` (batch, 1, 1, length)."""
-        for number in range(self.config.num_hidden_layers):
-            x = Layer(self.config, name=f"layer_{number}")(x, mask, deterministic)
+    def __call__(self, x: jax.Array, mask: jax.Array, deterministic: bool, kept: int | None = None) -> jax.Array:
+        """Return (batch, kept, width) for ``x`` (batch, length, width) and a bool ``mask`` (batch, 1, 1, length).
+
+        Only the last layer stops at the first ``kept`` positions (None: all): the others are read by the next.
+        """
+        last = self.config.num_hidden_layers - 1
+        for number in range(last + 1):
+            x = Layer(self.config, name=f"layer_{number}")(x, mask, deterministic, kept if number == last else None)
         return x
 
 
@@ -183,7 +190,9 @@ class Bert(nn.Module):
         mask = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
         types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         x = Embeddings(config, name="embeddings")(input_ids, types, deterministic)
-        x = Encoder(config, name="encoder")(x, (mask != 0)[:, None, None, :], deterministic)
+        # A classifier reads the first position only.
+        kept = 1 if self.task == "sequence-classification" else None
+        x = Encoder(config, name="encoder")(x, (mask != 0)[:, None, None, :], deterministic, kept)
         if self.task == "features":
             return x.astype(jnp.float32)
         pooler = nn.Dense(config.hidden_size, dtype=dtype, kernel_init=_init(config), name="pooler")

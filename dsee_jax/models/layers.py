@@ -105,7 +105,9 @@ class Attention(nn.Module):
         self.output = nn.Dense(self.width or inner, dtype=self.dtype, kernel_init=self.kernel_init)
         self.dropout = Dropout(self.dropout_rate)
 
-    def __call__(self, x: jax.Array, mask: jax.Array, deterministic: bool = True) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, mask: jax.Array, deterministic: bool = True, queries: int | None = None
+    ) -> jax.Array:
         """Attend.
 
         Args:
@@ -113,12 +115,14 @@ class Attention(nn.Module):
           mask: bool, broadcasts to (batch, heads, queries, keys); True = may be seen. A query that may see nothing gets
             the mean of all values, never NaN.
           deterministic: no dropout of the attention weights.
+          queries: compute the output of the first so many positions only; None: all.
 
         Returns:
-          (batch, length, width).
+          (batch, queries, width).
         """
         shape = (*x.shape[:2], self.heads, self.head_size)
         query, key, value = (part.reshape(shape) for part in self.projections(x))
+        query = query[:, :queries]
         scores = jnp.einsum(
             "bqhd,bkhd->bhqk",
             query / np.sqrt(self.head_size).astype(query.dtype),
@@ -128,7 +132,7 @@ class Attention(nn.Module):
         weights = ops.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min))
         weights = self.dropout(weights, deterministic).astype(self.dtype)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-        return self.output(mixed.reshape(*x.shape[:2], self.heads * self.head_size))
+        return self.output(mixed.reshape(*query.shape[:2], self.heads * self.head_size))
 
 
 class Mlp(nn.Module):

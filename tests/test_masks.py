@@ -1,0 +1,91 @@
+"""Masks select exactly, combine, and come back from a file."""
+
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from dsee_jax import masks
+from dsee_jax.errors import InputError
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_apply_leaves_positive_zero_and_no_nan(dtype):
+    w = jnp.array([[-1.0, jnp.nan], [-jnp.inf, -2.0]], dtype)
+    bias = jnp.array([jnp.nan, -1.0])
+    kept = jnp.array([[False, False], [False, True]])
+    out = masks.apply({"q": {"kernel": w, "bias": bias}}, {"q": {"kernel": kept}})
+    assert out["q"]["kernel"].dtype == dtype
+    assert out["q"]["kernel"].astype(jnp.float32).tolist() == [[0.0, 0.0], [0.0, -2.0]]
+    assert not jnp.signbit(out["q"]["kernel"]).tolist()[0][0]
+    assert out["q"]["bias"] is bias
+
+
+def test_apply_refuses_masks_that_do_not_fit():
+    with pytest.raises(InputError, match="did you mean 'q/kernel'"):
+        masks.apply({"q": {"kernel": jnp.ones((2, 2))}}, {"q": {"kernle": jnp.ones((2, 2), bool)}})
+    with pytest.raises(InputError, match=r"'q/kernel' has the shape \(2,\)"):
+        masks.apply({"q": {"kernel": jnp.ones((2, 2))}}, {"q": {"kernel": jnp.ones(2, bool)}})
+
+
+def test_density_and_sparsity_literals():
+    tree = {"a": np.array([True, False, False]), "b": {"c": np.array([[True]])}}
+    assert masks.density(tree) == 0.5
+    assert masks.density({}) == 1
+    params = {"a": jnp.array([0.0, -0.0, 3.0]), "b": {"c": jnp.array([[jnp.nan]])}, "d": jnp.zeros(9)}
+    assert masks.sparsity(params, ["a", "b/c"]) == 0.5
+    assert masks.sparsity(params, []) == 0
+
+
+def test_intersect_takes_a_missing_mask_as_all_kept():
+    a = {"x": np.array([True, True, False]), "y": np.array([False])}
+    b = {"x": np.array([True, False, False]), "z": np.array([True])}
+    both = masks.intersect(a, b)
+    assert {path: mask.tolist() for path, mask in both.items()} == {
+        "x": [True, False, False],
+        "y": [False],
+        "z": [True],
+    }
+
+
+def test_pack_literal():
+    assert masks.pack(np.array([[1, 0, 0], [0, 0, 0], [0, 1, 1]], bool)).tolist() == [0b10000001, 0b10000000]
+
+
+@hypothesis.given(hnp.arrays(bool, hnp.array_shapes(max_dims=3, min_side=0, max_side=9)))
+@hypothesis.settings(max_examples=50, deadline=None)
+def test_unpack_inverts_pack(mask):
+    np.testing.assert_array_equal(masks.unpack(masks.pack(mask), mask.shape), mask)
+
+
+@hypothesis.given(st.integers(0, 2**32 - 1))
+@hypothesis.settings(
+    max_examples=5, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+def test_save_and_load(tmp_path, seed):
+    """Transposed and jax arrays too; one bit an entry; nothing else is left in the folder."""
+    draw = np.random.default_rng(seed)
+    tree = {
+        "q": {"kernel": (draw.random((64, 30)) > 0.5).T},
+        "k": {"kernel": jnp.asarray(draw.random((3, 8, 5)) > 0.5)},
+    }
+    masks.save(tmp_path / "masks.safetensors", tree)
+    back = masks.load(tmp_path / "masks.safetensors")
+    np.testing.assert_array_equal(back["q"]["kernel"], tree["q"]["kernel"])
+    np.testing.assert_array_equal(back["k"]["kernel"], tree["k"]["kernel"])
+    assert [path.name for path in tmp_path.iterdir()] == ["masks.safetensors"]
+    assert (tmp_path / "masks.safetensors").stat().st_size < 64 * 30 // 8 + 3 * 8 * 5 // 8 + 600
+
+
+def test_load_names_what_it_cannot_read(tmp_path):
+    with pytest.raises(InputError, match="none.safetensors"):
+        masks.load(tmp_path / "none.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0")
+    with pytest.raises(InputError, match="cut.safetensors"):
+        masks.load(tmp_path / "cut.safetensors")
+    safetensors.numpy.save_file({"w": np.ones(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="not one of masks"):
+        masks.load(tmp_path / "other.safetensors")

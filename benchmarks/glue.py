@@ -2,9 +2,9 @@
 
     python -m benchmarks.glue --data GLUE_DIR [--search]
 
-GLUE_DIR holds RTE, SST-2 and STS-B in the original TSV layout. A run is ``configs/minilm_TASK_METHOD.yaml`` with a seed; runs that
-are finished are not done again, one that was interrupted goes on. ``--search`` first tries, for every method alike, half, once
-and twice the config's learning rate on 3,000 examples of STS-B, and prints what each gave; the configs hold the best.
+GLUE_DIR holds RTE, SST-2 and STS-B in the original TSV layout. A run is ``configs/minilm_TASK_METHOD.yaml`` with a seed; runs
+that are finished are not done again, one that was interrupted goes on. ``--search`` first tries, for every method alike,
+half, once and twice the config's learning rate on 3,000 examples of STS-B, and prints what each gave.
 Results, with the machine: ``benchmarks/results/glue.json`` and ``glue.md``.
 """
 

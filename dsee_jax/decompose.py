@@ -13,6 +13,7 @@ take turns. What is different from the authors' code, and why:
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,11 @@ ROUNDS = 10
 """Turns of U, V and S."""
 _LEAST_FREE = 0.5
 """Divisor, at least, of a residual that becomes a value of S: a smaller one could make noise into a spike."""
+
+_LEAST_SHARE = 1e-4
+"""What rounding leaves of the variance of a row that a basis explains wholly."""
+_BLOCK = 48
+"""Triangular matrices up to this size are inverted by solving."""
 
 
 def svd(w: Array, rank: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -124,50 +130,74 @@ def spikes(w: Array, rank: int, nonzeros: int, *, key: Key) -> jax.Array:
 def _round(w: jax.Array, bases: jax.Array, s: jax.Array, nonzeros: int, key: Key):
     """One turn of U, V and S; ``bases`` (2, in, rank), one for each half of the columns."""
     columns = w.shape[1]
-    half = (columns + 1) // 2
+    half = columns // 2
     order = jax.random.permutation(key, columns)
     back = jnp.argsort(order)
-    dealt = jnp.pad(jnp.take(w - s, order, axis=1), ((0, 0), (0, 2 * half - columns)))
-    halves = jnp.stack([dealt[:, :half], dealt[:, half:]])
-    # Both halves in one call: two batched LAPACK calls at a time can block each other for ever on a CPU of two cores.
-    bases = jax.vmap(_fit)(halves, bases)
-    other = bases[::-1]
-    rest = halves - other @ (jnp.swapaxes(other, 1, 2) @ halves)
-    rest = jnp.take(jnp.concatenate(list(rest), axis=1), back, axis=1)
-    # Of a noise entry in row i, the share `free` of the variance is left by a basis that other columns made.
-    free = jnp.where((back < half)[None, :], _free(bases[1]), _free(bases[0]))
+    clean = jnp.take(w - s, order, axis=1)
+    left, right = clean[:, :half], clean[:, half:]
+    bases = _fit(jnp.stack([left, right[:, -half:]]), bases)
+    rest = jnp.concatenate([_without(left, bases[1]), _without(right, bases[0])], axis=1)
+    # Of the variance of a noise entry in row i, a basis that other columns made leaves the share `free`.
+    free = jnp.maximum(1 - jnp.sum(bases * bases, axis=2), _LEAST_SHARE)
+    free = jnp.where((back < half)[None, :], free[1][:, None], free[0][:, None])
+    rest = jnp.take(rest, back, axis=1)
     index = _largest(s * jnp.sqrt(free) + rest / jnp.sqrt(free), nonzeros)
     values = (s + rest / jnp.maximum(free, _LEAST_FREE)).ravel()[index]
     return (bases, jnp.zeros(w.size).at[index].set(values).reshape(w.shape)), index
 
 
 def _fit(x: jax.Array, u: jax.Array) -> jax.Array:
-    return _orthonormal(x @ _orthonormal(x.T @ u, 1), 2)
+    """One power iteration for the column spaces of a stack ``x`` (n, in, columns) from ``u`` (n, in, rank)."""
+    return _orthonormal(x @ _orthonormal(_transposed(x) @ u, 1), 2)
 
 
-def _free(u: jax.Array) -> jax.Array:
-    return jnp.maximum(1 - jnp.sum(u * u, axis=1, keepdims=True), 1e-4)
+def _without(x: jax.Array, u: jax.Array) -> jax.Array:
+    return x - u @ (u.T @ x)
 
 
 def _orthonormal(x: jax.Array, passes: int) -> jax.Array:
     """Orthonormal columns by repeated shifted Cholesky-QR (Fukaya et al. 2020): matrix products where QR would be a loop."""
-    x = x / jnp.maximum(jnp.max(jnp.abs(x)), jnp.finfo(x.dtype).tiny)
+    tiny, eps = jnp.finfo(x.dtype).tiny, jnp.finfo(x.dtype).eps
+    x = x / jnp.maximum(jnp.max(jnp.abs(x), axis=(1, 2), keepdims=True), tiny)
+    eye = jnp.eye(x.shape[2])[None]
     for _ in range(passes):
-        gram = x.T @ x
-        shift = jnp.finfo(x.dtype).eps * jnp.trace(gram) + jnp.finfo(x.dtype).tiny
-        x = x @ _inverse(jnp.linalg.cholesky(gram + shift * jnp.eye(len(gram)))).T
+        gram = _transposed(x) @ x
+        shift = eps * jnp.trace(gram, axis1=1, axis2=2) + tiny
+        x = x @ _transposed(_inverse(jnp.linalg.cholesky(gram + shift[:, None, None] * eye)))
     return x
 
 
 def _inverse(lower: jax.Array) -> jax.Array:
-    """Inverse of a lower triangular matrix, mostly by products: a triangular solve is ten times slower on a CPU."""
-    size = len(lower)
-    if size <= 48:
-        return jax.lax.linalg.triangular_solve(lower, jnp.eye(size), left_side=True, lower=True)
-    half = size // 2
-    first, last = _inverse(lower[:half, :half]), _inverse(lower[half:, half:])
-    corner = -last @ (lower[half:, :half] @ first)
-    return jnp.block([[first, jnp.zeros((half, size - half))], [corner, last]])
+    """Inverses of lower triangular matrices (n, size, size), mostly by products: solving is ten times slower on a CPU.
+
+    All diagonal blocks are solved in one call, after which blocks merge in pairs. Not one call each: in jaxlib 0.10 batched
+    LAPACK calls that nothing orders wait for each other's threads for ever. For the same reason both halves are stacked.
+    """
+    size = lower.shape[1]
+    levels = max(0, math.ceil(math.log2(size / _BLOCK)))
+    width = -(-size // 2**levels)
+    spare = jnp.arange(size, width << levels)
+    lower = jnp.pad(lower, ((0, 0), (0, len(spare)), (0, len(spare)))).at[:, spare, spare].set(1)
+
+    def blocks(width: int, row: int, step: int) -> jax.Array:
+        """Blocks of this width, each ``row`` below the diagonal, one every ``step`` along it."""
+        starts = range(0, lower.shape[1] - row, step)
+        return jnp.stack([lower[:, i + row : i + row + width, i : i + width] for i in starts], axis=1)
+
+    diagonal = blocks(width, 0, width)
+    eye = jnp.broadcast_to(jnp.eye(width), diagonal.shape)
+    inverse = jax.lax.linalg.triangular_solve(diagonal, eye, left_side=True, lower=True)
+    for _ in range(levels):
+        first, last = inverse[:, 0::2], inverse[:, 1::2]
+        corner = -last @ (blocks(width, width, 2 * width) @ first)
+        top = jnp.concatenate([first, jnp.zeros_like(first)], axis=3)
+        inverse = jnp.concatenate([top, jnp.concatenate([corner, last], axis=3)], axis=2)
+        width *= 2
+    return inverse[:, 0, :size, :size]
+
+
+def _transposed(x: jax.Array) -> jax.Array:
+    return jnp.swapaxes(x, -1, -2)
 
 
 def _largest(x: jax.Array, count: int) -> jax.Array:

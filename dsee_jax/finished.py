@@ -61,7 +61,7 @@ def export(run: Path, out: Path, *, factors: bool = False) -> None:
       factors: keep the pruned weights as they are and copy the adapter to ``out/adapter``; else fold the updates in, which
         makes the touched kernels dense and gives any tool the tuned logits.
     """
-    config, _, model, params, kept = opened(run)
+    _, _, model, params, kept = opened(run)
     if kept and not factors:
         scale, scale_sparse = kept.config["scale"], kept.config["scale_sparse"]
         params = delta_trees.materialize(params, kept.deltas, kept.supports, scale=scale, scale_sparse=scale_sparse)

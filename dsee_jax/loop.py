@@ -119,7 +119,9 @@ def programs(setup: Setup) -> Programs:
         optimizer,
         config.delta,
         regression=setup.data.task.regression,
-        parts=lambda batch: micro_batches(*batch["input_ids"].shape, config.data.batch_tokens),
+        parts=lambda batch: micro_batches(
+            batch["input_ids"].shape[0], batch["input_ids"].shape[1], config.data.batch_tokens
+        ),
     )
     score = evaluation.evaluator(setup.model, config, setup.data, setup.mesh)
     return Programs(

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+import jax
 import optax
 
-from dsee_jax import tree
 from dsee_jax.config import TrainConfig
 
 DECAYED = ("kernel", "embedding", "a", "b")
@@ -30,5 +30,5 @@ def adamw(config: TrainConfig) -> optax.GradientTransformation:
 
 
 def decay_mask(trained: Any) -> Any:
-    """Return a tree of bools like ``trained``: True where weight decay acts."""
-    return tree.unflatten({path: path.rpartition("/")[2] in DECAYED for path in tree.flatten(trained)})
+    """Return a tree of bools like ``trained``, empty branches included: True where weight decay acts."""
+    return jax.tree.map_with_path(lambda path, _: path[-1].key in DECAYED, trained)

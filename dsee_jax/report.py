@@ -44,11 +44,8 @@ def line(metrics: dict[str, float]) -> str:
 
 def size(count: float) -> str:
     """Return a number of bytes for a person, in powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError
+    power = min(max(len(str(int(count))) - 1, 0) // 3, 4)
+    return f"{count / 1000**power:.{1 if power else 0}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def tables(results: dict[str, Any]) -> list[Table]:

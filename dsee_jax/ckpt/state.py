@@ -81,7 +81,11 @@ def restore(store: Store, like: Any) -> Any:
 
 
 def save_best(store: Store, mark: int, trained: Any) -> None:
-    """Hand over what was trained, as the best so far of its stage; one that exists is left as it is."""
+    """Hand over what was trained, as the best so far of its stage; one that exists is left as it is.
+
+    The checkpoint that refers to the best before this one is finished first: the best that it replaces may go then.
+    """
+    store.last.wait_until_finished()
     if mark not in store.best.all_steps():
         store.best.save(mark, args=ocp.args.Composite(trained=ocp.args.StandardSave(trained)), force=True)
 

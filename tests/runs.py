@@ -1,0 +1,70 @@
+"""Tiny whole runs: a random checkpoint, a handful of examples, every stage in seconds."""
+
+import csv
+import json
+import pathlib
+
+import numpy as np
+import tiny
+
+from dsee_jax import config as configs
+
+NOT_COMPARED = ("train_seconds", "train_tokens_per_second", "peak_memory_bytes")
+"""Figures of metrics.json that two equal runs do not share."""
+
+
+def table(folder: pathlib.Path, *, rows: int = 40, words: tuple[int, ...] = (5,), regression: bool = False) -> str:
+    """Write train.csv and dev.csv (columns text and label) and return the folder; one length of sentence compiles once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(0)
+    for name, count in (("train", rows), ("dev", 20)):
+        with (folder / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["text", "label"])
+            for number in range(count):
+                text = generator.choice(tiny.WORDS, words[number % len(words)])
+                score = int(np.sum(np.isin(text, tiny.WORDS[:8])))
+                writer.writerow([" ".join(text), score if regression else ("no", "yes")[score % 2]])
+    return str(folder)
+
+
+def settings(folder: pathlib.Path, **overrides) -> dict[str, object]:
+    """The keys of a DSEE run on a tiny checkpoint; makes the checkpoint and the data in ``folder`` where they are not.
+
+    A section's key is written with two underscores: ``train__seed=1``.
+    """
+    if not (folder / "base").exists():
+        tiny.bert(folder / "base", num_hidden_layers=1, head=False)
+        table(folder / "data")
+    keys = {
+        "model.path": str(folder / "base"),
+        "data.source": "csv",
+        "data.task": "tiny",
+        "data.dir": str(folder / "data"),
+        "data.text": "text",
+        "data.max_length": 16,
+        "delta.rank": 2,
+        "delta.nonzeros": 5,
+        "delta.support": "magnitude",
+        "train.epochs": 2,
+        "train.retune_epochs": 2,
+        "train.batch_size": 8,
+        "train.learning_rate": 1e-2,
+        "output_dir": str(folder / "run"),
+    }
+    return keys | {key.replace("__", "."): value for key, value in overrides.items()}
+
+
+def arguments(folder: pathlib.Path, **overrides) -> list[str]:
+    """The same as the overrides of a command line."""
+    return [f"--{key}={json.dumps(value)}" for key, value in settings(folder, **overrides).items()]
+
+
+def config(folder: pathlib.Path, **overrides) -> configs.Config:
+    """The same as a checked config."""
+    return configs.read(None, arguments(folder, **overrides))
+
+
+def figures(run: pathlib.Path) -> dict:
+    """What metrics.json holds, times and memory aside."""
+    return {k: v for k, v in json.loads((run / "metrics.json").read_text()).items() if k not in NOT_COMPARED}

@@ -1,0 +1,210 @@
+"""Whole runs on a tiny checkpoint: the files they leave, what is in them, and the other configs of the same loop."""
+
+import json
+
+import numpy as np
+import pytest
+import runs
+from safetensors.numpy import load_file
+
+from dsee_jax import config as configs
+from dsee_jax import journal, loop, tree
+from dsee_jax.ckpt import adapter, hf
+from dsee_jax.ckpt import state as checkpoints
+
+KERNELS = ("attention/query", "attention/key", "attention/value", "attention/output", "mlp/up", "mlp/down")
+
+
+def run(folder, **overrides):
+    config = runs.config(folder, **overrides)
+    return loop.run(config, say=lambda text: None), folder / config.output_dir
+
+
+@pytest.fixture(scope="module")
+def dsee(tmp_path_factory):
+    """One finished run of every stage: ``(folder, results)``; its files are in ``folder / "run"``."""
+    folder = tmp_path_factory.mktemp("dsee")
+    return folder, run(folder)[0]
+
+
+def zeros(run, masks):
+    """The entries of the exported kernels that the masks cut."""
+    _, params = hf.load_pretrained(run / "model")
+    flat = tree.flatten(params)
+    return {path: np.asarray(flat[path])[~mask] for path, mask in tree.flatten(masks).items()}
+
+
+def test_the_files_of_a_run(dsee):
+    folder, results = dsee
+    out = folder / "run"
+    assert {path.name for path in out.iterdir()} == {
+        *("config.yaml", "metrics.jsonl", "metrics.json", "checkpoints", "adapter", "model")
+    }
+    assert configs.read(out / "config.yaml") == runs.config(folder)
+    assert json.loads((out / "metrics.json").read_text()) == results
+    assert results["task"] == "tiny"
+    assert results["seed"] == 0
+    assert [stage["name"] for stage in results["stages"]] == ["tune", "prune", "retune"]
+    assert results["final"] == results["stages"][-1]["metrics"]
+    assert set(results["final"]) == {"accuracy", "loss"}
+    for stage in results["stages"]:
+        assert 0 <= stage["metrics"]["accuracy"] <= 1
+    assert {"jax", "flax", "device", "python"} == set(results["environment"])
+    for key in ("model_bytes", "train_seconds", "train_tokens_per_second", "peak_memory_bytes"):
+        assert results[key] > 0
+
+
+def test_the_figures_of_a_run(dsee):
+    """Counted by hand: width 24, 40 neurons, one layer; query and value have A, B of rank 2 and 5 values each."""
+    folder, results = dsee
+    kernels, trained = 4 * 24 * 24 + 2 * 24 * 40, 2 * (2 * (24 + 24) + 5)
+    head = 24 * 24 + 24 + 24 * 2 + 2
+    _, params = hf.load_pretrained(folder / "run" / "model")
+    backbone = sum(leaf.size for leaf in tree.flatten(params).values()) - head
+    assert results["trainable_parameters"] == trained
+    assert results["head_parameters"] == head
+    assert results["trainable_fraction"] == trained / backbone
+    assert results["weight_sparsity"] == 0.5
+    assert results["flops_per_token"] == {"dense": 2 * kernels, "final": 2 * (kernels // 2 + trained)}
+    assert results["flops_ratio"] == pytest.approx((kernels // 2 + trained) / kernels)
+    files = [folder / "run" / name for name in ("model/model.safetensors", "adapter/adapter.safetensors")]
+    assert results["model_bytes"] == sum(path.stat().st_size for path in files)
+
+
+def test_pruned_weights_are_exactly_zero_and_the_others_untouched(dsee):
+    """Bit for bit: no -0.0, nothing near zero; the kept ones and all that is not trained are the pretrained ones."""
+    folder, _ = dsee
+    masks = adapter.load(folder / "run" / "adapter").masks
+    assert set(tree.flatten(masks)) == {f"encoder/layer_0/{name}/kernel" for name in KERNELS}
+    assert sum(mask.size - mask.sum() for mask in tree.flatten(masks).values()) == 4 * 24 * 24 // 2 + 24 * 40
+    for values in zeros(folder / "run", masks).values():
+        assert not values.view(np.uint32).any()
+    before, after = (load_file(folder / name / "model.safetensors") for name in ("base", "run/model"))
+    for name, array in before.items():
+        kept = after[name] != 0 if array.ndim == 2 and "encoder" in name else np.ones(array.shape, bool)
+        np.testing.assert_array_equal(after[name][kept], array[kept])
+
+
+def test_the_log_of_a_run(dsee):
+    records = journal.read(dsee[0] / "run" / "metrics.jsonl")
+    seen = [(r["stage"], r["step"], "metrics" in r) for r in records]
+    assert len(set(seen)) == len(seen)
+    assert [(stage, step) for stage, step, scored in seen if scored] == [
+        *(("before", 0), ("tune", 5), ("tune", 10), ("prune", 0), ("retune", 5), ("retune", 10))
+    ]
+    for record in records:
+        if "metrics" not in record:
+            assert set(record) == {"stage", "step", "loss", "learning_rate", "tokens_per_second"}
+
+
+def test_a_finished_run_is_not_redone(dsee):
+    folder, results = dsee
+    files = {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*") if path.is_file()}
+    said = []
+    assert loop.run(runs.config(folder), say=said.append) == results
+    assert "finished" in said[0]
+    assert {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*") if path.is_file()} == files
+
+
+def test_a_seed_decides_the_result(dsee):
+    """The same seed gives the same figures twice; another seed gives other ones."""
+    folder, _ = dsee
+    run(folder, output_dir=str(folder / "again"))
+    run(folder, output_dir=str(folder / "other"), train__seed=1)
+    first, again, other = (runs.figures(folder / name) for name in ("run", "again", "other"))
+    assert again == first
+    assert other["final"]["loss"] != first["final"]["loss"]
+    assert other["before"] != first["before"]
+    for name in ("model/model.safetensors", "adapter/adapter.safetensors", "adapter/masks.safetensors"):
+        assert (folder / "run" / name).read_bytes() == (folder / "again" / name).read_bytes()
+
+
+def test_lora(tmp_path):
+    """No sparse part, no pruning: one stage, no masks, the pretrained weights as they were."""
+    results, out = run(tmp_path, delta__nonzeros=0, prune__kind="none", train__epochs=1)
+    assert [stage["name"] for stage in results["stages"]] == ["tune"]
+    assert results["weight_sparsity"] == 0
+    assert results["trainable_parameters"] == 2 * 2 * 48
+    assert results["flops_ratio"] > 1
+    kept = adapter.load(out / "adapter")
+    assert (kept.masks, kept.supports) == ({}, {})
+    before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "base", out / "model"))
+    for name, array in before.items():
+        np.testing.assert_array_equal(after[name], array)
+
+
+def test_full_fine_tuning_keeps_what_is_pruned_at_zero(tmp_path):
+    """Every weight moves, and the pruned ones stay exactly 0 through the steps of re-tuning; there is no adapter."""
+    results, out = run(
+        tmp_path, delta__rank=0, delta__nonzeros=0, train__full=True, train__learning_rate=1e-3, train__epochs=1
+    )
+    assert results["trainable_fraction"] == 1.0
+    assert results["trainable_parameters"] == results["backbone_parameters"]
+    assert results["weight_sparsity"] == 0.5
+    assert not (out / "adapter").exists()
+    before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "base", out / "model"))
+    for name, array in before.items():
+        assert not np.array_equal(after[name], array)
+        gone = after[name] == 0
+        assert not after[name][gone].view(np.uint32).any()
+    with checkpoints.opened(out / "checkpoints") as store:
+        _, masks = checkpoints.latest(store)
+    assert len(tree.flatten(masks)) == len(KERNELS)
+    for values in zeros(out, tree.unflatten({k: np.asarray(v) for k, v in tree.flatten(masks).items()})).values():
+        assert len(values)
+        assert not values.view(np.uint32).any()
+
+
+def test_n_m(tmp_path):
+    results, out = run(tmp_path, prune__kind="nm", train__epochs=0.2, train__retune_epochs=0.2)
+    assert results["weight_sparsity"] == 0.5
+    for mask in tree.flatten(adapter.load(out / "adapter").masks).values():
+        np.testing.assert_array_equal(mask.reshape(-1, 4, mask.shape[1]).sum(1), 2)
+
+
+def test_masks_of_a_gradual_schedule_only_shrink(tmp_path, monkeypatch):
+    """Cubic: drawn again in the re-tuning, each mask within the one before; the last has the whole sparsity."""
+    drawn = []
+    draw = loop.cut.draw
+
+    def watched(*args):
+        drawn.append(tree.flatten(draw(*args)))
+        return tree.unflatten(drawn[-1])
+
+    monkeypatch.setattr(loop.cut, "draw", watched)
+    results, out = run(
+        tmp_path,
+        prune__schedule="cubic",
+        prune__schedule_updates=4,
+        prune__sparsity=0.75,
+        train__epochs=0.2,
+        train__eval_every=1,
+    )
+    assert len(drawn) == 4
+    for earlier, later in zip(drawn, drawn[1:], strict=False):
+        for path in earlier:
+            assert not np.any(np.asarray(later[path]) & ~np.asarray(earlier[path]))
+    sizes = [1 - sum(int(m.sum()) for m in masks.values()) / sum(m.size for m in masks.values()) for masks in drawn]
+    np.testing.assert_allclose(sizes, [0.75 * (1 - (1 - t) ** 3) for t in (0.25, 0.5, 0.75, 1)], atol=2e-4)
+    assert results["weight_sparsity"] == 0.75
+    # Until the last cut, at step 4 of 10, no evaluation may count as the best.
+    assert results["stages"][-1]["best_step"] > 4
+    assert tree.flatten(adapter.load(out / "adapter").masks).keys() == drawn[-1].keys()
+
+
+@pytest.mark.parametrize(("schedule", "epochs"), [("one_shot", 0), ("cubic", 0), ("cubic", 0.2)])
+def test_the_whole_sparsity_is_reached_however_short_the_retuning(tmp_path, schedule, epochs):
+    """No step, or one step, is too few for a schedule of ten updates: all is cut in the stage prune."""
+    results, _ = run(tmp_path, prune__schedule=schedule, train__epochs=0.2, train__retune_epochs=epochs)
+    assert [stage["name"] for stage in results["stages"]] == ["tune", "prune", "retune"][: 3 if epochs else 2]
+    assert results["weight_sparsity"] == 0.5
+
+
+def test_regression(tmp_path):
+    runs.table(tmp_path / "numbers", regression=True)
+    results, out = run(
+        tmp_path, data__dir=str(tmp_path / "numbers"), data__regression=True, train__epochs=1, train__retune_epochs=1
+    )
+    assert set(results["final"]) == {"pearson", "spearman", "loss"}
+    assert results["head_parameters"] == 24 * 24 + 24 + 24 + 1
+    assert json.loads((out / "model" / "config.json").read_text())["id2label"] == {"0": "LABEL_0"}

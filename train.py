@@ -1,6 +1,7 @@
 """Run every stage of a config: ``python train.py CONFIG.yaml [--section.key=value ...]``; with no CONFIG, the demo."""
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -23,6 +24,8 @@ def main(arguments: list[str]) -> int:
     if options.keys:
         print(config.describe())
         return 0
+    # What the library says on the way (a head that is created) belongs to the report; stderr is for errors.
+    logging.basicConfig(stream=sys.stdout, format="%(message)s")
     try:
         settings = config.read(options.config, overrides)
         from dsee_jax import loop, report

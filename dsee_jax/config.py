@@ -72,7 +72,7 @@ class DeltaConfig:
     support: Literal["grebsmo", "magnitude", "random"] = "grebsmo"
     """How the coordinates of S are chosen from the pretrained kernel."""
     support_rank: int = 0
-    """grebsmo: the rank of the low-rank part that is taken off first. 0: a quarter of the smaller side."""
+    """grebsmo: the rank of the low-rank part that is taken off first. 0: a quarter of the smaller side, at most 96."""
     scale_sparse: bool = True
     """Scale S as well as A @ B (the authors of DSEE do; RoSA and PEFT do not)."""
 
@@ -275,6 +275,8 @@ def check(config: Config) -> None:
     need(data.batch_tokens >= 0, "data.batch_tokens", data.batch_tokens, "0 (no limit) or more")
     need(data.examples >= 0, "data.examples", data.examples, "0 (all) or more")
     need(bool(config.output_dir), "output_dir", config.output_dir, "a folder")
+    if prune.kind != "none" and prune.score in ("AB", "NAB") and delta.nonzeros and not delta.rank:
+        raise InputError(f"prune.score {prune.score!r} compares the low-rank update and delta.rank is 0: use ABS or NABS")
     if train.full and (delta.rank or delta.nonzeros):
         raise InputError(
             "train.full trains every weight and leaves nothing for a delta: set delta.rank and delta.nonzeros to 0"

@@ -12,20 +12,16 @@ from dsee_jax.setup import Setup, keys
 
 
 def sparsities(config: PruneConfig, total: int) -> dict[int, float]:
-    """Return ``{step of retune: sparsity}`` of a cubic schedule over ``total`` steps; empty when one_shot.
+    """Return ``{step of retune: sparsity}`` for a re-tuning of ``total`` steps; step 0 is the stage prune.
 
-    Step 0 is the stage prune; the last is at ``schedule_fraction`` of the way and has the whole ``sparsity``.
+    One entry when one_shot, or when there is no re-tuning. Cubic: the last is at ``schedule_fraction`` of the way and has
+    the whole ``sparsity``; of updates that fall on one step the last counts.
     """
-    if config.schedule == "one_shot":
-        return {}
+    if config.schedule == "one_shot" or not total:
+        return {0: config.sparsity}
     last, count = round(config.schedule_fraction * (total - 1)), config.schedule_updates
     at = [round(last * number / max(count - 1, 1)) for number in range(count)]
     return {step: prune.cubic((number + 1) / count, final=config.sparsity) for number, step in enumerate(at)}
-
-
-def first_sparsity(config: PruneConfig) -> float:
-    """Return the sparsity of the stage prune."""
-    return sparsities(config, 1 << 30).get(0, config.sparsity)
 
 
 def draw(setup: Setup, trained: dict[str, Any], masks: Masks, sparsity: float) -> Masks:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from dsee_jax.aliases import Array, Key
 from dsee_jax.errors import InputError
 
-ROUNDS = 10
+ROUNDS = 8
 """Turns of U, V and S."""
 _LEAST_FREE = 0.5
 """Divisor, at least, of a residual that becomes a value of S: a smaller one could make noise into a spike."""

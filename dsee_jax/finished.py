@@ -39,7 +39,8 @@ def opened(run: Path, overrides: Sequence[str] = ()) -> Finished:
     config = configs.read(run / CONFIG, overrides)
     task = datasets.load(config.data, seed=config.train.seed)
     model, params = hf.load_pretrained(run / MODEL, num_labels=task.num_labels, dtype=config.model.dtype)
-    return Finished(config, task, model, params, adapter.load(run / ADAPTER) if (run / ADAPTER).exists() else None)
+    updated = config.delta.rank or config.delta.nonzeros
+    return Finished(config, task, model, params, adapter.load(run / ADAPTER) if updated else None)
 
 
 def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, float]:

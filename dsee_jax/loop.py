@@ -155,7 +155,8 @@ def _stages(
         trained, masks, progress = fit(setup, compiled, plan[name], trained, masks, progress, store, out)
         say(f"{name}: {report.line(progress.done[-1]['metrics'])}")
         if name == "tune" and pruning.kind != "none":
-            masks = cut.draw(setup, trained, {}, cut.first_sparsity(pruning))
+            total = len(batches(setup, plan["retune"].epochs)) if "retune" in plan else 0
+            masks = cut.draw(setup, trained, {}, cut.sparsities(pruning, total)[0])
             trained = cut.masked(trained, masks)
             done = [*progress.done, scored("prune", trained, masks)]
             progress = progress._replace(stage="retune", step=0, data=None, best=None, done=done)

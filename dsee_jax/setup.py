@@ -74,6 +74,8 @@ def prepare(config: Config) -> Setup:
     flat = tree.flatten(params)
     head = tree.select(models.find(model.config.model_type).HEAD, flat)
     prunable = tree.select(config.prune.targets, flat) if config.prune.kind != "none" else []
+    for path in prunable:
+        _check_prunable(path, flat[path].shape, config.prune)
     deltas, supports = delta_trees.init(params, config.delta, key=key["deltas"])
     trained = {"deltas": deltas, "params": params if config.train.full else tree.split(params, head)[0]}
     data = read_data(config, task, folder, model)
@@ -90,9 +92,22 @@ def read_data(config: Config, task: datasets.Task, folder: Path, model: Any) -> 
         tokenize(tokenizer, examples, config.data.max_length, vocab_size=model.config.vocab_size)
         for examples in (task.train, *task.dev.values())
     )
+    types, known = max(int(tokens.token_type_ids.max()) for tokens in (train, *others)), model.config.type_vocab_size
+    if types >= known:
+        raise InputError(
+            f"{folder}: the tokenizer gives token type {types}, the model has {known}: they are not of one model"
+        )
     edges = bucket_edges(np.concatenate([tokens.lengths for tokens in (train, *others)]))
     micro_batches(config.train.batch_size, int(edges[-1]), config.data.batch_tokens)
     return Data(task, train, dict(zip(task.dev, others, strict=True)), edges)
+
+
+def _check_prunable(path: str, shape: tuple[int, ...], prune: configs.PruneConfig) -> None:
+    """Refuse now what pruning would refuse after the stage tune."""
+    if len(shape) not in (2, 3):
+        raise InputError(f"prune.targets takes {path!r}, which has the shape {shape}; expected a kernel (in, out)")
+    if prune.kind == "nm" and shape[-2] % prune.m:
+        raise InputError(f"prune.m is {prune.m}; {path!r} has {shape[-2]} inputs: use a number that divides them")
 
 
 def _check_output(config: Config) -> None:

@@ -116,10 +116,10 @@ def random(w: Array, nonzeros: int, *, key: Key) -> jax.Array:
 def grebsmo(w: Array, nonzeros: int, *, key: Key, rank: int = 0) -> jax.Array:
     """Support of what stands out most from a low-rank matrix (`decompose.grebsmo`; the default of DSEE).
 
-    ``rank`` is that of the low-rank part, up to half of the smaller side; 0 stands for a quarter of it.
+    ``rank`` is that of the low-rank part, up to half of the smaller side; 0 stands for a quarter of it, at most 96.
     """
     _check(w, nonzeros)
-    return coordinates(decompose.spikes(w, rank or min(w.shape) // 4, nonzeros, key=key), w.shape[1])
+    return coordinates(decompose.spikes(w, rank or min(min(w.shape) // 4, 96), nonzeros, key=key), w.shape[1])
 
 
 def _check(w: Array, nonzeros: int) -> None:

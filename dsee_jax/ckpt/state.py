@@ -65,9 +65,9 @@ def latest(store: Store) -> tuple[dict[str, Any], dict[str, Any]] | None:
     mark = store.last.latest_step()
     if mark is None:
         return None
-    names: Any = store.last.item_metadata(mark)
     items: dict[str, Any] = {"record": ocp.args.JsonRestore()}
-    if names.get("masks") is not None:
+    # The names are known at once; the metadata behind them only to a store that has read or written such an item.
+    if "masks" in store.last.item_metadata(mark).keys():  # noqa: SIM118
         items["masks"] = ocp.args.StandardRestore()
     restored = store.last.restore(mark, args=ocp.args.Composite(**items))
     return restored["record"], restored.get("masks") or {}

@@ -1,5 +1,6 @@
 """Texts to token ids by a Hugging Face fast tokenizer, ragged: no padding is kept."""
 
+import os
 import pathlib
 from typing import Any, NamedTuple
 
@@ -33,6 +34,8 @@ class Tokens(NamedTuple):
 
 def load_tokenizer(path: str | pathlib.Path) -> Any:
     """Open the fast tokenizer of a Hugging Face folder or hub id; raises `InputError` if there is none."""
+    # Its advice to install PyTorch is none to a program that only needs the tokenizer; it is given at the import.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
     try:

@@ -1,0 +1,69 @@
+"""The folder of an adapter: there and back, and what a damaged one says."""
+
+import hashlib
+
+import jax
+import numpy as np
+import pytest
+
+from dsee_jax.ckpt import adapter
+from dsee_jax.errors import InputError
+
+RANDOM = np.random.default_rng(0)
+WHOLE = adapter.Adapter(
+    deltas={
+        "encoder": {
+            "query": {
+                "kernel": {
+                    # A view whose memory lies in another order than it shows.
+                    "a": RANDOM.normal(size=(2, 5)).astype(np.float32).T,
+                    "b": RANDOM.normal(size=(2, 4)).astype(np.float32),
+                    "values": RANDOM.normal(size=3).astype(np.float32),
+                }
+            }
+        }
+    },
+    supports={"encoder": {"query": {"kernel": np.array([[0, 1], [2, 3], [4, 0]], np.int32)}}},
+    params={"classifier": {"bias": np.ones(2, np.float32)}},
+    masks={"encoder": {"query": {"kernel": RANDOM.random((5, 4)) < 0.5}}},
+    config={"scale": 2.0, "labels": ["no", "yes"]},
+)
+
+
+def equal(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(x, y)
+        assert np.asarray(x).dtype == np.asarray(y).dtype
+
+
+@pytest.mark.parametrize("whole", [WHOLE, WHOLE._replace(masks={}), WHOLE._replace(supports={}, params={})])
+def test_there_and_back(tmp_path, whole):
+    adapter.save(tmp_path, whole)
+    equal(adapter.load(tmp_path), whole)
+    assert (tmp_path / "masks.safetensors").exists() == bool(whole.masks)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter.safetensors"])
+def test_a_missing_file_is_named(tmp_path, name):
+    adapter.save(tmp_path, WHOLE)
+    (tmp_path / name).unlink()
+    with pytest.raises(InputError, match=f"{name}: missing"):
+        adapter.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter.safetensors", "masks.safetensors"])
+@pytest.mark.parametrize("left", [0, 9, 60])
+def test_a_file_cut_short_is_an_error(tmp_path, name, left):
+    adapter.save(tmp_path, WHOLE)
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[: min(left, path.stat().st_size - 4)])
+    with pytest.raises(InputError, match=str(tmp_path)):
+        adapter.load(tmp_path)
+
+
+def test_fingerprint(tmp_path):
+    """SHA-256 over all shards in the order of their names, and over nothing else."""
+    for name, content in (("model-2.safetensors", b"b"), ("model-1.safetensors", b"a"), ("config.json", b"{}")):
+        (tmp_path / name).write_bytes(content)
+    assert adapter.fingerprint(tmp_path) == hashlib.sha256(b"ab").hexdigest()

@@ -1,0 +1,119 @@
+"""Runs that die and are started again: the figures are those of a run that was left alone, value for value."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import runs
+from safetensors.numpy import load_file
+
+from dsee_jax import journal, loop
+
+TRAIN = pathlib.Path(__file__).parents[1] / "train.py"
+
+CONFIGS = {
+    "dsee, cubic": {"prune__schedule": "cubic", "prune__schedule_updates": 3},
+    "full": {"delta__rank": 0, "delta__nonzeros": 0, "train__full": True, "train__learning_rate": 1e-3},
+}
+EVERY = {"train__eval_every": 4, "train__checkpoint_every": 3, "train__epochs": 3}
+
+
+def same(found, expected):
+    """Equal figures, equal logs (speeds aside), no line twice."""
+    assert runs.figures(found) == runs.figures(expected)
+    logs = [journal.read(run / loop.LOG) for run in (found, expected)]
+    for records in logs:
+        seen = [(record["stage"], record["step"], "metrics" in record) for record in records]
+        assert len(set(seen)) == len(seen)
+        for record in records:
+            record.pop("tokens_per_second", None)
+    assert logs[0] == logs[1]
+    for name in ("model/model.safetensors", "adapter/adapter.safetensors", "adapter/masks.safetensors"):
+        assert (found / name).exists() == (expected / name).exists()
+        if (found / name).exists():
+            left, right = (load_file(run / name) for run in (found, expected))
+            assert {key: array.tobytes() for key, array in left.items()} == {k: x.tobytes() for k, x in right.items()}
+
+
+class Death(Exception):
+    """Stands for whatever ends a process."""
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_run_that_died_once_in_every_stage(tmp_path, monkeypatch, config):
+    """Between checkpoints, in mid-epoch, after the cut, and while the results are written."""
+    options = EVERY | CONFIGS[config]
+    loop.run(runs.config(tmp_path, **options), say=lambda text: None)
+    append, write = journal.append, journal.write
+
+    def at(stage, step):
+        def dying(path, record):
+            append(path, record)
+            if (record["stage"], record["step"]) == (stage, step):
+                raise Death
+
+        return "append", dying
+
+    def unwritten(path, value):
+        raise Death
+
+    again = runs.config(tmp_path, output_dir=str(tmp_path / "again"), **options)
+    for name, function in (at("tune", 8), at("prune", 0), at("retune", 8), ("write", unwritten)):
+        with monkeypatch.context() as patch, pytest.raises(Death):
+            patch.setattr(journal, name, function)
+            loop.run(again, say=lambda text: None)
+        assert not (tmp_path / "again" / loop.METRICS).exists()
+    assert (append, write) == (journal.append, journal.write)
+    loop.run(again, say=lambda text: None)
+    same(tmp_path / "again", tmp_path / "run")
+
+
+def start(arguments):
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": runs.CACHE.name,
+        "JAX_NUMPY_RANK_PROMOTION": "raise",
+    }
+    return subprocess.Popen(
+        [sys.executable, str(TRAIN), *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+def kill_when(arguments, condition):
+    """Start a run and SIGKILL it as soon as ``condition()`` holds; return whether it died of that."""
+    process = start(arguments)
+    while process.poll() is None and not condition():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_run_that_is_killed_in_every_stage(tmp_path, config):
+    """SIGKILL of the real command at a few instants of each stage; nobody gets to tidy up."""
+    options = EVERY | CONFIGS[config]
+    process = start(runs.arguments(tmp_path, **options))
+    _, said = process.communicate()
+    assert (process.returncode, said) == (0, b"")
+    run = tmp_path / "again"
+    command = runs.arguments(tmp_path, output_dir=str(run), **options)
+
+    def logged(stage, count):
+        return lambda: sum(r["stage"] == stage for r in journal.read(run / loop.LOG)) >= count
+
+    instants = [
+        *(logged("before", 1), logged("tune", 2), logged("tune", 6), logged("prune", 1)),
+        *(logged("retune", 1), logged("retune", 5)),
+        lambda: (run / ".model.partial").exists() or (run / "model").exists(),
+    ]
+    killed = [kill_when(command, instant) for instant in instants]
+    assert all(killed[:-1])  # writing a tiny model may be over before the signal arrives
+    process = start(command)
+    _, said = process.communicate()
+    assert (process.returncode, said) == (0, b"")
+    same(run, tmp_path / "run")

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dsee_jax.errors import InputError
+
 
 def evaluate(options: argparse.Namespace) -> None:
     """Print the final metrics again, from the files of a run."""
@@ -28,6 +30,8 @@ def report(options: argparse.Namespace) -> None:
     from dsee_jax.ckpt.hf import read_json
 
     run = Path(options.run)
+    if not (run / "metrics.json").exists():
+        raise InputError(f"{run} is no finished run: it has no metrics.json")
     reports.final(read_json(run / "metrics.json"), run, reports.show)
     reports.plot(run, reports.show)
 
@@ -38,6 +42,8 @@ def inspect(options: argparse.Namespace) -> None:
     from dsee_jax import report as reports
     from dsee_jax.ckpt.resolve import resolve
 
+    if options.json and not Path(options.json).absolute().parent.is_dir():
+        raise InputError(f"--json {options.json}: there is no folder {Path(options.json).parent}; make it first")
     found = inspection.compare(resolve(options.before), resolve(options.after))
     if options.json:
         journal.write(Path(options.json), found)
@@ -90,8 +96,6 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Return the exit status: 0, or 2 for bad input (one line on stderr, nothing written)."""
     options, rest = parser().parse_known_args(arguments)
-    from dsee_jax.errors import InputError
-
     try:
         if rest and options.verb != "evaluate":
             raise InputError(f"{options.verb} takes no {rest[0]!r}; see --help")

@@ -276,7 +276,9 @@ def check(config: Config) -> None:
     need(data.examples >= 0, "data.examples", data.examples, "0 (all) or more")
     need(bool(config.output_dir), "output_dir", config.output_dir, "a folder")
     if prune.kind != "none" and prune.score in ("AB", "NAB") and delta.nonzeros and not delta.rank:
-        raise InputError(f"prune.score {prune.score!r} compares the low-rank update and delta.rank is 0: use ABS or NABS")
+        raise InputError(
+            f"prune.score {prune.score!r} compares the low-rank update and delta.rank is 0: use ABS or NABS"
+        )
     if train.full and (delta.rank or delta.nonzeros):
         raise InputError(
             "train.full trains every weight and leaves nothing for a delta: set delta.rank and delta.nonzeros to 0"

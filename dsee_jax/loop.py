@@ -206,7 +206,7 @@ def fit(
                 frozen = sharding.copy(setup.mesh, cut.freeze(setup, masks))
             batch = next(stream)
             state, loss = compiled.step(state, frozen, sharding.split(setup.mesh, batch), key, rate(number))
-            pending.append((loss, int(batch["attention_mask"].sum())))
+            pending.append((loss, int(batch["attention_mask"].sum(1) @ batch["weights"])))
             done = number + 1
             if done % LOG_EVERY == 0 or done in evaluations or done % every == 0:
                 mean = float(np.mean([float(loss) for loss, _ in pending]))

@@ -217,19 +217,23 @@ def _keep_highest(ranks: Mapping[str, jax.Array], sparsity: float) -> dict[str, 
     bound = 0
     for bit in reversed(range(32)):
         higher = bound | 1 << bit
-        if sum(map(int, _count(arrays, np.uint32(higher))[0])) >= left:
+        if sum(_reaching(arrays, higher)) >= left:
             bound = higher
-    reached, tied = (list(map(int, counts)) for counts in _count(arrays, np.uint32(bound)))
-    left -= sum(reached) - sum(tied)
+    # No rank is the highest uint32, so it stands for all above where nothing is kept.
+    reached, above = _reaching(arrays, bound), _reaching(arrays, min(bound + 1, 2**32 - 1))
+    left -= sum(above)
     masks: dict[str, jax.Array] = {}
-    for (path, rank), at_least, equal in zip(ranks.items(), reached, tied, strict=True):
-        take = min(left, equal)
+    for (path, rank), at_least, more in zip(ranks.items(), reached, above, strict=True):
+        take = min(left, at_least - more)
         left -= take
-        masks[path] = rank >= np.uint32(bound) if take == equal else highest(rank, at_least - equal + take)
+        masks[path] = rank >= np.uint32(bound) if more + take == at_least else highest(rank, more + take)
     return masks
 
 
+def _reaching(ranks: list[jax.Array], bound: int) -> list[int]:
+    return [int(count) for count in jax.device_get(_count(ranks, np.uint32(bound)))]
+
+
 @jax.jit
-def _count(ranks: list[jax.Array], bound: Array) -> tuple[list[jax.Array], list[jax.Array]]:
-    """How many numbers of each array reach the bound, and how many equal it."""
-    return [jnp.sum(rank >= bound) for rank in ranks], [jnp.sum(rank == bound) for rank in ranks]
+def _count(ranks: list[jax.Array], bound: Array) -> list[jax.Array]:
+    return [jnp.sum(rank >= bound, dtype=jnp.int32) for rank in ranks]

@@ -115,7 +115,8 @@ def _check_output(config: Config) -> None:
     folder = Path(config.output_dir)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output_dir {folder} is a file; name a folder")
-    if not folder.exists() or not any(folder.iterdir()):
+    # What a crash left half-written is no sign of a run.
+    if not folder.exists() or all(path.suffix == ".partial" for path in folder.iterdir()):
         return
     kept = folder / CONFIG
     if not kept.exists():

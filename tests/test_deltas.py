@@ -96,7 +96,7 @@ def test_materialize_is_what_the_equation_says():
     ("rank", "nonzeros", "names"), [(2, 5, {"a", "b", "values"}), (2, 0, {"a", "b"}), (0, 5, {"values"})]
 )
 def test_only_what_is_asked_for_exists(rank, nonzeros, names):
-    params, updates, supports = made(Stranger(), jnp.zeros((1, 8)), rank=rank, nonzeros=nonzeros)
+    _, updates, supports = made(Stranger(), jnp.zeros((1, 8)), rank=rank, nonzeros=nonzeros)
     for delta in deltas.kernels(updates).values():
         assert set(delta) == names
     assert set(tree.flatten(supports)) == (set(deltas.kernels(updates)) if nonzeros else set())
@@ -104,7 +104,7 @@ def test_only_what_is_asked_for_exists(rank, nonzeros, names):
 
 
 def test_no_update_at_all():
-    params, updates, supports = made(Stranger(), jnp.zeros((1, 8)), rank=0, nonzeros=0, targets=("nothing",))
+    _, updates, supports = made(Stranger(), jnp.zeros((1, 8)), rank=0, nonzeros=0, targets=("nothing",))
     assert (updates, supports) == ({}, {})
 
 

@@ -56,7 +56,9 @@ def test_imports_go_down_the_list(path):
     own = part(path)
     for name in imported(path, "dsee_jax"):
         inside = name == own and path.parent.name == own
-        assert inside or LEVEL[name] < LEVEL[own] or (LEVEL[name] == LEVEL[own] and name != own), f"{own} imports {name}"
+        assert inside or LEVEL[name] < LEVEL[own] or (LEVEL[name] == LEVEL[own] and name != own), (
+            f"{own} imports {name}"
+        )
 
 
 def test_the_list_names_every_part_and_no_other():

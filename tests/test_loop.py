@@ -1,5 +1,6 @@
 """Whole runs on a tiny checkpoint: the files they leave, what is in them, and the other configs of the same loop."""
 
+import itertools
 import json
 
 import numpy as np
@@ -182,7 +183,7 @@ def test_masks_of_a_gradual_schedule_only_shrink(tmp_path, monkeypatch):
         train__eval_every=1,
     )
     assert len(drawn) == 4
-    for earlier, later in zip(drawn, drawn[1:], strict=False):
+    for earlier, later in itertools.pairwise(drawn):
         for path in earlier:
             assert not np.any(np.asarray(later[path]) & ~np.asarray(earlier[path]))
     sizes = [1 - sum(int(m.sum()) for m in masks.values()) / sum(m.size for m in masks.values()) for masks in drawn]

@@ -2,10 +2,12 @@
 
     python -m benchmarks.glue --data GLUE_DIR [--search]
 
-GLUE_DIR holds RTE, SST-2 and STS-B in the original TSV layout. A run is ``configs/minilm_TASK_METHOD.yaml`` with a seed; runs
-that are finished are not done again, one that was interrupted goes on. ``--search`` first tries, for every method alike,
-half, once and twice the config's learning rate on 3,000 examples of STS-B, and prints what each gave.
-Results, with the machine: ``benchmarks/results/glue.json`` and ``glue.md``.
+GLUE_DIR holds RTE, SST-2 and STS-B in the original TSV layout. A run is ``configs/minilm_TASK_METHOD.yaml`` with a seed. What
+it measured is kept, with its config, in ``benchmarks/results/glue/RUN.json`` and not measured again unless the config changes;
+a run that was interrupted goes on. ``--search`` first tries, for every method alike, half, once and twice the config's
+learning rate on 3,000 examples of STS-B.
+
+Writes the table and the search to ``benchmarks/results/glue.json`` and ``glue.md``, of the runs there are so far.
 """
 
 import argparse
@@ -15,37 +17,54 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
+
+from dsee_jax import config as configs
+from dsee_jax import journal
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 TASKS = {"sst2": "accuracy", "stsb": "pearson", "rte": "accuracy"}
 METHODS = ("full", "lora", "dsee")
 SEARCH = "stsb"
 FACTORS = (0.5, 1.0, 2.0)
 
 
-def run(name: str, task: str, method: str, seed: int, options: argparse.Namespace, *overrides: str) -> dict:
-    """Do one run, or what is left of it, in a process of its own; return its metrics.json."""
-    out = options.runs / name
-    if not (out / "metrics.json").exists():
-        print(f"== {name}", flush=True)
-        # Every run compiles the same shapes: keep the programs.
-        environment = {"JAX_COMPILATION_CACHE_DIR": str(options.runs / "compiled"), **os.environ}
-        config = ROOT / "configs" / f"minilm_{task}_{method}.yaml"
-        fixed = [f"--data.dir={options.data}", f"--train.seed={seed}", f"--output_dir={out}"]
-        command = [sys.executable, str(ROOT / "train.py"), str(config), *fixed, *overrides]
-        subprocess.run(command, check=True, env=environment, cwd=ROOT)
-    return json.loads((out / "metrics.json").read_text())
+def run(name: str, task: str, method: str, seed: int, options: argparse.Namespace, *overrides: str) -> dict[str, Any]:
+    """Do one run, or what is left of it, in a process of its own; return the content of its metrics.json."""
+    path, out, kept = config_path(task, method), options.runs / name, RESULTS / "glue" / f"{name}.json"
+    overrides = (f"--train.seed={seed}", *overrides)
+    asked = yaml.safe_load(configs.dump(configs.read(path, overrides)))
+    # Where the files lie does not change what is measured.
+    del asked["output_dir"], asked["data"]["dir"]
+    if kept.exists() and (found := json.loads(kept.read_text()))["config"] == asked:
+        return found["metrics"]
+    print(f"== {name}", flush=True)
+    # Every run compiles the same shapes: keep the programs.
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(options.runs / "compiled"), **os.environ}
+    places = (f"--data.dir={options.data}", f"--output_dir={out}")
+    subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), str(path), *places, *overrides], check=True, env=environment, cwd=ROOT
+    )
+    found = json.loads((out / "metrics.json").read_text())
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    journal.write(kept, {"config": asked, "metrics": found})
+    return found
+
+
+def config_path(task: str, method: str) -> Path:
+    """Return the config of one line of the table."""
+    return ROOT / "configs" / f"minilm_{task}_{method}.yaml"
 
 
 def search(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Return ``{method: {learning rate: score}}`` on the search task, the first seed."""
-    from dsee_jax import config as configs
-
     found: dict[str, dict[str, float]] = {}
     for method in options.methods:
-        rate = configs.read(ROOT / "configs" / f"minilm_{SEARCH}_{method}.yaml").train.learning_rate
+        rate = configs.read(config_path(SEARCH, method)).train.learning_rate
         for factor in FACTORS:
             name = f"search_{method}_{rate * factor:g}"
             overrides = (f"--train.learning_rate={rate * factor}", "--data.examples=3000")
@@ -55,42 +74,33 @@ def search(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     return found
 
 
-def row(task: str, method: str, runs: list[dict]) -> dict:
-    """Return one line of the table: means over the seeds, and each seed's score."""
+def row(task: str, method: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return one line of the table: means over the seeds, and each seed's score; scores times 100."""
     metric = TASKS[task]
-    scores = [100 * result["final"][metric] for result in runs]
-    mean = {
-        key: float(np.mean([result[key] for result in runs]))
-        for key in ("trainable_fraction", "weight_sparsity", "flops_ratio", "train_seconds")
-    }
-    stages = {
-        stage["name"]: float(
-            np.mean([100 * next(s for s in r["stages"] if s["name"] == stage["name"])["metrics"][metric] for r in runs])
-        )
-        for stage in runs[0]["stages"]
-    }
+    stages = [{stage["name"]: 100 * stage["metrics"][metric] for stage in result["stages"]} for result in runs]
+    figures = ("trainable_fraction", "weight_sparsity", "flops_ratio", "train_seconds")
     return {
         "task": task,
         "method": method,
         "metric": metric,
-        "scores": scores,
-        "mean": float(np.mean(scores)),
-        "stages": stages,
-        **mean,
+        "scores": [100 * result["final"][metric] for result in runs],
+        "stages": {name: float(np.mean([stage[name] for stage in stages])) for name in stages[0]},
+        **{key: float(np.mean([result[key] for result in runs])) for key in figures},
     }
 
 
-def markdown(rows: list[dict]) -> str:
+def markdown(rows: list[dict[str, Any]]) -> str:
     """Return the table for the README."""
     lines = [
-        "| task (metric) | method | score, mean (seeds) | trained of backbone | weights zero | FLOPs | training, s |",
+        "| task (metric) | method | score: mean (seeds) | trained of backbone | weights zero | FLOPs | training, s |",
         "|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         seeds = ", ".join(f"{score:.1f}" for score in r["scores"])
         lines.append(
-            f"| {r['task']} ({r['metric']}) | {r['method']} | {r['mean']:.1f} ({seeds}) | {r['trainable_fraction']:.2%} "
-            f"| {r['weight_sparsity']:.0%} | {r['flops_ratio']:.0%} | {r['train_seconds']:.0f} |"
+            f"| {r['task']} ({r['metric']}) | {r['method']} | {np.mean(r['scores']):.1f} ({seeds}) "
+            f"| {r['trainable_fraction']:.2%} | {r['weight_sparsity']:.0%} | {r['flops_ratio']:.0%} "
+            f"| {r['train_seconds']:.0f} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -105,23 +115,20 @@ def main() -> None:
     parser.add_argument("--search", action="store_true", help="try the learning rates first")
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)
-    searched = search(options) if options.search else {}
-    rows = [
-        row(task, method, [run(f"{task}_{method}_seed{seed}", task, method, seed, options) for seed in options.seeds])
-        for task in options.tasks
-        for method in options.methods
-    ]
-    found = {
-        "command": "python -m benchmarks.glue --data GLUE_DIR" + (" --search" if options.search else ""),
+    found: dict[str, Any] = {
+        "command": f"python -m benchmarks.glue --data GLUE_DIR{' --search' if options.search else ''}",
         "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), no accelerator; other work ran beside it",
         "seeds": options.seeds,
-        "search": searched,
-        "rows": rows,
+        "search": search(options) if options.search else {},
+        "rows": [],
     }
-    results = ROOT / "benchmarks" / "results"
-    (results / "glue.json").write_text(json.dumps(found, indent=1) + "\n")
-    (results / "glue.md").write_text(markdown(rows))
-    print(markdown(rows))
+    for task in options.tasks:
+        for method in options.methods:
+            runs = [run(f"{task}_{method}_seed{seed}", task, method, seed, options) for seed in options.seeds]
+            found["rows"].append(row(task, method, runs))
+            journal.write(RESULTS / "glue.json", found)
+            journal.write_text(RESULTS / "glue.md", markdown(found["rows"]))
+    print(markdown(found["rows"]))
 
 
 if __name__ == "__main__":

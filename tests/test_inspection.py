@@ -74,3 +74,12 @@ def test_other_architectures_are_refused(tmp_path, pair):
     save_file({"w": np.ones(3, np.float32)}, tmp_path / "other" / "model.safetensors")
     with pytest.raises(InputError, match="no tensor of one name"):
         inspection.compare(pair[0], tmp_path / "other")
+
+
+def test_names_with_and_without_the_models_prefix_are_one(tmp_path):
+    """A bare encoder lacks ``bert.``: its tensors pair with those of a classifier made from it, either way round."""
+    bare, full = tiny.bert(tmp_path / "bare", prefix=False), tiny.bert(tmp_path / "full")
+    for before, after in ((bare, full), (full, bare)):
+        found = inspection.compare(before, after)
+        assert found["only_before"] == found["only_after"] == []
+        assert all(row["sparsity"] == 1 for row in found["tensors"])

@@ -7,8 +7,8 @@ import tempfile
 
 import jax
 import numpy as np
-import tiny
 
+import tiny
 from dsee_jax import config as configs
 
 CACHE = tempfile.TemporaryDirectory(prefix="compiled-")

@@ -10,10 +10,10 @@ import sys
 import jax
 import numpy as np
 import pytest
-import runs
-import tiny
 
 import dsee_jax
+import runs
+import tiny
 import train
 from dsee_jax import __main__ as command
 from dsee_jax import loop

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+import tiny
 from dsee_jax import inspection
 from dsee_jax.errors import InputError
 

@@ -5,9 +5,9 @@ import json
 
 import numpy as np
 import pytest
-import runs
 from safetensors.numpy import load_file
 
+import runs
 from dsee_jax import config as configs
 from dsee_jax import journal, loop, tree
 from dsee_jax.ckpt import adapter, hf

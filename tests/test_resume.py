@@ -8,9 +8,9 @@ import sys
 import time
 
 import pytest
-import runs
 from safetensors.numpy import load_file
 
+import runs
 from dsee_jax import journal, loop
 
 TRAIN = pathlib.Path(__file__).parents[1] / "train.py"

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
+import tiny
 from dsee_jax import deltas as delta_trees
 from dsee_jax import masks as mask_trees
 from dsee_jax import optim, step, tree

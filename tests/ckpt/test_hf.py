@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import tiny
 from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoTokenizer
 
+import tiny
 from dsee_jax import tree
 from dsee_jax.ckpt import hf
 from dsee_jax.errors import InputError

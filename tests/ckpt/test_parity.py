@@ -5,8 +5,8 @@ import logging
 import jax
 import numpy as np
 import pytest
-import tiny
 
+import tiny
 from dsee_jax.ckpt import hf
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]

@@ -3,8 +3,8 @@
 import dataclasses
 
 import pytest
-import tiny
 
+import tiny
 from dsee_jax.errors import InputError
 from dsee_jax.models import MODELS, bert, fields, find
 

@@ -5,7 +5,7 @@
 GLUE_DIR holds RTE, SST-2 and STS-B in the original TSV layout. A run is ``configs/minilm_TASK_METHOD.yaml`` with a seed. What
 it measured is kept, with its config, in ``benchmarks/results/glue/RUN.json`` and not measured again unless the config changes;
 a run that was interrupted goes on. ``--search`` first tries, for every method alike, half, once and twice the config's
-learning rate on 3,000 examples of STS-B.
+learning rate on 3,000 examples of STS-B, two passes.
 
 Writes the table and the search to ``benchmarks/results/glue.json`` and ``glue.md``, of the runs there are so far.
 """
@@ -31,6 +31,8 @@ TASKS = {"sst2": "accuracy", "stsb": "pearson", "rte": "accuracy"}
 METHODS = ("full", "lora", "dsee")
 SEARCH = "stsb"
 FACTORS = (0.5, 1.0, 2.0)
+BUDGET = {"full": ("epochs=2",), "lora": ("epochs=2",), "dsee": ("epochs=1", "retune_epochs=1")}
+"""Of the search: two passes over the data for every method."""
 
 
 def run(name: str, task: str, method: str, seed: int, options: argparse.Namespace, *overrides: str) -> dict[str, Any]:
@@ -67,7 +69,8 @@ def search(options: argparse.Namespace) -> dict[str, dict[str, float]]:
         rate = configs.read(config_path(SEARCH, method)).train.learning_rate
         for factor in FACTORS:
             name = f"search_{method}_{rate * factor:g}"
-            overrides = (f"--train.learning_rate={rate * factor}", "--data.examples=3000")
+            budget = (f"--train.{key}" for key in BUDGET[method])
+            overrides = (f"--train.learning_rate={rate * factor}", "--data.examples=3000", *budget)
             result = run(name, SEARCH, method, options.seeds[0], options, *overrides)
             found.setdefault(method, {})[f"{rate * factor:g}"] = result["final"][TASKS[SEARCH]]
         print(method, found[method], flush=True)

@@ -79,7 +79,6 @@ def results(setup: Setup, trained: dict[str, Any], masks: Masks, stages: list[di
     count = delta_trees.count(trained["deltas"]) + sum(int(np.prod(flat[path].shape)) for path in moving)
     dense = flops.dense(final, kernels)
     used = flops.sparse(final, kernels) + flops.factors(trained["deltas"])
-    prunable = flops.dense(final, setup.prunable)
     device = jax.devices()[0]
     return {
         "task": setup.config.data.task,
@@ -91,7 +90,7 @@ def results(setup: Setup, trained: dict[str, Any], masks: Masks, stages: list[di
         "trainable_fraction": count / size,
         "head_parameters": sum(int(np.prod(flat[path].shape)) for path in setup.head),
         "backbone_parameters": size,
-        "weight_sparsity": 1 - flops.sparse(final, setup.prunable) / prunable if prunable else 0.0,
+        "weight_sparsity": mask_trees.sparsity(final, setup.prunable),
         "flops_per_token": {"dense": 2 * dense, "final": 2 * used},
         "flops_ratio": used / dense,
         "environment": {

@@ -60,7 +60,7 @@ def load(folder: Path) -> Adapter:
         raise InputError(
             f"{error.filename or folder / WEIGHTS}: missing; an adapter is {CONFIG} and {WEIGHTS}"
         ) from None
-    except (ValueError, SafetensorError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError, SafetensorError) as error:
         raise InputError(f"{folder}: damaged adapter: {error}") from None
     masks = mask_trees.load(folder / MASKS) if (folder / MASKS).exists() else {}
     return Adapter(parts.get("deltas", {}), parts.get("supports", {}), parts.get("params", {}), masks, config)

@@ -47,7 +47,7 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path} is missing: is {path.parent} the folder of a model?") from None
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error})") from None
     if not isinstance(found, dict):
         raise InputError(f"{path} holds a {type(found).__name__}; expected an object of fields")
@@ -83,6 +83,40 @@ def _places(model: Any) -> dict[str, _Place]:
         shape = leaf.shape[::-1] if transform == "transpose" else leaf.shape
         places[theirs.format(i=number[0] if number else "")] = _Place(path, transform, shape)
     return places
+
+
+def stands(model_type: str, paths: Iterable[str], names: Iterable[str]) -> dict[str, tuple[str, bool]]:
+    """Return where params of our models stand among the tensors of a file.
+
+    Args:
+      model_type: of the file's config.json.
+      paths: of params.
+      names: of the file's tensors.
+
+    Returns:
+      ``{path: (name, transposed)}``; a param that the file lacks, as a task head, gets Hugging Face's name.
+
+    Raises:
+      InputError: the architecture is not supported, or has no such param.
+    """
+    tables = models.find(model_type)
+    known = {ours: (theirs, transform) for ours, theirs, transform in tables.HF_NAMES}
+    written: dict[str, str] = {}
+    for name in names:
+        new = name
+        for pattern, replacement in tables.OLD_NAMES:
+            new = re.sub(f"^{pattern}$", replacement, new)
+        written |= {new: name, tables.PREFIX + new: name}
+    found = {}
+    for path in paths:
+        number = re.search(r"(?<=_)\d+(?=/)", path)
+        general = path.replace(number[0], "{i}", 1) if number else path
+        if general not in known:
+            raise InputError(f"{model_type} has no param {path!r}{did_you_mean(general, known)}")
+        theirs, transform = known[general]
+        name = theirs.format(i=number[0] if number else "")
+        found[path] = (written.get(name, name), transform == "transpose")
+    return found
 
 
 def load_pretrained(
@@ -230,7 +264,7 @@ def save_pretrained(
     if path.exists() and not overwrite and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"{path} exists: give a new folder, or pass overwrite=True")
     origin = None if source is None else resolve(source)
-    arrays, config = _theirs(model, params), _config(model, origin, labels)
+    arrays, config = named(model, params), _config(model, origin, labels)
     staging, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
     shutil.rmtree(staging, ignore_errors=True)  # what a killed run has left
     staging.mkdir(parents=True)
@@ -249,7 +283,22 @@ def save_pretrained(
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _theirs(model: Any, params: Params) -> dict[str, np.ndarray]:
+def names(model: Any) -> dict[str, str]:
+    """Return ``{path of a param: its name in the files}``."""
+    return {place.path: _written(model, name) for name, place in _places(model).items()}
+
+
+def _written(model: Any, name: str) -> str:
+    """A bare model has its names without the prefix, as Hugging Face writes them."""
+    return name.removeprefix(_tables(model).PREFIX) if model.task == "features" else name
+
+
+def named(model: Any, params: Params) -> dict[str, np.ndarray]:
+    """Return params, or anything of their shapes, under Hugging Face's names and in its layouts (kernels transposed).
+
+    Raises:
+      InputError: ``params`` are not the model's.
+    """
     flat, places = tree.flatten(params), _places(model)
     for path in flat.keys() - {place.path for place in places.values()}:
         raise InputError(f"the model has no param {path!r}{did_you_mean(path, (p.path for p in places.values()))}")
@@ -259,8 +308,7 @@ def _theirs(model: Any, params: Params) -> dict[str, np.ndarray]:
         array = array.T if place.transform == "transpose" else array
         if array.shape != place.shape:
             raise InputError(f"{place.path!r} has shape {array.shape} as {name!r}; the model asks for {place.shape}")
-        # A bare model has its names without the prefix, as Hugging Face writes them.
-        arrays[name.removeprefix(_tables(model).PREFIX) if model.task == "features" else name] = array
+        arrays[_written(model, name)] = array
     return arrays
 
 

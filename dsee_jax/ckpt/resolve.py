@@ -13,12 +13,13 @@ from dsee_jax.errors import InputError
 _HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 
-def resolve(path: str | Path) -> Path:
+def resolve(path: str | Path, revision: str | None = None) -> Path:
     """Return the local folder of a model.
 
     Args:
       path: a folder; ``package:NAME``, an installed package with ``get_model_path()``; or a hub id such as ``org/name``,
         of which the configuration, safetensors and tokenizer files are downloaded (or taken from the cache).
+      revision: a branch, tag or commit of a hub id; None: the newest.
 
     Raises:
       InputError: there is no such folder, package or hub id, or the hub cannot be reached.
@@ -38,7 +39,11 @@ def resolve(path: str | Path) -> Path:
             f"the model folder {text} does not exist (here: {Path.cwd()}): give an existing folder or a hub id"
         )
     try:
-        return Path(huggingface_hub.snapshot_download(text, allow_patterns=list(_HUB_FILES), ignore_patterns=["*/*"]))
+        patterns = list(_HUB_FILES)
+        found = huggingface_hub.snapshot_download(
+            text, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]
+        )
+        return Path(found)
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(

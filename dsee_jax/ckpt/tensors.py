@@ -1,18 +1,19 @@
 """Named arrays in safetensors files, single or sharded: headers first, then one array at a time.
 
-Arrays are read with plain file reads, not through a memory map, whose pages would count as used memory until the end.
+Whole arrays are read with plain file reads, not through a memory map, whose pages would count as used memory until the end;
+`mapped` is for stretches that are let go at once.
 """
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from dsee_jax.aliases import Array
 from dsee_jax.errors import InputError
@@ -34,11 +35,17 @@ DTYPES: dict[str, Any] = {
 }
 """The types of safetensors that are read, by their names in a header."""
 
+_NAMES = {np.dtype(kind): name for name, kind in DTYPES.items()}
+
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _CONVERT = (
     'python -c "import torch, safetensors.torch as s; s.save_file({k: v.clone().contiguous() for k, v in '
     "torch.load('%s', map_location='cpu', weights_only=True).items()}, 'model.safetensors')\""
 )
+
+
+_LARGEST = 32 << 20
+"""Bytes of JSON that are parsed: enough for some 300,000 tensors, and far from what would fill the memory."""
 
 
 class Stored(NamedTuple):
@@ -59,7 +66,7 @@ def index(folder: Path) -> dict[str, Stored]:
         shard that is missing, or an index that does not agree with its shards.
     """
     if (folder / SINGLE).exists():
-        return _header(folder / SINGLE)
+        return contents(folder / SINGLE)
     if not (folder / INDEX).exists():
         pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
         if pickles:
@@ -73,7 +80,7 @@ def index(folder: Path) -> dict[str, Stored]:
     for file in sorted(set(placed.values())):
         if not (folder / file).exists():
             raise InputError(f"{folder / file} is missing; {INDEX} lists it: download or copy it again")
-        stored |= _header(folder / file)
+        stored |= contents(folder / file)
     for name, file in placed.items():
         if name not in stored or stored[name].file.name != file:
             raise InputError(f"{folder / INDEX} puts {name!r} in {file!r}, which does not hold it: download both again")
@@ -82,10 +89,10 @@ def index(folder: Path) -> dict[str, Stored]:
 
 def _placed(path: Path) -> dict[str, str]:
     try:
-        placed = json.loads(path.read_bytes())["weight_map"]
+        placed = json.loads(path.read_bytes())["weight_map"] if path.stat().st_size <= _LARGEST else {}
         # A shard stands beside its index; anything else would read files elsewhere on the disk.
-        good = all(Path(file).name == file and file.endswith(".safetensors") for file in placed.values())
-    except (ValueError, KeyError, TypeError, AttributeError):
+        good = all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_ .+=-]{0,200}\.safetensors", file) for file in placed.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         good, placed = False, {}
     if not good or not placed:
         raise InputError(
@@ -94,16 +101,24 @@ def _placed(path: Path) -> dict[str, str]:
     return placed
 
 
-def _header(file: Path) -> dict[str, Stored]:
+def contents(file: Path) -> dict[str, Stored]:
+    """Return ``{name: where}`` of one safetensors file, from its header; raises `InputError` as `index` does."""
     try:
+        if not file.is_file():
+            raise OSError("no such file" if not file.exists() else "not a file")
+        with file.open("rb") as opened:
+            size = int.from_bytes(opened.read(8), "little")
+        if size > min(_LARGEST, file.stat().st_size):
+            raise ValueError(f"its header claims {size} bytes")
         # Checks the lengths and the order of everything; maps the file, and touches none of its arrays.
         with safe_open(file, framework="numpy") as checked:
             names = set(checked.keys())
         with file.open("rb") as opened:
-            size = int.from_bytes(opened.read(8), "little")
+            opened.seek(8)
             header = json.loads(opened.read(size))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{file} is not a whole safetensors file ({error}): download or copy it again") from None
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        reason = ascii(" ".join(str(error).split())[:200])[1:-1]
+        raise InputError(f"{file} is not a whole safetensors file ({reason}): download or copy it again") from None
     stored = {}
     for name in sorted(names):
         start, end = header[name]["data_offsets"]
@@ -117,13 +132,34 @@ def read(stored: Stored) -> np.ndarray:
     Raises:
       InputError: a type that is not in `DTYPES`, or a file that has become shorter.
     """
-    if stored.dtype not in DTYPES:
-        raise InputError(f"{stored.file} stores {stored.dtype}, which is not read; expected one of {', '.join(DTYPES)}")
-    dtype = np.dtype(DTYPES[stored.dtype])
+    dtype = _dtype(stored)
     flat = np.fromfile(stored.file, dtype, stored.nbytes // dtype.itemsize, offset=stored.offset)
     if flat.nbytes != stored.nbytes:
         raise InputError(f"{stored.file} ends early: it has changed since it was opened")
     return flat.reshape(stored.shape)
+
+
+def mapped(stored: Stored, start: int, stop: int) -> np.ndarray:
+    """Return the flat elements [start, stop) of one array, read-only, through a memory map of this stretch alone.
+
+    Raises:
+      InputError: a type that is not in `DTYPES`, or a file that has become shorter.
+    """
+    dtype = _dtype(stored)
+    if start >= stop:
+        return np.empty(0, dtype)
+    offset, length = stored.offset + start * dtype.itemsize, (stop - start) * dtype.itemsize
+    try:
+        stretch = np.memmap(stored.file, np.uint8, "r", offset, (length,))
+    except (OSError, ValueError):
+        raise InputError(f"{stored.file} ends early: it has changed since it was opened") from None
+    return stretch.view(np.ndarray).view(dtype)
+
+
+def _dtype(stored: Stored) -> np.dtype[Any]:
+    if stored.dtype not in DTYPES:
+        raise InputError(f"{stored.file} stores {stored.dtype}, which is not read; expected one of {', '.join(DTYPES)}")
+    return np.dtype(DTYPES[stored.dtype])
 
 
 def byte_size(text: str | int) -> int:
@@ -139,28 +175,59 @@ def byte_size(text: str | int) -> int:
     return size
 
 
+def shards(sizes: Mapping[str, int], *, max_shard_size: str | int = "5GB") -> dict[str, list[str]]:
+    """Return ``{file: names}`` of arrays of these bytes: ``model.safetensors``, or shards in order, none larger than the size.
+
+    An array larger than that gets a shard of its own.
+    """
+    limit = byte_size(max_shard_size)
+    parts: list[list[str]] = [[]]
+    used = 0
+    for name, size in sizes.items():
+        if parts[-1] and used + size > limit:
+            parts.append([])
+            used = 0
+        parts[-1].append(name)
+        used += size
+    if len(parts) == 1:
+        return {SINGLE: parts[0]}
+    return {f"model-{number + 1:05}-of-{len(parts):05}.safetensors": names for number, names in enumerate(parts)}
+
+
+def header(arrays: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, dict[str, int], int]:
+    """Return how a file of arrays ``{name: (type, shape)}`` begins, the offset from its start of each array, and its size.
+
+    Types are keys of `DTYPES`. Arrays follow in the order given, from a multiple of 64 bytes.
+    """
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offsets, end = {}, 0
+    for name, (dtype, shape) in arrays.items():
+        offsets[name], end = end, end + math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offsets[name], end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % 64)
+    begin = len(text).to_bytes(8, "little") + text
+    return begin, {name: len(begin) + offset for name, offset in offsets.items()}, len(begin) + end
+
+
+def index_text(files: Mapping[str, Sequence[str]], nbytes: int) -> str:
+    """Return the content of `INDEX` for shards ``{file: names}`` that hold ``nbytes`` of arrays."""
+    placed = {name: file for file, names in files.items() for name in names}
+    return json.dumps({"metadata": {"total_size": nbytes}, "weight_map": placed}, indent=2, sort_keys=True) + "\n"
+
+
 def write(folder: Path, arrays: Mapping[str, Array], *, max_shard_size: str | int = "5GB") -> None:
     """Write ``model.safetensors``, or shards and their index when the arrays are larger than ``max_shard_size``.
 
-    An array larger than that gets a shard of its own. Any strides will do: a transposed view is written as what it shows.
+    Any strides will do: a transposed view is written as what it shows.
     """
-    limit = byte_size(max_shard_size)
-    shards: list[list[str]] = [[]]
-    used = 0
-    for name, array in arrays.items():
-        if shards[-1] and used + array.nbytes > limit:
-            shards.append([])
-            used = 0
-        shards[-1].append(name)
-        used += array.nbytes
-    count = len(shards)
-    files = [SINGLE] if count == 1 else [f"model-{number + 1:05}-of-{count:05}.safetensors" for number in range(count)]
-    for file, names in zip(files, shards, strict=True):
-        # safetensors 0.8.0 writes the memory behind a view, not the view: every array must be contiguous in C order.
-        part = {name: np.ascontiguousarray(arrays[name]) for name in names}
-        save_file(part, folder / file, metadata={"format": "pt"})
-    if count > 1:
-        total = sum(int(array.nbytes) for array in arrays.values())
-        placed = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        text = json.dumps({"metadata": {"total_size": total}, "weight_map": placed}, indent=2, sort_keys=True)
-        (folder / INDEX).write_text(text + "\n")
+    files = shards({name: array.nbytes for name, array in arrays.items()}, max_shard_size=max_shard_size)
+    for file, names in files.items():
+        begin, _, _ = header({name: (_NAMES[np.dtype(arrays[name].dtype)], arrays[name].shape) for name in names})
+        with (folder / file).open("wb") as opened:
+            opened.write(begin)
+            for name in names:
+                # A view must be written as what it shows, and not as the memory behind it.
+                opened.write(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data)
+    if len(files) > 1:
+        (folder / INDEX).write_text(index_text(files, sum(int(array.nbytes) for array in arrays.values())))

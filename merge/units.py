@@ -1,16 +1,12 @@
-"""Units: which tensors share one coefficient, and how much each unit changed.
+"""Units: which tensors share one coefficient.
 
 A unit is named by a regular expression with a group ``unit``, searched in a tensor's path or name; ``layer`` and ``tensor``
 stand for the two that everybody wants. Tensors that no unit takes (embeddings, final norm, head) are outside.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-
-from dsee_jax.aliases import Array
 from dsee_jax.errors import InputError
 
 LAYER = r"(?:^|[./_])(?:layers?|h|blocks?)[./_](?P<unit>\d+)(?=[./])"
@@ -41,11 +37,13 @@ def of(names: Sequence[str], unit: str) -> dict[str, str | None]:
     return found
 
 
-def changes(deltas: Mapping[str, Array], units: Mapping[str, str | None]) -> dict[str, jax.Array]:
-    """Return ``{unit: sum of |delta| over its tensors}`` as float32 scalars, units in the order they appear."""
-    sums: dict[str, jax.Array] = {}
-    for name, delta in deltas.items():
-        unit = units[name]
-        if unit is not None:
-            sums[unit] = sums.get(unit, jnp.zeros((), jnp.float32)) + jnp.sum(jnp.abs(delta.astype(jnp.float32)))
-    return sums
+def natural(name: str) -> list[tuple[int, str]]:
+    """Return a key to sort by in which layer 2 comes before layer 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def depths(names: Sequence[str]) -> dict[str, float | None]:
+    """Return ``{name: l / (L - 1)}``, the relative depth in [0, 1] of its layer l of L; None for tensors outside layers."""
+    numbers = {name: None if unit is None else int(unit) for name, unit in of(names, "layer").items()}
+    last = max(number for number in numbers.values() if number is not None)
+    return {name: None if number is None else number / max(last, 1) for name, number in numbers.items()}

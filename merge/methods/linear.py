@@ -1,22 +1,92 @@
 """Weighted sums of models and of their changes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from dsee_jax.aliases import Array
+from dsee_jax.errors import InputError
+from merge.leaf import Leaf, Tile
+from merge.method import Method, Option
 
 
-def linear(base: Array, models: Sequence[Array], weights: Array) -> jax.Array:
-    """Return ``sum_m w_m t_m`` of tensors of one shape; ``weights`` (models,). The base does not enter."""
-    del base
-    return sum((w * jnp.asarray(t, jnp.float32) for w, t in zip(weights, models, strict=True)), jnp.float32(0))
+def linear(leaf: Leaf, *, weight: Sequence[float] | Array, normalize: bool = True) -> Any:
+    """Return ``sum_m w_m t_m``, over ``sum_m w_m`` when ``normalize`` (Wortsman et al. 2022, arXiv 2203.05482)."""
+    weights = jnp.asarray(weight, jnp.float32)
+    return leaf.map(weighted, weights / jnp.sum(weights) if normalize else weights)
 
 
-def task_arithmetic(base: Array, models: Sequence[Array], weights: Array) -> jax.Array:
-    """Return ``t0 + sum_m w_m (t_m - t0)`` (Ilharco et al. 2023, arXiv 2212.04089); ``weights`` (models,)."""
-    start = jnp.asarray(base, jnp.float32)
-    return start + sum(
-        (w * (jnp.asarray(t, jnp.float32) - start) for w, t in zip(weights, models, strict=True)), jnp.float32(0)
-    )
+def task_arithmetic(
+    leaf: Leaf,
+    *,
+    weight: Sequence[float] | Array,
+    normalize: bool = False,
+    scale: float | Array = 1.0,
+    **unused: Any,
+) -> Any:
+    """Return ``t0 + scale * sum_m w_m (t_m - t0)`` (Ilharco et al. 2023, arXiv 2212.04089).
+
+    ``normalize`` divides the sum by that of the weights. The other options that mergekit takes here change nothing.
+    """
+    weights = jnp.asarray(weight, jnp.float32)
+    return leaf.map(moved, weights * scale / (jnp.sum(weights) if normalize else 1))
+
+
+def passthrough(leaf: Leaf, *, scale: Sequence[float] | Array = (1.0,)) -> Any:
+    """Return the only model times ``scale``."""
+    return leaf.map(weighted, jnp.asarray(scale, jnp.float32))
+
+
+def weighted(tile: Tile, weights: jax.Array) -> jax.Array:
+    """Return ``sum_m w_m t_m``, ``weights`` (models,)."""
+    return sum((weights[model] * value for model, value in enumerate(tile.values)), jnp.float32(0))
+
+
+def moved(tile: Tile, weights: jax.Array) -> jax.Array:
+    """Return ``t0 + sum_m w_m (t_m - t0)``, ``weights`` (models,)."""
+    return tile.origin + sum((weights[model] * delta for model, delta in enumerate(tile.deltas)), jnp.float32(0))
+
+
+def check(where: str, *, weight: Any, normalize: Any = True, **others: Any) -> None:
+    """Refuse weights, if they are known, that sum to zero and are to be divided by their sum."""
+    if normalize and not isinstance(weight, jax.core.Tracer) and abs(sum(map(float, weight))) < 1e-8:
+        raise InputError(f"{where}: the weights sum to 0 and cannot be normalized; change them or normalize: false")
+
+
+WEIGHT = Option(float, None, "the model's share")
+NORMALIZE = "divide by the sum of the weights"
+LAMBDA = Option(float, 1.0, "scale of the merged change")
+UNUSED = "accepted as mergekit does; changes nothing"
+
+METHODS = {
+    "linear": Method(
+        linear,
+        {"weight": WEIGHT},
+        {"normalize": Option(bool, True, NORMALIZE)},
+        "weighted mean of the models (model soups, arXiv 2203.05482)",
+        base="none",
+        check=check,
+    ),
+    "task_arithmetic": Method(
+        task_arithmetic,
+        {"weight": WEIGHT, "density": Option(float, 1.0, UNUSED, 0, 1, low_open=True)},
+        {
+            "normalize": Option(bool, False, NORMALIZE),
+            "lambda": LAMBDA,
+            "rescale": Option(bool, False, UNUSED),
+            "int8_mask": Option(bool, False, UNUSED),
+        },
+        "base plus the weighted sum of the models' changes (arXiv 2212.04089)",
+        check=check,
+    ),
+    "passthrough": Method(
+        passthrough,
+        {"scale": Option(float, 1.0, "factor of every element")},
+        {},
+        "one model as it is, tensor by tensor: for slices",
+        base="none",
+        models=(1, 1),
+    ),
+}

@@ -7,12 +7,77 @@
 The authors' code breaks ties by the order of the units; here tied units share their mean rank unless ``ties`` is ``order``.
 """
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from dsee_jax.aliases import Array
+from dsee_jax.errors import InputError, did_you_mean
+from merge import units
+from merge.leaf import Leaf, Tile, fold_all
+from merge.method import Method, Option
+from merge.methods.linear import weighted
+
+
+def rankmean(leaf: Leaf, *, coefficients: Array, **options: Any) -> Any:
+    """Return ``sum_m c_m t_m``, the ``coefficients`` (models,) of the tensor's unit as `prepare` found them."""
+    return leaf.map(weighted, jnp.asarray(coefficients, jnp.float32))
+
+
+def prepare(leaves: Sequence[Leaf], options: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return each leaf's ``coefficients`` (models,): its unit's, the plain mean outside every unit.
+
+    In a unit also ``change`` (models,), what was ranked: the sum of |change| over that of the base's |values|. Options may
+    hold ``coefficients``, ``{unit: (models,)}``, in place of what the ranks give.
+    """
+    shared = dict(options[0])
+    if any(dict(given) != shared for given in options):
+        raise InputError("rankmean's options hold for the whole model; give each one value, without a filter")
+    where = units.of([leaf.name for leaf in leaves], shared.get("unit", "layer"))
+    shares, changes = shared.pop("coefficients", None), {}
+    if shares is None:
+        shares, changes = looked(leaves, **shared)
+    for unit in where.values():
+        if unit is not None and unit not in shares:
+            raise InputError(f"no coefficients of unit {unit!r}{did_you_mean(unit, shares)}; give those of every unit")
+    count = leaves[0].count
+    plain = {"coefficients": jnp.full(count, 1 / count, jnp.float32)}
+
+    def extra(unit: str | None) -> dict[str, Any]:
+        if unit is None:
+            return plain
+        change = {"change": changes[unit]} if changes else {}
+        return {"coefficients": jnp.asarray(shares[unit]), **change}
+
+    return [extra(where[leaf.name]) for leaf in leaves]
+
+
+def looked(
+    leaves: Sequence[Leaf],
+    *,
+    unit: str = "layer",
+    order: Literal["ascending", "reversed"] = "ascending",
+    ties: Literal["mean", "order"] = "mean",
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Return ``{unit: coefficients (models,)}`` and ``{unit: relative change (models,)}``, units by their numbers.
+
+    See `ranks` for the options.
+    """
+    where = units.of([leaf.name for leaf in leaves], unit)
+    inside = [leaf for leaf in leaves if where[leaf.name] is not None]
+    sums: dict[str, Any] = {}
+    for leaf, found in zip(inside, fold_all(inside, _sizes), strict=True):
+        name = where[leaf.name] or ""
+        sums[name] = jax.tree.map(lambda x, y: x + y, sums[name], found) if name in sums else found
+    names = sorted(sums, key=units.natural)
+    # Ranks compare: a streamed sum's float64 would break ties that float32 leaves.
+    scores = jnp.stack([jnp.asarray(sums[name][0], jnp.float32) for name in names], axis=1)
+    shares = coefficients(scores, order=order, ties=ties)
+    base = jnp.stack([jnp.asarray(sums[name][1], jnp.float32) for name in names])
+    changes = scores / base[None, :]
+    return tuple({name: found[:, number] for number, name in enumerate(names)} for found in (shares, changes))  # pyright: ignore
 
 
 def ranks(scores: Array, *, descending: bool = False, ties: Literal["mean", "order"] = "mean") -> jax.Array:
@@ -37,3 +102,22 @@ def coefficients(
     found = jax.vmap(lambda row: ranks(row, descending=order == "reversed", ties=ties))(jnp.asarray(scores))
     share = 1 / found if order == "reversed" else found
     return share / jnp.sum(share, axis=0, keepdims=True)
+
+
+def _sizes(tile: Tile) -> tuple[jax.Array, jax.Array]:
+    return jnp.stack([jnp.sum(jnp.abs(delta)) for delta in tile.deltas]), jnp.sum(jnp.abs(tile.origin))
+
+
+METHODS = {
+    "rankmean": Method(
+        rankmean,
+        {},
+        {
+            "unit": Option(str, "layer", "layer, tensor, or a regular expression with a group named unit"),
+            "order": Option(str, "ascending", "how ranks run", choices=("ascending", "reversed")),
+            "ties": Option(str, "mean", "equal changes share a rank, or rank in order", choices=("mean", "order")),
+        },
+        "models weighted by how much each unit changed among their own (RankMean, ACL 2024 Findings)",
+        prepare=prepare,
+    )
+}

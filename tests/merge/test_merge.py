@@ -1,34 +1,21 @@
-"""In-memory merging: against the RankMean authors' outputs, and the invariants the method promises."""
+"""In-memory merging: trees of every kind, options, gradients, sharding, and RankMean's invariants."""
 
+import os
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+import flax
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
 
 import merge
 from dsee_jax.errors import InputError
-
-GOLDENS = [
-    ("rankmean", {"method": "rankmean", "unit": "layer"}),
-    ("finer_grained", {"method": "rankmean", "unit": "tensor"}),
-    ("reversed", {"method": "rankmean", "unit": "layer", "order": "reversed"}),
-    ("average_merging", {"method": "linear"}),
-    ("task_arithmetic", {"method": "task_arithmetic", "scale": 0.7}),
-]
-
-
-@pytest.mark.parametrize(("name", "options"), GOLDENS)
-def test_equals_the_outputs_of_the_authors_code(shared, name, options):
-    folder = shared / "goldens" / "rankmean"
-    base, a, b = (load_file(folder / part / "model.safetensors") for part in ("base", "model_a", "model_b"))
-    expected = load_file(folder / f"expected_{name}.safetensors")
-    merged = merge.merge(base, [a, b], **options)
-    assert merged.keys() == expected.keys()
-    for key, value in expected.items():
-        np.testing.assert_allclose(merged[key], value, rtol=1e-6, atol=1e-6 * np.abs(value).max())
 
 
 def models(seed: int, count: int, layers: int = 3) -> tuple[dict, list[dict]]:
@@ -71,12 +58,77 @@ def test_invariants_of_the_coefficients(seed, count, factor, order):
             assert 1 / 4 - 1e-6 <= float(share[0]) <= 3 / 4 + 1e-6
 
 
-@pytest.mark.parametrize("method", merge.METHODS)
-def test_copies_of_one_model_merge_to_it_under_jit(method):
-    base, (model,) = models(0, 1)
-    options = {"normalize": True} if method == "task_arithmetic" else {}
-    merged = jax.jit(lambda b, m: merge.merge(b, [m] * 3, method=method, **options))(base, model)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), merged, model)
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+@pytest.mark.parametrize("kind", ["dict", "list", "tuple", "frozen", "jax"])
+def test_any_tree_keeps_its_structure_and_types(kind):
+    """Dicts, lists, NamedTuples and Flax's frozen dicts; half precision; whole numbers and truth values are the base's."""
+    make = {
+        "dict": lambda a, b: {"a": a, "b": {"c": b}},
+        "list": lambda a, b: [a, [b]],
+        "tuple": lambda a, b: Pair(a, Pair(b, {})),
+        "frozen": lambda a, b: flax.core.freeze({"a": a, "b": {"c": b}}),
+        "jax": lambda a, b: {"a": jnp.asarray(a), "b": jnp.asarray(b)},
+    }[kind]
+    base = make(np.zeros((2, 3), ml_dtypes.bfloat16), np.arange(3))
+    tuned = [make(np.full((2, 3), value, ml_dtypes.bfloat16), np.zeros(3, int)) for value in (1, 2)]
+    merged = merge.merge(base, tuned, method="linear")
+    assert jax.tree.structure(merged) == jax.tree.structure(base)
+    value, numbers = jax.tree.leaves(merged)
+    assert value.dtype == jnp.bfloat16
+    assert (np.asarray(value, np.float32) == 1.5).all()
+    np.testing.assert_array_equal(numbers, [0, 1, 2])
+
+
+def test_names_of_hugging_face_find_their_layers():
+    """A flat dict by names with dots; float64 and arrays without axes come out in what JAX holds."""
+    base = {"model.layers.0.w": np.zeros(2), "model.layers.1.w": np.zeros(2), "scale": np.float64(0)}
+    tuned = [{name: value + 1 for name, value in base.items()}, {name: value + 3 for name, value in base.items()}]
+    assert merge.rankmean_coefficients(base, tuned).keys() == {"0", "1"}
+    merged = merge.merge(base, tuned, method="rankmean")
+    np.testing.assert_allclose(merged["model.layers.0.w"], [2, 2])
+    assert merged["scale"].shape == ()
+    assert float(merged["scale"]) == 2
+
+
+def test_without_a_base():
+    """Where a method does without one, models alone; where not, an error that says so."""
+    _, tuned = models(0, 2)
+    merged = merge.merge(None, tuned, method="nuslerp")
+    assert jax.tree.structure(merged) == jax.tree.structure(tuned[0])
+    with pytest.raises(InputError, match="ties measures changes from a base"):
+        merge.merge(None, tuned, method="ties")
+
+
+SHARDED = """
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+import merge
+mesh = jax.make_mesh((2,), ("x",))
+rng = np.random.default_rng(0)
+trees = [{"layer_0": {"kernel": rng.normal(size=(8, 6)).astype(np.float32)}} for _ in range(4)]
+put = lambda tree: jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, P("x", None))), tree)
+for method, options in {
+    "linear": {}, "rankmean": {}, "ties": {"density": 0.4}, "dare_ties": {"density": 0.5}, "multislerp": {}, "sce": {},
+    "lines": {"alpha": 0.5, "beta": 0.5},
+}.items():
+    run = lambda base, models: merge.merge(base, models, method=method, **options)["layer_0"]["kernel"]
+    expected = run(trees[0], trees[1:])
+    for function in (run, jax.jit(run)):
+        found = function(put(trees[0]), [put(tree) for tree in trees[1:]])
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6, err_msg=method)
+        assert found.sharding.is_equivalent_to(NamedSharding(mesh, P("x", None)), 2), (method, found.sharding)
+"""
+
+
+def test_sharded_arrays_stay_sharded():
+    """On two simulated devices, compiled or not: the same numbers, laid out as the models are."""
+    environment = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=2", JAX_PLATFORMS="cpu")
+    done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_gradients_flow_through_given_coefficients():
@@ -104,4 +156,37 @@ def test_bad_input_is_named():
     with pytest.raises(InputError, match="matches no tensor"):
         merge.merge(base, tuned, unit="(?P<unit>nothing)")
     with pytest.raises(InputError, match="give one each"):
-        merge.merge(base, tuned, method="linear", weights=[1.0])
+        merge.merge(base, tuned, method="linear", weight=[1.0])
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("ties", {"density": 0}, r"ties: density\[0\] is 0; expected a number in \(0, 1\]"),
+        ("ties", {"density": [0.5, 1.5]}, r"density\[1\] is 1.5"),
+        ("ties", {"trim": "globl"}, "did you mean 'global'"),
+        ("ties", {"normalize": "yes"}, "expected true or false"),
+        ("slerp", {"t": 0.5}, "slerp merges 1 besides the base; found 2"),
+        ("slerp", {}, "slerp needs the option 't'"),
+        ("model_stock", {"weight": 1}, "model_stock has no option 'weight'"),
+        ("linear", {"weight": [1, -1]}, "weights sum to 0"),
+        ("della", {"density": 0.1}, "lower epsilon"),
+        ("lines", {"alpha": 1, "beta": 0, "over": "tise"}, "did you mean 'ties'"),
+        ("lines", {"alpha": 1, "beta": 0, "over": "ties", "densty": 1}, "did you mean 'density'"),
+        ("rankmean", {"coefficients": {"0": [0.5, 0.5]}}, "no coefficients of unit '1'"),
+        ("regmean", {"grams": [{}]}, "1 sets of Gram matrices for 2 models"),
+        ("regmean", {"grams": [{"embeddings/word": np.eye(4)}] * 2}, r"is \(4, 4\); expected \(3, 3\)"),
+        ("fisher", {"statistics": [{}, {}]}, "not in statistics 0"),
+    ],
+)
+def test_bad_options_are_named(method, options, message):
+    base, tuned = models(0, 2)
+    with pytest.raises(InputError, match=message) as caught:
+        merge.merge(base, tuned, method=method, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_whole_numbers_cannot_be_traced():
+    base, tuned = models(0, 2)
+    with pytest.raises(InputError, match="seed is traced"):
+        jax.jit(lambda seed: merge.merge(base, tuned, method="dare_ties", density=0.5, seed=seed))(1)

@@ -1,0 +1,85 @@
+"""What a merge method is: a pure function of one leaf, and the options it takes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from dsee_jax.errors import InputError, did_you_mean
+from merge.leaf import Leaf
+
+
+class Option(NamedTuple):
+    """One option of a method: its type, its default, what values it may take, and what it means in one line."""
+
+    kind: type  # float, int, bool or str
+    default: Any  # None: must be given
+    help: str
+    low: float = float("-inf")
+    high: float = float("inf")
+    low_open: bool = False  # low itself is not allowed
+    choices: tuple[str, ...] = ()
+
+    def check(self, where: str, value: Any) -> Any:
+        """Return ``value`` in this option's type.
+
+        Raises:
+          InputError: another type, or out of range; the message begins with ``where``.
+        """
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        good = {
+            float: number,
+            int: number and value == int(value) if number and abs(value) < 2**63 else False,
+            bool: isinstance(value, bool) or value in (0, 1),
+            str: isinstance(value, str),
+        }[self.kind]
+        if not good:
+            raise InputError(f"{where} is {value!r}; expected {self.expected}")
+        if number and not (self.low < value <= self.high or (value == self.low and not self.low_open)):
+            raise InputError(f"{where} is {value!r}; expected {self.expected}")
+        if self.choices and value not in self.choices:
+            raise InputError(f"{where} is {value!r}{did_you_mean(str(value), self.choices)}; expected {self.expected}")
+        return self.kind(value)
+
+    @property
+    def expected(self) -> str:
+        """What values there may be, for an error or a help text."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        name = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}[self.kind]
+        if (self.low, self.high) == (float("-inf"), float("inf")):
+            return name
+        if self.high == float("inf"):
+            return f"{name} {'above' if self.low_open else 'of at least'} {self.low:g}"
+        return f"{name} in {'(' if self.low_open else '['}{self.low:g}, {self.high:g}]"
+
+
+KEYWORDS = {"lambda": "scale", "method": "over"}
+"""The keywords of options whose names in recipes Python or `merge.merge` have taken; any other option is its own keyword."""
+
+
+class Method(NamedTuple):
+    """A way to merge.
+
+    ``merge(leaf, **options, **extra)`` returns the merged tensor, float32, through the leaf's folds and one map. It gets
+    every option of ``each`` as a sequence with one value for each model, and every option of ``shared`` as one value, under
+    the option's keyword. ``prepare(leaves, options)``, where there is one, looks at the whole model first: given all leaves
+    and the options of each, it returns ``extra``, further keywords for each leaf.
+    """
+
+    merge: Callable[..., Any]
+    each: Mapping[str, Option]
+    shared: Mapping[str, Option]
+    help: str  # one line, with the paper
+    # required: changes are measured from it; optional: they may be; none: no such thing, a base counts as one of the models
+    base: Literal["required", "optional", "none"] = "required"
+    models: tuple[int, int | None] = (1, None)  # the fewest and the most, the base apart
+    by_rows: Callable[..., bool] = lambda **options: False  # whether tiles must hold whole rows, by the options
+    exact: bool = True  # False: draws random numbers
+    # what is collected on data for every tensor of every model: `Tile.statistics`, or the keyword ``grams``, whole matrices
+    statistics: Literal["none", "elements", "grams"] = "none"
+    # check(where, **options) raises InputError, beginning with ``where``, for options that do not go together
+    check: Callable[..., None] = lambda where, **options: None
+    prepare: Callable[[Sequence[Leaf], Sequence[Mapping[str, Any]]], list[dict[str, Any]]] | None = None
+
+    def keywords(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return ``options``, by their names in recipes, under the keywords of ``merge``."""
+        return {KEYWORDS.get(name, name): value for name, value in options.items()}

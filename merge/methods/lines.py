@@ -1,0 +1,96 @@
+"""LiNeS: scale the merged change by the depth of its layer, on top of any other method."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from merge import select, units
+from merge.leaf import Leaf, Tile, fold_all
+from merge.method import Method, Option
+from merge.select import Cut
+
+
+class Scaled(NamedTuple):
+    """A `Leaf` whose merged tensor's change from the base is multiplied by ``factor`` ()."""
+
+    leaf: Leaf
+    factor: jax.Array
+
+    @property
+    def name(self) -> str:  # noqa: D102
+        return self.leaf.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # noqa: D102
+        return self.leaf.shape
+
+    @property
+    def count(self) -> int:  # noqa: D102 # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.leaf.count
+
+    @property
+    def has_base(self) -> bool:  # noqa: D102
+        return self.leaf.has_base
+
+    def fold(self, function: Callable[..., Any], *args: Any, **static: Any) -> Any:  # noqa: D102
+        return self.leaf.fold(function, *args, **static)
+
+    def map(self, function: Callable[..., Any], *args: Any, **static: Any) -> Any:  # noqa: D102
+        return self.leaf.map(_scaled, self.factor, *args, inner=function, **static)
+
+    def fold_all(self, leaves: Sequence[Any], *args: Any, **static: Any) -> list[Any]:  # noqa: D102
+        return fold_all([scaled.leaf for scaled in leaves], *args, **static)
+
+    def select(self, leaves: Sequence[Any], *args: Any, **static: Any) -> list[Cut]:  # noqa: D102
+        return select.largest([scaled.leaf for scaled in leaves], *args, **static)
+
+
+def over(inner: Method, name: str) -> Method:
+    """Return LiNeS (Wang et al. 2024, arXiv 2410.17146) over the method ``inner``, called ``name``.
+
+    The merged change is multiplied by ``alpha + beta * l / (L - 1)`` in layer l of L, and by ``alpha`` outside of layers.
+    Its options are those of ``inner`` and its own.
+    """
+
+    def merge(leaf: Leaf, *, factor: Any, over: str = name, alpha: Any = None, beta: Any = None, **options: Any) -> Any:
+        return inner.merge(Scaled(leaf, jnp.asarray(factor, jnp.float32)), **options)
+
+    def prepare(leaves: Sequence[Leaf], options: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        depth = units.depths([leaf.name for leaf in leaves])
+        factors = [
+            given["alpha"] + given["beta"] * (depth[leaf.name] or 0)
+            for leaf, given in zip(leaves, options, strict=True)
+        ]
+        rest = [{key: value for key, value in given.items() if key not in OWN} for given in options]
+        extra = inner.prepare(leaves, rest) if inner.prepare else [{} for _ in leaves]
+        return [{"factor": factor, **more} for factor, more in zip(factors, extra, strict=True)]
+
+    def check(where: str, *, over: str = name, alpha: Any = None, beta: Any = None, **options: Any) -> None:
+        inner.check(where, **options)
+
+    return Method(
+        merge,
+        inner.each,
+        {**inner.shared, **OPTIONS, "method": OPTIONS["method"]._replace(default=name)},
+        f"LiNeS over {name}: {inner.help}, the change scaled by depth (arXiv 2410.17146)",
+        models=inner.models,
+        by_rows=inner.by_rows,
+        exact=inner.exact,
+        statistics=inner.statistics,
+        prepare=prepare,
+        check=check,
+    )
+
+
+def _scaled(tile: Tile, factor: jax.Array, *args: Any, inner: Callable[..., jax.Array], **static: Any) -> jax.Array:
+    return tile.origin + factor * (inner(tile, *args, **static) - tile.origin)
+
+
+OWN = ("over", "alpha", "beta")
+OPTIONS = {
+    "method": Option(str, "task_arithmetic", "the method that merges the changes"),
+    "alpha": Option(float, None, "factor of the change in the first layer and outside of layers"),
+    "beta": Option(float, None, "what the factor grows by up to the last layer"),
+}

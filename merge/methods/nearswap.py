@@ -1,0 +1,32 @@
+"""NearSwap: take over the model where it is near to the base."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dsee_jax.aliases import Array
+from merge.leaf import Leaf, Tile
+from merge.method import Method, Option
+
+
+def nearswap(leaf: Leaf, *, t: float | Array) -> Any:
+    """Return ``t0 + min(1, t / |d|) d``: the change where it is at most ``t``, ``t`` of it elsewhere."""
+    return leaf.map(_swapped, jnp.asarray(t, jnp.float32))
+
+
+def _swapped(tile: Tile, t: jax.Array) -> jax.Array:
+    (delta,) = tile.deltas
+    share = jnp.clip(t / jnp.maximum(jnp.abs(delta), 1e-6), 0, 1)
+    return share * tile.values[0] + (1 - share) * tile.origin
+
+
+METHODS = {
+    "nearswap": Method(
+        nearswap,
+        {},
+        {"t": Option(float, None, "the largest change that is taken whole", 0)},
+        "one model's changes, each cut to at most t",
+        models=(1, 1),
+    )
+}

@@ -1,0 +1,74 @@
+"""SCE: select what differs between models, weigh models by how much they changed, erase minority signs."""
+
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from merge import select
+from merge.leaf import Leaf, Tile
+from merge.method import Method, Option
+from merge.methods.linear import UNUSED
+from merge.select import Cut
+
+
+def sce(leaf: Leaf, *, select_topk: float = 1.0, int8_mask: bool = False) -> Any:
+    """Return the base plus the selected changes, of the majority's sign, weighted (Wan et al. 2024, arXiv 2408.07990).
+
+    Selected are the ``int(select_topk * n)`` elements of largest variance over the models, n being those that vary. A model's
+    weight is the mean square of its selected changes, over the sum of all models' (equal weights where that is below 1e-6, as
+    in mergekit).
+    """
+    if select_topk >= 1:
+        cut = Cut(jnp.full(1, -1, jnp.float32), jnp.zeros(1, jnp.uint32))
+    else:
+        varying = jnp.asarray(leaf.fold(_varying), jnp.float32)
+        (cut,) = select.largest([leaf], _variance, [jnp.floor(varying * jnp.float32(select_topk)).astype(jnp.uint32)])
+    squares = jnp.asarray(leaf.fold(_squares, cut), jnp.float32) / prod(leaf.shape)
+    total = jnp.sum(squares)
+    small = total < 1e-6
+    weights = jnp.where(small, 1 / leaf.count, squares / jnp.where(small, 1, total))
+    return leaf.map(_elected, cut, weights)
+
+
+def _variance(tile: Tile) -> list[jax.Array]:
+    deltas = tile.deltas
+    mean = sum(deltas, jnp.float32(0)) / len(deltas)
+    return [sum((jnp.square(delta - mean) for delta in deltas), jnp.float32(0)) / len(deltas)]
+
+
+def _varying(tile: Tile) -> jax.Array:
+    return jnp.sum(_variance(tile)[0] > 0)
+
+
+def _selected(tile: Tile, cut: Cut) -> list[jax.Array]:
+    kept = cut.kept(0, _variance(tile)[0], tile.positions)
+    return [jnp.where(kept, delta, 0) for delta in tile.deltas]
+
+
+def _squares(tile: Tile, cut: Cut) -> jax.Array:
+    return jnp.stack([jnp.sum(jnp.square(delta)) for delta in _selected(tile, cut)])
+
+
+def _elected(tile: Tile, cut: Cut, weights: jax.Array) -> jax.Array:
+    deltas = _selected(tile, cut)
+    positive = sum(deltas, jnp.float32(0)) >= 0
+    shares = [
+        jnp.where(jnp.where(positive, delta > 0, delta < 0), weights[model], 0) for model, delta in enumerate(deltas)
+    ]
+    total = sum((share * delta for share, delta in zip(shares, deltas, strict=True)), jnp.float32(0))
+    return tile.origin + total / jnp.maximum(sum(shares, jnp.float32(0)), 1e-6)
+
+
+METHODS = {
+    "sce": Method(
+        sce,
+        {},
+        {
+            "select_topk": Option(float, 1.0, "fraction of the elements that vary most", 0, 1),
+            "int8_mask": Option(bool, False, UNUSED),
+        },
+        "select by variance, weigh by energy, erase minority signs (arXiv 2408.07990)",
+    )
+}

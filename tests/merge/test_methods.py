@@ -1,0 +1,455 @@
+"""Every method through one table: against its definition read in float64, its invariants, and its transformations."""
+
+import itertools
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import merge
+from dsee_jax.errors import InputError
+from merge import noise
+from merge.leaf import Tile, positions
+from merge.methods import consensus, find
+from merge.select import Cut
+
+SHAPES = {"embed": (5, 4), "layers/0/kernel": (5, 4), "layers/1/kernel": (5, 4), "layers/1/bias": (7,), "scalar": ()}
+
+
+class Case(NamedTuple):
+    """A method with options, and the options that make it a mean (or its only model)."""
+
+    method: str
+    options: dict
+    mean: Mapping = MappingProxyType({})
+    models: int = 3
+    base: bool = True
+    permutes: bool = True  # permuting models, and their options with them, changes nothing
+    scales: bool = True  # scaling all changes scales the merged change
+
+
+WEIGHT = {"weight": [0.2, 0.9, 0.4]}
+SPARSE = WEIGHT | {"density": [0.3, 0.5, 0.8]}
+AVERAGE = {"density": 1.0, "normalize": True}
+CASES = {
+    "linear": Case("linear", WEIGHT, base=False),
+    "linear unnormalized": Case("linear", WEIGHT | {"normalize": False}, {"weight": 1 / 3}, base=False, scales=False),
+    "task_arithmetic": Case("task_arithmetic", WEIGHT | {"scale": 0.7}, {"normalize": True, "scale": 1.0}),
+    "passthrough": Case("passthrough", {"scale": 1.5}, {"scale": 1.0}, models=1, base=False, scales=False),
+    "rankmean": Case("rankmean", {}),
+    "rankmean tensors": Case("rankmean", {"unit": "tensor", "order": "reversed"}),
+    "ties": Case("ties", SPARSE, AVERAGE),
+    "ties whole": Case("ties", SPARSE | {"trim": "global", "rescale": True}, AVERAGE),
+    "ties kept": Case("ties", SPARSE | {"trim_ties": "keep", "vote": "unweighted"}, AVERAGE),
+    # Each model has a mask of its own, by its number.
+    "dare_ties": Case("dare_ties", SPARSE, AVERAGE, permutes=False),
+    "dare_linear": Case("dare_linear", SPARSE | {"rescale_norm": "inverse"}, AVERAGE, permutes=False),
+    "della": Case("della", SPARSE, AVERAGE, permutes=False),
+    "della_linear": Case("della_linear", SPARSE | {"rescale": False, "seed": 3}, AVERAGE, permutes=False),
+    "breadcrumbs": Case("breadcrumbs", SPARSE | {"gamma": 0.1}, AVERAGE),
+    "breadcrumbs_ties": Case("breadcrumbs_ties", SPARSE, AVERAGE),
+    # Arcs and angles about the origin are not the base's business; a cut at t is not linear.
+    "slerp": Case("slerp", {"t": 0.3}, {"t": 1.0}, models=1, scales=False),
+    "nearswap": Case("nearswap", {"t": 0.05}, {"t": 1e6}, models=1, scales=False),
+    "karcher": Case("karcher", {}, base=False, scales=False),
+    "nuslerp": Case("nuslerp", {"weight": [0.3, 0.9]}, models=2),
+    "nuslerp rows": Case("nuslerp", {"weight": [0.3, 0.9], "nuslerp_flatten": False}, models=2),
+    "nuslerp columns": Case(
+        "nuslerp", {"weight": [0.3, 0.9], "nuslerp_flatten": False, "nuslerp_row_wise": True}, models=2
+    ),
+    "multislerp": Case("multislerp", WEIGHT),
+    "model_stock": Case("model_stock", {}),
+    "model_stock rows": Case("model_stock", {"filter_wise": True}),
+    "sce": Case("sce", {}),
+    "sce selected": Case("sce", {"select_topk": 0.4}, {"select_topk": 1.0}),
+    "fisher": Case("fisher", WEIGHT, base=False),
+    "regmean": Case("regmean", {"alpha": 0.9}, base=False),
+    "lines": Case("lines", WEIGHT | {"alpha": 0.3, "beta": 0.9}, {"alpha": 1.0, "beta": 0.0, "normalize": True}),
+    "lines over ties": Case(
+        "lines",
+        SPARSE | {"over": "ties", "alpha": 0.3, "beta": 0.9, "trim": "global"},
+        AVERAGE | {"alpha": 1, "beta": 0},
+    ),
+}
+each_case = pytest.mark.parametrize("name", CASES)
+
+
+def test_the_table_holds_every_method():
+    assert {case.method for case in CASES.values()} == set(merge.METHODS)
+
+
+def tree(rng, size=1.0):
+    return {name: np.asarray(rng.normal(size=shape) * size, np.float32) for name, shape in SHAPES.items()}
+
+
+def drawn(seed, case, spread=0.5):
+    """A base, and models that share a part of their changes."""
+    rng = np.random.default_rng(seed)
+    base, common = tree(rng), tree(rng, spread / 2)
+    parts = [tree(rng, spread * (1 + i / 2)) for i in range(case.models)]
+    return base, [{name: base[name] + common[name] + part[name] for name in SHAPES} for part in parts]
+
+
+def data(case):
+    """The statistics that fisher and regmean ask for, the same for every seed."""
+    rng = np.random.default_rng(9)
+    if case.method == "fisher":
+        return {"statistics": [{name: part**2 for name, part in tree(rng).items()} for _ in range(case.models)]}
+    if case.method == "regmean":
+        inputs = [rng.normal(size=(30, 4)).astype(np.float32) for _ in range(case.models)]
+        return {"grams": [{"layers/0/kernel": x.T @ x / 30, "embed": x.T @ x / 30} for x in inputs]}
+    return {}
+
+
+def run(case, base, models, **options):
+    return merge.merge(base if case.base else None, models, method=case.method, **case.options | options)
+
+
+def close(found, expected, tolerance=1e-5):
+    for name, value in expected.items():
+        size = tolerance * max(np.abs(value).max(), 1e-3)
+        np.testing.assert_allclose(found[name], value, rtol=tolerance, atol=size, err_msg=name)
+
+
+# Invariants
+
+
+@each_case
+@settings(max_examples=2, deadline=None)
+@given(seed=st.integers(0, 10**6), factor=st.sampled_from([0.5, 2.0, 8.0]))
+def test_invariants(name, seed, factor):
+    """Permuting models, no change, copies of one model (or one model) where it is a mean, scaling the changes."""
+    case = CASES[name]
+    base, models = drawn(seed, case)
+    extra = data(case)
+    merged = run(case, base, models, **extra)
+    assert all(np.isfinite(value).all() for value in merged.values())
+    if case.permutes:
+        turn = lambda values: [*values[1:], values[0]]
+        listed = {key: turn(value) for key, value in case.options.items() if isinstance(value, list)}
+        extras = {key: turn(value) for key, value in extra.items()}
+        close(run(case, base, turn(models), **listed, **extras), merged)
+    close(run(case, base, [models[0]] * case.models, **extra, **case.mean), models[0])
+    close(run(case, base, [base] * case.models, **extra, **case.mean), base)
+    if case.scales:
+        moved = lambda model: {key: base[key] + np.float32(factor) * (model[key] - base[key]) for key in SHAPES}
+        close(run(case, base, [moved(model) for model in models], **extra), moved(merged), 1e-4)
+
+
+@each_case
+@pytest.mark.parametrize("fill", ["zeros", "opposite", "tiny", "large"])
+def test_no_nan_in_the_corners(name, fill):
+    """All zeros, changes that cancel, changes near the smallest floats, and large ones."""
+    case = CASES[name]
+    base, models = drawn(0, case)
+    zeros = {key: np.zeros_like(value) for key, value in base.items()}
+    signs = itertools.cycle([1, -1])
+    scale = {"zeros": 0.0, "opposite": 1.0, "tiny": 1e-36, "large": 1e15}[fill]
+    models = [
+        {
+            key: np.float32(scale) * (next(signs) * models[0][key] if fill == "opposite" else model[key])
+            for key in SHAPES
+        }
+        for model in models
+    ]
+    merged = run(case, zeros, models, **data(case))
+    assert all(np.isfinite(value).all() for value in merged.values()), merged
+
+
+# Definitions, in float64
+
+
+def definition(case, name, base, models):
+    """The merged tensor ``name``, straight from the formula of the method's source, one tensor at a time."""
+    o, method = case.options, case.method
+    t0 = np.float64(base[name])
+    ts = [np.float64(model[name]) for model in models]
+    ds, count = [t - t0 for t in ts], len(ts)
+    w = np.float64(o.get("weight", [1.0] * count))
+    n = t0.size
+    norm, mean = np.linalg.norm, lambda values: sum(values) / len(values)
+    if method == "linear":
+        total = sum(a * t for a, t in zip(w, ts, strict=True))
+        return total / sum(w) if o.get("normalize", True) else total
+    if method == "passthrough":
+        return 1.5 * ts[0]
+    if method == "slerp":
+        angle = np.arccos(np.sum(t0 * ts[0]) / norm(t0) / norm(ts[0]))
+        if n == 1:
+            return 0.7 * t0 + 0.3 * ts[0]
+        return (np.sin(0.7 * angle) * t0 + np.sin(0.3 * angle) * ts[0]) / np.sin(angle)
+    if method == "nearswap":
+        return t0 + np.sign(ds[0]) * np.minimum(np.abs(ds[0]), o["t"])
+    if method == "nuslerp":
+        axis = None if o.get("nuslerp_flatten", True) or t0.ndim == 0 else -1
+        if o.get("nuslerp_row_wise") and t0.ndim == 2:
+            axis = 0
+        total = lambda x: (
+            np.sum(x, axis=axis, keepdims=True).reshape(-1)[0] if axis is None else x.sum(axis, keepdims=True)
+        )
+        cosine = total(ds[0] * ds[1]) / np.sqrt(total(ds[0] ** 2) * total(ds[1] ** 2))
+        angle = np.arccos(np.clip(cosine, -1, 1))
+        t = w[1] / w.sum()
+        if n == 1:
+            return t0 + (1 - t) * ds[0] + t * ds[1]
+        return t0 + (np.sin((1 - t) * angle) * ds[0] + np.sin(t * angle) * ds[1]) / np.sin(angle)
+    if method == "multislerp":
+        w = w / w.sum()
+        direction = sum(a * d / norm(d) for a, d in zip(w, ds, strict=True))
+        return t0 + direction / norm(direction) * sum(a * norm(d) for a, d in zip(w, ds, strict=True))
+    if method == "karcher":
+        if n == 1:
+            return np.sign(np.sum(np.sign(ts))) * mean(np.abs(ts))
+        units = [t / norm(t) for t in ts]
+        point = mean(units) / norm(mean(units))
+        for _ in range(50):
+            angles = [np.arccos(np.clip(np.sum(point * u), -1, 1)) for u in units]
+            tangent = mean([a / np.sin(a) * (u - np.cos(a) * point) for a, u in zip(angles, units, strict=True)])
+            size = norm(tangent)
+            if size < 1e-12:
+                break
+            point = np.cos(size) * point + np.sin(size) * tangent / size
+        return point * mean([norm(t) for t in ts])
+    if method == "model_stock":
+        axis = -1 if o.get("filter_wise") and t0.ndim else None
+        dot = lambda a, b: np.sum(a * b, axis=axis, keepdims=axis is not None)
+        cosine = mean([dot(a, b) / np.sqrt(dot(a, a) * dot(b, b)) for a, b in itertools.combinations(ds, 2)])
+        return t0 + count * cosine / (1 + (count - 1) * cosine) * mean(ds)
+    if method == "sce":
+        variance = np.var(ds, axis=0)
+        kept = ranked(variance) >= n - int(n * np.float32(o.get("select_topk", 1.0)))
+        ds = [np.where(kept, d, 0) for d in ds]
+        energy = np.array([np.mean(d**2) for d in ds])
+        # Nothing selected: all models weigh the same.
+        energy = energy / energy.sum() if energy.sum() > 1e-6 else np.full(count, 1 / count)
+        return t0 + elected(ds, energy, ds, normalize=True)
+    if method == "rankmean":
+        raise NotImplementedError("test_goldens and test_merge hold its numbers")
+    if method in ("fisher", "regmean"):
+        return informed(case, name, ts, w)
+    # What is left thins out the changes, weighs them, and adds them, with or without an election.
+    inner = o.get("over", method) if method == "lines" else method
+    density = o.get("density", [1.0] * count)
+    if inner == "ties":
+        if o.get("trim") == "global":
+            sizes = [np.concatenate([np.ravel(np.float64(m[k]) - base[k]) for k in SHAPES]) for m in models]
+            ks = [max(1, int(p * s.size)) for p, s in zip(density, sizes, strict=True)]
+            kept = [np.abs(d) >= np.sort(np.abs(s))[-k] for d, s, k in zip(ds, sizes, ks, strict=True)]
+        elif o.get("trim_ties") == "keep":
+            kept = [ranked(d) >= max(0, int((1 - p) * n) - 1) for d, p in zip(ds, density, strict=True)]
+        else:
+            kept = [ranked(d) >= n - max(1, int(p * n)) for d, p in zip(ds, density, strict=True)]
+    elif "breadcrumbs" in inner:
+        kept = []
+        for d, p in zip(ds, density, strict=True):
+            target = max(1, int(p * n))
+            low = max(0, n - target - int(o.get("gamma", 0.01) * n))
+            kept.append((ranked(d) >= low) & (ranked(d) < low + target))
+    elif "dare" in inner or "della" in inner:
+        where = positions(t0.shape)
+        chance = [np.full(t0.shape, p) for p in density]
+        if "della" in inner:
+            within = lambda d: np.argsort(np.argsort(np.abs(np.atleast_1d(d)), axis=-1), axis=-1).reshape(d.shape)
+            last = t0.shape[-1] - 1 if t0.ndim else 0
+            chance = [p - 0.15 + 0.3 * (within(d) / last if last else 0.5) for p, d in zip(density, ds, strict=True)]
+        draw = lambda m: np.asarray(noise.uniform(noise.words(o.get("seed", 0), name, m), where))
+        kept = [draw(m) < p for m, p in enumerate(chance)]
+    else:
+        kept = [np.ones(t0.shape, bool)] * count
+    thin = [np.where(k, d, 0) for k, d in zip(kept, ds, strict=True)]
+    if o.get("rescale_norm") == "inverse":
+        thin = [d / p for d, p in zip(thin, chance, strict=True)]
+    elif o.get("rescale", "dare" in inner or "della" in inner):
+        thin = [s * (np.abs(d).sum() / np.abs(s).sum() if s.any() else 1) for s, d in zip(thin, ds, strict=True)]
+    terms = [a * d for a, d in zip(w, thin, strict=True)]
+    if inner in ("ties", "dare_ties", "della", "breadcrumbs_ties"):
+        votes = thin if o.get("vote") == "unweighted" else terms
+        change = elected(thin, w, votes, normalize=inner in ("ties", "della"))
+    else:
+        change = sum(terms) * o.get("scale", 1.0)
+    if method == "lines":
+        change = change * {"layers/1/kernel": 1.2, "layers/1/bias": 1.2}.get(name, 0.3)
+    return t0 + change
+
+
+def ranked(values):
+    """Ranks from 0 by size."""
+    return np.argsort(np.argsort(np.abs(np.ravel(values)), kind="stable")).reshape(np.shape(values))
+
+
+def elected(ds, w, votes, *, normalize):
+    sign = np.where(sum(votes) >= 0, 1, -1)
+    agree = [np.sign(v) == sign for v in votes]
+    total = sum(a * d * k for a, d, k in zip(w, ds, agree, strict=True))
+    divisor = sum(a * k for a, k in zip(w, agree, strict=True))
+    return total / np.where(divisor == 0, 1, divisor) if normalize else total
+
+
+def informed(case, name, ts, w):
+    if case.method == "fisher":
+        shares = [a * (np.float64(s[name]) + 1e-6) for a, s in zip(w, data(case)["statistics"], strict=True)]
+        return sum(s * t for s, t in zip(shares, ts, strict=True)) / sum(shares)
+    grams = [np.float64(gram[name]) for gram in data(case)["grams"] if name in gram]
+    if not grams:
+        return sum(ts) / len(ts)
+    grams = [0.9 * g + 0.1 * np.diag(np.diag(g)) for g in grams]
+    return np.linalg.solve(sum(grams), sum(g @ t.T for g, t in zip(grams, ts, strict=True))).T
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "rankmean" not in name])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_equals_its_definition(name, seed):
+    case = CASES[name]
+    base, models = drawn(seed, case)
+    merged = run(case, base, models, **data(case))
+    close(merged, {key: definition(case, key, base, models) for key in SHAPES}, 2e-5)
+
+
+# Random choices
+
+
+@pytest.mark.parametrize("method", ["dare_linear", "della_linear"])
+def test_random_choices_belong_to_seed_and_name(method):
+    """The same for the same seed and name whatever stands around; others for another seed, name or model."""
+    rng = np.random.default_rng(0)
+    one, zero = {"a": rng.normal(size=(64, 32)).astype(np.float32)}, {"a": np.zeros((64, 32), np.float32)}
+    run = lambda base, model, **o: merge.merge(base, [model], method=method, density=0.5, rescale=False, **o)
+    first = run(zero, one)["a"]
+    np.testing.assert_array_equal(first, run(zero, one)["a"])
+    wider = run({"0": np.ones(3, np.float32)} | zero, {"0": np.ones(3, np.float32)} | one)
+    np.testing.assert_array_equal(first, wider["a"])
+    assert (np.asarray(first) != run(zero, one, seed=1)["a"]).mean() > 0.3
+    assert (np.asarray(first) != run({"b": zero["a"]}, {"b": one["a"]})["b"]).mean() > 0.3
+
+
+def test_dare_keeps_its_density_and_makes_up_for_it():
+    zero, one = {"a": np.zeros((512, 256), np.float32)}, {"a": np.ones((512, 256), np.float32)}
+    for norm, density in itertools.product(("l1", "inverse"), (0.1, 0.5, 0.9)):
+        found = np.asarray(merge.merge(zero, [one], method="dare_ties", density=density, rescale_norm=norm)["a"])
+        share = (found != 0).mean()
+        assert abs(share - density) < 4 * np.sqrt(density * (1 - density) / found.size)
+        np.testing.assert_allclose(found.max(), 1 / (share if norm == "l1" else density), rtol=1e-5)
+
+
+def test_della_keeps_large_changes_more_often():
+    row = np.arange(1, 129, dtype=np.float32)
+    zero, one = {"a": np.zeros((4096, 128), np.float32)}, {"a": np.tile(row, (4096, 1))}
+    merged = merge.merge(zero, [one], method="della_linear", density=0.5, epsilon=0.3, rescale=False)
+    shares = (np.asarray(merged["a"]) != 0).mean(0)
+    np.testing.assert_allclose(shares, np.linspace(0.2, 0.8, 128), atol=0.035)
+
+
+# Details
+
+
+@pytest.mark.parametrize("density", [0.001, 0.1, 0.5, 0.77, 1.0])
+def test_ties_keeps_exact_counts_among_equal_and_zero_changes(density):
+    """Exactly ``max(1, int(density * n))``, though most changes are equal or zero."""
+    rng = np.random.default_rng(0)
+    change = rng.choice(np.float32([0, 0, 1, -1, 2]), size=(40, 25))
+    zero = {"a": np.zeros_like(change)}
+    found = np.asarray(merge.merge(zero, [{"a": change}], method="ties", density=density)["a"])
+    order = np.argsort(-np.abs(change.ravel()), kind="stable")[: max(1, int(density * 1000))]
+    expected = np.zeros(1000, np.float32)
+    expected[order] = change.ravel()[order]
+    np.testing.assert_array_equal(found.ravel(), expected)
+
+
+def test_breadcrumbs_of_a_small_tensor_keeps_something():
+    """Where the largest fraction is less than one element, none of the largest is dropped."""
+    change = np.float32([1, 2, 3, 4, 5, 6, 7, 8])
+    merged = merge.merge({"a": 0 * change}, [{"a": change}], method="breadcrumbs", density=0.5, gamma=0.01)
+    np.testing.assert_array_equal(merged["a"], [0, 0, 0, 0, 5, 6, 7, 8])
+    merged = merge.merge({"a": 0 * change}, [{"a": change}], method="breadcrumbs", density=0.5, gamma=0.25)
+    np.testing.assert_array_equal(merged["a"], [0, 0, 3, 4, 5, 6, 0, 0])
+
+
+def test_model_stock_stays_at_the_base_where_changes_oppose():
+    base, change = np.float32([1, 2]), np.float32([3, -1])
+    merged = merge.merge({"a": base}, [{"a": base + change}, {"a": base - change}], method="model_stock")
+    np.testing.assert_allclose(merged["a"], base)
+
+
+def test_models_close_together_are_told_apart():
+    """Changes of 1e-5 of the weights: coefficients from cosines in float32 would be noise."""
+    rng = np.random.default_rng(0)
+    base = {"a": rng.normal(size=(100, 100)).astype(np.float32)}
+    models = [{"a": base["a"] + np.float32(1e-5) * rng.normal(size=(100, 100)).astype(np.float32)} for _ in range(3)]
+    mean = sum(np.float64(model["a"]) for model in models) / 3
+    for method in ("karcher", "multislerp"):
+        merged = merge.merge(None, models, method=method)
+        np.testing.assert_allclose(merged["a"], mean, atol=1e-6)
+
+
+def test_regmean_with_inputs_that_never_occur_takes_the_mean_there():
+    """A Gram matrix without rank: directions that no input has keep the plain mean, the others the least squares."""
+    gram = [{"a": np.diag(np.float32([g, 0]))} for g in (1, 3)]
+    models = [{"a": np.float32([[0, 0]])}, {"a": np.float32([[1, 1]])}]
+    merged = merge.merge(None, models, method="regmean", grams=gram)
+    np.testing.assert_allclose(merged["a"], [[0.75, 0.5]], rtol=1e-6)
+
+
+def test_fisher_without_statistics_is_refused():
+    with pytest.raises(InputError, match="statistics of 2 models; found 0"):
+        merge.merge(None, [{"a": np.ones(2, np.float32)}] * 2, method="fisher")
+
+
+def test_lines_has_the_options_of_the_method_under_it():
+    assert {"trim", "density", "alpha", "method"} <= find("lines", {"method": "ties"}).shared.keys() | find(
+        "lines", {"over": "ties"}
+    ).each.keys()
+    with pytest.raises(InputError, match="lines over 'tie'.*did you mean 'ties'"):
+        find("lines", {"method": "tie"})
+    with pytest.raises(InputError, match="lines over 'lines'"):
+        find("lines", {"method": "lines"})
+
+
+# Transformations
+
+
+@each_case
+def test_the_same_under_jit(name):
+    case = CASES[name]
+    base, models = drawn(5, case)
+    extra = data(case)
+    compiled = jax.jit(lambda base, models: run(case, base, models, **extra))(base, models)
+    close(compiled, run(case, base, models, **extra), 1e-6)
+
+
+@pytest.mark.parametrize("name", ["linear", "task_arithmetic", "ties", "dare_ties", "multislerp", "fisher", "lines"])
+def test_gradients_with_respect_to_weights(name):
+    """Against finite differences of the merged sum of squares."""
+    case = CASES[name]
+    base, models = drawn(5, case)
+    extra = data(case)
+
+    def total(weight):
+        return sum(jnp.sum(value**2) for value in run(case, base, models, **extra, weight=weight).values())
+
+    weight, step = jnp.float32([0.2, 0.9, 0.4]), np.float32(1e-2)
+    gradient = jax.grad(total)(weight)
+    for model in range(3):
+        move = step * np.eye(3, dtype=np.float32)[model]
+        slope = (total(weight + move) - total(weight - move)) / (2 * step)
+        np.testing.assert_allclose(gradient[model], slope, rtol=0.03, atol=0.03)
+
+
+@pytest.mark.parametrize("sparse", [consensus._dropped, consensus._trimmed])
+def test_every_element_is_read_once(sparse):
+    """Compiled, an election over many models is one loop: no operation but the fused one makes a whole tensor."""
+    rule = (np.zeros((3, 2), np.uint32), jnp.full(3, 0.5))
+    if sparse is consensus._trimmed:
+        rule = Cut(jnp.full(3, 0.5), jnp.zeros(3, jnp.uint32))
+    tile = Tile(jnp.zeros((8, 128)), tuple(jnp.ones((8, 128)) for _ in range(3)), jnp.uint32(0))
+    static = {"sparse": sparse, "elect": True, "normalize": True, "vote": "weighted"}
+    merged = jax.jit(consensus._merged, static_argnames=tuple(static))
+    lowered = merged.lower(tile, rule, jnp.ones(3), jnp.ones(3), jnp.float32(1), **static)
+    entry = lowered.compile().as_text().split("ENTRY")[1]
+    made = [line for line in entry.splitlines() if "= f32[8,128]" in line and "parameter(" not in line]
+    assert len(made) == 1, entry

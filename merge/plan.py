@@ -1,0 +1,229 @@
+"""The plan of a merge: for every tensor of the result what is read, by which method it is merged, and with which options.
+
+Made from a recipe and the headers of its models alone, so that whatever does not fit is said before anything is read.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dsee_jax.ckpt.tensors import DTYPES
+from dsee_jax.errors import InputError
+from merge import heads, settings, units
+from merge.document import shown
+from merge.lazies import Lazy
+from merge.recipe import DTYPES as WRITTEN
+from merge.recipe import Recipe
+from merge.rows import Row, place, rows
+from merge.sources import Source
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""What is merged; tensors of whole numbers and truth values are copied."""
+
+_WIDTHS = ("hidden_size", "n_embd", "d_model")
+
+
+class Job(NamedTuple):
+    """One tensor of the result."""
+
+    name: str
+    method: str  # a key of the table of methods, or copy: the base's or first model's tensor as it is
+    base: Lazy | None
+    models: tuple[Lazy, ...]
+    statistics: tuple[Lazy, ...]  # one for each model, or none
+    options: Mapping[str, Any]  # by their names in recipes; those of each model are tuples
+    columns: tuple[int, ...]  # which of the plan's models each of `models` is
+    dtype: str  # written, as safetensors calls it
+
+    @property
+    def inputs(self) -> tuple[Lazy, ...]:
+        """The base, where there is one, and the models."""
+        return self.models if self.base is None else (self.base, *self.models)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the result, as of every input."""
+        return self.inputs[0].shape
+
+
+class Plan(NamedTuple):
+    """A whole merge. Jobs stand in the order of the origin's tensors, sliced layers in the order of the result."""
+
+    recipe: Recipe
+    jobs: tuple[Job, ...]
+    models: tuple[str, ...]  # references, in the recipe's order, bases apart
+    layers: (
+        tuple[int, ...] | None
+    )  # where slices choose them: which layer of the origin each is most like in its config
+    notes: tuple[str, ...]  # what a careful user should know
+
+
+def plan(
+    recipe: Recipe,
+    sources: Mapping[str, Source],
+    statistics: Mapping[Path, Mapping[str, Lazy]] | None = None,
+) -> Plan:
+    """Return what to do for ``recipe``.
+
+    Args:
+      recipe: from `merge.recipe.read`.
+      sources: the opened models by reference, for all of `Recipe.references`, their vocabularies aligned already where the
+        recipe has a tokenizer.
+      statistics: the opened files of statistics by path, ``{name of tensor: its statistic}``.
+
+    Raises:
+      InputError: different architectures; missing, surplus or mismatched tensors; layers that are not there; an option
+        without value for a tensor; weights that sum to zero under ``normalize``; one line that names the tensor or key.
+    """
+    origin = sources[recipe.origin]
+    for source in sources.values():
+        _same_architecture(recipe, origin, source)
+    views, notes = {}, []
+    for reference in recipe.references:
+        views[reference], said = heads.fitted(origin, sources[reference])
+        notes += said
+    models = tuple(dict.fromkeys(entry.model for part in recipe.slices for entry in part.models))
+    jobs = tuple(_job(recipe, row, views, models, statistics or {}) for row in rows(recipe, views))
+    _weights_left(recipe, jobs)
+    unit = next((job.options["unit"] for job in jobs if "unit" in job.options), None)
+    if unit is not None:
+        try:
+            units.of([job.name for job in jobs], unit)
+        except InputError as error:
+            raise InputError(f"{recipe.path}: parameters.unit: {error}") from None
+    return Plan(recipe, jobs, models, _layers(recipe, origin) if recipe.sliced else None, tuple(notes))
+
+
+def _job(
+    recipe: Recipe,
+    row: Row,
+    views: Mapping[str, Mapping[str, Lazy]],
+    models: tuple[str, ...],
+    statistics: Mapping[Path, Mapping[str, Lazy]],
+) -> Job:
+    part = row.part
+    inputs = [views[entry.model][name] for entry, name in zip(part.inputs, row.names, strict=True)]
+    _same_shapes(recipe, row, inputs)
+    base = inputs[0] if part.base else None
+    rest = tuple(inputs[1:]) if part.base else tuple(inputs)
+    columns = tuple(models.index(entry.model) for entry in part.models)
+    stored = next(
+        (lazy.dtype for entry, lazy in zip(part.inputs, inputs, strict=True) if entry.model == recipe.origin),
+        inputs[0].dtype,
+    )
+    if stored not in FLOATS:
+        return Job(row.name, "copy", base, rest, (), {}, columns, stored)
+    names = row.names[1:] if part.base else row.names
+    written_as = recipe.out_dtype or recipe.dtype
+    return Job(
+        row.name,
+        recipe.name,
+        base,
+        rest,
+        _statistics(recipe, row, inputs[0].shape, statistics),
+        _options(recipe, row, names),
+        columns,
+        WRITTEN[written_as] if written_as else stored,
+    )
+
+
+def _options(recipe: Recipe, row: Row, names: Sequence[str]) -> dict[str, Any]:
+    """Resolve every option for one tensor: nearest level first, and each model by its own name of the tensor."""
+    where, part, method = str(recipe.path), row.part, recipe.method
+    shared = [(f"{part.key}.parameters", part.parameters), ("parameters", recipe.parameters)]
+    options: dict[str, Any] = {
+        key: settings.lookup(where, key, option, shared, row.name, row.t) for key, option in method.shared.items()
+    }
+    for key, option in method.each.items():
+        options[key] = tuple(
+            settings.lookup(where, key, option, [(f"{entry.key}.parameters", entry.parameters), *shared], name, row.t)
+            for entry, name in zip(part.models, names, strict=True)
+        )
+    method.check(f"{where}: parameters, for {shown(row.name)}", **method.keywords(options))
+    return options
+
+
+def _weights_left(recipe: Recipe, jobs: Sequence[Job]) -> None:
+    normalized = [job for job in jobs if _normalized(job.options)]
+    if normalized and not any(any(job.options["weight"]) for job in normalized):
+        raise InputError(
+            f"{recipe.path}: parameters.weight: the weights of every tensor are 0, which sum to zero under normalize; "
+            "give a model another weight"
+        )
+
+
+def _normalized(options: Mapping[str, Any]) -> bool:
+    return "weight" in options and any(value is True for key, value in options.items() if key.startswith("normalize"))
+
+
+def _statistics(
+    recipe: Recipe, row: Row, shape: tuple[int, ...], statistics: Mapping[Path, Mapping[str, Lazy]]
+) -> tuple[Lazy, ...]:
+    kind = recipe.method.statistics
+    if kind == "none":
+        return ()
+    held = [(entry, statistics[entry.statistics]) for entry in row.part.models if entry.statistics is not None]
+    found = [(entry, file[row.name]) for entry, file in held if row.name in file]
+    if len(found) < len(held) and (found or kind == "elements"):
+        entry = next(entry for entry, file in held if row.name not in file)
+        raise InputError(
+            f"{recipe.path}: {entry.key}.statistics: {entry.statistics} lacks {shown(row.name)}; collect it again"
+        )
+    expected = shape if kind == "elements" else shape[-1:] * 2
+    for entry, lazy in found:
+        if lazy.shape != expected or (kind == "grams" and len(shape) != 2):
+            raise InputError(
+                f"{recipe.path}: {entry.key}.statistics: {shown(row.name)} is {list(lazy.shape)} in {entry.statistics}; "
+                f"expected {list(expected)}, for a tensor of {list(shape)}"
+            )
+    return tuple(lazy for _, lazy in found)
+
+
+def _same_shapes(recipe: Recipe, row: Row, inputs: Sequence[Lazy]) -> None:
+    first, entry = inputs[0], row.part.inputs[0]
+    for lazy, other in zip(inputs[1:], row.part.inputs[1:], strict=True):
+        kinds = [found.dtype if found.dtype not in FLOATS else "floating point" for found in (first, lazy)]
+        if kinds[0] != kinds[1]:
+            raise InputError(
+                f"{recipe.path}: {shown(row.name)} is {kinds[0]} in {entry.model} and {kinds[1]} in {other.model}; "
+                "merge models of one kind"
+            )
+        if lazy.shape != first.shape:
+            rows_only = lazy.shape[1:] == first.shape[1:] and len(first.shape) > 0 and len(lazy.shape) > 0
+            way_out = "merge models of one base"
+            if rows_only and place(row.name) is None and recipe.tokenizer is None:
+                way_out = "if their vocabularies differ, add tokenizer_source: base (or union)"
+            raise InputError(
+                f"{recipe.path}: {shown(row.name)} is {list(first.shape)} in {entry.model} and {list(lazy.shape)} in "
+                f"{other.model}; {way_out}"
+            )
+
+
+def _same_architecture(recipe: Recipe, first: Source, other: Source) -> None:
+    if "quantization_config" in other.config:
+        raise InputError(f"{recipe.path}: {other.reference} is quantised; merge the models it was made from")
+    keys = ("model_type", "architectures", *(_WIDTHS if recipe.sliced else ()))
+    for key in keys:
+        left, right = first.config.get(key), other.config.get(key)
+        if left != right and left is not None and right is not None:
+            raise InputError(
+                f"{recipe.path}: {first.reference} and {other.reference} are different architectures: {key} is "
+                f"{str(left)[:80]} in one and {str(right)[:80]} in the other; merge models of one kind"
+            )
+
+
+def _layers(recipe: Recipe, origin: Source) -> tuple[int, ...]:
+    last = max((found[1] for name in origin.tensors if (found := place(name))), default=0)
+    numbers = []
+    for part in recipe.slices:
+        entry = next((entry for entry in part.inputs if entry.model == recipe.origin), part.inputs[0])
+        numbers += [min(number, last) for number in range(*(entry.layers or (0, 0)))]
+    return tuple(numbers)
+
+
+def written(job: Job) -> int:
+    """Return the bytes of the merged tensor."""
+    return prod(job.shape) * np.dtype(DTYPES[job.dtype]).itemsize

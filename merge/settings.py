@@ -1,0 +1,161 @@
+"""The settings of a recipe: a scalar, a gradient over the layers, or either for some tensors by their names.
+
+Every form is kept as a tuple of `Choice`, checked against the method's `Option`; `evaluate` gives the value of one tensor.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+from dsee_jax.errors import InputError, did_you_mean
+from merge.document import LONGEST, shown
+from merge.method import Option
+
+
+class Choice(NamedTuple):
+    """Values for the tensors whose name contains ``filter``; None for all tensors."""
+
+    filter: str | None
+    values: tuple[Any, ...]  # one value, or a gradient from the first layer to the last
+
+
+Setting: TypeAlias = tuple[Choice, ...]
+"""Tried in order; the first whose filter fits is taken. Where none fits, the next level of the recipe is asked."""
+
+Settings: TypeAlias = Mapping[str, Setting]
+
+
+def read(where: str, raw: Any, options: Mapping[str, Option], elsewhere: Mapping[str, Option], method: str) -> Settings:
+    """Return the checked settings of one ``parameters`` of a recipe.
+
+    Args:
+      where: recipe path and key path, for errors.
+      raw: what YAML says there; None for nothing.
+      options: the options that may be set here.
+      elsewhere: further options of the method, that may not be set here but at the top of the recipe.
+      method: its name, for errors.
+
+    Raises:
+      InputError: an unknown option, or a value that its option refuses; one line that names the key path.
+    """
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise InputError(f"{where} is {shown(raw)}; expected parameters such as 'weight: 0.5'")
+    for key in raw:
+        if key in elsewhere:
+            raise InputError(
+                f"{where}.{key} belongs to the whole merge, not to one model; move it to the top's parameters"
+            )
+        if key not in options:
+            listed = f"it has {', '.join(options)}" if options else "it has none here"
+            raise InputError(
+                f"{where}.{shown(key)[1:-1]} is no parameter of {method}{did_you_mean(key[:100], options)}; {listed}"
+            )
+    return {key: _setting(f"{where}.{key}", value, options[key]) for key, value in raw.items()}
+
+
+def evaluate(where: str, setting: Setting, option: Option, name: str, t: float) -> Any:
+    """Return the value of ``setting`` for the tensor ``name`` at the relative depth ``t`` in [0, 1]; None: no filter fits.
+
+    Numbers in a gradient are interpolated linearly; of other values stands ``values[int(t * (n - 1))]``.
+    """
+    for choice in setting:
+        if choice.filter is None or choice.filter in name:
+            values = choice.values
+            if len(values) == 1:
+                return values[0]
+            place = t * (len(values) - 1)
+            low = int(place)
+            if option.kind not in (int, float):
+                return values[low]
+            high = min(low + 1, len(values) - 1)
+            found = (1 - (place - low)) * values[low] + (place - low) * values[high]
+            return found if option.kind is float else option.check(where, found)
+    return None
+
+
+def lookup(where: str, key: str, option: Option, levels: Iterable[tuple[str, Settings]], name: str, t: float) -> Any:
+    """Return the value of the option ``key`` for one tensor: of the first of ``levels`` that has one, else the default.
+
+    Args:
+      where: the recipe's path, for errors.
+      key: the option's name.
+      option: what it may be.
+      levels: ``(key path, settings)``, the nearest first.
+      name: the tensor's name.
+      t: its relative depth.
+
+    Raises:
+      InputError: no level has a value for this tensor and there is no default.
+    """
+    tried = []
+    for path, settings in levels:
+        if key in settings:
+            value = evaluate(f"{where}: {path}.{key} for {shown(name)}", settings[key], option, name, t)
+            if value is not None:
+                return value
+            tried.append(f"{path}.{key}")
+    if option.default is None:
+        raise InputError(
+            f"{where}: {' and '.join(tried) or key} gives no value for {shown(name)}: no filter fits its name; "
+            "add a last entry without filter"
+        )
+    return option.default
+
+
+def scalar(where: str, value: Any, option: Option) -> Any:
+    """Return one value in the option's type; text such as ``1e-3``, which YAML 1.1 does not take for a number, is one.
+
+    Raises:
+      InputError: another type, not finite, or out of range.
+    """
+    if isinstance(value, str) and len(value) > LONGEST:
+        raise InputError(f"{where} is text of {len(value)} characters; expected {option.expected}")
+    if isinstance(value, (dict, list)) or value is None:
+        raise InputError(f"{where} is {'empty' if value is None else shown(value)}; expected {option.expected}")
+    if option.kind in (int, float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            raise InputError(f"{where} is {shown(value)}; expected {option.expected}") from None
+        if not math.isfinite(number):
+            raise InputError(f"{where} is {shown(value)}; expected {option.expected}, and finite")
+        value = value if isinstance(value, int) else number
+    return option.check(where, value)
+
+
+def _setting(where: str, raw: Any, option: Option) -> Setting:
+    if isinstance(raw, dict):
+        return (_choice(where, raw, option),)
+    if isinstance(raw, list) and any(isinstance(item, dict) for item in raw):
+        for number, item in enumerate(raw):
+            if not isinstance(item, dict):
+                raise InputError(
+                    f"{where}[{number}] is {shown(item)} among entries with filters; write {{filter: NAME, value: ...}}"
+                )
+        return tuple(_choice(f"{where}[{number}]", item, option) for number, item in enumerate(raw))
+    return (Choice(None, _values(where, raw, option)),)
+
+
+def _choice(where: str, raw: Mapping[str, Any], option: Option) -> Choice:
+    for key in raw:
+        if key not in ("filter", "value"):
+            raise InputError(
+                f"{where}.{shown(key)[1:-1]} is unknown{did_you_mean(key[:100], ('filter', 'value'))}; "
+                "expected filter and value"
+            )
+    if "value" not in raw:
+        raise InputError(f"{where} lacks 'value'; write {{filter: NAME, value: ...}}")
+    name = raw.get("filter")
+    if name is not None and not isinstance(name, str):
+        raise InputError(f"{where}.filter is {shown(name)}; expected a part of tensor names: put it in quotes")
+    return Choice(None if name == "*" else name, _values(f"{where}.value", raw["value"], option))
+
+
+def _values(where: str, raw: Any, option: Option) -> tuple[Any, ...]:
+    if not isinstance(raw, list):
+        return (scalar(where, raw, option),)
+    if not raw:
+        raise InputError(f"{where} is an empty list; expected {option.expected}, or a gradient of them")
+    return tuple(scalar(f"{where}[{number}]", item, option) for number, item in enumerate(raw))

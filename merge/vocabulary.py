@@ -1,0 +1,64 @@
+"""The vocabulary that a recipe wants: where the tokenizer and the embeddings of single tokens come from."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from dsee_jax.errors import InputError
+from merge import document, settings
+from merge.document import shown
+from merge.method import Option
+
+
+class Tokenizer(NamedTuple):
+    """What the merged vocabulary is."""
+
+    source: str  # base, union, or the reference of a model
+    # for single tokens `force`, and `source`: a reference, {kind: zero} or {kind: model_token, model, token | token_id}
+    tokens: Mapping[str, Mapping[str, Any]] = {}
+    pad_to_multiple_of: int | None = None
+
+
+_DONOR = ("model", "token", "token_id")
+
+
+def read(where: str, raw: Any) -> Tokenizer:
+    """Return the checked ``tokenizer`` of a recipe; raises `InputError`, beginning with ``where``, if it is none."""
+    if not isinstance(raw, dict):
+        raise InputError(f"{where} is {shown(raw)}; expected source, tokens and pad_to_multiple_of")
+    document.known(f"{where}.", raw, ("source", "tokens", "pad_to_multiple_of"))
+    tokens = raw.get("tokens") or {}
+    if not isinstance(tokens, dict):
+        raise InputError(f"{where}.tokens is {shown(tokens)}; expected TOKEN: {{source: ...}}")
+    multiple = raw.get("pad_to_multiple_of")
+    if multiple is not None:
+        multiple = settings.scalar(f"{where}.pad_to_multiple_of", multiple, Option(int, None, "", low=1, high=2**20))
+    source = raw.get("source")
+    return Tokenizer(
+        "union" if source is None else document.text(f"{where}.source", source),
+        {token: _token(f"{where}.tokens.{shown(token)}", said) for token, said in tokens.items()},
+        multiple,
+    )
+
+
+def _token(where: str, raw: Any) -> dict[str, Any]:
+    if not isinstance(raw, dict):
+        raise InputError(f"{where} is {shown(raw)}; expected {{source: ..., force: ...}}")
+    document.known(f"{where}.", raw, ("source", "force"))
+    entry = {key: value for key, value in raw.items() if value is not None}
+    if "force" in entry:
+        entry["force"] = settings.scalar(f"{where}.force", entry["force"], Option(bool, False, ""))
+    source = entry.get("source")
+    if not isinstance(source, dict):
+        return entry if source is None else {**entry, "source": document.text(f"{where}.source", source)}
+    kind = source.get("kind")
+    if kind not in ("zero", "model_token"):
+        raise InputError(f"{where}.source.kind is {shown(kind)}; expected zero or model_token")
+    document.known(f"{where}.source.", source, ("kind",) if kind == "zero" else ("kind", *_DONOR))
+    given = {key: source[key] for key in _DONOR if source.get(key) is not None}
+    if kind == "model_token" and (("token" in given) == ("token_id" in given) or "model" not in given):
+        raise InputError(f"{where}.source lacks something or has too much; expected model, and token or token_id")
+    for key in given.keys() - {"token_id"}:
+        document.text(f"{where}.source.{key}", given[key])
+    if "token_id" in given:
+        given["token_id"] = settings.scalar(f"{where}.source.token_id", given["token_id"], Option(int, None, "", low=0))
+    return {**entry, "source": {"kind": kind, **given}}

@@ -1,0 +1,271 @@
+"""merge.plan, merge.rows, merge.heads, merge.overview: what is done with each tensor, from headers alone."""
+
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from dsee_jax.errors import InputError
+from merge import overview, plan, recipe
+from merge.lazies import Lazy
+from merge.sources import Source
+
+SIZES = {"F32": 4, "BF16": 2, "I64": 8}
+
+
+def lazy(shape, dtype="F32"):
+    """A tensor whose header is all there is."""
+    return Lazy(
+        shape, dtype, (Path("model.safetensors"),), int(np.prod(shape)) * SIZES[dtype], lambda start, stop: 1 / 0
+    )
+
+
+def tensors(layers=3, width=4, vocabulary=8, dtype="F32", head=True):
+    """A small model: embedding, layers of two tensors, final norm, head."""
+    shapes = {"model.embed.weight": (vocabulary, width)}
+    for number in range(layers):
+        shapes[f"model.layers.{number}.mlp.weight"] = (width, 2 * width)
+        shapes[f"model.layers.{number}.norm.weight"] = (width,)
+    shapes["model.norm.weight"] = (width,)
+    if head:
+        shapes["lm_head.weight"] = (vocabulary, width)
+    return {name: lazy(shape, dtype) for name, shape in shapes.items()}
+
+
+def opened(reference, tied=False, config=None, more=None, **shape):
+    """A model from its headers."""
+    said = {"model_type": "m", "num_hidden_layers": shape.get("layers", 3), "tie_word_embeddings": tied}
+    return Source(reference, Path(reference), said | (config or {}), tensors(**shape) | (more or {}), {})
+
+
+@pytest.fixture
+def planned(tmp_path):
+    """Plans a recipe from its text, with models a, b, t unless others are given."""
+
+    def make(text, *others, statistics=None):
+        path = tmp_path / "recipe.yml"
+        path.write_text(text)
+        found = recipe.read(path)
+        sources = {name: opened(name) for name in found.references} | {other.reference: other for other in others}
+        return plan.plan(found, sources, statistics)
+
+    return make
+
+
+LINEAR = (
+    "merge_method: linear\nmodels: [{model: a, parameters: {weight: WEIGHT}}, {model: b, parameters: {weight: 1}}]\n"
+)
+TIES = "merge_method: ties\nbase_model: t\nparameters: {weight: 1, density: 0.5}\nmodels: [{model: a}, {model: b}]\n"
+
+
+def test_gradients_and_filters(planned):
+    """By layer; filters by name; outside of the layers a gradient stands at its start."""
+    text = LINEAR.replace("WEIGHT", "[{filter: norm, value: [5, 7]}, {value: [0, 0.5, 2]}]")
+    found = {job.name: job.options["weight"] for job in planned(text).jobs}
+    assert found == {
+        "model.embed.weight": (0, 1),
+        "model.layers.0.mlp.weight": (0, 1),
+        "model.layers.0.norm.weight": (5, 1),
+        "model.layers.1.mlp.weight": (0.5, 1),
+        "model.layers.1.norm.weight": (6, 1),
+        "model.layers.2.mlp.weight": (2, 1),
+        "model.layers.2.norm.weight": (7, 1),
+        "model.norm.weight": (5, 1),
+        "lm_head.weight": (0, 1),
+    }
+
+
+def test_one_layer_stands_at_the_end(planned):
+    """As in mergekit."""
+    found = planned(LINEAR.replace("WEIGHT", "[3, 4]"), opened("a", layers=1), opened("b", layers=1))
+    assert [job.options["weight"][0] for job in found.jobs] == [3, 4, 4, 3, 3]
+
+
+def test_jobs(planned):
+    """The base apart from the models, every option resolved, in the base's type."""
+    found = planned(TIES, opened("t", dtype="BF16"))
+    job = found.jobs[1]
+    assert (job.name, job.method, job.dtype, job.columns) == ("model.layers.0.mlp.weight", "ties", "BF16", (0, 1))
+    assert (job.base.dtype, [model.dtype for model in job.models]) == ("BF16", ["F32", "F32"])
+    assert (job.options["density"], job.options["lambda"], job.options["normalize"]) == ((0.5, 0.5), 1.0, True)
+    assert (found.models, found.layers, found.notes) == (("a", "b"), None, ())
+    assert job.shape == (4, 8)
+    assert plan.written(job) == 64
+
+
+def test_written_types(planned):
+    """out_dtype, else dtype, else the base's; whole numbers are copied as they are."""
+    for said, expected in (("", "F32"), ("dtype: bfloat16", "BF16"), ("dtype: bfloat16\nout_dtype: float16", "F16")):
+        sources = [opened(name, more={"position_ids": lazy((1, 8), "I64")}) for name in "tab"]
+        found = {job.name: job for job in planned(TIES + said, *sources).jobs}
+        assert found["lm_head.weight"].dtype == expected
+        copied = found["position_ids"]
+        assert (copied.method, copied.dtype, copied.options) == ("copy", "I64", {})
+
+
+def test_slices(planned):
+    """Layers by number, what stands before them from the first slice, what stands after from the last."""
+    text = """
+merge_method: passthrough
+slices:
+  - sources: [{model: a, layer_range: [0, 2], parameters: {scale: [1, 2]}}]
+  - sources: [{model: b, layer_range: [1, 3]}]
+    parameters: {scale: [{filter: layers.2.mlp, value: 5}, {value: 3}]}
+  - sources: [{model: a, layer_range: [2, 3], parameters: {scale: [8, 9]}}]
+"""
+    found = planned(text)
+    assert [(job.name, job.columns, job.options["scale"]) for job in found.jobs] == [
+        ("model.embed.weight", (0,), (1,)),
+        ("model.layers.0.mlp.weight", (0,), (1,)),
+        ("model.layers.0.norm.weight", (0,), (1,)),
+        ("model.layers.1.mlp.weight", (0,), (2,)),
+        ("model.layers.1.norm.weight", (0,), (2,)),
+        ("model.layers.2.mlp.weight", (1,), (3,)),
+        ("model.layers.2.norm.weight", (1,), (3,)),
+        # The third layer of b becomes the fourth: a filter is searched in the model's own name, as in mergekit.
+        ("model.layers.3.mlp.weight", (1,), (5,)),
+        ("model.layers.3.norm.weight", (1,), (3,)),
+        ("model.layers.4.mlp.weight", (0,), (9,)),
+        ("model.layers.4.norm.weight", (0,), (9,)),
+        ("model.norm.weight", (0,), (8,)),
+        ("lm_head.weight", (0,), (8,)),
+    ]
+    assert found.layers == (0, 1, 1, 2, 2)
+
+
+def test_several_stacks_have_their_own_depth(planned):
+    """An encoder of 3 layers and a decoder of 2."""
+    more = {f"decoder.layers.{number}.weight": lazy((2,)) for number in range(2)}
+    found = planned(LINEAR.replace("WEIGHT", "[0, 1]"), opened("a", more=more), opened("b", more=more))
+    weights = {job.name: job.options["weight"][0] for job in found.jobs}
+    assert [weights[f"model.layers.{number}.norm.weight"] for number in range(3)] == [0, 0.5, 1]
+    assert [weights[f"decoder.layers.{number}.weight"] for number in range(2)] == [0, 1]
+
+
+def test_tied_heads(planned):
+    """A head that only some files hold is the embedding of those that do not, or is left out with the base's."""
+    without = planned(
+        TIES, opened("t", tied=True, head=False), opened("a", tied=True), opened("b", tied=True, head=False)
+    )
+    assert "lm_head.weight" not in [job.name for job in without.jobs]
+    assert without.notes == ("a stores lm_head.weight, which is tied to model.embed.weight; t does not: left out",)
+    sources = [opened("t"), opened("a"), opened("b", tied=True, head=False)]
+    found = planned(TIES, *sources)
+    job = next(job for job in found.jobs if job.name == "lm_head.weight")
+    assert job.models[1] is sources[2].tensors["model.embed.weight"]
+    assert found.notes == ("b does not store lm_head.weight: its model.embed.weight is taken, to which it is tied",)
+    none = planned(TIES, *(opened(name, tied=True, head=False) for name in "tab"))
+    assert (len(none.jobs), none.notes) == (8, ())
+
+
+def test_statistics(planned, tmp_path):
+    """Gram matrices where there are some; Fisher information for every tensor."""
+    models = "models: [{model: a, statistics: a.st}, {model: b, statistics: b.st}]"
+    text = f"merge_method: METHOD\nparameters: {{PARAMETERS}}\n{models}"
+    files = {tmp_path / f"{name}.st": {"model.layers.0.mlp.weight": lazy((8, 8))} for name in "ab"}
+    for file in files:
+        file.touch()
+    found = planned(text.replace("METHOD", "regmean").replace("PARAMETERS", "alpha: 0.5"), statistics=files)
+    assert [len(job.statistics) for job in found.jobs] == [0, 2, 0, 0, 0, 0, 0, 0, 0]
+    fisher = text.replace("METHOD", "fisher").replace("PARAMETERS", "weight: 1")
+    with pytest.raises(InputError, match=r"models\[0\].statistics: \S*a.st lacks 'model.embed.weight'"):
+        planned(fisher, statistics=files)
+    with pytest.raises(InputError, match=r"'model.layers.0.mlp.weight' is \[8, 8\] in .*; expected \[4, 8\]"):
+        planned(fisher, statistics={file: tensors() | held for file, held in files.items()})
+    assert len(planned(fisher, statistics={file: tensors() for file in files}).jobs[0].statistics) == 2
+
+
+SLICE = """
+merge_method: linear
+parameters: {weight: 1}
+slices: [{sources: [{model: a, layer_range: RANGE}, {model: b, layer_range: [0, 1]}]}]
+"""
+WIDTHS = [opened("a", config={"hidden_size": 4}), opened("b", config={"hidden_size": 5})]
+MORE = opened("b", more={"x.h.0.w": lazy((2,))})
+RANKMEAN = "merge_method: rankmean\nbase_model: t\nparameters: {unit: '(a'}\nmodels: [{model: a}]"
+DELLA = TIES.replace("ties", "della").replace("0.5", "0.9, epsilon: 0.2")
+BAD = [
+    (TIES, [opened("b", layers=2)], "models[1]: b lacks the tensor 'model.layers.2.mlp.weight' of t (did you mean"),
+    (TIES, [opened("b", layers=4)], "models[1]: b has the tensor 'model.layers.3.mlp.weight', which t lacks"),
+    (TIES, [opened("b", head=False)], "models[1]: b lacks the tensor 'lm_head.weight' of t"),
+    (TIES, [opened("t", head=False)], "models[0]: a has the tensor 'lm_head.weight', which t lacks"),
+    (TIES, [opened("b", width=5)], "'model.embed.weight' is [8, 4] in t and [8, 5] in b; merge models of one base"),
+    (TIES, [opened("b", vocabulary=9)], "is [8, 4] in t and [9, 4] in b; if their vocabularies differ, add tokenizer_source"),
+    (TIES, [opened("b", more={"model.norm.weight": lazy((4,), "I64")})], "'model.norm.weight' is floating point in t and I64"),
+    (TIES, [opened("b", config={"model_type": "other"})], "t and b are different architectures: model_type is m in one"),
+    (TIES, [opened("b", config={"quantization_config": {}})], "b is quantised"),
+    (LINEAR.replace("WEIGHT", "-1"), [], "the weights sum to 0"),
+    (LINEAR.replace("WEIGHT", "{filter: mlp, value: 1}"), [], "models[0].parameters.weight gives no value for 'model.embed"),
+    (TIES.replace("weight: 1", "weight: 0"), [], "parameters.weight: the weights of every tensor are 0"),
+    (SLICE.replace("RANGE", "[3, 4]"), [], "slices[0].sources[0].layer_range is [3, 4]; a has the layers 0 to 2"),
+    (SLICE.replace("RANGE", "[1, 2]"), [opened("b", layers=0)], "slices: b has no numbered layers"),
+    (SLICE.replace("RANGE", "[1, 2]"), [MORE], "b has model.layers., x.h.; expected one"),
+    (SLICE.replace("RANGE", "[1, 2]"), WIDTHS, "hidden_size is 4 in one and 5 in the other"),
+    (RANKMEAN, [], "parameters.unit: unit '(a' is neither"),
+    (DELLA, [], "parameters, for 'model.embed.weight': density 0.9 and epsilon"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "others", "message"), BAD, ids=[str(number) for number in range(len(BAD))])
+def test_what_does_not_fit(planned, text, others, message):
+    """Each is one line that begins with the recipe's path and names tensor or key, and models."""
+    with pytest.raises(InputError) as caught:
+        planned(text, *others)
+    assert "recipe.yml: " in str(caught.value)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_overview_fits_a_screen(planned):
+    """It names models, bytes, types, shards, ranges and the first tensors."""
+    found = planned(TIES.replace("density: 0.5", "density: [0.2, 0.4]"), opened("b", tied=True, head=False))
+    text = overview.describe(found, [("model.safetensors", [job.name for job in found.jobs])])
+    assert len(text.splitlines()) <= 40
+    for expected in (
+        "ties",
+        "base     t",
+        "model  1 b",
+        "9 to merge, 0 to copy; 3 outside 3 layers",
+        "in 1 file(s), 9 F32",
+        "density          model 0: 0.2 to 0.4, model 1: 0.2 to 0.4",
+        "normalize        true",
+        "its model.embed.weight is taken",
+        "model.layers.0.mlp.weight  [4, 8]  weight=1/1 density=0.2/0.2",
+    ):
+        assert expected in text
+
+
+def test_the_overview_of_much(planned):
+    """Many slices and shards are counted, not listed."""
+    slices = "\n".join("  - sources: [{model: a, layer_range: [0, 3]}]" for _ in range(40))
+    found = planned(f"merge_method: passthrough\nslices:\n{slices}")
+    text = overview.describe(found, [(f"{number}.safetensors", [job.name]) for number, job in enumerate(found.jobs)])
+    assert len(text.splitlines()) <= 40
+    assert "... and 34 more slices" in text
+
+
+NAMES = st.sampled_from(
+    ["embed.weight", "lm_head.weight", "h.0.w", "h.1.w", "h.01.w", "h.1", "norm", "x.h.2.y", "", "é{}"]
+)
+NAMES |= st.text(max_size=8)
+HEADERS = st.dictionaries(
+    NAMES, st.tuples(st.lists(st.integers(0, 3), max_size=3).map(tuple), st.sampled_from([*SIZES])), max_size=6
+)
+
+
+@hypothesis.settings(
+    max_examples=200, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+@hypothesis.given(headers=st.tuples(HEADERS, HEADERS, HEADERS), same=st.booleans(), text=st.sampled_from([TIES, SLICE]))
+def test_any_headers(planned, headers, same, text):
+    """Whatever the headers hold there is a plan, or one line."""
+    sources = [
+        Source(name, Path(name), {}, {key: lazy(*kind) for key, kind in (headers[0] if same else header).items()}, {})
+        for name, header in zip("tab", headers, strict=True)
+    ]
+    try:
+        overview.describe(planned(text.replace("RANGE", "[0, 1]"), *sources))
+    except InputError as error:
+        assert "\n" not in str(error)  # noqa: PT017

@@ -1,0 +1,380 @@
+"""merge.recipe, merge.settings, merge.document, merge.vocabulary: the grammar, evaluated and refused."""
+
+import os
+import re
+
+import hypothesis
+import pytest
+import yaml
+from hypothesis import strategies as st
+
+from dsee_jax.errors import InputError
+from merge import document, recipe, settings
+from merge.method import Option
+from merge.methods import METHODS
+
+EXAMPLES = int(os.environ.get("MERGE_FUZZ", "300"))
+"""Set MERGE_FUZZ=10000 for the long run."""
+
+LINEAR = """
+merge_method: linear
+models:
+  - {model: a, parameters: {weight: 0.3}}
+  - {model: b, parameters: {weight: 0.9}}
+"""
+TIES = """
+merge_method: ties
+base_model: base
+models:
+  - model: base
+  - model: a
+    parameters:
+      weight: [0, 0.5, 1]
+      density:
+        - {filter: mlp, value: 1e-1}
+        - {value: [0.2, 0.4]}
+  - model: b
+    parameters: {weight: "1e-3", density: 0.5}
+parameters: {normalize: true, int8_mask: no, lambda: 0.8}
+dtype: float32
+out_dtype: bfloat16
+tokenizer:
+  source: union
+  tokens:
+    <pad>: {source: {kind: zero}, force: true}
+    <a>: {source: a}
+    "5": {source: {kind: model_token, model: b, token_id: 3}}
+  pad_to_multiple_of: 64
+chat_template: auto
+"""
+SLICES = """
+merge_method: passthrough
+slices:
+  - sources: [{model: a, layer_range: [0, 2]}]
+  - sources: [{model: b, layer_range: [1, 3], parameters: {scale: 0.5}}]
+    parameters: {scale: 1}
+"""
+FLOAT = Option(float, None, "")
+
+
+@pytest.fixture
+def said(tmp_path):
+    """Reads a recipe from its text."""
+
+    def read(text):
+        path = tmp_path / "recipe.yml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return recipe.read(path)
+
+    return read
+
+
+def one(value):
+    return (settings.Choice(None, (value,)),)
+
+
+def test_models(said):
+    """Weights beside the models; nothing else is set."""
+    found = said(LINEAR)
+    assert (found.name, found.base_model, found.origin, found.sliced) == ("linear", None, "a", False)
+    assert found.references == ("a", "b")
+    (part,) = found.slices
+    assert part.base is None
+    assert [entry.parameters for entry in part.models] == [{"weight": one(0.3)}, {"weight": one(0.9)}]
+
+
+def test_every_key(said):
+    """Gradients, filters, numbers that YAML 1.1 takes for text, types and tokens."""
+    found = said(TIES)
+    (part,) = found.slices
+    assert part.base.model == "base"
+    assert [entry.key for entry in part.models] == ["models[1]", "models[2]"]
+    assert part.models[0].parameters == {
+        "weight": (settings.Choice(None, (0, 0.5, 1)),),
+        "density": (settings.Choice("mlp", (0.1,)), settings.Choice(None, (0.2, 0.4))),
+    }
+    assert part.models[1].parameters == {"weight": one(0.001), "density": one(0.5)}
+    assert found.parameters == {"normalize": one(True), "int8_mask": one(False), "lambda": one(0.8)}
+    assert (found.dtype, found.out_dtype, found.chat_template) == ("float32", "bfloat16", "auto")
+    assert found.tokenizer.source == "union"
+    assert found.tokenizer.pad_to_multiple_of == 64
+    assert found.tokenizer.tokens == {
+        "<pad>": {"source": {"kind": "zero"}, "force": True},
+        "<a>": {"source": "a"},
+        "5": {"source": {"kind": "model_token", "model": "b", "token_id": 3}},
+    }
+
+
+def test_slices(said):
+    """Layers by slices, with their own parameters."""
+    found = said(SLICES)
+    assert found.sliced
+    assert [part.models[0].layers for part in found.slices] == [(0, 2), (1, 3)]
+    assert found.slices[1].parameters == {"scale": one(1)}
+    assert found.slices[1].models[0].parameters == {"scale": one(0.5)}
+    assert found.slices[1].models[0].key == "slices[1].sources[0]"
+
+
+def test_the_base_is_an_input_where_the_method_has_no_base(said):
+    """As mergekit: added to the models when it is not listed, with the weight of the top."""
+    found = said("merge_method: linear\nbase_model: c\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1}")
+    assert [entry.model for entry in found.slices[0].models] == ["a", "b", "c"]
+    assert (found.slices[0].base, found.origin) == (None, "c")
+
+
+def test_our_additions(said, tmp_path):
+    """RankMean, seeds, LiNeS over another method, statistics beside the recipe."""
+    both = "base_model: t\nmodels: [{model: a}, {model: b}]\n"
+    found = said("merge_method: rankmean\nparameters: {unit: tensor, order: reversed, ties: order}\n" + both)
+    assert found.parameters == {"unit": one("tensor"), "order": one("reversed"), "ties": one("order")}
+    found = said("merge_method: dare_ties\nseed: 7\nparameters: {weight: 1, density: 0.5}\n" + both)
+    assert found.parameters["seed"] == one(7)
+    found = said("merge_method: lines\nparameters: {method: sce, select_topk: 0.5, alpha: 0.1, beta: 0.9}\n" + both)
+    assert set(found.parameters) == {"method", "select_topk", "alpha", "beta"}
+    (tmp_path / "s.safetensors").touch()
+    found = said("merge_method: regmean\nmodels: [{model: a, statistics: s.safetensors}]")
+    assert found.slices[0].models[0].statistics == tmp_path / "s.safetensors"
+
+
+@pytest.mark.parametrize("name", ["linear", "linear_slices", "slerp", "task_arithmetic", "ties"])
+def test_recipes_of_mergekit(shared, name):
+    """The recipes that the outside outputs were made with."""
+    path = shared / "goldens/mergekit" / f"{name}.yml"
+    if not path.exists():
+        pytest.skip(f"needs {path}")
+    found = recipe.read(path)
+    assert found.name == name.removesuffix("_slices")
+    assert found.dtype == "float32"
+    assert len(found.slices[0].models) == (1 if name == "slerp" else 2)
+
+
+@pytest.mark.parametrize(
+    ("setting", "name", "t", "expected"),
+    [
+        (0.5, "x", 0.7, 0.5),
+        ([0, 1], "x", 0.25, 0.25),
+        ([0, 0.5, 0.3, 0.7, 1], "x", 0.25, 0.5),
+        ([0, 0.5, 0.3, 0.7, 1], "x", 0.375, 0.4),
+        ([0, 0.5, 0.3, 0.7, 1], "x", 1, 1),
+        ([2], "x", 0.3, 2),
+        ({"filter": "mlp", "value": 1}, "layers.0.mlp.weight", 0, 1),
+        ({"filter": "mlp", "value": 1}, "layers.0.attn.weight", 0, None),
+        ({"filter": "*", "value": 1}, "layers.0.attn.weight", 0, 1),
+        ([{"filter": "mlp", "value": [0, 4]}, {"value": 9}], "mlp", 0.5, 2),
+        ([{"filter": "mlp", "value": [0, 4]}, {"value": 9}, {"filter": "norm", "value": 5}], "norm", 0.5, 9),
+        ("1e-3", "x", 0, 0.001),
+        (["1e-3", "3e-3"], "x", 0.5, 0.002),
+    ],
+)
+def test_evaluation(setting, name, t, expected):
+    """Gradients are interpolated; the first filter that fits wins; none is no value."""
+    checked = settings.read("r", {"weight": setting}, {"weight": FLOAT}, {}, "linear")["weight"]
+    found = settings.evaluate("r", checked, FLOAT, name, t)
+    assert found == (expected if expected is None else pytest.approx(expected, abs=1e-15))
+
+
+def test_values_that_are_no_numbers_are_picked():
+    """A gradient of truth values takes the last one only at the end."""
+    option = Option(bool, None, "")
+    checked = settings.read("r", {"normalize": [True, False]}, {"normalize": option}, {}, "linear")["normalize"]
+    assert [settings.evaluate("r", checked, option, "x", t) for t in (0, 0.99, 1)] == [True, True, False]
+
+
+def test_levels_fall_through():
+    """A level where no filter fits leaves the value to the next; then the default; then it is an error."""
+    near = {"weight": (settings.Choice("mlp", (1.0,)),)}
+    far = {"weight": (settings.Choice("norm", (2.0,)),)}
+    levels = [("models[0].parameters", near), ("parameters", far)]
+    assert settings.lookup("r", "weight", FLOAT, levels, "mlp.norm", 0) == 1
+    assert settings.lookup("r", "weight", FLOAT, levels, "norm", 0) == 2
+    assert settings.lookup("r", "weight", FLOAT._replace(default=3.0), levels, "head", 0) == 3
+    with pytest.raises(InputError, match=r"r: models\[0\].parameters.weight and parameters.weight gives no value"):
+        settings.lookup("r", "weight", FLOAT, levels, "head", 0)
+
+
+BASED = "base_model: t\nmodels: [{model: a}, {model: b}]\n"
+SOURCES = "sources: [{model: a, layer_range: [0, 2]}]"
+PAIR = "{sources: [{model: a, layer_range: [0, 1]}, {model: b, layer_range: [0, 2]}]}"
+BAD = [
+    ("", "is empty"),
+    ("- a\n- b", "holds list of 2 at its top"),
+    ("merge_method: [", "not YAML"),
+    ("a: 1\na: 2", "the key 'a' stands here a second time"),
+    ("a: &x [1]\nb: *x", "anchors and aliases"),
+    ("a: !!python/object:os.system {}", "tag"),
+    ("a: !!python/name:os.system x", "tag"),
+    ("a: 1\n---\nb: 2", "a second document begins"),
+    ("? [a]\n: 1", "a key is a list or a mapping"),
+    ("[" * 100_000, "nested deeper than 32"),
+    ("{a: " * 100_000, "nested deeper than 32"),
+    ("a: " + "9" * 10_000, "not YAML"),
+    (LINEAR.replace("0.3", "0x" + "f" * 10_000), "a number of more than 400 characters"),
+    (LINEAR.replace("0.3", "1" + ":1" * 10_000), "a number of more than 400 characters"),
+    (LINEAR.replace("0.3", "0x" + "f" * 390), "models[0].parameters.weight is"),
+    ("? " * 100_000, "a key is a list or a mapping"),
+    (b"\xff\xfe\x00", "not UTF-8"),
+    (b"a: \x00", "not YAML"),
+    ("#" * 1_000_001, "larger than 1,000,000 bytes"),
+    ("models: []", "merge_method is missing"),
+    ("merge_method: 3", "merge_method is 3; expected text"),
+    ("merge_method: liner", "did you mean 'linear'?"),
+    ("merge_method: arcee_fusion", "merge_method arcee_fusion of mergekit is not supported"),
+    ("merge_method: ram", "merge_method ram of mergekit is not supported"),
+    (LINEAR + "modules: {}", "modules: models of several modules are not supported"),
+    (LINEAR + "dtyp: float32", "recipe.yml: dtyp is unknown (did you mean 'dtype'?)"),
+    (LINEAR + "dtype: float8", "dtype is 'float8'"),
+    (LINEAR + "dtype: 32", "dtype is 32; expected text"),
+    (LINEAR + "out_dtype: int64", "out_dtype is 'int64'"),
+    (LINEAR + "slices: []", "has both 'models' and 'slices'"),
+    ("merge_method: linear", "has neither 'models' nor 'slices'"),
+    ("merge_method: linear\nmodels: []", "models is an empty list"),
+    ("merge_method: linear\nmodels: {a: 1}", "models is dict of 1; expected a list"),
+    ("merge_method: linear\nmodels: [a]", "models[0] is 'a'; expected '- model: ...'"),
+    ("merge_method: linear\nmodels: [{parameters: {weight: 1}}]", "models[0] lacks 'model'"),
+    ("merge_method: linear\nmodels: [{model: 5}]", "models[0].model is 5; expected text"),
+    ("merge_method: linear\nmodels: [{model: ' '}]", "models[0].model is ' '"),
+    ("merge_method: linear\nmodels: [{model: {path: a}}]", "models[0].model is dict of 1; expected text"),
+    ("merge_method: linear\nmodels: [{model: a, layer_range: [0, 1]}]", "models[0].layer_range is unknown"),
+    ("merge_method: linear\nmodels: [{model: a, weight: 1}]", "models[0].weight is unknown"),
+    ("merge_method: linear\nmodels: [{model: a}]", "models[0].parameters.weight is missing for 'a'"),
+    ("merge_method: karcher\nmodels: [{model: a}, {model: a}]", "models[1].model is 'a', as models[0]"),
+    ("merge_method: linear\nmodels: [{model: a, statistics: f, parameters: {weight: 1}}]", "statistics does nothing"),
+    ("merge_method: fisher\nmodels: [{model: a, parameters: {weight: 1}}]", "models[0] lacks 'statistics'"),
+    (LINEAR + "parameters: 5", "parameters is 5; expected parameters such as"),
+    (LINEAR + "parameters: {densty: 1}", "parameters.densty is no parameter of linear"),
+    (LINEAR + "parameters: {lambda: 1}", "parameters.lambda is no parameter of linear"),
+    (LINEAR + "parameters: {normalize: 2}", "parameters.normalize is 2; expected true or false"),
+    (LINEAR + "parameters: {normalize: {}}", "parameters.normalize lacks 'value'"),
+    (LINEAR.replace("0.3", "heavy"), "models[0].parameters.weight is 'heavy'; expected a number"),
+    (LINEAR.replace("0.3", ""), "models[0].parameters.weight is empty"),
+    (LINEAR.replace("0.3", "true"), "models[0].parameters.weight is True"),
+    (LINEAR.replace("0.3", ".nan"), "models[0].parameters.weight is nan"),
+    (LINEAR.replace("0.3", "1e999"), "models[0].parameters.weight is '1e999'"),
+    (LINEAR.replace("0.3", "[]"), "models[0].parameters.weight is an empty list"),
+    (LINEAR.replace("0.3", "[1, [2]]"), "models[0].parameters.weight[1] is list of 1"),
+    (LINEAR.replace("0.3", "[1, {value: 2}]"), "models[0].parameters.weight[0] is 1 among entries with filters"),
+    (LINEAR.replace("0.3", "[{filtr: x, value: 2}]"), "weight[0].filtr is unknown (did you mean 'filter'?)"),
+    (LINEAR.replace("0.3", "[{filter: 5, value: 2}]"), "weight[0].filter is 5"),
+    (LINEAR.replace("0.3", "[{filter: mlp}]"), "weight[0] lacks 'value'"),
+    (LINEAR.replace("weight: 0.3", "normalize: true"), "models[0].parameters.normalize belongs to the whole merge"),
+    (TIES.replace("density: 0.5", "densty: 0.5"), "models[2].parameters.densty is no parameter of ties (did you mean"),
+    (TIES.replace("density: 0.5", "density: 1.5"), "models[2].parameters.density is 1.5; expected a number in (0, 1]"),
+    (TIES.replace("density: 0.5", "density: 0"), "models[2].parameters.density is 0; expected a number in (0, 1]"),
+    (TIES.replace("[0.2, 0.4]", "[0.2, -0.4]"), "models[1].parameters.density[1].value[1] is -0.4"),
+    (TIES.replace("base_model: base\n", ""), "base_model is missing; ties measures"),
+    (TIES + "tokenizer_source: base", "has both 'tokenizer' and 'tokenizer_source'"),
+    (TIES.replace("of: 64", "of: 0"), "tokenizer.pad_to_multiple_of is 0"),
+    (TIES.replace("{kind: zero}", "{kind: nil}"), "tokenizer.tokens.'<pad>'.source.kind is 'nil'"),
+    (TIES.replace(", token_id: 3", ""), "tokenizer.tokens.'5'.source lacks something"),
+    (TIES.replace("force: true", "forse: true"), "tokenizer.tokens.'<pad>'.forse is unknown (did you mean 'force'?)"),
+    ("merge_method: slerp\nparameters: {t: 0.5}\n" + BASED, "models has 2 model(s) besides the base; slerp takes 1"),
+    ("merge_method: slerp\nbase_model: t\nmodels: [{model: a}]", "parameters.t is missing; slerp needs it"),
+    ("merge_method: model_stock\nbase_model: t\nmodels: [{model: a}]", "model_stock takes at least 2"),
+    ("merge_method: rankmean\nparameters: {order: up}\n" + BASED, "parameters.order is 'up'; expected one of"),
+    ("merge_method: rankmean\nseed: 3\n" + BASED, "seed does nothing with rankmean"),
+    ("merge_method: dare_ties\nseed: -3\nparameters: {weight: 1}\n" + BASED, "seed is -3"),
+    ("merge_method: dare_ties\nseed: 3\nparameters: {weight: 1, seed: 3}\n" + BASED, "has both 'seed' and 'parameters.seed'"),
+    ("merge_method: lines\nparameters: {method: tie}\n" + BASED, "parameters.method: lines over 'tie' (did you mean 'ties'?)"),
+    ("merge_method: lines\nparameters: {method: 5}\n" + BASED, "parameters.method is 5; expected text"),
+    ("merge_method: lines\nparameters: {method: sce, weight: 1}\n" + BASED, "parameters.weight is no parameter of lines"),
+    (SLICES.replace("[0, 2]", "[2, 0]"), "slices[0].sources[0].layer_range is [2, 0]"),
+    (SLICES.replace("[0, 2]", "[0, 1.5]"), "slices[0].sources[0].layer_range is [0, 1.5]"),
+    (SLICES.replace("[0, 2]", "2"), "slices[0].sources[0].layer_range is [2]"),
+    (SLICES.replace(", layer_range: [0, 2]", ""), "slices[0].sources[0] lacks 'layer_range'"),
+    (SLICES.replace("sources: [{model: a", "residual_weight: 1\n    sources: [{model: a"), "slices[0].residual_weight"),
+    (SLICES.replace(SOURCES, "source: []"), "slices[0].source is unknown"),
+    (SLICES.replace(SOURCES, "parameters: {}"), "slices[0] lacks 'sources'"),
+    (SLICES.replace(SOURCES, f"base_model: c\n    {SOURCES}"), "slices[0].base_model does nothing with passthrough"),
+    (f"merge_method: sce\nbase_model: t\nslices: [{{{SOURCES}}}]", "slices[0].sources lack the base 't'"),
+    (f"merge_method: karcher\nslices: [{PAIR}]", "slices[0].sources take different numbers of layers"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "message"), BAD, ids=[str(number) for number in range(len(BAD))])
+def test_bad_recipes(said, text, message):
+    """Each is one line that begins with the recipe's path and names the key."""
+    with pytest.raises(InputError) as caught:
+        said(text)
+    line = str(caught.value)
+    assert re.match(r"\S*recipe\.yml: ", line)
+    assert message in line
+    assert "\n" not in line
+    assert len(line) < 1000
+
+
+def test_unreadable(tmp_path):
+    """No file, and a folder."""
+    for path in (tmp_path / "none.yml", tmp_path):
+        with pytest.raises(InputError, match="cannot read the recipe"):
+            recipe.read(path)
+
+
+WORDS = ["merge_method", "models", "slices", "sources", "model", "parameters", "weight", "density", "filter", "value"]
+WORDS += ["base_model", "layer_range", "dtype", "tokenizer", "tokens", "source", "kind", "seed", "normalize", "method"]
+WORDS += [*METHODS, "a", "base", "zero", "float32", "1e-3", "*", "mlp", "<<", "\n", "é", ""]
+SCALARS = st.one_of(
+    st.sampled_from(WORDS), st.integers(), st.floats(), st.booleans(), st.none(), st.text(max_size=20), st.dates()
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=4),
+    max_leaves=15,
+)
+YAMLISH = st.text(alphabet=st.sampled_from([*"abms:-[]{}&*!?|>#'\"%@`,.~<0123456789 \n\t\r\x00\x85é"]), max_size=200)
+
+
+def mutated(draw, node):
+    """A recipe with one thing in it replaced, dropped or added."""
+    if isinstance(node, dict) and node and draw(st.integers(0, 3)):
+        key = draw(st.sampled_from([*node]))
+        return {**node, key: mutated(draw, node[key])}
+    if isinstance(node, list) and node and draw(st.integers(0, 3)):
+        place = draw(st.integers(0, len(node) - 1))
+        return [*node[:place], mutated(draw, node[place]), *node[place + 1 :]]
+    if isinstance(node, dict) and draw(st.booleans()):
+        return {**node, draw(st.sampled_from(WORDS)): draw(VALUES)}
+    return draw(VALUES)
+
+
+@st.composite
+def mutations(draw):
+    return yaml.safe_dump(
+        mutated(draw, yaml.safe_load(draw(st.sampled_from([LINEAR, TIES, SLICES])))), allow_unicode=True
+    )
+
+
+@st.composite
+def cuts(draw):
+    text = draw(st.sampled_from([LINEAR, TIES, SLICES]))
+    start, stop = sorted((draw(st.integers(0, len(text))), draw(st.integers(0, len(text)))))
+    return text[:start] + draw(YAMLISH) + text[stop:]
+
+
+@hypothesis.settings(
+    max_examples=EXAMPLES, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+@hypothesis.given(text=YAMLISH | VALUES.map(yaml.safe_dump) | mutations() | cuts() | st.binary(max_size=100))
+def test_nothing_but_input_errors(said, text):
+    """Whatever stands in the file is a recipe, or one line."""
+    try:
+        assert said(text).slices
+    except InputError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+        assert len(str(error)) < 2000  # noqa: PT017
+
+
+@hypothesis.given(VALUES)
+@hypothesis.settings(max_examples=100, deadline=None)
+def test_documents_read_as_by_pyyaml(value):
+    """Scalars and structure are PyYAML's, save dates, which stay text, and keys, which are text."""
+
+    def expected(node):
+        if isinstance(node, dict):
+            return {key: expected(child) for key, child in node.items()}
+        if isinstance(node, list):
+            return [expected(child) for child in node]
+        return node if isinstance(node, (str, int, float, bool)) or node is None else str(node)
+
+    hypothesis.assume("1e" not in repr(value))
+    text = yaml.safe_dump(value, allow_unicode=True)
+    assert repr(document.parse("r", text)) == repr(expected(yaml.safe_load(text)))

@@ -1,0 +1,290 @@
+"""Adapters as models: ours equals the folded model, PEFT's equals the definition, and what does not fit is named."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import tiny
+from dsee_jax import deltas, masks, tree
+from dsee_jax.ckpt import adapter, hf
+from dsee_jax.config import DeltaConfig
+from dsee_jax.errors import InputError
+from merge import sources
+
+RANDOM = np.random.default_rng(0)
+
+
+def whole(lazy):
+    return lazy.read(0, int(np.prod(lazy.shape))).reshape(lazy.shape)
+
+
+def ours(folder, *, scale_sparse=True, head=True):
+    """Write a base in ``base`` and an adapter in ``adapter``; return the params that they stand for, by their names."""
+    tiny.bert(folder / "base")
+    model, params = hf.load_pretrained(folder / "base")
+    config = DeltaConfig(targets=(".*/(query|up)/kernel",), rank=3, alpha=5.0, nonzeros=7, scale_sparse=scale_sparse)
+    updates, supports = deltas.init(params, config, key=jax.random.key(0))
+    updates = jax.tree.map(lambda leaf: RANDOM.normal(size=leaf.shape).astype(np.float32), updates)
+    kept = {"encoder/layer_0/attention/query/kernel", "encoder/layer_1/attention/output/kernel"}
+    cut = tree.unflatten({path: RANDOM.random(tree.get(params, path).shape) < 0.5 for path in kept})
+    new = {"classifier": {"kernel": RANDOM.normal(size=(24, 2)), "bias": RANDOM.normal(size=2)}} if head else {}
+    new = jax.tree.map(lambda leaf: leaf.astype(np.float32), new)
+    about = {"scale": config.scale, "scale_sparse": scale_sparse}
+    (folder / "adapter").mkdir()
+    adapter.save(folder / "adapter", adapter.Adapter(updates, supports, new, cut, about))
+    tuned = masks.apply(tree.unflatten({**tree.flatten(params), **tree.flatten(new)}), cut)
+    return hf.named(model, deltas.materialize(tuned, updates, supports, scale=config.scale, scale_sparse=scale_sparse))
+
+
+@pytest.mark.parametrize("scale_sparse", [True, False])
+def test_ours_equals_the_folded_model(tmp_path, scale_sparse):
+    """Masks, low rank, sparse values and the head, transposed into the layout of the file."""
+    expected = ours(tmp_path, scale_sparse=scale_sparse)
+    source = sources.open_source("base+adapter", tmp_path)
+    assert source.tensors.keys() == expected.keys()
+    for name, lazy in source.tensors.items():
+        np.testing.assert_allclose(whole(lazy), expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    files = ["adapter.safetensors", "adapter_config.json", "masks.safetensors"]
+    assert list(source.files) == ["base/config.json", "base/model.safetensors", *(f"adapter/{file}" for file in files)]
+
+
+def test_ours_brings_its_head_to_a_base_that_has_none(tmp_path):
+    """And finds the tensors of a file whose names lack the prefix."""
+    expected = ours(tmp_path)
+    tiny.bert(tmp_path / "base", head=False, prefix=False)
+    source = sources.open_source("base+adapter", tmp_path)
+    for name in ("classifier.weight", "classifier.bias"):
+        np.testing.assert_array_equal(whole(source.tensors[name]), expected[name])
+    name = "encoder.layer.1.intermediate.dense.weight"
+    assert whole(source.tensors[name]).shape == expected[f"bert.{name}"].shape
+    assert not any(name.startswith("bert.") for name in source.tensors)
+
+
+def changed(folder, **parts):
+    kept = adapter.load(folder)
+    adapter.save(folder, kept._replace(**parts))
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (
+            {
+                "deltas": {"encoder": {"layer_9": {"mlp": {"up": {"kernel": {"values": np.ones(1)}}}}}},
+                "supports": {},
+                "masks": {},
+            },
+            "layer.9.*no tensor",
+        ),
+        ({"deltas": {"elsewhere": {"kernel": {"values": np.ones(1)}}}}, "no param 'elsewhere/kernel'"),
+        ({"supports": {}}, "does not fit"),
+        ({"deltas": {}}, "does not fit"),
+        ({"config": {"scale": 1.0}}, "lacks 'scale' or 'scale_sparse'"),
+        ({"config": []}, "lacks 'scale' or 'scale_sparse'"),
+    ],
+)
+def test_ours_must_fit_its_base(tmp_path, parts, message):
+    ours(tmp_path, head=False)
+    changed(tmp_path / "adapter", **parts)
+    with pytest.raises(InputError, match=message):
+        sources.open_source("base+adapter", tmp_path)
+
+
+def test_a_support_outside_of_its_kernel_is_an_error(tmp_path):
+    ours(tmp_path)
+    kept = adapter.load(tmp_path / "adapter")
+    changed(tmp_path / "adapter", supports=jax.tree.map(lambda leaf: leaf + 30, kept.supports))
+    with pytest.raises(InputError, match="does not fit"):
+        sources.open_source("base+adapter", tmp_path)
+
+
+BASE = {
+    "model.embed.weight": RANDOM.normal(size=(5, 4)).astype(np.float32),
+    "model.up.weight": RANDOM.normal(size=(6, 4)).astype(np.float32),
+    "model.up.bias": RANDOM.normal(size=6).astype(np.float32),
+    "model.down.weight": RANDOM.normal(size=(4, 6)).astype(np.float32),
+    "score.weight": np.zeros((2, 4), np.float32),
+    "count": np.array([7]),
+}
+A = {name: RANDOM.normal(size=shape).astype(np.float32) for name, shape in {"up": (2, 4), "down": (2, 6)}.items()}
+B = {name: RANDOM.normal(size=shape).astype(np.float32) for name, shape in {"up": (6, 2), "down": (4, 2)}.items()}
+UP = {"model.up.lora_A.weight": A["up"], "model.up.lora_B.weight": B["up"]}
+DOWN = {"model.down.lora_A.weight": A["down"], "model.down.lora_B.weight": B["down"]}
+LORA = {"peft_type": "LORA", "r": 2, "lora_alpha": 6}
+
+
+def peft(folder, arrays, **settings):
+    """Write BASE, and an adapter of it in PEFT's layout; return the opened source."""
+    for name in ("base", "lora"):
+        (folder / name).mkdir(exist_ok=True)
+    (folder / "base" / "config.json").write_text("{}")
+    save_file(BASE, folder / "base" / "model.safetensors")
+    (folder / "lora" / "adapter_config.json").write_text(json.dumps(LORA | settings))
+    prefixed = {f"base_model.model.{name}": np.ascontiguousarray(array) for name, array in arrays.items()}
+    save_file(prefixed, folder / "lora" / "adapter_model.safetensors")
+    return sources.open_source("base+lora", folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "scales"),
+    [
+        ({}, {"up": 3, "down": 3}),
+        ({"use_rslora": True}, {"up": 6 / np.sqrt(2), "down": 6 / np.sqrt(2)}),
+        ({"alpha_pattern": {"down": 1}}, {"up": 3, "down": 0.5}),
+        ({"alpha_pattern": {"own": 1, "model.up": 4, r".*\.(up|down)": 2}}, {"up": 2, "down": 1}),
+        ({"rank_pattern": {"up": 2}, "r": 16}, {"up": 3, "down": 3}),
+    ],
+)
+def test_lora_is_w_plus_scale_b_a(tmp_path, settings, scales):
+    """Scale is alpha / r, or alpha / sqrt(r); patterns are regexes for the end of a name, the first that matches."""
+    source = peft(tmp_path, UP | DOWN, **settings)
+    for name, scale in scales.items():
+        expected = BASE[f"model.{name}.weight"] + scale * B[name] @ A[name]
+        np.testing.assert_allclose(whole(source.tensors[f"model.{name}.weight"]), expected, rtol=1e-6, atol=1e-6)
+    for name in BASE.keys() - {"model.up.weight", "model.down.weight"}:
+        np.testing.assert_array_equal(whole(source.tensors[name]), BASE[name], strict=True)
+    assert source.tensors["model.up.weight"].dtype == "F32"
+    assert {"lora/adapter_config.json", "lora/adapter_model.safetensors"} < source.files.keys()
+
+
+def test_lora_of_weights_stored_in_out(tmp_path):
+    pair = {"model.up.lora_A.weight": A["down"], "model.up.lora_B.weight": B["down"]}
+    source = peft(tmp_path, pair, fan_in_fan_out=True)
+    expected = BASE["model.up.weight"] + 3 * (B["down"] @ A["down"]).T
+    np.testing.assert_allclose(whole(source.tensors["model.up.weight"]), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_lora_of_an_embedding(tmp_path):
+    a, b = RANDOM.normal(size=(2, 5)).astype(np.float32), RANDOM.normal(size=(4, 2)).astype(np.float32)
+    source = peft(tmp_path, {"model.embed.lora_embedding_A": a, "model.embed.lora_embedding_B": b})
+    expected = BASE["model.embed.weight"] + 3 * (b @ a).T
+    np.testing.assert_allclose(whole(source.tensors["model.embed.weight"]), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_saved_modules_and_biases_replace_whole_tensors(tmp_path):
+    """Of any number of rows; a saved module may be new."""
+    head, fresh = np.ones((3, 4), np.float32), np.ones(3, np.float32)
+    bias = np.full(6, 2, np.float32)
+    arrays = UP | {"score.weight": head, "score.bias": fresh, "model.up.base_layer.bias": bias}
+    source = peft(tmp_path, arrays, modules_to_save=["score"])
+    np.testing.assert_array_equal(whole(source.tensors["score.weight"]), head)
+    np.testing.assert_array_equal(whole(source.tensors["score.bias"]), fresh)
+    np.testing.assert_array_equal(whole(source.tensors["model.up.bias"]), bias)
+    assert source.tensors.keys() == BASE.keys() | {"score.bias"}
+
+
+def test_a_base_without_the_prefix_of_its_adapter(tmp_path):
+    source = peft(tmp_path, {f"whole.{name}": array for name, array in UP.items()})
+    expected = BASE["model.up.weight"] + 3 * B["up"] @ A["up"]
+    np.testing.assert_allclose(whole(source.tensors["model.up.weight"]), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (
+            {"model.upp.lora_A.weight": A["up"], "model.upp.lora_B.weight": B["up"]},
+            "no tensor 'model.upp.weight'.*mean",
+        ),
+        ({"model.up.lora_A.weight": A["up"]}, "not a pair"),
+        (
+            {"model.up.lora_A.weight": A["down"], "model.up.lora_B.weight": B["up"]},
+            r"\(6, 2\) times \(2, 6\).*\(6, 4\)",
+        ),
+        ({"model.up.lora_A.weight": A["up"][:1], "model.up.lora_B.weight": B["up"]}, r"\(6, 2\) times \(1, 4\)"),
+        ({"model.up.lora_A.weight": A["up"][..., None], "model.up.lora_B.weight": B["up"]}, "not a pair of matrices"),
+        (UP | {"model.up.lora_magnitude_vector": np.ones(6)}, "lora_magnitude_vector.*is no part"),
+        (UP | {"model.other.weight": np.ones(6)}, "no tensor 'model.other.weight'"),
+        ({"count.lora_A.weight": A["up"], "count.lora_B.weight": B["up"]}, "no tensor 'count.weight'"),
+        ({"model.up.bias.lora_A.weight": A["up"], "model.up.bias.lora_B.weight": B["up"]}, "no tensor"),
+    ],
+)
+def test_every_tensor_of_an_adapter_has_its_place(tmp_path, arrays, message):
+    with pytest.raises(InputError, match=message):
+        peft(tmp_path, arrays)
+
+
+def test_tensors_without_pefts_prefix_are_refused(tmp_path):
+    peft(tmp_path, UP)
+    save_file(UP, tmp_path / "lora" / "adapter_model.safetensors")
+    with pytest.raises(InputError, match="'model.up.lora_A.weight' is no part of a LoRA"):
+        sources.open_source("base+lora", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"peft_type": "IA3"},
+        {"peft_type": None},
+        {"use_dora": True},
+        {"lora_bias": True},
+        {"layer_replication": [[0, 2]]},
+        {"init_lora_weights": "pissa_niter_4"},
+        {"init_lora_weights": "OLoRA"},
+        {"lora_alpha": None},
+        {"lora_alpha": "six"},
+        {"alpha_pattern": {"(": 1}},
+    ],
+)
+def test_what_is_no_plain_lora_is_refused_by_name(tmp_path, settings):
+    with pytest.raises(InputError, match=f"adapter_config.json: .*{next(iter(settings)).partition('_pattern')[0]}"):
+        peft(tmp_path, UP, **settings)
+
+
+def test_folders_that_hold_no_adapter(tmp_path):
+    peft(tmp_path, UP)
+    (tmp_path / "lora" / "adapter_model.safetensors").rename(tmp_path / "lora" / "adapter_model.bin")
+    with pytest.raises(InputError, match="is a pickle.*save_pretrained"):
+        sources.open_source("base+lora", tmp_path)
+    with pytest.raises(InputError, match="holds no adapter"):
+        sources.open_source("base+base", tmp_path)
+    (tmp_path / "lora" / "adapter_model.safetensors").write_bytes(b"\x09")
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        sources.open_source("base+lora", tmp_path)
+
+
+@pytest.mark.parity
+def test_lora_equals_what_peft_merges(tmp_path):
+    """PEFT's own folder and its own merge_and_unload, on a model of linear layers and an embedding."""
+    torch, library = pytest.importorskip("torch"), pytest.importorskip("peft")
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.up = torch.nn.Embedding(5, 4), torch.nn.Linear(4, 6)
+            self.down, self.score = torch.nn.Linear(6, 4), torch.nn.Linear(4, 2)
+
+        def forward(self, ids):
+            return self.score(self.down(self.up(self.embed(ids))))
+
+    torch.manual_seed(0)
+    model = Model()
+    base = {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+    config = library.LoraConfig(
+        r=3,
+        lora_alpha=5,
+        target_modules=["embed", "up", "down"],
+        modules_to_save=["score"],
+        rank_pattern={"down": 2},
+        alpha_pattern={"down": 7},
+        use_rslora=True,
+        bias="lora_only",
+    )
+    tuned = library.get_peft_model(model, config)
+    for parameter in tuned.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    save_file(base, tmp_path / "base" / "model.safetensors")
+    tuned.save_pretrained(str(tmp_path / "lora"), save_embedding_layers=False)
+    source = sources.open_source("base+lora", tmp_path)
+    merged = tuned.merge_and_unload().state_dict()
+    assert source.tensors.keys() == merged.keys()
+    for name, tensor in merged.items():
+        np.testing.assert_allclose(whole(source.tensors[name]), tensor.detach().numpy(), rtol=1e-5, atol=1e-5)
+        changed = not np.array_equal(whole(source.tensors[name]), base[name])
+        assert changed, f"{name} was to be tuned"

@@ -1,0 +1,314 @@
+"""`python -m merge` from files to files: what it writes, and that what it writes is whole or not there."""
+
+import errno
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import checkpoints
+import merge
+from dsee_jax.ckpt import tensors
+from merge import __main__ as command
+from merge import shards, stream
+from merge.methods import METHODS
+
+WEIGHTED = {"weight": 0.6}
+
+
+def run(*arguments):
+    return command.main([str(argument) for argument in arguments])
+
+
+def refused(capsys, *arguments):
+    """The one line of an error."""
+    assert run(*arguments) == 2
+    lines = capsys.readouterr().err.strip().split("\n")
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def everything(folder):
+    """The bytes of every file."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def beside(folder):
+    """What lies in the folder that is hidden."""
+    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_linear_from_files_to_files(tmp_path, capsys):
+    base, a, b = checkpoints.family(tmp_path)
+    assert run(checkpoints.recipe(tmp_path, each=WEIGHTED), tmp_path / "out") == 0
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert found.keys() == base.keys()
+    for name, merged in found.items():
+        np.testing.assert_allclose(merged, (a[name] + b[name]) / 2, rtol=1e-6, atol=1e-7)
+    assert capsys.readouterr().out.split() == [str(tmp_path / "out")]
+    assert not beside(tmp_path)
+    card, said = ((tmp_path / "out" / name).read_text() for name in ("README.md", "merge_recipe.yml"))
+    for model in ("model_0", "model_1"):
+        digest = hashlib.sha256((tmp_path / model / "model.safetensors").read_bytes()).hexdigest()
+        assert digest in card
+        assert digest in said
+
+
+@pytest.mark.parametrize("method", ["rankmean", "task_arithmetic", "ties", "dare_ties", "slerp", "model_stock", "sce"])
+def test_streaming_is_as_in_memory(tmp_path, method):
+    """The same names give the same random choices, so even DARE is the same."""
+    count = 1 if method == "slerp" else 2
+    base, *models = checkpoints.family(tmp_path, models=count)
+    known = METHODS[method]
+    each = {key: {"weight": 0.6, "density": 0.5}[key] for key in known.each if key in ("weight", "density")}
+    shared = {"t": 0.3} if method == "slerp" else {}
+    path = checkpoints.recipe(tmp_path, method, models=count, each=each, parameters=shared)
+    assert run(path, tmp_path / "out", "--max-shard-size", "4kB") == 0
+    expected = merge.merge(base, models, method=method, **each, **shared)
+    for name, found in checkpoints.load(tmp_path / "out").items():
+        np.testing.assert_allclose(found, expected[name], rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+def test_shards_and_their_index(tmp_path):
+    """Small shards hold every tensor once, within the size, as the index says."""
+    checkpoints.family(tmp_path, max_shard_size="3kB")
+    path = checkpoints.recipe(tmp_path, each=WEIGHTED)
+    assert run(path, tmp_path / "out", "--max-shard-size", "5kB") == 0
+    assert run(path, tmp_path / "one") == 0
+    files = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert len(files) > 2
+    index = json.loads((tmp_path / "out" / tensors.INDEX).read_text())
+    found = {}
+    for file in files:
+        part = load_file(file)
+        assert sum(array.nbytes for array in part.values()) <= 5000
+        assert all(index["weight_map"][name] == file.name for name in part)
+        found |= part
+    whole = load_file(tmp_path / "one" / "model.safetensors")
+    assert index["metadata"]["total_size"] == sum(array.nbytes for array in whole.values())
+    assert all(found[name].tobytes() == whole[name].tobytes() for name in whole)
+    assert not list((tmp_path / "out").glob("*.done"))
+
+
+def test_rankmean_says_what_it_took_from_whom(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    checkpoints.family(tmp_path)
+    assert run(checkpoints.recipe(tmp_path, "rankmean"), tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert all(f"\n{layer} " in said for layer in range(3)), said
+    assert (tmp_path / "out" / "merge_coefficients.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_plan_reads_headers_only(tmp_path, capsys, monkeypatch):
+    checkpoints.family(tmp_path)
+    path = checkpoints.recipe(tmp_path, "ties", each={"weight": 1, "density": 0.5})
+    monkeypatch.setattr(tensors, "mapped", None)
+    assert run(path, tmp_path / "out", "--plan") == 0
+    said = capsys.readouterr().out
+    assert "ties" in said
+    assert "11 to merge" in said.replace("12 to merge", "11 to merge")
+    assert not (tmp_path / "out").exists()
+    assert not beside(tmp_path)
+
+
+def test_an_output_that_is_there_is_kept(tmp_path, capsys):
+    checkpoints.family(tmp_path)
+    path = checkpoints.recipe(tmp_path, each=WEIGHTED)
+    out = tmp_path / "out"
+    out.mkdir()
+    assert run(path, out) == 0, "an empty folder may be filled"
+    shutil.rmtree(out)
+    out.mkdir()
+    (out / "model-00001-of-00002.safetensors").write_bytes(b"older")
+    assert "--overwrite" in refused(capsys, path, out)
+    assert everything(out) == {"model-00001-of-00002.safetensors": b"older"}
+    assert run(path, out, "--overwrite") == 0
+    assert "model-00001-of-00002.safetensors" not in everything(out), "old files are never mixed in"
+    assert not beside(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["model_0", "."])
+def test_an_output_may_not_hold_an_input(tmp_path, capsys, where):
+    checkpoints.family(tmp_path)
+    path = checkpoints.recipe(tmp_path, each=WEIGHTED)
+    before = everything(tmp_path / "model_0")
+    assert "input" in refused(capsys, path, tmp_path / where, "--overwrite")
+    assert everything(tmp_path / "model_0") == before
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "rankmean"])
+def test_a_nan_is_refused_or_allowed(tmp_path, capsys, method):
+    _, _, b = checkpoints.family(tmp_path)
+    b["model.layers.1.mlp.weight"][3, 5] = np.nan
+    checkpoints.save(tmp_path / "model_1", b)
+    each = {key: 0.5 for key in ("weight", "density") if key in METHODS[method].each}
+    path = checkpoints.recipe(tmp_path, method, each=each)
+    said = refused(capsys, path, tmp_path / "out")
+    assert "model.layers.1.mlp.weight" in said
+    assert "--allow-nonfinite" in said
+    assert "model_1" in said
+    assert not (tmp_path / "out").exists()
+    assert not beside(tmp_path)
+    assert run(path, tmp_path / "out", "--allow-nonfinite") == 0
+
+
+def test_finished_shards_are_kept_and_damaged_ones_are_not(tmp_path, monkeypatch):
+    """An interrupted merge goes on where it stopped."""
+    checkpoints.family(tmp_path)
+    path, out = checkpoints.recipe(tmp_path, each=WEIGHTED), tmp_path / "out"
+    assert run(path, tmp_path / "calm", "--max-shard-size", "4kB") == 0
+    made = []
+    create = shards.create
+
+    def counted(file, arrays):
+        made.append(file.name)
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        return create(file, arrays)
+
+    monkeypatch.setattr(shards, "create", counted)
+    assert run(path, out, "--max-shard-size", "4kB") == 130
+    unfinished = tmp_path / ".out.partial"
+    assert not out.exists()
+    done = sorted(unfinished.glob("*.safetensors"))
+    assert done
+    damaged = done[0]
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x01")
+    made[:] = [None] * 10
+    assert run(path, out, "--max-shard-size", "4kB") == 0
+    assert damaged.name in made
+    assert not {file.name for file in done[1:]} & set(made)
+    calm, found = everything(tmp_path / "calm"), everything(out)
+    assert {name for name in calm if found[name] != calm[name]} <= {"README.md"}, "the card bears the output's name"
+
+
+def test_another_merge_does_not_go_on_from_this_one(tmp_path, monkeypatch):
+    """What a stopped merge left is dropped when the recipe, an input or the shards' size has changed."""
+    checkpoints.family(tmp_path)
+    path, out = checkpoints.recipe(tmp_path, each=WEIGHTED), tmp_path / "out"
+    monkeypatch.setattr(shards, "create", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert run(path, out) == 130
+    (tmp_path / ".out.partial" / "stray").write_text("older")
+    monkeypatch.undo()
+    checkpoints.recipe(tmp_path, "task_arithmetic", each=WEIGHTED)
+    assert run(path, out) == 0
+    assert "stray" not in everything(out)
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, capsys, monkeypatch):
+    checkpoints.family(tmp_path)
+    path = checkpoints.recipe(tmp_path, each=WEIGHTED)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    assert "is full" in refused(capsys, path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not beside(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_small_disk_leaves_nothing(tmp_path, capsys, monkeypatch):
+    """On a real one: too small from the start, and one that turns out too small while the merge runs."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"may not mount a small disk: {mounted.stderr.strip()}")
+    try:
+        checkpoints.family(tmp_path, width=128, vocabulary=1000)
+        path = checkpoints.recipe(tmp_path, each=WEIGHTED)
+        assert "GB free" in refused(capsys, path, disk / "out")
+        assert not list(disk.iterdir())
+        room = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
+        assert "is full" in refused(capsys, path, disk / "out", "--max-shard-size", "600kB")
+        assert not list(disk.iterdir())
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment(tmp_path):
+    """SIGKILL 20 times: no output or a whole one; the next run finishes it; the bytes are an undisturbed run's."""
+    checkpoints.family(tmp_path, layers=12, width=256, vocabulary=4000)
+    path = checkpoints.recipe(tmp_path, "ties", each={"weight": 0.5, "density": 0.5})
+    order = lambda out: [sys.executable, "-m", "merge", str(path), str(out), "--max-shard-size", "2MB"]
+    start = time.monotonic()
+    subprocess.run(order(tmp_path / "calm"), check=True)
+    seconds = time.monotonic() - start
+    calm = everything(tmp_path / "calm")
+    chance = random.Random(0)
+    killed = 0
+    for number in range(20):
+        out = tmp_path / f"out{number}"
+        process = subprocess.Popen(order(out), stderr=subprocess.DEVNULL)
+        time.sleep(seconds * chance.uniform(0.2, 1))
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() != 0
+        if out.exists():
+            assert everything(out).keys() == calm.keys()
+        else:
+            subprocess.run(order(out), check=True)
+        found = everything(out)
+        assert found.keys() == calm.keys()
+        assert all(found[name] == calm[name] for name in calm if name != "README.md")
+        shutil.rmtree(out)
+    assert killed > 10, "the moments were after the end"
+
+
+WORKER = """
+import sys, jax
+jax.config.update("jax_platforms", "cpu")
+address, number, *rest = sys.argv[1:]
+jax.distributed.initialize(address, 2, int(number))
+from merge.__main__ import main
+sys.exit(main(rest))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["rankmean", "ties"])
+def test_two_processes_write_the_same_bytes(tmp_path, method):
+    checkpoints.family(tmp_path)
+    each = {key: 0.5 for key in ("weight", "density") if key in METHODS[method].each}
+    shared = {"trim": "global"} if method == "ties" else {}
+    path = checkpoints.recipe(tmp_path, method, each=each, parameters=shared)
+    assert run(path, tmp_path / "one", "--max-shard-size", "4kB") == 0
+    address = f"localhost:{random.randint(20000, 60000)}"
+    order = [str(path), str(tmp_path / "two"), "--max-shard-size", "4kB"]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, address, str(number), *order], stderr=subprocess.PIPE, text=True
+        )
+        for number in range(2)
+    ]
+    said = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    one, two = everything(tmp_path / "one"), everything(tmp_path / "two")
+    assert one.keys() == two.keys()
+    assert {name for name in one if one[name] != two[name]} <= {"README.md"}
+
+
+def test_tiles_of_the_engine_do_not_show(tmp_path, monkeypatch):
+    """The same bytes whatever a tile holds: nothing in the file depends on how it was cut."""
+    checkpoints.family(tmp_path)
+    path = checkpoints.recipe(
+        tmp_path, "dare_ties", each={"weight": 0.5, "density": 0.5}, parameters={"rescale": False}
+    )
+    found = []
+    for tile in (64, 1 << 20):
+        monkeypatch.setattr(stream, "TILE", tile)
+        assert run(path, tmp_path / f"out{tile}") == 0
+        found.append((tmp_path / f"out{tile}" / "model.safetensors").read_bytes())
+    assert found[0] == found[1]

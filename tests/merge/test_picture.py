@@ -1,0 +1,63 @@
+"""The heat map and the table of a merge: files that open, every unit and model named, and no need of matplotlib."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from merge import picture
+
+
+def figures(units, models, seed=0):
+    rng = np.random.default_rng(seed)
+    shares = rng.random((units, models))
+    return shares / shares.sum(1, keepdims=True), rng.random((units, models)) / 50
+
+
+@pytest.mark.parametrize(("units", "models"), [(1, 1), (6, 4), (48, 3), (400, 2)])
+def test_a_picture_is_drawn(tmp_path, units, models):
+    """A PNG whose height follows the number of units, up to a limit."""
+    pytest.importorskip("matplotlib", reason="needs the extra `plot`")
+    path = tmp_path / "heat.png"
+    names, columns = (
+        [f"layer {number}" for number in range(units)],
+        [f"runs/{number}/model" for number in range(models)],
+    )
+    shares, changes = figures(units, models)
+    changes[0, 0] = np.nan
+    assert picture.heatmap(path, names, columns, shares, changes) == f"heat map  {path}"
+    head = path.read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    sizes = [int.from_bytes(head[at : at + 4], "big") for at in (16, 20)]
+    assert sizes[1] == pytest.approx(120 * (min(max(0.22 * units, 1), 48) + 1.6), abs=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["heat.png"]
+
+
+def test_without_matplotlib_the_way_out_is_said(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    said = picture.heatmap(tmp_path / "heat.png", ["a"], ["m"], *figures(1, 1))
+    assert said == "heat map  not drawn: pip install 'dsee-jax[plot]'"
+    assert not list(tmp_path.iterdir())
+
+
+def test_table():
+    found = picture.table(["0", "out"], ["x/a", "x/b"], np.array([[0.25, 0.75], [0.5, 0.5]]), [[0.1, np.nan], [0, 2]])
+    assert found.splitlines() == [
+        "unit  share a  share b  change a  change b",
+        "0      0.2500   0.7500    10.00%         -",
+        "out    0.5000   0.5000     0.00%   200.00%",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("models", "names"),
+    [
+        (["org/a", "org/b"], ["a", "b"]),
+        (["runs/rte/model", "runs/sst2/model"], ["rte/model", "sst2/model"]),
+        (["m", "m"], ["m", "m"]),
+        (["a/x", "x"], ["a/x", "x"]),
+        (["0123456789" * 3], ["...901234567890123456789"]),
+    ],
+)
+def test_models_are_told_apart_by_few_words(models, names):
+    assert picture._short(models) == names

@@ -1,0 +1,187 @@
+"""A tensor streamed from files merges to what it merges to in memory, for every method."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from dsee_jax.ckpt import tensors
+from dsee_jax.errors import InputError
+from merge import lazies, select, stream
+from merge.leaf import Whole
+from merge.methods import METHODS, find
+
+EACH = {"weight": (0.5, 0.8, 0.3), "density": (0.4, 0.6, 0.9), "gamma": 0.05, "epsilon": 0.05, "scale": 0.5}
+SHARED = {"t": 0.3, "lambda": 0.7, "alpha": 0.4, "beta": 0.5, "select_topk": 0.3, "trim": "tensor"}
+VARIANTS = [
+    *((name, {}) for name in METHODS),
+    ("ties", {"trim": "global"}),
+    ("ties", {"trim_ties": "keep", "vote": "unweighted"}),
+    ("dare_ties", {"rescale_norm": "inverse"}),
+    ("nuslerp", {"nuslerp_flatten": False}),
+    ("nuslerp", {"nuslerp_flatten": False, "nuslerp_row_wise": True}),
+    ("model_stock", {"filter_wise": True}),
+    ("lines", {"method": "ties"}),
+    ("rankmean", {"unit": "tensor", "order": "reversed"}),
+]
+NAMES = {"model.layers.0.a.weight": (37, 24), "model.layers.1.a.weight": (37, 24), "model.norm.weight": (19,)}
+
+
+def count(method):
+    """As many models as a method takes, three at most."""
+    return min(method.models[1] or 3, 3)
+
+
+def options(method, given, models):
+    found = {}
+    for key, option in method.each.items():
+        value = EACH.get(key, option.default)
+        found[key] = tuple(value[:models]) if isinstance(value, tuple) else (value,) * models
+    for key, option in method.shared.items():
+        found[key] = given.get(key, SHARED.get(key, option.default))
+    return found
+
+
+def leaves(tmp_path, method, dtype, by_rows, engine, outputs):
+    """The same random tensors as streamed leaves and as leaves in memory."""
+    generator = np.random.default_rng(0)
+    base = {name: generator.normal(size=shape).astype(dtype) for name, shape in NAMES.items()}
+    trees = [base]
+    for _ in range(count(method)):
+        trees.append({n: (b + generator.normal(size=b.shape) * 0.1).astype(dtype) for n, b in base.items()})
+    if method.statistics == "elements":
+        trees += [{n: generator.uniform(size=b.shape).astype("float32") for n, b in base.items()} for _ in trees[1:]]
+    opened = []
+    for number, tree in enumerate(trees):
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        tensors.write(folder, tree)
+        opened.append({name: lazies.plain(stored) for name, stored in tensors.index(folder).items()})
+    base_lazy, *rest = opened
+    models, statistics = rest[: count(method)], rest[count(method) :]
+    use = method.base != "none"
+    streamed, whole = [], []
+    for name, shape in NAMES.items():
+        outputs[name] = np.full(shape, np.nan, "float32")
+
+        def sink(start, stretch, flat=outputs[name].reshape(-1)):
+            flat[start : start + stretch.size] = stretch
+
+        streamed.append(
+            stream.Tiled(
+                name,
+                base_lazy[name] if use else None,
+                tuple(model[name] for model in models),
+                tuple(found[name] for found in statistics),
+                by_rows,
+                "F32",
+                sink,
+                engine,
+            )
+        )
+        arrays = [tree[name] for tree in trees]
+        whole.append(
+            Whole(
+                name,
+                arrays[0] if use else None,
+                tuple(arrays[1 : 1 + count(method)]),
+                tuple(arrays[1 + count(method) :]),
+            )
+        )
+    return streamed, whole
+
+
+@pytest.mark.parametrize("dtype", ["float32", ml_dtypes.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(("name", "given"), VARIANTS, ids=lambda value: str(value) if value else "")
+def test_streamed_is_as_in_memory(tmp_path, monkeypatch, name, given, dtype):
+    """Tiles of 128 elements cut every matrix; thresholds, random choices and ranks do not notice."""
+    monkeypatch.setattr(stream, "TILE", 128)
+    monkeypatch.setattr(stream, "_SMALLEST", 32)
+    method = find(name, given)
+    chosen = method.keywords(options(method, given, count(method)))
+    with ThreadPoolExecutor(2) as workers:
+        outputs = {}
+        streamed, whole = leaves(tmp_path, method, dtype, method.by_rows(**chosen), stream.Engine(workers), outputs)
+        extras = [
+            method.prepare(side, [chosen] * len(side)) if method.prepare else [{}] * len(side)
+            for side in (streamed, whole)
+        ]
+        for leaf, inside, extra, more in zip(streamed, whole, *extras, strict=True):
+            method.merge(leaf, **chosen, **extra)
+            expected = np.asarray(method.merge(inside, **chosen, **more))
+            np.testing.assert_allclose(outputs[leaf.name], expected, rtol=2e-6, atol=2e-6, err_msg=leaf.name)
+
+
+def test_padding_of_the_last_tile_changes_nothing(tmp_path, monkeypatch):
+    """Whatever the tile's size, the same bytes of a method whose sums are of whole numbers."""
+    method = find("ties")
+    chosen = method.keywords(options(method, {}, 3))
+    found = []
+    for tile in (64, 256, 1 << 12):
+        monkeypatch.setattr(stream, "TILE", tile)
+        folder, outputs = tmp_path / str(tile), {}
+        folder.mkdir()
+        with ThreadPoolExecutor(2) as workers:
+            streamed, _ = leaves(folder, method, "float32", False, stream.Engine(workers), outputs)
+            for leaf in streamed:
+                method.merge(leaf, **chosen)
+        found.append(outputs)
+    for name in NAMES:
+        assert found[0][name].tobytes() == found[1][name].tobytes() == found[2][name].tobytes()
+
+
+@pytest.mark.parametrize("size", [40, 5_000, 60_000])
+@pytest.mark.parametrize("levels", [0, 3], ids=["distinct", "ties"])
+def test_streamed_selection_is_exact(tmp_path, monkeypatch, size, levels):
+    """Exactly k are kept, the largest, equal ones by position: with a sample to begin from or without, in one leaf or two."""
+    monkeypatch.setattr(stream, "TILE", 1 << 10)
+    generator = np.random.default_rng(size)
+    values = generator.normal(size=(2, size)).astype("float32")
+    if levels:
+        values = np.round(values * levels) / np.float32(levels)
+    opened = []
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+        tensors.write(tmp_path / str(number), {"x": values[number]})
+        opened.append(lazies.plain(tensors.index(tmp_path / str(number))["x"]))
+    with ThreadPoolExecutor(2) as workers:
+        make = lambda lazy: stream.Tiled("x", None, (lazy,), (), False, "F32", lambda *_: None, stream.Engine(workers))
+        for both in (False, True):
+            part = [make(lazy) for lazy in (opened if both else opened[:1])]
+            flat = np.abs(values if both else values[:1])
+            for share in (0, 0.003, 0.5, 0.97, 1):
+                kept = int(share * flat.size)
+                cuts = select.largest(part, select.magnitudes, [kept])
+                places = np.arange(size, dtype=np.uint32)
+                mask = np.concatenate([cut.kept(0, row, places) for cut, row in zip(cuts, flat, strict=True)])
+                order = np.lexsort((np.arange(flat.size), -flat.ravel()))[:kept]
+                assert mask.sum() == kept
+                assert mask[order].all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nonfinite_is_found_in_every_type(dtype, value):
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    array = np.array([0, -1, np.finfo("float16").max, 1e-7], "float32").astype(kind)
+    assert not stream.nonfinite(array)
+    array[2] = value
+    assert stream.nonfinite(array)
+
+
+def test_a_nan_is_named(tmp_path):
+    """Though TIES would have trimmed it away."""
+    method, outputs = find("ties"), {}
+    with ThreadPoolExecutor(1) as workers:
+        streamed, _ = leaves(tmp_path, method, "float32", False, stream.Engine(workers), outputs)
+        lazy = streamed[0].models[1]
+
+        def read(start, stop):
+            found = np.array(lazy.read(start, stop))
+            found[3] = np.nan
+            return found
+
+        bad = streamed[0]._replace(models=(streamed[0].models[0], lazy._replace(read=read), *streamed[0].models[2:]))
+        with pytest.raises(InputError, match=r"model\.safetensors.*NaN.*'model\.layers\.0\.a\.weight'"):
+            method.merge(bad, **method.keywords(options(method, {}, 3)))

@@ -1,0 +1,164 @@
+"""``python -m merge RECIPE.yaml OUT_DIR``: merge fine-tuned models of one base as a recipe says, from files to files."""
+
+import argparse
+import contextlib
+import ctypes
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from dsee_jax.ckpt.tensors import byte_size
+from dsee_jax.errors import InputError
+from merge import assembly, compare, engine, overview
+from merge.methods import METHODS
+from merge.sources import open_source
+
+EXAMPLE = """\
+a recipe, in mergekit's grammar:
+
+  merge_method: rankmean        # see --methods
+  base_model: BASE              # a folder beside the recipe or here, a hub id, or any of these +ADAPTER
+  models:
+    - model: TUNED_A
+    - model: TUNED_B
+
+Run again after an interruption, it goes on. `python -m merge compare A B` tells how far two checkpoints are apart.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of a merge."""
+    top = argparse.ArgumentParser(
+        prog="python -m merge",
+        description=__doc__,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("recipe", metavar="RECIPE", type=Path, help="YAML; mergekit's recipes run unmodified")
+    top.add_argument("out", metavar="OUT_DIR", type=Path, help="the folder to make; appears when it is complete")
+    top.add_argument("--plan", action="store_true", help="read headers only, and print what would be done")
+    top.add_argument("--overwrite", action="store_true", help="replace OUT_DIR, once the merge is complete")
+    top.add_argument("--max-shard-size", metavar="SIZE", default="5GB", help="of a file of weights; default 5GB")
+    top.add_argument("--allow-nonfinite", action="store_true", help="merge NaN and infinities as they are")
+    top.add_argument(
+        "--distributed",
+        action="store_true",
+        help="share the work with the other JAX processes of this job, each of which runs this command on a disk they share",
+    )
+    top.add_argument("--methods", action=_Methods, nargs=0, help="list the methods and their options, and stop")
+    return top
+
+
+class _Methods(argparse.Action):
+    def __call__(self, *ignored: object) -> None:
+        for name, method in sorted(METHODS.items()):
+            print(f"{name}: {method.help}")
+            for option, what in {**method.each, **method.shared}.items():
+                default = "required" if what.default is None else f"default {what.default}"
+                each = ", for each model" * (option in method.each)
+                print(f"    {option}: {what.help} ({what.expected}{each}; {default})")
+        sys.exit(0)
+
+
+def comparing() -> argparse.ArgumentParser:
+    """Return the parser of a comparison."""
+    top = argparse.ArgumentParser(prog="python -m merge compare", description="How far two checkpoints are apart.")
+    top.add_argument("a", metavar="A", help="a folder, a hub id, or any of these +ADAPTER")
+    top.add_argument("b", metavar="B", help="the same; changes are relative to A")
+    top.add_argument(
+        "--unit", default="layer", help="layer (default), tensor, or a regular expression with a group unit"
+    )
+    return top
+
+
+def distance(options: argparse.Namespace) -> None:
+    """Print how far two checkpoints are apart."""
+    a, b = (open_source(reference, Path()) for reference in (options.a, options.b))
+    print(compare.table(compare.compare(a, b, unit=options.unit)))
+
+
+def merge(options: argparse.Namespace) -> None:
+    """Plan a merge, and do it."""
+    byte_size(options.max_shard_size)
+    if options.distributed:
+        import jax
+
+        jax.distributed.initialize()
+    ready = assembly.read(options.recipe)
+    if options.plan:
+        print(overview.describe(ready.plan, engine.layout(ready.plan, options.max_shard_size).items()))
+        return
+    engine.check_output(ready.plan, options.out, overwrite=options.overwrite)
+    _keep_memory()
+    with _progress() as progress, assembly.hashed(ready) as digests:
+        said: list[str] = []
+        engine.run(
+            ready.plan,
+            options.out,
+            lambda folder, extras: said.extend(assembly.surround(ready, folder, options.out.name, extras, digests())),
+            max_shard_size=options.max_shard_size,
+            overwrite=options.overwrite,
+            allow_nonfinite=options.allow_nonfinite,
+            progress=progress,
+        )
+    print("\n".join([*said, str(options.out)]))
+
+
+def _keep_memory() -> None:
+    """Let glibc keep what tiles take and give back; it would return it to the system, and get it back page by page."""
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        for parameter, value in ((-3, 32 << 20), (-1, 1 << 30)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+            library.mallopt(parameter, value)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[engine.Progress]:
+    """Show each pass on stderr, in bytes; silent when not a terminal."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
+        tasks: list[TaskID] = []
+        yield engine.Progress(
+            lambda name, nbytes: tasks.append(shown.add_task(name, total=nbytes)),
+            lambda nbytes: shown.advance(tasks[-1], nbytes),
+        )
+
+
+def main(arguments: list[str]) -> int:
+    """Return the exit status: 0, or 2 for bad input (one line on stderr, no OUT_DIR)."""
+    compares = arguments[:1] == ["compare"]
+    options = comparing().parse_args(arguments[1:]) if compares else parser().parse_args(arguments)
+    try:
+        (distance if compares else merge)(options)
+    except InputError as error:
+        print(f"merge: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("merge: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,295 @@
+"""Streaming: a plan's tensors from files to files, in bounded memory, and an output that is there whole or not at all.
+
+Two passes where the method looks at the whole model first, one otherwise. Workers each take a tensor, read it tile by tile,
+compute it through JAX and write it at its place in its shard. Everything goes to a hidden folder beside the output, which
+takes the output's name at the end; what an interrupted merge has finished there, the next one verifies and keeps.
+
+With several JAX processes, each looks at its share of the tensors and writes its share of the shards; process 0 does the rest.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from dsee_jax.ckpt import tensors
+from dsee_jax.errors import InputError
+from merge import shards, stream
+from merge.method import Method
+from merge.methods import find
+from merge.plan import Job, Plan
+
+STAMP = "merge.json"
+"""In the unfinished folder: what it is the beginning of."""
+
+Extras: TypeAlias = dict[str, dict[str, Any]]
+"""For each tensor the further keywords of its method, from a look at the whole model."""
+
+
+class Progress(NamedTuple):
+    """Who is told how the merge goes; called from several threads."""
+
+    begin: Callable[[str, int], None] = lambda name, nbytes: None  # a pass over so many bytes
+    advance: Callable[[int], None] = lambda nbytes: None
+
+
+def layout(plan: Plan, max_shard_size: str | int = "5GB") -> dict[str, list[str]]:
+    """Return ``{file: names}`` of the merged model's shards."""
+    return tensors.shards({job.name: _nbytes(job) for job in plan.jobs}, max_shard_size=max_shard_size)
+
+
+def files(plan: Plan) -> list[Path]:
+    """Return every file of weights that the plan reads, in order of use."""
+    found: dict[Path, None] = {}
+    for job in plan.jobs:
+        for lazy in _inputs(job):
+            found |= dict.fromkeys(lazy.files)
+    return list(found)
+
+
+def run(
+    plan: Plan,
+    out: Path,
+    finish: Callable[[Path, Extras], None],
+    *,
+    max_shard_size: str | int = "5GB",
+    overwrite: bool = False,
+    allow_nonfinite: bool = False,
+    progress: Progress = Progress(),  # noqa: B008
+) -> None:
+    """Merge, and write the folder ``out``.
+
+    Args:
+      plan: what to merge.
+      out: appears complete, or stays as it was.
+      finish: called when all tensors are written, with the folder that is to become ``out`` and what the method's look at the
+        whole model gave for each tensor: writes all that is around the weights.
+      max_shard_size: bytes, or such as ``5GB``.
+      overwrite: replace an ``out`` that is there.
+      allow_nonfinite: merge NaN and infinities as they are.
+      progress: see `Progress`.
+
+    Raises:
+      InputError: ``out`` may not be written, the disk is too small, or a source holds NaN or an infinity.
+    """
+    check_output(plan, out, overwrite=overwrite)
+    placed = layout(plan, max_shard_size)
+    unfinished = out.absolute().with_name(f".{out.name}.partial")
+    with _unfinished(unfinished, _stamp(plan, placed), sum(map(_nbytes, plan.jobs))):
+        extras = _merge(plan, placed, unfinished, allow_nonfinite, progress)
+        _together("every shard is written")
+        if jax.process_index() == 0:
+            if len(placed) > 1:
+                text = tensors.index_text(placed, sum(map(_nbytes, plan.jobs)))
+                (unfinished / tensors.INDEX).write_text(text)
+            finish(unfinished, extras)
+            for file in placed:
+                shards.mark(unfinished / file).unlink()
+            (unfinished / STAMP).unlink()
+            _replace(unfinished, out.absolute())
+        _together("the output has its name")
+
+
+def check_output(plan: Plan, out: Path, *, overwrite: bool) -> None:
+    """Raise `InputError` where ``out`` is or holds an input, is there already, or has no folder to be in."""
+    target = out.resolve()
+    for file in files(plan):
+        if target in file.absolute().parents or target in file.resolve().parents:
+            raise InputError(f"{out} holds the input {file}; give another OUT_DIR")
+    if out.exists() and not overwrite and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(f"{out} is there already; give another OUT_DIR, or --overwrite to replace it")
+    if not target.parent.is_dir():
+        raise InputError(f"{target.parent} is not a folder; make it, or give another OUT_DIR")
+
+
+def _merge(
+    plan: Plan, placed: Mapping[str, Sequence[str]], folder: Path, allow_nonfinite: bool, progress: Progress
+) -> Extras:
+    """Look at the whole model where the method does, then write this process's shards that are not finished."""
+    jobs = {job.name: job for job in plan.jobs}
+    mine = [file for number, file in enumerate(placed) if _mine(number)]
+    todo = [file for file in mine if not shards.finished(folder / file)]
+    with ThreadPoolExecutor(max(os.cpu_count() or 1, 2)) as workers, contextlib.ExitStack() as opened:
+        engine = stream.Engine(workers, allow_nonfinite, _mine, _gather)
+        extras = _prepare(plan, engine, progress)
+        progress.begin("merging", sum(_nbytes(jobs[name]) for file in todo for name in placed[file]))
+        stop = threading.Event()
+        running: list[Future[None]] = []
+        closer = opened.enter_context(ThreadPoolExecutor(1))
+        closing = []
+        try:
+            for file in todo:
+                arrays = {name: (jobs[name].dtype, jobs[name].shape) for name in placed[file]}
+                shard = shards.create(folder / file, arrays)
+                opened.callback(shard.abandon)
+                parts = [
+                    workers.submit(_one, jobs[name], extras[name], engine, shard.sink(name, progress.advance), stop)
+                    for name in placed[file]
+                ]
+                running += parts
+                closing.append(closer.submit(shard.close, parts))
+            for future in closing:
+                future.result()
+        except BaseException:
+            stop.set()
+            for future in [*running, *closing]:
+                future.cancel()
+            raise
+    return extras
+
+
+def _prepare(plan: Plan, engine: stream.Engine, progress: Progress) -> Extras:
+    extras: Extras = {job.name: {} for job in plan.jobs}
+    jobs = [job for job in plan.jobs if job.method != "copy"]
+    method = _method(jobs[0]) if jobs else None
+    if method is None or method.prepare is None:
+        return extras
+    progress.begin("looking at the whole model", sum(lazy.nbytes for job in jobs for lazy in _inputs(job)))
+    leaves = [_leaf(job, engine._replace(read=progress.advance)) for job in jobs]
+    found = method.prepare(leaves, [method.keywords(job.options) for job in jobs])
+    return extras | {job.name: extra for job, extra in zip(jobs, found, strict=True)}
+
+
+def _one(job: Job, extra: Mapping[str, Any], engine: stream.Engine, sink: stream.Sink, stop: threading.Event) -> None:
+    """Write one tensor."""
+    if stop.is_set():
+        return
+    if job.method == "copy":
+        size = prod(job.shape)
+        for start in range(0, size, stream.TILE):
+            sink(start, job.inputs[0].read(start, min(start + stream.TILE, size)))
+        return
+    method, given = _method(job), {}
+    if method.statistics == "grams" and job.statistics:
+        given["grams"] = [lazy.read(0, prod(lazy.shape)).reshape(lazy.shape) for lazy in job.statistics]
+    method.merge(_leaf(job, engine, sink), **method.keywords(job.options), **extra, **given)
+
+
+def _leaf(job: Job, engine: stream.Engine, sink: stream.Sink = lambda start, stretch: None) -> stream.Tiled:
+    method = _method(job)
+    by_rows = method.by_rows(**method.keywords(job.options))
+    statistics = job.statistics if method.statistics == "elements" else ()
+    return stream.Tiled(job.name, job.base, job.models, statistics, by_rows, job.dtype, sink, engine)
+
+
+def _method(job: Job) -> Method:
+    return find(job.method, job.options)
+
+
+def _inputs(job: Job) -> tuple[Any, ...]:
+    return (*job.inputs, *job.statistics)
+
+
+def _nbytes(job: Job) -> int:
+    return prod(job.shape) * np.dtype(tensors.DTYPES[job.dtype]).itemsize
+
+
+# --- the unfinished folder
+
+
+def _stamp(plan: Plan, placed: Mapping[str, Sequence[str]]) -> str:
+    """Return a digest of all that decides the bytes of the output."""
+    told = {
+        "computed": [jax.__version__, jax.default_backend(), stream.TILE],
+        "jobs": [(job.name, job.method, repr(sorted(job.options.items())), job.dtype) for job in plan.jobs],
+        "inputs": [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files(plan)],
+        "sources": [[str(file) for lazy in _inputs(job) for file in lazy.files] for job in plan.jobs],
+        "placed": {file: list(names) for file, names in placed.items()},
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _unfinished(folder: Path, stamp: str, nbytes: int) -> Iterator[None]:
+    """Go on in the folder if it is the beginning of the same merge, else begin it anew; drop it when it cannot be finished."""
+    if jax.process_index() == 0 and not _continues(folder, stamp):
+        shutil.rmtree(folder, ignore_errors=True)
+        free = shutil.disk_usage(folder.parent).free
+        if nbytes > free:
+            raise InputError(
+                f"{folder.parent} has {free / 1e9:.2f} GB free; the merged model takes {nbytes / 1e9:.2f} GB: "
+                "make room, or write elsewhere"
+            )
+        folder.mkdir()
+        (folder / STAMP).write_text(json.dumps({"stamp": stamp}))
+    _together("the unfinished folder is there")
+    try:
+        yield
+    except InputError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        raise InputError(f"{folder.parent} is full: make room, or write elsewhere") from None
+
+
+def _continues(folder: Path, stamp: str) -> bool:
+    try:
+        return json.loads((folder / STAMP).read_text())["stamp"] == stamp
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _replace(folder: Path, out: Path) -> None:
+    """Give the finished folder the output's name, on the disk when this returns."""
+    for path in folder.iterdir():
+        if path.suffix != ".safetensors":  # those are synced
+            _sync(path)
+    _sync(folder)
+    old = out.with_name(f".{out.name}.replaced")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists() and any(out.iterdir()):
+        out.rename(old)
+    folder.rename(out)
+    _sync(out.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- several processes
+
+
+def _mine(number: int) -> bool:
+    return number % jax.process_count() == jax.process_index()
+
+
+def _together(what: str) -> None:
+    """Wait until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def _gather(found: list[Any]) -> list[Any]:
+    """Return the results of all processes from each one's share, in which None stands for another's."""
+    if jax.process_count() == 1:
+        return found
+    # As bytes: through JAX, float64 would come back as float32.
+    told = np.frombuffer(pickle.dumps(found), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(told.size))
+    padded = np.zeros(max(sizes), np.uint8)
+    padded[: told.size] = told
+    every = multihost_utils.process_allgather(padded)
+    shares = [pickle.loads(row[:size].tobytes()) for row, size in zip(every, sizes, strict=True)]
+    return [shares[number % len(shares)][number] for number in range(len(found))]

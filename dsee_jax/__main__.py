@@ -53,6 +53,16 @@ def inspect(options: argparse.Namespace) -> None:
             reports.show(f"{kind.replace('_', ' ')}: {', '.join(found[kind][:4])} ({len(found[kind])} tensors)")
 
 
+def statistics(options: argparse.Namespace) -> None:
+    """Collect what the merges fisher and regmean need."""
+    from dsee_jax import statistics
+
+    about = statistics.write(
+        Path(options.run), Path(options.out), options.kind, examples=options.examples, overrides=options.overrides
+    )
+    print(f"{options.out}: {about['kind']} of {about['examples']} examples of {about['task']}")
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all verbs."""
     top = argparse.ArgumentParser(prog="python -m dsee_jax", description=__doc__)
@@ -90,6 +100,22 @@ def parser() -> argparse.ArgumentParser:
     four.add_argument("after", metavar="B", help="the same, tuned")
     four.add_argument("--tensors", action="store_true", help="a row a tensor instead of a layer")
     four.add_argument("--json", metavar="FILE", help="write all figures there as well")
+    five = verb(
+        statistics,
+        "Run the model of a finished run over training examples and write what merging weighs by: fisher, the diagonal "
+        "Fisher information of every tensor, or gram, the mean of x x^T over the inputs of every kernel. Keys of the config "
+        "can be overridden, for instance --data.dir=ELSEWHERE.",
+    )
+    five.add_argument("run", metavar="RUN_DIR", help="the output_dir of a finished run")
+    five.add_argument("out", metavar="OUT", help="the safetensors file to make")
+    five.add_argument("--kind", choices=["fisher", "gram"], required=True, help="for the merge fisher, or for regmean")
+    five.add_argument(
+        "--examples",
+        type=int,
+        default=256,
+        metavar="N",
+        help="how many, drawn with the run's seed; 0: all; default 256",
+    )
     return top
 
 
@@ -97,7 +123,7 @@ def main(arguments: list[str]) -> int:
     """Return the exit status: 0, or 2 for bad input (one line on stderr, nothing written)."""
     options, rest = parser().parse_known_args(arguments)
     try:
-        if rest and options.verb != "evaluate":
+        if rest and options.verb not in ("evaluate", "statistics"):
             raise InputError(f"{options.verb} takes no {rest[0]!r}; see --help")
         options.overrides = rest
         options.function(options)

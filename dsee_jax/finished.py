@@ -9,6 +9,7 @@ from dsee_jax import config as configs
 from dsee_jax import data as datasets
 from dsee_jax import deltas as delta_trees
 from dsee_jax import evaluation, sharding, step
+from dsee_jax.aliases import Params
 from dsee_jax.ckpt import adapter, hf
 from dsee_jax.config import Config
 from dsee_jax.errors import InputError
@@ -43,6 +44,16 @@ def opened(run: Path, overrides: Sequence[str] = ()) -> Finished:
     return Finished(config, task, model, params, adapter.load(run / ADAPTER) if updated else None)
 
 
+def folded(found: Finished) -> Params:
+    """Return plain params that give the tuned logits: the updates, where there are any, are added to their kernels."""
+    if not found.adapter:
+        return found.params
+    deltas, supports, _, _, about = found.adapter
+    return delta_trees.materialize(
+        found.params, deltas, supports, scale=about["scale"], scale_sparse=about["scale_sparse"]
+    )
+
+
 def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
     """Return the metrics of a finished run, from ``model/`` and ``adapter/`` alone."""
     config, task, model, params, kept = opened(run, overrides)
@@ -62,10 +73,7 @@ def export(run: Path, out: Path, *, factors: bool = False) -> None:
       factors: keep the pruned weights as they are and copy the adapter to ``out/adapter``; else fold the updates in, which
         makes the touched kernels dense and gives any tool the tuned logits.
     """
-    _, _, model, params, kept = opened(run)
-    if kept and not factors:
-        scale, scale_sparse = kept.config["scale"], kept.config["scale_sparse"]
-        params = delta_trees.materialize(params, kept.deltas, kept.supports, scale=scale, scale_sparse=scale_sparse)
-    hf.save_pretrained(out, model, params, source=run / MODEL)
-    if kept and factors:
+    found = opened(run)
+    hf.save_pretrained(out, found.model, found.params if factors else folded(found), source=run / MODEL)
+    if found.adapter and factors:
         shutil.copytree(run / ADAPTER, out / ADAPTER)

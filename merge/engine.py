@@ -135,11 +135,13 @@ def _merge(
                 arrays = {name: (jobs[name].dtype, jobs[name].shape) for name in placed[file]}
                 shard = shards.create(folder / file, arrays)
                 opened.callback(shard.abandon)
-                parts = [
-                    workers.submit(_one, jobs[name], extras[name], engine, shard.sink(name, progress.advance), stop)
+                parts = {
+                    name: workers.submit(
+                        _one, jobs[name], extras[name], engine, shard.sink(name, progress.advance), stop
+                    )
                     for name in placed[file]
-                ]
-                running += parts
+                }
+                running += parts.values()
                 closing.append(closer.submit(shard.close, parts))
             for future in closing:
                 future.result()

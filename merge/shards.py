@@ -4,14 +4,16 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from dsee_jax.ckpt import tensors
+
+_BLOCK = 1 << 20
 
 PAUSE = 0.2
 """Seconds between two syncs of what is written: the disk is busy from the start, and the last sync has little left to do."""
@@ -22,7 +24,8 @@ class Shard(NamedTuple):
 
     path: Path  # what it is called when it is
     descriptor: int
-    offsets: Mapping[str, int]  # of each tensor's bytes
+    offsets: Mapping[str, int]  # where each tensor's bytes begin
+    ends: Mapping[str, int]
     written: threading.Event  # there is nothing more to come
     syncer: threading.Thread
 
@@ -39,17 +42,20 @@ class Shard(NamedTuple):
 
         return write
 
-    def close(self, parts: Iterable[Future[Any]]) -> None:
-        """Wait for the tensors, sync, and rename; what went wrong in one of them is raised here."""
+    def close(self, parts: Mapping[str, Future[Any]]) -> None:
+        """Wait for the tensors, ``{name: future}`` in the file's order, sync, and rename; what went wrong is raised here."""
+        digest = hashlib.sha256()
         try:
-            for part in parts:
-                part.result()
-            self.written.set()
-            digest = _digest(_unfinished(self.path))
+            with _unfinished(self.path).open("rb", buffering=0) as file:
+                for name, part in parts.items():
+                    part.result()
+                    # Each tensor is read back while it is in memory; what stands before the first is the header.
+                    _update(digest, file, self.ends[name])
+                self.written.set()
         finally:
             self.abandon()
         _unfinished(self.path).replace(self.path)
-        mark(self.path).write_text(json.dumps({"sha256": digest}))
+        mark(self.path).write_text(json.dumps({"sha256": digest.hexdigest()}))
 
     def abandon(self) -> None:
         """Close the file; again does nothing."""
@@ -75,7 +81,8 @@ def create(path: Path, arrays: Mapping[str, tuple[str, tuple[int, ...]]]) -> Sha
     written = threading.Event()
     syncer = threading.Thread(target=_sync, args=(descriptor, written), daemon=True)
     syncer.start()
-    return Shard(path, descriptor, offsets, written, syncer)
+    ends = dict(zip(offsets, [*list(offsets.values())[1:], size], strict=True))
+    return Shard(path, descriptor, offsets, ends, written, syncer)
 
 
 def finished(path: Path) -> bool:
@@ -98,6 +105,14 @@ def _unfinished(path: Path) -> Path:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _update(digest: Any, file: BinaryIO, end: int) -> None:
+    """Hash on from where ``file`` stands to ``end``."""
+    left = end - file.tell()
+    while left > 0 and (block := file.read(min(left, _BLOCK))):
+        digest.update(block)
+        left -= len(block)
 
 
 def _sync(descriptor: int, written: threading.Event) -> None:

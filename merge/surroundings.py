@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,7 +39,8 @@ def hashes(files: Iterable[Path], progress: Callable[[int], None] = lambda nbyte
         return found.hexdigest()
 
     unique = list(dict.fromkeys(files))
-    with ThreadPoolExecutor() as pool:
+    # The other half of the processors merges.
+    with ThreadPoolExecutor(max((os.cpu_count() or 1) // 2, 1)) as pool:
         return dict(zip(unique, pool.map(digest, unique), strict=True))
 
 

@@ -125,7 +125,7 @@ def test_a_fault_of_the_program_is_not_hidden(tmp_path, monkeypatch):
         train.main(runs.arguments(tmp_path))
 
 
-@pytest.mark.parametrize("arguments", [[], ["evaluate"], ["export"], ["report"], ["inspect"]])
+@pytest.mark.parametrize("arguments", [[], ["evaluate"], ["export"], ["report"], ["inspect"], ["statistics"]])
 def test_help(capsys, arguments):
     with pytest.raises(SystemExit) as stop:
         command.main([*arguments, "--help"])

@@ -25,6 +25,7 @@ LEVELS = [
     {"setup", "report", "inspection"},
     {"cut", "evaluation", "export"},
     {"loop", "finished"},
+    {"statistics"},
     {"__main__", "__init__"},
 ]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}

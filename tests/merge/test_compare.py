@@ -115,6 +115,18 @@ def test_two_folders(tmp_path):
     assert len({len(line) for line in lines}) == 1
 
 
+def test_a_bare_model_pairs_with_one_that_has_a_prefix(tmp_path):
+    """Its files lack the prefix; heads stand on one side."""
+    bare = tiny.bert(tmp_path / "bare", prefix=False, head=False)
+    a, b = (sources.open_source(str(folder), tmp_path) for folder in (bare, tiny.bert(tmp_path / "full")))
+    for one, two in ((a, b), (b, a)):
+        found = compare.compare(one, two)
+        assert (len(found.rows), found.total.equal) == (len(a.tensors), 1)
+        assert {*found.only_a, *found.only_b} == {
+            f"{name}.{kind}" for name in ("bert.pooler.dense", "classifier") for kind in ("bias", "weight")
+        }
+
+
 @pytest.mark.parametrize(
     ("share", "text"), [(0, "0.00%"), (1e-9, ">0%"), (0.5, "50.00%"), (1 - 1e-9, "<100%"), (1, "100.00%")]
 )

@@ -13,6 +13,7 @@ import time
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file
 
 import checkpoints
@@ -106,6 +107,40 @@ def test_rankmean_says_what_it_took_from_whom(tmp_path, capsys):
     said = capsys.readouterr().out
     assert all(f"\n{layer} " in said for layer in range(3)), said
     assert (tmp_path / "out" / "merge_coefficients.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("method", ["fisher", "regmean"])
+def test_statistics_weigh_a_streamed_merge(tmp_path, method):
+    """Files of statistics beside the models, as `python -m dsee_jax statistics` writes them."""
+    base, *models = checkpoints.family(tmp_path)
+    generator, gathered = np.random.default_rng(1), []
+    for number in range(2):
+        if method == "fisher":
+            found = {name: generator.uniform(size=b.shape).astype("float32") for name, b in base.items()}
+        else:
+            inputs = {
+                name: generator.normal(size=(40, b.shape[1]))
+                for name, b in base.items()
+                if "layers" in name and b.ndim == 2
+            }
+            found = {name: (x.T @ x / 40).astype("float32") for name, x in inputs.items()}
+        gathered.append(found)
+        checkpoints.save(tmp_path / f"statistics_{number}", found)
+    said = {
+        "merge_method": method,
+        "models": [
+            {"model": f"model_{number}", "statistics": f"statistics_{number}/model.safetensors"}
+            | ({"parameters": {"weight": 1 + number}} if method == "fisher" else {})
+            for number in range(2)
+        ],
+    }
+    path = tmp_path / "recipe.yml"
+    path.write_text(yaml.safe_dump(said))
+    assert run(path, tmp_path / "out") == 0
+    options = {"weight": [1, 2], "statistics": gathered} if method == "fisher" else {"grams": gathered}
+    expected = merge.merge(None, models, method=method, **options)
+    for name, found in checkpoints.load(tmp_path / "out").items():
+        np.testing.assert_allclose(found, expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_plan_reads_headers_only(tmp_path, capsys, monkeypatch):

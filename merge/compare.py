@@ -1,0 +1,167 @@
+"""How far two checkpoints are apart: read tile by tile, so that neither ever lies in memory, nor one tensor of it."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dsee_jax.errors import InputError
+from merge import units
+from merge.lazies import Lazy
+from merge.sources import Source
+
+TILE = 2**20
+"""Elements read at once of each side."""
+OTHER = "other"
+"""Where tensors stand that no unit takes."""
+
+
+class Row(NamedTuple):
+    """The difference of one unit of two checkpoints a and b."""
+
+    unit: str
+    size: int  # elements
+    change: float  # norm of b - a over the norm of a; inf where a is 0 and b is not
+    largest: float  # max |b - a|
+    cosine: float  # of the angle between a and b, in [-1, 1]; nan where either is 0
+    equal: float  # the fraction of elements that are exactly equal, in [0, 1]
+
+
+class Comparison(NamedTuple):
+    """Two checkpoints compared, and what could not be."""
+
+    rows: list[Row]
+    total: Row  # over all rows
+    only_a: list[str]  # names
+    only_b: list[str]
+    reshaped: list[tuple[str, tuple[int, ...], tuple[int, ...]]]  # name, shape in a, shape in b
+
+
+class _Sums(NamedTuple):
+    """What adds up over tiles and tensors."""
+
+    size: int = 0
+    change: float = 0.0  # sum of (b - a)^2
+    a: float = 0.0  # sum of a^2
+    b: float = 0.0
+    product: float = 0.0  # sum of a b
+    equal: int = 0
+    largest: float = 0.0
+
+    def plus(self, other: "_Sums") -> "_Sums":
+        found = _Sums._make(x + y for x, y in zip(self, other, strict=True))
+        # np.maximum hands a NaN on; max() may not.
+        return found._replace(largest=float(np.maximum(self.largest, other.largest)))
+
+    def row(self, unit: str) -> Row:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            change = 0.0 if self.change == 0 else float(np.sqrt(np.divide(self.change, self.a)))
+            cosine = float(np.divide(self.product, np.sqrt(self.a) * np.sqrt(self.b)))
+        return Row(unit, self.size, change, self.largest, float(np.clip(cosine, -1, 1)), self.equal / max(self.size, 1))
+
+
+def compare(a: Source, b: Source, *, unit: str = "tensor") -> Comparison:
+    """Return how far ``b`` is from ``a``, a row a unit in the order of ``a``'s tensors.
+
+    Names pair with and without a model's prefix (``model.``). Sums are float64 over tiles of `TILE` elements; two types of
+    a tensor are compared by value. NaN equals nothing.
+
+    Args:
+      a: one checkpoint.
+      b: the other; changes are relative to ``a``.
+      unit: as in `units.of`; tensors that no unit takes stand together under ``other``, the last row.
+
+    Raises:
+      InputError: no tensor has one name and shape in both, or ``unit`` is none.
+    """
+    pairs = _pairs(a.tensors, b.tensors)
+    shapes = [(name, a.tensors[name].shape, b.tensors[theirs].shape) for name, theirs in pairs.items()]
+    reshaped = [found for found in shapes if found[1] != found[2]]
+    alike = [name for name, ours, theirs in shapes if ours == theirs]
+    if not alike:
+        raise InputError(
+            f"{a.folder} and {b.folder} have no tensor of one name and shape: expected two checkpoints of one model"
+        )
+    where = units.of(alike, unit)
+    sums: dict[str, _Sums] = {}
+    for name in alike:
+        key = where[name] or OTHER
+        sums[key] = sums.get(key, _Sums()).plus(_tensor(a.tensors[name], b.tensors[pairs[name]]))
+    order = [key for key in sums if key != OTHER] + [key for key in sums if key == OTHER]
+    whole = _Sums()
+    for part in sums.values():
+        whole = whole.plus(part)
+    only_a = [name for name in a.tensors if name not in pairs]
+    only_b = [name for name in b.tensors if name not in set(pairs.values())]
+    return Comparison([sums[key].row(key) for key in order], whole.row("all"), only_a, only_b, reshaped)
+
+
+def _pairs(a: Iterable[str], b: Iterable[str]) -> dict[str, str]:
+    """Return the names of ``b`` by those of ``a``; one side may have a prefix that the other, a bare model, lacks."""
+
+    def bare(name: str) -> str:
+        rest = name.partition(".")[2]
+        # Two dots: what is left of "classifier.weight" would pair with any weight.
+        return rest if rest.count(".") >= 2 else name
+
+    known = {bare(name): name for name in b} | {name: name for name in b}
+    return {name: known.get(name) or known[bare(name)] for name in a if name in known or bare(name) in known}
+
+
+def _tensor(a: Lazy, b: Lazy) -> _Sums:
+    size, total = int(np.prod(a.shape)), _Sums()
+    for start in range(0, size, TILE):
+        stop = min(start + TILE, size)
+        x, y = (np.asarray(side.read(start, stop)).astype(np.float64).ravel() for side in (a, b))
+        same = int(np.count_nonzero(x == y))
+        # An infinity less itself is NaN, and says so in the row.
+        with np.errstate(invalid="ignore"):
+            d = y - x
+        change, squares, others, product = (float(np.vdot(p, q)) for p, q in ((d, d), (x, x), (y, y), (x, y)))
+        largest = float(np.max(np.abs(d)))
+        total = total.plus(_Sums(stop - start, change, squares, others, product, same, largest))
+    return total
+
+
+def table(found: Comparison, *, most: int = 10) -> str:
+    """Return a comparison as text: a line a row and one for all, then what stands on one side only, ``most`` names of each."""
+    rows = [
+        [
+            row.unit,
+            f"{row.size:,}",
+            _percent(row.change),
+            f"{row.largest:.3g}",
+            f"{row.cosine:.6f}",
+            _percent(row.equal),
+        ]
+        for row in (*found.rows, found.total)
+    ]
+    header = ["unit", "elements", "relative change", "largest change", "cosine", "exactly equal"]
+    lines = [aligned([header, *rows])]
+    for title, names in (
+        ("only in A", found.only_a),
+        ("only in B", found.only_b),
+        ("shapes differ", [f"{name} {theirs} and {ours}" for name, theirs, ours in found.reshaped]),
+    ):
+        if names:
+            more = f" and {len(names) - most} more" if len(names) > most else ""
+            lines.append(f"{title} ({len(names)}): {', '.join(names[:most])}{more}")
+    return "\n".join(lines)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return a table as text, the first row its header: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            text.rjust(width) if number else text.ljust(width)
+            for number, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _percent(share: float) -> str:
+    """All but 1 is never shown as all, nor a little as nothing."""
+    text = f"{share:.2%}"
+    return {"100.00%": "<100%", "0.00%": ">0%"}.get(text, text) if share not in (0, 1) else text

@@ -22,9 +22,11 @@ from rich.progress import (
 
 from dsee_jax.ckpt.tensors import byte_size
 from dsee_jax.errors import InputError
-from merge import assembly, compare, engine, overview
+from merge import assembly, compare
+from merge.inputs.sources import open_source
 from merge.methods import METHODS
-from merge.sources import open_source
+from merge.planning import overview
+from merge.streaming import engine
 
 EXAMPLE = """\
 a recipe, in mergekit's grammar:

@@ -10,8 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dsee_jax.ckpt import tensors
-from merge import card, document, engine, lazies, picture, plan, recipe, surroundings, tokenizer, units
-from merge.sources import Source, open_source
+from merge import units
+from merge.inputs import lazies, tokenizer
+from merge.inputs.sources import Source, open_source
+from merge.outputs import card, picture, surroundings
+from merge.planning import plan
+from merge.recipes import document, recipe
+from merge.streaming import engine
 
 PICTURE = "merge_coefficients.png"
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from dsee_jax.errors import InputError
 from merge import units
-from merge.lazies import Lazy
-from merge.sources import Source
+from merge.inputs.lazies import Lazy
+from merge.inputs.sources import Source
 
 TILE = 2**20
 """Elements read at once of each side."""
@@ -61,7 +61,7 @@ class _Sums(NamedTuple):
 
 
 def compare(a: Source, b: Source, *, unit: str = "tensor") -> Comparison:
-    """Return how far ``b`` is from ``a``, a row a unit in the order of ``a``'s tensors.
+    """Return how far ``b`` is from ``a``, a row a unit: layers by number, tensors in the order of ``a``.
 
     Names pair with and without a model's prefix (``model.``). Sums are float64 over tiles of `TILE` elements; two types of
     a tensor are compared by value. NaN equals nothing.
@@ -87,7 +87,7 @@ def compare(a: Source, b: Source, *, unit: str = "tensor") -> Comparison:
     for name in alike:
         key = where[name] or OTHER
         sums[key] = sums.get(key, _Sums()).plus(_tensor(a.tensors[name], b.tensors[pairs[name]]))
-    order = [key for key in sums if key != OTHER] + [key for key in sums if key == OTHER]
+    order = sorted(sums, key=lambda key: (key == OTHER, int(key) if key.isdigit() else 0))
     whole = _Sums()
     for part in sums.values():
         whole = whole.plus(part)

@@ -75,7 +75,7 @@ def looked(
     # Ranks compare: a streamed sum's float64 would break ties that float32 leaves.
     scores = jnp.stack([jnp.asarray(sums[name][0], jnp.float32) for name in names], axis=1)
     shares = coefficients(scores, order=order, ties=ties)
-    base = jnp.stack([jnp.asarray(sums[name][1], jnp.float32) for name in names])
+    base = jnp.stack([jnp.asarray(sums[name][1], jnp.float32) for name in names])[None, :]
     # A base of zeros has no relative change.
     changes = jnp.where(base > 0, scores / jnp.where(base > 0, base, 1), jnp.nan)
     return tuple({name: found[:, number] for number, name in enumerate(names)} for found in (shares, changes))  # pyright: ignore

@@ -2,10 +2,10 @@
 
 import json
 
-import checkpoints
 import numpy as np
 import pytest
 
+import checkpoints
 from dsee_jax.ckpt import tensors
 from merge import __main__ as command
 
@@ -103,7 +103,7 @@ def a_type_that_is_not_read(folder, trees):
 @case("model.safetensors.index.json", "model_1")
 def an_index_to_elsewhere(folder, trees):
     (folder / "model_1" / tensors.SINGLE).rename(folder / "model.safetensors")
-    placed = {name: "../model.safetensors" for name in trees[2]}
+    placed = dict.fromkeys(trees[2], "../model.safetensors")
     (folder / "model_1" / tensors.INDEX).write_text(json.dumps({"weight_map": placed}))
 
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 import tiny
 from dsee_jax.errors import InputError
-from merge import compare, sources
-from merge.lazies import Lazy
+from merge import compare
+from merge.inputs import sources
+from merge.inputs.lazies import Lazy
 
 
 def source(arrays, asked=None):
@@ -82,14 +83,20 @@ def test_a_value_that_is_not_finite_shows(bad):
 def test_units_add_up():
     """By layer: the tensors of one are as one long tensor; those outside come last."""
     rng = np.random.default_rng(0)
-    names = ("model.embed.weight", "model.layers.0.a.weight", "model.layers.1.a.weight", "model.layers.0.b.weight")
+    names = (
+        "model.embed.weight",
+        "model.layers.0.a.weight",
+        "model.layers.10.a.weight",
+        "model.layers.0.b.weight",
+        "model.layers.9.w",
+    )
     a, b = ({name: rng.normal(size=6).astype(np.float32) for name in names} for _ in "ab")
     found = compare.compare(source(a), source(b), unit="layer")
-    assert [row.unit for row in found.rows] == ["0", "1", "other"]
+    assert [row.unit for row in found.rows] == ["0", "9", "10", "other"]
     joined = (np.concatenate([side[names[1]], side[names[3]]]) for side in (a, b))
     (alone,) = compare.compare(*(source({"0": x}) for x in joined)).rows
     assert found.rows[0] == pytest.approx(alone)
-    assert found.total.size == 24
+    assert found.total.size == 30
 
 
 def test_what_stands_on_one_side():

@@ -1,11 +1,11 @@
 """From files to files, the numbers of the RankMean authors' code and of mergekit 0.1.5, whose recipes run unmodified."""
 
-import checkpoints
 import numpy as np
 import pytest
 import yaml
 from safetensors.numpy import load_file
 
+import checkpoints
 from merge import __main__ as command
 
 AUTHORS = {

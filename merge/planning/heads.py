@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from merge.lazies import Lazy
-from merge.rows import place
-from merge.sources import Source
+from merge.inputs.lazies import Lazy
+from merge.inputs.sources import Source
+from merge.planning.rows import place
 
 _EMBEDDINGS = ("embed", "wte")
 

@@ -1,4 +1,4 @@
-"""merge.plan, merge.rows, merge.heads, merge.overview: what is done with each tensor, from headers alone."""
+"""Rows, heads, plan and overview: what is done with each tensor, from headers alone."""
 
 from pathlib import Path
 
@@ -8,9 +8,10 @@ import pytest
 from hypothesis import strategies as st
 
 from dsee_jax.errors import InputError
-from merge import overview, plan, recipe
-from merge.lazies import Lazy
-from merge.sources import Source
+from merge.inputs.lazies import Lazy
+from merge.inputs.sources import Source
+from merge.planning import overview, plan
+from merge.recipes import recipe
 
 SIZES = {"F32": 4, "BF16": 2, "I64": 8}
 

@@ -1,4 +1,4 @@
-"""merge.recipe, merge.settings, merge.document, merge.vocabulary: the grammar, evaluated and refused."""
+"""Recipes, their YAML, settings and vocabularies: the grammar, evaluated and refused."""
 
 import os
 import re
@@ -9,9 +9,9 @@ import yaml
 from hypothesis import strategies as st
 
 from dsee_jax.errors import InputError
-from merge import document, recipe, settings
 from merge.method import Option
 from merge.methods import METHODS
+from merge.recipes import document, recipe, settings
 
 EXAMPLES = int(os.environ.get("MERGE_FUZZ", "300"))
 """Set MERGE_FUZZ=10000 for the long run."""

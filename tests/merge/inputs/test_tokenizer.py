@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from dsee_jax.errors import InputError
-from merge import sources, tokenizer
+from merge.inputs import sources, tokenizer
 
 FIRST = ["<unk>", "a", "b", "c"]
 SECOND = ["<unk>", "c", "d", "a", "e"]

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 import tiny
 from dsee_jax.ckpt import tensors
 from dsee_jax.errors import InputError
-from merge import sources
+from merge.inputs import sources
 
 CONFIG = {"model_type": "other", "vocab_size": 3}
 

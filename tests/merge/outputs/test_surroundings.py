@@ -8,7 +8,7 @@ import pytest
 
 import tiny
 from dsee_jax.errors import InputError
-from merge import surroundings
+from merge.outputs import surroundings
 
 
 def test_hashes_are_sha256_and_progress_is_every_byte(tmp_path):

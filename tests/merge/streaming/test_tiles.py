@@ -8,9 +8,11 @@ import pytest
 
 from dsee_jax.ckpt import tensors
 from dsee_jax.errors import InputError
-from merge import lazies, select, stream
+from merge import select
+from merge.inputs import lazies
 from merge.leaf import Whole
 from merge.methods import METHODS, find
+from merge.streaming import tiles
 
 EACH = {"weight": (0.5, 0.8, 0.3), "density": (0.4, 0.6, 0.9), "gamma": 0.05, "epsilon": 0.05, "scale": 0.5}
 SHARED = {"t": 0.3, "lambda": 0.7, "alpha": 0.4, "beta": 0.5, "select_topk": 0.3, "trim": "tensor"}
@@ -65,11 +67,11 @@ def leaves(tmp_path, method, dtype, by_rows, engine, outputs):
     for name, shape in NAMES.items():
         outputs[name] = np.full(shape, np.nan, "float32")
 
-        def sink(start, stretch, flat=outputs[name].reshape(-1)):
-            flat[start : start + stretch.size] = stretch
+        def sink(start, stretch, name=name):
+            outputs[name].reshape(-1)[start : start + stretch.size] = stretch
 
         streamed.append(
-            stream.Tiled(
+            tiles.Tiled(
                 name,
                 base_lazy[name] if use else None,
                 tuple(model[name] for model in models),
@@ -96,13 +98,13 @@ def leaves(tmp_path, method, dtype, by_rows, engine, outputs):
 @pytest.mark.parametrize(("name", "given"), VARIANTS, ids=lambda value: str(value) if value else "")
 def test_streamed_is_as_in_memory(tmp_path, monkeypatch, name, given, dtype):
     """Tiles of 128 elements cut every matrix; thresholds, random choices and ranks do not notice."""
-    monkeypatch.setattr(stream, "TILE", 128)
-    monkeypatch.setattr(stream, "_SMALLEST", 32)
+    monkeypatch.setattr(tiles, "TILE", 128)
+    monkeypatch.setattr(tiles, "_SMALLEST", 32)
     method = find(name, given)
     chosen = method.keywords(options(method, given, count(method)))
     with ThreadPoolExecutor(2) as workers:
         outputs = {}
-        streamed, whole = leaves(tmp_path, method, dtype, method.by_rows(**chosen), stream.Engine(workers), outputs)
+        streamed, whole = leaves(tmp_path, method, dtype, method.by_rows(**chosen), tiles.Means(workers), outputs)
         extras = [
             method.prepare(side, [chosen] * len(side)) if method.prepare else [{}] * len(side)
             for side in (streamed, whole)
@@ -119,11 +121,11 @@ def test_padding_of_the_last_tile_changes_nothing(tmp_path, monkeypatch):
     chosen = method.keywords(options(method, {}, 3))
     found = []
     for tile in (64, 256, 1 << 12):
-        monkeypatch.setattr(stream, "TILE", tile)
+        monkeypatch.setattr(tiles, "TILE", tile)
         folder, outputs = tmp_path / str(tile), {}
         folder.mkdir()
         with ThreadPoolExecutor(2) as workers:
-            streamed, _ = leaves(folder, method, "float32", False, stream.Engine(workers), outputs)
+            streamed, _ = leaves(folder, method, "float32", False, tiles.Means(workers), outputs)
             for leaf in streamed:
                 method.merge(leaf, **chosen)
         found.append(outputs)
@@ -135,7 +137,7 @@ def test_padding_of_the_last_tile_changes_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize("levels", [0, 3], ids=["distinct", "ties"])
 def test_streamed_selection_is_exact(tmp_path, monkeypatch, size, levels):
     """Exactly k are kept, the largest, equal ones by position: with a sample to begin from or without, in one leaf or two."""
-    monkeypatch.setattr(stream, "TILE", 1 << 10)
+    monkeypatch.setattr(tiles, "TILE", 1 << 10)
     generator = np.random.default_rng(size)
     values = generator.normal(size=(2, size)).astype("float32")
     if levels:
@@ -146,7 +148,7 @@ def test_streamed_selection_is_exact(tmp_path, monkeypatch, size, levels):
         tensors.write(tmp_path / str(number), {"x": values[number]})
         opened.append(lazies.plain(tensors.index(tmp_path / str(number))["x"]))
     with ThreadPoolExecutor(2) as workers:
-        make = lambda lazy: stream.Tiled("x", None, (lazy,), (), False, "F32", lambda *_: None, stream.Engine(workers))
+        make = lambda lazy: tiles.Tiled("x", None, (lazy,), (), False, "F32", lambda *_: None, tiles.Means(workers))
         for both in (False, True):
             part = [make(lazy) for lazy in (opened if both else opened[:1])]
             flat = np.abs(values if both else values[:1])
@@ -165,16 +167,16 @@ def test_streamed_selection_is_exact(tmp_path, monkeypatch, size, levels):
 def test_nonfinite_is_found_in_every_type(dtype, value):
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
     array = np.array([0, -1, np.finfo("float16").max, 1e-7], "float32").astype(kind)
-    assert not stream.nonfinite(array)
+    assert not tiles.nonfinite(array)
     array[2] = value
-    assert stream.nonfinite(array)
+    assert tiles.nonfinite(array)
 
 
 def test_a_nan_is_named(tmp_path):
     """Though TIES would have trimmed it away."""
     method, outputs = find("ties"), {}
     with ThreadPoolExecutor(1) as workers:
-        streamed, _ = leaves(tmp_path, method, "float32", False, stream.Engine(workers), outputs)
+        streamed, _ = leaves(tmp_path, method, "float32", False, tiles.Means(workers), outputs)
         lazy = streamed[0].models[1]
 
         def read(start, stop):

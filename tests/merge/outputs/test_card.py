@@ -2,7 +2,7 @@
 
 import yaml
 
-from merge import card
+from merge.outputs import card
 
 DIGESTS = {"org/b/model.safetensors": "ff" * 32, "a/config.json": "00" * 32}
 

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from merge import picture
+from merge.outputs import picture
 
 
 def figures(units, models, seed=0):

@@ -20,8 +20,8 @@ import checkpoints
 import merge
 from dsee_jax.ckpt import tensors
 from merge import __main__ as command
-from merge import shards, stream
 from merge.methods import METHODS
+from merge.streaming import shards, tiles
 
 WEIGHTED = {"weight": 0.6}
 
@@ -343,7 +343,7 @@ def test_tiles_of_the_engine_do_not_show(tmp_path, monkeypatch):
     )
     found = []
     for tile in (64, 1 << 20):
-        monkeypatch.setattr(stream, "TILE", tile)
+        monkeypatch.setattr(tiles, "TILE", tile)
         assert run(path, tmp_path / f"out{tile}") == 0
         found.append((tmp_path / f"out{tile}" / "model.safetensors").read_bytes())
     assert found[0] == found[1]

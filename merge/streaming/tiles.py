@@ -16,10 +16,10 @@ import numpy as np
 
 from dsee_jax.ckpt import tensors
 from dsee_jax.errors import InputError
-from merge import threshold
-from merge.lazies import Lazy
+from merge.inputs.lazies import Lazy
 from merge.leaf import Tile
 from merge.select import EVERY, Cut
+from merge.streaming import threshold
 
 TILE = 1 << 20
 """Elements in a tile: large enough to hide a call's cost, small enough for a few to stay in the processor's cache."""
@@ -31,7 +31,7 @@ Sink: TypeAlias = Callable[[int, np.ndarray], None]
 """Takes the flat position of a stretch of the merged tensor, and the stretch."""
 
 
-class Engine(NamedTuple):
+class Means(NamedTuple):
     """What the tiles of every tensor share."""
 
     workers: Executor
@@ -51,7 +51,7 @@ class Tiled(NamedTuple):
     by_rows: bool
     dtype: str  # what the merged tensor is written in
     sink: Sink
-    engine: Engine
+    means: Means
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -89,18 +89,18 @@ class Tiled(NamedTuple):
     def map(self, function: Callable[..., Any], *args: Any, **static: Any) -> None:
         """Write the merged tensor into the sink."""
         compiled = _compiled(function, self.dtype, tuple(sorted(static.items())))
-        for tile, length in self.tiles(check=not self.engine.allow_nonfinite):
+        for tile, length in self.tiles(check=not self.means.allow_nonfinite):
             merged = np.asarray(compiled(tile, *args)).ravel()[:length]
             self.sink(int(tile.start), merged.astype(tensors.DTYPES[self.dtype], copy=False))
 
     def fold_all(self, leaves: Sequence[Any], function: Callable[..., Any], *args: Any, **static: Any) -> list[Any]:
         """Return every leaf's fold; this process does its share of them, and all get all."""
-        mine = [number for number in range(len(leaves)) if self.engine.mine(number)]
-        done = self.engine.workers.map(lambda number: leaves[number].fold(function, *args, **static), mine)
+        mine = [number for number in range(len(leaves)) if self.means.mine(number)]
+        done = self.means.workers.map(lambda number: leaves[number].fold(function, *args, **static), mine)
         found: list[Any] = [None] * len(leaves)
         for number, result in zip(mine, done, strict=True):
             found[number] = result
-        return self.engine.gather(found)
+        return self.means.gather(found)
 
     def select(
         self,
@@ -128,7 +128,7 @@ class Tiled(NamedTuple):
         def look_all(passes: Mapping[int, threshold.Pass]) -> list[dict[int, Any]]:
             one = functools.partial(look, passes)
             # A single tensor is one worker's already: waiting for others here could wait for ever.
-            return [one(leaves[0])] if len(leaves) == 1 else list(self.engine.workers.map(one, leaves))
+            return [one(leaves[0])] if len(leaves) == 1 else list(self.means.workers.map(one, leaves))
 
         sizes = [leaf.size for leaf in leaves]
         sampled = len(leaves) == 1 and sizes[0] > _BLOCKS * _BLOCK
@@ -170,7 +170,7 @@ class Tiled(NamedTuple):
                 raise InputError(
                     f"{lazy.files[0]} holds NaN or infinity in {self.name!r}; give --allow-nonfinite to merge it all the same"
                 )
-            self.engine.read(sum(part.nbytes for part in parts))
+            self.means.read(sum(part.nbytes for part in parts))
             held = sum(part.size for part in parts)
             if held < length:
                 parts.append(np.zeros(length - held, parts[0].dtype))

@@ -12,7 +12,7 @@ from dsee_jax import deltas, masks, tree
 from dsee_jax.ckpt import adapter, hf
 from dsee_jax.config import DeltaConfig
 from dsee_jax.errors import InputError
-from merge import sources
+from merge.inputs import sources
 
 RANDOM = np.random.default_rng(0)
 

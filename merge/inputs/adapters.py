@@ -11,8 +11,8 @@ import numpy as np
 from dsee_jax import tree
 from dsee_jax.ckpt import adapter, hf, tensors
 from dsee_jax.errors import InputError, did_you_mean
-from merge import lazies
-from merge.lazies import FLOATS, Lazy
+from merge.inputs import lazies
+from merge.inputs.lazies import FLOATS, Lazy
 
 PEFT_WEIGHTS, PEFT_CONFIG, PEFT_PICKLE = "adapter_model.safetensors", "adapter_config.json", "adapter_model.bin"
 

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dsee_jax.errors import InputError, did_you_mean
-from merge import lazies
-from merge.lazies import Lazy
-from merge.sources import Source, located
+from merge.inputs import lazies
+from merge.inputs.lazies import Lazy
+from merge.inputs.sources import Source, located
 
 log = logging.getLogger(__name__)
 

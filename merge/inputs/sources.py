@@ -12,8 +12,8 @@ from dsee_jax.ckpt import hf, tensors
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.ckpt.tensors import DTYPES
 from dsee_jax.errors import InputError
-from merge import adapters
-from merge.lazies import Lazy, plain
+from merge.inputs import adapters
+from merge.inputs.lazies import Lazy, plain
 
 
 class Source(NamedTuple):

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from dsee_jax.ckpt import tensors
 from dsee_jax.errors import InputError
-from merge import lazies
+from merge.inputs import lazies
 
 HERE = pathlib.Path("adapter.safetensors")
 RANDOM = np.random.default_rng(0)

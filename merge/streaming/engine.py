@@ -27,10 +27,10 @@ from jax.experimental import multihost_utils
 
 from dsee_jax.ckpt import tensors
 from dsee_jax.errors import InputError
-from merge import shards, stream
 from merge.method import Method
 from merge.methods import find
-from merge.plan import Job, Plan
+from merge.planning.plan import Job, Plan
+from merge.streaming import shards, tiles
 
 STAMP = "merge.json"
 """In the unfinished folder: what it is the beginning of."""
@@ -123,7 +123,7 @@ def _merge(
     mine = [file for number, file in enumerate(placed) if _mine(number)]
     todo = [file for file in mine if not shards.finished(folder / file)]
     with ThreadPoolExecutor(max(os.cpu_count() or 1, 2)) as workers, contextlib.ExitStack() as opened:
-        engine = stream.Engine(workers, allow_nonfinite, _mine, _gather)
+        engine = tiles.Means(workers, allow_nonfinite, _mine, _gather)
         extras = _prepare(plan, engine, progress)
         progress.begin("merging", sum(_nbytes(jobs[name]) for file in todo for name in placed[file]))
         stop = threading.Event()
@@ -153,7 +153,7 @@ def _merge(
     return extras
 
 
-def _prepare(plan: Plan, engine: stream.Engine, progress: Progress) -> Extras:
+def _prepare(plan: Plan, engine: tiles.Means, progress: Progress) -> Extras:
     extras: Extras = {job.name: {} for job in plan.jobs}
     jobs = [job for job in plan.jobs if job.method != "copy"]
     method = _method(jobs[0]) if jobs else None
@@ -165,14 +165,14 @@ def _prepare(plan: Plan, engine: stream.Engine, progress: Progress) -> Extras:
     return extras | {job.name: extra for job, extra in zip(jobs, found, strict=True)}
 
 
-def _one(job: Job, extra: Mapping[str, Any], engine: stream.Engine, sink: stream.Sink, stop: threading.Event) -> None:
+def _one(job: Job, extra: Mapping[str, Any], engine: tiles.Means, sink: tiles.Sink, stop: threading.Event) -> None:
     """Write one tensor."""
     if stop.is_set():
         return
     if job.method == "copy":
         size = prod(job.shape)
-        for start in range(0, size, stream.TILE):
-            sink(start, job.inputs[0].read(start, min(start + stream.TILE, size)))
+        for start in range(0, size, tiles.TILE):
+            sink(start, job.inputs[0].read(start, min(start + tiles.TILE, size)))
         return
     method, given = _method(job), {}
     if method.statistics == "grams" and job.statistics:
@@ -180,11 +180,11 @@ def _one(job: Job, extra: Mapping[str, Any], engine: stream.Engine, sink: stream
     method.merge(_leaf(job, engine, sink), **method.keywords(job.options), **extra, **given)
 
 
-def _leaf(job: Job, engine: stream.Engine, sink: stream.Sink = lambda start, stretch: None) -> stream.Tiled:
+def _leaf(job: Job, engine: tiles.Means, sink: tiles.Sink = lambda start, stretch: None) -> tiles.Tiled:
     method = _method(job)
     by_rows = method.by_rows(**method.keywords(job.options))
     statistics = job.statistics if method.statistics == "elements" else ()
-    return stream.Tiled(job.name, job.base, job.models, statistics, by_rows, job.dtype, sink, engine)
+    return tiles.Tiled(job.name, job.base, job.models, statistics, by_rows, job.dtype, sink, engine)
 
 
 def _method(job: Job) -> Method:
@@ -205,7 +205,7 @@ def _nbytes(job: Job) -> int:
 def _stamp(plan: Plan, placed: Mapping[str, Sequence[str]]) -> str:
     """Return a digest of all that decides the bytes of the output."""
     told = {
-        "computed": [jax.__version__, jax.default_backend(), stream.TILE],
+        "computed": [jax.__version__, jax.default_backend(), tiles.TILE],
         "jobs": [(job.name, job.method, repr(sorted(job.options.items())), job.dtype) for job in plan.jobs],
         "inputs": [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files(plan)],
         "sources": [[str(file) for lazy in _inputs(job) for file in lazy.files] for job in plan.jobs],

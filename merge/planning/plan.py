@@ -12,13 +12,15 @@ import numpy as np
 
 from dsee_jax.ckpt.tensors import DTYPES
 from dsee_jax.errors import InputError
-from merge import heads, settings, units
-from merge.document import shown
-from merge.lazies import Lazy
-from merge.recipe import DTYPES as WRITTEN
-from merge.recipe import Recipe
-from merge.rows import Row, place, rows
-from merge.sources import Source
+from merge import units
+from merge.inputs.lazies import Lazy
+from merge.inputs.sources import Source
+from merge.planning import heads
+from merge.planning.rows import Row, place, rows
+from merge.recipes import settings
+from merge.recipes.document import shown
+from merge.recipes.recipe import DTYPES as WRITTEN
+from merge.recipes.recipe import Recipe
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 """What is merged; tensors of whole numbers and truth values are copied."""
@@ -69,7 +71,7 @@ def plan(
     """Return what to do for ``recipe``.
 
     Args:
-      recipe: from `merge.recipe.read`.
+      recipe: from `merge.recipes.recipe.read`.
       sources: the opened models by reference, for all of `Recipe.references`, their vocabularies aligned already where the
         recipe has a tokenizer.
       statistics: the opened files of statistics by path, ``{name of tensor: its statistic}``.

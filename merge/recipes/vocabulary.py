@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from dsee_jax.errors import InputError
-from merge import document, settings
-from merge.document import shown
 from merge.method import Option
+from merge.recipes import document, settings
+from merge.recipes.document import shown
 
 
 class Tokenizer(NamedTuple):

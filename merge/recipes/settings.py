@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from dsee_jax.errors import InputError, did_you_mean
-from merge.document import LONGEST, shown
 from merge.method import Option
+from merge.recipes.document import LONGEST, shown
 
 
 class Choice(NamedTuple):

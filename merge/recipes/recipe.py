@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dsee_jax.errors import InputError, did_you_mean
-from merge import document, settings, vocabulary
-from merge.document import shown
 from merge.method import Method
 from merge.methods import METHODS, find
-from merge.settings import Settings
-from merge.vocabulary import Tokenizer
+from merge.recipes import document, settings, vocabulary
+from merge.recipes.document import shown
+from merge.recipes.settings import Settings
+from merge.recipes.vocabulary import Tokenizer
 
 DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """What a recipe may name as type, and its name in safetensors."""

@@ -148,8 +148,8 @@ def write(
       fields: from `config`.
       tokenizer: of transformers, to be written in place of the donor's.
       template: from `chat_template`, in place of the tokenizer's own.
-      card: from `merge.card.card`.
-      recipe: from `merge.card.recipe_text`.
+      card: from `merge.outputs.card.card`.
+      recipe: from `merge.outputs.card.recipe_text`.
     """
     _json(folder / "config.json", fields)
     copied = ["generation_config.json"]

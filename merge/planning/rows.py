@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from dsee_jax.errors import InputError, did_you_mean
 from merge import units
-from merge.document import shown
-from merge.recipe import Recipe, Slice
+from merge.recipes.document import shown
+from merge.recipes.recipe import Recipe, Slice
 
 Names: TypeAlias = Mapping[str, Any]
 """The tensors of one model, by name."""

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from merge.plan import Job, Plan, written
-from merge.rows import place
+from merge.planning.plan import Job, Plan, written
+from merge.planning.rows import place
 
 _FIRST = 6
 _WIDEST = 120
@@ -15,7 +15,7 @@ def describe(plan: Plan, files: Iterable[tuple[str, Sequence[str]]] = ()) -> str
     """Return at most some forty lines of text: models, tensors, bytes, types, and the options of tensors.
 
     Args:
-      plan: from `merge.plan.plan`.
+      plan: from `merge.planning.plan.plan`.
       files: the shards to write and the names of the tensors in each.
     """
     recipe, jobs = plan.recipe, plan.jobs

@@ -1,0 +1,1 @@
+"""What stands around the merged weights: configuration, card, pictures."""

@@ -1,0 +1,1 @@
+"""What a recipe says: strict YAML, settings of tensors, mergekit's grammar."""

@@ -1,0 +1,1 @@
+"""How it is done from files to files: tiles, exact thresholds, shards, two passes."""

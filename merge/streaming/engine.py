@@ -109,7 +109,9 @@ def check_output(plan: Plan, out: Path, *, overwrite: bool) -> None:
     for file in files(plan):
         if target in file.absolute().parents or target in file.resolve().parents:
             raise InputError(f"{out} holds the input {file}; give another OUT_DIR")
-    if out.exists() and not overwrite and not (out.is_dir() and not any(out.iterdir())):
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; give another OUT_DIR")
+    if out.exists() and not overwrite and any(out.iterdir()):
         raise InputError(f"{out} is there already; give another OUT_DIR, or --overwrite to replace it")
     if not target.parent.is_dir():
         raise InputError(f"{target.parent} is not a folder; make it, or give another OUT_DIR")
@@ -135,13 +137,11 @@ def _merge(
                 arrays = {name: (jobs[name].dtype, jobs[name].shape) for name in placed[file]}
                 shard = shards.create(folder / file, arrays)
                 opened.callback(shard.abandon)
-                parts = {
-                    name: workers.submit(
-                        _one, jobs[name], extras[name], engine, shard.sink(name, progress.advance), stop
-                    )
+                parts = [
+                    workers.submit(_one, jobs[name], extras[name], engine, shard.sink(name, progress.advance), stop)
                     for name in placed[file]
-                }
-                running += parts.values()
+                ]
+                running += parts
                 closing.append(closer.submit(shard.close, parts))
             for future in closing:
                 future.result()

@@ -1,22 +1,38 @@
-"""One shard being written: tensors at their places in any order, synced as it grows, renamed when it is whole."""
+"""One shard being written: stretches of tensors in any order, gathered into blocks, each written past the system's cache.
 
+Written through the cache, a model larger than what the system lets lie there is written twice as slowly, and only begins to
+reach the disk late. Where a file system cannot do without the cache, every block is synced.
+"""
+
+import errno
 import hashlib
 import json
+import mmap
 import os
 import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dsee_jax.ckpt import tensors
 
-_BLOCK = 1 << 20
+BLOCK = 8 << 20
+"""Bytes written at once, from one address in memory and in the file that both are multiples of a page."""
 
-PAUSE = 0.2
-"""Seconds between two syncs of what is written: the disk is busy from the start, and the last sync has little left to do."""
+WAITING = 8
+"""Blocks that may wait for the disk; who brings more waits too."""
+
+_PAGE = 4096
+
+
+class _Block(NamedTuple):
+    """A block being filled."""
+
+    data: np.ndarray  # uint8 (BLOCK,)
+    filled: list[int]  # bytes of each stretch so far
 
 
 class Shard(NamedTuple):
@@ -24,43 +40,84 @@ class Shard(NamedTuple):
 
     path: Path  # what it is called when it is
     descriptor: int
+    direct: bool  # past the cache
+    size: int
     offsets: Mapping[str, int]  # where each tensor's bytes begin
-    ends: Mapping[str, int]
-    written: threading.Event  # there is nothing more to come
-    syncer: threading.Thread
+    blocks: dict[int, _Block]
+    free: list[np.ndarray]
+    lock: threading.Lock
+    room: threading.Semaphore
+    writers: ThreadPoolExecutor
+    writes: dict[int, Future[str]]  # the digest of each block
+    closed: threading.Event
 
     def sink(self, name: str, advance: Callable[[int], None]) -> Callable[[int, np.ndarray], None]:
         """Return what writes a stretch of the tensor ``name`` from a flat position on, and tells ``advance`` its bytes."""
         offset = self.offsets[name]
 
         def write(position: int, stretch: np.ndarray) -> None:
-            data, at = stretch.view(np.uint8).data, offset + position * stretch.itemsize
-            while data:
-                done = os.pwrite(self.descriptor, data, at)
-                data, at = data[done:], at + done
+            self.put(offset + position * stretch.itemsize, stretch.view(np.uint8))
             advance(stretch.nbytes)
 
         return write
 
-    def close(self, parts: Mapping[str, Future[Any]]) -> None:
-        """Wait for the tensors, ``{name: future}`` in the file's order, sync, and rename; what went wrong is raised here."""
-        digest = hashlib.sha256()
+    def put(self, at: int, data: np.ndarray) -> None:
+        """Take bytes, uint8, for the file from the offset ``at`` on."""
+        while data.size:
+            number, inside = divmod(at, BLOCK)
+            part = data[: BLOCK - inside]
+            with self.lock:
+                if number not in self.blocks:
+                    buffer = self.free.pop() if self.free else np.frombuffer(mmap.mmap(-1, BLOCK), np.uint8)
+                    self.blocks[number] = _Block(buffer, [])
+                block = self.blocks[number]
+            block.data[inside : inside + part.size] = part
+            with self.lock:
+                block.filled.append(part.size)
+                whole = sum(block.filled) == min(BLOCK, self.size - number * BLOCK)
+                if whole:
+                    del self.blocks[number]
+            if whole:
+                self.room.acquire()
+                self.writes[number] = self.writers.submit(self._write, number, block.data)
+            at, data = at + part.size, data[part.size :]
+
+    def close(self, parts: Iterable[Future[Any]]) -> None:
+        """Wait for the tensors, sync, and rename; what went wrong in one of them is raised here."""
         try:
-            with _unfinished(self.path).open("rb", buffering=0) as file:
-                for name, part in parts.items():
-                    part.result()
-                    # Each tensor is read back while it is in memory; what stands before the first is the header.
-                    _update(digest, file, self.ends[name])
-                self.written.set()
+            for part in parts:
+                part.result()
+            digests = [self.writes[number].result() for number in sorted(self.writes)]
+            os.ftruncate(self.descriptor, self.size)
+            os.fsync(self.descriptor)
         finally:
             self.abandon()
         _unfinished(self.path).replace(self.path)
-        mark(self.path).write_text(json.dumps({"sha256": digest.hexdigest()}))
+        mark(self.path).write_text(json.dumps({"size": self.size, "sha256": digests}))
 
     def abandon(self) -> None:
         """Close the file; again does nothing."""
-        self.written.set()
-        self.syncer.join()
+        self.writers.shutdown()
+        with self.lock:
+            if not self.closed.is_set():
+                self.closed.set()
+                os.close(self.descriptor)
+
+    def _write(self, number: int, data: np.ndarray) -> str:
+        try:
+            length = min(BLOCK, self.size - number * BLOCK)
+            digest = hashlib.sha256(data[:length].data).hexdigest()
+            left, at = data[: -(-length // _PAGE) * _PAGE] if self.direct else data[:length], number * BLOCK
+            while left.size:
+                done = os.pwrite(self.descriptor, left.data, at)
+                left, at = left[done:], at + done
+            if not self.direct:
+                os.fdatasync(self.descriptor)
+            return digest
+        finally:
+            with self.lock:
+                self.free.append(data)
+            self.room.release()
 
 
 def create(path: Path, arrays: Mapping[str, tuple[str, tuple[int, ...]]]) -> Shard:
@@ -70,26 +127,34 @@ def create(path: Path, arrays: Mapping[str, tuple[str, tuple[int, ...]]]) -> Sha
       OSError: there is no room for it.
     """
     begin, offsets, size = tensors.header(arrays)
-    descriptor = os.open(_unfinished(path), os.O_CREAT | os.O_TRUNC | os.O_RDWR, 0o666)
+    flags = os.O_CREAT | os.O_TRUNC | os.O_RDWR
+    direct = getattr(os, "O_DIRECT", 0)
+    try:
+        descriptor = os.open(_unfinished(path), flags | direct, 0o666)
+    except OSError as error:
+        if not direct or error.errno != errno.EINVAL:  # what a file system says that has no such thing
+            raise
+        descriptor, direct = os.open(_unfinished(path), flags, 0o666), 0
     try:
         if hasattr(os, "posix_fallocate"):  # not on macOS
-            os.posix_fallocate(descriptor, 0, size)
-        os.pwrite(descriptor, begin, 0)
+            os.posix_fallocate(descriptor, 0, -(-size // _PAGE) * _PAGE)
     except BaseException:
         os.close(descriptor)
         raise
-    written = threading.Event()
-    syncer = threading.Thread(target=_sync, args=(descriptor, written), daemon=True)
-    syncer.start()
-    ends = dict(zip(offsets, [*list(offsets.values())[1:], size], strict=True))
-    return Shard(path, descriptor, offsets, ends, written, syncer)
+    lock, room, writers = threading.Lock(), threading.Semaphore(WAITING), ThreadPoolExecutor(2)
+    shard = Shard(path, descriptor, bool(direct), size, offsets, {}, [], lock, room, writers, {}, threading.Event())
+    shard.put(0, np.frombuffer(begin, np.uint8))
+    return shard
 
 
 def finished(path: Path) -> bool:
     """Return whether an earlier merge left this shard whole: its bytes are those that it wrote."""
     try:
-        return json.loads(mark(path).read_text())["sha256"] == _digest(path)
-    except (OSError, ValueError, KeyError, TypeError):
+        said = json.loads(mark(path).read_text())
+        with path.open("rb") as file:
+            found = [hashlib.sha256(block).hexdigest() for block in iter(lambda: file.read(BLOCK), b"")]
+        return said == {"size": path.stat().st_size, "sha256": found}
+    except (OSError, ValueError):
         return False
 
 
@@ -100,25 +165,3 @@ def mark(path: Path) -> Path:
 
 def _unfinished(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _update(digest: Any, file: BinaryIO, end: int) -> None:
-    """Hash on from where ``file`` stands to ``end``."""
-    left = end - file.tell()
-    while left > 0 and (block := file.read(min(left, _BLOCK))):
-        digest.update(block)
-        left -= len(block)
-
-
-def _sync(descriptor: int, written: threading.Event) -> None:
-    try:
-        while not written.wait(PAUSE):
-            os.fdatasync(descriptor)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

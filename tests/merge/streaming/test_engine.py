@@ -207,6 +207,8 @@ def test_finished_shards_are_kept_and_damaged_ones_are_not(tmp_path, monkeypatch
     def counted(file, arrays):
         made.append(file.name)
         if len(made) == 4:
+            while len(list(file.parent.glob("*.done"))) < 2:
+                time.sleep(0.01)
             raise KeyboardInterrupt
         return create(file, arrays)
 

@@ -8,14 +8,11 @@ With several JAX processes, each looks at its share of the tensors and writes it
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
-import pickle
-import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from math import prod
 from pathlib import Path
@@ -23,17 +20,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from dsee_jax.ckpt import tensors
 from dsee_jax.errors import InputError
 from merge.method import Method
 from merge.methods import find
 from merge.planning.plan import Job, Plan
-from merge.streaming import shards, tiles
-
-STAMP = "merge.json"
-"""In the unfinished folder: what it is the beginning of."""
+from merge.streaming import processes, shards, tiles, unfinished
 
 Extras: TypeAlias = dict[str, dict[str, Any]]
 """For each tensor the further keywords of its method, from a look at the whole model."""
@@ -87,20 +80,19 @@ def run(
     """
     check_output(plan, out, overwrite=overwrite)
     placed = layout(plan, max_shard_size)
-    unfinished = out.absolute().with_name(f".{out.name}.partial")
-    with _unfinished(unfinished, _stamp(plan, placed), sum(map(_nbytes, plan.jobs))):
-        extras = _merge(plan, placed, unfinished, allow_nonfinite, progress)
-        _together("every shard is written")
+    folder = out.absolute().with_name(f".{out.absolute().name}.partial")
+    with unfinished.opened(folder, _stamp(plan, placed), sum(map(_nbytes, plan.jobs))):
+        extras = _merge(plan, placed, folder, allow_nonfinite, progress)
+        processes.together("every shard is written")
         if jax.process_index() == 0:
             if len(placed) > 1:
                 text = tensors.index_text(placed, sum(map(_nbytes, plan.jobs)))
-                (unfinished / tensors.INDEX).write_text(text)
-            finish(unfinished, extras)
+                (folder / tensors.INDEX).write_text(text)
+            finish(folder, extras)
             for file in placed:
-                shards.mark(unfinished / file).unlink()
-            (unfinished / STAMP).unlink()
-            _replace(unfinished, out.absolute())
-        _together("the output has its name")
+                shards.mark(folder / file).unlink()
+            unfinished.finish(folder, out.absolute())
+        processes.together("the output has its name")
 
 
 def check_output(plan: Plan, out: Path, *, overwrite: bool) -> None:
@@ -122,10 +114,10 @@ def _merge(
 ) -> Extras:
     """Look at the whole model where the method does, then write this process's shards that are not finished."""
     jobs = {job.name: job for job in plan.jobs}
-    mine = [file for number, file in enumerate(placed) if _mine(number)]
+    mine = [file for number, file in enumerate(placed) if processes.mine(number)]
     todo = [file for file in mine if not shards.finished(folder / file)]
     with ThreadPoolExecutor(max(os.cpu_count() or 1, 2)) as workers, contextlib.ExitStack() as opened:
-        engine = tiles.Means(workers, allow_nonfinite, _mine, _gather)
+        engine = tiles.Means(workers, allow_nonfinite, processes.mine, processes.gather)
         extras = _prepare(plan, engine, progress)
         progress.begin("merging", sum(_nbytes(jobs[name]) for file in todo for name in placed[file]))
         stop = threading.Event()
@@ -199,12 +191,10 @@ def _nbytes(job: Job) -> int:
     return prod(job.shape) * np.dtype(tensors.DTYPES[job.dtype]).itemsize
 
 
-# --- the unfinished folder
-
-
 def _stamp(plan: Plan, placed: Mapping[str, Sequence[str]]) -> str:
     """Return a digest of all that decides the bytes of the output."""
     told = {
+        "recipe": plan.recipe.text,
         "computed": [jax.__version__, jax.default_backend(), tiles.TILE],
         "jobs": [(job.name, job.method, repr(sorted(job.options.items())), job.dtype) for job in plan.jobs],
         "inputs": [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files(plan)],
@@ -212,86 +202,3 @@ def _stamp(plan: Plan, placed: Mapping[str, Sequence[str]]) -> str:
         "placed": {file: list(names) for file, names in placed.items()},
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def _unfinished(folder: Path, stamp: str, nbytes: int) -> Iterator[None]:
-    """Go on in the folder if it is the beginning of the same merge, else begin it anew; drop it when it cannot be finished."""
-    if jax.process_index() == 0 and not _continues(folder, stamp):
-        shutil.rmtree(folder, ignore_errors=True)
-        free = shutil.disk_usage(folder.parent).free
-        if nbytes > free:
-            raise InputError(
-                f"{folder.parent} has {free / 1e9:.2f} GB free; the merged model takes {nbytes / 1e9:.2f} GB: "
-                "make room, or write elsewhere"
-            )
-        folder.mkdir()
-        (folder / STAMP).write_text(json.dumps({"stamp": stamp}))
-    _together("the unfinished folder is there")
-    try:
-        yield
-    except InputError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        shutil.rmtree(folder, ignore_errors=True)
-        raise InputError(f"{folder.parent} is full: make room, or write elsewhere") from None
-
-
-def _continues(folder: Path, stamp: str) -> bool:
-    try:
-        return json.loads((folder / STAMP).read_text())["stamp"] == stamp
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _replace(folder: Path, out: Path) -> None:
-    """Give the finished folder the output's name, on the disk when this returns."""
-    for path in folder.iterdir():
-        if path.suffix != ".safetensors":  # those are synced
-            _sync(path)
-    _sync(folder)
-    old = out.with_name(f".{out.name}.replaced")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists() and any(out.iterdir()):
-        out.rename(old)
-    folder.rename(out)
-    _sync(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-# --- several processes
-
-
-def _mine(number: int) -> bool:
-    return number % jax.process_count() == jax.process_index()
-
-
-def _together(what: str) -> None:
-    """Wait until every process is here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
-
-
-def _gather(found: list[Any]) -> list[Any]:
-    """Return the results of all processes from each one's share, in which None stands for another's."""
-    if jax.process_count() == 1:
-        return found
-    # As bytes: through JAX, float64 would come back as float32.
-    told = np.frombuffer(pickle.dumps(found), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int32(told.size))
-    padded = np.zeros(max(sizes), np.uint8)
-    padded[: told.size] = told
-    every = multihost_utils.process_allgather(padded)
-    shares = [pickle.loads(row[:size].tobytes()) for row, size in zip(every, sizes, strict=True)]
-    return [shares[number % len(shares)][number] for number in range(len(found))]

@@ -1,9 +1,10 @@
 """Named arrays in safetensors files, single or sharded: headers first, then one array at a time.
 
 Whole arrays are read with plain file reads, not through a memory map, whose pages would count as used memory until the end;
-`mapped` is for stretches that are let go at once.
+`mapped` is for stretches of arrays that never lie in memory whole.
 """
 
+import functools
 import json
 import math
 import re
@@ -140,20 +141,23 @@ def read(stored: Stored) -> np.ndarray:
 
 
 def mapped(stored: Stored, start: int, stop: int) -> np.ndarray:
-    """Return the flat elements [start, stop) of one array, read-only, through a memory map of this stretch alone.
+    """Return the flat elements [start, stop) of one array, read-only, through a memory map of its file.
 
     Raises:
       InputError: a type that is not in `DTYPES`, or a file that has become shorter.
     """
-    dtype = _dtype(stored)
-    if start >= stop:
-        return np.empty(0, dtype)
-    offset, length = stored.offset + start * dtype.itemsize, (stop - start) * dtype.itemsize
-    try:
-        stretch = np.memmap(stored.file, np.uint8, "r", offset, (length,))
-    except (OSError, ValueError):
-        raise InputError(f"{stored.file} ends early: it has changed since it was opened") from None
-    return stretch.view(np.ndarray).view(dtype)
+    dtype, said = _dtype(stored), stored.file.stat()
+    offset = stored.offset + start * dtype.itemsize
+    end = stored.offset + stop * dtype.itemsize
+    if end > said.st_size:
+        raise InputError(f"{stored.file} ends early: it has changed since it was opened")
+    return _map(stored.file, said.st_ino, said.st_size, said.st_mtime_ns)[offset:end].view(dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def _map(file: Path, *version: int) -> np.ndarray:
+    """Return all bytes of a file, (size,) uint8; ``version`` tells it from one that takes its place."""
+    return np.memmap(file, np.uint8, "r").view(np.ndarray)
 
 
 def _dtype(stored: Stored) -> np.dtype[Any]:

@@ -39,8 +39,7 @@ def hashes(files: Iterable[Path], progress: Callable[[int], None] = lambda nbyte
         return found.hexdigest()
 
     unique = list(dict.fromkeys(files))
-    # The other half of the processors merges.
-    with ThreadPoolExecutor(max((os.cpu_count() or 1) // 2, 1)) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(zip(unique, pool.map(digest, unique), strict=True))
 
 

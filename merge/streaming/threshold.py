@@ -136,16 +136,27 @@ def _collect(low: int, high: int) -> tuple[Callable[[int, np.ndarray], None], Ca
 def _among(parts: Sequence[tuple[int, np.ndarray, np.ndarray]], count: int) -> Found:
     """Return the answer from the collected elements, of which the ``count`` largest are kept."""
     every = np.concatenate([bits for _, bits, _ in parts])
-    # One value is common where weights have few digits, and slow to partition.
-    answer = int(
-        every[0] if every.min() == every.max() else np.partition(every, every.size - count)[every.size - count]
-    )
+    answer = _kth(every, count)
     spare, ends = count - int(np.count_nonzero(every > answer)), []
     for _, bits, places in parts:
         equal = places[bits == answer]
         ends.append(0 if spare <= 0 else EVERY if equal.size <= spare else int(equal[spare - 1]) + 1)
         spare -= equal.size
     return Found(_value(answer), ends)
+
+
+def _kth(values: np.ndarray, count: int) -> int:
+    """Return the ``count``-th largest of integers; by counting, which does not mind that many are equal."""
+    while True:
+        low, high = int(values.min()), int(values.max())
+        if low == high:
+            return low
+        shift = max((high - low).bit_length() - (BINS.bit_length() - 1), 0)
+        places = (values - low) >> shift
+        at_least = np.cumsum(np.bincount(places)[::-1])[::-1]
+        place = int(np.flatnonzero(at_least >= count)[-1])
+        count -= int(at_least[place + 1]) if place + 1 < at_least.size else 0
+        values = values[places == place]
 
 
 def _histogram(low: int, high: int, shift: int) -> tuple[Callable[[int, np.ndarray], None], Callable[[], Any]]:

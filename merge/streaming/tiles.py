@@ -11,7 +11,6 @@ from math import prod
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dsee_jax.ckpt import tensors
@@ -164,7 +163,7 @@ class Tiled(NamedTuple):
     def _tile(self, pieces: list[tuple[int, int]], length: int, *, check: bool) -> Tile:
         shape = (length // self.columns, self.columns) if self.by_rows else (length,)
 
-        def take(lazy: Lazy) -> jax.Array:
+        def take(lazy: Lazy) -> np.ndarray:
             parts = [lazy.read(start, stop) for start, stop in pieces]
             if check and any(nonfinite(part) for part in parts):
                 raise InputError(
@@ -175,7 +174,7 @@ class Tiled(NamedTuple):
             if held < length:
                 parts.append(np.zeros(length - held, parts[0].dtype))
             whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-            return jnp.asarray(whole.reshape(shape))
+            return whole.reshape(shape)
 
         return Tile(
             None if self.base is None else take(self.base),

@@ -4,10 +4,13 @@ model, params = dsee_jax.load_pretrained(path, num_labels=2)
 deltas, supports = dsee_jax.deltas.init(params, dsee_jax.DeltaConfig(rank=16, nonzeros=64), key=jax.random.key(0))
 logits = dsee_jax.apply(model, params, deltas, supports, batch)
 masks = dsee_jax.prune.unstructured(params, deltas, supports, [("encoder/.*/kernel", True)], sparsity=0.5)
+masks = dsee_jax.prune.structured(params, deltas, supports, dsee_jax.models.cuts(model), heads=0.25, neurons=0.4)
+small_model, small_params = dsee_jax.compact(model, params, masks)
 """
 
-from dsee_jax import decompose, deltas, masks, prune, tree
+from dsee_jax import decompose, deltas, masks, models, prune, tree
 from dsee_jax.ckpt.hf import load_pretrained, save_pretrained
+from dsee_jax.compaction import compact
 from dsee_jax.config import Config, DeltaConfig
 from dsee_jax.deltas import apply, materialize
 from dsee_jax.errors import InputError
@@ -17,11 +20,13 @@ __all__ = [
     "DeltaConfig",
     "InputError",
     "apply",
+    "compact",
     "decompose",
     "deltas",
     "load_pretrained",
     "masks",
     "materialize",
+    "models",
     "prune",
     "save_pretrained",
     "tree",

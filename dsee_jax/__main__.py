@@ -20,7 +20,7 @@ def export(options: argparse.Namespace) -> None:
     """Write the model of a run for another tool."""
     from dsee_jax import finished
 
-    finished.export(Path(options.run), Path(options.out), factors=options.factors)
+    finished.export(Path(options.run), Path(options.out), form=options.format, factors=options.factors)
     print(options.out)
 
 
@@ -79,10 +79,15 @@ def parser() -> argparse.ArgumentParser:
         "JSON. Keys of the config can be overridden, for instance --data.max_length=64 or --data.dir=ELSEWHERE.",
     )
     one.add_argument("run", metavar="RUN_DIR", help="the output_dir of a finished run")
-    two = verb(export, "Write a finished run's model: one folder that Hugging Face transformers opens.")
+    two = verb(export, "Write a finished run's model as one folder, in Hugging Face layout.")
     two.add_argument("run", metavar="RUN_DIR", help="the output_dir of a finished run")
     two.add_argument("out", metavar="OUT", help="the folder to make")
-    two.add_argument("--format", choices=["hf"], default="hf", help="hf: config.json, safetensors, tokenizer")
+    two.add_argument(
+        "--format",
+        choices=["hf", "compact"],
+        default="hf",
+        help="hf: any tool opens it, what was cut out is zeros again; compact: only what was kept, for this library",
+    )
     two.add_argument(
         "--factors",
         action="store_true",

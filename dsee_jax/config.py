@@ -87,23 +87,25 @@ class PruneConfig:
     """What of the pretrained weights goes."""
 
     kind: Literal["none", "unstructured", "nm", "structured", "earlybert"] = "unstructured"
-    """nm keeps n of every m consecutive inputs of a column; none skips pruning and re-tuning."""
+    """nm keeps n of every m consecutive inputs of a column; structured cuts heads and neurons out, so that the arrays are
+    smaller; none skips pruning and re-tuning."""
     targets: tuple[str, ...] = (r"encoder/.*/kernel",)
-    """Regular expressions over whole kernel paths: what may be pruned."""
+    """Regular expressions over whole kernel paths: what may be pruned. structured: all that is cut must be among them."""
     sparsity: float = 0.5
     """unstructured: fraction of zeros, in [0, 1)."""
     scope: Literal["global", "tensor"] = "global"
-    """Compare scores over all targets together, or give each kernel the same sparsity."""
+    """Compare scores over all targets together, or give each kernel (structured: each layer) the same share."""
     score: Literal["W", "WAB", "WABS", "AB", "ABS", "NAB", "NABS", "random"] = "WABS"
-    """What is compared; the lowest go. D = scale * (A @ B + S); WABS is |W + D|."""
+    """What is compared; the lowest go. D = scale * (A @ B + S); WABS is |W + D|. structured: summed over a unit's columns."""
     n: int = 2
     """nm: keep n ..."""
     m: int = 4
     """nm: ... of every m consecutive inputs."""
-    heads: float = 0.0
-    """structured: fraction of the heads that goes."""
-    neurons: float = 0.0
-    """structured: fraction of the feed-forward neurons that goes."""
+    heads: int | float = 0
+    """structured: the attention heads that go: a fraction in [0, 1), or a whole number, of each layer or with scope global
+    of all together."""
+    neurons: int | float = 0
+    """structured: the same of feed-forward neurons."""
     schedule: Literal["one_shot", "cubic"] = "one_shot"
     """All at once, or in steps along Zhu and Gupta's cubic during the re-tuning."""
     schedule_fraction: float = 0.5
@@ -248,12 +250,26 @@ def check(config: Config) -> None:
         0 <= prune.sparsity < 1, "prune.sparsity", prune.sparsity, "a fraction of zeros in [0, 1): 1.0 leaves no weight"
     )
     need(0 < prune.n <= prune.m, "prune.n", prune.n, f"1 to prune.m = {prune.m}")
-    need(prune.kind in ("none", "unstructured", "nm"), "prune.kind", prune.kind, "none, unstructured or nm (so far)")
+    need(prune.kind != "earlybert", "prune.kind", prune.kind, "none, unstructured, nm or structured (so far)")
+    for name in ("heads", "neurons"):
+        amount = getattr(prune, name)
+        fits = amount >= 0 if isinstance(amount, int) else 0 <= amount < 1
+        need(fits, f"prune.{name}", amount, "a fraction in [0, 1) or a whole number: 1.0 leaves none")
+    if prune.kind == "structured":
+        need(
+            bool(prune.heads or prune.neurons), "prune.heads", prune.heads, "more than 0, or prune.neurons more than 0"
+        )
+        need(
+            not prune.score.startswith("N"),
+            "prune.score",
+            prune.score,
+            "W, WAB, WABS, AB, ABS or random for structured",
+        )
     need(
         prune.schedule == "one_shot" or prune.kind == "unstructured",
         "prune.schedule",
         prune.schedule,
-        "one_shot for nm",
+        f"one_shot for {prune.kind}",
     )
     need(0 < prune.schedule_fraction <= 1, "prune.schedule_fraction", prune.schedule_fraction, "a fraction in (0, 1]")
     need(prune.schedule_updates >= 1, "prune.schedule_updates", prune.schedule_updates, "1 or more")

@@ -3,8 +3,8 @@
 from collections.abc import Container
 from typing import Any
 
+from dsee_jax import compaction, models, prune, tree, units
 from dsee_jax import masks as mask_trees
-from dsee_jax import prune, tree
 from dsee_jax import step as steps
 from dsee_jax.aliases import Masks
 from dsee_jax.config import PruneConfig
@@ -25,7 +25,10 @@ def sparsities(config: PruneConfig, total: int) -> dict[int, float]:
 
 
 def draw(setup: Setup, trained: dict[str, Any], masks: Masks, sparsity: float) -> Masks:
-    """Return the masks of the config's pruning, from the weights and updates as they are now; ``masks`` only shrink."""
+    """Return the masks of the config's pruning, from the weights and updates as they are now; ``masks`` only shrink.
+
+    Where heads and neurons go, these are the units that stay (see `dsee_jax.units`).
+    """
     pruning, delta = setup.config.prune, setup.config.delta
     weights = tree.unflatten({**tree.flatten(setup.params), **tree.flatten(trained["params"])})
     args = (weights, trained["deltas"], setup.supports, pruning.targets)
@@ -35,9 +38,38 @@ def draw(setup: Setup, trained: dict[str, Any], masks: Masks, sparsity: float) -
         "scale_sparse": delta.scale_sparse,
         "key": keys(setup.config.train.seed)["prune"],
     }
+    if pruning.kind == "structured":
+        cuts = models.cuts(setup.model)
+        options = {"heads": pruning.heads, "neurons": pruning.neurons, "scope": pruning.scope}
+        return units.kept(weights, cuts, prune.structured(*args[:3], cuts, **options, **common))
     if pruning.kind == "nm":
         return prune.nm(*args, n=pruning.n, m=pruning.m, **common)
     return prune.unstructured(*args, sparsity=sparsity, scope=pruning.scope, keep=masks or None, **common)
+
+
+def carry_out(setup: Setup, trained: dict[str, Any], masks: Masks) -> tuple[Setup, dict[str, Any], Masks]:
+    """Return setup, what is trained, and the masks that are still to be kept to, once what was drawn is carried out.
+
+    Units are cut out of all arrays and nothing is left to mask; of anything else the trained weights are masked.
+    """
+    if setup.config.prune.kind != "structured":
+        return setup, masked(trained, masks), masks
+    plan = compaction.plan(setup.model, masks, trained["deltas"], setup.supports)
+    return smaller(setup, masks), compaction.cut_tree(trained, plan), {}
+
+
+def smaller(setup: Setup, kept: Masks) -> Setup:
+    """Return the setup of the model with only the units ``kept``: model, params, supports, and the trees as trained first."""
+    plan = compaction.plan(setup.model, kept, setup.trained["deltas"], setup.supports)
+    params = compaction.cut_tree({"params": setup.params}, plan)["params"]
+    return setup._replace(
+        model=compaction.resized(setup.model, kept),
+        params=params,
+        prunable=[path for path in setup.prunable if path in tree.flatten(params)],
+        trained=compaction.cut_tree(setup.trained, plan),
+        supports=compaction.cut_supports(setup.supports, plan),
+        kept=kept,
+    )
 
 
 def freeze(setup: Setup, masks: Masks) -> steps.Frozen:

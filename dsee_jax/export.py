@@ -10,8 +10,8 @@ import flax
 import jax
 import numpy as np
 
+from dsee_jax import compaction, flops, models, tree
 from dsee_jax import deltas as delta_trees
-from dsee_jax import flops, tree
 from dsee_jax import masks as mask_trees
 from dsee_jax.aliases import Masks, Params
 from dsee_jax.ckpt import adapter, hf
@@ -29,15 +29,16 @@ def final_params(setup: Setup, trained: dict[str, Any], masks: Masks) -> Params:
 def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Path) -> dict[str, Any]:
     """Write ``adapter/`` (where there are updates) and ``model/`` below ``out``; return ``{"model_bytes": ...}``.
 
-    ``model/`` holds the pruned weights and the tuned head; the updates stay factors, in ``adapter/`` beside it, so that the
-    zeros stay zeros. Each folder is written beside its place and renamed.
+    ``model/`` holds the pruned weights and the tuned head, a compact checkpoint where units were cut out; the updates stay
+    factors, in ``adapter/`` beside it, so that the zeros stay zeros. Each folder is written beside its place and renamed.
     """
     config = setup.config
     final = final_params(setup, trained, masks)
     labels = setup.data.task.labels
-    hf.save_pretrained(out / MODEL, setup.model, final, source=setup.folder, labels=labels, overwrite=True)
+    kept = compaction.composed(hf.kept(setup.folder), setup.kept)
+    hf.save_pretrained(out / MODEL, setup.model, final, source=setup.folder, labels=labels, kept=kept, overwrite=True)
     total = _bytes(out / MODEL)
-    if trained["deltas"]:
+    if config.delta.rank or config.delta.nonzeros:
         head = tree.split(trained["params"], setup.head)[0]
         about = {
             "format": "dsee_jax adapter 1",
@@ -48,7 +49,7 @@ def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Path) -> dic
             "labels": list(labels),
             "base": config.model.path,
             "base_sha256": adapter.fingerprint(setup.folder),
-        }
+        } | ({"kept": setup.model.config.widths} if setup.kept else {})
         beside = out / f"{ADAPTER}.partial"
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
@@ -63,22 +64,30 @@ def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def results(setup: Setup, trained: dict[str, Any], masks: Masks, stages: list[dict[str, Any]]) -> dict[str, Any]:
+def results(
+    setup: Setup, final: Setup, trained: dict[str, Any], masks: Masks, stages: list[dict[str, Any]]
+) -> dict[str, Any]:
     """Return the figures that depend on the seed and the input alone (`metrics.json` less times, memory and bytes).
 
-    ``trainable_fraction`` is the trained share of the backbone (everything but the head, which ``head_parameters`` counts).
-    ``flops_per_token`` counts the backbone's kernels, zeros left out, factors included; see `dsee_jax.flops`.
+    ``setup`` is the run's at its start, ``final`` at its end, which differ where units were cut out. Counts of parameters are
+    those of the start; ``trainable_fraction`` is the trained share of the backbone (everything but the head, which
+    ``head_parameters`` counts). ``weight_sparsity`` counts what is zero or gone of the prunable kernels. ``flops_per_token``
+    counts the backbone's kernels, zeros left out, factors included, and ``flops_per_example`` attention as well, for an
+    example of the length ``data.max_length``; see `dsee_jax.flops`.
     """
     before, *done = stages
-    final = final_params(setup, trained, masks)
-    flat, head = tree.flatten(final), set(setup.head)
+    params = final_params(final, trained, masks)
+    flat, head = tree.flatten(setup.params), set(setup.head)
     backbone = {path: leaf for path, leaf in flat.items() if path not in head}
-    kernels = [path for path in backbone if path.endswith("/kernel")]
     size = sum(int(np.prod(leaf.shape)) for leaf in backbone.values())
-    moving = [path for path in tree.flatten(trained["params"]) if path not in head]
-    count = delta_trees.count(trained["deltas"]) + sum(int(np.prod(flat[path].shape)) for path in moving)
-    dense = flops.dense(final, kernels)
-    used = flops.sparse(final, kernels) + flops.factors(trained["deltas"])
+    moving = [path for path in tree.flatten(setup.trained["params"]) if path not in head]
+    count = delta_trees.count(setup.trained["deltas"]) + sum(int(np.prod(flat[path].shape)) for path in moving)
+    kernels = [path for path in backbone if path.endswith("/kernel")]
+    dense = flops.dense(setup.params, kernels)
+    left = set(tree.flatten(params))
+    used = flops.sparse(params, (path for path in kernels if path in left)) + flops.factors(trained["deltas"])
+    prunable, length = flops.dense(setup.params, setup.prunable), setup.config.data.max_length
+    heads = models.cuts(setup.model).get("heads", ())
     device = jax.devices()[0]
     return {
         "task": setup.config.data.task,
@@ -90,8 +99,14 @@ def results(setup: Setup, trained: dict[str, Any], masks: Masks, stages: list[di
         "trainable_fraction": count / size,
         "head_parameters": sum(int(np.prod(flat[path].shape)) for path in setup.head),
         "backbone_parameters": size,
-        "weight_sparsity": mask_trees.sparsity(final, setup.prunable),
+        "weight_sparsity": 1 - flops.sparse(params, final.prunable) / prunable if prunable else 0.0,
+        "kept": {kind: list(widths) for kind, widths in final.model.config.widths.items()},
         "flops_per_token": {"dense": 2 * dense, "final": 2 * used},
+        "flops_per_example": {
+            "length": length,
+            "dense": 2 * flops.example(dense, setup.params, heads, length),
+            "final": 2 * flops.example(used, params, heads, length),
+        },
         "flops_ratio": used / dense,
         "environment": {
             "jax": jax.__version__,

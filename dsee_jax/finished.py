@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dsee_jax import compaction, evaluation, sharding, step, tree
 from dsee_jax import config as configs
 from dsee_jax import data as datasets
 from dsee_jax import deltas as delta_trees
-from dsee_jax import evaluation, sharding, step
 from dsee_jax.aliases import Params
 from dsee_jax.ckpt import adapter, hf
 from dsee_jax.config import Config
@@ -23,7 +23,7 @@ class Finished(NamedTuple):
     config: Config
     task: datasets.Task
     model: Any  # a Linen module with a config
-    params: Any  # pruned, with the tuned head
+    params: Any  # pruned or cut, with the tuned head
     adapter: adapter.Adapter | None  # None where the run had no updates
 
 
@@ -31,7 +31,7 @@ def opened(run: Path, overrides: Sequence[str] = ()) -> Finished:
     """Open the files of a finished run.
 
     Raises:
-      InputError: ``run`` is no folder of a finished run, or its data cannot be read again.
+      InputError: ``run`` is no folder of a finished run, its data cannot be read again, or the adapter is of another model.
     """
     if not (run / CONFIG).exists() or not (run / "metrics.json").exists():
         raise InputError(
@@ -40,8 +40,23 @@ def opened(run: Path, overrides: Sequence[str] = ()) -> Finished:
     config = configs.read(run / CONFIG, overrides)
     task = datasets.load(config.data, seed=config.train.seed)
     model, params = hf.load_pretrained(run / MODEL, num_labels=task.num_labels, dtype=config.model.dtype)
-    updated = config.delta.rank or config.delta.nonzeros
-    return Finished(config, task, model, params, adapter.load(run / ADAPTER) if updated else None)
+    kept = adapter.load(run / ADAPTER) if config.delta.rank or config.delta.nonzeros else None
+    if kept:
+        _check(run, params, kept)
+    return Finished(config, task, model, params, kept)
+
+
+def _check(run: Path, params: Params, kept: adapter.Adapter) -> None:
+    """Refuse an adapter whose updates are not of the model's shapes: it belongs to another base, or to another cut of it."""
+    flat, coordinates = tree.flatten(params), tree.flatten(kept.supports)
+    for path, delta in delta_trees.kernels(kept.deltas).items():
+        shape = flat[path].shape[-2:] if path in flat else ()
+        fits = bool(shape) and ("a" not in delta or (delta["a"].shape[-2], delta["b"].shape[-1]) == shape)
+        if not fits or (path in coordinates and (coordinates[path] >= shape).any()):
+            raise InputError(
+                f"{run / ADAPTER}: the update of {path!r} does not fit {run / MODEL}, which has {shape or 'none'} there: "
+                "they are of two models, or of two cuts of one"
+            )
 
 
 def folded(found: Finished) -> Params:
@@ -64,16 +79,28 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
     return score({"deltas": kept.deltas if kept else {}, "params": {}}, frozen)
 
 
-def export(run: Path, out: Path, *, factors: bool = False) -> None:
+def export(run: Path, out: Path, *, form: str = "hf", factors: bool = False) -> None:
     """Write the model of a finished run in Hugging Face layout.
 
     Args:
       run: its folder.
       out: the folder to make.
+      form: ``hf``, which any tool opens: heads and neurons that were cut out are zeros again; ``compact``, which this library
+        opens: they stay away.
       factors: keep the pruned weights as they are and copy the adapter to ``out/adapter``; else fold the updates in, which
         makes the touched kernels dense and gives any tool the tuned logits.
     """
-    found = opened(run)
-    hf.save_pretrained(out, found.model, found.params if factors else folded(found), source=run / MODEL)
+    found, kept = opened(run), hf.kept(run / MODEL)
+    model, params = found.model, found.params if factors else folded(found)
+    whole = model.config == model.config.with_widths()
+    if form == "compact" and whole:
+        raise InputError(f"{run} cut no heads or neurons out: there is nothing to keep compact, use --format hf")
+    if form == "hf" and not whole:
+        if factors:
+            raise InputError("--factors: the updates have the shapes of the cut model: use it with --format compact")
+        if not kept:
+            raise InputError(f"{run / MODEL / hf.KEPT} is missing: it says where the zeros belong")
+        (model, params), kept = compaction.expand(model, params, kept), {}
+    hf.save_pretrained(out, model, params, source=run / MODEL, kept=kept)
     if found.adapter and factors:
         shutil.copytree(run / ADAPTER, out / ADAPTER)

@@ -66,9 +66,9 @@ def run(config: Config, *, say: Callable[[Any], None] = print) -> dict[str, Any]
     if not (out / CONFIG).exists():
         journal.write_text(out / CONFIG, configs.dump(config))
     with checkpoints.opened(out / "checkpoints") as store:
-        trained, masks, progress = _stages(setup, store, out, say)
-    results = export.results(setup, trained, masks, progress.done)
-    results |= export.write(setup, trained, masks, out)
+        final, trained, masks, progress = _stages(setup, store, out, say)
+    results = export.results(setup, final, trained, masks, progress.done)
+    results |= export.write(final, trained, masks, out)
     results |= cost(progress)
     journal.write(out / METRICS, results)
     report.final(results, out, say)
@@ -131,8 +131,8 @@ def programs(setup: Setup) -> Programs:
 
 def _stages(
     setup: Setup, store: checkpoints.Store, out: Path, say: Callable[[Any], None]
-) -> tuple[Any, Masks, Progress]:
-    """Do what is left of the stages; return what was trained, the masks and the record of it all."""
+) -> tuple[Setup, Any, Masks, Progress]:
+    """Do what is left of the stages; return the setup as cut, what was trained, the masks and the record of it all."""
     compiled, pruning = programs(setup), setup.config.prune
     plan = {stage.name: stage for stage in stages(setup)}
     trained, masks, found = None, {}, checkpoints.latest(store)
@@ -149,6 +149,9 @@ def _stages(
         progress = Progress("tune", 0, None, None, [scored("before", trained, {})], 0.0, 0)
     else:
         progress, masks = Progress(**found[0]), found[1]
+        if masks and pruning.kind == "structured":
+            setup, masks = cut.smaller(setup, masks), {}
+            compiled = programs(setup)
         journal.rewind(out / LOG, [stage["name"] for stage in progress.done], progress.stage, progress.step)
         say(f"{out}: going on at step {progress.step} of stage {progress.stage}")
     for name in list(plan)[list(plan).index(progress.stage) :]:
@@ -157,10 +160,12 @@ def _stages(
         if name == "tune" and pruning.kind != "none":
             total = len(batches(setup, plan["retune"].epochs)) if "retune" in plan else 0
             masks = cut.draw(setup, trained, {}, cut.sparsities(pruning, total)[0])
-            trained = cut.masked(trained, masks)
+            setup, trained, masks = cut.carry_out(setup, trained, masks)
+            # A smaller model is another program.
+            compiled = programs(setup) if setup.kept else compiled
             done = [*progress.done, scored("prune", trained, masks)]
             progress = progress._replace(stage="retune", step=0, data=None, best=None, done=done)
-    return trained, masks, progress
+    return setup, trained, masks, progress
 
 
 def fit(
@@ -185,7 +190,7 @@ def fit(
     if trained is None:
         state = checkpoints.restore(store, state)
     else:
-        checkpoints.save(store, stage.offset, _copy(state), masks, progress._asdict())
+        checkpoints.save(store, stage.offset, _copy(state), setup.kept or masks, progress._asdict())
     frozen = sharding.copy(setup.mesh, cut.freeze(setup, masks))
     prunings = cut.sparsities(setup.config.prune, total) if stage.name == "retune" else {}
     period = train.eval_every or source.steps_per_epoch
@@ -230,7 +235,7 @@ def fit(
                 tick = time.perf_counter()
             if done in evaluations or done % every == 0:
                 progress = progress._replace(step=done, data=stream.get_state())
-                checkpoints.save(store, stage.offset + done, _copy(state), masks, progress._asdict())
+                checkpoints.save(store, stage.offset + done, _copy(state), setup.kept or masks, progress._asdict())
     best: Any = progress.best
     finished = {"name": stage.name, "metrics": best["metrics"], "best_step": best["step"], "steps": total}
     progress = progress._replace(done=[*progress.done, finished])

@@ -6,7 +6,6 @@ A pruned weight is exactly 0.0: masks select and never multiply, so that no -0.0
 import json
 import os
 import pathlib
-from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -39,13 +38,6 @@ def density(masks: Masks) -> float:
     flat = tree.flatten(masks).values()
     total = sum(mask.size for mask in flat)
     return sum(int(jnp.count_nonzero(mask)) for mask in flat) / total if total else 1.0
-
-
-def sparsity(params: Params, paths: Iterable[str]) -> float:
-    """Return the fraction of exact zeros among the entries at ``paths``, in [0, 1]; 0 for no paths."""
-    leaves = [tree.get(params, path) for path in paths]
-    total = sum(leaf.size for leaf in leaves)
-    return 1 - sum(int(jnp.count_nonzero(leaf)) for leaf in leaves) / total if total else 0.0
 
 
 def intersect(a: Masks, b: Masks) -> dict[str, jax.Array]:

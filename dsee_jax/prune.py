@@ -1,4 +1,4 @@
-"""Which weights go: unstructured and N:M masks of whole trees, and the gradual schedule.
+"""Which weights go: unstructured, N:M and structured masks of whole trees, and the gradual schedule.
 
 Rules say what may go. Each is a regular expression over whole kernel paths, or ``(regex, value)``: ``True`` (prune it),
 ``False`` (leave it) or a mapping of options of its own. The first that matches a path counts; paths that none matches are
@@ -21,10 +21,12 @@ import numpy as np
 
 from dsee_jax import deltas as delta_trees
 from dsee_jax import tree
-from dsee_jax.aliases import Array, Delta, Deltas, Key, Masks, Params, Rules, Supports
+from dsee_jax import units as unit_trees
+from dsee_jax.aliases import Array, Delta, Deltas, Key, Masks, Params, Rules, Supports, Tree
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.scores import READS_UPDATE, SCORES
-from dsee_jax.supports import highest, n_m, ordered
+from dsee_jax.supports import highest, n_m, ordered, top_k
+from dsee_jax.units import Cuts
 
 
 def unstructured(
@@ -116,6 +118,97 @@ def nm(
             except InputError as error:
                 raise InputError(f"{path!r}: {error}") from None
     return tree.unflatten({path: masks[path] for path in kernels})
+
+
+def structured(
+    params: Params,
+    deltas: Deltas | None,
+    supports: Supports | None,
+    cuts: Cuts,
+    *,
+    heads: int | float = 0,
+    neurons: int | float = 0,
+    score: str | Tree = "WABS",
+    scope: str = "tensor",
+    scale: float = 2.0,
+    scale_sparse: bool = True,
+    key: Key | None = None,
+) -> dict[str, Any]:
+    """Return masks without the lowest-scoring heads and neurons: whole units, which `dsee_jax.compact` then cuts out.
+
+    Args:
+      params, deltas, supports: the weights, the updates and their coordinates, as for `unstructured`.
+      cuts: ``dsee_jax.models.cuts(model)``: what makes a unit.
+      heads: how many go: a fraction in [0, 1), of which the nearest whole number is taken, or a whole number (an int).
+      neurons: the same of feed-forward neurons.
+      score: a name in `dsee_jax.units.UNIT_SCORES`, summed over a unit, or given scores, a tree of the form that
+        `dsee_jax.units` gives units: ``{"heads": {"layer_0": (heads,), ...}, ...}``. The lowest go.
+      scope: ``tensor`` counts and compares within each layer, ``global`` over all layers together, which may then differ.
+      scale: alpha / rank of the updates.
+      scale_sparse: whether S is scaled too.
+      key: for ``random``.
+
+    Returns:
+      Bool masks of the kernels and biases that are cut; none of a kind of which nothing goes. True = kept; of equal scores
+      the lowest layer and index are kept. `masks.apply` gives the masked model of full shape.
+
+    Raises:
+      InputError: a fraction outside [0, 1), a count of more than there are, another kind, score or scope.
+    """
+    if scope not in ("global", "tensor"):
+        raise InputError(f"scope is {scope!r}: use 'global' or 'tensor'")
+    kept: dict[str, dict[str, Array]] = {}
+    for number, (kind, amount) in enumerate((("heads", heads), ("neurons", neurons))):
+        if not amount:
+            continue
+        if kind not in cuts:
+            raise InputError(f"{kind} is {amount} and this architecture has only {', '.join(cuts)} to cut")
+        if isinstance(score, str):
+            folded = None if key is None else jax.random.fold_in(key, number)
+            options = {"scale": scale, "scale_sparse": scale_sparse, "key": folded}
+            found = unit_trees.scores(params, deltas, supports, cuts[kind], score, **options)
+        else:
+            found = _given(params, score, kind, cuts[kind])
+        pools = [found] if scope == "global" else [[one] for one in found]
+        flags = [flag for pool in pools for flag in _highest_units(kind, amount, pool)]
+        kept[kind] = {unit_trees.layer(number): flag for number, flag in enumerate(flags) if flag.size}
+    return unit_trees.masks(params, cuts, kept)
+
+
+def _given(params: Params, score: Tree, kind: str, layers: Sequence[unit_trees.Units]) -> list[np.ndarray]:
+    flat, nothing = tree.flatten(score), np.zeros(0)
+    found = [
+        np.asarray(flat.get(f"{kind}/{unit_trees.layer(number)}", nothing), np.float32) for number in range(len(layers))
+    ]
+    shapes, expected = [one.shape for one in found], [(unit_trees.count(params, units),) for units in layers]
+    if shapes != expected:
+        raise InputError(
+            f"the given scores of {kind} have the shapes {shapes}; the layers have {expected}: give one a unit"
+        )
+    return found
+
+
+def _highest_units(kind: str, amount: int | float, scores: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Flags of the units that stay, a layer each; ``amount`` is of all layers together."""
+    total = sum(len(one) for one in scores)
+    left = total - going(kind, amount, total)
+    flags = np.asarray(top_k(np.concatenate(scores), left)) if total else np.zeros(0, bool)
+    return np.split(flags, np.cumsum([len(one) for one in scores])[:-1])
+
+
+def going(kind: str, amount: int | float, total: int) -> int:
+    """Return how many of ``total`` units of ``kind`` go: an int as it is, a float as a fraction in [0, 1).
+
+    Raises:
+      InputError: a fraction out of range or a count of more than there are; the message begins with ``kind``.
+    """
+    if isinstance(amount, int):
+        if not 0 <= amount <= total:
+            raise InputError(f"{kind} is {amount} and there are {total} to compare: use a count of 0 to {total}")
+        return amount
+    if not 0 <= amount < 1:
+        raise InputError(f"{kind} is {amount}; expected a fraction in [0, 1) or a whole number: 1.0 leaves none")
+    return round(amount * total)
 
 
 def cubic(t: float, *, initial: float = 0.0, final: float) -> float:

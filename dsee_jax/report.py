@@ -63,7 +63,7 @@ def tables(results: dict[str, Any]) -> list[Table]:
     for name, value in (
         ("trained of the backbone", f"{results['trainable_parameters']:,} = {results['trainable_fraction']:.2%}"),
         ("trained in the head", f"{results['head_parameters']:,}"),
-        ("weights that are zero", f"{results['weight_sparsity']:.1%} of the prunable kernels"),
+        ("weights zero or cut out", f"{results['weight_sparsity']:.1%} of the prunable kernels"),
         ("FLOPs a token, dense", f"{flops['dense']:,}"),
         ("FLOPs a token, zeros skipped", f"{flops['final']:,} = {results['flops_ratio']:.1%}"),
         ("bytes of model and adapter", size(results["model_bytes"])),

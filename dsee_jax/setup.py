@@ -10,8 +10,8 @@ import yaml
 from dsee_jax import config as configs
 from dsee_jax import data as datasets
 from dsee_jax import deltas as delta_trees
-from dsee_jax import models, sharding, tree
-from dsee_jax.aliases import Params, Supports
+from dsee_jax import models, prune, sharding, tree, units
+from dsee_jax.aliases import Masks, Params, Supports
 from dsee_jax.ckpt import hf
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.config import Config
@@ -45,6 +45,7 @@ class Setup(NamedTuple):
     supports: Supports
     data: Data
     mesh: jax.sharding.Mesh
+    kept: Masks  # the heads and neurons that the run has kept, once it has cut some out; see `dsee_jax.units`
 
 
 def keys(seed: int) -> dict[str, jax.Array]:
@@ -76,10 +77,12 @@ def prepare(config: Config) -> Setup:
     prunable = tree.select(config.prune.targets, flat) if config.prune.kind != "none" else []
     for path in prunable:
         _check_prunable(path, flat[path].shape, config.prune)
+    if config.prune.kind == "structured":
+        _check_units(model, params, prunable, config.prune)
     deltas, supports = delta_trees.init(params, config.delta, key=key["deltas"])
     trained = {"deltas": deltas, "params": params if config.train.full else tree.split(params, head)[0]}
     data = read_data(config, task, folder, model)
-    return Setup(config, folder, model, params, head, prunable, trained, supports, data, mesh)
+    return Setup(config, folder, model, params, head, prunable, trained, supports, data, mesh, {})
 
 
 def read_data(config: Config, task: datasets.Task, folder: Path, model: Any) -> Data:
@@ -108,6 +111,21 @@ def _check_prunable(path: str, shape: tuple[int, ...], prune: configs.PruneConfi
         raise InputError(f"prune.targets takes {path!r}, which has the shape {shape}; expected a kernel (in, out)")
     if prune.kind == "nm" and shape[-2] % prune.m:
         raise InputError(f"prune.m is {prune.m}; {path!r} has {shape[-2]} inputs: use a number that divides them")
+
+
+def _check_units(model: Any, params: Params, prunable: list[str], pruning: configs.PruneConfig) -> None:
+    """The same for heads and neurons."""
+    flat = tree.flatten(params)
+    for kind, layers in models.cuts(model).items():
+        amount = getattr(pruning, kind)
+        counts = [units.count(params, each) for each in layers]
+        for total in [sum(counts)] if pruning.scope == "global" else counts:
+            prune.going(f"prune.{kind}", amount, total)
+        for path in (path for each in layers for path in each.axes if amount and path.endswith("/kernel")):
+            if path in flat and path not in prunable:
+                raise InputError(
+                    f"prune.{kind} is {amount} and prune.targets leaves out {path!r}, which goes with them"
+                )
 
 
 def _check_output(config: Config) -> None:

@@ -1,7 +1,8 @@
 """One optimiser step and one evaluation step, as pure functions for ``jit``.
 
-What is trained is one tree with two branches: ``deltas`` (the updates) and ``params`` (the task head, or every weight in full
-fine-tuning). Only that tree is differentiated and has optimiser state; the rest of the params enters as a constant.
+What is trained is one tree: ``deltas`` (the updates), ``params`` (the task head, or every weight in full fine-tuning) and, in
+the search for a ticket, ``coefficients`` (`dsee_jax.tickets`). Only that tree is differentiated and has optimiser state; the
+rest of the params enters as a constant.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,9 +15,10 @@ import optax
 
 from dsee_jax import deltas as delta_trees
 from dsee_jax import masks as mask_trees
-from dsee_jax import tree
+from dsee_jax import tickets, tree
 from dsee_jax.aliases import Array, Key, Masks, Params, Supports
 from dsee_jax.config import DeltaConfig
+from dsee_jax.units import Cuts
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """The arrays of a batch that the model takes; ``labels`` and ``weights`` are the loss's."""
@@ -26,7 +28,7 @@ class State(NamedTuple):
     """What a step changes."""
 
     step: jax.Array  # shape=(), dtype=int32; steps done in this stage
-    trained: dict[str, Any]  # {"deltas": Deltas, "params": Params}; the leaves that the optimiser moves
+    trained: dict[str, Any]  # {"deltas": Deltas, "params": Params, ...}; the leaves that the optimiser moves
     optimizer: optax.OptState
 
 
@@ -53,19 +55,30 @@ def losses(logits: Array, labels: Array, *, regression: bool) -> jax.Array:
 
 
 def predict(
-    model: nn.Module, trained: Mapping[str, Any], frozen: Frozen, batch: Any, delta: DeltaConfig, **options: Any
+    model: nn.Module,
+    trained: Mapping[str, Any],
+    frozen: Frozen,
+    batch: Any,
+    delta: DeltaConfig,
+    *,
+    cuts: Cuts | None = None,
+    **options: Any,
 ) -> Any:
-    """Return the model's logits (batch, classes) with the updates attached."""
-    return delta_trees.apply(
-        model,
-        tree.join(frozen.params, trained["params"]),
-        trained["deltas"],
-        frozen.supports,
-        {name: batch[name] for name in INPUTS},
-        scale=delta.scale,
-        scale_sparse=delta.scale_sparse,
-        **options,
-    )
+    """Return the model's logits (batch, classes) with the updates attached, and the coefficients where ``trained`` has any.
+
+    ``cuts`` is ``models.cuts(model)``; coefficients without it raise `InputError`.
+    """
+    with tickets.attached(trained.get("coefficients", {}), cuts or {}):
+        return delta_trees.apply(
+            model,
+            tree.join(frozen.params, trained["params"]),
+            trained["deltas"],
+            frozen.supports,
+            {name: batch[name] for name in INPUTS},
+            scale=delta.scale,
+            scale_sparse=delta.scale_sparse,
+            **options,
+        )
 
 
 def train_step(
@@ -75,16 +88,21 @@ def train_step(
     *,
     regression: bool,
     parts: Callable[[Mapping[str, Array]], int] = lambda batch: 1,
+    cuts: Cuts | None = None,
+    penalty: float = 0.0,
 ) -> Callable[[State, Frozen, Mapping[str, Array], Key, Array], tuple[State, jax.Array]]:
     """Return the pure function ``(state, frozen, batch, key, rate) -> (state, loss)``; ``optimizer`` is as `optim.adamw`.
 
     The loss is the mean over the batch's rows, each with its ``weights`` entry (0 for filler rows). ``parts`` says in how
     many equal micro-batches a batch is computed; gradients are summed, so the result does not depend on it (dropout aside).
     The dropout key is ``key`` folded with the step and the number of the micro-batch.
+
+    The search for a ticket: ``trained`` has ``coefficients``, ``cuts`` is ``models.cuts(model)``, and ``penalty`` times the
+    sum of ``|c|`` is minimised with the loss. It is not in the loss that is returned, which thus compares between stages.
     """
 
     def summed(trained: dict[str, Any], frozen: Frozen, batch: Mapping[str, Array], key: Key) -> jax.Array:
-        logits = predict(model, trained, frozen, batch, delta, deterministic=False, rngs={"dropout": key})
+        logits = predict(model, trained, frozen, batch, delta, cuts=cuts, deterministic=False, rngs={"dropout": key})
         return jnp.sum(losses(logits, batch["labels"], regression=regression) * batch["weights"])
 
     def step(
@@ -106,6 +124,10 @@ def train_step(
             (total, gradient), _ = jax.lax.scan(add, start, (split, jnp.arange(count)))
         rows = jnp.sum(batch["weights"])
         gradient = jax.tree.map(lambda g: g / rows, gradient)
+        if penalty:
+            pull = jax.grad(tickets.penalty)(state.trained["coefficients"])
+            pulled = jax.tree.map(lambda g, p: g + penalty * p, gradient["coefficients"], pull)
+            gradient = gradient | {"coefficients": pulled}
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trained)
         trained: Any = jax.tree.map(lambda w, u: w - rate * u, state.trained, updates)
         if frozen.masks:

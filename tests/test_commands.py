@@ -17,7 +17,7 @@ import tiny
 import train
 from dsee_jax import __main__ as command
 from dsee_jax import loop
-from dsee_jax.ckpt import adapter
+from dsee_jax.ckpt import adapter, hf
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -78,6 +78,14 @@ BAD = {
     "a score of nothing": (None, {"prune__score": "AB", "delta__rank": 0}, "prune.score 'AB'"),
     "nonzeros": (None, {"delta__nonzeros": 577}, "delta.nonzeros is 577;"),
     "sparsity": (None, {"prune__sparsity": 1.0}, "prune.sparsity is 1.0; expected"),
+    "all heads": (None, {"prune__kind": "structured", "prune__heads": 1.0}, "prune.heads is 1.0; expected a fraction"),
+    "too many heads": (None, {"prune__kind": "structured", "prune__heads": 4}, "prune.heads is 4 and there are 3"),
+    "nothing to cut": (None, {"prune__kind": "structured"}, "prune.heads is 0; expected more than 0"),
+    "a unit in part": (
+        None,
+        {"prune__kind": "structured", "prune__heads": 1, "prune__targets": [".*/query/kernel"]},
+        "prune.targets leaves out 'encoder/layer_0/attention/key/kernel'",
+    ),
     "label": (label, {}, "dev.csv:22: label 'perhaps' is outside the task"),
     "empty file": (empty, {}, "train.csv: the file is empty"),
     "short row": (short_row, {"data__source": "glue", "data__task": "rte"}, "train.tsv:3: the row has 3 columns"),
@@ -202,6 +210,79 @@ def test_export_folded_opens_elsewhere(finished, tmp_path):
     with torch.no_grad():
         found = theirs(**{name: torch.from_numpy(x).long() for name, x in tiny.batch().items()}).logits.numpy()
     np.testing.assert_allclose(logits(tmp_path / "out"), found, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    """The folder of a finished run that cut heads and neurons out, and what it returned."""
+    folder = tmp_path_factory.mktemp("cut")
+    keys = {
+        "prune__kind": "structured",
+        "prune__heads": 1,
+        "prune__neurons": 0.4,
+        "delta__targets": ["encoder/.*/kernel"],
+    }
+    return folder / "run", loop.run(runs.config(folder, **keys), say=lambda text: None)
+
+
+def test_evaluate_a_cut_model(cut, capsys):
+    assert command.main(["evaluate", str(cut[0])]) == 0
+    assert json.loads(capsys.readouterr().out) == pytest.approx(cut[1]["final"], abs=1e-6)
+
+
+def test_export_a_cut_model(cut, tmp_path, capsys):
+    """Compact and in full shape: the logits of the model with its updates attached, from smaller and larger files."""
+    run = cut[0]
+    attached = logits(run / "model", adapter.load(run / "adapter"))
+    for form in ("hf", "compact"):
+        assert command.main(["export", str(run), str(tmp_path / form), "--format", form]) == 0
+        np.testing.assert_allclose(logits(tmp_path / form), attached, atol=1e-5)
+    small, large = (hf.load_pretrained(tmp_path / form) for form in ("compact", "hf"))
+    assert small[0].config.kept_neurons == (24,)
+    assert large[0].config == hf.load_pretrained(run.parent / "base")[0].config
+    assert "kept_heads" not in json.loads((tmp_path / "hf" / "config.json").read_text())
+    keep = hf.kept(tmp_path / "compact")["neurons"]["layer_0"]
+    up = np.asarray(large[1]["encoder"]["layer_0"]["mlp"]["up"]["kernel"])
+    np.testing.assert_array_equal((up != 0).any(0), keep)
+    assert command.main(["export", str(run), str(tmp_path / "x"), "--format", "compact", "--factors"]) == 0
+    np.testing.assert_allclose(logits(tmp_path / "x", adapter.load(tmp_path / "x" / "adapter")), attached, atol=1e-5)
+    capsys.readouterr()
+    assert command.main(["export", str(run), str(tmp_path / "y"), "--format", "hf", "--factors"]) == 2
+    assert "use it with --format compact" in capsys.readouterr().err
+
+
+def test_export_compact_of_a_model_that_was_not_cut(finished, tmp_path, capsys):
+    assert command.main(["export", str(finished[0]), str(tmp_path / "out"), "--format", "compact"]) == 2
+    assert "cut no heads or neurons out" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cut_model_with_the_files_of_another(cut, finished, tmp_path, capsys):
+    """Weights of one cut with the config, or the adapter, of another model: refused by name, never read as they come."""
+    spoilt = tmp_path / "run"
+    shutil.copytree(cut[0], spoilt, ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copyfile(finished[0] / "model" / "config.json", spoilt / "model" / "config.json")
+    assert command.main(["evaluate", str(spoilt)]) == 2
+    assert "were heads or neurons cut? then take the config.json" in capsys.readouterr().err
+    shutil.rmtree(spoilt / "model")
+    shutil.copytree(finished[0] / "model", spoilt / "model")
+    assert command.main(["evaluate", str(spoilt)]) == 2
+    assert "they are of two models, or of two cuts of one" in capsys.readouterr().err
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("default")
+def test_a_cut_model_opens_elsewhere(cut, tmp_path):
+    """Hugging Face transformers on torch gives the same logits from the full shape with zeros."""
+    torch = pytest.importorskip("torch")
+    from transformers import BertForSequenceClassification
+
+    assert command.main(["export", str(cut[0]), str(tmp_path / "out"), "--format", "hf"]) == 0
+    theirs = BertForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        found = theirs(**{name: torch.from_numpy(x).long() for name, x in tiny.batch().items()}).logits.numpy()
+    attached = logits(cut[0] / "model", adapter.load(cut[0] / "adapter"))
+    np.testing.assert_allclose(attached, found, atol=1e-5)
 
 
 def test_report(finished, capsys):

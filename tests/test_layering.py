@@ -17,9 +17,11 @@ LEVELS = [
     {"supports", "scores"},
     # trees
     {"deltas", "masks"},
-    {"prune", "flops"},
+    {"units"},
+    {"prune", "tickets", "flops"},
     # models: pure apply, no IO
     {"models"},
+    {"compaction"},
     # edges
     {"ckpt", "data", "metrics", "optim", "sharding", "journal", "step"},
     {"setup", "report", "inspection"},

@@ -164,6 +164,57 @@ def test_n_m(tmp_path):
         np.testing.assert_array_equal(mask.reshape(-1, 4, mask.shape[1]).sum(1), 2)
 
 
+def test_structured(tmp_path):
+    """One of three heads and 16 of 40 neurons go: every array is smaller, and the figures say so."""
+    results, out = run(tmp_path, prune__kind="structured", prune__heads=1, prune__neurons=0.4, train__epochs=1)
+    kernels, left = 4 * 24 * 24 + 2 * 24 * 40, 4 * 24 * 16 + 2 * 24 * 24
+    assert results["kept"] == {"heads": [2], "neurons": [24]}
+    assert results["weight_sparsity"] == pytest.approx(1 - left / kernels)
+    kept = adapter.load(out / "adapter")
+    assert kept.masks == {}
+    assert kept.config["kept"] == results["kept"]
+    factors = sum(leaf.size for leaf in tree.flatten(kept.deltas).values())
+    # Query and value are 24 x 16 now; a value whose column went is gone.
+    assert 2 * 2 * (24 + 16) <= factors <= 2 * (2 * (24 + 16) + 5)
+    assert results["flops_per_token"] == {"dense": 2 * kernels, "final": 2 * (left + factors)}
+    # Scores and mixing: 16 entries of every head that is left, with each of 16 positions.
+    assert results["flops_per_example"] == {
+        "length": 16,
+        "dense": 2 * 16 * (kernels + 2 * 16 * 24),
+        "final": 2 * 16 * (left + factors + 2 * 16 * 16),
+    }
+    assert results["trainable_parameters"] == 2 * (2 * (24 + 24) + 5)
+    fields = json.loads((out / "model" / "config.json").read_text())
+    assert (fields["kept_heads"], fields["kept_neurons"], fields["intermediate_size"]) == ([2], [24], 40)
+    units = tree.flatten(hf.kept(out / "model"))
+    assert {path: int(flags.sum()) for path, flags in units.items()} == {"heads/layer_0": 2, "neurons/layer_0": 24}
+    _, before = hf.load_pretrained(tmp_path / "base")
+    _, after = hf.load_pretrained(out / "model")
+    up = lambda params: np.asarray(params["encoder"]["layer_0"]["mlp"]["up"]["kernel"])
+    np.testing.assert_array_equal(up(after), up(before)[:, units["neurons/layer_0"]])
+
+
+def test_full_fine_tuning_of_a_cut_model_and_on_from_it(tmp_path):
+    """Every weight moves on in smaller arrays; a run that starts from the compact checkpoint cuts it once more."""
+    cut = {"prune__kind": "structured", "prune__scope": "global", "train__epochs": 0.2, "train__retune_epochs": 0.2}
+    full = {"delta__rank": 0, "delta__nonzeros": 0, "train__full": True, "train__learning_rate": 1e-3}
+    results, out = run(tmp_path, prune__heads=3, prune__neurons=10, **cut, **full)
+    assert results["kept"] == {"heads": [0], "neurons": [30]}
+    assert not (out / "adapter").exists()
+    again, _ = run(
+        tmp_path, prune__neurons=0.5, model__path=str(out / "model"), output_dir=str(tmp_path / "again"),
+        delta__targets=[".*/mlp/(up|down)/kernel"], **cut,
+    )  # fmt: skip
+    assert again["kept"] == {"heads": [0], "neurons": [15]}
+    first, both = (tree.flatten(hf.kept(folder / "model")) for folder in (out, tmp_path / "again"))
+    assert [flags.sum() for flags in both.values()] == [0, 15]
+    assert not (both["neurons/layer_0"] & ~first["neurons/layer_0"]).any()
+    emptied, _ = run(
+        tmp_path, prune__neurons=40, output_dir=str(tmp_path / "empty"), delta__targets=[".*/mlp/up/kernel"], **cut
+    )
+    assert emptied["kept"] == {"heads": [3], "neurons": [0]}
+
+
 def test_masks_of_a_gradual_schedule_only_shrink(tmp_path, monkeypatch):
     """Cubic: drawn again in the re-tuning, each mask within the one before; the last has the whole sparsity."""
     drawn = []

@@ -31,13 +31,10 @@ def test_apply_refuses_masks_that_do_not_fit():
         masks.apply({"q": {"kernel": jnp.ones((2, 2))}}, {"q": {"kernel": jnp.ones(2, bool)}})
 
 
-def test_density_and_sparsity_literals():
+def test_density_literals():
     tree = {"a": np.array([True, False, False]), "b": {"c": np.array([[True]])}}
     assert masks.density(tree) == 0.5
     assert masks.density({}) == 1
-    params = {"a": jnp.array([0.0, -0.0, 3.0]), "b": {"c": jnp.array([[jnp.nan]])}, "d": jnp.zeros(9)}
-    assert masks.sparsity(params, ["a", "b/c"]) == 0.5
-    assert masks.sparsity(params, []) == 0
 
 
 def test_intersect_takes_a_missing_mask_as_all_kept():

@@ -17,6 +17,7 @@ TRAIN = pathlib.Path(__file__).parents[1] / "train.py"
 
 CONFIGS = {
     "dsee, cubic": {"prune__schedule": "cubic", "prune__schedule_updates": 3},
+    "structured": {"prune__kind": "structured", "prune__heads": 1, "prune__neurons": 0.4},
     "full": {"delta__rank": 0, "delta__nonzeros": 0, "train__full": True, "train__learning_rate": 1e-3},
 }
 EVERY = {"train__eval_every": 4, "train__checkpoint_every": 3, "train__epochs": 3}
@@ -43,7 +44,7 @@ class Death(Exception):
     """Stands for whatever ends a process."""
 
 
-@pytest.mark.parametrize("config", ["dsee, cubic", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("config", ["dsee, cubic", "structured", pytest.param("full", marks=pytest.mark.slow)])
 def test_a_run_that_died_once_in_every_stage(tmp_path, monkeypatch, config):
     """Between checkpoints, in mid-epoch, after the cut, and while the results are written."""
     options = EVERY | CONFIGS[config]

@@ -5,14 +5,16 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import tiny
 from dsee_jax import deltas as delta_trees
 from dsee_jax import masks as mask_trees
-from dsee_jax import optim, step, tree
+from dsee_jax import models, optim, step, tickets, tree
 from dsee_jax.ckpt import hf
 from dsee_jax.config import DeltaConfig, TrainConfig
+from dsee_jax.errors import InputError
 
 KEY = jax.random.key(0)
 DELTA = DeltaConfig(targets=(".*/(query|up|down)/kernel",), rank=2, nonzeros=5, support="magnitude")
@@ -161,6 +163,52 @@ def test_bfloat16_products_and_float32_weights(folder):
     assert float(loss) == pytest.approx(float(expected), rel=0.05)
     assert {leaf.dtype for leaf in jax.tree.leaves(after.trained)} == {jnp.dtype("float32")}
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.trained))
+
+
+def searching(folder, **options):
+    """``(state, frozen, step, run)`` of a search whose update is the gradient; kernels are frozen, coefficients not 1."""
+    model, state, frozen = made(folder)
+    cuts = models.cuts(model)
+    noise = np.random.default_rng(1)
+    start = tickets.init(cuts, tree.join(frozen.params, state.trained["params"]))
+    coefficients = jax.tree.map(lambda c: jnp.asarray(noise.normal(0, 1, c.shape), jnp.float32), start)
+    plain = optax.identity()
+    state = step.State(state.step, state.trained | {"coefficients": coefficients}, plain.init(None))
+    function = step.train_step(model, plain, DELTA, regression=False, cuts=cuts, **options)
+    quick = jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+    return state, frozen, function, lambda batch: quick(state, frozen, batch, KEY, 1.0)
+
+
+def test_the_penalty_pulls_coefficients_and_nothing_else(folder):
+    """It adds penalty * sign(c) to the gradient, and nothing to the loss that is returned; in parts as well as at once."""
+    state, _, _, run = searching(folder)
+    free, loss = run(batch())
+    for parts in (1, 4):
+        *_, run = searching(folder, penalty=0.25, parts=lambda _, parts=parts: parts)
+        pulled, same = run(batch())
+        assert float(same) == pytest.approx(float(loss), rel=1e-5)
+        expected = free.trained | {
+            "coefficients": jax.tree.map(
+                lambda after, c: after - 0.25 * np.sign(c), free.trained["coefficients"], state.trained["coefficients"]
+            )
+        }
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), pulled.trained, expected)
+    moved = jax.tree.map(lambda x, y: not np.array_equal(x, y), free.trained, state.trained)
+    assert all(jax.tree.leaves(moved))
+
+
+def test_a_search_forms_no_gradient_of_a_frozen_kernel(folder):
+    state, frozen, function, _ = searching(folder, penalty=1e-4)
+    found = products(jax.make_jaxpr(function)(state, frozen, batch(), KEY, 1.0).jaxpr)
+    assert not {(24, 40), (40, 24), (24, 72), (72, 24)} & set(found)
+    assert found.count((24, 24)) == 1
+
+
+def test_coefficients_without_a_table_are_refused(folder):
+    model, state, frozen = made(folder)
+    trained = state.trained | {"coefficients": {"heads": {"layer_0": jnp.ones(3)}}}
+    with pytest.raises(InputError, match="heads of layer_0"):
+        step.predict(model, trained, frozen, batch(), DELTA)
 
 
 def test_losses():

@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dsee_jax import masks as mask_trees
 from dsee_jax import models, tree
-from dsee_jax.aliases import Key, Params
+from dsee_jax.aliases import Key, Masks, Params
 from dsee_jax.ckpt import tensors
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.errors import InputError, did_you_mean
@@ -31,6 +32,10 @@ TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     *("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
 )
+
+
+KEPT = "kept.safetensors"
+"""Beside the weights of a model that was cut: which heads and neurons of the first model it is made of."""
 
 
 class _Place(NamedTuple):
@@ -75,9 +80,8 @@ def _tables(model: Any) -> ModuleType:
 def _places(model: Any) -> dict[str, _Place]:
     """Return ``{HF name: place}`` for every param of the model, in the order of its tree."""
     names = {ours: (theirs, transform) for ours, theirs, transform in _tables(model).HF_NAMES}
-    abstract = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
     places = {}
-    for path, leaf in tree.flatten(abstract).items():
+    for path, leaf in tree.flatten(models.shapes(model)).items():
         number = re.search(r"(?<=_)\d+(?=/)", path)
         theirs, transform = names[path.replace(number[0], "{i}", 1) if number else path]
         shape = leaf.shape[::-1] if transform == "transpose" else leaf.shape
@@ -219,6 +223,9 @@ def _misshapen(folder: Path, model: Any, name: str, where: tensors.Stored, place
     hint = ""
     if place.path == "embeddings/word/embedding":
         hint = f" (vocab_size is {model.config.vocab_size}, the file has {where.shape[:1][0]} rows)"
+    cut = {path for layers in models.cuts(model).values() for units in layers for path in units.axes}
+    if place.path in cut and all(found <= asked for found, asked in zip(where.shape, place.shape, strict=False)):
+        hint = " (were heads or neurons cut? then take the config.json that was written with these weights)"
     if place.path.startswith("classifier/"):
         hint = f" (num_labels is {model.config.num_labels}, the file has {where.shape[:1][0]} labels: pass num_labels)"
     return f"{where.file}: {name!r} has shape {where.shape}; {folder / 'config.json'} asks for {place.shape}{hint}"
@@ -239,12 +246,15 @@ def save_pretrained(
     *,
     source: str | Path | None = None,
     labels: Sequence[str] = (),
+    kept: Masks | None = None,
     max_shard_size: str | int = "5GB",
     overwrite: bool = False,
 ) -> None:
     """Write a folder that `load_pretrained` and Hugging Face ``transformers`` open with equal results.
 
-    All is written to a hidden folder beside ``path`` that is renamed at the end: ``path`` is whole or not there.
+    That of a model that was cut is a compact checkpoint, which says its widths in config.json and opens here alone; write
+    what `dsee_jax.compaction.expand` makes of it for others. All is written to a hidden folder beside ``path`` that is renamed
+    at the end: ``path`` is whole or not there.
 
     Args:
       path: the folder to make; its parents are made too.
@@ -253,6 +263,7 @@ def save_pretrained(
       source: the folder the model came from (what `resolve` takes): tokenizer files are copied from it, and fields of its
         config.json that this library does not use are kept.
       labels: names of the classes, in the order of the logits; empty: those of the source, or LABEL_0 ...
+      kept: the units there were before any cut, True = kept, to put beside the weights.
       max_shard_size: bytes, or a text such as "5GB"; larger weights are split over several files.
       overwrite: replace what stands at ``path``.
 
@@ -271,6 +282,8 @@ def save_pretrained(
     try:
         tensors.write(staging, arrays, max_shard_size=max_shard_size)
         (staging / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        if kept:
+            mask_trees.save(staging / KEPT, kept)
         for name in TOKENIZER_FILES:
             if origin is not None and (origin / name).exists():
                 shutil.copyfile(origin / name, staging / name)
@@ -281,6 +294,11 @@ def save_pretrained(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def kept(folder: Path) -> Masks:
+    """Return the units that a compact checkpoint is made of, `dsee_jax.units`; none where nothing was cut."""
+    return mask_trees.load(folder / KEPT) if (folder / KEPT).exists() else {}
 
 
 def names(model: Any) -> dict[str, str]:
@@ -316,7 +334,9 @@ def _config(model: Any, origin: Path | None, labels: Sequence[str]) -> dict[str,
     config = read_json(origin / "config.json") if origin else {}
     for name in ("_name_or_path", "torch_dtype", "transformers_version"):
         config.pop(name, None)
-    config |= fields.write(model.config) | {"model_type": model.config.model_type, "dtype": "float32"}
+    own = fields.write(model.config)
+    config = {name: value for name, value in config.items() if name not in fields.names(model.config)} | own
+    config |= {"model_type": model.config.model_type, "dtype": "float32"}
     config["architectures"] = [_tables(model).ARCHITECTURES[model.task]]
     count = model.config.num_labels
     if labels and len(labels) != count:

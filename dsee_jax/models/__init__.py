@@ -1,13 +1,20 @@
 """Architectures by Hugging Face's ``model_type``.
 
-A module of this table has ``Config`` (with ``from_hf``), ``Model(config, task)``, and the tables ARCHITECTURES, HEAD, PREFIX,
-HF_NAMES, OLD_NAMES, IGNORED_NAMES, AXES and CUTS: all that generic code may know of an architecture.
+A module of this table has ``Config`` (with ``from_hf``, ``widths``, ``with_widths``), ``Model(config, task)``, and the
+tables ARCHITECTURES, HEAD, PREFIX, HF_NAMES, OLD_NAMES, IGNORED_NAMES, AXES and CUTS: all that generic code may know of an
+architecture.
 """
 
 from types import ModuleType
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.models import bert
+from dsee_jax.units import Cuts, Units
 
 MODELS: dict[str, ModuleType] = {"bert": bert}
 
@@ -18,3 +25,26 @@ def find(model_type: str) -> ModuleType:
         near = did_you_mean(str(model_type), MODELS)
         raise InputError(f"'model_type' {model_type!r} is not supported{near}; supported: {', '.join(MODELS)}")
     return MODELS[model_type]
+
+
+def shapes(model: nn.Module) -> dict[str, Any]:
+    """Return the params of a model as shapes and dtypes; nothing is computed."""
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
+
+
+def cuts(model: Any) -> Cuts:
+    """Return what can be cut out of a model: its architecture's CUTS, written out for every layer."""
+    config, found = model.config, {}
+    for kind, table in find(config.model_type).CUTS.items():
+        axes = [
+            (path, axis, getattr(config, entries) if isinstance(entries, str) else entries)
+            for path, axis, entries in table["axes"]
+        ]
+        found[kind] = tuple(
+            Units(
+                {path.format(i=layer): (axis, entries) for path, axis, entries in axes},
+                tuple(path.format(i=layer) for path in table["scored"]),
+            )
+            for layer in range(len(config.widths[kind]))
+        )
+    return found

@@ -1,7 +1,7 @@
 """BERT (arXiv 1810.04805) in plain Linen, numerically Hugging Face's ``BertModel``; MiniLM encoders are the same model."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -21,11 +21,11 @@ _FIXED = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Fields of ``config.json`` under Hugging Face's names and defaults, then two that the run decides.
+    """Fields of ``config.json`` under Hugging Face's names and defaults, two of our own, then two that the run decides.
 
     Raises:
-      InputError: a size below 1, a rate outside [0, 1), heads that do not divide the width, an activation or dtype that is
-        not implemented.
+      InputError: a size below 1, a rate outside [0, 1), heads that do not divide the width, kept widths that are not one a
+        layer or more than there are, an activation or dtype that is not implemented.
     """
 
     model_type: ClassVar[str] = "bert"
@@ -45,6 +45,10 @@ class Config:
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
     pad_token_id: int | None = 0
+    kept_heads: tuple[int, ...] | None = None
+    """Heads of each layer of a model that was cut; their size stays hidden_size / num_attention_heads. None: all."""
+    kept_neurons: tuple[int, ...] | None = None
+    """Feed-forward neurons of each layer of a model that was cut. None: intermediate_size in each."""
     num_labels: int = 2
     """Columns of the classifier; 1 for regression."""
     dtype: str = "float32"
@@ -64,6 +68,8 @@ class Config:
             raise InputError(
                 f"'hidden_size' is {self.hidden_size}, not a multiple of 'num_attention_heads' = {self.num_attention_heads}"
             )
+        fields.check_widths(self, "kept_heads", self.num_hidden_layers, self.num_attention_heads)
+        fields.check_widths(self, "kept_neurons", self.num_hidden_layers, self.intermediate_size)
         for name, options in (("hidden_act", tuple(ACTIVATIONS)), ("dtype", ("float32", "bfloat16"))):
             if (value := getattr(self, name)) not in options:
                 near = did_you_mean(str(value), options)
@@ -78,6 +84,28 @@ class Config:
         """Return this config with every dropout rate set to ``rate``, in [0, 1)."""
         names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
         return dataclasses.replace(self, **dict.fromkeys(names, rate))
+
+    @property
+    def head_size(self) -> int:
+        """Entries of a head, whether others were cut or not."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def widths(self) -> dict[str, tuple[int, ...]]:
+        """How many units of each kind of `CUTS` every layer has."""
+        return {
+            "heads": self.kept_heads or (self.num_attention_heads,) * self.num_hidden_layers,
+            "neurons": self.kept_neurons or (self.intermediate_size,) * self.num_hidden_layers,
+        }
+
+    def with_widths(self, heads: Sequence[int] | None = None, neurons: Sequence[int] | None = None) -> "Config":
+        """Return this config with so many units in every layer; None: as many as before any cut."""
+
+        def kept(widths: Sequence[int] | None, whole: int) -> tuple[int, ...] | None:
+            return None if widths is None or set(widths) == {whole} else tuple(widths)
+
+        heads, neurons = kept(heads, self.num_attention_heads), kept(neurons, self.intermediate_size)
+        return dataclasses.replace(self, kept_heads=heads, kept_neurons=neurons)
 
 
 def _init(config: Config) -> Any:
@@ -115,6 +143,7 @@ class Layer(nn.Module):
     """Attention, then the feed-forward pair; each is added to its input and the sum normalised."""
 
     config: Config
+    number: int
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, deterministic: bool, kept: int | None = None) -> jax.Array:
@@ -123,18 +152,19 @@ class Layer(nn.Module):
         ``kept``: the first so many positions are computed, all of which see every position of ``x``; None: all.
         """
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        heads = config.num_attention_heads
         attention = Attention(
-            heads,
-            config.hidden_size // heads,
+            config.widths["heads"][self.number],
+            config.head_size,
             config.attention_probs_dropout_prob,
             dtype,
             _init(config),
+            config.hidden_size,
             name="attention",
         )
         y = Dropout(config.hidden_dropout_prob)(attention(x, mask, deterministic, kept), deterministic)
         x = LayerNorm(config.layer_norm_eps, dtype, name="attention_norm")(x[:, :kept] + y)
-        y = Mlp(config.intermediate_size, config.hidden_act, dtype, _init(config), name="mlp")(x)
+        neurons = config.widths["neurons"][self.number]
+        y = Mlp(neurons, config.hidden_act, dtype, _init(config), name="mlp")(x)
         y = Dropout(config.hidden_dropout_prob)(y, deterministic)
         return LayerNorm(config.layer_norm_eps, dtype, name="mlp_norm")(x + y)
 
@@ -152,7 +182,8 @@ class Encoder(nn.Module):
         """
         last = self.config.num_hidden_layers - 1
         for number in range(last + 1):
-            x = Layer(self.config, name=f"layer_{number}")(x, mask, deterministic, kept if number == last else None)
+            layer = Layer(self.config, number, name=f"layer_{number}")
+            x = layer(x, mask, deterministic, kept if number == last else None)
         return x
 
 
@@ -263,16 +294,26 @@ AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 )
 """(regex over whole paths, the logical name of each axis); None: an axis that nothing shares. The last two are the head's."""
 
-CUTS: dict[str, tuple[tuple[str, int], ...]] = {
-    "heads": (
-        *((f"encoder/layer_{{i}}/attention/{name}/kernel", 1) for name in ("query", "key", "value")),
-        *((f"encoder/layer_{{i}}/attention/{name}/bias", 0) for name in ("query", "key", "value")),
-        ("encoder/layer_{i}/attention/output/kernel", 0),
-    ),
-    "neurons": (
-        ("encoder/layer_{i}/mlp/up/kernel", 1),
-        ("encoder/layer_{i}/mlp/up/bias", 0),
-        ("encoder/layer_{i}/mlp/down/kernel", 0),
-    ),
+_INNER = tuple(f"encoder/layer_{{i}}/attention/{name}" for name in ("query", "key", "value"))
+
+CUTS: dict[str, dict[str, Any]] = {
+    "heads": {
+        "axes": (
+            *((f"{path}/kernel", 1, "head_size") for path in _INNER),
+            *((f"{path}/bias", 0, "head_size") for path in _INNER),
+            ("encoder/layer_{i}/attention/output/kernel", 0, "head_size"),
+        ),
+        "scored": ("encoder/layer_{i}/attention/query/kernel", "encoder/layer_{i}/attention/value/kernel"),
+    },
+    "neurons": {
+        "axes": (
+            ("encoder/layer_{i}/mlp/up/kernel", 1, 1),
+            ("encoder/layer_{i}/mlp/up/bias", 0, 1),
+            ("encoder/layer_{i}/mlp/down/kernel", 0, 1),
+        ),
+        "scored": ("encoder/layer_{i}/mlp/up/kernel",),
+    },
 }
-"""What goes together: (path, axis), per layer ``{i}``. A heads axis is num_attention_heads equal blocks, in order."""
+"""By kind of unit, for every layer ``{i}``. ``axes``: (path, axis, entries), what is cut together; the axis is the units one
+after the other, each of so many entries (a number, or the field of the config that says it). ``scored``: the kernels whose
+columns of a unit make its score."""

@@ -71,12 +71,20 @@ def read(config_class: type[C], fields: Mapping[str, Any], *, fixed: Mapping[str
             raise InputError(
                 f"unknown field {name!r}{near}; if the model does not depend on it, take it out of the file"
             )
-    return config_class(**{name: fields[name] for name in names if name in fields}, **run)
+    found = {name: fields[name] for name in names if name in fields}
+    # A config is an argument of a compiled function, so it must be hashable.
+    return config_class(**{name: tuple(x) if isinstance(x, list) else x for name, x in found.items()}, **run)
+
+
+def names(config: Any) -> frozenset[str]:
+    """Return the names of the fields that `read` takes."""
+    return frozenset(field.name for field in dataclasses.fields(config)) - {*RUN}
 
 
 def write(config: Any) -> dict[str, Any]:
-    """Return the fields that `read` takes, for a ``config.json``."""
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in RUN}
+    """Return the fields that `read` takes, for a ``config.json``; a field that is None is left out."""
+    found = {name: getattr(config, name) for name in sorted(names(config))}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def check(config: Any, *, sizes: tuple[str, ...], rates: tuple[str, ...]) -> None:
@@ -89,3 +97,15 @@ def check(config: Any, *, sizes: tuple[str, ...], rates: tuple[str, ...]) -> Non
         value = getattr(config, name)
         if type(value) not in (int, float) or not 0 <= value < 1:
             raise InputError(f"{name!r} is {value!r}; expected a number in [0, 1)")
+
+
+def check_widths(config: Any, name: str, layers: int, most: int) -> None:
+    """Raise `InputError` unless the field ``name`` is None or ``layers`` whole numbers in 0 .. ``most``."""
+    value = getattr(config, name)
+    if value is None:
+        return
+    if not isinstance(value, tuple) or len(value) != layers:
+        raise InputError(f"{name!r} is {value!r}; expected one number for each of the {layers} layers")
+    for width in value:
+        if type(width) is not int or not 0 <= width <= most:
+            raise InputError(f"{name!r} holds {width!r}; expected whole numbers from 0 to {most}")

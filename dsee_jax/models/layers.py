@@ -47,6 +47,19 @@ class Dropout(nn.Module):
         return x if deterministic or not self.rate else ops.dropout(x, self.rate, key=self.make_rng("dropout"))
 
 
+class Bias(nn.Module):
+    """What is left of an affine map whose inputs were all cut: its ``bias`` (width,), in ``dtype``, at every position."""
+
+    width: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return (..., width) for ``x`` (..., any)."""
+        bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
+        return jnp.broadcast_to(bias.astype(self.dtype), (*x.shape[:-1], self.width))
+
+
 class Affine(nn.Module):
     """Holds one ``kernel`` (in, out) and ``bias`` (out,) and returns them; `JointDense` does the product."""
 
@@ -87,7 +100,10 @@ class JointDense(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of a sequence to itself (arXiv 1706.03762, section 3.2); params query, key, value, output."""
+    """Multi-head attention of a sequence to itself (arXiv 1706.03762, section 3.2); params query, key, value, output.
+
+    Without heads it is the bias of its output.
+    """
 
     heads: int
     head_size: int
@@ -100,6 +116,9 @@ class Attention(nn.Module):
     def setup(self) -> None:
         """Declare the projections; sharing the scope puts their params at ``query``, not ``projections/query``."""
         inner = self.heads * self.head_size
+        if not inner:
+            self.output = Bias(self.width, self.dtype)
+            return
         self.projections = JointDense(("query", "key", "value"), (inner,) * 3, self.dtype, self.kernel_init)
         nn.share_scope(self, self.projections)
         self.output = nn.Dense(self.width or inner, dtype=self.dtype, kernel_init=self.kernel_init)
@@ -120,6 +139,8 @@ class Attention(nn.Module):
         Returns:
           (batch, queries, width).
         """
+        if not self.heads:
+            return self.output(x[:, :queries])
         shape = (*x.shape[:2], self.heads, self.head_size)
         query, key, value = (part.reshape(shape) for part in self.projections(x))
         query = query[:, :queries]
@@ -136,7 +157,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """The feed-forward pair ``down(activation(up(x)))`` (arXiv 1706.03762, section 3.3)."""
+    """The feed-forward pair ``down(activation(up(x)))`` (arXiv 1706.03762, section 3.3); without neurons, its last bias."""
 
     neurons: int
     activation: str
@@ -146,6 +167,8 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return (..., width) for ``x`` (..., width)."""
+        if not self.neurons:
+            return Bias(x.shape[-1], self.dtype, name="down")(x)
         up = nn.Dense(self.neurons, dtype=self.dtype, kernel_init=self.kernel_init, name="up")(x)
         down = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=self.kernel_init, name="down")
         return down(ACTIVATIONS[self.activation](up))

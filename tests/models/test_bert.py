@@ -69,9 +69,10 @@ def test_tables_cover_every_param_once():
     heads = tree.select(bert.HEAD, flat)
     assert set(heads) == {"pooler/kernel", "pooler/bias", "classifier/kernel", "classifier/bias"}
     sizes = {"heads": 24, "neurons": 40}
-    for group, cuts in bert.CUTS.items():
-        for pattern, axis in cuts:
-            assert flat[pattern.format(i=1)].shape[axis] == sizes[group], pattern
+    for kind, table in bert.CUTS.items():
+        for pattern, axis, _ in table["axes"]:
+            assert flat[pattern.format(i=1)].shape[axis] == sizes[kind], pattern
+        assert set(table["scored"]) <= {pattern for pattern, _, _ in table["axes"]}
     up = tree.assign(bert.AXES, flat)["encoder/layer_1/mlp/up/kernel"]
     assert up == ("embed", "mlp")
 

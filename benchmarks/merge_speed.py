@@ -30,7 +30,7 @@ import yaml
 from dsee_jax.ckpt import tensors
 
 RESULTS = Path(__file__).parent / "results" / "merge_speed.json"
-SHAPES = {"small": (22, 2048, 5632, 32000, 32, 4), "large": (26, 3584, 9856, 64000, 32, 8)}
+SHAPES = {"small": (22, 2048, 5632, 32000, 32, 4), "large": (29, 3584, 9856, 64000, 32, 8)}
 METHODS: dict[str, dict[str, Any]] = {
     "linear": {},
     "task_arithmetic": {},
@@ -106,12 +106,17 @@ def generate(folder: Path, size: str) -> None:
 
 def _weights(name: str, shape: tuple[int, ...], model: int) -> np.ndarray:
     seed = [ord(letter) for letter in name]
-    weights = np.random.default_rng(seed).standard_normal(shape, np.float32) * 0.02
+    weights = _normal(seed, shape) * np.float32(0.02)
     if model:
         # What tuning does is small beside the weights, and differs from layer to layer.
-        generator = np.random.default_rng([*seed, model])
-        weights += generator.standard_normal(shape, np.float32) * np.float32(2e-4 * generator.uniform(0.5, 2))
+        scale = np.random.default_rng([*seed, model]).uniform(0.5, 2)
+        weights += _normal([*seed, model], shape) * np.float32(2e-4 * scale)
     return weights.astype(ml_dtypes.bfloat16)
+
+
+def _normal(seed: list[int], shape: tuple[int, ...]) -> np.ndarray:
+    """Return normal numbers; those of a large tensor repeat, for drawing them all would take longer than all merges."""
+    return np.resize(np.random.default_rng(seed).standard_normal(1 << 22, np.float32), shape)
 
 
 def recipe(folder: Path, method: str) -> Path:
@@ -202,6 +207,8 @@ def main() -> None:
     parser.add_argument("--large", action="store_true", help="also the memory of a checkpoint four times as large")
     options = parser.parse_args()
     generate(options.folder / "small", "small")
+    for file in (options.folder / "small").glob("*/*.safetensors"):
+        file.read_bytes()  # into the disk's cache
     found: dict[str, Any] = {
         "command": "python -m benchmarks.merge_speed --folder DIR --mergekit MERGEKIT_YAML"
         + " --large" * options.large,
@@ -229,8 +236,10 @@ def main() -> None:
         found["large"] = {"parameters": sum(int(np.prod(shape)) for _, shape in shapes("large"))}
         for method in ("linear", "ties", "rankmean"):
             path, out = recipe(options.folder / "large", method), options.folder / "out"
-            found["large"][method] = timed([sys.executable, "-m", "merge", str(path), str(out)], out)
-            print("large", method, found["large"][method], flush=True)
+            found["large"][method] = run = timed([sys.executable, "-m", "merge", str(path), str(out)], out)
+            small = max(each["peak_gb"] for each in found["methods"].get(method, {}).get("ours", [run]))
+            run["peak_over_small"] = run["peak_gb"] / small
+            print("large", method, run, flush=True)
     rates = floor(options.folder / "small")
     weights = 2 * found["parameters"] / 1e9
     found["floor"] = {

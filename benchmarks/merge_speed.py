@@ -210,8 +210,8 @@ def main() -> None:
     for file in (options.folder / "small").glob("*/*.safetensors"):
         file.read_bytes()  # into the disk's cache
     found: dict[str, Any] = {
-        "command": f"python -m benchmarks.merge_speed --folder DIR --mergekit MERGEKIT_YAML --methods {' '.join(options.methods)}"
-        + " --large" * options.large,
+        "command": "python -m benchmarks.merge_speed --folder DIR --mergekit MERGEKIT_YAML --methods "
+        + " ".join([*options.methods, *["--large"] * options.large]),
         "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), no accelerator",
         "parameters": sum(int(np.prod(shape)) for _, shape in shapes("small")),
         "methods": {},

@@ -138,6 +138,18 @@ def effective(w: Array, delta: Delta, support: Array | None, *, scale: float, sc
     return total.astype(w.dtype)
 
 
+def updates(
+    w: Array, delta: Delta | None, support: Array | None, *, scale: float, scale_sparse: bool = True
+) -> tuple[jax.Array, jax.Array]:
+    """Return ``scale * a @ b`` and ``scale * (a @ b + S)``, shaped like the kernel ``w``; zeros where there is no delta."""
+    zeros = jnp.zeros(w.shape)
+    if delta is None:
+        return zeros, zeros
+    factors = {name: delta[name] for name in ("a", "b") if name in delta}
+    whole = effective(zeros, delta, support, scale=scale, scale_sparse=scale_sparse)
+    return effective(zeros, factors, None, scale=scale), whole
+
+
 def materialize(
     params: Params, deltas: Deltas | None, supports: Supports | None, *, scale: float = SCALE, scale_sparse: bool = True
 ) -> dict[str, Any]:

@@ -4,7 +4,6 @@ Read tensor by tensor from safetensors, so that two large checkpoints never lie 
 """
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ def compare(before: Path, after: Path) -> dict[str, Any]:
       InputError: a folder without weights, no common tensor, or shapes that differ.
     """
     a, b = tensors.index(before), tensors.index(after)
-    pairs = _pairs(a, b)
+    pairs = tensors.paired(a, b)
     b = {name: b[theirs] for name, theirs in pairs.items()} | {n: b[n] for n in b.keys() - set(pairs.values())}
     common = [name for name in pairs if a[name].dtype[0] in "FB" and a[name].dtype != "BOOL"]
     if not common:
@@ -79,18 +78,6 @@ def compare(before: Path, after: Path) -> dict[str, Any]:
         "only_before": sorted(a.keys() - b.keys()),
         "only_after": sorted(b.keys() - a.keys()),
     }
-
-
-def _pairs(a: Iterable[str], b: Iterable[str]) -> dict[str, str]:
-    """Return the names of ``b`` by those of ``a``; one side may name its model first (``bert.``, ``model.``) and one not."""
-
-    def inner(name: str) -> str:
-        rest = name.partition(".")[2]
-        # Two dots: what is left of "classifier.weight" would pair with any weight.
-        return rest if rest.count(".") >= 2 else name
-
-    known = {inner(name): name for name in b} | {name: name for name in b}
-    return {name: known.get(name) or known[inner(name)] for name in a if name in known or inner(name) in known}
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

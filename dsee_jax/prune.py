@@ -293,12 +293,7 @@ def _ranker(
 def _rank(
     w: Array, delta: Delta | None, support: Array | None, key: Key | None, score: str, scale: float, scale_sparse: bool
 ) -> jax.Array:
-    zeros = jnp.zeros(w.shape)
-    low_rank = update = zeros
-    if delta is not None:
-        factors = {name: delta[name] for name in ("a", "b") if name in delta}
-        low_rank = delta_trees.effective(zeros, factors, None, scale=scale)
-        update = delta_trees.effective(zeros, delta, support, scale=scale, scale_sparse=scale_sparse)
+    low_rank, update = delta_trees.updates(w, delta, support, scale=scale, scale_sparse=scale_sparse)
     return ordered(SCORES[score](w, low_rank, update, key=key))
 
 

@@ -110,12 +110,7 @@ def scores(
 def _columns(
     w: Array, delta: Delta | None, support: Array | None, score: str, scale: float, scale_sparse: bool
 ) -> jax.Array:
-    zeros = jnp.zeros(w.shape)
-    low_rank = update = zeros
-    if delta is not None:
-        factors = {name: delta[name] for name in ("a", "b") if name in delta}
-        low_rank = delta_trees.effective(zeros, factors, None, scale=scale)
-        update = delta_trees.effective(zeros, delta, support, scale=scale, scale_sparse=scale_sparse)
+    low_rank, update = delta_trees.updates(w, delta, support, scale=scale, scale_sparse=scale_sparse)
     return jnp.sum(SCORES[score](w, low_rank, update), axis=0)
 
 

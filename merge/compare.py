@@ -1,10 +1,11 @@
 """How far two checkpoints are apart: read tile by tile, so that neither ever lies in memory, nor one tensor of it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from dsee_jax.ckpt import tensors
 from dsee_jax.errors import InputError
 from merge import units
 from merge.inputs.lazies import Lazy
@@ -74,7 +75,7 @@ def compare(a: Source, b: Source, *, unit: str = "tensor") -> Comparison:
     Raises:
       InputError: no tensor has one name and shape in both, or ``unit`` is none.
     """
-    pairs = _pairs(a.tensors, b.tensors)
+    pairs = tensors.paired(a.tensors, b.tensors)
     shapes = [(name, a.tensors[name].shape, b.tensors[theirs].shape) for name, theirs in pairs.items()]
     reshaped = [found for found in shapes if found[1] != found[2]]
     alike = [name for name, ours, theirs in shapes if ours == theirs]
@@ -94,18 +95,6 @@ def compare(a: Source, b: Source, *, unit: str = "tensor") -> Comparison:
     only_a = [name for name in a.tensors if name not in pairs]
     only_b = [name for name in b.tensors if name not in set(pairs.values())]
     return Comparison([sums[key].row(key) for key in order], whole.row("all"), only_a, only_b, reshaped)
-
-
-def _pairs(a: Iterable[str], b: Iterable[str]) -> dict[str, str]:
-    """Return the names of ``b`` by those of ``a``; one side may have a prefix that the other, a bare model, lacks."""
-
-    def bare(name: str) -> str:
-        rest = name.partition(".")[2]
-        # Two dots: what is left of "classifier.weight" would pair with any weight.
-        return rest if rest.count(".") >= 2 else name
-
-    known = {bare(name): name for name in b} | {name: name for name in b}
-    return {name: known.get(name) or known[bare(name)] for name in a if name in known or bare(name) in known}
 
 
 def _tensor(a: Lazy, b: Lazy) -> _Sums:

@@ -8,7 +8,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -164,6 +164,18 @@ def _dtype(stored: Stored) -> np.dtype[Any]:
     if stored.dtype not in DTYPES:
         raise InputError(f"{stored.file} stores {stored.dtype}, which is not read; expected one of {', '.join(DTYPES)}")
     return np.dtype(DTYPES[stored.dtype])
+
+
+def paired(a: Iterable[str], b: Iterable[str]) -> dict[str, str]:
+    """Return the names of ``b`` by those of ``a``; one side may have a prefix that the other, a bare model, lacks."""
+
+    def bare(name: str) -> str:
+        rest = name.partition(".")[2]
+        # Two dots: what is left of "classifier.weight" would pair with any weight.
+        return rest if rest.count(".") >= 2 else name
+
+    known = {bare(name): name for name in b} | {name: name for name in b}
+    return {name: known.get(name) or known[bare(name)] for name in a if name in known or bare(name) in known}
 
 
 def byte_size(text: str | int) -> int:

@@ -117,8 +117,8 @@ def _merge(
     mine = [file for number, file in enumerate(placed) if processes.mine(number)]
     todo = [file for file in mine if not shards.finished(folder / file)]
     with ThreadPoolExecutor(max(os.cpu_count() or 1, 2)) as workers, contextlib.ExitStack() as opened:
-        engine = tiles.Means(workers, allow_nonfinite, processes.mine, processes.gather)
-        extras = _prepare(plan, engine, progress)
+        means = tiles.Means(workers, allow_nonfinite, processes.mine, processes.gather)
+        extras = _prepare(plan, means, progress)
         progress.begin("merging", sum(_nbytes(jobs[name]) for file in todo for name in placed[file]))
         stop = threading.Event()
         running: list[Future[None]] = []
@@ -130,7 +130,7 @@ def _merge(
                 shard = shards.create(folder / file, arrays)
                 opened.callback(shard.abandon)
                 parts = [
-                    workers.submit(_one, jobs[name], extras[name], engine, shard.sink(name, progress.advance), stop)
+                    workers.submit(_one, jobs[name], extras[name], means, shard.sink(name, progress.advance), stop)
                     for name in placed[file]
                 ]
                 running += parts
@@ -145,19 +145,19 @@ def _merge(
     return extras
 
 
-def _prepare(plan: Plan, engine: tiles.Means, progress: Progress) -> Extras:
+def _prepare(plan: Plan, means: tiles.Means, progress: Progress) -> Extras:
     extras: Extras = {job.name: {} for job in plan.jobs}
     jobs = [job for job in plan.jobs if job.method != "copy"]
     method = _method(jobs[0]) if jobs else None
     if method is None or method.prepare is None:
         return extras
     progress.begin("looking at the whole model", sum(lazy.nbytes for job in jobs for lazy in _inputs(job)))
-    leaves = [_leaf(job, engine._replace(read=progress.advance)) for job in jobs]
+    leaves = [_leaf(job, means._replace(read=progress.advance)) for job in jobs]
     found = method.prepare(leaves, [method.keywords(job.options) for job in jobs])
     return extras | {job.name: extra for job, extra in zip(jobs, found, strict=True)}
 
 
-def _one(job: Job, extra: Mapping[str, Any], engine: tiles.Means, sink: tiles.Sink, stop: threading.Event) -> None:
+def _one(job: Job, extra: Mapping[str, Any], means: tiles.Means, sink: tiles.Sink, stop: threading.Event) -> None:
     """Write one tensor."""
     if stop.is_set():
         return
@@ -169,14 +169,14 @@ def _one(job: Job, extra: Mapping[str, Any], engine: tiles.Means, sink: tiles.Si
     method, given = _method(job), {}
     if method.statistics == "grams" and job.statistics:
         given["grams"] = [lazy.read(0, prod(lazy.shape)).reshape(lazy.shape) for lazy in job.statistics]
-    method.merge(_leaf(job, engine, sink), **method.keywords(job.options), **extra, **given)
+    method.merge(_leaf(job, means, sink), **method.keywords(job.options), **extra, **given)
 
 
-def _leaf(job: Job, engine: tiles.Means, sink: tiles.Sink = lambda start, stretch: None) -> tiles.Tiled:
+def _leaf(job: Job, means: tiles.Means, sink: tiles.Sink = lambda start, stretch: None) -> tiles.Tiled:
     method = _method(job)
     by_rows = method.by_rows(**method.keywords(job.options))
     statistics = job.statistics if method.statistics == "elements" else ()
-    return tiles.Tiled(job.name, job.base, job.models, statistics, by_rows, job.dtype, sink, engine)
+    return tiles.Tiled(job.name, job.base, job.models, statistics, by_rows, job.dtype, sink, means)
 
 
 def _method(job: Job) -> Method:

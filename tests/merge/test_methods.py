@@ -229,8 +229,6 @@ def definition(case, name, base, models):
         # Nothing selected: all models weigh the same.
         energy = energy / energy.sum() if energy.sum() > 1e-6 else np.full(count, 1 / count)
         return t0 + elected(ds, energy, ds, normalize=True)
-    if method == "rankmean":
-        raise NotImplementedError("test_goldens and test_merge hold its numbers")
     if method in ("fisher", "regmean"):
         return informed(case, name, ts, w)
     # What is left thins out the changes, weighs them, and adds them, with or without an election.

@@ -150,7 +150,7 @@ def test_plan_reads_headers_only(tmp_path, capsys, monkeypatch):
     assert run(path, tmp_path / "out", "--plan") == 0
     said = capsys.readouterr().out
     assert "ties" in said
-    assert "11 to merge" in said.replace("12 to merge", "11 to merge")
+    assert "12 to merge" in said
     assert not (tmp_path / "out").exists()
     assert not beside(tmp_path)
 

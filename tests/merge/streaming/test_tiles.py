@@ -160,6 +160,12 @@ def test_streamed_selection_is_exact(tmp_path, monkeypatch, size, levels):
                 order = np.lexsort((np.arange(flat.size), -flat.ravel()))[:kept]
                 assert mask.sum() == kept
                 assert mask[order].all()
+                if 0 < kept < flat.size:
+                    cuts = select.largest(part, select.magnitudes, [kept], every_tie=True)
+                    mask = np.concatenate([cut.kept(0, row, places) for cut, row in zip(cuts, flat, strict=True)])
+                    np.testing.assert_array_equal(
+                        mask, flat.ravel() >= flat.ravel()[order[-1]], "all ties with the last"
+                    )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])

@@ -87,10 +87,12 @@ class PruneConfig:
     """What of the pretrained weights goes."""
 
     kind: Literal["none", "unstructured", "nm", "structured", "earlybert"] = "unstructured"
-    """nm keeps n of every m consecutive inputs of a column; structured cuts heads and neurons out, so that the arrays are
-    smaller; none skips pruning and re-tuning."""
+    """nm keeps n of every m consecutive inputs of a column; structured cuts heads and neurons out after tuning, so that the
+    arrays are smaller; earlybert learns at the very start which of them matter, cuts the others out, goes back to the
+    pretrained weights and only then tunes (and does not re-tune); none skips pruning and re-tuning."""
     targets: tuple[str, ...] = (r"encoder/.*/kernel",)
-    """Regular expressions over whole kernel paths: what may be pruned. structured: all that is cut must be among them."""
+    """Regular expressions over whole kernel paths: what may be pruned. structured, earlybert: all that is cut must be
+    among them."""
     sparsity: float = 0.5
     """unstructured: fraction of zeros, in [0, 1)."""
     scope: Literal["global", "tensor"] = "global"
@@ -103,15 +105,30 @@ class PruneConfig:
     """nm: ... of every m consecutive inputs."""
     heads: int | float = 0
     """structured: the attention heads that go: a fraction in [0, 1), or a whole number, of each layer or with scope global
-    of all together."""
+    of all together. earlybert: of each layer."""
     neurons: int | float = 0
-    """structured: the same of feed-forward neurons."""
+    """structured: the same of feed-forward neurons. earlybert: of all layers together."""
+    search: float = 0.2
+    """earlybert: passes over the data, at most, that learn the coefficients of heads and neurons."""
+    penalty: float = 1e-4
+    """earlybert: the factor of the sum of all |coefficients| in what the search minimises."""
+    check_every: int = 0
+    """earlybert: steps of the search between drawings of the mask. 0: a tenth of the search."""
+    tolerance: float = 0.0
+    """earlybert: the search is over when the masks of consecutive checks differ in less than this fraction of heads and
+    of neurons, ``patience`` times in a row. 0: only at its end."""
+    patience: int = 3
+    """earlybert: see tolerance."""
     schedule: Literal["one_shot", "cubic"] = "one_shot"
     """All at once, or in steps along Zhu and Gupta's cubic during the re-tuning."""
     schedule_fraction: float = 0.5
     """cubic: the fraction of the re-tuning over which the sparsity grows."""
     schedule_updates: int = 10
     """cubic: how many times the mask is drawn again."""
+
+
+CUTTING = ("structured", "earlybert")
+"""The kinds of pruning that cut heads and neurons out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,15 +267,20 @@ def check(config: Config) -> None:
         0 <= prune.sparsity < 1, "prune.sparsity", prune.sparsity, "a fraction of zeros in [0, 1): 1.0 leaves no weight"
     )
     need(0 < prune.n <= prune.m, "prune.n", prune.n, f"1 to prune.m = {prune.m}")
-    need(prune.kind != "earlybert", "prune.kind", prune.kind, "none, unstructured, nm or structured (so far)")
+    need(prune.search > 0, "prune.search", prune.search, "more than 0 passes over the data")
+    need(prune.penalty >= 0, "prune.penalty", prune.penalty, "0 or more")
+    need(prune.check_every >= 0, "prune.check_every", prune.check_every, "0 (a tenth of the search) or more steps")
+    need(0 <= prune.tolerance <= 1, "prune.tolerance", prune.tolerance, "a fraction in [0, 1]")
+    need(prune.patience >= 1, "prune.patience", prune.patience, "1 or more checks")
     for name in ("heads", "neurons"):
         amount = getattr(prune, name)
         fits = amount >= 0 if isinstance(amount, int) else 0 <= amount < 1
         need(fits, f"prune.{name}", amount, "a fraction in [0, 1) or a whole number: 1.0 leaves none")
-    if prune.kind == "structured":
+    if prune.kind in CUTTING:
         need(
             bool(prune.heads or prune.neurons), "prune.heads", prune.heads, "more than 0, or prune.neurons more than 0"
         )
+    if prune.kind == "structured":
         need(
             not prune.score.startswith("N"),
             "prune.score",

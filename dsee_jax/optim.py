@@ -19,6 +19,11 @@ def schedule(peak: float, steps: int, warmup: float) -> optax.Schedule:
     )
 
 
+def warmed(peak: float, steps: int, warmup: float) -> optax.Schedule:
+    """Return the learning rate by step: up linearly over ``warmup * steps`` steps, and no further down."""
+    return optax.linear_schedule(0.0, peak, round(warmup * steps)) if round(warmup * steps) else lambda _: peak
+
+
 def adamw(config: TrainConfig) -> optax.GradientTransformation:
     """Return AdamW (Loshchilov & Hutter 2019) behind global-norm clipping (when ``config.clip``), for a learning rate of -1.
 

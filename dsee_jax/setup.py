@@ -77,7 +77,7 @@ def prepare(config: Config) -> Setup:
     prunable = tree.select(config.prune.targets, flat) if config.prune.kind != "none" else []
     for path in prunable:
         _check_prunable(path, flat[path].shape, config.prune)
-    if config.prune.kind == "structured":
+    if config.prune.kind in configs.CUTTING:
         _check_units(model, params, prunable, config.prune)
     deltas, supports = delta_trees.init(params, config.delta, key=key["deltas"])
     trained = {"deltas": deltas, "params": params if config.train.full else tree.split(params, head)[0]}
@@ -119,7 +119,9 @@ def _check_units(model: Any, params: Params, prunable: list[str], pruning: confi
     for kind, layers in models.cuts(model).items():
         amount = getattr(pruning, kind)
         counts = [units.count(params, each) for each in layers]
-        for total in [sum(counts)] if pruning.scope == "global" else counts:
+        # EarlyBERT compares heads within a layer and neurons over the model (arXiv 2101.00063, section 3.2).
+        together = kind == "neurons" if pruning.kind == "earlybert" else pruning.scope == "global"
+        for total in [sum(counts)] if together else counts:
             prune.going(f"prune.{kind}", amount, total)
         for path in (path for each in layers for path in each.axes if amount and path.endswith("/kernel")):
             if path in flat and path not in prunable:

@@ -153,6 +153,28 @@ def settled(distances: Sequence[Mapping[str, float]], *, tolerance: float, patie
     return len(last) == patience and all(found < tolerance for each in last for found in each.values())
 
 
+def summary(coefficients: Tree) -> dict[str, dict[str, list[float]]]:
+    """Return what a log keeps of coefficients: those of all heads, and of the neurons of each layer five quantiles.
+
+    The quantiles are the smallest, 1/4, 1/2, 3/4 and the largest; JSON values.
+    """
+    return {
+        kind: {
+            name: np.round(c if kind == "heads" else np.quantile(c, (0, 0.25, 0.5, 0.75, 1)), 7).tolist()
+            for name, c in layers.items()
+        }
+        for kind, layers in coefficients.items()
+    }
+
+
+def packed(kept: Masks) -> dict[str, dict[str, str]]:
+    """Return units, as from `draw`, as JSON values: a bit each, the first the highest of its byte, in hexadecimal."""
+    return {
+        kind: {name: np.packbits(np.asarray(keep)).tobytes().hex() for name, keep in layers.items()}
+        for kind, layers in kept.items()
+    }
+
+
 def _factors(coefficients: Tree, cuts: Cuts) -> dict[str, jax.Array]:
     """One factor a row, by the path of the kernel whose rows they are."""
     found: dict[str, jax.Array] = {}

@@ -26,6 +26,7 @@ LEVELS = [
     {"ckpt", "data", "metrics", "optim", "sharding", "journal", "step"},
     {"setup", "report", "inspection"},
     {"cut", "evaluation", "export"},
+    {"training"},
     {"loop", "finished"},
     {"statistics"},
     {"__main__", "__init__"},

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 import runs
 from dsee_jax import config as configs
-from dsee_jax import journal, loop, tree
+from dsee_jax import journal, loop, tickets, tree
 from dsee_jax.ckpt import adapter, hf
 from dsee_jax.ckpt import state as checkpoints
 
@@ -192,6 +192,45 @@ def test_structured(tmp_path):
     _, after = hf.load_pretrained(out / "model")
     up = lambda params: np.asarray(params["encoder"]["layer_0"]["mlp"]["up"]["kernel"])
     np.testing.assert_array_equal(up(after), up(before)[:, units["neurons/layer_0"]])
+
+
+def test_earlybert(tmp_path):
+    """Search, draw, rewind, tune: the model is smaller, and what the ticket keeps of it is what was pretrained."""
+    results, out = run(
+        tmp_path, prune__kind="earlybert", prune__heads=1, prune__neurons=0.4, prune__search=0.8, prune__check_every=2
+    )
+    assert [stage["name"] for stage in results["stages"]] == ["draw", "tune"]
+    assert results["kept"] == {"heads": [2], "neurons": [24]}
+    assert not adapter.load(out / "adapter").masks
+    log = [record for record in journal.read(out / loop.LOG) if record["stage"] == "search"]
+    checks = [record for record in log if "kept" in record]
+    # 4 of 5 steps an epoch.
+    assert [record["step"] for record in checks] == [2, 4]
+    assert checks[0]["distance"] == {}
+    assert all(0 <= distance <= 1 for distance in checks[1]["distance"].values())
+    # Warmed up at step 0.4 of 4, and no further down.
+    assert log[-2]["learning_rate"] == pytest.approx(1e-2)
+    learned = np.asarray(checks[-1]["coefficients"]["heads"]["layer_0"])
+    assert learned.shape == (3,)
+    assert (learned != 1).all()
+    kept = hf.kept(out / "model")
+    np.testing.assert_array_equal(kept["heads"]["layer_0"], learned > learned.min())
+    assert tickets.packed(kept) == checks[-1]["kept"]
+    _, before = hf.load_pretrained(tmp_path / "base")
+    _, after = hf.load_pretrained(out / "model")
+    up = lambda params: np.asarray(params["encoder"]["layer_0"]["mlp"]["up"]["kernel"])
+    np.testing.assert_array_equal(up(after), up(before)[:, kept["neurons"]["layer_0"]])
+
+
+def test_a_search_ends_when_the_mask_is_at_rest(tmp_path):
+    """Every distance is below 1, so two checks after the first are enough; and full fine-tuning trains the ticket."""
+    results, out = run(
+        tmp_path, prune__kind="earlybert", prune__neurons=0.4, prune__search=2, prune__check_every=1,
+        prune__tolerance=1, prune__patience=2, delta__rank=0, delta__nonzeros=0, train__full=True, train__learning_rate=1e-3,
+    )  # fmt: skip
+    assert results["stages"][0]["steps"] == 3
+    assert results["kept"] == {"heads": [3], "neurons": [24]}
+    assert max(record["step"] for record in journal.read(out / loop.LOG) if record["stage"] == "search") == 3
 
 
 def test_full_fine_tuning_of_a_cut_model_and_on_from_it(tmp_path):

@@ -19,6 +19,12 @@ def test_without_warmup_it_starts_at_the_peak():
     assert float(optim.schedule(1.0, 10, 0.0)(0)) == 1.0
 
 
+def test_a_search_goes_up_and_no_further_down():
+    rate = optim.warmed(1.0, 20, 0.1)
+    np.testing.assert_allclose([float(rate(step)) for step in (0, 1, 2, 11, 20)], [0, 0.5, 1, 1, 1])
+    assert float(optim.warmed(1.0, 4, 0.1)(0)) == 1.0
+
+
 def test_only_matrices_decay():
     trained = {
         "deltas": {"kernel": {"a": 1, "b": 1, "values": 1}},

@@ -18,8 +18,14 @@ TRAIN = pathlib.Path(__file__).parents[1] / "train.py"
 CONFIGS = {
     "dsee, cubic": {"prune__schedule": "cubic", "prune__schedule_updates": 3},
     "structured": {"prune__kind": "structured", "prune__heads": 1, "prune__neurons": 0.4},
+    "earlybert": {"prune__kind": "earlybert", "prune__heads": 1, "prune__neurons": 0.4, "prune__search": 2.0},
     "full": {"delta__rank": 0, "delta__nonzeros": 0, "train__full": True, "train__learning_rate": 1e-3},
 }
+DEATHS = {
+    "dsee": [("tune", 8), ("prune", 0), ("retune", 8)],
+    "earlybert": [("search", 4), ("search", 8), ("draw", 0), ("tune", 8)],
+}
+"""(stage, step) whose log line is the last thing that a run does, by the kind of its stages."""
 EVERY = {"train__eval_every": 4, "train__checkpoint_every": 3, "train__epochs": 3}
 
 
@@ -28,7 +34,7 @@ def same(found, expected):
     assert runs.figures(found) == runs.figures(expected)
     logs = [journal.read(run / loop.LOG) for run in (found, expected)]
     for records in logs:
-        seen = [(record["stage"], record["step"], "metrics" in record) for record in records]
+        seen = [(record["stage"], record["step"], *record) for record in records]
         assert len(set(seen)) == len(seen)
         for record in records:
             record.pop("tokens_per_second", None)
@@ -44,7 +50,9 @@ class Death(Exception):
     """Stands for whatever ends a process."""
 
 
-@pytest.mark.parametrize("config", ["dsee, cubic", "structured", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "config", ["dsee, cubic", "structured", "earlybert", pytest.param("full", marks=pytest.mark.slow)]
+)
 def test_a_run_that_died_once_in_every_stage(tmp_path, monkeypatch, config):
     """Between checkpoints, in mid-epoch, after the cut, and while the results are written."""
     options = EVERY | CONFIGS[config]
@@ -63,7 +71,10 @@ def test_a_run_that_died_once_in_every_stage(tmp_path, monkeypatch, config):
         raise Death
 
     again = runs.config(tmp_path, output_dir=str(tmp_path / "again"), **options)
-    for name, function in (at("tune", 8), at("prune", 0), at("retune", 8), ("write", unwritten)):
+    for name, function in (
+        *(at(*death) for death in DEATHS["earlybert" if config == "earlybert" else "dsee"]),
+        ("write", unwritten),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(journal, name, function)
             with pytest.raises(Death):
@@ -107,9 +118,10 @@ def test_a_run_that_is_killed_in_every_stage(tmp_path, config):
     def logged(stage, count):
         return lambda: sum(r["stage"] == stage for r in journal.read(run / loop.LOG)) >= count
 
+    stages = ("search", "draw", "tune") if config == "earlybert" else ("tune", "prune", "retune")
     instants = [
-        *(logged("before", 1), logged("tune", 2), logged("tune", 6), logged("prune", 1)),
-        *(logged("retune", 1), logged("retune", 5)),
+        *(logged("before", 1), logged(stages[0], 2), logged(stages[0], 6), logged(stages[1], 1)),
+        *(logged(stages[2], 1), logged(stages[2], 5)),
         lambda: (run / ".model.partial").exists() or (run / "model").exists(),
     ]
     killed = [kill_when(command, instant) for instant in instants]

@@ -231,6 +231,16 @@ def test_distance_by_hand():
     assert tickets.distance(one, jax.tree.map(np.logical_not, one)) == {"heads": 1.0, "neurons": 1.0}
 
 
+def test_what_a_log_keeps_by_hand():
+    coefficients = {"heads": {"layer_0": np.float32([1, 0.5])}, "neurons": {"layer_0": np.float32([4, 0, 1, 2, 3])}}
+    assert tickets.summary(coefficients) == {
+        "heads": {"layer_0": [1.0, 0.5]},
+        "neurons": {"layer_0": [0.0, 1.0, 2.0, 3.0, 4.0]},
+    }
+    kept = {"heads": {"layer_0": np.array([True, False])}, "neurons": {"layer_0": np.arange(9) % 8 == 7}}
+    assert tickets.packed(kept) == {"heads": {"layer_0": "80"}, "neurons": {"layer_0": "0100"}}
+
+
 def test_settled_when_every_one_of_the_last_is_under_the_tolerance():
     far, near, mixed = ({"heads": h, "neurons": n} for h, n in ((0.5, 0.5), (0.01, 0.02), (0.01, 0.5)))
     settled = lambda *found, **options: tickets.settled(found, **{"tolerance": 0.1, "patience": 2} | options)

@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 
 from dsee_jax import config as configs
-from dsee_jax import journal
+from dsee_jax import journal, tree
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -35,14 +35,19 @@ BUDGET = {"full": ("epochs=2",), "lora": ("epochs=2",), "dsee": ("epochs=1", "re
 """Of the search: two passes over the data for every method."""
 
 
-def run(name: str, task: str, method: str, seed: int, options: argparse.Namespace, *overrides: str) -> dict[str, Any]:
-    """Do one run, or what is left of it, in a process of its own; return the content of its metrics.json."""
-    path, out, kept = config_path(task, method), options.runs / name, RESULTS / "glue" / f"{name}.json"
+def run(
+    name: str, task: str, method: str, seed: int, options: argparse.Namespace, *overrides: str, folder: str = "glue"
+) -> dict[str, Any]:
+    """Do one run, or what is left of it, in a process of its own; return the content of its metrics.json.
+
+    ``folder`` of the results keeps it.
+    """
+    path, out, kept = config_path(task, method), options.runs / name, RESULTS / folder / f"{name}.json"
     overrides = (f"--train.seed={seed}", *overrides)
     asked = yaml.safe_load(configs.dump(configs.read(path, overrides)))
     # Where the files lie does not change what is measured.
     del asked["output_dir"], asked["data"]["dir"]
-    if kept.exists() and (found := json.loads(kept.read_text()))["config"] == asked:
+    if kept.exists() and equal((found := json.loads(kept.read_text()))["config"], asked):
         return found["metrics"]
     print(f"== {name}", flush=True)
     # Every run compiles the same shapes: keep the programs.
@@ -55,6 +60,13 @@ def run(name: str, task: str, method: str, seed: int, options: argparse.Namespac
     kept.parent.mkdir(parents=True, exist_ok=True)
     journal.write(kept, {"config": asked, "metrics": found})
     return found
+
+
+def equal(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Tell whether two configs are one; a key that is younger than the first has its default there."""
+    defaults = tree.flatten(yaml.safe_load(configs.dump(configs.Config())))
+    flat = tree.flatten(now)
+    return {path: defaults[path] for path in flat} | tree.flatten(before) == flat
 
 
 def config_path(task: str, method: str) -> Path:

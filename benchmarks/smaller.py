@@ -1,0 +1,216 @@
+"""Smaller models on real GLUE tasks, on the real MiniLM: cut heads and neurons, early tickets; one resumable command.
+
+    python -m benchmarks.smaller --data GLUE_DIR [--parts cut ticket birds]
+
+``cut``: DSEE whose heads and neurons are cut out, by score after tuning or by EarlyBERT before it, next to LoRA and full
+fine-tuning of the whole model (the runs of `benchmarks.glue`): score, FLOPs, bytes, and the throughput and memory of the
+finished model next to the whole one (`benchmarks.inference`).
+``ticket``: full fine-tuning of EarlyBERT's tickets of several sizes and of the whole model, in turns: score and seconds of
+training, search included.
+``birds``: one search over the whole training; how far the mask of each moment is from the last one.
+
+What a run measured is kept in ``benchmarks/results/smaller/`` with its config and not measured again unless the config
+changes; a run that was interrupted goes on. Seconds and throughput want an otherwise idle machine. Writes
+``benchmarks/results/smaller.json``, ``smaller.md`` and ``birds.png``.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import glue
+from benchmarks.glue import RESULTS, ROOT, TASKS
+from dsee_jax import journal, tickets
+
+FOLDER = "smaller"
+EPOCHS = {"sst2": 3, "stsb": 4, "rte": 6}
+"""Passes over the data of every method, in all; the search for a ticket is not counted, its seconds are."""
+SIZES = {"75 % of the FLOPs": (2, 0.3), "1/4 of heads, 40 % of neurons": (0.25, 0.4)}
+"""(heads, neurons) that go in the part ``cut``."""
+KINDS = {"score": "structured", "ticket": "earlybert"}
+TICKETS = ((2, 0.3), (4, 0.4), (6, 0.5), (6, 0.6))
+"""(heads of each layer, neurons) that go in the part ``ticket``; all seeds for the second, which is EarlyBERT's own."""
+OWN, TIMED, MOMENTS = TICKETS[1], "sst2", 30
+"""The paper's ticket; the task of ``ticket`` and ``birds``; checks of the mask in ``birds``."""
+
+
+def done(name: str, task: str, method: str, seed: int, options: argparse.Namespace, *overrides: str) -> dict[str, Any]:
+    """Do one run of this benchmark; see `glue.run`."""
+    return glue.run(name, task, method, seed, options, *overrides, folder=FOLDER)
+
+
+def pruned(kind: str, heads: float, neurons: float) -> list[str]:
+    """Return the overrides that cut so many heads and neurons out."""
+    return [f"--prune.kind={kind}", f"--prune.heads={heads}", f"--prune.neurons={neurons}", "--prune.scope=tensor"]
+
+
+def inference(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure the finished model of a run next to the whole one, once; return what `benchmarks.inference` writes."""
+    kept = RESULTS / FOLDER / f"{name}_inference.json"
+    if not kept.exists():
+        module = [sys.executable, "-m", "benchmarks.inference", str(options.runs / name), "--json", str(kept)]
+        subprocess.run([*module, "--batch=32", "--length=128"], check=True, cwd=ROOT)
+    return json.loads(kept.read_text())
+
+
+def cut(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the lines of the part ``cut``."""
+    lines = []
+    for task in options.tasks:
+        for method in ("full", "lora"):
+            runs = [glue.run(f"{task}_{method}_seed{s}", task, method, s, options) for s in options.seeds]
+            lines.append(glue.row(task, method, runs) | described(runs[0]))
+        for size, (heads, neurons) in SIZES.items():
+            for by, kind in KINDS.items():
+                name = f"{task}_{by}_{heads}_{neurons}"
+                passes = [f"--train.epochs={EPOCHS[task]}"] if kind == "earlybert" else []
+                overrides = [*pruned(kind, heads, neurons), *passes]
+                runs = [done(f"{name}_seed{s}", task, "dsee", s, options, *overrides) for s in options.seeds]
+                speed = inference(f"{name}_seed{options.seeds[0]}", options)
+                lines.append(glue.row(task, f"DSEE, {size}, by {by}", runs) | described(runs[0]) | {"inference": speed})
+    return lines
+
+
+def described(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run's model is, the same for every seed: FLOPs an example against the whole model, and bytes."""
+    flops = result["flops_per_example"]
+    return {"example_flops_ratio": flops["final"] / flops["dense"], "model_bytes": result["model_bytes"]}
+
+
+def ticket(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the lines of the part ``ticket``; the whole model and its tickets are trained in turns, seed by seed."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for number, seed in enumerate(options.seeds):
+        runs = {"whole": []} | {
+            f"{heads} heads of each layer, {neurons:.0%} of neurons": pruned("earlybert", heads, neurons)
+            for heads, neurons in TICKETS
+            if number == 0 or (heads, neurons) == OWN
+        }
+        for name, overrides in runs.items():
+            short = "_".join(override.partition("=")[2] for override in overrides[1:3])
+            label = f"{TIMED}_timed_{short or 'whole'}_seed{seed}"
+            found.setdefault(name, []).append(done(label, TIMED, "full", seed, options, *overrides))
+    whole = [run["train_seconds"] for run in found["whole"]]
+    return [
+        glue.row(TIMED, name, runs)
+        | described(runs[0])
+        # Against the run of the same seed, which stood beside it.
+        | {"seconds_ratio": [run["train_seconds"] / beside for run, beside in zip(runs, whole, strict=False)]}
+        for name, runs in found.items()
+    ]
+
+
+def birds(options: argparse.Namespace) -> dict[str, Any]:
+    """Return ``{kind: [distance to the last mask]}`` and the share of the search at which each was drawn; draw them."""
+    from matplotlib.figure import Figure
+
+    name, seed = f"{TIMED}_birds", options.seeds[0]
+    long = (f"--prune.search={EPOCHS[TIMED]}", "--train.epochs=0.05")
+    steps = EPOCHS[TIMED] * -(-10_000 // 32)
+    done(
+        name, TIMED, "full", seed, options, *pruned("earlybert", *OWN), f"--prune.check_every={steps // MOMENTS}", *long
+    )
+    kept = RESULTS / FOLDER / f"{name}_masks.json"
+    if not kept.exists():
+        records = [r for r in journal.read(options.runs / name / "metrics.jsonl") if "kept" in r]
+        journal.write(kept, [{"step": record["step"], "kept": record["kept"]} for record in records])
+    checks = json.loads(kept.read_text())
+    masks = [unpacked(check["kept"]) for check in checks]
+    steps = [check["step"] for check in checks]
+    found = {
+        "task": TIMED,
+        "epoch": [step / -(-10_000 // 32) for step in steps],
+        "to_the_last": [tickets.distance(mask, masks[-1]) for mask in masks],
+        "to_the_one_before": [tickets.distance(a, b) for a, b in itertools.pairwise(masks)],
+    }
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    for axis, key, at in zip(
+        figure.subplots(1, 2, sharey=True),
+        ("to_the_last", "to_the_one_before"),
+        (found["epoch"], found["epoch"][1:]),
+        strict=True,
+    ):
+        for kind, style in (("heads", "o-"), ("neurons", "s--")):
+            axis.plot(at, [distance[kind] for distance in found[key]], style, label=kind, markersize=4)
+        axis.axvline(0.2, color="grey", linestyle=":", label="drawn by default")
+        axis.set(xlabel="epochs of the search", title=f"distance {key.replace('_', ' ')}")
+    figure.axes[0].set_ylabel("share of units on which the masks differ")
+    figure.axes[0].legend()
+    figure.savefig(RESULTS / "birds.png", dpi=120)
+    return found
+
+
+def unpacked(packed: dict[str, dict[str, str]]) -> dict[str, dict[str, np.ndarray]]:
+    """Return the bits of `tickets.packed`; those that fill the last byte are 0 in every mask."""
+    return {
+        kind: {name: np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8)) for name, text in layers.items()}
+        for kind, layers in packed.items()
+    }
+
+
+def mean(scores: list[float]) -> str:
+    """Return the mean of scores, and the scores."""
+    return f"{np.mean(scores):.1f} ({', '.join(f'{score:.1f}' for score in scores)})"
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """Return the tables for the README."""
+    text = ""
+    if "cut" in found:
+        text += (
+            "| task (metric) | method | score: mean (seeds) | FLOPs an example | bytes | throughput | memory |\n"
+            "|---|---|---|---|---|---|---|\n"
+        )
+        for r in found["cut"]:
+            speed = r.get("inference")
+            measured = f"{speed['throughput_ratio']:.2f} x | {speed['program_bytes_ratio']:.2f} x" if speed else "1 | 1"
+            text += (
+                f"| {r['task']} ({r['metric']}) | {r['method']} | {mean(r['scores'])} | {r['example_flops_ratio']:.0%} "
+                f"| {r['model_bytes'] / 1e6:.1f} MB | {measured} |\n"
+            )
+        text += "\n"
+    if "ticket" in found:
+        text += (
+            "| ticket: what goes | score: mean (seeds) | FLOPs an example | seconds of training, whole model = 1 |\n"
+        )
+        text += "|---|---|---|---|\n"
+        for r in found["ticket"]:
+            ratios = ", ".join(f"{ratio:.2f}" for ratio in r["seconds_ratio"])
+            text += f"| {r['method']} | {mean(r['scores'])} | {r['example_flops_ratio']:.0%} | {ratios} |\n"
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=lambda text: Path(text).absolute(), required=True, help="the folder of GLUE")
+    parser.add_argument("--runs", type=lambda text: Path(text).absolute(), default=ROOT / "runs" / "glue")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parts = {"cut": cut, "ticket": ticket, "birds": birds}
+    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
+    options = parser.parse_args()
+    options.runs.mkdir(parents=True, exist_ok=True)
+    kept = RESULTS / "smaller.json"
+    found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    found |= {
+        "command": "python -m benchmarks.smaller --data GLUE_DIR",
+        "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), no accelerator",
+        "seeds": options.seeds,
+    }
+    for part in options.parts:
+        found[part] = parts[part](options)
+        journal.write(kept, found)
+        journal.write_text(RESULTS / "smaller.md", markdown(found))
+    print(markdown(found))
+
+
+if __name__ == "__main__":
+    main()

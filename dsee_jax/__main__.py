@@ -79,14 +79,16 @@ def parser() -> argparse.ArgumentParser:
         "JSON. Keys of the config can be overridden, for instance --data.max_length=64 or --data.dir=ELSEWHERE.",
     )
     one.add_argument("run", metavar="RUN_DIR", help="the output_dir of a finished run")
-    two = verb(export, "Write a finished run's model as one folder, in Hugging Face layout.")
+    two = verb(export, "Write a finished run's model as one folder, for another tool.")
     two.add_argument("run", metavar="RUN_DIR", help="the output_dir of a finished run")
     two.add_argument("out", metavar="OUT", help="the folder to make")
     two.add_argument(
         "--format",
-        choices=["hf", "compact"],
+        choices=["hf", "compact", "stablehlo", "peft"],
         default="hf",
-        help="hf: any tool opens it, what was cut out is zeros again; compact: only what was kept, for this library",
+        help="hf: any tool opens it, what was cut out is zeros again; compact: only what was kept, for this library; "
+        "stablehlo: a program for any batch and length that runs with jax alone; peft: the low-rank updates and the head of a "
+        "run without sparse values and pruning",
     )
     two.add_argument(
         "--factors",

@@ -2,7 +2,6 @@
 
 import dataclasses
 import platform
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from dsee_jax import compaction, flops, models, tree
 from dsee_jax import deltas as delta_trees
 from dsee_jax import masks as mask_trees
 from dsee_jax.aliases import Masks, Params
-from dsee_jax.ckpt import adapter, hf
+from dsee_jax.ckpt import adapter, folders, hf
 from dsee_jax.setup import Setup
 
 ADAPTER, MODEL = "adapter", "model"
@@ -30,7 +29,7 @@ def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Path) -> dic
     """Write ``adapter/`` (where there are updates) and ``model/`` below ``out``; return ``{"model_bytes": ...}``.
 
     ``model/`` holds the pruned weights and the tuned head, a compact checkpoint where units were cut out; the updates stay
-    factors, in ``adapter/`` beside it, so that the zeros stay zeros. Each folder is written beside its place and renamed.
+    factors, in ``adapter/`` beside it, so that the zeros stay zeros.
     """
     config = setup.config
     final = final_params(setup, trained, masks)
@@ -50,12 +49,8 @@ def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Path) -> dic
             "base": config.model.path,
             "base_sha256": adapter.fingerprint(setup.folder),
         } | ({"kept": setup.model.config.widths} if setup.kept else {})
-        beside = out / f"{ADAPTER}.partial"
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir()
-        adapter.save(beside, adapter.Adapter(trained["deltas"], setup.supports, head, masks, about))
-        shutil.rmtree(out / ADAPTER, ignore_errors=True)
-        beside.rename(out / ADAPTER)
+        with folders.whole(out / ADAPTER, overwrite=True) as staging:
+            adapter.save(staging, adapter.Adapter(trained["deltas"], setup.supports, head, masks, about))
         total += (out / ADAPTER / adapter.WEIGHTS).stat().st_size
     return {"model_bytes": total}
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsee_jax import compaction, evaluation, sharding, step, tree
+from dsee_jax import compaction, evaluation, sharding, stablehlo, step, tree
 from dsee_jax import config as configs
 from dsee_jax import data as datasets
 from dsee_jax import deltas as delta_trees
 from dsee_jax.aliases import Params
-from dsee_jax.ckpt import adapter, hf
+from dsee_jax.ckpt import adapter, hf, peft
 from dsee_jax.config import Config
 from dsee_jax.errors import InputError
 from dsee_jax.export import ADAPTER, MODEL
@@ -80,18 +80,35 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
 
 
 def export(run: Path, out: Path, *, form: str = "hf", factors: bool = False) -> None:
-    """Write the model of a finished run in Hugging Face layout.
+    """Write the model of a finished run for something else.
 
     Args:
       run: its folder.
       out: the folder to make.
       form: ``hf``, which any tool opens: heads and neurons that were cut out are zeros again; ``compact``, which this library
-        opens: they stay away.
-      factors: keep the pruned weights as they are and copy the adapter to ``out/adapter``; else fold the updates in, which
-        makes the touched kernels dense and gives any tool the tuned logits.
+        opens: they stay away; ``stablehlo``, which needs no library but jax: a program (`dsee_jax.stablehlo`); ``peft``: the
+        low-rank updates and the head, for the base they were tuned from (`dsee_jax.ckpt.peft`).
+      factors: of hf and compact: keep the pruned weights as they are and copy the adapter to ``out/adapter``; else updates are
+        folded in, which makes the touched kernels dense and gives any tool the tuned logits.
+
+    Raises:
+      InputError: as `opened`; ``out`` exists; or the form cannot hold this run.
     """
-    found, kept = opened(run), hf.kept(run / MODEL)
-    model, params = found.model, found.params if factors else folded(found)
+    if factors and form not in ("hf", "compact"):
+        raise InputError(f"--factors: {form} has one way to hold updates: use it with --format hf or compact")
+    found = opened(run)
+    if form == "stablehlo":
+        stablehlo.write(out, found.model, folded(found), source=run / MODEL, labels=found.task.labels)
+    elif form == "peft":
+        if not found.adapter or not found.config.delta.rank:
+            raise InputError(f"{run} has no low-rank updates (delta.rank is 0): use --format hf")
+        peft.save(out, found.model, found.adapter)
+    else:
+        _weights(run, found, out, form, factors)
+
+
+def _weights(run: Path, found: Finished, out: Path, form: str, factors: bool) -> None:
+    model, params, kept = found.model, found.params if factors else folded(found), hf.kept(run / MODEL)
     whole = model.config == model.config.with_widths()
     if form == "compact" and whole:
         raise InputError(f"{run} cut no heads or neurons out: there is nothing to keep compact, use --format hf")

@@ -9,7 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 LEVELS = [
-    {"errors"},
+    {"errors", "standalone"},
     {"aliases", "config"},
     {"tree"},
     # one array at a time: no trees, no models
@@ -24,7 +24,7 @@ LEVELS = [
     {"compaction"},
     # edges
     {"ckpt", "data", "metrics", "optim", "sharding", "journal", "step"},
-    {"setup", "report", "inspection"},
+    {"setup", "report", "inspection", "stablehlo"},
     {"cut", "evaluation", "export"},
     {"training"},
     {"loop", "finished"},

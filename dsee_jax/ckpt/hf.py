@@ -21,7 +21,7 @@ import numpy as np
 from dsee_jax import masks as mask_trees
 from dsee_jax import models, tree
 from dsee_jax.aliases import Key, Masks, Params
-from dsee_jax.ckpt import tensors
+from dsee_jax.ckpt import folders, tensors
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.models import fields
@@ -253,8 +253,7 @@ def save_pretrained(
     """Write a folder that `load_pretrained` and Hugging Face ``transformers`` open with equal results.
 
     That of a model that was cut is a compact checkpoint, which says its widths in config.json and opens here alone; write
-    what `dsee_jax.compaction.expand` makes of it for others. All is written to a hidden folder beside ``path`` that is renamed
-    at the end: ``path`` is whole or not there.
+    what `dsee_jax.compaction.expand` makes of it for others. ``path`` is whole or not there (`dsee_jax.ckpt.folders`).
 
     Args:
       path: the folder to make; its parents are made too.
@@ -271,29 +270,22 @@ def save_pretrained(
       InputError: ``path`` exists and is not an empty folder (without ``overwrite``), ``params`` are not the model's, or
         ``labels`` are not as many as its classes.
     """
-    path = Path(path).expanduser().absolute()
-    if path.exists() and not overwrite and not (path.is_dir() and not any(path.iterdir())):
-        raise InputError(f"{path} exists: give a new folder, or pass overwrite=True")
     origin = None if source is None else resolve(source)
     arrays, config = named(model, params), _config(model, origin, labels)
-    staging, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
-    shutil.rmtree(staging, ignore_errors=True)  # what a killed run has left
-    staging.mkdir(parents=True)
-    try:
+    with folders.whole(Path(path), overwrite=overwrite) as staging:
         tensors.write(staging, arrays, max_shard_size=max_shard_size)
         (staging / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         if kept:
             mask_trees.save(staging / KEPT, kept)
-        for name in TOKENIZER_FILES:
-            if origin is not None and (origin / name).exists():
-                shutil.copyfile(origin / name, staging / name)
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            path.rename(old)
-        staging.rename(path)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+        if origin is not None:
+            copy_tokenizer(origin, staging)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the tokenizer files of one folder, as many as it has, into another."""
+    for name in TOKENIZER_FILES:
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
 
 
 def kept(folder: Path) -> Masks:

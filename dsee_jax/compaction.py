@@ -120,6 +120,20 @@ def cut_supports(supports: Supports, plan: Plan) -> dict[str, Any]:
     return tree.unflatten(flat)
 
 
+def check(model: Any, kept: Masks) -> None:
+    """Raise `InputError` unless ``kept``, of all units before any cut, leaves those of ``model``; {} says nothing."""
+    whole = model.clone(config=model.config.with_widths())
+    plan(whole, kept)
+    for name in {name for layers in kept.values() for name in layers} - {
+        unit_trees.layer(number) for widths in whole.config.widths.values() for number in range(len(widths))
+    }:
+        raise InputError(f"the cut is of {name} and the model has none: they are not of one another")
+    if kept and (left := resized(whole, kept).config.widths) != model.config.widths:
+        raise InputError(
+            f"the model has the widths {model.config.widths} and the cut leaves {left}: they are not of one another"
+        )
+
+
 def expand(model: Any, params: Params, kept: Masks) -> tuple[Any, dict[str, Any]]:
     """Return the model and params as they were shaped before the cut ``kept``, zeros in the place of what was cut.
 
@@ -131,11 +145,8 @@ def expand(model: Any, params: Params, kept: Masks) -> tuple[Any, dict[str, Any]
     Raises:
       InputError: ``kept`` is not the cut that made this model.
     """
+    check(model, kept)
     whole = model.clone(config=model.config.with_widths())
-    if (there := resized(whole, kept).config.widths) != model.config.widths:
-        raise InputError(
-            f"the model has the widths {model.config.widths} and the cut leaves {there}: not of one another"
-        )
     cut, small = plan(whole, kept), tree.flatten(params)
     flat = {}
     for path, leaf in tree.flatten(models.shapes(whole)).items():

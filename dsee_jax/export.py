@@ -13,7 +13,7 @@ from dsee_jax import compaction, flops, models, tree
 from dsee_jax import deltas as delta_trees
 from dsee_jax import masks as mask_trees
 from dsee_jax.aliases import Masks, Params
-from dsee_jax.ckpt import adapter, folders, hf
+from dsee_jax.ckpt import adapter, cuts, folders, hf
 from dsee_jax.setup import Setup
 
 ADAPTER, MODEL = "adapter", "model"
@@ -34,7 +34,7 @@ def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Path) -> dic
     config = setup.config
     final = final_params(setup, trained, masks)
     labels = setup.data.task.labels
-    kept = compaction.composed(hf.kept(setup.folder), setup.kept)
+    kept = compaction.composed(cuts.read(setup.folder), setup.kept)
     hf.save_pretrained(out / MODEL, setup.model, final, source=setup.folder, labels=labels, kept=kept, overwrite=True)
     total = _bytes(out / MODEL)
     if config.delta.rank or config.delta.nonzeros:
@@ -50,7 +50,7 @@ def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Path) -> dic
             "base_sha256": adapter.fingerprint(setup.folder),
         } | ({"kept": setup.model.config.widths} if setup.kept else {})
         with folders.whole(out / ADAPTER, overwrite=True) as staging:
-            adapter.save(staging, adapter.Adapter(trained["deltas"], setup.supports, head, masks, about))
+            adapter.save(staging, adapter.Adapter(trained["deltas"], setup.supports, head, masks, about, kept))
         total += (out / ADAPTER / adapter.WEIGHTS).stat().st_size
     return {"model_bytes": total}
 

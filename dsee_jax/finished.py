@@ -10,7 +10,7 @@ from dsee_jax import config as configs
 from dsee_jax import data as datasets
 from dsee_jax import deltas as delta_trees
 from dsee_jax.aliases import Params
-from dsee_jax.ckpt import adapter, hf, peft
+from dsee_jax.ckpt import adapter, cuts, hf, peft
 from dsee_jax.config import Config
 from dsee_jax.errors import InputError
 from dsee_jax.export import ADAPTER, MODEL
@@ -47,7 +47,11 @@ def opened(run: Path, overrides: Sequence[str] = ()) -> Finished:
 
 
 def _check(run: Path, params: Params, kept: adapter.Adapter) -> None:
-    """Refuse an adapter whose updates are not of the model's shapes: it belongs to another base, or to another cut of it."""
+    """Refuse an adapter of another base, or of another cut of it, which may have the same shapes."""
+    # An adapter that says its widths alone is told by its shapes.
+    where = None if "kept" in kept.config and not kept.kept else cuts.difference(cuts.read(run / MODEL), kept.kept)
+    if where:
+        raise InputError(f"{run / ADAPTER} and {run / MODEL} are of two cuts: {where} differ; both must be of one run")
     flat, coordinates = tree.flatten(params), tree.flatten(kept.supports)
     for path, delta in delta_trees.kernels(kept.deltas).items():
         shape = flat[path].shape[-2:] if path in flat else ()
@@ -63,9 +67,13 @@ def folded(found: Finished) -> Params:
     """Return plain params that give the tuned logits: the updates, where there are any, are added to their kernels."""
     if not found.adapter:
         return found.params
-    deltas, supports, _, _, about = found.adapter
+    about = found.adapter.config
     return delta_trees.materialize(
-        found.params, deltas, supports, scale=about["scale"], scale_sparse=about["scale_sparse"]
+        found.params,
+        found.adapter.deltas,
+        found.adapter.supports,
+        scale=about["scale"],
+        scale_sparse=about["scale_sparse"],
     )
 
 
@@ -108,7 +116,7 @@ def export(run: Path, out: Path, *, form: str = "hf", factors: bool = False) -> 
 
 
 def _weights(run: Path, found: Finished, out: Path, form: str, factors: bool) -> None:
-    model, params, kept = found.model, found.params if factors else folded(found), hf.kept(run / MODEL)
+    model, params, kept = found.model, found.params if factors else folded(found), cuts.read(run / MODEL)
     whole = model.config == model.config.with_widths()
     if form == "compact" and whole:
         raise InputError(f"{run} cut no heads or neurons out: there is nothing to keep compact, use --format hf")
@@ -116,7 +124,7 @@ def _weights(run: Path, found: Finished, out: Path, form: str, factors: bool) ->
         if factors:
             raise InputError("--factors: the updates have the shapes of the cut model: use it with --format compact")
         if not kept:
-            raise InputError(f"{run / MODEL / hf.KEPT} is missing: it says where the zeros belong")
+            raise InputError(f"{run / MODEL / cuts.KEPT} is missing: it says where the zeros belong")
         (model, params), kept = compaction.expand(model, params, kept), {}
     hf.save_pretrained(out, model, params, source=run / MODEL, kept=kept)
     if found.adapter and factors:

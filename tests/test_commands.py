@@ -17,7 +17,7 @@ import tiny
 import train
 from dsee_jax import __main__ as command
 from dsee_jax import loop
-from dsee_jax.ckpt import adapter, hf
+from dsee_jax.ckpt import adapter, cuts, hf
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -241,7 +241,7 @@ def test_export_a_cut_model(cut, tmp_path, capsys):
     assert small[0].config.kept_neurons == (24,)
     assert large[0].config == hf.load_pretrained(run.parent / "base")[0].config
     assert "kept_heads" not in json.loads((tmp_path / "hf" / "config.json").read_text())
-    keep = hf.kept(tmp_path / "compact")["neurons"]["layer_0"]
+    keep = cuts.read(tmp_path / "compact")["neurons"]["layer_0"]
     up = np.asarray(large[1]["encoder"]["layer_0"]["mlp"]["up"]["kernel"])
     np.testing.assert_array_equal((up != 0).any(0), keep)
     assert command.main(["export", str(run), str(tmp_path / "x"), "--format", "compact", "--factors"]) == 0

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 import runs
 from dsee_jax import config as configs
 from dsee_jax import journal, loop, tickets, tree
-from dsee_jax.ckpt import adapter, hf
+from dsee_jax.ckpt import adapter, cuts, hf
 from dsee_jax.ckpt import state as checkpoints
 
 KERNELS = ("attention/query", "attention/key", "attention/value", "attention/output", "mlp/up", "mlp/down")
@@ -186,7 +186,7 @@ def test_structured(tmp_path):
     assert results["trainable_parameters"] == 2 * (2 * (24 + 24) + 5)
     fields = json.loads((out / "model" / "config.json").read_text())
     assert (fields["kept_heads"], fields["kept_neurons"], fields["intermediate_size"]) == ([2], [24], 40)
-    units = tree.flatten(hf.kept(out / "model"))
+    units = tree.flatten(cuts.read(out / "model"))
     assert {path: int(flags.sum()) for path, flags in units.items()} == {"heads/layer_0": 2, "neurons/layer_0": 24}
     _, before = hf.load_pretrained(tmp_path / "base")
     _, after = hf.load_pretrained(out / "model")
@@ -213,7 +213,7 @@ def test_earlybert(tmp_path):
     learned = np.asarray(checks[-1]["coefficients"]["heads"]["layer_0"])
     assert learned.shape == (3,)
     assert (learned != 1).all()
-    kept = hf.kept(out / "model")
+    kept = cuts.read(out / "model")
     np.testing.assert_array_equal(kept["heads"]["layer_0"], learned > learned.min())
     assert tickets.packed(kept) == checks[-1]["kept"]
     _, before = hf.load_pretrained(tmp_path / "base")
@@ -245,7 +245,7 @@ def test_full_fine_tuning_of_a_cut_model_and_on_from_it(tmp_path):
         delta__targets=[".*/mlp/(up|down)/kernel"], **cut,
     )  # fmt: skip
     assert again["kept"] == {"heads": [0], "neurons": [15]}
-    first, both = (tree.flatten(hf.kept(folder / "model")) for folder in (out, tmp_path / "again"))
+    first, both = (tree.flatten(cuts.read(folder / "model")) for folder in (out, tmp_path / "again"))
     assert [flags.sum() for flags in both.values()] == [0, 15]
     assert not (both["neurons/layer_0"] & ~first["neurons/layer_0"]).any()
     emptied, _ = run(

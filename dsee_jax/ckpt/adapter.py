@@ -5,6 +5,7 @@
     adapter_config.json   scale, scale_sparse, the delta section of the config, task, labels, SHA-256 of the base
     adapter.safetensors   deltas/<kernel path>/{a, b, values}, supports/<kernel path>, params/<path> (the task head)
     masks.safetensors     one bit a weight, where the run pruned
+    kept.safetensors      one bit a head and a neuron, where the model was cut
 
 The pretrained model, its masks, the head and the updates together are the tuned model.
 """
@@ -21,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 from dsee_jax import masks as mask_trees
 from dsee_jax import tree
 from dsee_jax.aliases import Deltas, Masks, Params, Supports
+from dsee_jax.ckpt import cuts
 from dsee_jax.errors import InputError
 
 CONFIG, WEIGHTS, MASKS = "adapter_config.json", "adapter.safetensors", "masks.safetensors"
@@ -34,6 +36,7 @@ class Adapter(NamedTuple):
     params: Params  # the task head
     masks: Masks  # True = kept; empty where nothing was pruned
     config: dict[str, Any]
+    kept: Masks  # the heads and neurons of the model it is for; empty where none were cut
 
 
 def save(folder: Path, adapter: Adapter) -> None:
@@ -44,6 +47,7 @@ def save(folder: Path, adapter: Adapter) -> None:
     save_file(flat, folder / WEIGHTS)
     if adapter.masks:
         mask_trees.save(folder / MASKS, adapter.masks)
+    cuts.write(folder, adapter.kept)
     (folder / CONFIG).write_text(json.dumps(adapter.config, indent=1) + "\n", encoding="utf-8")
 
 
@@ -63,7 +67,8 @@ def load(folder: Path) -> Adapter:
     except (ValueError, AttributeError, TypeError, RecursionError, SafetensorError) as error:
         raise InputError(f"{folder}: damaged adapter: {error}") from None
     masks = mask_trees.load(folder / MASKS) if (folder / MASKS).exists() else {}
-    return Adapter(parts.get("deltas", {}), parts.get("supports", {}), parts.get("params", {}), masks, config)
+    deltas, supports, params = (parts.get(name, {}) for name in ("deltas", "supports", "params"))
+    return Adapter(deltas, supports, params, masks, config, cuts.read(folder))
 
 
 def fingerprint(folder: Path) -> str:

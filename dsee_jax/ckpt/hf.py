@@ -18,10 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsee_jax import masks as mask_trees
-from dsee_jax import models, tree
+from dsee_jax import compaction, models, tree
 from dsee_jax.aliases import Key, Masks, Params
-from dsee_jax.ckpt import folders, tensors
+from dsee_jax.ckpt import cuts, folders, tensors
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.models import fields
@@ -32,10 +31,6 @@ TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     *("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
 )
-
-
-KEPT = "kept.safetensors"
-"""Beside the weights of a model that was cut: which heads and neurons of the first model it is made of."""
 
 
 class _Place(NamedTuple):
@@ -151,6 +146,10 @@ def load_pretrained(
     """
     folder = resolve(path)
     model: Any = _model(folder, task, num_labels, dtype)
+    try:
+        compaction.check(model, cuts.read(folder))
+    except InputError as error:
+        raise InputError(f"{folder / cuts.KEPT}: {error}; take the one that was written with config.json") from None
     places, stored = _places(model), tensors.index(folder)
     found = _account(folder, model, places, stored)
     flat: dict[str, jax.Array] = {}
@@ -275,8 +274,7 @@ def save_pretrained(
     with folders.whole(Path(path), overwrite=overwrite) as staging:
         tensors.write(staging, arrays, max_shard_size=max_shard_size)
         (staging / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        if kept:
-            mask_trees.save(staging / KEPT, kept)
+        cuts.write(staging, kept)
         if origin is not None:
             copy_tokenizer(origin, staging)
 
@@ -286,11 +284,6 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).exists():
             shutil.copyfile(source / name, folder / name)
-
-
-def kept(folder: Path) -> Masks:
-    """Return the units that a compact checkpoint is made of, `dsee_jax.units`; none where nothing was cut."""
-    return mask_trees.load(folder / KEPT) if (folder / KEPT).exists() else {}
 
 
 def names(model: Any) -> dict[str, str]:

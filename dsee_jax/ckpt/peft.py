@@ -39,7 +39,7 @@ def save(path: Path, model: Any, adapter: Adapter) -> None:
     config = adapter.config
     if adapter.supports:
         raise InputError("PEFT's LoRA has no sparse values and this adapter has (delta.nonzeros): use --format hf")
-    if adapter.masks or "kept" in config:
+    if adapter.masks or adapter.kept or "kept" in config:
         raise InputError("PEFT puts an adapter on the pretrained weights and this run has pruned them: use --format hf")
     factors, head = delta_trees.kernels(adapter.deltas), tree.flatten(adapter.params)
     places = hf.stands(model.config.model_type, [*factors, *head], hf.names(model).values())

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsee_jax.ckpt import hf, tensors
+from dsee_jax.aliases import Masks
+from dsee_jax.ckpt import adapter, cuts, hf, tensors
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.ckpt.tensors import DTYPES
 from dsee_jax.errors import InputError
@@ -24,6 +25,7 @@ class Source(NamedTuple):
     config: dict[str, Any]
     tensors: Mapping[str, Lazy]
     files: Mapping[str, Path]  # all that is read, by a name that starts with the reference's path
+    kept: Masks  # the heads and neurons that are left; empty where none were cut out
 
 
 def open_source(reference: str, beside: Path) -> Source:
@@ -41,9 +43,17 @@ def open_source(reference: str, beside: Path) -> Source:
     config = hf.read_json(folder / "config.json")
     stored = tensors.index(folder)
     found: dict[str, Lazy] = {name: plain(where) for name, where in stored.items()}
-    files = _labels(path, [folder / "config.json", *(where.file for where in stored.values())])
+    kept = cuts.read(folder)
+    if not kept and any(key.startswith("kept_") for key in config):
+        raise InputError(f"{folder / cuts.KEPT} is missing: it says which heads and neurons a cut model is made of")
+    beside_weights = [folder / "config.json", *([folder / cuts.KEPT] if kept else [])]
+    files = _labels(path, [*beside_weights, *(where.file for where in stored.values())])
     if extra:
         name, place = extra
+        if (where := cuts.difference(cuts.read(place), kept)) and (place / adapter.WEIGHTS).exists():
+            raise InputError(
+                f"{place} and {folder} are of two cuts: {where} differ; put an adapter on the model/ of its run"
+            )
         found, used = adapters.adapted(place, config, found)
         files |= _labels(name, used)
     for name, lazy in found.items():
@@ -52,7 +62,7 @@ def open_source(reference: str, beside: Path) -> Source:
                 f"{lazy.files[0]}: {name!r} is stored as {lazy.dtype}; expected one of {', '.join(DTYPES)}: "
                 "convert the model first"
             )
-    return Source(reference, folder, config, found, files)
+    return Source(reference, folder, config, found, files, kept)
 
 
 def _labels(path: str, files: Iterable[Path]) -> dict[str, Path]:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dsee_jax.ckpt import hf
+from dsee_jax.ckpt import cuts, hf
 from dsee_jax.errors import InputError
 
 RECIPE, CARD = "merge_recipe.yml", "README.md"
@@ -143,7 +143,8 @@ def write(
 
     Args:
       folder: where.
-      donor: the folder of the base, or of the first model: generation_config.json and the tokenizer come from it.
+      donor: the folder of the base, or of the first model: generation_config.json, the tokenizer and, of a model that was cut,
+        the units it is made of come from it.
       fields: from `config`.
       tokenizer: of transformers, to be written in place of the donor's.
       template: from `chat_template`, in place of the tokenizer's own.
@@ -151,7 +152,7 @@ def write(
       recipe: from `merge.outputs.card.recipe_text`.
     """
     _json(folder / "config.json", fields)
-    copied = ["generation_config.json"]
+    copied = ["generation_config.json", cuts.KEPT]
     if tokenizer is None:
         copied += hf.TOKENIZER_FILES
     else:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dsee_jax.ckpt import cuts
 from dsee_jax.ckpt.tensors import DTYPES
 from dsee_jax.errors import InputError
 from merge import units
@@ -77,12 +78,14 @@ def plan(
       statistics: the opened files of statistics by path, ``{name of tensor: its statistic}``.
 
     Raises:
-      InputError: different architectures; missing, surplus or mismatched tensors; layers that are not there; an option
-        without value for a tensor; weights that sum to zero under ``normalize``; one line that names the tensor or key.
+      InputError: different architectures, or different cuts of one; missing, surplus or mismatched tensors; layers that are
+        not there; an option without value for a tensor; weights that sum to zero under ``normalize``; one line that names
+        the tensor or key.
     """
     origin = sources[recipe.origin]
     for source in sources.values():
         _same_architecture(recipe, origin, source)
+        _same_cut(recipe, origin, source)
     views, notes = {}, []
     for reference in recipe.references:
         views[reference], said = heads.fitted(origin, sources[reference])
@@ -215,6 +218,20 @@ def _same_architecture(recipe: Recipe, first: Source, other: Source) -> None:
                 f"{recipe.path}: {first.reference} and {other.reference} are different architectures: {key} is "
                 f"{str(left)[:80]} in one and {str(right)[:80]} in the other; merge models of one kind"
             )
+
+
+def _same_cut(recipe: Recipe, first: Source, other: Source) -> None:
+    """Refuse models of which different heads or neurons are left; their arrays may have equal shapes."""
+    if recipe.sliced and other.kept:
+        raise InputError(
+            f"{recipe.path}: slices: {other.folder} had heads or neurons cut out, layer by layer; export it with --format hf"
+        )
+    if where := cuts.difference(first.kept, other.kept):
+        way_out = "merge models of one cut, or export each with --format hf first"
+        if not (first.kept and other.kept):
+            dense = (other if first.kept else first).folder
+            way_out = f"{dense} was not cut: take the compact model that the others were tuned from, or {way_out}"
+        raise InputError(f"{recipe.path}: {first.folder} and {other.folder} are of two cuts: {where} differ; {way_out}")
 
 
 def _layers(recipe: Recipe, origin: Source) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ WHOLE = adapter.Adapter(
     params={"classifier": {"bias": np.ones(2, np.float32)}},
     masks={"encoder": {"query": {"kernel": RANDOM.random((5, 4)) < 0.5}}},
     config={"scale": 2.0, "labels": ["no", "yes"]},
+    kept={"heads": {"layer_0": np.array([True, False, True])}},
 )
 
 
@@ -37,7 +38,7 @@ def equal(found, expected):
         assert np.asarray(x).dtype == np.asarray(y).dtype
 
 
-@pytest.mark.parametrize("whole", [WHOLE, WHOLE._replace(masks={}), WHOLE._replace(supports={}, params={})])
+@pytest.mark.parametrize("whole", [WHOLE, WHOLE._replace(masks={}, kept={}), WHOLE._replace(supports={}, params={})])
 def test_there_and_back(tmp_path, whole):
     adapter.save(tmp_path, whole)
     equal(adapter.load(tmp_path), whole)

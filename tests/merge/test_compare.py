@@ -29,7 +29,7 @@ def source(arrays, asked=None):
 
         return Lazy(array.shape, kind, (), array.nbytes, read)
 
-    return sources.Source("x", Path("x"), {}, {name: lazy(array) for name, array in arrays.items()}, {})
+    return sources.Source("x", Path("x"), {}, {name: lazy(array) for name, array in arrays.items()}, {}, {})
 
 
 @settings(deadline=None)

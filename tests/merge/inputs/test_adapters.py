@@ -34,7 +34,7 @@ def ours(folder, *, scale_sparse=True, head=True):
     new = jax.tree.map(lambda leaf: leaf.astype(np.float32), new)
     about = {"scale": config.scale, "scale_sparse": scale_sparse}
     (folder / "adapter").mkdir()
-    adapter.save(folder / "adapter", adapter.Adapter(updates, supports, new, cut, about))
+    adapter.save(folder / "adapter", adapter.Adapter(updates, supports, new, cut, about, {}))
     tuned = masks.apply(tree.unflatten({**tree.flatten(params), **tree.flatten(new)}), cut)
     return hf.named(model, deltas.materialize(tuned, updates, supports, scale=config.scale, scale_sparse=scale_sparse))
 

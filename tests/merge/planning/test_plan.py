@@ -38,7 +38,7 @@ def tensors(layers=3, width=4, vocabulary=8, dtype="F32", head=True):
 def opened(reference, tied=False, config=None, more=None, **shape):
     """A model from its headers."""
     said = {"model_type": "m", "num_hidden_layers": shape.get("layers", 3), "tie_word_embeddings": tied}
-    return Source(reference, Path(reference), said | (config or {}), tensors(**shape) | (more or {}), {})
+    return Source(reference, Path(reference), said | (config or {}), tensors(**shape) | (more or {}), {}, {})
 
 
 @pytest.fixture
@@ -263,7 +263,9 @@ HEADERS = st.dictionaries(
 def test_any_headers(planned, headers, same, text):
     """Whatever the headers hold there is a plan, or one line."""
     sources = [
-        Source(name, Path(name), {}, {key: lazy(*kind) for key, kind in (headers[0] if same else header).items()}, {})
+        Source(
+            name, Path(name), {}, {key: lazy(*kind) for key, kind in (headers[0] if same else header).items()}, {}, {}
+        )
         for name, header in zip("tab", headers, strict=True)
     ]
     try:

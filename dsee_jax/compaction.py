@@ -127,11 +127,9 @@ def check(model: Any, kept: Masks) -> None:
     for name in {name for layers in kept.values() for name in layers} - {
         unit_trees.layer(number) for widths in whole.config.widths.values() for number in range(len(widths))
     }:
-        raise InputError(f"the cut is of {name} and the model has none: they are not of one another")
+        raise InputError(f"the cut is of {name} and the model has none")
     if kept and (left := resized(whole, kept).config.widths) != model.config.widths:
-        raise InputError(
-            f"the model has the widths {model.config.widths} and the cut leaves {left}: they are not of one another"
-        )
+        raise InputError(f"the model has the widths {model.config.widths} and the cut leaves {left}")
 
 
 def expand(model: Any, params: Params, kept: Masks) -> tuple[Any, dict[str, Any]]:

@@ -39,6 +39,19 @@ def small_embedding(folder):
     tiny.bert(folder / "base", num_hidden_layers=1, vocab_size=len(tiny.VOCABULARY) - 25)
 
 
+def five_heads(folder):
+    config = folder / "base" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_attention_heads": 5}))
+
+
+def a_cut_of_other_widths(folder):
+    cuts.write(folder / "base", {"heads": {"layer_0": np.array([True, False, True])}})
+
+
+def a_cut_of_more_heads(folder):
+    cuts.write(folder / "base", {"heads": {"layer_0": np.ones(4, bool)}})
+
+
 def label(folder):
     with (folder / "data" / "dev.csv").open("a") as file:
         file.write("a cat,perhaps\n")
@@ -79,6 +92,14 @@ BAD = {
     "nonzeros": (None, {"delta__nonzeros": 577}, "delta.nonzeros is 577;"),
     "sparsity": (None, {"prune__sparsity": 1.0}, "prune.sparsity is 1.0; expected"),
     "all heads": (None, {"prune__kind": "structured", "prune__heads": 1.0}, "prune.heads is 1.0; expected a fraction"),
+    "all neurons": (
+        None,
+        {"prune__kind": "structured", "prune__neurons": 1.0},
+        "prune.neurons is 1.0; expected a fraction in [0, 1) or a whole number: 1.0 leaves none",
+    ),
+    "heads that do not divide": (five_heads, {}, "'hidden_size' is 24, not a multiple of 'num_attention_heads' = 5"),
+    "a dense model with units of a cut": (a_cut_of_other_widths, {}, "kept.safetensors: the model has the widths"),
+    "units of another model": (a_cut_of_more_heads, {}, "kept.safetensors: layer 0 has 3 heads and the cut is of 4"),
     "too many heads": (None, {"prune__kind": "structured", "prune__heads": 4}, "prune.heads is 4 and there are 3"),
     "nothing to cut": (None, {"prune__kind": "structured"}, "prune.heads is 0; expected more than 0"),
     "a unit in part": (
@@ -263,11 +284,63 @@ def test_a_cut_model_with_the_files_of_another(cut, finished, tmp_path, capsys):
     shutil.copytree(cut[0], spoilt, ignore=shutil.ignore_patterns("checkpoints"))
     shutil.copyfile(finished[0] / "model" / "config.json", spoilt / "model" / "config.json")
     assert command.main(["evaluate", str(spoilt)]) == 2
+    assert "kept.safetensors: the model has the widths" in capsys.readouterr().err
+    (spoilt / "model" / "kept.safetensors").unlink()
+    assert command.main(["evaluate", str(spoilt)]) == 2
     assert "were heads or neurons cut? then take the config.json" in capsys.readouterr().err
     shutil.rmtree(spoilt / "model")
     shutil.copytree(finished[0] / "model", spoilt / "model")
     assert command.main(["evaluate", str(spoilt)]) == 2
+    assert "are of two cuts: the heads of layer 0 differ" in capsys.readouterr().err
+    (spoilt / "adapter" / "kept.safetensors").unlink()
+    assert command.main(["evaluate", str(spoilt)]) == 2
     assert "they are of two models, or of two cuts of one" in capsys.readouterr().err
+
+
+def refused(run, out, capsys, *words):
+    """By every verb that opens the model and its adapter, in one line."""
+    for arguments in (["evaluate", str(run)], ["export", str(run), str(out)]):
+        assert command.main(arguments) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        for word in words:
+            assert str(word) in said
+    assert not out.exists()
+
+
+def rolled(folder):
+    """Another cut, of equal widths."""
+    units = cuts.read(folder)
+    cuts.write(folder, jax.tree.map(lambda flags: np.roll(flags, 1), units))
+
+
+@pytest.mark.parametrize("part", ["model", "adapter"])
+def test_equal_shapes_of_two_cuts(cut, tmp_path, capsys, part):
+    """The units of the model, or a foreign adapter: nothing but kept.safetensors tells them apart."""
+    spoilt = tmp_path / "run"
+    shutil.copytree(cut[0], spoilt, ignore=shutil.ignore_patterns("checkpoints"))
+    rolled(spoilt / part)
+    words = (spoilt / "adapter", spoilt / "model", "are of two cuts: the heads of layer 0 differ")
+    refused(spoilt, tmp_path / "out", capsys, *words)
+
+
+def test_an_adapter_of_the_dense_model_that_fits_the_shapes_of_the_cut(cut, finished, tmp_path, capsys):
+    spoilt = tmp_path / "run"
+    shutil.copytree(cut[0], spoilt, ignore=shutil.ignore_patterns("checkpoints", "adapter"))
+    made = adapter.load(finished[0] / "adapter")
+    (spoilt / "adapter").mkdir()
+    adapter.save(spoilt / "adapter", made._replace(deltas={}, supports={}, masks={}))
+    refused(spoilt, tmp_path / "out", capsys, "are of two cuts: the heads of layer 0 differ")
+
+
+def test_units_that_did_not_make_the_model(cut, tmp_path, capsys):
+    """Another run's kept.safetensors, of other widths: told from config.json, also where there is no adapter."""
+    spoilt = tmp_path / "run"
+    shutil.copytree(cut[0], spoilt, ignore=shutil.ignore_patterns("checkpoints"))
+    cuts.write(spoilt / "model", {"heads": {"layer_0": np.array([True, False, False])}})
+    refused(spoilt, tmp_path / "out", capsys, spoilt / "model" / "kept.safetensors", "the cut leaves")
+    with pytest.raises(dsee_jax.errors.InputError, match="it and config.json must be written together"):
+        dsee_jax.load_pretrained(spoilt / "model")
 
 
 @pytest.mark.parity

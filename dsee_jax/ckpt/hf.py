@@ -149,7 +149,7 @@ def load_pretrained(
     try:
         compaction.check(model, cuts.read(folder))
     except InputError as error:
-        raise InputError(f"{folder / cuts.KEPT}: {error}; take the one that was written with config.json") from None
+        raise InputError(f"{folder / cuts.KEPT}: {error}: it and config.json must be written together") from None
     places, stored = _places(model), tensors.index(folder)
     found = _account(folder, model, places, stored)
     flat: dict[str, jax.Array] = {}

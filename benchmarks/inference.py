@@ -1,0 +1,161 @@
+"""Throughput and memory of a run's finished model, next to the pretrained model it was made from under the same head.
+
+    python -m benchmarks.inference RUN_DIR [--batch 32 --length 128 --repeats 20 --json FILE]
+
+The finished model is what ``export`` writes: updates folded in, and of a run that cut heads and neurons the smaller arrays.
+Throughput is that of the compiled program, warm, the two models in turns; each turn's ratio is of two calls that stood next
+to each other. Memory is measured in a process for each model that loads it and answers one batch: the peak of the whole
+process (Python, JAX, loading and compiling included), and what XLA says of the program (its arguments, which are weights and
+a batch, and temporaries). Wants an otherwise idle machine.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.load_memory import peak
+
+MODELS = ("final", "dense")
+
+
+def write(run: Path, folder: Path) -> None:
+    """Write both models as folders: ``final``, and ``dense``, the run's pretrained model with its tuned head."""
+    from dsee_jax import finished, models, tree
+    from dsee_jax.ckpt import hf
+    from dsee_jax.ckpt.resolve import resolve
+
+    found = finished.opened(run)
+    base = resolve(found.config.model.path)
+    hf.save_pretrained(folder / "final", found.model, finished.folded(found), source=run / finished.MODEL)
+    model: Any
+    model, params = hf.load_pretrained(base, num_labels=found.task.num_labels)
+    flat, tuned = tree.flatten(params), tree.flatten(found.params)
+    head = tree.select(models.find(model.config.model_type).HEAD, flat)
+    params = tree.unflatten(flat | {path: tuned[path] for path in head})
+    hf.save_pretrained(folder / "dense", model, params, source=base, labels=found.task.labels)
+
+
+def program(run: Path, folder: Path, batch: int, length: int) -> tuple[Any, tuple[Any, ...]]:
+    """Return the compiled program of a written model and what it takes: its weights, and a batch without padding."""
+    import jax
+    import numpy as np
+
+    from dsee_jax import config as configs
+    from dsee_jax.ckpt import hf
+    from dsee_jax.setup import CONFIG
+
+    labels, dtype = hf.read_json(folder / "config.json")["id2label"], configs.read(run / CONFIG).model.dtype
+    model: Any
+    model, params = hf.load_pretrained(folder, num_labels=len(labels), dtype=dtype)
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (batch, length), np.int32)
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    arguments = jax.device_put((params, inputs))
+    run_once = jax.jit(lambda params, inputs: model.apply({"params": params}, **inputs))
+    return run_once.lower(*arguments).compile(), arguments
+
+
+def memory(run: Path, folder: Path, batch: int, length: int) -> dict[str, int]:
+    """Return the peak of this process, which must hold nothing else, and the bytes of the program, after one batch."""
+    import jax
+
+    compiled, arguments = program(run, folder, batch, length)
+    jax.block_until_ready(compiled(*arguments))
+    said = compiled.memory_analysis()
+    parts = {"argument_bytes": said.argument_size_in_bytes, "temporary_bytes": said.temp_size_in_bytes}
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(arguments[0]))
+    return {"weight_bytes": weights, **parts, "program_bytes": sum(parts.values()), "peak_rss_bytes": peak()}
+
+
+def seconds(run: Path, folder: Path, batch: int, length: int, repeats: int) -> dict[str, list[float]]:
+    """Return the seconds of ``repeats`` calls of each model, in turns, after one that is not counted."""
+    import jax
+
+    programs = {name: program(run, folder / name, batch, length) for name in MODELS}
+    found: dict[str, list[float]] = {name: [] for name in MODELS}
+    for repeat in range(repeats + 1):
+        for name, (compiled, arguments) in programs.items():
+            begin = time.perf_counter()
+            jax.block_until_ready(compiled(*arguments))
+            if repeat:
+                found[name].append(time.perf_counter() - begin)
+    return found
+
+
+def compared(batch: int, times: dict[str, list[float]], memories: dict[str, dict[str, int]]) -> dict[str, Any]:
+    """Return the figures of both models and their ratios, finished over pretrained."""
+    figures: dict[str, Any] = {
+        name: {
+            "examples_per_second": batch / statistics.median(times[name]),
+            "seconds": [round(taken, 5) for taken in times[name]],
+            **memories[name],
+        }
+        for name in MODELS
+    }
+    turns = [dense / final for final, dense in zip(times["final"], times["dense"], strict=True)]
+    final, dense = memories["final"], memories["dense"]
+    ratios = {f"{name}_ratio": final[name] / dense[name] for name in final}
+    return figures | {"throughput_ratio": statistics.median(turns)} | ratios
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="the output_dir of a finished run")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=20, help="calls of each model that are timed")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
+    parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if not (options.run / "metrics.json").exists():
+        parser.error(f"{options.run} is no finished run: it has no metrics.json")
+    shape = (options.batch, options.length)
+    if options.write:
+        return write(options.run, options.write)
+    if options.measure:
+        return print(json.dumps(memory(options.run, options.measure, *shape)))
+    this = [sys.executable, "-m", "benchmarks.inference", str(options.run)]
+    this += [f"--batch={options.batch}", f"--length={options.length}"]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, memories = Path(temporary), {}
+        # This process stays small until these are done: Linux hands its peak down to them.
+        subprocess.run([*this, "--write", temporary], check=True, stdout=sys.stderr)
+        for name in MODELS:
+            told = subprocess.run(
+                [*this, "--measure", str(folder / name)], check=True, stdout=subprocess.PIPE, text=True
+            )
+            memories[name] = json.loads(told.stdout.splitlines()[-1])
+        times = seconds(options.run, folder, *shape, options.repeats)
+    import jax
+
+    found = {
+        "run": options.run.name,
+        "batch": options.batch,
+        "length": options.length,
+        "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), {jax.devices()[0].device_kind}",
+        "jax": jax.__version__,
+        **compared(options.batch, times, memories),
+    }
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    for name in MODELS:
+        figures = found[name]
+        print(
+            f"{name:6} {figures['examples_per_second']:8.1f} examples/s   program {figures['program_bytes'] / 1e6:7.1f} MB"
+            f"   process {figures['peak_rss_bytes'] / 1e6:7.1f} MB   weights {figures['weight_bytes'] / 1e6:6.1f} MB"
+        )
+    ratios = ", ".join(f"{key.removesuffix('_ratio')} {value:.3f}" for key, value in found.items() if "ratio" in key)
+    print(f"final / dense: {ratios}")
+
+
+if __name__ == "__main__":
+    main()

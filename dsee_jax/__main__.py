@@ -25,7 +25,8 @@ def export(options: argparse.Namespace) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
-    """Print the tables of a finished run again."""
+    """Print the tables of a finished run again, and draw it."""
+    from dsee_jax import pictures
     from dsee_jax import report as reports
     from dsee_jax.ckpt.hf import read_json
 
@@ -33,7 +34,7 @@ def report(options: argparse.Namespace) -> None:
     if not (run / "metrics.json").exists():
         raise InputError(f"{run} is no finished run: it has no metrics.json")
     reports.final(read_json(run / "metrics.json"), run, reports.show)
-    reports.plot(run, reports.show)
+    pictures.draw(run, reports.show)
 
 
 def inspect(options: argparse.Namespace) -> None:
@@ -96,7 +97,11 @@ def parser() -> argparse.ArgumentParser:
         help="keep the pruned weights sparse and put the updates beside them in OUT/adapter; "
         "without it they are folded in, and any tool gets the tuned logits",
     )
-    three = verb(report, "Print the scores and costs of a finished run, and draw its curves (extra `plot`).")
+    three = verb(
+        report,
+        "Print the scores and costs of a finished run, and draw pictures into its folder (extra `plot`): its curves, which "
+        "heads and neurons were kept, the share of zeros of every kernel, the search for a ticket.",
+    )
     three.add_argument("run", metavar="RUN_DIR", help="the output_dir of a finished run")
     four = verb(
         inspect,

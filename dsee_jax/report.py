@@ -10,8 +10,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from dsee_jax import journal
-
 NAMES = {
     "before": "pretrained, new head",
     "tune": "after tuning",
@@ -93,34 +91,3 @@ def show(value: Any) -> None:
     else:
         wide = None if sys.stdout.isatty() else 100
         Console(width=wide).print(value)
-
-
-def plot(run: Path, say: Callable[[Any], None]) -> None:
-    """Draw loss, learning rate and dev scores by step from ``metrics.jsonl`` into ``RUN/curves.png``."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        say("curves   not drawn: pip install 'dsee-jax[plot]'")
-        return
-    records = journal.read(run / "metrics.jsonl")
-    offset, offsets = 0, {}
-    for stage in ("before", "tune", "prune", "retune"):
-        offsets[stage] = offset
-        offset += max((record["step"] for record in records if record["stage"] == stage), default=0)
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    axes = figure.subplots(3, 1, sharex=True)
-    losses = [record for record in records if "loss" in record]
-    for axis, key in zip(axes, ("loss", "learning_rate"), strict=False):
-        axis.plot([offsets[record["stage"]] + record["step"] for record in losses], [record[key] for record in losses])
-        axis.set_ylabel("training loss" if key == "loss" else "learning rate")
-    scored = [record for record in records if "metrics" in record]
-    steps = [offsets[record["stage"]] + record["step"] for record in scored]
-    for name in (name for name in scored[-1]["metrics"] if not name.startswith("loss")):
-        axes[2].plot(steps, [record["metrics"][name] for record in scored], "o-", label=name)
-    axes[2].set(ylabel="dev score", xlabel="step")
-    axes[2].legend()
-    if any(record["stage"] == "prune" for record in records):
-        for axis in axes:
-            axis.axvline(offsets["prune"], color="grey", linestyle=":", label="pruned")
-    figure.savefig(run / "curves.png", dpi=120)
-    say(f"curves   {run / 'curves.png'}")

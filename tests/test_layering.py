@@ -24,7 +24,7 @@ LEVELS = [
     {"compaction"},
     # edges
     {"ckpt", "data", "metrics", "optim", "sharding", "journal", "step"},
-    {"setup", "report", "inspection", "stablehlo"},
+    {"setup", "report", "inspection", "stablehlo", "pictures"},
     {"cut", "evaluation", "export"},
     {"training"},
     {"loop", "finished"},

@@ -1,0 +1,32 @@
+"""Pictures of a run: its curves, what was cut out of it, where its zeros are, and how the search for a ticket went.
+
+``draw`` of each module is a function of records or arrays that returns a matplotlib figure (extra ``plot``), or None
+where there is nothing of the kind to draw.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from dsee_jax import journal
+from dsee_jax.ckpt import cuts
+from dsee_jax.pictures import curves, kept, search, sparsity
+
+
+def draw(run: Path, say: Callable[[str], None]) -> None:
+    """Draw what there is of a run into PNG files beside its others, and say which; without matplotlib one line says so."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        say("pictures not drawn: pip install 'dsee-jax[plot]'")
+        return
+    records = journal.read(run / "metrics.jsonl")
+    pictures = {
+        "curves": curves.draw(records),
+        "kept": kept.draw(cuts.read(run / "model")),
+        "sparsity": sparsity.draw(sparsity.zeros(run / "model")),
+        "search": search.draw(records),
+    }
+    for name, figure in pictures.items():
+        if figure is not None:
+            figure.savefig(run / f"{name}.png", dpi=120)
+            say(f"{name:8} {run / f'{name}.png'}")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dsee_jax.errors import InputError, did_you_mean
+from dsee_jax.layout import KERNEL, PLAIN, Layout
 from dsee_jax.models import fields
 from dsee_jax.models.layers import ACTIVATIONS, Attention, Dropout, LayerNorm, Mlp
 
@@ -262,15 +263,15 @@ _NORM = (
     ("encoder/layer_{i}/mlp_norm", "bert.encoder.layer.{i}.output.LayerNorm"),
 )
 
-HF_NAMES: tuple[tuple[str, str, str | None], ...] = (
-    ("embeddings/word/embedding", "bert.embeddings.word_embeddings.weight", None),
-    ("embeddings/position/embedding", "bert.embeddings.position_embeddings.weight", None),
-    ("embeddings/token_type/embedding", "bert.embeddings.token_type_embeddings.weight", None),
-    *((f"{ours}/kernel", f"{theirs}.weight", "transpose") for ours, theirs in _DENSE),
-    *((f"{ours}/bias", f"{theirs}.bias", None) for ours, theirs in _DENSE + _NORM),
-    *((f"{ours}/scale", f"{theirs}.weight", None) for ours, theirs in _NORM),
+HF_NAMES: tuple[tuple[str, str, Layout], ...] = (
+    ("embeddings/word/embedding", "bert.embeddings.word_embeddings.weight", PLAIN),
+    ("embeddings/position/embedding", "bert.embeddings.position_embeddings.weight", PLAIN),
+    ("embeddings/token_type/embedding", "bert.embeddings.token_type_embeddings.weight", PLAIN),
+    *((f"{ours}/kernel", f"{theirs}.weight", KERNEL) for ours, theirs in _DENSE),
+    *((f"{ours}/bias", f"{theirs}.bias", PLAIN) for ours, theirs in _DENSE + _NORM),
+    *((f"{ours}/scale", f"{theirs}.weight", PLAIN) for ours, theirs in _NORM),
 )
-"""(our path, Hugging Face's name, how the array changes between them); ``{i}`` is the number of the layer in both."""
+"""(our path, Hugging Face's name, how the one stands in the other); ``{i}`` is the number of the layer in both."""
 
 OLD_NAMES = ((r"(.*\.LayerNorm)\.gamma", r"\1.weight"), (r"(.*\.LayerNorm)\.beta", r"\1.bias"))
 """(regex, replacement) for names that checkpoints converted from TensorFlow have."""

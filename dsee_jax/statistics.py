@@ -64,7 +64,8 @@ def gram(model: nn.Module, params: Params, batch: Mapping[str, Array]) -> dict[s
     """Return ``{kernel path: {"sum": (in, in), "count": ()}}``: the sum of x x^T over the inputs x of each kernel, float32.
 
     Inputs at padding, and of rows with ``weights`` 0, do not count. A kernel sees what the model computes: where the last
-    layer of a classifier goes on with the first position only, so does the sum.
+    layer of a classifier goes on with the first position only, so does the sum. An input that is of no example, as embeddings
+    of distances, counts each of its rows once a batch.
     """
     found: dict[str, dict[str, jax.Array]] = {}
     real = batch["attention_mask"] * batch["weights"][:, None]
@@ -76,7 +77,9 @@ def gram(model: nn.Module, params: Params, batch: Mapping[str, Array]) -> dict[s
             x = args[0].astype(jnp.float32)
             # What has no axis of positions is one vector of the whole example.
             x = x if x.ndim == 3 else x[:, None]
-            weights = real[:, : x.shape[1], None].astype(jnp.float32)
+            of_examples = len(x) == len(real) and x.shape[1] <= real.shape[1]
+            weights = real[:, : x.shape[1], None] if of_examples else jnp.ones((*x.shape[:2], 1))
+            weights = weights.astype(jnp.float32)
             total = {"sum": jnp.einsum("bti,btj->ij", x * weights, x, precision="highest"), "count": jnp.sum(weights)}
             for name in joint or ("",):
                 path = "/".join(filter(None, (*module.path, name, "kernel")))

@@ -69,6 +69,8 @@ def _model(folder: Path, task: str, num_labels: int, dtype: str) -> nn.Module:
             raise InputError(
                 f"task {task!r} is not supported{did_you_mean(task, options)}; supported: {', '.join(options)}"
             )
+        if task == "question-answering" and num_labels != 2:
+            raise InputError(f"num_labels is {num_labels}; {task} has 2, where an answer starts and where it ends")
         return module.Model(module.Config.from_hf(config, num_labels=num_labels, dtype=dtype), task)
     except InputError as error:
         raise InputError(f"{folder / 'config.json'}: {error}") from None
@@ -144,8 +146,8 @@ def load_pretrained(
 
     Args:
       path: what `resolve` takes.
-      task: sequence-classification or features (the last hidden state, no head).
-      num_labels: columns of the classifier; 1 for regression.
+      task: sequence-classification, token-classification, question-answering or features (the last hidden state, no head).
+      num_labels: columns of the classifier; 1 for regression, 2 for question-answering.
       dtype: float32 or bfloat16, of the matrix products. Params are float32 whatever the file holds.
       key: for a head that the checkpoint lacks, normal with the config's initializer_range (0.02), biases 0; None:
         ``jax.random.key(0)``.
@@ -233,7 +235,8 @@ def _misshapen(folder: Path, model: Any, name: str, where: tensors.Stored, place
         found <= asked for found, asked in zip(where.shape, place.shape, strict=False)
     ):
         hint = " (were heads or neurons cut? then take the config.json that was written with these weights)"
-    if any(path.startswith("classifier/") for path in place.params):
+    head = any(_any(_tables(model).HEAD, path) for path in place.params)
+    if head and model.task != "question-answering" and where.shape[1:] == place.shape[1:]:
         hint = f" (num_labels is {model.config.num_labels}, the file has {where.shape[:1][0]} labels: pass num_labels)"
     return f"{where.file}: {name!r} has shape {where.shape}; {folder / 'config.json'} asks for {place.shape}{hint}"
 
@@ -349,7 +352,7 @@ def _config(model: Any, origin: Path | None, labels: Sequence[str]) -> dict[str,
     count = model.config.num_labels
     if labels and len(labels) != count:
         raise InputError(f"labels has {len(labels)} names; the model has num_labels = {count}: give one each")
-    if model.task == "sequence-classification" and (labels or len(config.get("id2label") or ()) != count):
+    if model.task not in ("features", "causal-lm") and (labels or len(config.get("id2label") or ()) != count):
         names = list(labels) or [f"LABEL_{number}" for number in range(count)]
         config["id2label"] = {str(number): name for number, name in enumerate(names)}
         config["label2id"] = {name: number for number, name in enumerate(names)}

@@ -11,6 +11,9 @@ from dsee_jax.models import MODELS, bert, fields, find
 
 def test_reads_what_it_writes():
     """from_hf(write(config)) is the config; the run decides labels and dtype, not the file."""
+    for name, module in MODELS.items():
+        config = module.Config.from_hf(tiny.config(name, kept_heads=[2, 0]))
+        assert module.Config.from_hf(fields.write(config)) == config
     config = bert.Config.from_hf(tiny.config(classifier_dropout=0.3), num_labels=3, dtype="bfloat16")
     assert (config.hidden_size, config.classifier_dropout, config.num_labels) == (24, 0.3, 3)
     assert bert.Config.from_hf(fields.write(config), num_labels=3, dtype="bfloat16") == config
@@ -87,5 +90,5 @@ def test_unknown_model_type_lists_the_known():
 @pytest.mark.parametrize("module", MODELS.values(), ids=MODELS)
 def test_config_is_a_frozen_hashable_dataclass(module):
     """Models are static arguments of jit."""
-    config = module.Config.from_hf(tiny.config())
+    config = module.Config.from_hf(tiny.config(module.Config.model_type))
     assert hash(config) == hash(dataclasses.replace(config))

@@ -25,6 +25,7 @@ from dsee_jax.ckpt import hf
 from dsee_jax.data.batches import bucket_edges, eval_batches
 from dsee_jax.errors import InputError
 from dsee_jax.export import MODEL
+from dsee_jax.layout import Layout
 from dsee_jax.step import INPUTS
 
 EXAMPLES = 256
@@ -103,10 +104,14 @@ def collect(
       overrides: keys of its config, ``section.key=value``.
 
     Raises:
-      InputError: no finished run, its data cannot be read again, or it has fewer examples.
+      InputError: no finished run, its data cannot be read again, it has fewer examples, or the Gram matrices are of an
+        architecture whose files keep kernels (in, out), which merging by them does not read.
     """
     drawn = [f"data.examples={examples}"] if examples else []
     found = finished.opened(run, [*overrides, *drawn])
+    names = hf.names(found.model)
+    if kind == "gram":
+        _check_stored(names)
     data = setup.read_data(found.config, found.task, run / MODEL, found.model)
     params, regression = finished.folded(found), found.task.regression
     if kind == "fisher":
@@ -126,8 +131,15 @@ def collect(
     sums: Any = total
     if kind == "fisher":
         return hf.named(found.model, jax.tree.map(lambda squares: squares / count, sums)), about
-    names = hf.names(found.model)
-    return {names[path]: np.asarray(part["sum"] / part["count"]) for path, part in sums.items()}, about
+    return {names[path][0]: np.asarray(part["sum"] / part["count"]) for path, part in sums.items()}, about
+
+
+def _check_stored(names: Mapping[str, tuple[str, Layout]]) -> None:
+    for path, (name, layout) in names.items():
+        if path.endswith("/kernel") and not layout.transposed:
+            raise InputError(
+                f"{name!r} is stored (in, out); merging by Gram matrices reads (out, in): use --kind fisher"
+            )
 
 
 def _at_once(kind: str) -> int:

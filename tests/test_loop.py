@@ -13,6 +13,7 @@ from dsee_jax import config as configs
 from dsee_jax import finished, journal, loop, tree
 from dsee_jax.ckpt import adapter, hf
 from dsee_jax.ckpt import state as checkpoints
+from dsee_jax.errors import InputError
 
 KERNELS = ("attention/query", "attention/key", "attention/value", "attention/output", "mlp/up", "mlp/down")
 
@@ -275,6 +276,13 @@ def test_other_encoders(tmp_path, family):
     model, params = hf.load_pretrained(tmp_path / "dense")
     assert model.config.widths == {"heads": (3,), "neurons": (40,)}
     assert results["backbone_parameters"] + results["head_parameters"] == sum(x.size for x in jax.tree.leaves(params))
+
+
+def test_examples_longer_than_the_positions(tmp_path):
+    """Of 32 the first is the padding's."""
+    with pytest.raises(InputError, match=r"data.max_length is 32; .* has 31 positions: use fewer"):
+        run(tmp_path, family="roberta", data__max_length=32)
+    assert not (tmp_path / "run").exists()
 
 
 def test_regression(tmp_path):

@@ -17,6 +17,9 @@ import tiny
 from dsee_jax import __main__ as command
 from dsee_jax import finished, loop, setup, statistics, step, tree
 from dsee_jax.ckpt import hf
+from dsee_jax.errors import InputError
+from dsee_jax.layout import PLAIN
+from dsee_jax.models import bert
 from dsee_jax.models.layers import JointDense
 
 
@@ -184,6 +187,14 @@ def test_bad_input_is_one_line_and_writes_nothing(run, tmp_path, capsys, name, o
     assert said.count("\n") == 1
     assert message in said
     assert [path.name for path in tmp_path.iterdir()] == ["there.safetensors"]
+
+
+def test_gram_of_kernels_stored_as_they_are_here_is_refused(run, monkeypatch):
+    """Merging would take their rows for outputs."""
+    rows = [(ours, theirs, PLAIN if ours == "pooler/kernel" else layout) for ours, theirs, layout in bert.HF_NAMES]
+    monkeypatch.setattr(bert, "HF_NAMES", rows)
+    with pytest.raises(InputError, match=r"'bert.pooler.dense.weight' is stored \(in, out\); .* use --kind fisher"):
+        statistics.collect(run, "gram", examples=0)
 
 
 def test_a_folder_that_is_no_run(tmp_path, run, capsys):

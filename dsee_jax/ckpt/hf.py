@@ -311,9 +311,13 @@ def kept(folder: Path) -> Masks:
     return mask_trees.load(folder / KEPT) if (folder / KEPT).exists() else {}
 
 
-def names(model: Any) -> dict[str, str]:
-    """Return ``{path of a param: its name in the files}``; params that share a tensor have one name."""
-    return {path: _written(model, name) for name, place in _places(model).items() for path in place.params}
+def names(model: Any) -> dict[str, tuple[str, Layout]]:
+    """Return ``{path of a param: (its name in the files, layout)}``; params that share a tensor have one name."""
+    return {
+        path: (_written(model, name), layout)
+        for name, place in _places(model).items()
+        for path, layout in place.params.items()
+    }
 
 
 def _written(model: Any, name: str) -> str:

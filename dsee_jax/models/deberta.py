@@ -78,7 +78,8 @@ class Config(encoder.Config):
                 raise InputError(
                     f"{name!r} is {value!r}; expected a whole number" + ("" if least is None else " from 0")
                 )
-        if any(term not in TERMS for term in self.terms) or len(set(self.terms)) < len(self.terms):
+        listed = self.pos_att_type is None or isinstance(self.pos_att_type, str | tuple)
+        if not listed or any(term not in TERMS for term in self.terms) or len(set(self.terms)) < len(self.terms):
             raise InputError(f"'pos_att_type' is {self.pos_att_type!r}; implemented: {', '.join(TERMS)}, each once")
 
     @classmethod

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from dsee_jax.errors import InputError
 from dsee_jax.layout import Layout
-from dsee_jax.models import bert, encoder, heads
+from dsee_jax.models import bert, heads
 from dsee_jax.models.bert import AXES, CUTS, OLD_NAMES
 from dsee_jax.models.encoder import Embeddings, Encoder
+from dsee_jax.models.layers import Dropout
 
 __all__ = [
     "ARCHITECTURES",
@@ -84,7 +85,7 @@ class Roberta(nn.Module):
 
         def pool(first: jax.Array) -> jax.Array:
             rate = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-            first = encoder.Dropout(rate)(first, deterministic)
+            first = Dropout(rate)(first, deterministic)
             return jnp.tanh(heads.dense(config, config.hidden_size, "pooler")(first))
 
         return heads.head(config, self.task, x, deterministic, pool=pool, rate=config.classifier_dropout)

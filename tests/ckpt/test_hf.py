@@ -20,6 +20,7 @@ import tiny
 from dsee_jax import tree
 from dsee_jax.ckpt import hf
 from dsee_jax.errors import InputError
+from dsee_jax.layout import Layout
 
 
 def _same(left, right):
@@ -121,7 +122,8 @@ def test_a_tensor_that_three_params_share(tmp_path):
         np.testing.assert_array_equal(found, by_head[:, part].reshape(24, 24).T)
     np.testing.assert_array_equal(tree.get(params, "encoder/layer_1/attention/value/bias"), stored[f"{name}.v_bias"])
     assert "bias" not in tree.get(params, "encoder/layer_1/attention/key")
-    assert hf.names(model)["encoder/layer_1/attention/key/kernel"] == f"{name}.in_proj.weight"
+    named = hf.names(model)["encoder/layer_1/attention/key/kernel"]
+    assert named == (f"{name}.in_proj.weight", Layout(True, 1, 3, 8))
     short = stored | {f"{name}.in_proj.weight": np.zeros((48, 24), np.float32)}
     with pytest.raises(InputError, match=r"in_proj.weight' has shape \(48, 24\); .* asks for \(72, 24\) \(were heads"):
         hf.load_pretrained(tiny.write(tmp_path / "b", fields, short))

@@ -78,6 +78,7 @@ def test_the_largest_distance():
     [
         ({"pos_att_type": "c2p|p2p"}, r"'pos_att_type' is 'c2p\|p2p'; implemented: c2p, p2c, each once"),
         ({"pos_att_type": ["c2p", "c2p"]}, "each once"),
+        ({"pos_att_type": 2}, "'pos_att_type' is 2"),
         ({"talking_head": True}, "'talking_head' is True, which is not implemented"),
         ({"embedding_size": 12}, "'embedding_size' is 12, which is not implemented; only 24 is"),
         ({"pooler_hidden_size": 12}, "'pooler_hidden_size' is 12"),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import dsee_jax
 import tiny
 from dsee_jax import models, tree
 from dsee_jax.ckpt import hf
@@ -114,6 +115,19 @@ def test_outputs_and_heads_of_tasks(family, task, shape, head):
     assert params.keys() - {"embeddings", "encoder"} == head
     found = _run(model, params, **_batch(model))
     assert (found.shape, found.dtype) == (shape, jnp.float32)
+
+
+@pytest.mark.parametrize("task", ["token-classification", "question-answering"])
+@pytest.mark.parametrize("family", ["bert", "deberta"])
+def test_heads_of_positions_take_updates(family, task):
+    """Attached to every kernel, the head's too, as folded into it."""
+    model, params = _model(family, task)
+    config = dsee_jax.DeltaConfig(targets=(".*/kernel",), rank=2, nonzeros=3, support="random")
+    deltas, supports = dsee_jax.deltas.init(params, config, key=jax.random.key(0))
+    deltas = jax.tree.map(lambda leaf: leaf + 0.1, deltas)
+    attached = dsee_jax.apply(model, params, deltas, supports, _batch(model))
+    folded = _run(model, dsee_jax.materialize(params, deltas, supports), **_batch(model))
+    np.testing.assert_allclose(attached, folded, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -65,6 +65,21 @@ def test_refused_by_name(change, message):
         bert.Config.from_hf(tiny.config(**change))
 
 
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"is_decoder": True}, "'is_decoder' is True, which is not implemented; only False is"),
+        ({"hiden_act": "relu"}, r"unknown field 'hiden_act'"),
+        ({"vocab_size": 0}, "'vocab_size' is 0; expected a whole number from 1"),
+        ({"kept_heads": [4, 1]}, "'kept_heads' holds 4; expected whole numbers from 0 to 3"),
+    ],
+)
+def test_every_family_refuses_by_name(family, change, message):
+    with pytest.raises(InputError, match=message):
+        MODELS[family].Config.from_hf(tiny.config(family, **change))
+
+
 def test_missing_size_names_the_near_field():
     """Sizes have no default, so that a typo never means BERT-base."""
     config = tiny.config()

@@ -121,7 +121,7 @@ def opened(run: Path) -> Tuned:
     mesh = sharding.mesh(config.mesh, batch_size=config.train.batch_size)
     evaluate = evaluation.evaluator(found.model, config, data, mesh)
     metric = next(iter(metrics.of_task(config.data.task, regression=regression)))
-    names = hf.names(found.model)
+    names = {path: name for path, (name, _) in hf.names(found.model).items()}
     flat = tree.flatten(found.params)
     head = set(tree.select(models.find(found.model.config.model_type).HEAD, flat))
     arrays = hf.named(found.model, found.params)

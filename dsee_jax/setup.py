@@ -87,8 +87,8 @@ def prepare(config: Config) -> Setup:
 
 def read_data(config: Config, task: datasets.Task, folder: Path, model: Any) -> Data:
     """Return a task tokenised by the tokenizer in ``folder`` for ``model``; raises `InputError` where they do not fit."""
-    longest = model.config.max_position_embeddings
-    if config.data.max_length > longest:
+    longest = model.config.longest
+    if longest is not None and config.data.max_length > longest:
         raise InputError(f"data.max_length is {config.data.max_length}; {folder} has {longest} positions: use fewer")
     tokenizer = load_tokenizer(folder)
     train, *others = (
@@ -96,7 +96,8 @@ def read_data(config: Config, task: datasets.Task, folder: Path, model: Any) -> 
         for examples in (task.train, *task.dev.values())
     )
     types, known = max(int(tokens.token_type_ids.max()) for tokens in (train, *others)), model.config.type_vocab_size
-    if types >= known:
+    # A model without token types takes no notice of them.
+    if known and types >= known:
         raise InputError(
             f"{folder}: the tokenizer gives token type {types}, the model has {known}: they are not of one model"
         )

@@ -25,6 +25,7 @@ from dsee_jax.ckpt import hf
 from dsee_jax.data.batches import bucket_edges, eval_batches
 from dsee_jax.errors import InputError
 from dsee_jax.export import MODEL
+from dsee_jax.layout import Layout
 from dsee_jax.step import INPUTS
 
 EXAMPLES = 256
@@ -64,7 +65,8 @@ def gram(model: nn.Module, params: Params, batch: Mapping[str, Array]) -> dict[s
     """Return ``{kernel path: {"sum": (in, in), "count": ()}}``: the sum of x x^T over the inputs x of each kernel, float32.
 
     Inputs at padding, and of rows with ``weights`` 0, do not count. A kernel sees what the model computes: where the last
-    layer of a classifier goes on with the first position only, so does the sum.
+    layer of a classifier goes on with the first position only, so does the sum. An input that is of no example, as embeddings
+    of distances, counts each of its rows once a batch.
     """
     found: dict[str, dict[str, jax.Array]] = {}
     real = batch["attention_mask"] * batch["weights"][:, None]
@@ -76,7 +78,9 @@ def gram(model: nn.Module, params: Params, batch: Mapping[str, Array]) -> dict[s
             x = args[0].astype(jnp.float32)
             # What has no axis of positions is one vector of the whole example.
             x = x if x.ndim == 3 else x[:, None]
-            weights = real[:, : x.shape[1], None].astype(jnp.float32)
+            of_examples = len(x) == len(real) and x.shape[1] <= real.shape[1]
+            weights = real[:, : x.shape[1], None] if of_examples else jnp.ones((*x.shape[:2], 1))
+            weights = weights.astype(jnp.float32)
             total = {"sum": jnp.einsum("bti,btj->ij", x * weights, x, precision="highest"), "count": jnp.sum(weights)}
             for name in joint or ("",):
                 path = "/".join(filter(None, (*module.path, name, "kernel")))
@@ -100,10 +104,14 @@ def collect(
       overrides: keys of its config, ``section.key=value``.
 
     Raises:
-      InputError: no finished run, its data cannot be read again, or it has fewer examples.
+      InputError: no finished run, its data cannot be read again, it has fewer examples, or the Gram matrices are of an
+        architecture whose files keep kernels (in, out), which merging by them does not read.
     """
     drawn = [f"data.examples={examples}"] if examples else []
     found = finished.opened(run, [*overrides, *drawn])
+    names = hf.names(found.model)
+    if kind == "gram":
+        _check_stored(names)
     data = setup.read_data(found.config, found.task, run / MODEL, found.model)
     params, regression = finished.folded(found), found.task.regression
     if kind == "fisher":
@@ -123,8 +131,15 @@ def collect(
     sums: Any = total
     if kind == "fisher":
         return hf.named(found.model, jax.tree.map(lambda squares: squares / count, sums)), about
-    names = hf.names(found.model)
-    return {names[path]: np.asarray(part["sum"] / part["count"]) for path, part in sums.items()}, about
+    return {names[path][0]: np.asarray(part["sum"] / part["count"]) for path, part in sums.items()}, about
+
+
+def _check_stored(names: Mapping[str, tuple[str, Layout]]) -> None:
+    for path, (name, layout) in names.items():
+        if path.endswith("/kernel") and not layout.transposed:
+            raise InputError(
+                f"{name!r} is stored (in, out); merging by Gram matrices reads (out, in): use --kind fisher"
+            )
 
 
 def _at_once(kind: str) -> int:

@@ -36,13 +36,13 @@ def table(folder: pathlib.Path, *, rows: int = 40, words: tuple[int, ...] = (5,)
     return str(folder)
 
 
-def settings(folder: pathlib.Path, **overrides) -> dict[str, object]:
+def settings(folder: pathlib.Path, *, family: str = "bert", **overrides) -> dict[str, object]:
     """The keys of a DSEE run on a tiny checkpoint; makes the checkpoint and the data in ``folder`` where they are not.
 
     A section's key is written with two underscores: ``train__seed=1``.
     """
     if not (folder / "base").exists():
-        tiny.bert(folder / "base", num_hidden_layers=1, head=False)
+        tiny.bert(folder / "base", num_hidden_layers=1, head=False, model_type=family)
         table(folder / "data")
     keys = {
         "model.path": str(folder / "base"),

@@ -13,6 +13,7 @@ import pytest
 import dsee_jax
 import tiny
 from dsee_jax import compaction, masks, models, prune, tree, units
+from dsee_jax.ckpt import cuts, hf
 from dsee_jax.errors import InputError
 from dsee_jax.models import bert
 
@@ -22,10 +23,14 @@ DELTA = dsee_jax.DeltaConfig(targets=(r"encoder/.*/kernel",), rank=2, nonzeros=9
 """Updates on every kernel that is cut, on either axis."""
 
 
+FAMILIES = ("bert", "roberta", "deberta")
+
+
 @functools.cache
-def whole():
-    """A tiny BERT with updates everywhere: ``(model, params, deltas, supports)``."""
-    model = bert.Bert(bert.Config.from_hf(tiny.config(num_hidden_layers=LAYERS)))
+def whole(family="bert"):
+    """A tiny model with updates everywhere: ``(model, params, deltas, supports)``."""
+    tables = models.find(family)
+    model = tables.Model(tables.Config.from_hf(tiny.config(family, num_hidden_layers=LAYERS)))
     params = tiny.params(model, jnp.zeros((1, 1), jnp.int32))
     deltas, supports = dsee_jax.deltas.init(params, DELTA, key=KEY)
     draw = np.random.default_rng(1)
@@ -42,9 +47,9 @@ def flags(heads, neurons):
     }
 
 
-def cut(kept):
-    """All of the tiny BERT, cut: ``(model, params, deltas, supports)``."""
-    model, params, deltas, supports = whole()
+def cut(kept, family="bert"):
+    """All of the tiny model, cut: ``(model, params, deltas, supports)``."""
+    model, params, deltas, supports = whole(family)
     plan = compaction.plan(model, kept, deltas, supports)
     small, small_params = dsee_jax.compact(model, params, units.masks(params, models.cuts(model), kept))
     return (
@@ -56,18 +61,19 @@ def cut(kept):
 
 
 def logits(model, params, deltas=None, supports=None):
-    return np.asarray(dsee_jax.apply(model, params, deltas, supports, tiny.batch()))
+    batch = tiny.batch(types=model.config.type_vocab_size)
+    return np.asarray(dsee_jax.apply(model, params, deltas, supports, batch))
 
 
 def close(found, expected):
     np.testing.assert_allclose(found, expected, atol=1e-5 * max(1, np.abs(expected).max()))
 
 
-def same(kept):
+def same(kept, family="bert"):
     """Masked, cut and expanded models agree, bare and with updates."""
-    model, params, deltas, supports = whole()
+    model, params, deltas, supports = whole(family)
     given = units.masks(params, models.cuts(model), kept)
-    small, small_params, small_deltas, small_supports = cut(kept)
+    small, small_params, small_deltas, small_supports = cut(kept, family)
     close(logits(small, small_params), logits(model, masks.apply(params, given)))
     folded = masks.apply(dsee_jax.materialize(params, deltas, supports), given)
     attached = logits(small, small_params, small_deltas, small_supports)
@@ -98,8 +104,41 @@ def test_masked_is_compacted(heads, neurons):
     same(flags(heads, neurons))
 
 
-def test_nothing_left_in_any_layer():
-    same(flags([[False] * HEADS] * LAYERS, [[False] * NEURONS] * LAYERS))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_left_in_any_layer(family):
+    same(flags([[False] * HEADS] * LAYERS, [[False] * NEURONS] * LAYERS), family)
+
+
+@pytest.mark.parametrize("family", FAMILIES[1:])
+def test_layers_that_differ(family):
+    """One loses all of its heads and some neurons, the other one head and all neurons."""
+    same(flags([[0, 0, 0], [1, 0, 1]], [[1, 0] * 20, [0] * 40]), family)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attached_is_materialised(family):
+    model, params, deltas, supports = whole(family)
+    folded = dsee_jax.materialize(params, deltas, supports)
+    kernels = [path for path in tree.flatten(params["encoder"]) if path.endswith("/kernel")]
+    assert len(tree.flatten(deltas)) == 3 * len(kernels)
+    close(logits(model, params, deltas, supports), logits(model, folded))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_compact_checkpoint(family, tmp_path):
+    """Written and read again, a layer without heads in it; then the dense shape, bit for bit what was masked."""
+    model, params, *_ = whole(family)
+    kept = flags([[0, 0, 0], [1, 0, 1]], [[1, 0] * 20, [1] * 40])
+    small, small_params, *_ = cut(kept, family)
+    hf.save_pretrained(tmp_path / "small", small, small_params, kept=kept)
+    again, read = hf.load_pretrained(tmp_path / "small")
+    assert again == small
+    jax.tree.map(np.testing.assert_array_equal, read, small_params)
+    back, dense = compaction.expand(again, read, cuts.read(tmp_path / "small"))
+    assert back == model
+    masked = masks.apply(params, units.masks(params, models.cuts(model), kept))
+    for path, leaf in tree.flatten(masked).items():
+        np.testing.assert_array_equal(tree.get(dense, path), leaf)
 
 
 def test_widths_are_in_the_config_and_all_is_none():

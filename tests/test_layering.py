@@ -13,7 +13,7 @@ LEVELS = [
     {"aliases", "config"},
     {"tree"},
     # one array at a time: no trees, no models
-    {"decompose", "ops"},
+    {"decompose", "layout", "ops"},
     {"supports", "scores"},
     # trees
     {"deltas", "masks"},
@@ -44,7 +44,7 @@ MERGE_LEVELS = [
     {"assembly"},
     {"__main__", "__init__"},
 ]
-MERGE_MAY_IMPORT = {"aliases", "errors", "tree", "ckpt", "config"}
+MERGE_MAY_IMPORT = {"aliases", "errors", "tree", "layout", "ckpt", "config"}
 
 PACKAGES = {"dsee_jax": LEVELS, "merge": MERGE_LEVELS}
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]

@@ -3,15 +3,17 @@
 import itertools
 import json
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 import runs
 from dsee_jax import config as configs
-from dsee_jax import journal, loop, tickets, tree
+from dsee_jax import finished, journal, loop, tickets, tree
 from dsee_jax.ckpt import adapter, cuts, hf
 from dsee_jax.ckpt import state as checkpoints
+from dsee_jax.errors import InputError
 
 KERNELS = ("attention/query", "attention/key", "attention/value", "attention/output", "mlp/up", "mlp/down")
 
@@ -290,6 +292,36 @@ def test_the_whole_sparsity_is_reached_however_short_the_retuning(tmp_path, sche
     results, _ = run(tmp_path, prune__schedule=schedule, train__epochs=0.2, train__retune_epochs=epochs)
     assert [stage["name"] for stage in results["stages"]] == ["tune", "prune", "retune"][: 3 if epochs else 2]
     assert results["weight_sparsity"] == 0.5
+
+
+TWO_STEPS = {"data__examples": 16, "train__epochs": 1, "train__retune_epochs": 1}
+
+
+@pytest.mark.parametrize("family", ["roberta", "deberta"])
+def test_other_encoders(tmp_path, family):
+    """Two steps a stage, unstructured and then structured, from the checkpoint to the export and back."""
+    common = TWO_STEPS | {"family": family, "delta__targets": [r"encoder/.*/kernel"]}
+    results, out = run(tmp_path, **common)
+    assert [stage.get("steps") for stage in results["stages"]] == [2, None, 2]
+    assert results["weight_sparsity"] == 0.5
+    assert finished.evaluate(out) == pytest.approx(results["final"], rel=1e-5)
+    for values in zeros(out, adapter.load(out / "adapter").masks).values():
+        assert not values.any()
+    cut = {"prune__kind": "structured", "prune__heads": 1, "prune__neurons": 0.4, "output_dir": str(tmp_path / "cut")}
+    results, out = run(tmp_path, **common, **cut)
+    assert results["kept"] == {"heads": [2], "neurons": [24]}
+    assert finished.evaluate(out) == pytest.approx(results["final"], rel=1e-5)
+    finished.export(out, tmp_path / "dense")
+    model, params = hf.load_pretrained(tmp_path / "dense")
+    assert model.config.widths == {"heads": (3,), "neurons": (40,)}
+    assert results["backbone_parameters"] + results["head_parameters"] == sum(x.size for x in jax.tree.leaves(params))
+
+
+def test_examples_longer_than_the_positions(tmp_path):
+    """Of 32 the first is the padding's."""
+    with pytest.raises(InputError, match=r"data.max_length is 32; .* has 31 positions: use fewer"):
+        run(tmp_path, family="roberta", data__max_length=32)
+    assert not (tmp_path / "run").exists()
 
 
 def test_regression(tmp_path):

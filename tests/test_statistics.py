@@ -16,15 +16,19 @@ import runs
 import tiny
 from dsee_jax import __main__ as command
 from dsee_jax import finished, loop, setup, statistics, step, tree
+from dsee_jax.ckpt import hf
+from dsee_jax.errors import InputError
+from dsee_jax.layout import PLAIN
+from dsee_jax.models import bert
 from dsee_jax.models.layers import JointDense
 
 
-def case(folder, *, labels=2, layers=1):
+def case(folder, *, labels=2, layers=1, family="bert"):
     """A model, its params, and a batch of four examples of two lengths, the last one a filler."""
     model, params = dsee_jax.load_pretrained(
-        tiny.bert(folder, labels=labels, num_hidden_layers=layers), num_labels=labels
+        tiny.bert(folder, labels=labels, num_hidden_layers=layers, model_type=family), num_labels=labels
     )
-    batch = tiny.batch(rows=4, length=10)
+    batch = tiny.batch(rows=4, length=10, types=model.config.type_vocab_size)
     batch["attention_mask"][2:] = batch["attention_mask"][:2]
     return model, params, batch | {"weights": np.array([1, 1, 1, 0], np.float32)}
 
@@ -107,6 +111,21 @@ def test_gram_is_numpy_over_the_inputs_of_examples_without_padding(tmp_path):
     assert int(found["encoder/layer_1/mlp/up/kernel"]["count"]) == int(found["classifier/kernel"]["count"]) == 3
 
 
+def test_gram_of_what_is_of_no_example(tmp_path):
+    """Embeddings of distances count once a batch; kernels that share a tensor share its input, and so its matrix."""
+    model, params, batch = case(tmp_path / "hf", family="deberta")
+    found = statistics.gram(model, params, batch)
+    rows = np.asarray(params["encoder"]["distance"]["embedding"], np.float64)
+    for name in ("position_key", "position_query"):
+        part = found[f"encoder/layer_0/attention/{name}/kernel"]
+        assert int(part["count"]) == 10
+        np.testing.assert_allclose(part["sum"], rows.T @ rows, rtol=1e-4, atol=1e-4)
+    assert hf.names(model).keys() >= found.keys()
+    shared = {"encoder/layer_0/attention/query/kernel", "encoder/layer_0/attention/value/kernel"}
+    one, other = (found[path] for path in shared)
+    np.testing.assert_array_equal(one["sum"], other["sum"])
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The folder of a finished run with updates."""
@@ -168,6 +187,14 @@ def test_bad_input_is_one_line_and_writes_nothing(run, tmp_path, capsys, name, o
     assert said.count("\n") == 1
     assert message in said
     assert [path.name for path in tmp_path.iterdir()] == ["there.safetensors"]
+
+
+def test_gram_of_kernels_stored_as_they_are_here_is_refused(run, monkeypatch):
+    """Merging would take their rows for outputs."""
+    rows = [(ours, theirs, PLAIN if ours == "pooler/kernel" else layout) for ours, theirs, layout in bert.HF_NAMES]
+    monkeypatch.setattr(bert, "HF_NAMES", rows)
+    with pytest.raises(InputError, match=r"'bert.pooler.dense.weight' is stored \(in, out\); .* use --kind fisher"):
+        statistics.collect(run, "gram", examples=0)
 
 
 def test_a_folder_that_is_no_run(tmp_path, run, capsys):

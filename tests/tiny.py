@@ -38,11 +38,27 @@ VOCABULARY = (
 )
 
 
-def config(**changes) -> dict:
-    """The config.json of a BERT that is small in every direction, all sizes different."""
+FAMILIES: dict[str, dict] = {
+    "bert": {"architectures": ["BertForSequenceClassification"]},
+    "roberta": {"architectures": ["RobertaForSequenceClassification"], "type_vocab_size": 1},
+    "xlm-roberta": {"architectures": ["XLMRobertaForSequenceClassification"], "type_vocab_size": 1},
+    "deberta": {
+        "architectures": ["DebertaForSequenceClassification"],
+        "type_vocab_size": 0,
+        "layer_norm_eps": 1e-7,
+        "relative_attention": True,
+        "pos_att_type": ["c2p", "p2c"],
+        "max_relative_positions": 5,
+        "position_biased_input": False,
+    },
+}
+"""By ``model_type``, what of `config` is another than BERT's. The padding is that of the tokenizer, 0."""
+
+
+def config(model_type: str = "bert", **changes) -> dict:
+    """The config.json of an encoder that is small in every direction, all sizes different."""
     return {
-        "model_type": "bert",
-        "architectures": ["BertForSequenceClassification"],
+        "model_type": model_type,
         "vocab_size": len(VOCABULARY),
         "hidden_size": 24,
         "num_hidden_layers": 2,
@@ -56,27 +72,51 @@ def config(**changes) -> dict:
         "layer_norm_eps": 1e-12,
         "initializer_range": 0.02,
         "pad_token_id": 0,
+        **FAMILIES.get(model_type, {}),
     } | changes
 
 
+def prefix_of(fields: dict) -> str:
+    """What the names of a backbone begin with."""
+    return fields["model_type"].removeprefix("xlm-") + "."
+
+
+HEADS = {
+    "bert.": ("bert.pooler.dense", "classifier"),
+    "roberta.": ("classifier.dense", "classifier.out_proj"),
+    "deberta.": ("pooler.dense", "classifier"),
+}
+"""The two affine maps of sequence classification."""
+
+
 def weights(fields: dict, *, seed: int = 0, labels: int = 2, head: bool = True) -> dict[str, np.ndarray]:
-    """Random float32 tensors under the names that BertForSequenceClassification gives them."""
+    """Random float32 tensors under the names that Hugging Face's class for sequence classification gives them."""
     width, neurons = fields["hidden_size"], fields["intermediate_size"]
-    shapes = {
-        "bert.embeddings.word_embeddings.weight": (fields["vocab_size"], width),
-        "bert.embeddings.position_embeddings.weight": (fields["max_position_embeddings"], width),
-        "bert.embeddings.token_type_embeddings.weight": (fields["type_vocab_size"], width),
-    }
-    norms, dense = ["bert.embeddings.LayerNorm"], {}
+    start, apart = prefix_of(fields), fields["model_type"] == "deberta"
+    shapes = {f"{start}embeddings.word_embeddings.weight": (fields["vocab_size"], width)}
+    if fields.get("position_biased_input", True):
+        shapes[f"{start}embeddings.position_embeddings.weight"] = (fields["max_position_embeddings"], width)
+    if fields["type_vocab_size"]:
+        shapes[f"{start}embeddings.token_type_embeddings.weight"] = (fields["type_vocab_size"], width)
+    if apart:
+        shapes[f"{start}encoder.rel_embeddings.weight"] = (2 * fields["max_relative_positions"], width)
+    norms, dense = [f"{start}embeddings.LayerNorm"], {}
     for layer in range(fields["num_hidden_layers"]):
-        name = f"bert.encoder.layer.{layer}"
-        dense |= {f"{name}.attention.self.{part}": (width, width) for part in ("query", "key", "value")}
+        name = f"{start}encoder.layer.{layer}"
+        if apart:
+            shapes |= {f"{name}.attention.self.{part}": (width,) for part in ("q_bias", "v_bias")}
+            shapes[f"{name}.attention.self.in_proj.weight"] = (3 * width, width)
+            shapes[f"{name}.attention.self.pos_proj.weight"] = (width, width)
+            dense[f"{name}.attention.self.pos_q_proj"] = (width, width)
+        else:
+            dense |= {f"{name}.attention.self.{part}": (width, width) for part in ("query", "key", "value")}
         dense[f"{name}.attention.output.dense"] = (width, width)
         dense[f"{name}.intermediate.dense"] = (neurons, width)
         dense[f"{name}.output.dense"] = (width, neurons)
         norms += [f"{name}.attention.output.LayerNorm", f"{name}.output.LayerNorm"]
     if head:
-        dense |= {"bert.pooler.dense": (width, width), "classifier": (labels, width)}
+        pooler, last = HEADS[start]
+        dense |= {pooler: (width, width), last: (labels, width)}
     for name in norms:
         shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
     for name, shape in dense.items():
@@ -133,14 +173,14 @@ def bert(
     shards: int = 1,
     **changes,
 ) -> pathlib.Path:
-    """Make a whole checkpoint folder and return it.
+    """Make a whole checkpoint folder of an encoder (a BERT where ``model_type`` says nothing else) and return it.
 
     Args:
       folder: where; created.
       seed: of the weights.
       labels: rows of the classifier.
       head: with pooler and classifier.
-      prefix: names start with ``bert.``; without, as a bare BertModel is stored.
+      prefix: names start with ``bert.`` or what the family has; without, as a bare BertModel is stored.
       old_names: norms are called gamma and beta.
       shards: how many files the weights are in.
       **changes: fields of config.json.
@@ -152,7 +192,7 @@ def bert(
     }
     tensors = weights(fields, seed=seed, labels=labels, head=head)
     if not prefix:
-        tensors = {name.removeprefix("bert."): x for name, x in tensors.items()}
+        tensors = {name.removeprefix(prefix_of(fields)): x for name, x in tensors.items()}
     if old_names:
         for new, old in (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")):
             tensors = {name.replace(new, old): x for name, x in tensors.items()}
@@ -160,16 +200,16 @@ def bert(
 
 
 def batch(
-    *, rows: int = 3, length: int = 12, padded: bool = True, types: int = 2, seed: int = 0
+    *, rows: int = 3, length: int = 12, padded: bool = True, types: int = 2, seed: int = 0, pad: int = 0
 ) -> dict[str, np.ndarray]:
-    """Random int32 inputs (rows, length) over VOCABULARY; row r of a padded batch has 2 r positions of padding."""
+    """Random int32 inputs (rows, length) over VOCABULARY; row r of a padded batch has 2 r positions of padding, ``pad``."""
     generator = np.random.default_rng(seed)
     mask = np.ones((rows, length), np.int32)
     if padded:
         for row in range(rows):
             mask[row, length - 2 * row :] = 0
-    ids = np.where(mask, generator.integers(5, len(VOCABULARY), (rows, length)), 0).astype(np.int32)
-    kinds = np.where(mask, generator.integers(0, types, (rows, length)), 0).astype(np.int32)
+    ids = np.where(mask, generator.integers(5, len(VOCABULARY), (rows, length)), pad).astype(np.int32)
+    kinds = np.where(mask, generator.integers(0, max(types, 1), (rows, length)), 0).astype(np.int32)
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": kinds}
 
 

@@ -19,10 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsee_jax import compaction, models, tree
+from dsee_jax import layout as layouts
 from dsee_jax.aliases import Key, Masks, Params
 from dsee_jax.ckpt import cuts, folders, tensors
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.errors import InputError, did_you_mean
+from dsee_jax.layout import Layout
 from dsee_jax.models import fields
 
 log = logging.getLogger(__name__)
@@ -34,10 +36,9 @@ TOKENIZER_FILES = (
 
 
 class _Place(NamedTuple):
-    """Where a tensor of a file belongs."""
+    """What a tensor of a file holds."""
 
-    path: str
-    transform: str | None
+    params: dict[str, Layout]  # by path; several where they share the tensor
     shape: tuple[int, ...]  # in the file
 
 
@@ -63,6 +64,8 @@ def _model(folder: Path, task: str, num_labels: int, dtype: str) -> nn.Module:
             raise InputError(
                 f"task {task!r} is not supported{did_you_mean(task, options)}; supported: {', '.join(options)}"
             )
+        if task == "question-answering" and num_labels != 2:
+            raise InputError(f"num_labels is {num_labels}; {task} has 2, where an answer starts and where it ends")
         return module.Model(module.Config.from_hf(config, num_labels=num_labels, dtype=dtype), task)
     except InputError as error:
         raise InputError(f"{folder / 'config.json'}: {error}") from None
@@ -74,32 +77,41 @@ def _tables(model: Any) -> ModuleType:
 
 def _places(model: Any) -> dict[str, _Place]:
     """Return ``{HF name: place}`` for every param of the model, in the order of its tree."""
-    names = {ours: (theirs, transform) for ours, theirs, transform in _tables(model).HF_NAMES}
-    places = {}
+    tables, places = _tables(model), {}
     for path, leaf in tree.flatten(models.shapes(model)).items():
-        number = re.search(r"(?<=_)\d+(?=/)", path)
-        theirs, transform = names[path.replace(number[0], "{i}", 1) if number else path]
-        shape = leaf.shape[::-1] if transform == "transpose" else leaf.shape
-        places[theirs.format(i=number[0] if number else "")] = _Place(path, transform, shape)
+        name, layout = _stored(tables, path)
+        layout = layouts.resolved(layout, model.config)
+        place = places.setdefault(name, _Place({}, layouts.stored_shape(layout, leaf.shape)))
+        place.params[path] = layout
     return places
 
 
-def stands(model_type: str, paths: Iterable[str], names: Iterable[str]) -> dict[str, tuple[str, bool]]:
+def _stored(tables: ModuleType, path: str) -> tuple[str, Layout]:
+    """Return the name of the tensor that holds a param, and how it stands there; `InputError` where there is none."""
+    known = {ours: (theirs, layout) for ours, theirs, layout in tables.HF_NAMES}
+    number = re.search(r"(?<=_)\d+(?=/)", path)
+    general = path.replace(number[0], "{i}", 1) if number else path
+    if general not in known:
+        raise InputError(f"{tables.Config.model_type} has no param {path!r}{did_you_mean(general, known)}")
+    theirs, layout = known[general]
+    return theirs.format(i=number[0] if number else ""), layout
+
+
+def stands(config: Mapping[str, Any], paths: Iterable[str], names: Iterable[str]) -> dict[str, tuple[str, Layout]]:
     """Return where params of our models stand among the tensors of a file.
 
     Args:
-      model_type: of the file's config.json.
+      config: the file's config.json.
       paths: of params.
       names: of the file's tensors.
 
     Returns:
-      ``{path: (name, transposed)}``; a param that the file lacks, as a task head, gets Hugging Face's name.
+      ``{path: (name, layout)}``; a param that the file lacks, as a task head, gets Hugging Face's name.
 
     Raises:
       InputError: the architecture is not supported, or has no such param.
     """
-    tables = models.find(model_type)
-    known = {ours: (theirs, transform) for ours, theirs, transform in tables.HF_NAMES}
+    tables = models.find(str(config.get("model_type")))
     written: dict[str, str] = {}
     for name in names:
         new = name
@@ -108,13 +120,10 @@ def stands(model_type: str, paths: Iterable[str], names: Iterable[str]) -> dict[
         written |= {new: name, tables.PREFIX + new: name}
     found = {}
     for path in paths:
-        number = re.search(r"(?<=_)\d+(?=/)", path)
-        general = path.replace(number[0], "{i}", 1) if number else path
-        if general not in known:
-            raise InputError(f"{model_type} has no param {path!r}{did_you_mean(general, known)}")
-        theirs, transform = known[general]
-        name = theirs.format(i=number[0] if number else "")
-        found[path] = (written.get(name, name), transform == "transpose")
+        name, layout = _stored(tables, path)
+        if layout.block:
+            layout = layouts.resolved(layout, tables.Config.from_hf(config))
+        found[path] = (written.get(name, name), layout)
     return found
 
 
@@ -132,8 +141,8 @@ def load_pretrained(
 
     Args:
       path: what `resolve` takes.
-      task: sequence-classification or features (the last hidden state, no head).
-      num_labels: columns of the classifier; 1 for regression.
+      task: sequence-classification, token-classification, question-answering or features (the last hidden state, no head).
+      num_labels: columns of the classifier; 1 for regression, 2 for question-answering.
       dtype: float32 or bfloat16, of the matrix products. Params are float32 whatever the file holds.
       key: for a head that the checkpoint lacks, normal with the config's initializer_range (0.02), biases 0; None:
         ``jax.random.key(0)``.
@@ -155,20 +164,17 @@ def load_pretrained(
     flat: dict[str, jax.Array] = {}
     # The largest first: the second copy of an array being converted then never stands on top of all the others.
     for name in sorted(found, key=lambda name: -found[name].nbytes):
-        flat[places[name].path] = _ours(tensors.read(found[name]), places[name].transform)
-    created = [place for name, place in places.items() if name not in found]
+        array = tensors.read(found[name])
+        for path, layout in places[name].params.items():
+            flat[path] = jnp.asarray(layouts.ours(layout, array).astype(np.float32, copy=False))
+    shapes = {path: leaf.shape for path, leaf in tree.flatten(models.shapes(model)).items()}
+    created = [path for path in shapes if path not in flat]
     if created:
-        log.warning("%s has no %s: created at random", folder, ", ".join(place.path for place in created))
-    for number, place in enumerate(created):
-        shape = place.shape[::-1] if place.transform == "transpose" else place.shape
-        noise = jax.random.normal(jax.random.fold_in(jax.random.key(0) if key is None else key, number), shape)
-        flat[place.path] = jnp.zeros(shape) if place.path.endswith("bias") else model.config.initializer_range * noise
-    return model, tree.unflatten({place.path: flat[place.path] for place in places.values()})
-
-
-def _ours(array: np.ndarray, transform: str | None) -> jax.Array:
-    array = array.astype(np.float32, copy=False)
-    return jnp.asarray(array.T if transform == "transpose" else array)
+        log.warning("%s has no %s: created at random", folder, ", ".join(created))
+    for number, path in enumerate(created):
+        noise = jax.random.normal(jax.random.fold_in(jax.random.key(0) if key is None else key, number), shapes[path])
+        flat[path] = jnp.zeros(shapes[path]) if path.endswith("bias") else model.config.initializer_range * noise
+    return model, tree.unflatten({path: flat[path] for path in shapes})
 
 
 def _account(
@@ -194,7 +200,8 @@ def _account(
         else:
             left.append(name)
     missing = [name for name, place in places.items() if name not in found]
-    lacking = [name for name in missing if not _creatable(tables, places[name].path, places, found)]
+    there = [path for name in found for path in places[name].params]
+    lacking = [name for name in missing if not all(_creatable(tables, path, there) for path in places[name].params)]
     if left or lacking:
         parts = (
             [f"tensors that this {tables.Config.model_type} has no place for ({len(left)}): {_few(left)}"]
@@ -212,20 +219,23 @@ def _account(
     return found
 
 
-def _creatable(tables: ModuleType, path: str, places: Mapping[str, _Place], found: Iterable[str]) -> bool:
-    """Say whether ``path`` belongs to a head of which the file has nothing at all."""
+def _creatable(tables: ModuleType, path: str, there: Iterable[str]) -> bool:
+    """Say whether ``path`` belongs to a head of which the file, which has the paths ``there``, has nothing at all."""
     parent = path.rpartition("/")[0]
-    return _any(tables.HEAD, path) and not any(places[name].path.startswith(f"{parent}/") for name in found)
+    return _any(tables.HEAD, path) and not any(other.startswith(f"{parent}/") for other in there)
 
 
 def _misshapen(folder: Path, model: Any, name: str, where: tensors.Stored, place: _Place) -> str:
     hint = ""
-    if place.path == "embeddings/word/embedding":
+    if "embeddings/word/embedding" in place.params:
         hint = f" (vocab_size is {model.config.vocab_size}, the file has {where.shape[:1][0]} rows)"
     cut = {path for layers in models.cuts(model).values() for units in layers for path in units.axes}
-    if place.path in cut and all(found <= asked for found, asked in zip(where.shape, place.shape, strict=False)):
+    if cut & place.params.keys() and all(
+        found <= asked for found, asked in zip(where.shape, place.shape, strict=False)
+    ):
         hint = " (were heads or neurons cut? then take the config.json that was written with these weights)"
-    if place.path.startswith("classifier/"):
+    head = any(_any(_tables(model).HEAD, path) for path in place.params)
+    if head and model.task != "question-answering" and where.shape[1:] == place.shape[1:]:
         hint = f" (num_labels is {model.config.num_labels}, the file has {where.shape[:1][0]} labels: pass num_labels)"
     return f"{where.file}: {name!r} has shape {where.shape}; {folder / 'config.json'} asks for {place.shape}{hint}"
 
@@ -286,9 +296,13 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
 
 
-def names(model: Any) -> dict[str, str]:
-    """Return ``{path of a param: its name in the files}``."""
-    return {place.path: _written(model, name) for name, place in _places(model).items()}
+def names(model: Any) -> dict[str, tuple[str, Layout]]:
+    """Return ``{path of a param: (its name in the files, layout)}``; params that share a tensor have one name."""
+    return {
+        path: (_written(model, name), layout)
+        for name, place in _places(model).items()
+        for path, layout in place.params.items()
+    }
 
 
 def _written(model: Any, name: str) -> str:
@@ -297,21 +311,22 @@ def _written(model: Any, name: str) -> str:
 
 
 def named(model: Any, params: Params) -> dict[str, np.ndarray]:
-    """Return params, or anything of their shapes, under Hugging Face's names and in its layouts (kernels transposed).
+    """Return params, or anything of their shapes, under Hugging Face's names and in its layouts.
 
     Raises:
       InputError: ``params`` are not the model's.
     """
     flat, places = tree.flatten(params), _places(model)
-    for path in flat.keys() - {place.path for place in places.values()}:
-        raise InputError(f"the model has no param {path!r}{did_you_mean(path, (p.path for p in places.values()))}")
+    known = {path for place in places.values() for path in place.params}
+    for path in flat.keys() - known:
+        raise InputError(f"the model has no param {path!r}{did_you_mean(path, known)}")
     arrays = {}
     for name, place in places.items():
-        array = np.asarray(tree.get(params, place.path))
-        array = array.T if place.transform == "transpose" else array
-        if array.shape != place.shape:
-            raise InputError(f"{place.path!r} has shape {array.shape} as {name!r}; the model asks for {place.shape}")
-        arrays[_written(model, name)] = array
+        held = {path: np.asarray(tree.get(params, path)) for path in place.params}
+        for path, array in held.items():
+            if (shape := layouts.stored_shape(place.params[path], array.shape)) != place.shape:
+                raise InputError(f"{path!r} has shape {shape} as {name!r}; the model asks for {place.shape}")
+        arrays[_written(model, name)] = layouts.theirs(tuple(place.params.values()), tuple(held.values()))
     return arrays
 
 
@@ -326,7 +341,7 @@ def _config(model: Any, origin: Path | None, labels: Sequence[str]) -> dict[str,
     count = model.config.num_labels
     if labels and len(labels) != count:
         raise InputError(f"labels has {len(labels)} names; the model has num_labels = {count}: give one each")
-    if model.task == "sequence-classification" and (labels or len(config.get("id2label") or ()) != count):
+    if model.task not in ("features", "causal-lm") and (labels or len(config.get("id2label") or ()) != count):
         names = list(labels) or [f"LABEL_{number}" for number in range(count)]
         config["id2label"] = {str(number): name for number, name in enumerate(names)}
         config["label2id"] = {name: number for number, name in enumerate(names)}

@@ -42,11 +42,15 @@ def save(path: Path, model: Any, adapter: Adapter) -> None:
     if adapter.masks or adapter.kept or "kept" in config:
         raise InputError("PEFT puts an adapter on the pretrained weights and this run has pruned them: use --format hf")
     factors, head = delta_trees.kernels(adapter.deltas), tree.flatten(adapter.params)
-    places = hf.stands(model.config.model_type, [*factors, *head], hf.names(model).values())
+    names = hf.names(model)
+    places = {path: names[path] for path in [*factors, *head]}
+    for place, (name, layout) in places.items():
+        if layout.parts > 1:
+            raise InputError(f"{place!r} is a part of {name!r}, which PEFT updates as a whole: use --format hf")
     modules = {path: name.rpartition(".")[0] for path, (name, _) in places.items()}
     written = {f"{modules[path]}.lora_A.weight": delta["a"].T for path, delta in factors.items()}
     written |= {f"{modules[path]}.lora_B.weight": delta["b"].T for path, delta in factors.items()}
-    written |= {places[path][0]: leaf.T if places[path][1] else leaf for path, leaf in head.items()}
+    written |= {places[path][0]: leaf.T if places[path][1].transposed else leaf for path, leaf in head.items()}
     settings = {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS",
@@ -57,7 +61,7 @@ def save(path: Path, model: Any, adapter: Adapter) -> None:
         "modules_to_save": sorted({modules[path] for path in head}),
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": not all(places[path][1] for path in factors),
+        "fan_in_fan_out": not all(places[path][1].transposed for path in factors),
         "inference_mode": True,
     }
     with folders.whole(path) as staging:

@@ -1,10 +1,11 @@
 """Architectures by Hugging Face's ``model_type``.
 
-A module of this table has ``Config`` (with ``from_hf``, ``widths``, ``with_widths``), ``Model(config, task)``, and the
-tables ARCHITECTURES, HEAD, PREFIX, HF_NAMES, OLD_NAMES, IGNORED_NAMES, AXES and CUTS: all that generic code may know of an
-architecture.
+A module of this table has ``Config`` (with ``from_hf``, ``longest``, ``widths``, ``with_widths``), ``Model(config, task)``,
+and the tables ARCHITECTURES, HEAD, PREFIX, HF_NAMES, OLD_NAMES, IGNORED_NAMES, AXES and CUTS: all that generic code may know
+of an architecture.
 """
 
+import functools
 from types import ModuleType
 from typing import Any
 
@@ -12,11 +13,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dsee_jax import tree
 from dsee_jax.errors import InputError, did_you_mean
-from dsee_jax.models import bert
+from dsee_jax.models import bert, deberta, roberta, xlm_roberta
 from dsee_jax.units import Cuts, Units
 
-MODELS: dict[str, ModuleType] = {"bert": bert}
+MODELS: dict[str, ModuleType] = {module.Config.model_type: module for module in (bert, deberta, roberta, xlm_roberta)}
 
 
 def find(model_type: str) -> ModuleType:
@@ -32,9 +34,14 @@ def shapes(model: nn.Module) -> dict[str, Any]:
     return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
 
 
+@functools.lru_cache(maxsize=16)
 def cuts(model: Any) -> Cuts:
-    """Return what can be cut out of a model: its architecture's CUTS, written out for every layer."""
+    """Return what can be cut out of a model: its architecture's CUTS, written out for every layer.
+
+    Paths that the model has not, before any cut, are left out: not every config of an architecture has all of its params.
+    """
     config, found = model.config, {}
+    there = tree.flatten(shapes(model.clone(config=config.with_widths())))
     for kind, table in find(config.model_type).CUTS.items():
         axes = [
             (path, axis, getattr(config, entries) if isinstance(entries, str) else entries)
@@ -42,7 +49,11 @@ def cuts(model: Any) -> Cuts:
         ]
         found[kind] = tuple(
             Units(
-                {path.format(i=layer): (axis, entries) for path, axis, entries in axes},
+                {
+                    path.format(i=layer): (axis, entries)
+                    for path, axis, entries in axes
+                    if path.format(i=layer) in there
+                },
                 tuple(path.format(i=layer) for path in table["scored"]),
             )
             for layer in range(len(config.widths[kind]))

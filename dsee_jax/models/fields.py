@@ -30,7 +30,7 @@ IGNORED = re.compile(
     r"|num_labels|id2label|label2id|problem_type"
     # how Hugging Face runs and stores it
     r"|torch_dtype|dtype|torchscript|use_bfloat16|tf_legacy_loss|return_dict|use_return_dict|output_.*|use_cache"
-    r"|chunk_size_feed_forward|gradient_checkpointing|tie_word_embeddings|tie_encoder_decoder|tie_last_hidden_states"
+    r"|chunk_size_feed_forward|gradient_checkpointing|tie_word_embeddings|tie_encoder_decoder|tie_last_hidden_states|padding_idx"
     # left from TensorFlow BERT, used by no model here
     r"|directionality|pooler_.*"
     # text generation

@@ -61,15 +61,18 @@ class Bias(nn.Module):
 
 
 class Affine(nn.Module):
-    """Holds one ``kernel`` (in, out) and ``bias`` (out,) and returns them; `JointDense` does the product."""
+    """Holds one ``kernel`` (in, out) and perhaps ``bias`` (out,) and returns them; `JointDense` does the product."""
 
     features: int
     kernel_init: Callable[..., Any]
+    biased: bool = True
 
     @nn.compact
     def __call__(self, width: int) -> tuple[jax.Array, jax.Array]:
-        """Return kernel (width, features) and bias."""
+        """Return kernel (width, features) and bias, zeros without one."""
         kernel = self.param("kernel", self.kernel_init, (width, self.features), jnp.float32)
+        if not self.biased:
+            return kernel, jnp.zeros(self.features, jnp.float32)
         return kernel, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
 
 
@@ -79,18 +82,20 @@ class JointDense(nn.Module):
     Attributes:
       joint: the names of the children that hold ``kernel`` (in, out) and ``bias`` (out,); updates attach by this name.
       features: the output width of each.
+      unbiased: the names of those without a bias.
     """
 
     joint: tuple[str, ...]
     features: tuple[int, ...]
     dtype: Any = jnp.float32
     kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    unbiased: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
         """Return one (..., features[i]) per name for ``x`` (..., in)."""
         parts = [
-            Affine(features, self.kernel_init, name=name)(x.shape[-1])
+            Affine(features, self.kernel_init, name not in self.unbiased, name=name)(x.shape[-1])
             for name, features in zip(self.joint, self.features, strict=True)
         ]
         kernel = jnp.concatenate([kernel for kernel, _ in parts], axis=1).astype(self.dtype)
@@ -112,6 +117,10 @@ class Attention(nn.Module):
     kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
     width: int = 0
     """Of the output; 0: heads * head_size."""
+    unbiased: tuple[str, ...] = ()
+    """Of query, key and value, those without a bias."""
+    terms: int = 1
+    """Scores are sums of so many products of vectors of a head, and are divided by sqrt(terms * head_size)."""
 
     def setup(self) -> None:
         """Declare the projections; sharing the scope puts their params at ``query``, not ``projections/query``."""
@@ -119,22 +128,35 @@ class Attention(nn.Module):
         if not inner:
             self.output = Bias(self.width, self.dtype)
             return
-        self.projections = JointDense(("query", "key", "value"), (inner,) * 3, self.dtype, self.kernel_init)
+        self.projections = JointDense(
+            ("query", "key", "value"), (inner,) * 3, self.dtype, self.kernel_init, self.unbiased
+        )
         nn.share_scope(self, self.projections)
         self.output = nn.Dense(self.width or inner, dtype=self.dtype, kernel_init=self.kernel_init)
         self.dropout = Dropout(self.dropout_rate)
 
+    def scores(self, query: jax.Array, key: jax.Array, deterministic: bool, *context: Any) -> jax.Array:
+        """Return float32 (batch, heads, queries, keys) of query, already divided, and key, both (batch, any, heads, size)."""
+        del deterministic, context
+        return jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+
     def __call__(
-        self, x: jax.Array, mask: jax.Array, deterministic: bool = True, queries: int | None = None
+        self,
+        x: jax.Array,
+        mask: jax.Array,
+        deterministic: bool = True,
+        queries: int | None = None,
+        *context: Any,
     ) -> jax.Array:
         """Attend.
 
         Args:
           x: (batch, length, width).
-          mask: bool, broadcasts to (batch, heads, queries, keys); True = may be seen. A query that may see nothing gets
-            the mean of all values, never NaN.
-          deterministic: no dropout of the attention weights.
+          mask: bool, broadcasts to (batch, heads, length, length), the queries before the keys; True = may be seen. A query
+            that may see nothing gets the mean of all values, never NaN.
+          deterministic: no dropout.
           queries: compute the output of the first so many positions only; None: all.
+          *context: what `scores` takes beside query and key.
 
         Returns:
           (batch, queries, width).
@@ -144,13 +166,10 @@ class Attention(nn.Module):
         shape = (*x.shape[:2], self.heads, self.head_size)
         query, key, value = (part.reshape(shape) for part in self.projections(x))
         query = query[:, :queries]
-        scores = jnp.einsum(
-            "bqhd,bkhd->bhqk",
-            query / np.sqrt(self.head_size).astype(query.dtype),
-            key,
-            preferred_element_type=jnp.float32,
+        scores = self.scores(
+            query / np.sqrt(self.terms * self.head_size).astype(query.dtype), key, deterministic, *context
         )
-        weights = ops.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min))
+        weights = ops.softmax(jnp.where(mask[..., :queries, :], scores, jnp.finfo(jnp.float32).min))
         weights = self.dropout(weights, deterministic).astype(self.dtype)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
         return self.output(mixed.reshape(*query.shape[:2], self.heads * self.head_size))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dsee_jax import layout as layouts
 from dsee_jax import tree
 from dsee_jax.ckpt import adapter, hf, tensors
 from dsee_jax.errors import InputError, did_you_mean
@@ -64,29 +65,37 @@ def _ours(folder: Path, config: Mapping[str, Any], base: Mapping[str, Lazy]) -> 
         sparse = scale if kept.config["scale_sparse"] else 1.0
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{folder / adapter.CONFIG} lacks 'scale' or 'scale_sparse': save the adapter again") from None
-    places = hf.stands(str(config.get("model_type")), [*updates, *params], base)
+    places = hf.stands(config, [*updates, *params], base)
     found = dict(base)
     for path, leaf in params.items():
-        name, transposed = places[path]
+        name, (transposed, *_) = places[path]
         found[name] = lazies.held(leaf.T if transposed else leaf, file)
     for path, update in updates.items():
-        name, transposed = places[path]
+        name, layout = places[path]
         lazy = _matrix(found, name, f"{file}: the update of {path!r}")
-        shape = lazy.shape[::-1] if transposed else lazy.shape
+        whole = lazy.shape[::-1] if layout.transposed else lazy.shape
+        # Of a tensor that several kernels share, the columns of this one; the others are folded in on top, each in its turn.
+        columns = layouts.outputs(layout, whole[1])
+        shape = (whole[0], len(columns))
         support, mask = supports.get(path), masks.get(path)
         if not _fits(shape, update, support) or (mask is not None and mask.shape != shape):
             raise InputError(f"{file}: the update of {path!r} does not fit {shape}, the shape of its kernel")
         factors = None
         if "a" in update:
-            left, right = update["a"] * np.float32(scale), update["b"]
-            factors = (right.T, left.T) if transposed else (left, right)
+            left, right = update["a"] * np.float32(scale), np.zeros((len(update["b"]), whole[1]), np.float32)
+            right[:, columns] = update["b"]
+            factors = (right.T, left.T) if layout.transposed else (left, right)
         spread = None
         if support is not None:
-            row, column = support.astype(np.int64).T
-            flat = column * shape[0] + row if transposed else row * shape[1] + column
+            row, column = support[:, 0].astype(np.int64), columns[support[:, 1]]
+            flat = column * whole[0] + row if layout.transposed else row * whole[1] + column
             order = np.argsort(flat, kind="stable")
             spread = flat[order], update["values"][order] * np.float32(sparse)
-        bits = None if mask is None else np.packbits(mask.T if transposed else mask)
+        bits = None
+        if mask is not None:
+            kept_whole = np.ones(whole, bool)
+            kept_whole[:, columns] = mask
+            bits = np.packbits(kept_whole.T if layout.transposed else kept_whole)
         found[name] = lazies.adapted(lazy, file, factors=factors, sparse=spread, kept=bits)
     also = [folder / adapter.MASKS] if masks else []
     return found, [folder / adapter.CONFIG, file, *also]

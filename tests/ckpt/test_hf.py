@@ -20,6 +20,7 @@ import tiny
 from dsee_jax import tree
 from dsee_jax.ckpt import hf
 from dsee_jax.errors import InputError
+from dsee_jax.layout import Layout
 
 
 def _same(left, right):
@@ -107,6 +108,54 @@ def test_missing_head_is_created_and_said(tmp_path, caplog):
     _same(params, hf.load_pretrained(folder, num_labels=5, key=jax.random.key(1))[1])
     other = hf.load_pretrained(folder, num_labels=5, key=jax.random.key(2))[1]
     assert (other["pooler"]["kernel"] != params["pooler"]["kernel"]).any()
+
+
+def test_a_tensor_that_three_params_share(tmp_path):
+    """Rows of one head after the other, query, key and value of each; the biases beside it."""
+    fields = tiny.config("deberta")
+    stored = tiny.weights(fields)
+    model, params = hf.load_pretrained(tiny.write(tmp_path / "a", fields, stored))
+    name = "deberta.encoder.layer.1.attention.self"
+    by_head = stored[f"{name}.in_proj.weight"].reshape(3, 3, 8, 24)
+    for part, own in enumerate(("query", "key", "value")):
+        found = tree.get(params, f"encoder/layer_1/attention/{own}/kernel")
+        np.testing.assert_array_equal(found, by_head[:, part].reshape(24, 24).T)
+    np.testing.assert_array_equal(tree.get(params, "encoder/layer_1/attention/value/bias"), stored[f"{name}.v_bias"])
+    assert "bias" not in tree.get(params, "encoder/layer_1/attention/key")
+    named = hf.names(model)["encoder/layer_1/attention/key/kernel"]
+    assert named == (f"{name}.in_proj.weight", Layout(True, 1, 3, 8))
+    short = stored | {f"{name}.in_proj.weight": np.zeros((48, 24), np.float32)}
+    with pytest.raises(InputError, match=r"in_proj.weight' has shape \(48, 24\); .* asks for \(72, 24\) \(were heads"):
+        hf.load_pretrained(tiny.write(tmp_path / "b", fields, short))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_other_heads_are_passed_over_or_made(tmp_path, caplog, family):
+    """A classifier of whole texts read for answers and bare, written and read again; then one of tokens."""
+    folder = tiny.bert(tmp_path / "a", model_type=family)
+    for task, head in (("question-answering", {"span"}), ("features", set())):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            model, params = hf.load_pretrained(folder, task)
+        assert "not used: " in caplog.text
+        assert params.keys() - {"embeddings", "encoder"} == head
+        hf.save_pretrained(tmp_path / task, model, params)
+        caplog.clear()
+        _same(hf.load_pretrained(tmp_path / task, task)[1], params)
+        assert not caplog.text
+    tagger, _ = hf.load_pretrained(tmp_path / "features", "token-classification", num_labels=5)
+    params = tiny.params(tagger, jnp.zeros((1, 1), jnp.int32))
+    hf.save_pretrained(tmp_path / "tags", tagger, params, labels=tuple("abcde"))
+    assert json.loads((tmp_path / "tags/config.json").read_text())["id2label"]["4"] == "e"
+    assert load_file(tmp_path / "tags/model.safetensors")["classifier.weight"].shape == (5, 24)
+    _same(hf.load_pretrained(tmp_path / "tags", "token-classification", num_labels=5)[1], params)
+    with pytest.raises(InputError, match="num_labels is 2, the file has 5 labels"):
+        hf.load_pretrained(tmp_path / "tags", "token-classification")
+
+
+def test_answers_have_a_start_and_an_end(tmp_path):
+    with pytest.raises(InputError, match="num_labels is 3; question-answering has 2"):
+        hf.load_pretrained(tiny.bert(tmp_path / "a"), "question-answering", num_labels=3)
 
 
 def _without(name):
@@ -211,7 +260,10 @@ def test_config_that_cannot_be_used_is_named(tmp_path):
     for text, message in (
         ("{", r"config.json is not JSON \("),
         ("[1]", "config.json holds a list; expected an object"),
-        ('{"hidden_size": 3}', "config.json: 'model_type' '' is not supported; supported: bert"),
+        (
+            '{"hidden_size": 3}',
+            "config.json: 'model_type' '' is not supported; supported: bert, deberta, roberta, xlm-roberta",
+        ),
         (json.dumps(tiny.config(model_type="berd")), r"'berd' is not supported \(did you mean 'bert'\?\)"),
         (json.dumps(tiny.config(is_decoder=True)), "config.json: 'is_decoder' is True"),
     ):
@@ -286,10 +338,11 @@ def test_package_path(tmp_path, monkeypatch):
     assert hf.resolve("package:carries_a_model") == tmp_path
 
 
+@pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("size", ["5GB", "10KB"])
-def test_round_trip_is_bit_equal(tmp_path, size):
-    """In, out: the same names, the same bits, in one file or in shards; the transposed kernels are the regression."""
-    source = tiny.bert(tmp_path / "a", labels=3)
+def test_round_trip_is_bit_equal(tmp_path, size, family):
+    """In, out: the same names, the same bits, in one file or in shards; transposed and shared kernels are the regression."""
+    source = tiny.bert(tmp_path / "a", labels=3, model_type=family)
     model, params = hf.load_pretrained(source, num_labels=3)
     hf.save_pretrained(tmp_path / "b", model, params, source=source, max_shard_size=size)
     files = sorted((tmp_path / "b").glob("*.safetensors"))
@@ -299,6 +352,9 @@ def test_round_trip_is_bit_equal(tmp_path, size):
     assert found.keys() == expected.keys()
     for name, x in expected.items():
         assert found[name].tobytes() == x.tobytes(), name
+    fields = [json.loads((folder / "config.json").read_text()) for folder in (source, tmp_path / "b")]
+    assert [each["architectures"] for each in fields] == [tiny.FAMILIES[family]["architectures"]] * 2
+    assert fields[1]["model_type"] == family
     _same(hf.load_pretrained(tmp_path / "b", num_labels=3)[1], params)
     if size == "10KB":
         index = json.loads((tmp_path / "b/model.safetensors.index.json").read_text())

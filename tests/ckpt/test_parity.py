@@ -12,6 +12,14 @@ from dsee_jax.ckpt import hf
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
 
 
+CLASSES = {
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "features": "AutoModel",
+}
+
+
 def _theirs(folder, batch, kind="AutoModelForSequenceClassification"):
     torch = pytest.importorskip("torch")
     import transformers
@@ -21,6 +29,8 @@ def _theirs(folder, batch, kind="AutoModelForSequenceClassification"):
     model = getattr(transformers, kind).from_pretrained(folder).eval()
     with torch.no_grad():
         outputs = model(**{name: torch.from_numpy(x).long() for name, x in batch.items()})
+    if "QuestionAnswering" in kind:
+        return np.stack([outputs.start_logits.numpy(), outputs.end_logits.numpy()], axis=-1)
     return outputs[0].numpy()
 
 
@@ -42,6 +52,92 @@ def test_logits(tmp_path, activation, types, padded):
     folder = tiny.bert(tmp_path / "a", hidden_act=activation, type_vocab_size=types, seed=types)
     batch = tiny.batch(padded=padded, types=types)
     _close(_ours(folder, batch)[0], _theirs(folder, batch))
+
+
+VARIANTS = {
+    "bert": ("Bert", {}),
+    "roberta": ("Roberta", {"type_vocab_size": 1, "pad_token_id": 1}),
+    "roberta of two types": ("Roberta", {"type_vocab_size": 2, "pad_token_id": 0, "classifier_dropout": 0.2}),
+    "xlm-roberta": ("XLMRoberta", {"type_vocab_size": 1, "pad_token_id": 1}),
+    "deberta": ("Deberta", {"relative_attention": True, "pos_att_type": "c2p|p2c", "position_biased_input": False}),
+    "deberta of near distances": (
+        "Deberta",
+        {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "max_relative_positions": 5, "type_vocab_size": 2},
+    ),
+    "deberta c2p": ("Deberta", {"relative_attention": True, "pos_att_type": ["c2p"], "max_relative_positions": 32}),
+    "deberta p2c": ("Deberta", {"relative_attention": True, "pos_att_type": "p2c", "pooler_hidden_act": "relu"}),
+    "deberta of absolute positions": ("Deberta", {"relative_attention": False}),
+}
+
+
+def _made(folder, variant, task):
+    """Write a random model that transformers made; return its config."""
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    torch.manual_seed(0)
+    family, more = VARIANTS[variant]
+    own = ("model_type", "architectures", "initializer_range", "type_vocab_size", "pad_token_id")
+    fields = {name: value for name, value in tiny.config().items() if name not in own} | {"initializer_range": 0.3}
+    config = getattr(transformers, f"{family}Config")(**(fields | more))
+    suffix = CLASSES[task].removeprefix("AutoModel") or "Model"
+    model = getattr(transformers, f"{family}{suffix}")(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            # Biases and norms that transformers starts at 0 and 1 would hide one another.
+            weight += 0.2 * torch.randn_like(weight) if weight.ndim == 1 else 0
+    model.save_pretrained(folder)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("variant", "task"),
+    [(name, task) for name in VARIANTS for task in CLASSES if " " not in name or task == "sequence-classification"],
+)
+def test_every_family_and_head(tmp_path, variant, task):
+    """Outputs of what transformers wrote, padded and full rows; what we write of it has the same bits, and opens there."""
+    from safetensors.numpy import load_file
+
+    config = _made(tmp_path / "a", variant, task)
+    options = {"types": config.type_vocab_size, "pad": config.pad_token_id}
+    for batch in (tiny.batch(**options), tiny.batch(**options, padded=False, length=20)):
+        found, model, params = _ours(tmp_path / "a", batch, task)
+        _close(found, _theirs(tmp_path / "a", batch, CLASSES[task]))
+    for size in ("5GB", "10KB"):
+        folder = tmp_path / size
+        hf.save_pretrained(folder, model, params, source=tmp_path / "a", max_shard_size=size)
+        left = load_file(tmp_path / "a" / "model.safetensors")
+        right = {name: x for file in folder.glob("*.safetensors") for name, x in load_file(file).items()}
+        # A bare model of transformers has a pooler that no output here reads.
+        assert left.keys() - right.keys() <= {"pooler.dense.weight", "pooler.dense.bias"}
+        assert all(left[name].tobytes() == x.tobytes() for name, x in right.items())
+    _close(found, _theirs(tmp_path / "10KB", batch, CLASSES[task]))
+
+
+@pytest.mark.parametrize("variant", ["roberta", "deberta"])
+def test_families_in_bfloat16(tmp_path, variant):
+    """As BERT: within its 8 bits, summed over two layers."""
+    config = _made(tmp_path / "a", variant, "features")
+    batch = tiny.batch(types=config.type_vocab_size, pad=config.pad_token_id)
+    seen = batch["attention_mask"] == 1
+    found, *_ = _ours(tmp_path / "a", batch, "features", dtype="bfloat16")
+    _close(found[seen], _theirs(tmp_path / "a", batch, "AutoModel")[seen], 5e-2)
+
+
+@pytest.mark.parametrize("family", ["Roberta", "Deberta"])
+def test_reads_pretrained_encoders(tmp_path, family):
+    """The head of the pretraining is passed over, that of the task made."""
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    torch.manual_seed(0)
+    fields = tiny.config(family.lower())
+    fields = {name: value for name, value in fields.items() if name not in ("model_type", "architectures")}
+    config = getattr(transformers, f"{family}Config")(**fields)
+    getattr(transformers, f"{family}ForMaskedLM")(config).save_pretrained(tmp_path / "a")
+    batch = tiny.batch(types=config.type_vocab_size)
+    _close(_ours(tmp_path / "a", batch, "features")[0], _theirs(tmp_path / "a", batch, "AutoModel"))
+    assert _ours(tmp_path / "a", batch)[0].shape == (3, 2)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,9 @@ from dsee_jax.models import MODELS, bert, fields, find
 
 def test_reads_what_it_writes():
     """from_hf(write(config)) is the config; the run decides labels and dtype, not the file."""
+    for name, module in MODELS.items():
+        config = module.Config.from_hf(tiny.config(name, kept_heads=[2, 0]))
+        assert module.Config.from_hf(fields.write(config)) == config
     config = bert.Config.from_hf(tiny.config(classifier_dropout=0.3), num_labels=3, dtype="bfloat16")
     assert (config.hidden_size, config.classifier_dropout, config.num_labels) == (24, 0.3, 3)
     assert bert.Config.from_hf(fields.write(config), num_labels=3, dtype="bfloat16") == config
@@ -62,6 +65,21 @@ def test_refused_by_name(change, message):
         bert.Config.from_hf(tiny.config(**change))
 
 
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"is_decoder": True}, "'is_decoder' is True, which is not implemented; only False is"),
+        ({"hiden_act": "relu"}, r"unknown field 'hiden_act'"),
+        ({"vocab_size": 0}, "'vocab_size' is 0; expected a whole number from 1"),
+        ({"kept_heads": [4, 1]}, "'kept_heads' holds 4; expected whole numbers from 0 to 3"),
+    ],
+)
+def test_every_family_refuses_by_name(family, change, message):
+    with pytest.raises(InputError, match=message):
+        MODELS[family].Config.from_hf(tiny.config(family, **change))
+
+
 def test_missing_size_names_the_near_field():
     """Sizes have no default, so that a typo never means BERT-base."""
     config = tiny.config()
@@ -87,5 +105,5 @@ def test_unknown_model_type_lists_the_known():
 @pytest.mark.parametrize("module", MODELS.values(), ids=MODELS)
 def test_config_is_a_frozen_hashable_dataclass(module):
     """Models are static arguments of jit."""
-    config = module.Config.from_hf(tiny.config())
+    config = module.Config.from_hf(tiny.config(module.Config.model_type))
     assert hash(config) == hash(dataclasses.replace(config))

@@ -21,11 +21,13 @@ def whole(lazy):
     return lazy.read(0, int(np.prod(lazy.shape))).reshape(lazy.shape)
 
 
-def ours(folder, *, scale_sparse=True, head=True):
+def ours(folder, *, scale_sparse=True, head=True, family="bert"):
     """Write a base in ``base`` and an adapter in ``adapter``; return the params that they stand for, by their names."""
-    tiny.bert(folder / "base")
+    tiny.bert(folder / "base", model_type=family)
     model, params = hf.load_pretrained(folder / "base")
-    config = DeltaConfig(targets=(".*/(query|up)/kernel",), rank=3, alpha=5.0, nonzeros=7, scale_sparse=scale_sparse)
+    config = DeltaConfig(
+        targets=(".*/(query|value|up)/kernel",), rank=3, alpha=5.0, nonzeros=7, scale_sparse=scale_sparse
+    )
     updates, supports = deltas.init(params, config, key=jax.random.key(0))
     updates = jax.tree.map(lambda leaf: RANDOM.normal(size=leaf.shape).astype(np.float32), updates)
     kept = {"encoder/layer_0/attention/query/kernel", "encoder/layer_1/attention/output/kernel"}
@@ -39,10 +41,11 @@ def ours(folder, *, scale_sparse=True, head=True):
     return hf.named(model, deltas.materialize(tuned, updates, supports, scale=config.scale, scale_sparse=scale_sparse))
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta", "deberta"])
 @pytest.mark.parametrize("scale_sparse", [True, False])
-def test_ours_equals_the_folded_model(tmp_path, scale_sparse):
-    """Masks, low rank, sparse values and the head, transposed into the layout of the file."""
-    expected = ours(tmp_path, scale_sparse=scale_sparse)
+def test_ours_equals_the_folded_model(tmp_path, scale_sparse, family):
+    """Masks, low rank, sparse values and the head in the layout of the file: transposed, or several kernels in one tensor."""
+    expected = ours(tmp_path, scale_sparse=scale_sparse, family=family)
     source = sources.open_source("base+adapter", tmp_path)
     assert source.tensors.keys() == expected.keys()
     for name, lazy in source.tensors.items():
@@ -90,6 +93,16 @@ def test_ours_must_fit_its_base(tmp_path, parts, message):
     ours(tmp_path, head=False)
     changed(tmp_path / "adapter", **parts)
     with pytest.raises(InputError, match=message):
+        sources.open_source("base+adapter", tmp_path)
+
+
+def test_a_shared_tensor_of_another_width_is_named(tmp_path):
+    """No whole number of heads of three kernels."""
+    ours(tmp_path, family="deberta")
+    fields = json.loads((tmp_path / "base" / "config.json").read_text())
+    name = "deberta.encoder.layer.0.attention.self.in_proj.weight"
+    tiny.write(tmp_path / "base", fields, tiny.weights(fields) | {name: np.zeros((70, 24), np.float32)})
+    with pytest.raises(InputError, match=r"query/kernel' does not fit \(24, 0\), the shape of its kernel"):
         sources.open_source("base+adapter", tmp_path)
 
 

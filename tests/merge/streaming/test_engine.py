@@ -18,7 +18,9 @@ from safetensors.numpy import load_file
 
 import checkpoints
 import merge
-from dsee_jax.ckpt import tensors
+import tiny
+from dsee_jax import tree
+from dsee_jax.ckpt import hf, tensors
 from merge import __main__ as command
 from merge.methods import METHODS
 from merge.streaming import shards, tiles
@@ -77,6 +79,25 @@ def test_streaming_is_as_in_memory(tmp_path, method):
     expected = merge.merge(base, models, method=method, **each, **shared)
     for name, found in checkpoints.load(tmp_path / "out").items():
         np.testing.assert_allclose(found, expected[name], rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("family", ["roberta", "deberta"])
+@pytest.mark.parametrize("method", ["linear", "rankmean"])
+def test_encoders_streamed_are_the_params_merged(tmp_path, family, method):
+    """The same by tensors of files and by params, also where a file keeps several params in one tensor."""
+    names = ("base", "model_0", "model_1")
+    params = [
+        hf.load_pretrained(tiny.bert(tmp_path / name, seed=seed, model_type=family))[1]
+        for seed, name in enumerate(names)
+    ]
+    recipe = checkpoints.recipe(tmp_path, method, each=WEIGHTED if method == "linear" else {})
+    assert run(recipe, tmp_path / "out", "--max-shard-size", "10kB") == 0
+    base, *models = params
+    options = {"weight": 0.6} if method == "linear" else {}
+    expected = merge.merge(None if method == "linear" else base, models, method=method, **options)
+    _, found = hf.load_pretrained(tmp_path / "out")
+    for path, leaf in tree.flatten(found).items():
+        np.testing.assert_allclose(leaf, tree.get(expected, path), rtol=1e-5, atol=1e-6, err_msg=path)
 
 
 def test_shards_and_their_index(tmp_path):

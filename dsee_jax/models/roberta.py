@@ -1,0 +1,125 @@
+"""RoBERTa (arXiv 1907.11692) in plain Linen, numerically Hugging Face's: BERT with other positions and another head."""
+
+import dataclasses
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dsee_jax.errors import InputError
+from dsee_jax.layout import Layout
+from dsee_jax.models import bert, heads
+from dsee_jax.models.bert import AXES, CUTS, OLD_NAMES
+from dsee_jax.models.encoder import Embeddings, Encoder
+from dsee_jax.models.layers import Dropout
+
+__all__ = [
+    "ARCHITECTURES",
+    "AXES",
+    "CUTS",
+    "HEAD",
+    "HF_NAMES",
+    "IGNORED_NAMES",
+    "OLD_NAMES",
+    "PREFIX",
+    "Config",
+    "Model",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(bert.Config):
+    """The fields of RoBERTa, see `encoder.Config`; positions are counted from the one after ``pad_token_id``.
+
+    Raises:
+      InputError: as of `encoder.Config`, or a ``pad_token_id`` that leaves no position.
+    """
+
+    model_type: ClassVar[str] = "roberta"
+
+    pad_token_id: int | None = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        most = self.max_position_embeddings - 2
+        if type(self.pad_token_id) is not int or not 0 <= self.pad_token_id <= most:
+            raise InputError(
+                f"'pad_token_id' is {self.pad_token_id!r}; expected a whole number from 0 to {most}, since positions are "
+                "counted from the one after it"
+            )
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest input."""
+        return self.max_position_embeddings - (self.pad_token_id or 0) - 1
+
+
+class Roberta(nn.Module):
+    """RoBERTa with the head of a task (`ARCHITECTURES` lists them)."""
+
+    config: Config
+    task: str = "sequence-classification"
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        token_type_ids: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Run the model, arguments and outputs as of `bert.Bert`.
+
+        The padding that positions skip is told by ``pad_token_id`` in ``input_ids``, whatever the mask says.
+
+        Raises:
+          InputError: the batch is longer than ``max_position_embeddings - pad_token_id - 1``.
+        """
+        config = self.config
+        mask = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
+        types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        x = Embeddings(config, name="embeddings")(input_ids, positions(config, input_ids), types, deterministic)
+        x = Encoder(config, name="encoder")(x, (mask != 0)[:, None, None, :], deterministic, heads.read(self.task))
+
+        def pool(first: jax.Array) -> jax.Array:
+            rate = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+            first = Dropout(rate)(first, deterministic)
+            return jnp.tanh(heads.dense(config, config.hidden_size, "pooler")(first))
+
+        return heads.head(config, self.task, x, deterministic, pool=pool, rate=config.classifier_dropout)
+
+
+def positions(config: Config, input_ids: jax.Array) -> jax.Array:
+    """Return int32 (batch, length): pad_token_id at padding, at tokens pad_token_id + 1, + 2 ... whatever lies between."""
+    real = (input_ids != config.pad_token_id).astype(jnp.int32)
+    return jnp.cumsum(real, axis=1) * real + config.pad_token_id
+
+
+Model = Roberta
+
+ARCHITECTURES = {
+    "sequence-classification": "RobertaForSequenceClassification",
+    "token-classification": "RobertaForTokenClassification",
+    "question-answering": "RobertaForQuestionAnswering",
+    "features": "RobertaModel",
+}
+"""Task -> Hugging Face's class."""
+
+HEAD = heads.HEAD
+
+PREFIX = "roberta."
+"""Of every name but those of the heads; files of a bare ``RobertaModel`` lack it."""
+
+HF_NAMES: tuple[tuple[str, str, Layout], ...] = (
+    *((ours, PREFIX + theirs.removeprefix(bert.PREFIX), layout) for ours, theirs, layout in bert.BACKBONE),
+    *bert.dense("pooler", "classifier.dense"),
+    *bert.dense("classifier", "classifier.out_proj"),
+    *bert.dense("token_classifier", "classifier"),
+    *bert.dense("span", "qa_outputs"),
+)
+"""(our path, Hugging Face's name, how the one stands in the other); ``{i}`` is the number of the layer in both."""
+
+IGNORED_NAMES = (r"(.*\.)?position_ids", r"lm_head\..*", r"(roberta\.)?pooler\..*")
+"""Names that hold nothing of the model: a constant, the head of the pretraining, a pooler that no head reads."""

@@ -1,0 +1,219 @@
+"""Every encoder: tables that cover it, heads, masks, types, dropout, dtype. tests/ckpt/test_parity.py compares with torch."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dsee_jax
+import tiny
+from dsee_jax import models, tree
+from dsee_jax.ckpt import hf
+from dsee_jax.errors import InputError
+
+FAMILIES = [name for name in tiny.FAMILIES if name != "xlm-roberta"]
+"""XLM-RoBERTa is RoBERTa; only its names differ."""
+
+
+def _model(family="bert", task="sequence-classification", dtype="float32", num_hidden_layers=1, **changes):
+    fields, module = tiny.config(family, num_hidden_layers=num_hidden_layers, **changes), models.find(family)
+    model = module.Model(module.Config.from_hf(fields, num_labels=3, dtype=dtype), task)
+    return model, tiny.params(model, jnp.zeros((1, 1), jnp.int32))
+
+
+def _batch(model, **options):
+    return tiny.batch(types=model.config.type_vocab_size, **options)
+
+
+@functools.cache
+def _jitted(model, deterministic):
+    return jax.jit(functools.partial(model.apply, deterministic=deterministic))
+
+
+def _run(model, params, **inputs):
+    return _jitted(model, True)({"params": params}, **inputs)
+
+
+def _train(model, params, key, **inputs):
+    return _jitted(model, False)({"params": params}, **inputs, rngs={"dropout": jax.random.key(key)})
+
+
+PATHS = re.findall(
+    r"\S+",
+    """
+embeddings/word/embedding embeddings/norm/scale embeddings/norm/bias
+encoder/layer_1/attention/query/kernel encoder/layer_1/attention/query/bias
+encoder/layer_1/attention/value/kernel encoder/layer_1/attention/output/kernel
+encoder/layer_1/attention_norm/scale encoder/layer_1/mlp_norm/bias
+encoder/layer_1/mlp/up/kernel encoder/layer_1/mlp/down/bias
+pooler/kernel pooler/bias classifier/kernel classifier/bias
+""",
+)
+COUNTS = {"bert": 5 + 2 * 16 + 4, "roberta": 5 + 2 * 16 + 4, "deberta": 4 + 2 * (16 - 1 + 3) + 4}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_paths_are_the_agreed_ones(family):
+    """Rules in configs, adapters and recipes name these paths, whatever the architecture."""
+    _, params = _model(family, num_hidden_layers=2)
+    flat = tree.flatten(params)
+    assert set(PATHS) <= flat.keys()
+    assert len(flat) == COUNTS[family]
+    assert flat["encoder/layer_0/mlp/up/kernel"].shape == (24, 40)
+    assert flat["classifier/kernel"].shape == (24, 3)
+
+
+TASKS = ("sequence-classification", "token-classification", "question-answering", "features")
+
+
+@pytest.mark.parametrize("family", models.MODELS)
+def test_tables_cover_every_param_once(family):
+    """HF_NAMES has every path once, AXES as many names as the array has axes, HEAD and CUTS match real paths."""
+    tables, flat = models.find(family), {}
+    # With all that a config can ask for.
+    more = {"position_biased_input": True, "type_vocab_size": 2} if family == "deberta" else {}
+    for task in TASKS:
+        model, params = _model(family, task, num_hidden_layers=2, **more)
+        flat |= tree.flatten(params)
+        theirs = [name for name, _ in hf.names(model).values()]
+        shared = sum(layout.parts - 1 for _, _, layout in tables.HF_NAMES if layout.part == 0)
+        assert len(theirs) - len(set(theirs)) == 2 * shared
+    ours, _, _ = zip(*tables.HF_NAMES, strict=True)
+    assert {re.sub(r"layer_\d+", "layer_{i}", path) for path in flat} == set(ours)
+    assert len(set(ours)) == len(ours)
+    for path, axes in tree.assign(tables.AXES, flat).items():
+        assert len(axes) == flat[path].ndim, path
+    heads = tree.select(tables.HEAD, flat)
+    assert {path.partition("/")[0] for path in heads} == {"pooler", "classifier", "token_classifier", "span"}
+    sizes = {"heads": 24, "neurons": 40}
+    for kind, layers in models.cuts(model).items():
+        assert len(layers) == 2
+        for units in layers:
+            for path, (axis, _) in units.axes.items():
+                assert flat[path].shape[axis] == sizes[kind], path
+            assert set(units.scored) <= units.axes.keys()
+    up = tree.assign(tables.AXES, flat)["encoder/layer_1/mlp/up/kernel"]
+    assert up == ("embed", "mlp")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("task", "shape", "head"),
+    [
+        ("sequence-classification", (3, 3), {"pooler", "classifier"}),
+        ("token-classification", (3, 12, 3), {"token_classifier"}),
+        ("question-answering", (3, 12, 2), {"span"}),
+        ("features", (3, 12, 24), set()),
+    ],
+)
+def test_outputs_and_heads_of_tasks(family, task, shape, head):
+    """Each task has params of its own, and what a classifier gives is computed from the first position alone."""
+    model, params = _model(family, task)
+    assert params.keys() - {"embeddings", "encoder"} == head
+    found = _run(model, params, **_batch(model))
+    assert (found.shape, found.dtype) == (shape, jnp.float32)
+
+
+@pytest.mark.parametrize("task", ["token-classification", "question-answering"])
+@pytest.mark.parametrize("family", ["bert", "deberta"])
+def test_heads_of_positions_take_updates(family, task):
+    """Attached to every kernel, the head's too, as folded into it."""
+    model, params = _model(family, task)
+    config = dsee_jax.DeltaConfig(targets=(".*/kernel",), rank=2, nonzeros=3, support="random")
+    deltas, supports = dsee_jax.deltas.init(params, config, key=jax.random.key(0))
+    deltas = jax.tree.map(lambda leaf: leaf + 0.1, deltas)
+    attached = dsee_jax.apply(model, params, deltas, supports, _batch(model))
+    folded = _run(model, dsee_jax.materialize(params, deltas, supports), **_batch(model))
+    np.testing.assert_allclose(attached, folded, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_changes_nothing(family):
+    """A row alone, cut to its length, has the logits it has in a padded batch."""
+    model, params = _model(family)
+    batch = _batch(model)
+    together = _run(model, params, **batch)
+    for row in range(3):
+        short = {name: x[row : row + 1, : 12 - 2 * row] for name, x in batch.items()}
+        np.testing.assert_allclose(_run(model, params, **short), together[row : row + 1], atol=2e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_defaults_of_mask_and_types(family):
+    """None means all tokens and type 0."""
+    model, params = _model(family)
+    ids = _batch(model, padded=False)["input_ids"]
+    expected = _run(model, params, input_ids=ids, attention_mask=np.ones_like(ids), token_type_ids=np.zeros_like(ids))
+    np.testing.assert_array_equal(_run(model, params, input_ids=ids), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_follows_its_key(family):
+    """Training mode differs from evaluation, repeats with the key, changes with it, and is off at rate 0."""
+    model, params = _model(family, hidden_dropout_prob=0.2)
+    batch = _batch(model)
+
+    first = _train(model, params, 0, **batch)
+    np.testing.assert_array_equal(_train(model, params, 0, **batch), first)
+    assert (_train(model, params, 1, **batch) != first).any()
+    assert (_run(model, params, **batch) != first).any()
+    model, params = _model(family, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    np.testing.assert_array_equal(_train(model, params, 0, **batch), _run(model, params, **batch))
+
+
+@pytest.mark.parametrize(
+    ("family", "rate"), [(family, rate) for family in FAMILIES for rate in models.find(family).Config.DROPOUTS]
+)
+def test_each_dropout_rate_reaches_the_model(family, rate):
+    """One rate at a time, the others 0."""
+    off = dict.fromkeys(models.find(family).Config.DROPOUTS, 0.0)
+    model, params = _model(family, **(off | {rate: 0.5}))
+    batch = _batch(model)
+    assert np.abs(_train(model, params, 0, **batch) - _run(model, params, **batch)).max() > 1e-3
+    still = model.clone(config=model.config.with_dropout(0.0))
+    np.testing.assert_array_equal(_train(still, params, 0, **batch), _run(model, params, **batch))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_is_close_and_returns_float32(family):
+    """Params stay float32; only the products are in bfloat16."""
+    model, params = _model(family)
+    half, _ = _model(family, dtype="bfloat16")
+    batch = _batch(model)
+    found, expected = _run(half, params, **batch), _run(model, params, **batch)
+    assert found.dtype == jnp.float32
+    assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+    abstract = jax.eval_shape(half.init, jax.random.key(0), batch["input_ids"])
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(abstract))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "longest"),
+    [
+        ("bert", {}, 32),
+        ("roberta", {}, 31),
+        ("roberta", {"pad_token_id": 1}, 30),
+        ("deberta", {"position_biased_input": True}, 32),
+        ("deberta", {}, None),
+    ],
+)
+def test_too_long_a_batch_is_refused(family, changes, longest):
+    """Positions end at max_position_embeddings, less those up to the padding's; without a table there is no end."""
+    model, params = _model(family, **changes)
+    assert model.config.longest == longest
+    whole = np.full((1, longest or 40), 7, np.int32)
+    assert np.isfinite(_run(model, params, input_ids=whole)).all()
+    if longest is not None:
+        with pytest.raises(InputError, match=f"{longest + 1} tokens long and the model has {longest} positions"):
+            model.apply({"params": params}, np.zeros((1, longest + 1), np.int32))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_id_outside_the_vocabulary_shows(family):
+    """It gives NaN, never another token's embedding."""
+    model, params = _model(family)
+    ids = np.full((1, 4), model.config.vocab_size, np.int32)
+    assert np.isnan(_run(model, params, input_ids=ids)).all()

@@ -82,8 +82,9 @@ def names(config: Any) -> frozenset[str]:
 
 
 def write(config: Any) -> dict[str, Any]:
-    """Return the fields that `read` takes, for a ``config.json``; a field that is None is left out."""
+    """Return the fields that `read` takes, for a ``config.json``; what is None is left out, in groups of fields too."""
     found = {name: getattr(config, name) for name in sorted(names(config))}
+    found = {name: write(value) if dataclasses.is_dataclass(value) else value for name, value in found.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 

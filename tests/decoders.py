@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import re
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -52,12 +54,37 @@ VARIANTS: dict[str, dict] = {
         "layer_types": ["sliding_attention", "full_attention"],
         **WINDOW,
     },
+    "gpt2": {"model_type": "gpt2"},
+    "gpt2, other fields": {"model_type": "gpt2", "activation_function": "relu", "n_inner": 40, "layer_norm_epsilon": 1e-2},
+    "gpt2, scores by layer": {"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True},
+    "gpt2, scores as they are": {
+        "model_type": "gpt2",
+        "scale_attn_weights": False,
+        "reorder_and_upcast_attn": True,
+        "initializer_range": 0.2,
+    },
+    "gpt2, not tied": {"model_type": "gpt2", "tie_word_embeddings": False},
 }
 """Every option of every family, each against `config`."""
+
+GPT2 = {
+    "model_type": "gpt2",
+    "vocab_size": len(tiny.VOCABULARY),
+    "n_embd": 24,
+    "n_layer": 2,
+    "n_head": 3,
+    "n_positions": 32,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+}
 
 
 def config(**changes) -> dict:
     """The config.json of a decoder that is small in every direction, all sizes different; a change to None leaves it out."""
+    if changes.get("model_type") == "gpt2":
+        return GPT2 | changes
     fields = {
         "model_type": "llama",
         "vocab_size": len(tiny.VOCABULARY),
@@ -79,35 +106,60 @@ def config(**changes) -> dict:
 
 
 def weights(fields: dict, *, seed: int = 0, labels: int = 0) -> dict[str, np.ndarray]:
-    """Random float32 tensors under the names of LlamaForCausalLM, or of LlamaForSequenceClassification with ``labels``."""
-    width, neurons, kind = fields["hidden_size"], fields["intermediate_size"], fields["model_type"]
-    size = fields.get("head_dim") or width // fields["num_attention_heads"]
-    inner, outer = size * fields["num_attention_heads"], size * fields["num_key_value_heads"]
-    shapes = {"model.embed_tokens.weight": (fields["vocab_size"], width), "model.norm.weight": (width,)}
-    for layer in range(fields["num_hidden_layers"]):
-        name = f"model.layers.{layer}"
-        dense = {f"{name}.self_attn.{part}_proj": rows for part, rows in (("q", inner), ("k", outer), ("v", outer))}
-        for part, rows in dense.items():
-            shapes[f"{part}.weight"] = (rows, width)
-            if kind == "qwen2" or fields.get("attention_bias"):
-                shapes[f"{part}.bias"] = (rows,)
-        shapes[f"{name}.self_attn.o_proj.weight"] = (width, inner)
-        if fields.get("attention_bias"):
-            shapes[f"{name}.self_attn.o_proj.bias"] = (width,)
-        for part, shape in (("gate", (neurons, width)), ("up", (neurons, width)), ("down", (width, neurons))):
-            shapes[f"{name}.mlp.{part}_proj.weight"] = shape
-            if fields.get("mlp_bias"):
-                shapes[f"{name}.mlp.{part}_proj.bias"] = shape[:1]
-        shapes |= {f"{name}.{part}_layernorm.weight": (width,) for part in ("input", "post_attention")}
-        if kind == "qwen3":
-            shapes |= {f"{name}.self_attn.{part}_norm.weight": (size,) for part in ("q", "k")}
+    """Random float32 tensors under the names of the causal language model, or with ``labels`` of the classifier."""
+    shapes = dict(_gpt2(fields) if fields["model_type"] == "gpt2" else _llama(fields))
+    width = shapes["transformer.wte.weight" if fields["model_type"] == "gpt2" else "model.embed_tokens.weight"][1]
     if labels:
         shapes["score.weight"] = (labels, width)
-    elif not fields.get("tie_word_embeddings"):
+    elif not fields.get("tie_word_embeddings", fields["model_type"] == "gpt2"):
         shapes["lm_head.weight"] = (fields["vocab_size"], width)
     generator = np.random.default_rng(seed)
     tensors = {name: generator.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
-    return {name: 1 + x if name.endswith("norm.weight") else x for name, x in tensors.items()}
+    return {name: 1 + x if re.search(r"(norm|ln_\w)\.weight$", name) else x for name, x in tensors.items()}
+
+
+def _gpt2(fields: dict) -> Iterator[tuple[str, tuple[int, ...]]]:
+    width = fields["n_embd"]
+    neurons = fields.get("n_inner") or 4 * width
+    yield "transformer.wte.weight", (fields["vocab_size"], width)
+    yield "transformer.wpe.weight", (fields["n_positions"], width)
+    for layer in range(fields["n_layer"]):
+        for name, rows, columns in (
+            ("attn.c_attn", width, 3 * width),
+            ("attn.c_proj", width, width),
+            ("mlp.c_fc", width, neurons),
+            ("mlp.c_proj", neurons, width),
+        ):
+            yield f"transformer.h.{layer}.{name}.weight", (rows, columns)
+            yield f"transformer.h.{layer}.{name}.bias", (columns,)
+    for name in (*(f"h.{layer}.ln_{part}" for layer in range(fields["n_layer"]) for part in (1, 2)), "ln_f"):
+        yield f"transformer.{name}.weight", (width,)
+        yield f"transformer.{name}.bias", (width,)
+
+
+def _llama(fields: dict) -> Iterator[tuple[str, tuple[int, ...]]]:
+    width, neurons, kind = fields["hidden_size"], fields["intermediate_size"], fields["model_type"]
+    size = fields.get("head_dim") or width // fields["num_attention_heads"]
+    inner, outer = size * fields["num_attention_heads"], size * fields["num_key_value_heads"]
+    yield "model.embed_tokens.weight", (fields["vocab_size"], width)
+    yield "model.norm.weight", (width,)
+    for layer in range(fields["num_hidden_layers"]):
+        name = f"model.layers.{layer}"
+        for part, rows in (("q", inner), ("k", outer), ("v", outer)):
+            yield f"{name}.self_attn.{part}_proj.weight", (rows, width)
+            if kind == "qwen2" or fields.get("attention_bias"):
+                yield f"{name}.self_attn.{part}_proj.bias", (rows,)
+        yield f"{name}.self_attn.o_proj.weight", (width, inner)
+        if fields.get("attention_bias"):
+            yield f"{name}.self_attn.o_proj.bias", (width,)
+        for part, shape in (("gate", (neurons, width)), ("up", (neurons, width)), ("down", (width, neurons))):
+            yield f"{name}.mlp.{part}_proj.weight", shape
+            if fields.get("mlp_bias"):
+                yield f"{name}.mlp.{part}_proj.bias", shape[:1]
+        for part in ("input_layernorm", "post_attention_layernorm"):
+            yield f"{name}.{part}.weight", (width,)
+        for part in ("q", "k") if kind == "qwen3" else ():
+            yield f"{name}.self_attn.{part}_norm.weight", (size,)
 
 
 def write(folder: pathlib.Path, *, seed: int = 0, labels: int = 0, shards: int = 1, **changes) -> pathlib.Path:

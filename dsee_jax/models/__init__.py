@@ -15,11 +15,11 @@ import jax.numpy as jnp
 
 from dsee_jax import tree
 from dsee_jax.errors import InputError, did_you_mean
-from dsee_jax.models import bert, deberta, llama, roberta, xlm_roberta
+from dsee_jax.models import bert, deberta, gpt2, llama, roberta, xlm_roberta
 from dsee_jax.units import Cuts, Units
 
 MODELS: dict[str, ModuleType] = {
-    **{module.Config.model_type: module for module in (bert, deberta, roberta, xlm_roberta)},
+    **{module.Config.model_type: module for module in (bert, deberta, gpt2, roberta, xlm_roberta)},
     **dict.fromkeys(llama.FAMILIES, llama),
 }
 

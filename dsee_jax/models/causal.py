@@ -1,4 +1,4 @@
-"""Attention of decoders: to earlier tokens only, query heads in groups that share keys and values, with a cache."""
+"""What decoders share: attention to earlier tokens only, with a cache, and the heads of their tasks."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from dsee_jax import ops
-from dsee_jax.models.cache import Context
+from dsee_jax.models import cache as caches
+from dsee_jax.models.cache import Cache, Context
 from dsee_jax.models.layers import Bias, Dropout, JointDense, RmsNorm
 from dsee_jax.models.rope import rotate
 
@@ -104,3 +105,68 @@ class CausalAttention(nn.Module):
         weights = self.dropout(weights, deterministic).astype(self.dtype)
         mixed = jnp.einsum("bghqk,bkgd->bqghd", weights, value)
         return self.output(mixed.reshape(*x.shape[:2], -1)), cache
+
+
+class CausalModel(nn.Module):
+    """A decoder with the head of a task; an architecture says in ``stack`` what it is made of."""
+
+    config: Any
+    """With vocab_size, tie_word_embeddings, initializer_range, num_labels, dtype."""
+    task: str = "causal-lm"
+
+    def stack(self) -> tuple[Any, Any, Any]:
+        """Return ``embeddings(input_ids, positions, deterministic)`` with ``attend(x)``, the layers ``decoder(x, context,
+        cache, deterministic)`` and the last ``norm(x)``."""
+        raise NotImplementedError
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        token_type_ids: jax.Array | None = None,
+        *,
+        positions: jax.Array | None = None,
+        cache: Cache | None = None,
+        last_only: bool = False,
+        deterministic: bool = True,
+    ) -> Any:
+        """Run the model.
+
+        Args:
+          input_ids: int (batch, length), below ``vocab_size``; one outside gives NaN.
+          attention_mask: int (batch, length): 0 = padding, else the number of the token's segment, `dsee_jax.models.cache`.
+            None: all tokens, one segment a row.
+          token_type_ids: taken as every model does, and not read: there is no table of types.
+          positions: int (batch, length). None: counted from the first token of each segment.
+          cache: the tokens before these, from `dsee_jax.models.cache.create` or an earlier call.
+          last_only: causal-lm: the logits of the last position only, (batch, 1, vocab_size).
+          deterministic: no dropout. When false, pass ``rngs={"dropout": key}``.
+
+        Returns:
+          float32: logits (batch, length, vocab_size) of causal-lm; logits (batch, num_labels) at the last token of each row
+          of sequence-classification; the last hidden state (batch, length, width) of features. With a cache a pair, the
+          second being the cache with these tokens written.
+
+        Raises:
+          InputError: there is a table of positions and the batch is longer.
+        """
+        config, (embeddings, decoder, norm) = self.config, self.stack()
+        context, written = caches.read(input_ids, attention_mask, positions, cache)
+        x, written = decoder(embeddings(input_ids, context.positions, deterministic), context, written, deterministic)
+        if self.task == "sequence-classification":
+            x = caches.last(attention_mask, x)
+        elif last_only:
+            x = x[:, -1:]
+        x = norm(x)
+
+        def head(features: int, name: str) -> nn.Dense:
+            init = nn.initializers.normal(config.initializer_range)
+            return nn.Dense(features, use_bias=False, dtype=jnp.dtype(config.dtype), kernel_init=init, name=name)
+
+        if self.task == "sequence-classification":
+            x = head(config.num_labels, "classifier")(x)
+        elif self.task == "causal-lm":
+            x = embeddings.attend(x) if config.tie_word_embeddings else head(config.vocab_size, "lm_head")(x)
+        x = x.astype(jnp.float32)
+        return x if cache is None else (x, written)

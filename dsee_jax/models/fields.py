@@ -31,8 +31,8 @@ IGNORED = re.compile(
     # how Hugging Face runs and stores it
     r"|torch_dtype|dtype|torchscript|use_bfloat16|tf_legacy_loss|return_dict|use_return_dict|output_.*|use_cache"
     r"|chunk_size_feed_forward|gradient_checkpointing|tie_word_embeddings|tie_encoder_decoder|tie_last_hidden_states|padding_idx"
-    # left from TensorFlow BERT, used by no model here
-    r"|directionality|pooler_.*"
+    # left from TensorFlow, or of heads that are not here
+    r"|directionality|pooler_.*|n_ctx|summary_.*"
     # text generation
     r"|(bos|eos|sep|cls|mask|decoder_start|forced_bos|forced_eos)_token_id|max_length|min_length|do_sample|early_stopping"
     r"|num_beams|num_beam_groups|diversity_penalty|temperature|top_k|top_p|typical_p|repetition_penalty|length_penalty"

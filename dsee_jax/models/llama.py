@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from dsee_jax.errors import InputError, did_you_mean
-from dsee_jax.models import cache as caches
+from dsee_jax.layout import KERNEL, PLAIN, Layout
 from dsee_jax.models import fields, rope
-from dsee_jax.models.cache import Cache, Context
-from dsee_jax.models.causal import CausalAttention
+from dsee_jax.models.cache import Context
+from dsee_jax.models.causal import CausalAttention, CausalModel
 from dsee_jax.models.layers import ACTIVATIONS, Bias, JointDense, RmsNorm
 
 FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
@@ -194,8 +194,8 @@ class Embeddings(nn.Module):
         """Declare the table."""
         self.word = nn.Embed(self.config.vocab_size, self.config.hidden_size, embedding_init=_init(self.config))
 
-    def __call__(self, input_ids: jax.Array) -> jax.Array:
-        """Return (batch, length, width) for ids (batch, length)."""
+    def __call__(self, input_ids: jax.Array, positions: jax.Array, deterministic: bool) -> jax.Array:
+        """Return (batch, length, width) for ids (batch, length); where they stand is for the layers to say."""
         return self.word(input_ids).astype(self.config.dtype)
 
     def attend(self, x: jax.Array) -> jax.Array:
@@ -283,62 +283,14 @@ class Decoder(nn.Module):
         return x, cache
 
 
-class Llama(nn.Module):
+class Llama(CausalModel):
     """Llama with the head of a task (`ARCHITECTURES` lists them)."""
 
-    config: Config
-    task: str = "causal-lm"
-
-    @nn.compact
-    def __call__(
-        self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
-        token_type_ids: jax.Array | None = None,
-        *,
-        positions: jax.Array | None = None,
-        cache: Cache | None = None,
-        last_only: bool = False,
-        deterministic: bool = True,
-    ) -> Any:
-        """Run the model.
-
-        Args:
-          input_ids: int (batch, length), below ``vocab_size``; one outside gives NaN.
-          attention_mask: int (batch, length): 0 = padding, else the number of the token's segment, `dsee_jax.models.cache`.
-            None: all tokens, one segment a row.
-          token_type_ids: taken as every model does, and not read: there is no table of types.
-          positions: int (batch, length). None: counted from the first token of each segment.
-          cache: the tokens before these, from `dsee_jax.models.cache.create` or an earlier call.
-          last_only: causal-lm: the logits of the last position only, (batch, 1, vocab_size).
-          deterministic: no dropout. When false, pass ``rngs={"dropout": key}``.
-
-        Returns:
-          float32: logits (batch, length, vocab_size) of causal-lm; logits (batch, num_labels) at the last token of each row
-          of sequence-classification; the last hidden state (batch, length, width) of features. With a cache a pair, the
-          second being the cache with these tokens written.
-        """
-        config, dtype = self.config, jnp.dtype(self.config.dtype)
-        context, written = caches.read(input_ids, attention_mask, positions, cache)
-        embeddings = Embeddings(config, name="embeddings")
-        x, written = Decoder(config, name="decoder")(embeddings(input_ids), context, written, deterministic)
-        if self.task == "sequence-classification":
-            x = caches.last(attention_mask, x)
-        elif last_only:
-            x = x[:, -1:]
-        x = RmsNorm(config.rms_norm_eps, dtype, name="norm")(x)
-
-        def head(features: int, name: str) -> nn.Dense:
-            return nn.Dense(features, use_bias=False, dtype=dtype, kernel_init=_init(config), name=name)
-
-        if self.task == "sequence-classification":
-            x = head(config.num_labels, "classifier")(x)
-        elif self.task == "causal-lm" and config.tie_word_embeddings:
-            x = embeddings.attend(x)
-        elif self.task == "causal-lm":
-            x = head(config.vocab_size, "lm_head")(x)
-        x = x.astype(jnp.float32)
-        return x if cache is None else (x, written)
+    def stack(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """Return embeddings, layers and the last norm."""
+        config = self.config
+        norm = RmsNorm(config.rms_norm_eps, jnp.dtype(config.dtype), name="norm")
+        return Embeddings(config, name="embeddings"), Decoder(config, name="decoder"), norm
 
 
 Model = Llama
@@ -369,16 +321,16 @@ _NORM = (
     *(("attention/query_norm", "self_attn.q_norm"), ("attention/key_norm", "self_attn.k_norm")),
 )
 
-HF_NAMES: tuple[tuple[str, str, str | None], ...] = (
-    ("embeddings/word/embedding", "model.embed_tokens.weight", None),
-    *((f"decoder/layer_{{i}}/{ours}/kernel", f"model.layers.{{i}}.{theirs}.weight", "transpose") for ours, theirs in _DENSE),
-    *((f"decoder/layer_{{i}}/{ours}/bias", f"model.layers.{{i}}.{theirs}.bias", None) for ours, theirs in _DENSE),
-    *((f"decoder/layer_{{i}}/{ours}/scale", f"model.layers.{{i}}.{theirs}.weight", None) for ours, theirs in _NORM),
-    ("norm/scale", "model.norm.weight", None),
-    ("lm_head/kernel", "lm_head.weight", "transpose"),
-    ("classifier/kernel", "score.weight", "transpose"),
+HF_NAMES: tuple[tuple[str, str, Layout], ...] = (
+    ("embeddings/word/embedding", "model.embed_tokens.weight", PLAIN),
+    *((f"decoder/layer_{{i}}/{ours}/kernel", f"model.layers.{{i}}.{theirs}.weight", KERNEL) for ours, theirs in _DENSE),
+    *((f"decoder/layer_{{i}}/{ours}/bias", f"model.layers.{{i}}.{theirs}.bias", PLAIN) for ours, theirs in _DENSE),
+    *((f"decoder/layer_{{i}}/{ours}/scale", f"model.layers.{{i}}.{theirs}.weight", PLAIN) for ours, theirs in _NORM),
+    ("norm/scale", "model.norm.weight", PLAIN),
+    ("lm_head/kernel", "lm_head.weight", KERNEL),
+    ("classifier/kernel", "score.weight", KERNEL),
 )
-"""(our path, Hugging Face's name, how the array changes between them); ``{i}`` is the number of the layer in both."""
+"""(our path, Hugging Face's name, how the one stands in the other); ``{i}`` is the number of the layer in both."""
 
 OLD_NAMES: tuple[tuple[str, str], ...] = ()
 """(regex, replacement) for names that older checkpoints have."""

@@ -12,7 +12,7 @@ import tiny
 from dsee_jax.ckpt import hf
 from dsee_jax.models import cache as caches
 
-CACHED = ("llama", "mistral", "qwen2, windows above", "qwen3")
+CACHED = ("llama", "mistral", "qwen2, windows above", "qwen3", "gpt2")
 """Of these the same logits are asked for in parts, through a cache."""
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
@@ -77,7 +77,7 @@ def test_logits(tmp_path, variant):
     _close(np.concatenate(parts, 1)[seen], expected[seen])
 
 
-@pytest.mark.parametrize("variant", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("variant", ["llama", "mistral", "qwen2", "qwen3", "gpt2"])
 def test_classification_reads_the_last_token(tmp_path, variant):
     fields = decoders.config(**decoders.VARIANTS[variant])
     theirs = _made(tmp_path / "a", "AutoModelForSequenceClassification", fields | {"num_labels": 3})

@@ -89,7 +89,7 @@ class PruneConfig:
     kind: Literal["none", "unstructured", "nm", "structured", "earlybert"] = "unstructured"
     """nm keeps n of every m consecutive inputs of a column; structured cuts heads and neurons out, so that the arrays are
     smaller; none skips pruning and re-tuning."""
-    targets: tuple[str, ...] = (r"encoder/.*/kernel",)
+    targets: tuple[str, ...] = (r"(encoder|decoder)/.*/kernel",)
     """Regular expressions over whole kernel paths: what may be pruned. structured: all that is cut must be among them."""
     sparsity: float = 0.5
     """unstructured: fraction of zeros, in [0, 1)."""

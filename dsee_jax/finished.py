@@ -42,12 +42,12 @@ def opened(run: Path, overrides: Sequence[str] = ()) -> Finished:
     model, params = hf.load_pretrained(run / MODEL, num_labels=task.num_labels, dtype=config.model.dtype)
     kept = adapter.load(run / ADAPTER) if config.delta.rank or config.delta.nonzeros else None
     if kept:
-        _check(run, params, kept)
+        check_adapter(run, params, kept)
     return Finished(config, task, model, params, kept)
 
 
-def _check(run: Path, params: Params, kept: adapter.Adapter) -> None:
-    """Refuse an adapter whose updates are not of the model's shapes: it belongs to another base, or to another cut of it."""
+def check_adapter(run: Path, params: Params, kept: adapter.Adapter) -> None:
+    """Raise `InputError` where updates are not of the model's shapes: they belong to another base, or to another cut of it."""
     flat, coordinates = tree.flatten(params), tree.flatten(kept.supports)
     for path, delta in delta_trees.kernels(kept.deltas).items():
         shape = flat[path].shape[-2:] if path in flat else ()

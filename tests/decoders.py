@@ -55,7 +55,12 @@ VARIANTS: dict[str, dict] = {
         **WINDOW,
     },
     "gpt2": {"model_type": "gpt2"},
-    "gpt2, other fields": {"model_type": "gpt2", "activation_function": "relu", "n_inner": 40, "layer_norm_epsilon": 1e-2},
+    "gpt2, other fields": {
+        "model_type": "gpt2",
+        "activation_function": "relu",
+        "n_inner": 40,
+        "layer_norm_epsilon": 1e-2,
+    },
     "gpt2, scores by layer": {"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True},
     "gpt2, scores as they are": {
         "model_type": "gpt2",

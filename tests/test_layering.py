@@ -21,13 +21,13 @@ LEVELS = [
     {"prune", "tickets", "flops"},
     # models: pure apply, no IO
     {"models"},
-    {"compaction"},
+    {"compaction", "generation"},
     # edges
     {"ckpt", "data", "metrics", "optim", "sharding", "journal", "step"},
     {"setup", "report", "inspection"},
     {"cut", "evaluation", "export"},
     {"loop", "finished"},
-    {"statistics"},
+    {"statistics", "completion"},
     {"__main__", "__init__"},
 ]
 MERGE_LEVELS = [

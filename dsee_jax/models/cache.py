@@ -31,13 +31,13 @@ class Context(NamedTuple):
     start: jax.Array  # () int32: the slot of the first token
 
 
-def create(batch: int, capacity: int, groups: tuple[int, ...], head_size: int, dtype: Any) -> dict[str, Any]:
-    """Return an empty cache for ``capacity`` tokens a row; ``groups``: the key/value heads of every layer, 0 for none."""
-    shape = (batch, capacity)
+def create(config: Any, batch: int, capacity: int) -> dict[str, Any]:
+    """Return an empty cache of ``capacity`` tokens a row for the model of a ``config``, as cut as that may be."""
+    shape, dtype = (batch, capacity), jnp.dtype(config.dtype)
     layers = {
-        f"layer_{number}": {name: jnp.zeros((*shape, count, head_size), dtype) for name in ("key", "value")}
-        for number, count in enumerate(groups)
-        if count
+        f"layer_{number}": {name: jnp.zeros((*shape, groups, config.head_size), dtype) for name in ("key", "value")}
+        for number, groups in enumerate(config.widths["heads"])
+        if groups
     }
     return {"segments": jnp.zeros(shape, jnp.int32), "length": jnp.zeros((), jnp.int32), **layers}
 

@@ -81,7 +81,7 @@ class CausalAttention(nn.Module):
             if self.norm_epsilon is not None:
                 # They are not cut with the heads: a norm is one for all of them.
                 nothing = jnp.zeros((1, self.head_size), self.dtype)
-                self.query_norm(nothing), self.key_norm(nothing)
+                self.key_norm(self.query_norm(nothing))
             return (self.output(x) if self.use_output_bias else jnp.zeros_like(x)), cache
         shape = (*x.shape[:2], -1, self.head_size)
         query, key, value = (part.reshape(shape) for part in self.projections(x))

@@ -82,10 +82,14 @@ def names(config: Any) -> frozenset[str]:
 
 
 def write(config: Any) -> dict[str, Any]:
-    """Return the fields that `read` takes, for a ``config.json``; what is None is left out, in groups of fields too."""
+    """Return the fields that `read` takes, for a ``config.json``; what is None is left out, in groups of fields too.
+
+    A None that would be read as another value if it were left out is written; such names are the config's ``explicit``.
+    """
     found = {name: getattr(config, name) for name in sorted(names(config))}
     found = {name: write(value) if dataclasses.is_dataclass(value) else value for name, value in found.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    explicit = getattr(config, "explicit", ())
+    return {name: value for name, value in found.items() if value is not None or name in explicit}
 
 
 def check(config: Any, *, sizes: tuple[str, ...], rates: tuple[str, ...]) -> None:

@@ -86,9 +86,12 @@ class Config:
         """Return this config with every dropout rate set to ``rate``, in [0, 1)."""
         return dataclasses.replace(self, resid_pdrop=rate, embd_pdrop=rate, attn_pdrop=rate)
 
+    type_vocab_size: ClassVar[int] = 0
+    """There are no token types."""
+
     @property
-    def max_position_embeddings(self) -> int:
-        """Rows of the table of positions."""
+    def longest(self) -> int | None:
+        """The longest input; None: no limit."""
         return self.n_positions
 
     @property
@@ -115,9 +118,7 @@ class Config:
         def kept(widths: Sequence[int] | None, whole: int) -> tuple[int, ...] | None:
             return None if widths is None or set(widths) == {whole} else tuple(widths)
 
-        return dataclasses.replace(
-            self, kept_heads=kept(heads, self.n_head), kept_neurons=kept(neurons, self.neurons)
-        )
+        return dataclasses.replace(self, kept_heads=kept(heads, self.n_head), kept_neurons=kept(neurons, self.neurons))
 
 
 def _init(config: Config) -> Any:

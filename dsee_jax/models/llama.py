@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -27,7 +27,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """Where they differ from `Config`."""
 
-_NO_WINDOW = {name: (None,) for name in ("use_sliding_window", "max_window_layers", "layer_types")}
+_NO_WINDOW = dict.fromkeys(("use_sliding_window", "max_window_layers", "layer_types"), (None,))
 _FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
     "llama": {"pretraining_tp": (1, None), "sliding_window": (None,), **_NO_WINDOW},
     "mistral": {"attention_bias": (False, None), "mlp_bias": (False, None), **_NO_WINDOW},
@@ -67,7 +67,7 @@ class Config:
     attention_dropout: float = 0.0
     tie_word_embeddings: bool = False
     pad_token_id: int | None = None
-    rope_parameters: rope.Rope = rope.Rope()
+    rope_parameters: rope.Rope = rope.DEFAULT
     sliding_window: int | None = None
     """A token sees so many tokens, itself included; mistral: in every layer."""
     use_sliding_window: bool | None = None
@@ -129,13 +129,24 @@ class Config:
         """Read a parsed ``config.json``; ``run`` gives num_labels and dtype. Raises `InputError` as `fields.read` does."""
         kind = config.get("model_type", cls.model_type)
         parameters, rest = rope.read(config)
-        return fields.read(
-            cls, {**_DEFAULTS[kind], **rest, "rope_parameters": parameters}, fixed=_FIXED[kind], **run
-        )
+        return fields.read(cls, {**_DEFAULTS[kind], **rest, "rope_parameters": parameters}, fixed=_FIXED[kind], **run)
 
     def with_dropout(self, rate: float) -> "Config":
         """Return this config with every dropout rate set to ``rate``, in [0, 1)."""
         return dataclasses.replace(self, attention_dropout=rate)
+
+    type_vocab_size: ClassVar[int] = 0
+    """There are no token types."""
+
+    @property
+    def longest(self) -> int | None:
+        """The longest input that it is made for; None: no limit."""
+        return self.max_position_embeddings
+
+    @property
+    def explicit(self) -> frozenset[str]:
+        """Fields that are None and must be written so: left out, they have another value in this ``model_type``."""
+        return frozenset(name for name in _DEFAULTS[self.model_type] if getattr(self, name) is None)
 
     @property
     def groups(self) -> int:

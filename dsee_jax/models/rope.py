@@ -42,6 +42,10 @@ class Rope:
     truncate: bool | None = None
 
 
+DEFAULT = Rope()
+"""Nothing is scaled."""
+
+
 def read(config: Mapping[str, Any]) -> tuple[Rope, dict[str, Any]]:
     """Return the rotary parameters of a ``config.json``, of the layout of today or of earlier ones, and its other fields.
 

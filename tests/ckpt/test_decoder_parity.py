@@ -69,7 +69,7 @@ def test_logits(tmp_path, variant):
             _close(found[seen], expected[seen])
     if variant not in CACHED:
         return
-    cache = caches.create(3, 20, model.config.widths["heads"], model.config.head_size, np.float32)
+    cache = caches.create(model.config, 3, 20)
     parts = []
     for part in (slice(0, 7), slice(7, 8), slice(8, 12)):
         logits, cache = run({"params": params}, **{name: x[:, part] for name, x in batch.items()}, cache=cache)

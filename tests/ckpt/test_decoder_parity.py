@@ -121,7 +121,7 @@ def test_generated_tokens(tmp_path, variant, options):
     model, params = hf.load_pretrained(tmp_path / "a", "causal-lm")
     ids, mask = generation.pad_left([[7, 9, 11, 6, 8], [10, 12], [5, 20, 30], [6]])
     for eos in ((), (8, 17, 22)):
-        given = {"new_tokens": 12, "eos": eos, "pad": 0} | options
+        given = {"new_tokens": 12, "eos": eos, "pad": 1} | options
         found = dsee_jax.generate(model, params, ids, mask, **given)
         np.testing.assert_array_equal(found, _search(theirs, ids, mask, **given))
 
@@ -143,7 +143,7 @@ def test_a_real_llama_tells_the_same_story(shared, options):
     model, params = hf.load_pretrained(folder, "causal-lm")
     prompts = ("Once upon a time, there was a little girl named Lily.", "Tom had a dog.", "The sun")
     ids, mask = generation.pad_left([tokenizer(prompt)["input_ids"] for prompt in prompts])
-    given = {"new_tokens": 80, "eos": (2,), "pad": 0} | options
+    given = {"new_tokens": 80, "eos": (2,), "pad": 1} | options
     found = dsee_jax.generate(model, params, ids, mask, **given)
     np.testing.assert_array_equal(found, _search(theirs, ids, mask, **given))
 

@@ -1,4 +1,4 @@
-"""What all decoders hold to: the past alone is seen, packed texts are strangers, a cache changes nothing. Parity is elsewhere."""
+"""What all decoders hold to: the past alone is seen, packed texts are strangers, a cache changes nothing."""
 
 import functools
 import re

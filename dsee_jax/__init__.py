@@ -6,6 +6,9 @@ logits = dsee_jax.apply(model, params, deltas, supports, batch)
 masks = dsee_jax.prune.unstructured(params, deltas, supports, [("encoder/.*/kernel", True)], sparsity=0.5)
 masks = dsee_jax.prune.structured(params, deltas, supports, dsee_jax.models.cuts(model), heads=0.25, neurons=0.4)
 small_model, small_params = dsee_jax.compact(model, params, masks)
+
+model, params = dsee_jax.load_pretrained(path, task="causal-lm")
+tokens = dsee_jax.generate(model, params, input_ids, attention_mask, new_tokens=64)
 """
 
 from dsee_jax import decompose, deltas, masks, models, prune, tree
@@ -14,6 +17,7 @@ from dsee_jax.compaction import compact
 from dsee_jax.config import Config, DeltaConfig
 from dsee_jax.deltas import apply, materialize
 from dsee_jax.errors import InputError
+from dsee_jax.generation import generate
 
 __all__ = [
     "Config",
@@ -23,6 +27,7 @@ __all__ = [
     "compact",
     "decompose",
     "deltas",
+    "generate",
     "load_pretrained",
     "masks",
     "materialize",

@@ -64,6 +64,28 @@ def statistics(options: argparse.Namespace) -> None:
     print(f"{options.out}: {about['kind']} of {about['examples']} examples of {about['task']}")
 
 
+def generate(options: argparse.Namespace) -> None:
+    """Go on from prompts with a decoder."""
+    import jax
+
+    from dsee_jax import completion
+
+    prompts = list(options.prompt)
+    if options.file:
+        try:
+            prompts += Path(options.file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--file {options.file}: cannot be read ({error})") from None
+    if not prompts:
+        raise InputError("there is no prompt: give --prompt TEXT or --file FILE")
+    chosen = {name: getattr(options, name) for name in completion.CHOICES}
+    writer = completion.opened(options.model, dtype=options.dtype)
+    for prompt, text in zip(
+        prompts, completion.complete(writer, prompts, key=jax.random.key(options.seed), **chosen), strict=True
+    ):
+        print(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False) if options.json else prompt + text)
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all verbs."""
     top = argparse.ArgumentParser(prog="python -m dsee_jax", description=__doc__)
@@ -128,6 +150,31 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="how many, drawn with the run's seed; 0: all; default 256",
     )
+    six = verb(
+        generate,
+        "Go on from prompts with a decoder: a Hugging Face folder, hub id or package:NAME, or the output_dir of a run, whose "
+        "updates stay attached. All prompts are one batch. By default the most probable token is taken each time, until "
+        "the model's end of text or --new-tokens; --beams searches for the most probable text, --temperature samples.",
+    )
+    six.add_argument("model", metavar="MODEL", help="a model folder, hub id, package:NAME or RUN_DIR")
+    six.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="may be given several times")
+    six.add_argument("--file", metavar="FILE", help="one prompt a line, after those of --prompt")
+    six.add_argument("--new-tokens", type=int, default=64, metavar="N", help="the most to add; default 64")
+    six.add_argument("--beams", type=int, default=1, metavar="N", help="beam search with so many; default 1: none")
+    six.add_argument(
+        "--length-penalty", type=float, default=1.0, metavar="X", help="beams: above 0 prefers longer texts; default 1"
+    )
+    six.add_argument(
+        "--early-stopping", action="store_true", help="beams: stop once as many texts ended as there are beams"
+    )
+    six.add_argument(
+        "--temperature", type=float, default=0.0, metavar="X", help="sample; 1: as probable as the model says"
+    )
+    six.add_argument("--top-k", type=int, default=0, metavar="N", help="sample among the N most probable tokens")
+    six.add_argument("--top-p", type=float, default=1.0, metavar="X", help="sample among those that make up X of all")
+    six.add_argument("--seed", type=int, default=0, help="decides what is sampled; default 0")
+    six.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the matrix products")
+    six.add_argument("--json", action="store_true", help="an object a line: prompt, completion")
     return top
 
 

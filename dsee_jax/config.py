@@ -90,7 +90,7 @@ class PruneConfig:
     """nm keeps n of every m consecutive inputs of a column; structured cuts heads and neurons out after tuning, so that the
     arrays are smaller; earlybert learns at the very start which of them matter, cuts the others out, goes back to the
     pretrained weights and only then tunes (and does not re-tune); none skips pruning and re-tuning."""
-    targets: tuple[str, ...] = (r"encoder/.*/kernel",)
+    targets: tuple[str, ...] = (r"(encoder|decoder)/.*/kernel",)
     """Regular expressions over whole kernel paths: what may be pruned. structured, earlybert: all that is cut must be
     among them."""
     sparsity: float = 0.5

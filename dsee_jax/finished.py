@@ -42,12 +42,12 @@ def opened(run: Path, overrides: Sequence[str] = ()) -> Finished:
     model, params = hf.load_pretrained(run / MODEL, num_labels=task.num_labels, dtype=config.model.dtype)
     kept = adapter.load(run / ADAPTER) if config.delta.rank or config.delta.nonzeros else None
     if kept:
-        _check(run, params, kept)
+        check_adapter(run, params, kept)
     return Finished(config, task, model, params, kept)
 
 
-def _check(run: Path, params: Params, kept: adapter.Adapter) -> None:
-    """Refuse an adapter of another base, or of another cut of it, which may have the same shapes."""
+def check_adapter(run: Path, params: Params, kept: adapter.Adapter) -> None:
+    """Raise `InputError` for an adapter of another base, or of another cut of it, which may have the same shapes."""
     # An adapter that says its widths alone is told by its shapes.
     where = None if "kept" in kept.config and not kept.kept else cuts.difference(cuts.read(run / MODEL), kept.kept)
     if where:

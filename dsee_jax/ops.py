@@ -258,6 +258,44 @@ def _gelu_tanh_jvp(primals: Any, tangents: Any) -> Any:
     return 0.5 * x * (1.0 + tanh), t * 0.5 * (1.0 + tanh + x * (1.0 - jnp.square(tanh)) * inner)
 
 
+@jax.custom_jvp
+def silu(x: jax.Array) -> jax.Array:
+    """Return ``x * sigmoid(x)`` (arXiv 1702.03118)."""
+    return x * jax.nn.sigmoid(x)
+
+
+@silu.defjvp  # pyright: ignore[reportFunctionMemberAccess]
+def _silu_jvp(primals: Any, tangents: Any) -> Any:
+    (x,), (t,) = primals, tangents
+    gate = _barrier(jax.nn.sigmoid(x))
+    return x * gate, t * gate * (1.0 + x * (1.0 - gate))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def rms_norm(x: Array, scale: Array, epsilon: float) -> jax.Array:
+    """Return ``x`` (..., width) divided by the root of its mean square over the last axis, then scaled (arXiv 1910.07467).
+
+    ``scale`` has shape (width,). Statistics and result are float32 (float64 for float64 input).
+    """
+    x = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+    return x * _inverse_root(x, epsilon) * _wide(scale, x)
+
+
+def _inverse_root(x: jax.Array, epsilon: float) -> jax.Array:
+    return jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
+
+
+@rms_norm.defjvp  # pyright: ignore[reportFunctionMemberAccess]
+def _rms_norm_jvp(epsilon: float, primals: Any, tangents: Any) -> Any:
+    (x, scale), (t, scale_t) = primals, tangents
+    x = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+    inverse = _barrier(_inverse_root(x, epsilon))
+    normal, t = x * inverse, t.astype(x.dtype)
+    y = normal * _wide(scale, x)
+    t = inverse * (t - normal * jnp.mean(t * normal, axis=-1, keepdims=True))
+    return y, (t * _wide(scale, x) + normal * _wide(scale_t, x)).astype(y.dtype)
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> jax.Array:
     """Return ``x`` (..., width) normalised over its last axis, then scaled and shifted (arXiv 1607.06450).

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+import decoders
 import dsee_jax
 import tiny
 from dsee_jax import compaction, masks, models, prune, tree, units
@@ -19,18 +20,27 @@ from dsee_jax.models import bert
 
 KEY = jax.random.key(0)
 LAYERS, HEADS, NEURONS = 2, 3, 40
-DELTA = dsee_jax.DeltaConfig(targets=(r"encoder/.*/kernel",), rank=2, nonzeros=9, support="random")
+DELTA = dsee_jax.DeltaConfig(targets=(r"(en|de)coder/.*/kernel",), rank=2, nonzeros=9, support="random")
 """Updates on every kernel that is cut, on either axis."""
 
-
-FAMILIES = ("bert", "roberta", "deberta")
+FAMILIES = {
+    **{name: (tiny.config(name), "sequence-classification") for name in ("bert", "roberta", "deberta")},
+    "llama": (decoders.config(num_key_value_heads=3), "causal-lm"),
+    "llama with biases": (
+        decoders.config(num_key_value_heads=3, attention_bias=True, mlp_bias=True),
+        "sequence-classification",
+    ),
+    "qwen3": (decoders.config(model_type="qwen3", num_key_value_heads=3, head_dim=6), "features"),
+}
+"""All with the layers, heads (or groups of them) and neurons above."""
 
 
 @functools.cache
 def whole(family="bert"):
     """A tiny model with updates everywhere: ``(model, params, deltas, supports)``."""
-    tables = models.find(family)
-    model = tables.Model(tables.Config.from_hf(tiny.config(family, num_hidden_layers=LAYERS)))
+    fields, task = FAMILIES[family]
+    module = models.find(fields["model_type"])
+    model = module.Model(module.Config.from_hf(fields | {"num_hidden_layers": LAYERS}), task)
     params = tiny.params(model, jnp.zeros((1, 1), jnp.int32))
     deltas, supports = dsee_jax.deltas.init(params, DELTA, key=KEY)
     draw = np.random.default_rng(1)
@@ -109,7 +119,7 @@ def test_nothing_left_in_any_layer(family):
     same(flags([[False] * HEADS] * LAYERS, [[False] * NEURONS] * LAYERS), family)
 
 
-@pytest.mark.parametrize("family", FAMILIES[1:])
+@pytest.mark.parametrize("family", list(FAMILIES)[1:])
 def test_layers_that_differ(family):
     """One loses all of its heads and some neurons, the other one head and all neurons."""
     same(flags([[0, 0, 0], [1, 0, 1]], [[1, 0] * 20, [0] * 40]), family)
@@ -119,7 +129,7 @@ def test_layers_that_differ(family):
 def test_attached_is_materialised(family):
     model, params, deltas, supports = whole(family)
     folded = dsee_jax.materialize(params, deltas, supports)
-    kernels = [path for path in tree.flatten(params["encoder"]) if path.endswith("/kernel")]
+    kernels = [path for path in tree.flatten(params) if "coder/" in path and path.endswith("/kernel")]
     assert len(tree.flatten(deltas)) == 3 * len(kernels)
     close(logits(model, params, deltas, supports), logits(model, folded))
 
@@ -131,7 +141,7 @@ def test_a_compact_checkpoint(family, tmp_path):
     kept = flags([[0, 0, 0], [1, 0, 1]], [[1, 0] * 20, [1] * 40])
     small, small_params, *_ = cut(kept, family)
     hf.save_pretrained(tmp_path / "small", small, small_params, kept=kept)
-    again, read = hf.load_pretrained(tmp_path / "small")
+    again, read = hf.load_pretrained(tmp_path / "small", model.task)
     assert again == small
     jax.tree.map(np.testing.assert_array_equal, read, small_params)
     back, dense = compaction.expand(again, read, cuts.read(tmp_path / "small"))

@@ -21,14 +21,14 @@ LEVELS = [
     {"prune", "tickets", "flops"},
     # models: pure apply, no IO
     {"models"},
-    {"compaction"},
+    {"compaction", "generation"},
     # edges
     {"ckpt", "data", "metrics", "optim", "sharding", "journal", "step"},
     {"setup", "report", "inspection", "stablehlo", "pictures"},
     {"cut", "evaluation", "export"},
     {"training"},
     {"loop", "finished"},
-    {"statistics"},
+    {"statistics", "completion"},
     {"__main__", "__init__"},
 ]
 MERGE_LEVELS = [

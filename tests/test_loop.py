@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import decoders
 import runs
 from dsee_jax import config as configs
 from dsee_jax import finished, journal, loop, tickets, tree
@@ -322,6 +323,32 @@ def test_examples_longer_than_the_positions(tmp_path):
     with pytest.raises(InputError, match=r"data.max_length is 32; .* has 31 positions: use fewer"):
         run(tmp_path, family="roberta", data__max_length=32)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"), [("llama", "unstructured"), ("qwen3", "structured"), ("gpt2", "structured")]
+)
+def test_every_decoder(tmp_path, family, kind):
+    """Two steps a stage, with a tokenizer that has no token for padding; of qwen3 a unit of heads is a group."""
+    decoders.write(tmp_path / "base", **decoders.VARIANTS[family])
+    runs.table(tmp_path / "data", words=(3, 5))
+    results, out = run(
+        tmp_path, train__epochs=0.4, train__retune_epochs=0.4, delta__targets=["decoder/.*/kernel"],
+        prune__kind=kind, prune__scope="tensor", prune__heads=1, prune__neurons=0.5,
+    )  # fmt: skip
+    steps = [(stage["name"], stage.get("steps")) for stage in results["stages"]]
+    assert steps == [("tune", 2), ("prune", None), ("retune", 2)]
+    assert all(np.isfinite(stage["metrics"]["loss"]) for stage in results["stages"])
+    assert results["head_parameters"] == 24 * 2
+    heads, neurons = {"llama": (2, 40), "qwen3": (1, 20), "gpt2": (2, 48)}[family]
+    assert results["kept"] == {"heads": [heads] * 2, "neurons": [neurons] * 2}
+    if kind == "unstructured":
+        assert results["weight_sparsity"] == pytest.approx(0.5, abs=1e-4)
+    assert finished.evaluate(out) == pytest.approx(results["final"], rel=1e-5)
+    finished.export(out, tmp_path / "whole")
+    whole, params = hf.load_pretrained(tmp_path / "whole")
+    assert whole.config == whole.config.with_widths()
+    assert params["classifier"]["kernel"].shape == (24, 2)
 
 
 def test_regression(tmp_path):

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     *("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+    "generation_config.json",
 )
 
 
@@ -204,7 +205,7 @@ def _account(
     lacking = [name for name in missing if not all(_creatable(tables, path, there) for path in places[name].params)]
     if left or lacking:
         parts = (
-            [f"tensors that this {tables.Config.model_type} has no place for ({len(left)}): {_few(left)}"]
+            [f"tensors that this {model.config.model_type} has no place for ({len(left)}): {_few(left)}"]
             if left
             else []
         )
@@ -337,7 +338,7 @@ def _config(model: Any, origin: Path | None, labels: Sequence[str]) -> dict[str,
     own = fields.write(model.config)
     config = {name: value for name, value in config.items() if name not in fields.names(model.config)} | own
     config |= {"model_type": model.config.model_type, "dtype": "float32"}
-    config["architectures"] = [_tables(model).ARCHITECTURES[model.task]]
+    config["architectures"] = [models.architecture(model)]
     count = model.config.num_labels
     if labels and len(labels) != count:
         raise InputError(f"labels has {len(labels)} names; the model has num_labels = {count}: give one each")

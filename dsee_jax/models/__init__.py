@@ -15,10 +15,13 @@ import jax.numpy as jnp
 
 from dsee_jax import tree
 from dsee_jax.errors import InputError, did_you_mean
-from dsee_jax.models import bert, deberta, roberta, xlm_roberta
+from dsee_jax.models import bert, deberta, gpt2, llama, roberta, xlm_roberta
 from dsee_jax.units import Cuts, Units
 
-MODELS: dict[str, ModuleType] = {module.Config.model_type: module for module in (bert, deberta, roberta, xlm_roberta)}
+MODELS: dict[str, ModuleType] = {
+    **{module.Config.model_type: module for module in (bert, deberta, gpt2, roberta, xlm_roberta)},
+    **dict.fromkeys(llama.FAMILIES, llama),
+}
 
 
 def find(model_type: str) -> ModuleType:
@@ -32,6 +35,12 @@ def find(model_type: str) -> ModuleType:
 def shapes(model: nn.Module) -> dict[str, Any]:
     """Return the params of a model as shapes and dtypes; nothing is computed."""
     return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
+
+
+def architecture(model: Any) -> str:
+    """Return the name of Hugging Face's class of a model with the head of its task."""
+    name = find(model.config.model_type).ARCHITECTURES[model.task]
+    return name if isinstance(name, str) else name[model.config.model_type]
 
 
 @functools.lru_cache(maxsize=16)

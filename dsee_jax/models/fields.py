@@ -31,8 +31,8 @@ IGNORED = re.compile(
     # how Hugging Face runs and stores it
     r"|torch_dtype|dtype|torchscript|use_bfloat16|tf_legacy_loss|return_dict|use_return_dict|output_.*|use_cache"
     r"|chunk_size_feed_forward|gradient_checkpointing|tie_word_embeddings|tie_encoder_decoder|tie_last_hidden_states|padding_idx"
-    # left from TensorFlow BERT, used by no model here
-    r"|directionality|pooler_.*"
+    # left from TensorFlow, or of heads that are not here
+    r"|directionality|pooler_.*|n_ctx|summary_.*"
     # text generation
     r"|(bos|eos|sep|cls|mask|decoder_start|forced_bos|forced_eos)_token_id|max_length|min_length|do_sample|early_stopping"
     r"|num_beams|num_beam_groups|diversity_penalty|temperature|top_k|top_p|typical_p|repetition_penalty|length_penalty"
@@ -82,9 +82,14 @@ def names(config: Any) -> frozenset[str]:
 
 
 def write(config: Any) -> dict[str, Any]:
-    """Return the fields that `read` takes, for a ``config.json``; a field that is None is left out."""
+    """Return the fields that `read` takes, for a ``config.json``; what is None is left out, in groups of fields too.
+
+    A None that would be read as another value if it were left out is written; such names are the config's ``explicit``.
+    """
     found = {name: getattr(config, name) for name in sorted(names(config))}
-    return {name: value for name, value in found.items() if value is not None}
+    found = {name: write(value) if dataclasses.is_dataclass(value) else value for name, value in found.items()}
+    explicit = getattr(config, "explicit", ())
+    return {name: value for name, value in found.items() if value is not None or name in explicit}
 
 
 def check(config: Any, *, sizes: tuple[str, ...], rates: tuple[str, ...]) -> None:

@@ -18,6 +18,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_new": ops.gelu_tanh,
     "gelu_pytorch_tanh": ops.gelu_tanh,
     "relu": jax.nn.relu,
+    "silu": ops.silu,
 }
 """By the name that Hugging Face's ``hidden_act`` gives them."""
 
@@ -34,6 +35,19 @@ class LayerNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         return ops.layer_norm(x, scale, bias, self.epsilon).astype(self.dtype)
+
+
+class RmsNorm(nn.Module):
+    """Root mean square norm over the last axis; param ``scale`` (width,); computed in float32, returned in ``dtype``."""
+
+    epsilon: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise ``x`` (..., width)."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        return ops.rms_norm(x, scale, self.epsilon).astype(self.dtype)
 
 
 class Dropout(nn.Module):
@@ -99,8 +113,10 @@ class JointDense(nn.Module):
             for name, features in zip(self.joint, self.features, strict=True)
         ]
         kernel = jnp.concatenate([kernel for kernel, _ in parts], axis=1).astype(self.dtype)
-        bias = jnp.concatenate([bias for _, bias in parts]).astype(self.dtype)
-        y = x.astype(self.dtype) @ kernel + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+        y = x.astype(self.dtype) @ kernel
+        if len(self.unbiased) < len(self.joint):
+            bias = jnp.concatenate([bias for _, bias in parts]).astype(self.dtype)
+            y += bias.reshape((1,) * (x.ndim - 1) + (-1,))
         return tuple(jnp.split(y, np.cumsum(self.features)[:-1].tolist(), axis=-1))
 
 

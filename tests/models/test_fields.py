@@ -1,12 +1,14 @@
 """config.json: every field is used, checked or known to change nothing."""
 
 import dataclasses
+import json
 
 import pytest
 
+import decoders
 import tiny
 from dsee_jax.errors import InputError
-from dsee_jax.models import MODELS, bert, fields, find
+from dsee_jax.models import MODELS, bert, fields, find, llama, rope
 
 
 def test_reads_what_it_writes():
@@ -49,7 +51,7 @@ def test_fields_that_change_nothing_are_passed_over():
         ({"auto_map": {"AutoModel": "x.Y"}}, "'auto_map'"),
         (
             {"hidden_act": "gelu_fast"},
-            "'hidden_act' is 'gelu_fast'.*implemented: gelu, gelu_new, gelu_pytorch_tanh, relu",
+            "'hidden_act' is 'gelu_fast'.*implemented: gelu, gelu_new, gelu_pytorch_tanh, relu, silu",
         ),
         ({"layer_norm_epsilon": 1e-5, "layer_norm_eps": None}, "unknown field 'layer_norm_epsilon'"),
         ({"clasifier_dropout": 0.2}, r"unknown field 'clasifier_dropout' \(did you mean 'classifier_dropout'\?\)"),
@@ -102,8 +104,73 @@ def test_unknown_model_type_lists_the_known():
         find("brt")
 
 
-@pytest.mark.parametrize("module", MODELS.values(), ids=MODELS)
-def test_config_is_a_frozen_hashable_dataclass(module):
+@pytest.mark.parametrize("kind", MODELS)
+def test_config_is_a_frozen_hashable_dataclass(kind):
     """Models are static arguments of jit."""
-    config = module.Config.from_hf(tiny.config(module.Config.model_type))
+    decoder = kind == "gpt2" or kind in llama.FAMILIES
+    config = MODELS[kind].Config.from_hf(decoders.config(model_type=kind) if decoder else tiny.config(kind))
+    assert config.model_type == kind
     assert hash(config) == hash(dataclasses.replace(config))
+
+
+@pytest.mark.parametrize("variant", decoders.VARIANTS)
+def test_decoders_read_what_they_write(variant):
+    """Every option comes back, and a cut with it."""
+    config = find(decoders.config(**decoders.VARIANTS[variant])["model_type"]).Config.from_hf
+    first = config(decoders.config(**decoders.VARIANTS[variant]))
+    assert config({"model_type": first.model_type, **fields.write(first)}) == first
+    cut = first.with_widths(heads=[1, 0], neurons=[0, 7])
+    assert json.loads(json.dumps(fields.write(cut)))["kept_heads"] == [1, 0]
+    assert config({"model_type": first.model_type, **json.loads(json.dumps(fields.write(cut)))}) == cut
+
+
+def test_both_layouts_of_rotary_parameters_are_read():
+    """rope_theta and rope_scaling of earlier versions, rope_parameters of today."""
+    old = {"rope_parameters": None, "rope_theta": 1e6, "rope_scaling": {"type": "linear", "factor": 2}}
+    new = {"rope_parameters": {"rope_type": "linear", "factor": 2, "rope_theta": 1e6}}
+    read = lambda fields: llama.Config.from_hf(decoders.config(**fields))
+    assert read(old) == read(new)
+    assert read({"rope_parameters": None}).rope_parameters == rope.DEFAULT
+    assert read({"rope_parameters": None, "rope_theta": 7.0}).rope_parameters == rope.Rope(rope_theta=7.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"rope_parameters": {"rope_type": "longrope"}},
+            "'rope_type' 'longrope' is not implemented.*implemented: default",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "factor": 2}},
+            "'low_freq_factor' is missing, which .* 'llama3' needs",
+        ),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2, "finetuned": True}}, "unknown parameter 'finetuned'"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": "2"}}, "'factor' is '2'; expected a number above 0"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "'partial_rotary_factor' is not implemented"),
+        ({"rope_parameters": [1]}, r"'rope_parameters' is \[1\]; expected an object"),
+        ({"partial_rotary_factor": 0.5}, "unknown field 'partial_rotary_factor'"),
+        ({"pretraining_tp": 2}, "'pretraining_tp' is 2, which is not implemented"),
+        ({"sliding_window": 8}, "'sliding_window' is 8, which is not implemented"),
+        ({"model_type": "mistral", "attention_bias": True}, "'attention_bias' is True, which is not implemented"),
+        ({"model_type": "qwen2", "attention_bias": False}, "'attention_bias' is False, which is not implemented"),
+        ({"model_type": "qwen2", "use_mrope": True}, "'use_mrope' is True"),
+        ({"model_type": "qwen3", "layer_types": ["full_attention"]}, "'layer_types' is .*for each of the 2 layers"),
+        (
+            {"model_type": "qwen3", "layer_types": ["sliding_attention"] * 2},
+            "'layer_types' is .*with use_sliding_window",
+        ),
+        ({"num_key_value_heads": 4}, "'num_attention_heads' is 6, not a multiple of 'num_key_value_heads' = 4"),
+        ({"hidden_size": 25}, "'hidden_size' is 25, not a multiple"),
+        ({"head_dim": 5}, "a head has 5 entries; rotary positions need an even number"),
+        ({"hidden_act": "swish"}, "'hidden_act' is 'swish'"),
+        ({"model_type": "gpt2", "n_head": 5}, "'n_embd' is 24, not a multiple of 'n_head' = 5"),
+        ({"model_type": "gpt2", "add_cross_attention": True}, "'add_cross_attention' is True"),
+        ({"model_type": "gpt2", "n_inner": 0}, "'n_inner' is 0"),
+        ({"model_type": "gpt2", "activation_function": "mish"}, "'activation_function' is 'mish'"),
+        ({"model_type": "gpt2", "n_ctxs": 3}, "unknown field 'n_ctxs'"),
+    ],
+)
+def test_decoders_refuse_by_name(change, message):
+    with pytest.raises(InputError, match=message):
+        find(change.get("model_type", "llama")).Config.from_hf(decoders.config(**change))

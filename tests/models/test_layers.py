@@ -13,11 +13,12 @@ from dsee_jax.models import layers
 
 
 def test_activations_are_their_formulas():
-    """The four names against their definitions, evaluated by Python's math."""
+    """The five names against their definitions, evaluated by Python's math."""
     x = np.linspace(-4, 4, 33)
     erf = [v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x]
     tanh = [0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))) for v in x]
-    expected = {"gelu": erf, "gelu_new": tanh, "gelu_pytorch_tanh": tanh, "relu": np.maximum(x, 0)}
+    silu = [v / (1 + math.exp(-v)) for v in x]
+    expected = {"gelu": erf, "gelu_new": tanh, "gelu_pytorch_tanh": tanh, "relu": np.maximum(x, 0), "silu": silu}
     assert expected.keys() == layers.ACTIVATIONS.keys()
     for name, values in expected.items():
         found = layers.ACTIVATIONS[name](jnp.asarray(x, jnp.float32))

@@ -1,0 +1,393 @@
+"""Llama (arXiv 2302.13971, 2407.21783) in plain Linen, numerically Hugging Face's; by config also Mistral, Qwen2 and Qwen3."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dsee_jax.errors import InputError, did_you_mean
+from dsee_jax.layout import KERNEL, PLAIN, Layout
+from dsee_jax.models import fields, rope
+from dsee_jax.models.cache import Context
+from dsee_jax.models.causal import CausalAttention, CausalModel
+from dsee_jax.models.layers import ACTIVATIONS, Bias, JointDense, RmsNorm
+
+FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+"""``model_type`` -> the name in Hugging Face's classes."""
+
+_QWEN = {"max_position_embeddings": 32768, "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
+    "qwen2": {"num_key_value_heads": 32, "attention_bias": True, **_QWEN},
+    "qwen3": {"num_key_value_heads": 32, "head_dim": 128, **_QWEN},
+}
+"""Where they differ from `Config`."""
+
+_NO_WINDOW = dict.fromkeys(("use_sliding_window", "max_window_layers", "layer_types"), (None,))
+_FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
+    "llama": {"pretraining_tp": (1, None), "sliding_window": (None,), **_NO_WINDOW},
+    "mistral": {"attention_bias": (False, None), "mlp_bias": (False, None), **_NO_WINDOW},
+    "qwen2": {"attention_bias": (True, None), "mlp_bias": (False, None), "use_mrope": (False, None)},
+    "qwen3": {"mlp_bias": (False, None)},
+}
+"""For fields that this ``model_type`` has not, the values under which they change nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Fields of ``config.json`` under Hugging Face's names, two of our own, then two that the run decides.
+
+    Raises:
+      InputError: a size below 1, a rate outside [0, 1), heads that do not divide the width or one another, kept widths that
+        are not one a layer or more than there are, an activation, a type of layer or a dtype that is not implemented.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    model_type: str = "llama"
+    """One of `FAMILIES`."""
+    num_key_value_heads: int | None = None
+    """None: num_attention_heads."""
+    head_dim: int | None = None
+    """None: hidden_size / num_attention_heads."""
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    attention_bias: bool = False
+    """Of query, key and value; of the attention output too, but for qwen2."""
+    mlp_bias: bool | None = None
+    attention_dropout: float = 0.0
+    tie_word_embeddings: bool = False
+    pad_token_id: int | None = None
+    rope_parameters: rope.Rope = rope.DEFAULT
+    sliding_window: int | None = None
+    """A token sees so many tokens, itself included; mistral: in every layer."""
+    use_sliding_window: bool | None = None
+    """qwen: heed sliding_window."""
+    max_window_layers: int | None = None
+    """qwen: the first layer with a window, where layer_types does not say it."""
+    layer_types: tuple[str, ...] | None = None
+    """qwen: full_attention or sliding_attention for every layer."""
+    kept_heads: tuple[int, ...] | None = None
+    """Key/value heads, with the query heads that read them, of each layer of a model that was cut. None: all."""
+    kept_neurons: tuple[int, ...] | None = None
+    """Feed-forward neurons of each layer of a model that was cut. None: intermediate_size in each."""
+    num_labels: int = 2
+    """Columns of the classifier; 1 for regression."""
+    dtype: str = "float32"
+    """float32 or bfloat16: of the matrix products; params are float32."""
+
+    def __post_init__(self) -> None:
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        some = ("num_key_value_heads", "head_dim", "sliding_window")
+        fields.check(
+            self,
+            sizes=(
+                *(*sizes, "max_position_embeddings", "num_labels"),
+                *(name for name in some if getattr(self, name) is not None),
+            ),
+            rates=("attention_dropout", "rms_norm_eps", "initializer_range"),
+        )
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            raise InputError(
+                f"'hidden_size' is {self.hidden_size}, not a multiple of 'num_attention_heads' = {self.num_attention_heads}"
+            )
+        if self.head_size % 2:
+            raise InputError(f"a head has {self.head_size} entries; rotary positions need an even number ('head_dim')")
+        if self.num_attention_heads % self.groups:
+            raise InputError(
+                f"'num_attention_heads' is {self.num_attention_heads}, not a multiple of 'num_key_value_heads' = "
+                f"{self.groups}"
+            )
+        fields.check_widths(self, "kept_heads", self.num_hidden_layers, self.groups)
+        fields.check_widths(self, "kept_neurons", self.num_hidden_layers, self.intermediate_size)
+        for name, options in (("hidden_act", tuple(ACTIVATIONS)), ("dtype", ("float32", "bfloat16"))):
+            if (value := getattr(self, name)) not in options:
+                near = did_you_mean(str(value), options)
+                raise InputError(f"{name!r} is {value!r}{near}; implemented: {', '.join(options)}")
+        types = self.layer_types
+        if types is not None and (
+            len(types) != self.num_hidden_layers
+            or not {"full_attention", "sliding_attention"}.issuperset(types)
+            or ("sliding_attention" in types and not (self.use_sliding_window and self.sliding_window))
+        ):
+            raise InputError(
+                f"'layer_types' is {types!r}; expected full_attention or, with use_sliding_window and sliding_window, "
+                f"sliding_attention for each of the {self.num_hidden_layers} layers"
+            )
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any], **run: Any) -> "Config":
+        """Read a parsed ``config.json``; ``run`` gives num_labels and dtype. Raises `InputError` as `fields.read` does."""
+        kind = config.get("model_type", cls.model_type)
+        parameters, rest = rope.read(config)
+        return fields.read(cls, {**_DEFAULTS[kind], **rest, "rope_parameters": parameters}, fixed=_FIXED[kind], **run)
+
+    def with_dropout(self, rate: float) -> "Config":
+        """Return this config with every dropout rate set to ``rate``, in [0, 1)."""
+        return dataclasses.replace(self, attention_dropout=rate)
+
+    type_vocab_size: ClassVar[int] = 0
+    """There are no token types."""
+
+    @property
+    def longest(self) -> int | None:
+        """The longest input that it is made for; None: no limit."""
+        return self.max_position_embeddings
+
+    @property
+    def explicit(self) -> frozenset[str]:
+        """Fields that are None and must be written so: left out, they have another value in this ``model_type``."""
+        return frozenset(name for name in _DEFAULTS[self.model_type] if getattr(self, name) is None)
+
+    @property
+    def groups(self) -> int:
+        """Key/value heads before any cut."""
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def head_size(self) -> int:
+        """Entries of a head, whether others were cut or not."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def group_size(self) -> int:
+        """Entries of the query heads that share one key/value head."""
+        return self.head_size * (self.num_attention_heads // self.groups)
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """How many tokens a token sees in every layer; None: all before it."""
+        if self.sliding_window is None or self.use_sliding_window is False:
+            return (None,) * self.num_hidden_layers
+        first = self.max_window_layers or 0
+        types = self.layer_types or tuple(
+            "sliding_attention" if number >= first else "full_attention" for number in range(self.num_hidden_layers)
+        )
+        return tuple(self.sliding_window if kind == "sliding_attention" else None for kind in types)
+
+    @property
+    def widths(self) -> dict[str, tuple[int, ...]]:
+        """How many units of each kind of `CUTS` every layer has."""
+        return {
+            "heads": self.kept_heads or (self.groups,) * self.num_hidden_layers,
+            "neurons": self.kept_neurons or (self.intermediate_size,) * self.num_hidden_layers,
+        }
+
+    def with_widths(self, heads: Sequence[int] | None = None, neurons: Sequence[int] | None = None) -> "Config":
+        """Return this config with so many units in every layer; None: as many as before any cut."""
+
+        def kept(widths: Sequence[int] | None, whole: int) -> tuple[int, ...] | None:
+            return None if widths is None or set(widths) == {whole} else tuple(widths)
+
+        heads, neurons = kept(heads, self.groups), kept(neurons, self.intermediate_size)
+        return dataclasses.replace(self, kept_heads=heads, kept_neurons=neurons)
+
+
+def _init(config: Config) -> Any:
+    return nn.initializers.normal(config.initializer_range)
+
+
+class Embeddings(nn.Module):
+    """The table of words."""
+
+    config: Config
+
+    def setup(self) -> None:
+        """Declare the table."""
+        self.word = nn.Embed(self.config.vocab_size, self.config.hidden_size, embedding_init=_init(self.config))
+
+    def __call__(self, input_ids: jax.Array, positions: jax.Array, deterministic: bool) -> jax.Array:
+        """Return (batch, length, width) for ids (batch, length); where they stand is for the layers to say."""
+        return self.word(input_ids).astype(self.config.dtype)
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        """Return (..., vocab_size), the products of ``x`` (..., width) with every row."""
+        return x @ self.word.embedding.T.astype(x.dtype)
+
+
+class GatedMlp(nn.Module):
+    """``down(activation(gate(x)) * up(x))`` (arXiv 2002.05202); without neurons its last bias, or nothing."""
+
+    config: Config
+    neurons: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return (..., width) for ``x`` (..., width)."""
+        config, dtype, bias = self.config, jnp.dtype(self.config.dtype), bool(self.config.mlp_bias)
+        if not self.neurons:
+            return Bias(config.hidden_size, dtype, name="down")(x) if bias else jnp.zeros_like(x)
+        names = ("gate", "up")
+        inner = JointDense(names, (self.neurons,) * 2, dtype, _init(config), () if bias else names, name="inner")
+        nn.share_scope(self, inner)
+        gate, up = inner(x)
+        down = nn.Dense(config.hidden_size, use_bias=bias, dtype=dtype, kernel_init=_init(config), name="down")
+        return down(ACTIVATIONS[config.hidden_act](gate) * up)
+
+
+class Layer(nn.Module):
+    """Attention, then the feed-forward part; each reads the normalised sum of all before it."""
+
+    config: Config
+    number: int
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        context: Context,
+        rotation: tuple[jax.Array, jax.Array],
+        cache: Mapping[str, jax.Array] | None,
+        deterministic: bool,
+    ) -> tuple[jax.Array, Mapping[str, jax.Array] | None]:
+        """Return (batch, length, width) for ``x`` of that shape, and the layer's cache with these tokens written."""
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        attention = CausalAttention(
+            groups=config.widths["heads"][self.number],
+            per_group=config.num_attention_heads // config.groups,
+            head_size=config.head_size,
+            width=config.hidden_size,
+            scale=config.head_size**-0.5,
+            window=config.windows[self.number],
+            use_bias=config.attention_bias,
+            use_output_bias=config.attention_bias and config.model_type != "qwen2",
+            norm_epsilon=config.rms_norm_eps if config.model_type == "qwen3" else None,
+            dropout_rate=config.attention_dropout,
+            dtype=dtype,
+            kernel_init=_init(config),
+            name="attention",
+        )
+        y = RmsNorm(config.rms_norm_eps, dtype, name="attention_norm")(x)
+        y, cache = attention(y, context, rotation, cache, deterministic)
+        x = x + y
+        y = RmsNorm(config.rms_norm_eps, dtype, name="mlp_norm")(x)
+        return x + GatedMlp(config, config.widths["neurons"][self.number], name="mlp")(y), cache
+
+
+class Decoder(nn.Module):
+    """The layers, one after the other."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, context: Context, cache: dict[str, Any], deterministic: bool
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Return (batch, length, width) for ``x`` of that shape, and the cache (empty: none) with these tokens written."""
+        config, cache = self.config, dict(cache)
+        turns = rope.rotation(
+            config.rope_parameters, context.positions, config.head_size, config.max_position_embeddings
+        )
+        for number in range(config.num_hidden_layers):
+            name = f"layer_{number}"
+            x, kept = Layer(config, number, name=name)(x, context, turns, cache.get(name), deterministic)
+            cache |= {} if kept is None else {name: kept}
+        return x, cache
+
+
+class Llama(CausalModel):
+    """Llama with the head of a task (`ARCHITECTURES` lists them)."""
+
+    def stack(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """Return embeddings, layers and the last norm."""
+        config = self.config
+        norm = RmsNorm(config.rms_norm_eps, jnp.dtype(config.dtype), name="norm")
+        return Embeddings(config, name="embeddings"), Decoder(config, name="decoder"), norm
+
+
+Model = Llama
+
+ARCHITECTURES = {
+    task: {kind: f"{name}{ending}" for kind, name in FAMILIES.items()}
+    for task, ending in (
+        ("sequence-classification", "ForSequenceClassification"),
+        ("causal-lm", "ForCausalLM"),
+        ("features", "Model"),
+    )
+}
+"""Task -> Hugging Face's class, by ``model_type``."""
+
+HEAD = (r"classifier/.*",)
+"""Paths that a task brings with it; created where a checkpoint lacks them."""
+
+PREFIX = "model."
+"""Of every name but the heads'; files of a bare ``LlamaModel`` lack it."""
+
+_DENSE = (
+    *(("attention/query", "self_attn.q_proj"), ("attention/key", "self_attn.k_proj")),
+    *(("attention/value", "self_attn.v_proj"), ("attention/output", "self_attn.o_proj")),
+    *(("mlp/gate", "mlp.gate_proj"), ("mlp/up", "mlp.up_proj"), ("mlp/down", "mlp.down_proj")),
+)
+_NORM = (
+    *(("attention_norm", "input_layernorm"), ("mlp_norm", "post_attention_layernorm")),
+    *(("attention/query_norm", "self_attn.q_norm"), ("attention/key_norm", "self_attn.k_norm")),
+)
+
+HF_NAMES: tuple[tuple[str, str, Layout], ...] = (
+    ("embeddings/word/embedding", "model.embed_tokens.weight", PLAIN),
+    *((f"decoder/layer_{{i}}/{ours}/kernel", f"model.layers.{{i}}.{theirs}.weight", KERNEL) for ours, theirs in _DENSE),
+    *((f"decoder/layer_{{i}}/{ours}/bias", f"model.layers.{{i}}.{theirs}.bias", PLAIN) for ours, theirs in _DENSE),
+    *((f"decoder/layer_{{i}}/{ours}/scale", f"model.layers.{{i}}.{theirs}.weight", PLAIN) for ours, theirs in _NORM),
+    ("norm/scale", "model.norm.weight", PLAIN),
+    ("lm_head/kernel", "lm_head.weight", KERNEL),
+    ("classifier/kernel", "score.weight", KERNEL),
+)
+"""(our path, Hugging Face's name, how the one stands in the other); ``{i}`` is the number of the layer in both."""
+
+OLD_NAMES: tuple[tuple[str, str], ...] = ()
+"""(regex, replacement) for names that older checkpoints have."""
+
+IGNORED_NAMES = (r"(.*\.)?rotary_emb\.inv_freq", r"lm_head\.weight")
+"""Names that hold nothing of the model: constants, and the head over the vocabulary where the task or the tie needs none."""
+
+AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"embeddings/word/embedding", ("vocab", "embed")),
+    (r".*/attention/(query_norm|key_norm)/scale", (None,)),
+    (r"(.*/)?(norm|attention_norm|mlp_norm)/scale", ("embed",)),
+    (r".*/attention/(query|key|value)/kernel", ("embed", "heads")),
+    (r".*/attention/(query|key|value)/bias", ("heads",)),
+    (r".*/attention/output/kernel", ("heads", "embed")),
+    (r".*/mlp/(gate|up)/kernel", ("embed", "mlp")),
+    (r".*/mlp/(gate|up)/bias", ("mlp",)),
+    (r".*/mlp/down/kernel", ("mlp", "embed")),
+    (r".*/(attention/output|mlp/down)/bias", ("embed",)),
+    (r"lm_head/kernel", ("embed", "vocab")),
+    (r"classifier/kernel", ("embed", None)),
+)
+"""(regex over whole paths, the logical name of each axis); None: an axis that nothing shares."""
+
+_ATTENTION, _MLP = "decoder/layer_{i}/attention", "decoder/layer_{i}/mlp"
+
+CUTS: dict[str, dict[str, Any]] = {
+    "heads": {
+        "axes": (
+            *((f"{_ATTENTION}/{name}/kernel", 1, "head_size") for name in ("key", "value")),
+            *((f"{_ATTENTION}/{name}/bias", 0, "head_size") for name in ("key", "value")),
+            (f"{_ATTENTION}/query/kernel", 1, "group_size"),
+            (f"{_ATTENTION}/query/bias", 0, "group_size"),
+            (f"{_ATTENTION}/output/kernel", 0, "group_size"),
+        ),
+        "scored": (f"{_ATTENTION}/query/kernel", f"{_ATTENTION}/value/kernel"),
+    },
+    "neurons": {
+        "axes": (
+            *((f"{_MLP}/{name}/kernel", 1, 1) for name in ("gate", "up")),
+            *((f"{_MLP}/{name}/bias", 0, 1) for name in ("gate", "up")),
+            (f"{_MLP}/down/kernel", 0, 1),
+        ),
+        "scored": (f"{_MLP}/gate/kernel", f"{_MLP}/up/kernel"),
+    },
+}
+"""By kind of unit, for every layer ``{i}``. A unit of heads is a key/value head with all query heads that read it, for none of
+them works without it. ``axes``: (path, axis, entries), what is cut together; the axis is the units one after the other, each
+of so many entries (a number, or the field of the config that says it); paths that a config has not do not count. ``scored``:
+the kernels whose columns of a unit make its score."""

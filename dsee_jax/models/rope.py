@@ -1,0 +1,139 @@
+"""Rotary position embeddings (arXiv 2104.09864) with the scalings of their frequencies, under Hugging Face's names."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dsee_jax.errors import InputError, did_you_mean
+
+NEEDED: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor",),
+}
+"""What each scaling must be told."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """``rope_parameters`` of a ``config.json``."""
+
+    rope_type: str = "default"
+    rope_theta: float = 10000.0
+    factor: float | None = None
+    """How many times longer texts may be than those of the pretraining."""
+    original_max_position_embeddings: int | None = None
+    """llama3, yarn: the length of the pretraining. None: max_position_embeddings."""
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    attention_factor: float | None = None
+    """yarn: multiplies cosines and sines. None: 0.1 ln(factor) + 1."""
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool | None = None
+
+
+DEFAULT = Rope()
+"""Nothing is scaled."""
+
+
+def read(config: Mapping[str, Any]) -> tuple[Rope, dict[str, Any]]:
+    """Return the rotary parameters of a ``config.json``, of the layout of today or of earlier ones, and its other fields.
+
+    Raises:
+      InputError: a scaling that is not implemented, one of its parameters missing, unknown or no number.
+    """
+    rest = {
+        name: value for name, value in config.items() if name not in ("rope_parameters", "rope_scaling", "rope_theta")
+    }
+    field = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    given = config.get(field) or {}
+    if not isinstance(given, Mapping):
+        raise InputError(f"{field!r} is {given!r}; expected an object of parameters")
+    given = dict(given)
+    kind = given.setdefault("rope_type", given.get("type", "default"))
+    given.pop("type", None)
+    if given.get("rope_theta") is None:
+        given["rope_theta"] = config.get("rope_theta", Rope.rope_theta)
+    if given.pop("partial_rotary_factor", 1.0) not in (1.0, None):
+        raise InputError(f"{field!r}: 'partial_rotary_factor' is not implemented; only 1.0 is")
+    if kind not in NEEDED:
+        raise InputError(
+            f"{field!r}: 'rope_type' {kind!r} is not implemented{did_you_mean(str(kind), NEEDED)}; "
+            f"implemented: {', '.join(NEEDED)}"
+        )
+    names = {each.name for each in dataclasses.fields(Rope)}
+    for name, value in given.items():
+        if name not in names:
+            raise InputError(f"{field!r}: unknown parameter {name!r}{did_you_mean(name, names)}")
+        number = name in ("rope_type", "truncate") or value is None or (type(value) in (int, float) and value > 0)
+        if not number:
+            raise InputError(f"{field!r}: {name!r} is {value!r}; expected a number above 0")
+    for name in NEEDED[kind]:
+        if given.get(name) is None:
+            raise InputError(f"{field!r}: {name!r} is missing, which 'rope_type' {kind!r} needs")
+    return Rope(**given), rest
+
+
+def rotation(rope: Rope, positions: jax.Array, head_size: int, most: int) -> tuple[jax.Array, jax.Array]:
+    """Return the cosines and sines, float32 (batch, length, 1, head_size / 2) each, of int ``positions`` (batch, length).
+
+    ``most`` is max_position_embeddings. With ``dynamic`` the base of all rows grows once any position is beyond it.
+    """
+    powers = np.arange(0, head_size, 2) / head_size
+    factor, theta = rope.factor or 1.0, rope.rope_theta
+    original, amplitude = rope.original_max_position_embeddings or most, 1.0
+    frequencies: Any = theta**-powers
+    if rope.rope_type == "linear":
+        frequencies = frequencies / factor
+    elif rope.rope_type == "dynamic":
+        length = jnp.maximum(jnp.max(positions) + 1, most)
+        base = theta * (factor * length / most - (factor - 1)) ** (head_size / (head_size - 2))
+        frequencies = base ** -jnp.asarray(powers, jnp.float32)
+    elif rope.rope_type == "llama3":
+        low, high = rope.low_freq_factor or 1.0, rope.high_freq_factor or 4.0
+        # Turns in the length of the pretraining; few turns are slowed down, many are not.
+        share = np.clip((original * frequencies / (2 * math.pi) - low) / (high - low), 0, 1)
+        frequencies = (1 - share) * frequencies / factor + share * frequencies
+    elif rope.rope_type == "yarn":
+        frequencies, amplitude = _yarn(rope, frequencies, head_size, original)
+    angles = positions[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)[None, None]
+    return amplitude * jnp.cos(angles)[:, :, None], amplitude * jnp.sin(angles)[:, :, None]
+
+
+def _yarn(rope: Rope, frequencies: np.ndarray, head_size: int, original: int) -> tuple[np.ndarray, float]:
+    """YaRN (arXiv 2309.00071, sections 3.2 and 3.4)."""
+    factor = rope.factor or 1.0
+
+    def pair(turns: float) -> float:
+        return head_size * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(rope.rope_theta))
+
+    low, high = pair(rope.beta_fast or 32), pair(rope.beta_slow or 1)
+    if rope.truncate is not False:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_size - 1)
+    slowed = np.clip((np.arange(head_size // 2) - low) / (high - low or 0.001), 0, 1)
+
+    def amplitude(scale: float) -> float:
+        return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    found = rope.attention_factor
+    if found is None:
+        both = rope.mscale and rope.mscale_all_dim
+        found = amplitude(rope.mscale or 1) / amplitude(rope.mscale_all_dim or 1) if both else amplitude(1)
+    return slowed * frequencies / factor + (1 - slowed) * frequencies, found
+
+
+def rotate(x: jax.Array, cosines: jax.Array, sines: jax.Array) -> jax.Array:
+    """Return ``x`` (batch, length, heads, head size) turned, its two halves being the coordinates; in the dtype of ``x``."""
+    left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([left * cosines - right * sines, right * cosines + left * sines], axis=-1).astype(x.dtype)

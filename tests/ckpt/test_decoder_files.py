@@ -1,0 +1,135 @@
+"""Decoders in and out of Hugging Face folders, without torch."""
+
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import decoders
+import dsee_jax
+from dsee_jax import compaction, models, tree, units
+from dsee_jax.ckpt import hf
+from dsee_jax.errors import InputError
+
+
+def files(folder):
+    return {name: x for file in sorted(folder.glob("*.safetensors")) for name, x in load_file(file).items()}
+
+
+def same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, x in expected.items():
+        assert found[name].tobytes() == x.tobytes(), name
+
+
+@pytest.mark.parametrize("variant", decoders.VARIANTS)
+def test_round_trip_is_bit_equal(tmp_path, variant):
+    """Single and sharded; the fields of config.json that say what is computed come back as they were."""
+    source = decoders.write(tmp_path / "a", shards=2, **decoders.VARIANTS[variant])
+    model, params = hf.load_pretrained(source, "causal-lm")
+    for size in ("5GB", "10KB"):
+        hf.save_pretrained(tmp_path / size, model, params, source=source, max_shard_size=size)
+        same(files(tmp_path / size), files(source))
+        again, found = hf.load_pretrained(tmp_path / size, "causal-lm")
+        assert again == model
+        jax.tree.map(np.testing.assert_array_equal, found, params)
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (source, tmp_path / "5GB"))
+    assert (
+        before.items()
+        <= (after | {name: before[name] for name in ("architectures", "rope_parameters") if name in before}).items()
+    )
+    assert after["architectures"] == [models.architecture(model)]
+
+
+@pytest.mark.parametrize("variant", ["llama, tied", "gpt2"])
+def test_a_tied_head_in_the_file_is_passed_over(tmp_path, variant, caplog):
+    """Some files hold it a second time, with the masks and constants of old versions."""
+    source = decoders.write(tmp_path / "a", **decoders.VARIANTS[variant])
+    _, expected = hf.load_pretrained(source, "causal-lm")
+    more = {
+        "lm_head.weight": np.ones((3, 3), np.float32),
+        "transformer.h.0.attn.bias": np.ones((1, 1, 3, 3), np.float32),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(2, np.float32),
+    }
+    more = {
+        name: x
+        for name, x in more.items()
+        if name.split(".")[0] in ("lm_head", next(iter(files(source))).split(".")[0])
+    }
+    save_file(files(source) | more, source / "model.safetensors")
+    with caplog.at_level(logging.INFO):
+        _, found = hf.load_pretrained(source, "causal-lm")
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert "not used" in caplog.text
+
+
+@pytest.mark.parametrize("variant", ["llama", "gpt2"])
+def test_names_without_the_prefix(tmp_path, variant):
+    """As the first GPT-2 was released, and as a bare model is written."""
+    source = decoders.write(tmp_path / "a", **decoders.VARIANTS[variant])
+    model, params = hf.load_pretrained(source, "features")
+    hf.save_pretrained(tmp_path / "b", model, params, source=source)
+    assert not any(name.startswith(("model.", "transformer.")) for name in files(tmp_path / "b"))
+    jax.tree.map(np.testing.assert_array_equal, hf.load_pretrained(tmp_path / "b", "features")[1], params)
+    if variant == "gpt2":
+        hf.load_pretrained(tmp_path / "b", "causal-lm")
+    else:
+        with pytest.raises(InputError, match=r"tensors missing \(1\): 'lm_head.weight'"):
+            hf.load_pretrained(tmp_path / "b", "causal-lm")
+
+
+@pytest.mark.parametrize("variant", ["llama", "gpt2"])
+def test_a_missing_classifier_is_created(tmp_path, variant, caplog):
+    source = decoders.write(tmp_path / "a", **decoders.VARIANTS[variant])
+    _, params = hf.load_pretrained(source, num_labels=3)
+    assert params["classifier"]["kernel"].shape == (24, 3)
+    assert "lm_head" not in params
+    assert "has no classifier/kernel: created at random" in caplog.text
+    kept = decoders.write(tmp_path / "b", labels=3, **decoders.VARIANTS[variant])
+    _, params = hf.load_pretrained(kept, num_labels=3)
+    np.testing.assert_array_equal(params["classifier"]["kernel"], files(kept)["score.weight"].T)
+
+
+@pytest.mark.parametrize("variant", ["llama, biases", "qwen3", "gpt2"])
+def test_a_cut_model_is_written_and_read(tmp_path, variant):
+    """Smaller arrays, shared tensors among them, one layer without heads; and expanded, in the shapes there were."""
+    source = decoders.write(tmp_path / "a", **decoders.VARIANTS[variant])
+    model, params = hf.load_pretrained(source, "causal-lm")
+    count = model.config.widths["heads"][0]
+    kept = {
+        "heads": {"layer_0": np.zeros(count, bool), "layer_1": np.arange(count) > 0},
+        "neurons": {"layer_1": np.arange(model.config.widths["neurons"][1]) % 3 > 0},
+    }
+    masks = units.masks(params, models.cuts(model), kept)
+    small, small_params = dsee_jax.compact(model, params, masks)
+    hf.save_pretrained(tmp_path / "b", small, small_params, source=source, kept=kept)
+    again, found = hf.load_pretrained(tmp_path / "b", "causal-lm")
+    assert again == small
+    jax.tree.map(np.testing.assert_array_equal, found, small_params)
+    whole, dense = compaction.expand(again, found, hf.kept(tmp_path / "b"))
+    hf.save_pretrained(tmp_path / "c", whole, dense, source=source)
+    masked = hf.named(model, dsee_jax.masks.apply(params, masks))
+    for name, x in files(tmp_path / "c").items():
+        np.testing.assert_array_equal(x, masked[name], err_msg=name)
+
+
+def test_paths_are_the_agreed_ones(tmp_path):
+    """Rules in configs, adapters and recipes name these paths, alike in all decoders."""
+    trees = [
+        tree.flatten(hf.load_pretrained(decoders.write(tmp_path / name, model_type=name), "causal-lm")[1])
+        for name in ("llama", "gpt2")
+    ]
+    for path in (
+        *(
+            "embeddings/word/embedding",
+            "norm/scale",
+            "decoder/layer_1/attention_norm/scale",
+            "decoder/layer_1/mlp_norm/scale",
+        ),
+        *(f"decoder/layer_1/attention/{name}/kernel" for name in ("query", "key", "value", "output")),
+        *(f"decoder/layer_1/mlp/{name}/kernel" for name in ("up", "down")),
+    ):
+        assert all(path in flat for flat in trees), path

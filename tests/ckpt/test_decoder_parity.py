@@ -1,0 +1,187 @@
+"""Decoders against Hugging Face transformers on torch: logits of every option, with and without padding and cache."""
+
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+import decoders
+import dsee_jax
+import tiny
+from dsee_jax import generation
+from dsee_jax.ckpt import hf
+from dsee_jax.models import cache as caches
+
+CACHED = ("llama", "mistral", "qwen2, windows above", "qwen3", "gpt2")
+"""Of these the same logits are asked for in parts, through a cache."""
+
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
+
+
+def _made(folder, kind, fields):
+    """A model that transformers draws and writes, every vector moved from its start; ``config.json`` as it is given."""
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(fields))
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model = getattr(transformers, kind).from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter += 0.3 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(fields))
+    return model
+
+
+def _theirs(model, batch):
+    import torch
+
+    given = {name: torch.from_numpy(x).long() for name, x in batch.items()}
+    if "attention_mask" in given:
+        # What its generation does, and what ours does of itself.
+        given["position_ids"] = (given["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        return model(**given)[0].numpy()
+
+
+def _close(found, expected, tolerance=1e-5):
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("variant", decoders.VARIANTS)
+def test_logits(tmp_path, variant):
+    """Unpadded; padded on either side, where there is a token; in two parts through a cache."""
+    theirs = _made(tmp_path / "a", "AutoModelForCausalLM", decoders.config(**decoders.VARIANTS[variant]))
+    model, params = hf.load_pretrained(tmp_path / "a", "causal-lm")
+    run = jax.jit(model.apply, static_argnames="last_only")
+    for side in ("right", "left"):
+        for padded in (False, True) if side == "right" else (True,):
+            batch = decoders.sides(tiny.batch(padded=padded), side)
+            seen = batch["attention_mask"] != 0
+            found, expected = np.asarray(run({"params": params}, **batch)), _theirs(theirs, batch)
+            _close(found[seen], expected[seen])
+    if variant not in CACHED:
+        return
+    cache = caches.create(model.config, 3, 20)
+    parts = []
+    for part in (slice(0, 7), slice(7, 8), slice(8, 12)):
+        logits, cache = run({"params": params}, **{name: x[:, part] for name, x in batch.items()}, cache=cache)
+        parts.append(np.asarray(logits))
+    _close(np.concatenate(parts, 1)[seen], expected[seen])
+
+
+@pytest.mark.parametrize("variant", ["llama", "mistral", "qwen2", "qwen3", "gpt2"])
+def test_classification_reads_the_last_token(tmp_path, variant):
+    fields = decoders.config(**decoders.VARIANTS[variant])
+    theirs = _made(tmp_path / "a", "AutoModelForSequenceClassification", fields | {"num_labels": 3})
+    model, params = hf.load_pretrained(tmp_path / "a", num_labels=3)
+    for side in ("right", "left"):
+        batch = decoders.sides(tiny.batch(), side)
+        _close(np.asarray(jax.jit(model.apply)({"params": params}, **batch)), _theirs(theirs, batch))
+
+
+SEARCHES = (
+    {},
+    {"beams": 3},
+    {"beams": 4, "length_penalty": 2.0, "early_stopping": True},
+    {"beams": 2, "length_penalty": -1.0},
+)
+
+
+def _search(theirs, ids, mask, *, new_tokens, eos, pad, beams=1, **options):
+    """What transformers generates, filled up with the padding as ours is."""
+    import torch
+
+    options |= {"num_beams": beams, "max_new_tokens": new_tokens, "eos_token_id": list(eos) or None}
+    found = theirs.generate(
+        torch.from_numpy(ids).long(),
+        attention_mask=torch.from_numpy(mask).long(),
+        do_sample=False,
+        pad_token_id=pad,
+        **options,
+    )
+    found = found.numpy()[:, ids.shape[1] :]
+    return np.pad(found, ((0, 0), (0, new_tokens - found.shape[1])), constant_values=pad)
+
+
+@pytest.mark.parametrize("options", SEARCHES, ids=str)
+@pytest.mark.parametrize("variant", ["llama", "mistral", "qwen2, windows above", "qwen3", "gpt2"])
+def test_generated_tokens(tmp_path, variant, options):
+    """Greedy and beams on a batch padded on the left; words that end a text are frequent, and several."""
+    theirs = _made(tmp_path / "a", "AutoModelForCausalLM", decoders.config(**decoders.VARIANTS[variant]))
+    model, params = hf.load_pretrained(tmp_path / "a", "causal-lm")
+    ids, mask = generation.pad_left([[7, 9, 11, 6, 8], [10, 12], [5, 20, 30], [6]])
+    for eos in ((), (8, 17, 22)):
+        given = {"new_tokens": 12, "eos": eos, "pad": 1} | options
+        found = dsee_jax.generate(model, params, ids, mask, **given)
+        np.testing.assert_array_equal(found, _search(theirs, ids, mask, **given))
+
+
+TEXT = (
+    "One day, a small frog sat by the pond and looked at the moon. The frog wanted to jump very high. "
+    "His friend, the duck, said that no frog could ever reach it, but the frog was brave and tried again and again."
+)
+
+
+@pytest.mark.parametrize("options", SEARCHES, ids=str)
+def test_a_real_llama_tells_the_same_story(shared, options):
+    """Released weights: word for word, three prompts in one batch."""
+    pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = shared / "data" / "stories260k"
+    tokenizer, theirs = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    model, params = hf.load_pretrained(folder, "causal-lm")
+    prompts = ("Once upon a time, there was a little girl named Lily.", "Tom had a dog.", "The sun")
+    ids, mask = generation.pad_left([tokenizer(prompt)["input_ids"] for prompt in prompts])
+    given = {"new_tokens": 80, "eos": (2,), "pad": 1} | options
+    found = dsee_jax.generate(model, params, ids, mask, **given)
+    np.testing.assert_array_equal(found, _search(theirs, ids, mask, **given))
+
+
+def test_a_real_llama_is_as_perplexed(shared):
+    """On a text that it has not seen."""
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = shared / "data" / "stories260k"
+    ids = AutoTokenizer.from_pretrained(folder)(TEXT, return_tensors="np")["input_ids"]
+    theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        expected = float(theirs(torch.from_numpy(ids), labels=torch.from_numpy(ids)).loss.exp())
+    model, params = hf.load_pretrained(folder, "causal-lm")
+    logits = jax.jit(model.apply)({"params": params}, ids)
+    chosen = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits))[0, :-1], ids[0, 1:, None], 1)
+    assert float(np.exp(-chosen.mean())) == pytest.approx(expected, rel=1e-5)
+    assert 2 < expected < 30
+
+
+@pytest.mark.parametrize("variant", ["llama, biases", "mistral, no window", "qwen3", "gpt2", "gpt2, not tied"])
+def test_what_we_write_gives_equal_logits(tmp_path, variant):
+    """Params changed here, written in shards with every field of the config, opened there; and the classifier's."""
+    import transformers
+
+    torch = pytest.importorskip("torch")
+    source, batch = decoders.write(tmp_path / "a", **decoders.VARIANTS[variant]), tiny.batch(padded=False)
+    batch = {"input_ids": batch["input_ids"]}
+    for task, kind in (
+        ("causal-lm", "AutoModelForCausalLM"),
+        ("sequence-classification", "AutoModelForSequenceClassification"),
+    ):
+        model, params = hf.load_pretrained(source, task)
+        params = jax.tree.map(lambda leaf: 0.9 * leaf, params)
+        hf.save_pretrained(tmp_path / task, model, params, source=source, max_shard_size="10KB")
+        theirs = getattr(transformers, kind).from_pretrained(tmp_path / task).eval()
+        assert type(theirs).__name__ == dsee_jax.models.architecture(model)
+        with torch.no_grad():
+            expected = theirs(torch.from_numpy(batch["input_ids"]).long())[0].numpy()
+        _close(np.asarray(jax.jit(model.apply)({"params": params}, **batch)), expected)

@@ -1,0 +1,174 @@
+"""What all decoders hold to: the past alone is seen, packed texts are strangers, a cache changes nothing."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import decoders
+import dsee_jax
+import tiny
+from dsee_jax import models, tree
+from dsee_jax.errors import InputError
+from dsee_jax.models import cache as caches
+
+FAMILIES = ("llama", "mistral", "qwen2, windows above", "qwen3, biases and windows", "gpt2")
+
+
+@functools.cache
+def made(variant, task="causal-lm", dtype="float32", **changes):
+    fields = decoders.config(**decoders.VARIANTS[variant], **changes)
+    module = models.find(fields["model_type"])
+    model = module.Model(module.Config.from_hf(fields, num_labels=3, dtype=dtype), task)
+    return model, tiny.params(model, jnp.zeros((1, 1), jnp.int32))
+
+
+@functools.cache
+def jitted(model):
+    return jax.jit(model.apply, static_argnames=("deterministic", "last_only"))
+
+
+def run(model, params, **inputs):
+    return jitted(model)({"params": params}, **inputs)
+
+
+def close(found, expected, tolerance=2e-6):
+    np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
+
+
+def ids(rows=2, length=12):
+    return tiny.batch(rows=rows, length=length, padded=False)["input_ids"]
+
+
+@pytest.mark.parametrize("variant", decoders.VARIANTS)
+def test_tables_cover_every_param(variant):
+    """The first rule of AXES for each has as many axes as the array, whatever the task."""
+    for task in ("causal-lm", "sequence-classification", "features"):
+        model, params = made(variant, task)
+        rules = models.find(model.config.model_type).AXES
+        for path, leaf in tree.flatten(params).items():
+            axes = next(axes for pattern, axes in rules if re.fullmatch(pattern, path))
+            assert len(axes) == leaf.ndim, path
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_only_the_past_is_seen(variant):
+    model, params = made(variant)
+    before = run(model, params, input_ids=ids())
+    changed = ids()
+    changed[:, 7] = 5 + (changed[:, 7] - 4) % 20
+    after = run(model, params, input_ids=changed)
+    np.testing.assert_array_equal(before[:, :7], after[:, :7])
+    assert (np.abs(before[:, 7:] - after[:, 7:]).max((0, 2)) > 1e-3).all()
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_packed_texts_are_strangers(variant):
+    """Three texts in one row, padding between and after: each gets the logits it has alone, positions from 0."""
+    model, params = made(variant)
+    texts = [ids(1, 12)[:, :count] for count in (5, 1, 3)]
+    gap = np.zeros((1, 2), np.int32)
+    packed = np.concatenate([texts[0], texts[1], gap, texts[2], gap[:, :1]], 1)
+    segments = np.array([[1] * 5 + [2] + [0] * 2 + [3] * 3 + [0]], np.int32)
+    found = run(model, params, input_ids=packed, attention_mask=segments)
+    assert np.isfinite(found).all()
+    for text, start in zip(texts, (0, 5, 8), strict=True):
+        alone = run(model, params, input_ids=np.pad(text, ((0, 0), (0, 12 - text.shape[1]))))[:, : text.shape[1]]
+        close(found[:, start : start + text.shape[1]], alone, 1e-5)
+    given = np.array([[0, 1, 2, 3, 4, 0, 0, 0, 0, 1, 2, 0]], np.int32)
+    close(
+        run(model, params, input_ids=packed, attention_mask=segments, positions=given)[segments > 0],
+        found[segments > 0],
+    )
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_a_cache_changes_nothing(variant):
+    """In parts of 5, 1 and 6 tokens, two packed texts, padded on the left; a cache larger than need be."""
+    model, params = made(variant)
+    batch = {"input_ids": ids(), "attention_mask": np.array([[0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2], [1] * 12], np.int32)}
+    seen = batch["attention_mask"] > 0
+    whole, cache, parts = run(model, params, **batch), caches.create(model.config, 2, 15), []
+    for part in (slice(0, 5), slice(5, 6), slice(6, 12)):
+        logits, cache = run(model, params, **{name: x[:, part] for name, x in batch.items()}, cache=cache)
+        parts.append(logits)
+    close(np.concatenate(parts, 1)[seen], np.asarray(whole)[seen])
+    assert int(cache["length"]) == 12
+    swapped = caches.take(cache, jnp.array([1, 0]))
+    more = run(model, params, input_ids=ids()[:, :1], cache=cache)[0]
+    np.testing.assert_array_equal(run(model, params, input_ids=ids()[::-1, :1], cache=swapped)[0][::-1], more)
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_only_the_last_logits(variant):
+    model, params = made(variant)
+    close(run(model, params, input_ids=ids(), last_only=True), run(model, params, input_ids=ids())[:, -1:])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_classifier_reads_the_last_token(side):
+    """Whatever stands in the padding, on either side; a row alone says the same."""
+    model, params = made("llama", "sequence-classification")
+    batch = decoders.sides(tiny.batch(), side)
+    found = run(model, params, **batch)
+    assert found.shape == (3, 3)
+    spoiled = np.where(batch["attention_mask"], batch["input_ids"], 7)
+    close(run(model, params, **(batch | {"input_ids": spoiled})), found)
+    alone = batch["input_ids"][2][batch["attention_mask"][2] > 0][None]
+    close(run(model, params, input_ids=alone), found[2:], 1e-5)
+    typed = run(model, params, **batch, token_type_ids=np.ones_like(spoiled))
+    np.testing.assert_array_equal(typed, found)
+
+
+@pytest.mark.parametrize("variant", [*FAMILIES, "llama, biases", "gpt2, not tied"])
+def test_attached_is_materialised(variant):
+    """Updates on every kernel, the joint ones of query, key and value and of gate and up among them."""
+    model, params = made(variant)
+    config = dsee_jax.DeltaConfig(targets=(".*/kernel",), rank=2, nonzeros=9, support="random")
+    deltas, supports = dsee_jax.deltas.init(params, config, key=jax.random.key(0))
+    draw = np.random.default_rng(0)
+    deltas = jax.tree.map(lambda leaf: draw.normal(0, 0.2, leaf.shape).astype(np.float32), deltas)
+    attached = jax.jit(functools.partial(dsee_jax.apply, model))(params, deltas, supports, {"input_ids": ids()})
+    folded = run(model, dsee_jax.materialize(params, deltas, supports), input_ids=ids())
+    close(attached, folded, 1e-5)
+    assert np.abs(folded - run(model, params, input_ids=ids())).max() > 0.1
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_bfloat16_is_close(variant):
+    """Products in 8 bits, norms, rotations, softmax and the result in float32."""
+    model, params = made(variant)
+    rough, _ = made(variant, dtype="bfloat16")
+    found = run(rough, params, input_ids=ids())
+    assert found.dtype == jnp.float32
+    close(found, run(model, params, input_ids=ids()), 6e-2)
+
+
+@pytest.mark.parametrize("variant", ["llama", "gpt2"])
+def test_dropout_is_in_training_only(variant):
+    model, params = made(variant)
+    model = model.clone(config=model.config.with_dropout(0.5))
+    call = lambda key, **options: jitted(model)(
+        {"params": params}, input_ids=ids(), rngs={"dropout": jax.random.key(key)}, **options
+    )
+    still = call(0)
+    assert (call(0, deterministic=False) != still).any()
+    assert (call(0, deterministic=False) != call(1, deterministic=False)).any()
+    np.testing.assert_array_equal(call(1), still)
+
+
+def test_beyond_the_table_of_positions():
+    model, params = made("gpt2")
+    with pytest.raises(InputError, match=re.escape("33 tokens long and the model has 32 positions")):
+        run(model, params, input_ids=np.ones((1, 33), np.int32))
+    outside = run(model, params, input_ids=ids(), positions=np.full((2, 12), 32, np.int32))
+    assert np.isnan(outside).all()
+
+
+def test_gradients_are_finite_where_nothing_is_seen():
+    model, params = made("qwen3, biases and windows")
+    loss = lambda params: jnp.sum(model.apply({"params": params}, ids(), np.zeros((2, 12), np.int32)) ** 2)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(params)))

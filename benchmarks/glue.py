@@ -4,8 +4,9 @@
 
 GLUE_DIR holds RTE, SST-2 and STS-B in the original TSV layout. A run is ``configs/minilm_TASK_METHOD.yaml`` with a seed. What
 it measured is kept, with its config, in ``benchmarks/results/glue/RUN.json`` and not measured again unless the config changes;
-a run that was interrupted goes on. ``--search`` first tries, for every method alike, half, once and twice the config's
-learning rate on 3,000 examples of STS-B, two passes.
+a run that was interrupted goes on. ``--search`` first tries, for every method alike: half, once and twice a learning rate
+(full 1e-4, LoRA and DSEE 1e-3) on 3,000 examples of STS-B, two passes; and on the whole of RTE, six passes, that rate with
+batches of 32 and half of it with batches of 16.
 
 Writes the table and the search to ``benchmarks/results/glue.json`` and ``glue.md``, of the runs there are so far.
 """
@@ -29,10 +30,20 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 TASKS = {"sst2": "accuracy", "stsb": "pearson", "rte": "accuracy"}
 METHODS = ("full", "lora", "dsee")
-SEARCH = "stsb"
-FACTORS = (0.5, 1.0, 2.0)
-BUDGET = {"full": ("epochs=2",), "lora": ("epochs=2",), "dsee": ("epochs=1", "retune_epochs=1")}
-"""Of the search: two passes over the data for every method."""
+RATES = {"full": 1e-4, "lora": 1e-3, "dsee": 1e-3}
+"""The learning rates around which every search looks."""
+SEARCHES: dict[str, tuple[tuple[float, int], ...]] = {
+    "stsb": ((0.5, 32), (1, 32), (2, 32)),
+    "rte": ((1, 32), (0.5, 16)),
+}
+"""By task, (factor of the rate, batch size)."""
+EXAMPLES = {"stsb": 3000, "rte": 0}
+"""Of a search; 0: all."""
+PASSES = {
+    "stsb": {"full": (2, 0), "lora": (2, 0), "dsee": (1, 1)},
+    "rte": {"full": (6, 0), "lora": (6, 0), "dsee": (2, 4)},
+}
+"""Of a search: epochs before and after pruning; in all as many for every method."""
 
 
 def run(
@@ -74,18 +85,22 @@ def config_path(task: str, method: str) -> Path:
     return ROOT / "configs" / f"minilm_{task}_{method}.yaml"
 
 
-def search(options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Return ``{method: {learning rate: score}}`` on the search task, the first seed."""
-    found: dict[str, dict[str, float]] = {}
-    for method in options.methods:
-        rate = configs.read(config_path(SEARCH, method)).train.learning_rate
-        for factor in FACTORS:
-            name = f"search_{method}_{rate * factor:g}"
-            budget = (f"--train.{key}" for key in BUDGET[method])
-            overrides = (f"--train.learning_rate={rate * factor}", "--data.examples=3000", *budget)
-            result = run(name, SEARCH, method, options.seeds[0], options, *overrides)
-            found.setdefault(method, {})[f"{rate * factor:g}"] = result["final"][TASKS[SEARCH]]
-        print(method, found[method], flush=True)
+def search(options: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
+    """Return ``{task: {method: {"rate, batch": score}}}`` of the searches, the first seed."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for task, settings in SEARCHES.items():
+        for method in options.methods:
+            epochs, after = PASSES[task][method]
+            budget = [f"--train.epochs={epochs}", *([f"--train.retune_epochs={after}"] if after else [])]
+            for factor, batch in settings:
+                rate = RATES[method] * factor
+                chosen = [f"--train.learning_rate={rate}", f"--train.batch_size={batch}"]
+                sizes = [f"--data.examples={EXAMPLES[task]}"]
+                name = f"search_{task}_{method}_{rate:g}_{batch}"
+                result = run(name, task, method, options.seeds[0], options, *chosen, *sizes, *budget)
+                score = result["final"][TASKS[task]]
+                found.setdefault(task, {}).setdefault(method, {})[f"{rate:g}, {batch}"] = score
+            print(task, method, found[task][method], flush=True)
     return found
 
 

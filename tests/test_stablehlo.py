@@ -91,8 +91,11 @@ def test_the_folder_says_how_to_call_it(run):
     assert set(said["platforms"]) == set(program.platforms) == {"cpu", "cuda", "tpu"}
     names = {path.name for path in run[1].iterdir()}
     assert names >= {"run.py", "weights.safetensors", "tokenizer.json"}
-    # The weights are there once.
-    assert (run[1] / "model.stablehlo").stat().st_size < 100_000
+    # The weights are there once, and nothing of the machine.
+    program = (run[1] / "model.stablehlo").read_bytes()
+    assert len(program) < 100_000
+    assert str(pathlib.Path(stablehlo.__file__).parent).encode() not in program
+    assert str(pathlib.Path(jax.__file__).parents[1]).encode() not in program
 
 
 def test_the_example_of_the_folder(run):

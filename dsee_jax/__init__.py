@@ -11,7 +11,7 @@ model, params = dsee_jax.load_pretrained(path, task="causal-lm")
 tokens = dsee_jax.generate(model, params, input_ids, attention_mask, new_tokens=64)
 """
 
-from dsee_jax import decompose, deltas, masks, models, prune, tree
+from dsee_jax import decompose, deltas, generation, masks, models, prune, tree
 from dsee_jax.ckpt.hf import load_pretrained, save_pretrained
 from dsee_jax.compaction import compact
 from dsee_jax.config import Config, DeltaConfig
@@ -28,6 +28,7 @@ __all__ = [
     "decompose",
     "deltas",
     "generate",
+    "generation",
     "load_pretrained",
     "masks",
     "materialize",

@@ -9,6 +9,9 @@ import numpy as np
 
 import tiny
 
+KINDS = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
+"""Every ``model_type`` of a decoder."""
+
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 50.0,

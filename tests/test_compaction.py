@@ -24,12 +24,16 @@ DELTA = dsee_jax.DeltaConfig(targets=(r"(en|de)coder/.*/kernel",), rank=2, nonze
 """Updates on every kernel that is cut, on either axis."""
 
 FAMILIES = {
-    **{name: (tiny.config(name), "sequence-classification") for name in ("bert", "roberta", "deberta")},
+    **{
+        name: (tiny.config(name, num_hidden_layers=LAYERS), "sequence-classification")
+        for name in ("bert", "roberta", "deberta")
+    },
     "llama": (decoders.config(num_key_value_heads=3), "causal-lm"),
     "llama with biases": (
         decoders.config(num_key_value_heads=3, attention_bias=True, mlp_bias=True),
         "sequence-classification",
     ),
+    "gpt2": (decoders.config(model_type="gpt2", n_inner=NEURONS), "causal-lm"),
     "qwen3": (decoders.config(model_type="qwen3", num_key_value_heads=3, head_dim=6), "features"),
 }
 """All with the layers, heads (or groups of them) and neurons above."""
@@ -40,7 +44,7 @@ def whole(family="bert"):
     """A tiny model with updates everywhere: ``(model, params, deltas, supports)``."""
     fields, task = FAMILIES[family]
     module = models.find(fields["model_type"])
-    model = module.Model(module.Config.from_hf(fields | {"num_hidden_layers": LAYERS}), task)
+    model = module.Model(module.Config.from_hf(fields), task)
     params = tiny.params(model, jnp.zeros((1, 1), jnp.int32))
     deltas, supports = dsee_jax.deltas.init(params, DELTA, key=KEY)
     draw = np.random.default_rng(1)

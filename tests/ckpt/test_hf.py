@@ -262,7 +262,7 @@ def test_config_that_cannot_be_used_is_named(tmp_path):
         ("[1]", "config.json holds a list; expected an object"),
         (
             '{"hidden_size": 3}',
-            "config.json: 'model_type' '' is not supported; supported: bert, deberta, roberta, xlm-roberta",
+            "config.json: 'model_type' '' is not supported; supported: bert, deberta, gpt2, roberta, xlm-roberta, llama, ",
         ),
         (json.dumps(tiny.config(model_type="berd")), r"'berd' is not supported \(did you mean 'bert'\?\)"),
         (json.dumps(tiny.config(is_decoder=True)), "config.json: 'is_decoder' is True"),

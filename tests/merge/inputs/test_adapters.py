@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import decoders
 import tiny
 from dsee_jax import deltas, masks, tree
 from dsee_jax.ckpt import adapter, hf
@@ -52,6 +53,28 @@ def test_ours_equals_the_folded_model(tmp_path, scale_sparse, family):
         np.testing.assert_allclose(whole(lazy), expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
     files = ["adapter.safetensors", "adapter_config.json", "masks.safetensors"]
     assert list(source.files) == ["base/config.json", "base/model.safetensors", *(f"adapter/{file}" for file in files)]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_ours_on_a_decoder(tmp_path, family):
+    """Grouped heads, kernels stored (in, out), and three of them in one tensor, pruned and updated each for itself."""
+    decoders.write(tmp_path / "base", **decoders.VARIANTS[family])
+    model, params = hf.load_pretrained(tmp_path / "base", "causal-lm")
+    config = DeltaConfig(targets=(".*/(query|value|up)/kernel",), rank=3, alpha=5.0, nonzeros=7)
+    updates, supports = deltas.init(params, config, key=jax.random.key(0))
+    updates = jax.tree.map(lambda leaf: RANDOM.normal(size=leaf.shape).astype(np.float32), updates)
+    pruned = [
+        f"decoder/layer_{layer}/attention/{name}/kernel" for layer, name in ((0, "query"), (1, "key"), (1, "output"))
+    ]
+    cut = tree.unflatten({path: RANDOM.random(tree.get(params, path).shape) < 0.5 for path in pruned})
+    (tmp_path / "adapter").mkdir()
+    about = {"scale": config.scale, "scale_sparse": True}
+    adapter.save(tmp_path / "adapter", adapter.Adapter(updates, supports, {}, cut, about))
+    folded = deltas.materialize(masks.apply(params, cut), updates, supports, scale=config.scale)
+    expected, source = hf.named(model, folded), sources.open_source("base+adapter", tmp_path)
+    assert source.tensors.keys() == expected.keys()
+    for name, lazy in source.tensors.items():
+        np.testing.assert_allclose(whole(lazy), expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_ours_brings_its_head_to_a_base_that_has_none(tmp_path):

@@ -8,12 +8,16 @@ masks = dsee_jax.prune.structured(params, deltas, supports, dsee_jax.models.cuts
 small_model, small_params = dsee_jax.compact(model, params, masks)
 """
 
-from dsee_jax import decompose, deltas, masks, models, prune, tree
-from dsee_jax.ckpt.hf import load_pretrained, save_pretrained
-from dsee_jax.compaction import compact
-from dsee_jax.config import Config, DeltaConfig
-from dsee_jax.deltas import apply, materialize
-from dsee_jax.errors import InputError
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dsee_jax import decompose, deltas, masks, models, prune, tree
+    from dsee_jax.ckpt.hf import load_pretrained, save_pretrained
+    from dsee_jax.compaction import compact
+    from dsee_jax.config import Config, DeltaConfig
+    from dsee_jax.deltas import apply, materialize
+    from dsee_jax.errors import InputError
 
 __all__ = [
     "Config",
@@ -31,3 +35,28 @@ __all__ = [
     "save_pretrained",
     "tree",
 ]
+
+_FROM = {
+    "load_pretrained": "ckpt.hf",
+    "save_pretrained": "ckpt.hf",
+    "compact": "compaction",
+    "Config": "config",
+    "DeltaConfig": "config",
+    "apply": "deltas",
+    "materialize": "deltas",
+    "InputError": "errors",
+}
+"""Where each name of `__all__` stands that is no module itself."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, and no more: a command that needs no model does not wait for Flax."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_FROM.get(name, name)}")
+    found = globals()[name] = getattr(module, name) if name in _FROM else module
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -27,7 +27,7 @@ def export(options: argparse.Namespace) -> None:
 def report(options: argparse.Namespace) -> None:
     """Print the tables of a finished run again."""
     from dsee_jax import report as reports
-    from dsee_jax.ckpt.hf import read_json
+    from dsee_jax.ckpt.folder import read_json
 
     run = Path(options.run)
     if not (run / "metrics.json").exists():

@@ -22,17 +22,12 @@ from dsee_jax import masks as mask_trees
 from dsee_jax import models, tree
 from dsee_jax.aliases import Key, Masks, Params
 from dsee_jax.ckpt import tensors
+from dsee_jax.ckpt.folder import TOKENIZER_FILES, read_json
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.models import fields
 
 log = logging.getLogger(__name__)
-
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
-    *("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
-)
-
 
 KEPT = "kept.safetensors"
 """Beside the weights of a model that was cut: which heads and neurons of the first model it is made of."""
@@ -44,19 +39,6 @@ class _Place(NamedTuple):
     path: str
     transform: str | None
     shape: tuple[int, ...]  # in the file
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; raises `InputError` when it is missing or holds anything else."""
-    try:
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: is {path.parent} the folder of a model?") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path} holds a {type(found).__name__}; expected an object of fields")
-    return found
 
 
 def _model(folder: Path, task: str, num_labels: int, dtype: str) -> nn.Module:

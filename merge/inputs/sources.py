@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsee_jax.ckpt import hf, tensors
+from dsee_jax.ckpt import tensors
+from dsee_jax.ckpt.folder import read_json
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.ckpt.tensors import DTYPES
 from dsee_jax.errors import InputError
@@ -38,7 +39,7 @@ def open_source(reference: str, beside: Path) -> Source:
       InputError: anything missing, damaged or of a kind that is not read; one line that names it.
     """
     path, folder, extra = located(reference, beside)
-    config = hf.read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     stored = tensors.index(folder)
     found: dict[str, Lazy] = {name: plain(where) for name, where in stored.items()}
     files = _labels(path, [folder / "config.json", *(where.file for where in stored.values())])

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dsee_jax.ckpt import hf
+from dsee_jax.ckpt.folder import TOKENIZER_FILES, read_json
 from dsee_jax.errors import InputError
 
 RECIPE, CARD = "merge_recipe.yml", "README.md"
@@ -122,7 +122,7 @@ def _template(folder: Path) -> str | None:
         return (folder / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
     if not (folder / "tokenizer_config.json").is_file():
         return None
-    found = hf.read_json(folder / "tokenizer_config.json").get("chat_template")
+    found = read_json(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(found, list):  # several, by name
         named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
         found = named.get("default")
@@ -153,7 +153,7 @@ def write(
     _json(folder / "config.json", fields)
     copied = ["generation_config.json"]
     if tokenizer is None:
-        copied += hf.TOKENIZER_FILES
+        copied += TOKENIZER_FILES
     else:
         tokenizer.save_pretrained(str(folder))
     for name in copied:
@@ -163,7 +163,7 @@ def write(
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
         settings = folder / "tokenizer_config.json"
         if settings.exists():
-            _json(settings, {key: value for key, value in hf.read_json(settings).items() if key != "chat_template"})
+            _json(settings, {key: value for key, value in read_json(settings).items() if key != "chat_template"})
     (folder / CARD).write_text(card, encoding="utf-8")
     (folder / RECIPE).write_text(recipe, encoding="utf-8")
 

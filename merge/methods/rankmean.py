@@ -8,22 +8,24 @@ The authors' code breaks ties by the order of the units; here tied units share t
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dsee_jax.aliases import Array
 from dsee_jax.errors import InputError, did_you_mean
 from merge import units
-from merge.leaf import Leaf, Tile, fold_all
+from merge.leaf import Leaf, Tile, fold_all, numbers
 from merge.method import Method, Option
 from merge.methods.linear import weighted
 
 
 def rankmean(leaf: Leaf, *, coefficients: Array, **options: Any) -> Any:
     """Return ``sum_m c_m t_m``, the ``coefficients`` (models,) of the tensor's unit as `prepare` found them."""
-    return leaf.map(weighted, jnp.asarray(coefficients, jnp.float32))
+    return leaf.map(weighted, numbers(coefficients))
 
 
 def prepare(leaves: Sequence[Leaf], options: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -43,13 +45,13 @@ def prepare(leaves: Sequence[Leaf], options: Sequence[Mapping[str, Any]]) -> lis
         if unit is not None and unit not in shares:
             raise InputError(f"no coefficients of unit {unit!r}{did_you_mean(unit, shares)}; give those of every unit")
     count = leaves[0].count
-    plain = {"coefficients": jnp.full(count, 1 / count, jnp.float32)}
+    plain = {"coefficients": np.full(count, 1 / count, np.float32)}
 
     def extra(unit: str | None) -> dict[str, Any]:
         if unit is None:
             return plain
         change = {"change": changes[unit]} if changes else {}
-        return {"coefficients": jnp.asarray(shares[unit]), **change}
+        return {"coefficients": shares[unit], **change}
 
     return [extra(where[leaf.name]) for leaf in leaves]
 
@@ -60,7 +62,7 @@ def looked(
     unit: str = "layer",
     order: Literal["ascending", "reversed"] = "ascending",
     ties: Literal["mean", "order"] = "mean",
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+) -> tuple[dict[str, Array], dict[str, Array]]:
     """Return ``{unit: coefficients (models,)}`` and ``{unit: relative change (models,)}``, units by their numbers.
 
     See `ranks` for the options.
@@ -73,12 +75,25 @@ def looked(
         sums[name] = jax.tree.map(lambda x, y: x + y, sums[name], found) if name in sums else found
     names = sorted(sums, key=units.natural)
     # Ranks compare: a streamed sum's float64 would break ties that float32 leaves.
-    scores = jnp.stack([jnp.asarray(sums[name][0], jnp.float32) for name in names], axis=1)
-    shares = coefficients(scores, order=order, ties=ties)
-    base = jnp.stack([jnp.asarray(sums[name][1], jnp.float32) for name in names])[None, :]
+    scores, base = (_stacked([sums[name][part] for name in names]) for part in (0, 1))
+    shares, changes = _weighed(scores, base, order=order, ties=ties)
+    if isinstance(scores, np.ndarray):
+        shares, changes = np.asarray(shares), np.asarray(changes)
+    return dict(zip(names, shares, strict=True)), dict(zip(names, changes, strict=True))
+
+
+def _stacked(parts: Sequence[Array]) -> Array:
+    xp = np if isinstance(parts[0], np.ndarray) else jnp
+    return xp.stack([xp.asarray(part, xp.float32) for part in parts])
+
+
+@partial(jax.jit, static_argnames=("order", "ties"))
+def _weighed(scores: Array, base: Array, *, order: Any, ties: Any) -> tuple[jax.Array, jax.Array]:
+    """Return the coefficients and the relative changes, (units, models) as ``scores``; ``base`` (units,)."""
+    base = base[:, None]
     # A base of zeros has no relative change.
     changes = jnp.where(base > 0, scores / jnp.where(base > 0, base, 1), jnp.nan)
-    return tuple({name: found[:, number] for number, name in enumerate(names)} for found in (shares, changes))  # pyright: ignore
+    return coefficients(scores.T, order=order, ties=ties).T, changes
 
 
 def ranks(scores: Array, *, descending: bool = False, ties: Literal["mean", "order"] = "mean") -> jax.Array:

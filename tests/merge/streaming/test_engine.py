@@ -101,7 +101,7 @@ def test_shards_and_their_index(tmp_path):
 
 
 def test_rankmean_says_what_it_took_from_whom(tmp_path, capsys):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("PIL")
     checkpoints.family(tmp_path)
     assert run(checkpoints.recipe(tmp_path, "rankmean"), tmp_path / "out") == 0
     said = capsys.readouterr().out

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from dsee_jax.ckpt import tensors
 from dsee_jax.ckpt.folder import TOKENIZER_FILES, read_json
 from dsee_jax.errors import InputError
 
@@ -17,25 +18,28 @@ RECIPE, CARD = "merge_recipe.yml", "README.md"
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-_BUFFER = 1 << 20
+_AT_ONCE = 1 << 20
 
 
 def hashes(files: Iterable[Path], progress: Callable[[int], None] = lambda nbytes: None) -> dict[Path, str]:
     """Return the SHA-256 (hex) of every file, several at a time; ``progress`` is told the bytes read, from any thread.
+
+    Files are memory-mapped, as a merge has them mapped already: nothing is copied, and no page mapped twice.
 
     Raises:
       InputError: a file cannot be read.
     """
 
     def digest(file: Path) -> str:
-        found, buffer = hashlib.sha256(), memoryview(bytearray(_BUFFER))
+        found = hashlib.sha256()
         try:
-            with file.open("rb", buffering=0) as opened:
-                while count := opened.readinto(buffer):
-                    found.update(buffer[:count])
-                    progress(count)
+            every = tensors.every_byte(file)
         except OSError as error:
             raise InputError(f"{file} cannot be read ({error.strerror})") from None
+        for start in range(0, every.size, _AT_ONCE):
+            part = every[start : start + _AT_ONCE]
+            found.update(part.data)
+            progress(part.size)
         return found.hexdigest()
 
     unique = list(dict.fromkeys(files))

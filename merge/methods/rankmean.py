@@ -8,7 +8,6 @@ The authors' code breaks ties by the order of the units; here tied units share t
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -18,7 +17,7 @@ import numpy as np
 from dsee_jax.aliases import Array
 from dsee_jax.errors import InputError, did_you_mean
 from merge import units
-from merge.leaf import Leaf, Tile, fold_all, numbers
+from merge.leaf import Leaf, Tile, fold_all, numbers, program
 from merge.method import Method, Option
 from merge.methods.linear import weighted
 
@@ -76,9 +75,9 @@ def looked(
     names = sorted(sums, key=units.natural)
     # Ranks compare: a streamed sum's float64 would break ties that float32 leaves.
     scores, base = (_stacked([sums[name][part] for name in names]) for part in (0, 1))
-    shares, changes = _weighed(scores, base, order=order, ties=ties)
-    if isinstance(scores, np.ndarray):
-        shares, changes = np.asarray(shares), np.asarray(changes)
+    # A few numbers of files are weighed faster than a program is compiled.
+    weigh = _weighed if isinstance(scores, np.ndarray) else program(_weighed, "order", "ties")
+    shares, changes = weigh(scores, base, order=order, ties=ties)
     return dict(zip(names, shares, strict=True)), dict(zip(names, changes, strict=True))
 
 
@@ -87,25 +86,26 @@ def _stacked(parts: Sequence[Array]) -> Array:
     return xp.stack([xp.asarray(part, xp.float32) for part in parts])
 
 
-@partial(jax.jit, static_argnames=("order", "ties"))
-def _weighed(scores: Array, base: Array, *, order: Any, ties: Any) -> tuple[jax.Array, jax.Array]:
+def _weighed(scores: Array, base: Array, *, order: Any, ties: Any) -> tuple[Array, Array]:
     """Return the coefficients and the relative changes, (units, models) as ``scores``; ``base`` (units,)."""
-    base = base[:, None]
+    xp, base = np if isinstance(scores, np.ndarray) else jnp, base[:, None]
     # A base of zeros has no relative change.
-    changes = jnp.where(base > 0, scores / jnp.where(base > 0, base, 1), jnp.nan)
+    changes = xp.where(base > 0, scores / xp.where(base > 0, base, 1), xp.nan)
     return coefficients(scores.T, order=order, ties=ties).T, changes
 
 
-def ranks(scores: Array, *, descending: bool = False, ties: Literal["mean", "order"] = "mean") -> jax.Array:
+def ranks(scores: Array, *, descending: bool = False, ties: Literal["mean", "order"] = "mean") -> Array:
     """Return the ranks (units,) float32, from 1, of ``scores`` (units,); ``descending`` gives the largest rank 1."""
-    scores = jnp.asarray(scores)
+    xp = np if isinstance(scores, np.ndarray) else jnp
     across, down = scores[None, :], scores[:, None]
     before = (across > down) if descending else (across < down)
     equal = across == down
     if ties == "order":
-        position = jnp.arange(scores.shape[0])
-        return jnp.sum(before | (equal & (position[None, :] <= position[:, None])), axis=1).astype(jnp.float32)
-    return jnp.sum(before, axis=1) + (jnp.sum(equal, axis=1) + 1) / jnp.float32(2)
+        position = np.arange(scores.shape[0])
+        found = xp.sum(before | (equal & (position[None, :] <= position[:, None])), axis=1)
+    else:
+        found = xp.sum(before, axis=1) + (xp.sum(equal, axis=1) + 1) / 2
+    return found.astype(xp.float32)
 
 
 def coefficients(
@@ -113,10 +113,16 @@ def coefficients(
     *,
     order: Literal["ascending", "reversed"] = "ascending",
     ties: Literal["mean", "order"] = "mean",
-) -> jax.Array:
+) -> Array:
     """Return the coefficients (models, units), each column summing to 1, of the changes ``scores`` (models, units)."""
-    found = jax.vmap(lambda row: ranks(row, descending=order == "reversed", ties=ties))(jnp.asarray(scores))
-    share = 1 / found if order == "reversed" else found
+    xp = np if isinstance(scores, np.ndarray) else jnp
+    found = xp.stack([ranks(row, descending=order == "reversed", ties=ties) for row in scores])
+    # Divided by one program wherever the ranks are from, so that files merge to what arrays merge to, bit by bit.
+    return xp.asarray(program(_shares, "order")(found, order=order))
+
+
+def _shares(ranks: Array, *, order: str) -> Array:
+    share = 1 / ranks if order == "reversed" else ranks
     return share / jnp.sum(share, axis=0, keepdims=True)
 
 

@@ -23,7 +23,7 @@ from merge.streaming import threshold
 TILE = 1 << 20
 """Elements in a tile: large enough to hide a call's cost, small enough for a few to stay in the processor's cache."""
 
-_SMALLEST = 1 << 10
+_SMALLEST = 1 << 14
 _BLOCKS, _BLOCK = 64, 256
 
 Sink: TypeAlias = Callable[[int, np.ndarray], None]

@@ -28,7 +28,7 @@ def report(options: argparse.Namespace) -> None:
     """Print the tables of a finished run again, and draw it."""
     from dsee_jax import pictures
     from dsee_jax import report as reports
-    from dsee_jax.ckpt.hf import read_json
+    from dsee_jax.ckpt.folders import read_json
 
     run = Path(options.run)
     if not (run / "metrics.json").exists():

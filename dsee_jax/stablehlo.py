@@ -91,7 +91,7 @@ def write(path: Path, model: nn.Module, params: Params, *, source: Path, labels:
         (staging / tensors.SINGLE).rename(staging / WEIGHTS)
         journal.write(staging / SIGNATURE, signature(model, program, labels))
         shutil.copyfile(standalone.__file__, staging / EXAMPLE)
-        hf.copy_tokenizer(source, staging)
+        hf.copy_files(source, staging)
 
 
 def signature(model: Any, program: export.Exported, labels: Sequence[str]) -> dict[str, Any]:

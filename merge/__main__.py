@@ -8,18 +8,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-
 from dsee_jax.ckpt.tensors import byte_size
 from dsee_jax.errors import InputError
 from merge import assembly, compare
@@ -130,17 +118,22 @@ def _keep_memory() -> None:
 @contextlib.contextmanager
 def _progress() -> Iterator[engine.Progress]:
     """Show each pass on stderr, in bytes; silent when not a terminal."""
-    console = Console(stderr=True)
+    if not sys.stderr.isatty():
+        yield engine.Progress()
+        return
+    from rich import progress
+    from rich.console import Console
+
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
-        tasks: list[TaskID] = []
+    with progress.Progress(*columns, console=Console(stderr=True)) as shown:
+        tasks: list[progress.TaskID] = []
         yield engine.Progress(
             lambda name, nbytes: tasks.append(shown.add_task(name, total=nbytes)),
             lambda nbytes: shown.advance(tasks[-1], nbytes),

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dsee_jax.aliases import Array
 
@@ -118,6 +119,14 @@ class Whole(NamedTuple):
         return program(function, *static)(Tile(self.base, self.models, 0, self.statistics), *args, **static)
 
     map = fold
+
+
+def numbers(values: Any) -> Array:
+    """Return ``values`` in float32: a NumPy array unless they are JAX's, perhaps traced.
+
+    Outside of a program every operation of JAX is a program of its own, compiled anew in each process.
+    """
+    return jnp.asarray(values, jnp.float32) if isinstance(values, jax.Array) else np.asarray(values, np.float32)
 
 
 @cache

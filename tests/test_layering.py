@@ -3,8 +3,12 @@
 import ast
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
+
+import dsee_jax
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -116,3 +120,18 @@ def test_generic_code_names_no_model():
         code = re.sub(r'""".*?"""|#[^\n]*', "", path.read_text(), flags=re.DOTALL)
         names = re.findall(r"\b(?:bert|roberta|gpt2|llama|deberta)\b", code, flags=re.IGNORECASE)
         assert not names, f"{path} names {names}"
+
+
+def test_every_name_of_the_package_is_there():
+    for name in dsee_jax.__all__:
+        assert name in dir(dsee_jax)
+        assert getattr(dsee_jax, name)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        dsee_jax.nothing  # noqa: B018
+
+
+def test_a_merge_waits_for_no_import_that_it_does_not_need():
+    heavy = ("flax", "optax", "orbax", "transformers", "huggingface_hub", "rich", "matplotlib", "PIL")
+    code = f"import sys, merge.__main__; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"

@@ -22,6 +22,7 @@ from dsee_jax import compaction, models, tree
 from dsee_jax import layout as layouts
 from dsee_jax.aliases import Key, Masks, Params
 from dsee_jax.ckpt import cuts, folders, tensors
+from dsee_jax.ckpt.folders import GENERATION, TOKENIZER_FILES, read_json
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.layout import Layout
@@ -29,31 +30,12 @@ from dsee_jax.models import fields
 
 log = logging.getLogger(__name__)
 
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
-    *("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
-    "generation_config.json",
-)
-
 
 class _Place(NamedTuple):
     """What a tensor of a file holds."""
 
     params: dict[str, Layout]  # by path; several where they share the tensor
     shape: tuple[int, ...]  # in the file
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; raises `InputError` when it is missing or holds anything else."""
-    try:
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: is {path.parent} the folder of a model?") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path} holds a {type(found).__name__}; expected an object of fields")
-    return found
 
 
 def _model(folder: Path, task: str, num_labels: int, dtype: str) -> nn.Module:
@@ -287,12 +269,12 @@ def save_pretrained(
         (staging / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         cuts.write(staging, kept)
         if origin is not None:
-            copy_tokenizer(origin, staging)
+            copy_files(origin, staging, (*TOKENIZER_FILES, GENERATION))
 
 
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the tokenizer files of one folder, as many as it has, into another."""
-    for name in TOKENIZER_FILES:
+def copy_files(source: Path, folder: Path, names: Iterable[str] = TOKENIZER_FILES) -> None:
+    """Copy files of one folder, as many as it has of those named, into another."""
+    for name in names:
         if (source / name).exists():
             shutil.copyfile(source / name, folder / name)
 

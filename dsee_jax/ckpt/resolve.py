@@ -4,9 +4,6 @@ import importlib
 import re
 from pathlib import Path
 
-import huggingface_hub
-import huggingface_hub.errors
-
 from dsee_jax.ckpt import tensors
 from dsee_jax.errors import InputError
 
@@ -38,6 +35,9 @@ def resolve(path: str | Path, revision: str | None = None) -> Path:
         raise InputError(
             f"the model folder {text} does not exist (here: {Path.cwd()}): give an existing folder or a hub id"
         )
+    import huggingface_hub  # brings a whole HTTP client, which no folder on the disk needs
+    import huggingface_hub.errors
+
     try:
         patterns = list(_HUB_FILES)
         found = huggingface_hub.snapshot_download(

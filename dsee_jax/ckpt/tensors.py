@@ -146,18 +146,28 @@ def mapped(stored: Stored, start: int, stop: int) -> np.ndarray:
     Raises:
       InputError: a type that is not in `DTYPES`, or a file that has become shorter.
     """
-    dtype, said = _dtype(stored), stored.file.stat()
+    dtype, found = _dtype(stored), every_byte(stored.file)
     offset = stored.offset + start * dtype.itemsize
     end = stored.offset + stop * dtype.itemsize
-    if end > said.st_size:
+    if end > found.size:
         raise InputError(f"{stored.file} ends early: it has changed since it was opened")
-    return _map(stored.file, said.st_ino, said.st_size, said.st_mtime_ns)[offset:end].view(dtype)
+    return found[offset:end].view(dtype)
+
+
+def every_byte(file: Path) -> np.ndarray:
+    """Return all bytes of a file, (size,) uint8, read-only, through the one memory map that all who ask share.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    said = file.stat()
+    return _map(file, said.st_ino, said.st_size, said.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=256)
-def _map(file: Path, *version: int) -> np.ndarray:
-    """Return all bytes of a file, (size,) uint8; ``version`` tells it from one that takes its place."""
-    return np.memmap(file, np.uint8, "r").view(np.ndarray)
+def _map(file: Path, inode: int, size: int, changed: int) -> np.ndarray:
+    """Return the map of a file; the numbers tell it from one that takes its place."""
+    return np.memmap(file, np.uint8, "r").view(np.ndarray) if size else np.empty(0, np.uint8)
 
 
 def _dtype(stored: Stored) -> np.dtype[Any]:

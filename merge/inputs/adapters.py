@@ -10,7 +10,8 @@ import numpy as np
 
 from dsee_jax import layout as layouts
 from dsee_jax import tree
-from dsee_jax.ckpt import adapter, hf, tensors
+from dsee_jax.ckpt import adapter, tensors
+from dsee_jax.ckpt.folders import read_json
 from dsee_jax.errors import InputError, did_you_mean
 from merge.inputs import lazies
 from merge.inputs.lazies import FLOATS, Lazy
@@ -54,6 +55,8 @@ def adapted(folder: Path, config: Mapping[str, Any], base: Mapping[str, Lazy]) -
 
 
 def _ours(folder: Path, config: Mapping[str, Any], base: Mapping[str, Lazy]) -> tuple[dict[str, Lazy], list[Path]]:
+    from dsee_jax.ckpt import hf  # brings Flax and every architecture, which no other merge needs
+
     kept, file = adapter.load(folder), folder / adapter.WEIGHTS
     supports, params, masks = tree.flatten(kept.supports), tree.flatten(kept.params), tree.flatten(kept.masks)
     updates: dict[str, dict[str, np.ndarray]] = {path: {} for path in [*masks, *supports]}
@@ -116,7 +119,7 @@ def _fits(shape: tuple[int, ...], update: Mapping[str, np.ndarray], support: np.
 
 
 def _peft(folder: Path, base: Mapping[str, Lazy]) -> tuple[dict[str, Lazy], list[Path]]:
-    file, settings = folder / PEFT_WEIGHTS, hf.read_json(folder / PEFT_CONFIG)
+    file, settings = folder / PEFT_WEIGHTS, read_json(folder / PEFT_CONFIG)
     _supported(folder / PEFT_CONFIG, settings)
     saved = settings.get("modules_to_save") or ()
     found, pairs = dict(base), {}

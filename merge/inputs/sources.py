@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dsee_jax.aliases import Masks
-from dsee_jax.ckpt import adapter, cuts, hf, tensors
+from dsee_jax.ckpt import adapter, cuts, tensors
+from dsee_jax.ckpt.folders import read_json
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.ckpt.tensors import DTYPES
 from dsee_jax.errors import InputError
@@ -40,7 +41,7 @@ def open_source(reference: str, beside: Path) -> Source:
       InputError: anything missing, damaged or of a kind that is not read; one line that names it.
     """
     path, folder, extra = located(reference, beside)
-    config = hf.read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     stored = tensors.index(folder)
     found: dict[str, Lazy] = {name: plain(where) for name, where in stored.items()}
     kept = cuts.read(folder)

@@ -16,7 +16,7 @@ import numpy as np
 from dsee_jax.aliases import Array
 from dsee_jax.errors import InputError
 from merge import noise, select
-from merge.leaf import Leaf, Tile
+from merge.leaf import Leaf, Tile, numbers
 from merge.method import Method, Option
 from merge.methods import linear
 from merge.select import Cut
@@ -85,7 +85,7 @@ def dare(
     ``rescale`` makes up for what is dropped: ``l1`` to the sum of |change| before, ``inverse`` by 1 / density (the paper's).
     """
     inverse = rescale and rescale_norm == "inverse"
-    rule = (_words(leaf, seed), jnp.asarray(density, jnp.float32))
+    rule = (_words(leaf, seed), numbers(density))
     sparse = _dropped_inverse if inverse else _dropped
     return _merge(leaf, sparse, rule, weight, elect=elect, rescale=rescale and not inverse, **options)
 
@@ -108,7 +108,7 @@ def della(
     is 1. ``rescale`` as `dare`, ``inverse`` by 1 / the element's own probability.
     """
     inverse = rescale and rescale_norm == "inverse"
-    rule = (_words(leaf, seed), jnp.asarray(density, jnp.float32), jnp.asarray(epsilon, jnp.float32))
+    rule = (_words(leaf, seed), numbers(density), numbers(epsilon))
     sparse = _pruned_inverse if inverse else _pruned
     return _merge(leaf, sparse, rule, weight, elect=elect, rescale=rescale and not inverse, **options)
 
@@ -176,14 +176,18 @@ def _merge(
     vote: str = "weighted",
     **unused: Any,
 ) -> Any:
-    weights, factors = jnp.asarray(weight, jnp.float32), jnp.ones(leaf.count, jnp.float32)
+    factors: Array = np.ones(leaf.count, np.float32)
     if rescale:
-        before, after = (jnp.asarray(sums, jnp.float32) for sums in leaf.fold(_sums, rule, sparse=sparse))
-        small = (before < 1e-7) | (after < 1e-7)
-        factors = jnp.where(small, 1, before / jnp.where(small, 1, after))
-    scale = jnp.asarray(scale, jnp.float32)
+        factors = _factors(*(numbers(sums) for sums in leaf.fold(_sums, rule, sparse=sparse)))
     static = {"sparse": sparse, "elect": elect, "normalize": normalize, "vote": vote}
-    return leaf.map(_merged, rule, weights, factors, scale, **static)
+    return leaf.map(_merged, rule, numbers(weight), factors, numbers(scale), **static)
+
+
+@jax.jit
+def _factors(before: Array, after: Array) -> jax.Array:
+    """Return what makes sums of |change| what they were, 1 where there is too little to tell."""
+    small = (before < 1e-7) | (after < 1e-7)
+    return jnp.where(small, 1, before / jnp.where(small, 1, after))
 
 
 def _merged(

@@ -9,7 +9,7 @@ import numpy as np
 
 from dsee_jax.aliases import Array
 from dsee_jax.errors import InputError
-from merge.leaf import Leaf, Tile
+from merge.leaf import Leaf, Tile, numbers
 from merge.method import Method, Option
 from merge.methods.linear import WEIGHT, weighted
 
@@ -20,7 +20,7 @@ def fisher(leaf: Leaf, *, weight: Sequence[float] | Array, eps: float = 1e-6) ->
     F_m are the leaf's statistics: each parameter's mean square of the gradients of single examples'
     log-likelihoods, at least 0.
     """
-    return leaf.map(_informed, jnp.asarray(weight, jnp.float32), jnp.float32(eps))
+    return leaf.map(_informed, numbers(weight), numbers(eps))
 
 
 def regmean(leaf: Leaf, *, alpha: float = 1.0, grams: Sequence[Array] | None = None) -> Any:
@@ -32,7 +32,7 @@ def regmean(leaf: Leaf, *, alpha: float = 1.0, grams: Sequence[Array] | None = N
       grams: one (in, in) for each model, ``X^T X`` of the layer's inputs, as a mean over tokens.
     """
     if grams is None or len(leaf.shape) != 2:
-        return leaf.map(weighted, jnp.full(leaf.count, 1 / leaf.count, jnp.float32))
+        return leaf.map(weighted, np.full(leaf.count, 1 / leaf.count, np.float32))
     width = leaf.shape[-1]
     for model, gram in enumerate(grams):
         if gram.shape != (width, width):

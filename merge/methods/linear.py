@@ -8,14 +8,14 @@ import jax.numpy as jnp
 
 from dsee_jax.aliases import Array
 from dsee_jax.errors import InputError
-from merge.leaf import Leaf, Tile
+from merge.leaf import Leaf, Tile, numbers
 from merge.method import Method, Option
 
 
 def linear(leaf: Leaf, *, weight: Sequence[float] | Array, normalize: bool = True) -> Any:
     """Return ``sum_m w_m t_m``, over ``sum_m w_m`` when ``normalize`` (Wortsman et al. 2022, arXiv 2203.05482)."""
-    weights = jnp.asarray(weight, jnp.float32)
-    return leaf.map(weighted, weights / jnp.sum(weights) if normalize else weights)
+    weights = numbers(weight)
+    return leaf.map(weighted, weights / weights.sum() if normalize else weights)
 
 
 def task_arithmetic(
@@ -30,13 +30,13 @@ def task_arithmetic(
 
     ``normalize`` divides the sum by that of the weights. The other options that mergekit takes here change nothing.
     """
-    weights = jnp.asarray(weight, jnp.float32)
-    return leaf.map(moved, weights * scale / (jnp.sum(weights) if normalize else 1))
+    weights = numbers(weight)
+    return leaf.map(moved, weights * numbers(scale) / (weights.sum() if normalize else 1))
 
 
 def passthrough(leaf: Leaf, *, scale: Sequence[float] | Array = (1.0,)) -> Any:
     """Return the only model times ``scale``."""
-    return leaf.map(weighted, jnp.asarray(scale, jnp.float32))
+    return leaf.map(weighted, numbers(scale))
 
 
 def weighted(tile: Tile, weights: jax.Array) -> jax.Array:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
+from dsee_jax.aliases import Array
 from merge import select, units
-from merge.leaf import Leaf, Tile, fold_all
+from merge.leaf import Leaf, Tile, fold_all, numbers
 from merge.method import Method, Option
 from merge.select import Cut
 
@@ -16,7 +16,7 @@ class Scaled(NamedTuple):
     """A `Leaf` whose merged tensor's change from the base is multiplied by ``factor`` ()."""
 
     leaf: Leaf
-    factor: jax.Array
+    factor: Array
 
     @property
     def name(self) -> str:  # noqa: D102
@@ -55,7 +55,7 @@ def over(inner: Method, name: str) -> Method:
     """
 
     def merge(leaf: Leaf, *, factor: Any, over: str = name, alpha: Any = None, beta: Any = None, **options: Any) -> Any:
-        return inner.merge(Scaled(leaf, jnp.asarray(factor, jnp.float32)), **options)
+        return inner.merge(Scaled(leaf, numbers(factor)), **options)
 
     def prepare(leaves: Sequence[Leaf], options: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         depth = units.depths([leaf.name for leaf in leaves])

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from dsee_jax.aliases import Array
-from merge.leaf import Leaf, Tile
+from merge.leaf import Leaf, Tile, numbers
 from merge.method import Method, Option
 
 
 def nearswap(leaf: Leaf, *, t: float | Array) -> Any:
     """Return ``t0 + min(1, t / |d|) d``: the change where it is at most ``t``, ``t`` of it elsewhere."""
-    return leaf.map(_swapped, jnp.asarray(t, jnp.float32))
+    return leaf.map(_swapped, numbers(t))
 
 
 def _swapped(tile: Tile, t: jax.Array) -> jax.Array:

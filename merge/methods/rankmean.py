@@ -12,18 +12,19 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dsee_jax.aliases import Array
 from dsee_jax.errors import InputError, did_you_mean
 from merge import units
-from merge.leaf import Leaf, Tile, fold_all
+from merge.leaf import Leaf, Tile, fold_all, numbers, program
 from merge.method import Method, Option
 from merge.methods.linear import weighted
 
 
 def rankmean(leaf: Leaf, *, coefficients: Array, **options: Any) -> Any:
     """Return ``sum_m c_m t_m``, the ``coefficients`` (models,) of the tensor's unit as `prepare` found them."""
-    return leaf.map(weighted, jnp.asarray(coefficients, jnp.float32))
+    return leaf.map(weighted, numbers(coefficients))
 
 
 def prepare(leaves: Sequence[Leaf], options: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -43,13 +44,13 @@ def prepare(leaves: Sequence[Leaf], options: Sequence[Mapping[str, Any]]) -> lis
         if unit is not None and unit not in shares:
             raise InputError(f"no coefficients of unit {unit!r}{did_you_mean(unit, shares)}; give those of every unit")
     count = leaves[0].count
-    plain = {"coefficients": jnp.full(count, 1 / count, jnp.float32)}
+    plain = {"coefficients": np.full(count, 1 / count, np.float32)}
 
     def extra(unit: str | None) -> dict[str, Any]:
         if unit is None:
             return plain
         change = {"change": changes[unit]} if changes else {}
-        return {"coefficients": jnp.asarray(shares[unit]), **change}
+        return {"coefficients": shares[unit], **change}
 
     return [extra(where[leaf.name]) for leaf in leaves]
 
@@ -60,7 +61,7 @@ def looked(
     unit: str = "layer",
     order: Literal["ascending", "reversed"] = "ascending",
     ties: Literal["mean", "order"] = "mean",
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+) -> tuple[dict[str, Array], dict[str, Array]]:
     """Return ``{unit: coefficients (models,)}`` and ``{unit: relative change (models,)}``, units by their numbers.
 
     See `ranks` for the options.
@@ -73,24 +74,38 @@ def looked(
         sums[name] = jax.tree.map(lambda x, y: x + y, sums[name], found) if name in sums else found
     names = sorted(sums, key=units.natural)
     # Ranks compare: a streamed sum's float64 would break ties that float32 leaves.
-    scores = jnp.stack([jnp.asarray(sums[name][0], jnp.float32) for name in names], axis=1)
-    shares = coefficients(scores, order=order, ties=ties)
-    base = jnp.stack([jnp.asarray(sums[name][1], jnp.float32) for name in names])[None, :]
+    scores, base = (_stacked([sums[name][part] for name in names]) for part in (0, 1))
+    # A few numbers of files are weighed faster than a program is compiled.
+    weigh = _weighed if isinstance(scores, np.ndarray) else program(_weighed, "order", "ties")
+    shares, changes = weigh(scores, base, order=order, ties=ties)
+    return dict(zip(names, shares, strict=True)), dict(zip(names, changes, strict=True))
+
+
+def _stacked(parts: Sequence[Array]) -> Array:
+    xp = np if isinstance(parts[0], np.ndarray) else jnp
+    return xp.stack([xp.asarray(part, xp.float32) for part in parts])
+
+
+def _weighed(scores: Array, base: Array, *, order: Any, ties: Any) -> tuple[Array, Array]:
+    """Return the coefficients and the relative changes, (units, models) as ``scores``; ``base`` (units,)."""
+    xp, base = np if isinstance(scores, np.ndarray) else jnp, base[:, None]
     # A base of zeros has no relative change.
-    changes = jnp.where(base > 0, scores / jnp.where(base > 0, base, 1), jnp.nan)
-    return tuple({name: found[:, number] for number, name in enumerate(names)} for found in (shares, changes))  # pyright: ignore
+    changes = xp.where(base > 0, scores / xp.where(base > 0, base, 1), xp.nan)
+    return coefficients(scores.T, order=order, ties=ties).T, changes
 
 
-def ranks(scores: Array, *, descending: bool = False, ties: Literal["mean", "order"] = "mean") -> jax.Array:
+def ranks(scores: Array, *, descending: bool = False, ties: Literal["mean", "order"] = "mean") -> Array:
     """Return the ranks (units,) float32, from 1, of ``scores`` (units,); ``descending`` gives the largest rank 1."""
-    scores = jnp.asarray(scores)
+    xp = np if isinstance(scores, np.ndarray) else jnp
     across, down = scores[None, :], scores[:, None]
     before = (across > down) if descending else (across < down)
     equal = across == down
     if ties == "order":
-        position = jnp.arange(scores.shape[0])
-        return jnp.sum(before | (equal & (position[None, :] <= position[:, None])), axis=1).astype(jnp.float32)
-    return jnp.sum(before, axis=1) + (jnp.sum(equal, axis=1) + 1) / jnp.float32(2)
+        position = np.arange(scores.shape[0])
+        found = xp.sum(before | (equal & (position[None, :] <= position[:, None])), axis=1)
+    else:
+        found = xp.sum(before, axis=1) + (xp.sum(equal, axis=1) + 1) / 2
+    return found.astype(xp.float32)
 
 
 def coefficients(
@@ -98,10 +113,16 @@ def coefficients(
     *,
     order: Literal["ascending", "reversed"] = "ascending",
     ties: Literal["mean", "order"] = "mean",
-) -> jax.Array:
+) -> Array:
     """Return the coefficients (models, units), each column summing to 1, of the changes ``scores`` (models, units)."""
-    found = jax.vmap(lambda row: ranks(row, descending=order == "reversed", ties=ties))(jnp.asarray(scores))
-    share = 1 / found if order == "reversed" else found
+    xp = np if isinstance(scores, np.ndarray) else jnp
+    found = xp.stack([ranks(row, descending=order == "reversed", ties=ties) for row in scores])
+    # Divided by one program wherever the ranks are from, so that files merge to what arrays merge to, bit by bit.
+    return xp.asarray(program(_shares, "order")(found, order=order))
+
+
+def _shares(ranks: Array, *, order: str) -> Array:
+    share = 1 / ranks if order == "reversed" else ranks
     return share / jnp.sum(share, axis=0, keepdims=True)
 
 

@@ -1,6 +1,6 @@
 """What a merge took from whom: a heat map and a table of coefficients and relative changes, units x models."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +9,19 @@ import numpy as np
 from dsee_jax.aliases import Array
 from merge.compare import aligned
 
-ROW, TALLEST = 0.22, 48.0
-"""Inches: of one unit in the picture, and of the whole picture at most."""
+ROW, TALLEST = 26, 5760
+"""Pixels: of one unit in the picture, and of all units at most."""
+
+_MARGIN, _LINE, _COLUMN, _TEXT = 10, 20, 80, 12
+_DIVERGING = ((5, 48, 97), (67, 147, 195), (247, 247, 247), (214, 96, 77), (103, 0, 31))
+_RISING = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
+_NONE = (224, 224, 224)
 
 
 def heatmap(path: Path, units: Sequence[str], models: Sequence[str], coefficients: Array, relative: Array) -> str:
     """Draw two panels into the PNG file ``path``; return the line that says so, or why nothing was drawn.
 
-    Without matplotlib (extra ``plot``) nothing is drawn: a merge is not worth less for it.
+    Without Pillow (extra ``plot``) nothing is drawn: a merge is not worth less for it.
 
     Args:
       path: the file to make.
@@ -27,57 +32,59 @@ def heatmap(path: Path, units: Sequence[str], models: Sequence[str], coefficient
         where there is none.
     """
     try:
-        from matplotlib.figure import Figure
+        from PIL import Image, ImageDraw, ImageFont
     except ImportError:
         return "heat map  not drawn: pip install 'dsee-jax[plot]'"
-    shares, changes = (np.asarray(values, np.float64) for values in (coefficients, relative))
-    changes = np.where(np.isfinite(changes), changes, np.nan)
-    names = _short(models)
-    height = min(max(ROW * len(units), 1.0), TALLEST)
-    figure = Figure(figsize=(3.4 + 1.5 * len(models), height + 1.6), layout="constrained", dpi=120)
-    left, right = figure.subplots(1, 2, sharey=True)
-    equal = 1 / len(models)
-    span = max(float(np.max(np.abs(shares - equal))), 1e-3)
-    panels: list[tuple[Any, str, np.ndarray, str, dict[str, Any]]] = [
-        (left, "coefficient", shares, ".2f", {"cmap": "RdBu_r", "vmin": equal - span, "vmax": equal + span}),
-        (right, "relative change", changes, ".1%", {"cmap": "viridis", "vmin": 0}),
+    font, names = ImageFont.load_default(_TEXT), _short(models)
+    labels = round(max(font.getlength(unit) for unit in units)) + _MARGIN
+    column = max(_COLUMN, round(max(font.getlength(name) for name in names)) + _MARGIN)
+    width, height = column * len(models), min(ROW * len(units), TALLEST)
+    size = (2 * _MARGIN + labels + 2 * width + _MARGIN, 2 * _MARGIN + 4 * _LINE + height)
+    image = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(image)
+
+    def write(x: float, y: float, text: str, anchor: str = "mm", colour: str = "black") -> None:
+        draw.text((x, y), text, colour, font, anchor)
+
+    top, each = _MARGIN + _LINE, height / len(units)
+    below = top + height + _LINE
+    for row in range(0, len(units), int(np.ceil(_TEXT / each))):  # as many as there is room for
+        write(labels + _MARGIN / 2, top + (row + 0.5) * each, units[row], "rm")
+    shares = np.asarray(coefficients, np.float64)
+    changes = np.where(np.isfinite(relative), relative, np.nan).astype(np.float64)
+    span = max(float(np.max(np.abs(shares - 1 / len(models)))), 1e-3)
+    panels: list[tuple[str, np.ndarray, str, Callable[[Any], np.ndarray]]] = [
+        ("coefficient", shares, ".2f", lambda v: _colours((v - 1 / len(models)) / (2 * span) + 0.5, _DIVERGING)),
+        ("relative change", changes, ".1%", lambda v: _colours(v / max(np.nanmax(changes, initial=0), 1e-30), _RISING)),
     ]
-    for axis, title, values, form, colours in panels:
-        image = axis.imshow(values, aspect="auto", interpolation="nearest", **colours)
-        axis.set_title(title, fontsize=10)
-        axis.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
-        axis.tick_params(length=0)
-        bar = figure.colorbar(image, ax=axis, orientation="horizontal", aspect=30, pad=0.01)
-        bar.ax.tick_params(labelsize=7)
-        finite = values[np.isfinite(values)]
-        if len(set(finite)) > 1:  # only the colours of values that there are
-            bar.ax.set_xlim(finite.min(), finite.max())
-        bar.ax.xaxis.set_major_formatter(lambda value, _, form=form: format(value, form))
-        _write(axis, image, values, form, height)
-    # As many names as there is room for.
-    step = int(np.ceil(len(units) * 0.14 / height))
-    left.set_yticks(range(0, len(units), step), list(units)[::step], fontsize=8)
-    figure.savefig(path, metadata={"Software": None})
+    for number, (title, values, form, colours) in enumerate(panels):
+        left = _MARGIN + labels + number * (width + _MARGIN)
+        write(left + width / 2, _MARGIN + _LINE / 2, title)
+        cells = colours(values)
+        pixels = cells[np.arange(height) * len(units) // height].repeat(column, axis=1)
+        image.paste(Image.fromarray(pixels), (left, top))
+        for row, model in np.argwhere(np.isfinite(values)) if each > _TEXT else ():
+            light = cells[row, model] @ (0.299, 0.587, 0.114) >= 128
+            text, colour = format(values[row, model], form), "black" if light else "white"
+            write(left + (model + 0.5) * column, top + (row + 0.5) * each, text, colour=colour)
+        for model, name in enumerate(names):
+            write(left + (model + 0.5) * column, below - _LINE / 2, name)
+        found = values[np.isfinite(values)]
+        if found.size:
+            scale = colours(np.linspace(found.min(), found.max(), width))
+            image.paste(Image.fromarray(np.repeat(scale[None], _LINE // 2, 0)), (left, below + _LINE // 4))
+            for x, value, anchor in ((left, found.min(), "lm"), (left + width, found.max(), "rm")):
+                write(x, below + 1.5 * _LINE, format(value, form), anchor)
+    image.save(path)
     return f"heat map  {path}"
 
 
-def _write(axis: Any, image: Any, values: np.ndarray, form: str, height: float) -> None:
-    """Write each value into its cell, dark on light or light on dark, where there is room."""
-    if len(values) * 0.16 > height or values.shape[1] > 12:
-        return
-    for (row, column), value in np.ndenumerate(values):
-        if np.isfinite(value):
-            red, green, blue, _ = image.cmap(image.norm(value))
-            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-            axis.text(
-                column,
-                row,
-                format(value, form),
-                ha="center",
-                va="center",
-                fontsize=6,
-                color="white" if dark else "black",
-            )
+def _colours(places: Any, anchors: Sequence[tuple[int, int, int]]) -> np.ndarray:
+    """Return the colours (..., 3) uint8 at ``places`` (...) between the first of the anchors, 0, and the last, 1."""
+    places = np.asarray(places)
+    along = np.linspace(0, 1, len(anchors))
+    found = np.stack([np.interp(places, along, channel) for channel in zip(*anchors, strict=True)], axis=-1)
+    return np.where(np.isnan(places)[..., None], _NONE, found).round().astype(np.uint8)
 
 
 def table(units: Sequence[str], models: Sequence[str], coefficients: Array, relative: Array) -> str:

@@ -10,32 +10,36 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dsee_jax.ckpt import cuts, hf
+from dsee_jax.ckpt import cuts, tensors
+from dsee_jax.ckpt.folders import GENERATION, TOKENIZER_FILES, read_json
 from dsee_jax.errors import InputError
 
 RECIPE, CARD = "merge_recipe.yml", "README.md"
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-_BUFFER = 1 << 20
+_AT_ONCE = 1 << 20
 
 
 def hashes(files: Iterable[Path], progress: Callable[[int], None] = lambda nbytes: None) -> dict[Path, str]:
     """Return the SHA-256 (hex) of every file, several at a time; ``progress`` is told the bytes read, from any thread.
+
+    Files are memory-mapped, as a merge has them mapped already: nothing is copied, and no page mapped twice.
 
     Raises:
       InputError: a file cannot be read.
     """
 
     def digest(file: Path) -> str:
-        found, buffer = hashlib.sha256(), memoryview(bytearray(_BUFFER))
+        found = hashlib.sha256()
         try:
-            with file.open("rb", buffering=0) as opened:
-                while count := opened.readinto(buffer):
-                    found.update(buffer[:count])
-                    progress(count)
+            every = tensors.every_byte(file)
         except OSError as error:
             raise InputError(f"{file} cannot be read ({error.strerror})") from None
+        for start in range(0, every.size, _AT_ONCE):
+            part = every[start : start + _AT_ONCE]
+            found.update(part.data)
+            progress(part.size)
         return found.hexdigest()
 
     unique = list(dict.fromkeys(files))
@@ -122,7 +126,7 @@ def _template(folder: Path) -> str | None:
         return (folder / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
     if not (folder / "tokenizer_config.json").is_file():
         return None
-    found = hf.read_json(folder / "tokenizer_config.json").get("chat_template")
+    found = read_json(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(found, list):  # several, by name
         named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
         found = named.get("default")
@@ -152,9 +156,9 @@ def write(
       recipe: from `merge.outputs.card.recipe_text`.
     """
     _json(folder / "config.json", fields)
-    copied = ["generation_config.json", cuts.KEPT]
+    copied = [GENERATION, cuts.KEPT]
     if tokenizer is None:
-        copied += hf.TOKENIZER_FILES
+        copied += TOKENIZER_FILES
     else:
         tokenizer.save_pretrained(str(folder))
     for name in copied:
@@ -164,7 +168,7 @@ def write(
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
         settings = folder / "tokenizer_config.json"
         if settings.exists():
-            _json(settings, {key: value for key, value in hf.read_json(settings).items() if key != "chat_template"})
+            _json(settings, {key: value for key, value in read_json(settings).items() if key != "chat_template"})
     (folder / CARD).write_text(card, encoding="utf-8")
     (folder / RECIPE).write_text(recipe, encoding="utf-8")
 

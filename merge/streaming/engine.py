@@ -117,7 +117,7 @@ def _merge(
     mine = [file for number, file in enumerate(placed) if processes.mine(number)]
     todo = [file for file in mine if not shards.finished(folder / file)]
     with ThreadPoolExecutor(max(os.cpu_count() or 1, 2)) as workers, contextlib.ExitStack() as opened:
-        means = tiles.Means(workers, allow_nonfinite, processes.mine, processes.gather)
+        means = tiles.Means(workers, set(), allow_nonfinite, processes.mine, processes.gather)
         extras = _prepare(plan, means, progress)
         progress.begin("merging", sum(_nbytes(jobs[name]) for file in todo for name in placed[file]))
         stop = threading.Event()

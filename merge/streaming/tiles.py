@@ -23,7 +23,7 @@ from merge.streaming import threshold
 TILE = 1 << 20
 """Elements in a tile: large enough to hide a call's cost, small enough for a few to stay in the processor's cache."""
 
-_SMALLEST = 1 << 10
+_SMALLEST = 1 << 14
 _BLOCKS, _BLOCK = 64, 256
 
 Sink: TypeAlias = Callable[[int, np.ndarray], None]
@@ -34,6 +34,7 @@ class Means(NamedTuple):
     """What the tiles of every tensor share."""
 
     workers: Executor
+    finite: set[str]  # names of the tensors that a pass has read whole, in every model, and found finite
     allow_nonfinite: bool = False
     mine: Callable[[int], bool] = lambda number: True  # whether this process folds the leaf of that number
     gather: Callable[[list[Any]], list[Any]] = lambda found: found  # every process's folds; None: another's
@@ -88,7 +89,7 @@ class Tiled(NamedTuple):
     def map(self, function: Callable[..., Any], *args: Any, **static: Any) -> None:
         """Write the merged tensor into the sink."""
         compiled = _compiled(function, self.dtype, tuple(sorted(static.items())))
-        for tile, length in self.tiles(check=not self.means.allow_nonfinite):
+        for tile, length in self.tiles():
             merged = np.asarray(compiled(tile, *args)).ravel()[:length]
             self.sink(int(tile.start), merged.astype(tensors.DTYPES[self.dtype], copy=False))
 
@@ -140,12 +141,16 @@ class Tiled(NamedTuple):
             ends[:] = EVERY
         return [Cut(heights, ends[:, number]) for number in range(len(leaves))]
 
-    def tiles(self, *, check: bool = False) -> Iterator[tuple[Tile, int]]:
+    def tiles(self) -> Iterator[tuple[Tile, int]]:
         """Yield the tiles, and how many elements of each are the tensor's.
 
+        The first pass looks whether all is finite, while the tiles come into the processor's cache; the others do not touch
+        what their program does not read.
+
         Raises:
-          InputError: with ``check``, a NaN or an infinity; the message names the file and the tensor.
+          InputError: a NaN or an infinity, where they are not allowed; the message names the file and the tensor.
         """
+        check = not self.means.allow_nonfinite and self.name not in self.means.finite
         columns = self.columns
         rows = max(self.size // columns, 1)
         # One size serves all large tensors, and a few sizes all small ones: each size is compiled once.
@@ -153,6 +158,8 @@ class Tiled(NamedTuple):
         for start in range(0, self.size, held * columns):
             stop = min(start + held * columns, self.size)
             yield self._tile([(start, stop)], held * columns, check=check), stop - start
+        if check:
+            self.means.finite.add(self.name)
 
     def sample(self) -> tuple[Tile, int]:
         """Return a tile of short blocks from all over a tensor that is larger than that."""
@@ -186,15 +193,18 @@ class Tiled(NamedTuple):
 
 def nonfinite(array: np.ndarray) -> bool:
     """Return whether a floating-point array, contiguous, holds a NaN or an infinity."""
-    # An exponent of all ones. On bits this is several times faster than isfinite, which knows no bfloat16.
-    unsigned, mask = {
-        "float16": (np.uint16, 0x7C00),
-        "bfloat16": (np.uint16, 0x7F80),
-        "float32": (np.uint32, 0x7F800000),
-        "float64": (np.uint64, 0x7FF0000000000000),
+    # An exponent of all ones makes the largest bits, of either sign: signed numbers show it where the sign is 0, unsigned
+    # ones where it is 1. Unlike isfinite these need no room, and know bfloat16.
+    kind, infinity = {
+        "float16": ("i2", 0x7C00),
+        "bfloat16": ("i2", 0x7F80),
+        "float32": ("i4", 0x7F800000),
+        "float64": ("i8", 0x7FF0000000000000),
     }[array.dtype.name]
-    mask = unsigned(mask)
-    return bool(array.size) and bool(np.bitwise_and(array.view(unsigned), mask).max() == mask)
+    signed = array.view(kind)
+    unsigned = signed.view(kind.replace("i", "u"))
+    negative = infinity + (1 << (8 * signed.itemsize - 1))
+    return bool(array.size) and bool(signed.max() >= infinity or unsigned.max() >= negative)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The heat map and the table of a merge: files that open, every unit and model named, and no need of matplotlib."""
+"""The heat map and the table of a merge: files that open, every unit and model named, and no need of Pillow."""
 
 import sys
 
@@ -14,10 +14,10 @@ def figures(units, models, seed=0):
     return shares / shares.sum(1, keepdims=True), rng.random((units, models)) / 50
 
 
-@pytest.mark.parametrize(("units", "models"), [(1, 1), (6, 4), (48, 3), (400, 2)])
+@pytest.mark.parametrize(("units", "models"), [(1, 1), (6, 4), (48, 3), (9000, 2)])
 def test_a_picture_is_drawn(tmp_path, units, models):
     """A PNG whose height follows the number of units, up to a limit."""
-    pytest.importorskip("matplotlib", reason="needs the extra `plot`")
+    image = pytest.importorskip("PIL.Image", reason="needs the extra `plot`")
     path = tmp_path / "heat.png"
     names, columns = (
         [f"layer {number}" for number in range(units)],
@@ -26,15 +26,23 @@ def test_a_picture_is_drawn(tmp_path, units, models):
     shares, changes = figures(units, models)
     changes[0, 0] = np.nan
     assert picture.heatmap(path, names, columns, shares, changes) == f"heat map  {path}"
-    head = path.read_bytes()[:24]
-    assert head[:8] == b"\x89PNG\r\n\x1a\n"
-    sizes = [int.from_bytes(head[at : at + 4], "big") for at in (16, 20)]
-    assert sizes[1] == pytest.approx(120 * (min(max(0.22 * units, 1), 48) + 1.6), abs=2)
+    with image.open(path) as drawn:
+        assert drawn.format == "PNG"
+        assert drawn.height == min(picture.ROW * units, picture.TALLEST) + 100
     assert [path.name for path in tmp_path.iterdir()] == ["heat.png"]
 
 
-def test_without_matplotlib_the_way_out_is_said(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+def test_colours_tell_shares_apart(tmp_path):
+    """Of two models in one unit the one with the larger share is red, the other blue."""
+    image = pytest.importorskip("PIL.Image", reason="needs the extra `plot`")
+    picture.heatmap(tmp_path / "heat.png", ["0"], ["a", "b"], np.array([[0.9, 0.1]]), np.array([[0.02, np.nan]]))
+    with image.open(tmp_path / "heat.png") as drawn:
+        found = {colour for _, colour in drawn.getcolors(1 << 16)}
+    assert {(103, 0, 31), (5, 48, 97), (253, 231, 37), (224, 224, 224)} <= found
+
+
+def test_without_pillow_the_way_out_is_said(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
     said = picture.heatmap(tmp_path / "heat.png", ["a"], ["m"], *figures(1, 1))
     assert said == "heat map  not drawn: pip install 'dsee-jax[plot]'"
     assert not list(tmp_path.iterdir())

@@ -122,7 +122,7 @@ def test_shards_and_their_index(tmp_path):
 
 
 def test_rankmean_says_what_it_took_from_whom(tmp_path, capsys):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("PIL")
     checkpoints.family(tmp_path)
     assert run(checkpoints.recipe(tmp_path, "rankmean"), tmp_path / "out") == 0
     said = capsys.readouterr().out
@@ -215,6 +215,52 @@ def test_a_nan_is_refused_or_allowed(tmp_path, capsys, method):
     assert not (tmp_path / "out").exists()
     assert not beside(tmp_path)
     assert run(path, tmp_path / "out", "--allow-nonfinite") == 0
+
+
+FOLDED = [
+    ("rankmean", {}),
+    ("ties", {}),
+    ("ties", {"trim": "global"}),
+    ("dare_ties", {}),
+    ("breadcrumbs", {}),
+    ("sce", {"select_topk": 0.5}),
+    ("model_stock", {}),
+    ("lines", {"method": "ties", "alpha": 0.5, "beta": 0.5}),
+]
+"""Methods that read the tensors more than once."""
+
+
+def folded(tmp_path, method, parameters):
+    inner = METHODS[parameters.get("method", method)]
+    each = {key: 0.5 for key in ("weight", "density") if key in inner.each}
+    return checkpoints.recipe(tmp_path, method, each=each, parameters=parameters)
+
+
+@pytest.mark.parametrize("which", ["base", "model_0", "model_1"])
+@pytest.mark.parametrize(("method", "parameters"), FOLDED)
+def test_a_nan_is_refused_by_the_first_pass(tmp_path, capsys, method, parameters, which):
+    """Whichever pass is the first to read a tensor: in a layer, and outside of all, where RankMean looks at none."""
+    trees = dict(zip(("base", "model_0", "model_1"), checkpoints.family(tmp_path), strict=True))
+    for name in ("model.layers.2.norm.weight", "lm_head.weight"):
+        good = trees[which][name].copy()
+        trees[which][name].reshape(-1)[-1] = np.nan
+        checkpoints.save(tmp_path / which, trees[which])
+        said = refused(capsys, folded(tmp_path, method, parameters), tmp_path / "out")
+        assert name in said
+        assert f"{which}/model.safetensors" in said
+        assert not beside(tmp_path)
+        trees[which][name] = good
+
+
+@pytest.mark.parametrize(("method", "parameters"), [("linear", {}), *FOLDED])
+def test_every_element_is_looked_at_once(tmp_path, monkeypatch, method, parameters):
+    """However often a method reads it."""
+    base, *models = checkpoints.family(tmp_path)
+    seen, nonfinite = [], tiles.nonfinite
+    monkeypatch.setattr(tiles, "nonfinite", lambda array: seen.append(array.size) or nonfinite(array))
+    assert run(folded(tmp_path, method, parameters), tmp_path / "out") == 0
+    files = len(models) + (method != "linear")
+    assert sum(seen) == files * sum(leaf.size for leaf in base.values())
 
 
 def test_finished_shards_are_kept_and_damaged_ones_are_not(tmp_path, monkeypatch):

@@ -104,7 +104,9 @@ def test_streamed_is_as_in_memory(tmp_path, monkeypatch, name, given, dtype):
     chosen = method.keywords(options(method, given, count(method)))
     with ThreadPoolExecutor(2) as workers:
         outputs = {}
-        streamed, whole = leaves(tmp_path, method, dtype, method.by_rows(**chosen), tiles.Means(workers), outputs)
+        streamed, whole = leaves(
+            tmp_path, method, dtype, method.by_rows(**chosen), tiles.Means(workers, set()), outputs
+        )
         extras = [
             method.prepare(side, [chosen] * len(side)) if method.prepare else [{}] * len(side)
             for side in (streamed, whole)
@@ -125,7 +127,7 @@ def test_padding_of_the_last_tile_changes_nothing(tmp_path, monkeypatch):
         folder, outputs = tmp_path / str(tile), {}
         folder.mkdir()
         with ThreadPoolExecutor(2) as workers:
-            streamed, _ = leaves(folder, method, "float32", False, tiles.Means(workers), outputs)
+            streamed, _ = leaves(folder, method, "float32", False, tiles.Means(workers, set()), outputs)
             for leaf in streamed:
                 method.merge(leaf, **chosen)
         found.append(outputs)
@@ -148,7 +150,9 @@ def test_streamed_selection_is_exact(tmp_path, monkeypatch, size, levels):
         tensors.write(tmp_path / str(number), {"x": values[number]})
         opened.append(lazies.plain(tensors.index(tmp_path / str(number))["x"]))
     with ThreadPoolExecutor(2) as workers:
-        make = lambda lazy: tiles.Tiled("x", None, (lazy,), (), False, "F32", lambda *_: None, tiles.Means(workers))
+        make = lambda lazy: tiles.Tiled(
+            "x", None, (lazy,), (), False, "F32", lambda *_: None, tiles.Means(workers, set())
+        )
         for both in (False, True):
             part = [make(lazy) for lazy in (opened if both else opened[:1])]
             flat = np.abs(values if both else values[:1])
@@ -182,7 +186,7 @@ def test_a_nan_is_named(tmp_path):
     """Though TIES would have trimmed it away."""
     method, outputs = find("ties"), {}
     with ThreadPoolExecutor(1) as workers:
-        streamed, _ = leaves(tmp_path, method, "float32", False, tiles.Means(workers), outputs)
+        streamed, _ = leaves(tmp_path, method, "float32", False, tiles.Means(workers, set()), outputs)
         lazy = streamed[0].models[1]
 
         def read(start, stop):

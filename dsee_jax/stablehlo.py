@@ -51,8 +51,8 @@ def exported(model: Any, params: Params) -> export.Exported:
     def run(weights: dict[str, jax.Array], *inputs: jax.Array) -> Any:
         return model.apply({"params": tree.unflatten(weights)}, **dict(zip(INPUTS, inputs, strict=True)))
 
-    longest = model.config.max_position_embeddings
-    shape = export.symbolic_shape("batch, length", constraints=[f"length <= {longest}"])
+    longest = model.config.longest
+    shape = export.symbolic_shape("batch, length", constraints=[] if longest is None else [f"length <= {longest}"])
     weights = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in tree.flatten(params).items()}
     ids = [jax.ShapeDtypeStruct(shape, jnp.int32)] * len(INPUTS)
     with _no_paths():
@@ -116,7 +116,7 @@ def signature(model: Any, program: export.Exported, labels: Sequence[str]) -> di
             "what": "logits, one a label" if labels else "the score",
         },
         "labels": list(labels),
-        "longest": model.config.max_position_embeddings,
+        "longest": model.config.longest,
         "pad_token_id": model.config.pad_token_id or 0,
         "platforms": list(program.platforms),
         "jax": jax.__version__,

@@ -25,7 +25,7 @@ def load(folder: Path) -> Callable[..., jax.Array]:
 def padded(rows: list[list[int]], signature: dict[str, Any]) -> list[np.ndarray]:
     """Return the three inputs (batch, length) of rows of ids, each of one text."""
     longest, most = max(map(len, rows)), signature["longest"]
-    if longest > most:
+    if most is not None and longest > most:
         raise SystemExit(f"a row has {longest} tokens; the model has {most} positions: cut it")
     mask = np.array([[place < len(row) for place in range(longest)] for row in rows], np.int32)
     ids = np.full(mask.shape, signature["pad_token_id"], np.int32)

@@ -13,11 +13,12 @@ import pytest
 from jax import export
 from safetensors.numpy import load_file, save_file
 
+import decoders
 import dsee_jax
 import runs
 import tiny
 from dsee_jax import __main__ as command
-from dsee_jax import finished, loop, ops, stablehlo, tree
+from dsee_jax import finished, loop, models, ops, stablehlo, step, tree
 from dsee_jax.models import bert
 
 EVERY = ["encoder/.*/kernel"]
@@ -177,3 +178,18 @@ def test_the_library_is_not_in_the_example():
     text = pathlib.Path(stablehlo.standalone.__file__).read_text()
     assert "dsee_jax" not in text
     assert "flax" not in text
+
+
+@pytest.mark.parametrize("family", ["roberta", "deberta", "llama", "mistral", "qwen3", "gpt2"])
+def test_every_family_is_exported(family):
+    """One program at two shapes, padded rows too, gives the logits of the model; some families know no longest input."""
+    fields = decoders.config(model_type=family) if family in decoders.KINDS else tiny.config(family)
+    module = models.find(family)
+    model = module.Model(module.Config.from_hf(fields), "sequence-classification")
+    params = jax.tree.map(jnp.asarray, tiny.params(model, jnp.zeros((1, 1), jnp.int32)))
+    program = stablehlo.exported(model, params)
+    for rows, length in ((1, 4), (3, 12)):
+        batch = tiny.batch(rows=rows, length=length, padded=length > 4)
+        batch["token_type_ids"] = np.zeros_like(batch["input_ids"])
+        found = program.call(tree.flatten(params), *(jnp.asarray(batch[name], jnp.int32) for name in step.INPUTS))
+        np.testing.assert_allclose(found, model.apply({"params": params}, **batch), atol=1e-5)

@@ -148,8 +148,8 @@ class Attention(layers.Attention):
         found, span = super().scores(query, key, deterministic), distances.shape[1] // 2
         distances = self.drop(distances, deterministic)
         by_head = (2 * span, self.heads, self.head_size)
-        difference = np.arange(query.shape[1])[:, None] - np.arange(key.shape[1])
-        places = np.clip(difference + span, 0, 2 * span - 1)[None, None]
+        difference = jnp.arange(query.shape[1])[:, None] - jnp.arange(key.shape[1])[None]
+        places = jnp.clip(difference + span, 0, 2 * span - 1)[None, None]
         if "c2p" in self.relative:
             positions = self.position_key(distances).reshape(by_head)
             content = jnp.einsum("bqhd,phd->bhqp", query, positions, preferred_element_type=jnp.float32)
@@ -186,7 +186,8 @@ class RelativeEncoder(nn.Module):
             return encode(x, mask, deterministic, kept)
         most = config.distance
         table = nn.Embed(2 * most, config.hidden_size, embedding_init=encoder.init(config), name="distance")
-        span = min(x.shape[1], most)
+        # Longer distances than the input's need no products; a length that is a symbol (jax.export) may have any.
+        span = min(x.shape[1], most) if isinstance(x.shape[1], int) else most
         return encode(x, mask, deterministic, kept, table(jnp.arange(most - span, most + span)[None]))
 
 

@@ -149,7 +149,8 @@ def load_pretrained(
     for name in sorted(found, key=lambda name: -found[name].nbytes):
         array = tensors.read(found[name])
         for path, layout in places[name].params.items():
-            flat[path] = jnp.asarray(layouts.ours(layout, array).astype(np.float32, copy=False))
+            # Ready before the next is read: a device that lags behind would hold the arrays of the file as well.
+            flat[path] = jax.block_until_ready(jnp.asarray(layouts.ours(layout, array).astype(np.float32, copy=False)))
     shapes = {path: leaf.shape for path, leaf in tree.flatten(models.shapes(model)).items()}
     created = [path for path in shapes if path not in flat]
     if created:

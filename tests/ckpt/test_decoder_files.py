@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 import decoders
 import dsee_jax
 from dsee_jax import compaction, models, tree, units
-from dsee_jax.ckpt import hf
+from dsee_jax.ckpt import cuts, hf
 from dsee_jax.errors import InputError
 
 
@@ -109,7 +109,7 @@ def test_a_cut_model_is_written_and_read(tmp_path, variant):
     again, found = hf.load_pretrained(tmp_path / "b", "causal-lm")
     assert again == small
     jax.tree.map(np.testing.assert_array_equal, found, small_params)
-    whole, dense = compaction.expand(again, found, hf.kept(tmp_path / "b"))
+    whole, dense = compaction.expand(again, found, cuts.read(tmp_path / "b"))
     hf.save_pretrained(tmp_path / "c", whole, dense, source=source)
     masked = hf.named(model, dsee_jax.masks.apply(params, masks))
     for name, x in files(tmp_path / "c").items():

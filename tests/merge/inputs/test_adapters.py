@@ -69,7 +69,7 @@ def test_ours_on_a_decoder(tmp_path, family):
     cut = tree.unflatten({path: RANDOM.random(tree.get(params, path).shape) < 0.5 for path in pruned})
     (tmp_path / "adapter").mkdir()
     about = {"scale": config.scale, "scale_sparse": True}
-    adapter.save(tmp_path / "adapter", adapter.Adapter(updates, supports, {}, cut, about))
+    adapter.save(tmp_path / "adapter", adapter.Adapter(updates, supports, {}, cut, about, {}))
     folded = deltas.materialize(masks.apply(params, cut), updates, supports, scale=config.scale)
     expected, source = hf.named(model, folded), sources.open_source("base+adapter", tmp_path)
     assert source.tensors.keys() == expected.keys()

@@ -17,8 +17,8 @@ EVERY = 0xFFFFFFFF
 INFINITY = 0x7F800000
 """The bits of infinity in float32."""
 
-LIMIT = 1 << 22
-"""Elements that are kept at once to look for the answer among them: 50 MB."""
+LIMIT = 1 << 21
+"""Elements of a tensor that are kept at once to look for the answer among them: 16 MB."""
 
 BINS = 1 << 16
 
@@ -132,15 +132,25 @@ def _collect(low: int, high: int) -> tuple[Callable[[int, np.ndarray], None], Ca
         if held <= LIMIT:
             found = np.flatnonzero(_within(low, high, stretch))
             bits.append(stretch[found])
-            places.append(found + start)
+            places.append((found + start).astype(np.uint32))  # below `EVERY`, as all positions are
             held += found.size
 
-    return take, lambda: (above, np.concatenate(bits), np.concatenate(places)) if held <= LIMIT else None
+    def finish() -> Any:
+        return (above, _joined(bits), _joined(places)) if held <= LIMIT else None
+
+    return take, finish
+
+
+def _joined(pieces: list[np.ndarray]) -> np.ndarray:
+    """Return the pieces as one, and let go of them."""
+    found = np.concatenate(pieces)
+    pieces.clear()
+    return found
 
 
 def _among(parts: Sequence[tuple[int, np.ndarray, np.ndarray]], count: int) -> Found:
     """Return the answer from the collected elements, of which the ``count`` largest are kept."""
-    every = np.concatenate([bits for _, bits, _ in parts])
+    every = parts[0][1] if len(parts) == 1 else np.concatenate([bits for _, bits, _ in parts])
     answer = _kth(every, count)
     spare, ends = count - int(np.count_nonzero(every > answer)), []
     for _, bits, places in parts:

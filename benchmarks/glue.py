@@ -134,15 +134,21 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def parser(text: str | None) -> argparse.ArgumentParser:
+    """Return the options that the benchmarks on GLUE share; ``text`` is what ``--help`` says."""
+    made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--data", type=lambda text: Path(text).absolute(), required=True, help="the folder of GLUE")
+    made.add_argument("--runs", type=lambda text: Path(text).absolute(), default=ROOT / "runs" / "glue")
+    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    made.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    return made
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=lambda text: Path(text).absolute(), required=True, help="the folder of GLUE")
-    parser.add_argument("--runs", type=lambda text: Path(text).absolute(), default=ROOT / "runs" / "glue")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--search", action="store_true", help="try the learning rates first")
-    options = parser.parse_args()
+    asked = parser(__doc__)
+    asked.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    asked.add_argument("--search", action="store_true", help="try the learning rates first")
+    options = asked.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {
         "command": f"python -m benchmarks.glue --data GLUE_DIR{' --search' if options.search else ''}",

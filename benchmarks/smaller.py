@@ -15,20 +15,19 @@ changes; a run that was interrupted goes on. Seconds and throughput want an othe
 """
 
 import argparse
-import itertools
 import json
 import os
 import platform
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks import glue
-from benchmarks.glue import RESULTS, ROOT, TASKS
-from dsee_jax import journal, tickets
+from benchmarks.glue import RESULTS, ROOT
+from dsee_jax import journal
+from dsee_jax.pictures import search as searches
 
 FOLDER = "smaller"
 EPOCHS = {"sst2": 3, "stsb": 4, "rte": 6}
@@ -38,8 +37,8 @@ SIZES = {"75 % of the FLOPs": (2, 0.3), "1/4 of heads, 40 % of neurons": (0.25, 
 KINDS = {"score": "structured", "ticket": "earlybert"}
 TICKETS = ((2, 0.3), (4, 0.4), (6, 0.5), (6, 0.6))
 """(heads of each layer, neurons) that go in the part ``ticket``; all seeds for the second, which is EarlyBERT's own."""
-OWN, TIMED, MOMENTS = TICKETS[1], "sst2", 30
-"""The paper's ticket; the task of ``ticket`` and ``birds``; checks of the mask in ``birds``."""
+OWN, TIMED, STEPS, MOMENTS = TICKETS[1], "sst2", 313, 30
+"""The paper's ticket; the task of ``ticket`` and ``birds``, its steps an epoch; checks of the mask in ``birds``."""
 
 
 def done(name: str, task: str, method: str, seed: int, options: argparse.Namespace, *overrides: str) -> dict[str, Any]:
@@ -109,50 +108,23 @@ def ticket(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def birds(options: argparse.Namespace) -> dict[str, Any]:
-    """Return ``{kind: [distance to the last mask]}`` and the share of the search at which each was drawn; draw them."""
-    from matplotlib.figure import Figure
-
-    name, seed = f"{TIMED}_birds", options.seeds[0]
-    long = (f"--prune.search={EPOCHS[TIMED]}", "--train.epochs=0.05")
-    steps = EPOCHS[TIMED] * -(-10_000 // 32)
-    done(
-        name, TIMED, "full", seed, options, *pruned("earlybert", *OWN), f"--prune.check_every={steps // MOMENTS}", *long
-    )
-    kept = RESULTS / FOLDER / f"{name}_masks.json"
+    """Return how far the mask of each check is from the last, and draw the search into ``birds.png``."""
+    name, seed, steps = f"{TIMED}_birds", options.seeds[0], EPOCHS[TIMED] * STEPS
+    long = (f"--prune.search={EPOCHS[TIMED]}", f"--prune.check_every={steps // MOMENTS}", "--train.epochs=0.05")
+    done(name, TIMED, "full", seed, options, *pruned("earlybert", *OWN), *long)
+    kept = RESULTS / FOLDER / f"{name}_checks.json"
     if not kept.exists():
-        records = [r for r in journal.read(options.runs / name / "metrics.jsonl") if "kept" in r]
-        journal.write(kept, [{"step": record["step"], "kept": record["kept"]} for record in records])
+        journal.write(kept, [r for r in journal.read(options.runs / name / "metrics.jsonl") if "coefficients" in r])
     checks = json.loads(kept.read_text())
-    masks = [unpacked(check["kept"]) for check in checks]
-    steps = [check["step"] for check in checks]
-    found = {
-        "task": TIMED,
-        "epoch": [step / -(-10_000 // 32) for step in steps],
-        "to_the_last": [tickets.distance(mask, masks[-1]) for mask in masks],
-        "to_the_one_before": [tickets.distance(a, b) for a, b in itertools.pairwise(masks)],
-    }
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    for axis, key, at in zip(
-        figure.subplots(1, 2, sharey=True),
-        ("to_the_last", "to_the_one_before"),
-        (found["epoch"], found["epoch"][1:]),
-        strict=True,
-    ):
-        for kind, style in (("heads", "o-"), ("neurons", "s--")):
-            axis.plot(at, [distance[kind] for distance in found[key]], style, label=kind, markersize=4)
-        axis.axvline(0.2, color="grey", linestyle=":", label="drawn by default")
-        axis.set(xlabel="epochs of the search", title=f"distance {key.replace('_', ' ')}")
-    figure.axes[0].set_ylabel("share of units on which the masks differ")
-    figure.axes[0].legend()
-    figure.savefig(RESULTS / "birds.png", dpi=120)
-    return found
-
-
-def unpacked(packed: dict[str, dict[str, str]]) -> dict[str, dict[str, np.ndarray]]:
-    """Return the bits of `tickets.packed`; those that fill the last byte are 0 in every mask."""
+    searches.draw(checks).savefig(RESULTS / "birds.png", dpi=120)
+    last = checks[-1]["kept"]
     return {
-        kind: {name: np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8)) for name, text in layers.items()}
-        for kind, layers in packed.items()
+        "task": TIMED,
+        "epoch": [check["step"] / STEPS for check in checks],
+        "units_away_from_the_last": [
+            {kind: searches.apart(check["kept"][kind], last[kind]) for kind in last} for check in checks
+        ],
+        "moved_since_the_one_before": [check["distance"] for check in checks],
     }
 
 
@@ -189,11 +161,7 @@ def markdown(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=lambda text: Path(text).absolute(), required=True, help="the folder of GLUE")
-    parser.add_argument("--runs", type=lambda text: Path(text).absolute(), default=ROOT / "runs" / "glue")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser = glue.parser(__doc__)
     parts = {"cut": cut, "ticket": ticket, "birds": birds}
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     options = parser.parse_args()

@@ -12,6 +12,7 @@ from rich.table import Table
 
 NAMES = {
     "before": "pretrained, new head",
+    "draw": "the ticket, not tuned",
     "tune": "after tuning",
     "prune": "after pruning",
     "retune": "after re-tuning",

@@ -225,6 +225,27 @@ def test_earlybert(tmp_path):
     np.testing.assert_array_equal(up(after), up(before)[:, kept["neurons"]["layer_0"]])
 
 
+def test_a_ticket_is_tuned_from_where_it_was_pretrained(tmp_path, monkeypatch):
+    """Full fine-tuning moved every weight in the search; tuning begins as if it had not been."""
+    begun = []
+    fit = loop.training.fit
+
+    def watched(setup, compiled, stage, trained, *rest):
+        begun.append(jax.tree.map(np.array, trained["params"]))
+        return fit(setup, compiled, stage, trained, *rest)
+
+    monkeypatch.setattr(loop.training, "fit", watched)
+    _, out = run(
+        tmp_path, prune__kind="earlybert", prune__heads=1, prune__search=1, train__epochs=0.2,
+        delta__rank=0, delta__nonzeros=0, train__full=True, train__learning_rate=1e-2,
+    )  # fmt: skip
+    (found,) = begun
+    _, before = hf.load_pretrained(tmp_path / "base")
+    columns = np.repeat(cuts.read(out / "model")["heads"]["layer_0"], 8)
+    kernel = lambda params: np.asarray(params["encoder"]["layer_0"]["attention"]["query"]["kernel"])
+    np.testing.assert_array_equal(kernel(found), kernel(before)[:, columns])
+
+
 def test_a_search_ends_when_the_mask_is_at_rest(tmp_path):
     """Every distance is below 1, so two checks after the first are enough; and full fine-tuning trains the ticket."""
     results, out = run(

@@ -170,3 +170,19 @@ class CausalModel(nn.Module):
             x = embeddings.attend(x) if config.tie_word_embeddings else head(config.vocab_size, "lm_head")(x)
         x = x.astype(jnp.float32)
         return x if cache is None else (x, written)
+
+
+AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"embeddings/word/embedding", ("vocab", "embed")),
+    (r"(.*/)?(norm|attention_norm|mlp_norm)/(scale|bias)", ("embed",)),
+    (r".*/attention/(query|key|value)/kernel", ("embed", "heads")),
+    (r".*/attention/(query|key|value)/bias", ("heads",)),
+    (r".*/attention/output/kernel", ("heads", "embed")),
+    (r".*/mlp/(gate|up)/kernel", ("embed", "mlp")),
+    (r".*/mlp/(gate|up)/bias", ("mlp",)),
+    (r".*/mlp/down/kernel", ("mlp", "embed")),
+    (r".*/(attention/output|mlp/down)/bias", ("embed",)),
+    (r"lm_head/kernel", ("embed", "vocab")),
+    (r"classifier/kernel", ("embed", None)),
+)
+"""Of an architecture's AXES, the rows that all decoders have."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.layout import KERNEL, PLAIN, Layout
-from dsee_jax.models import fields
+from dsee_jax.models import causal, fields
 from dsee_jax.models.cache import Context
 from dsee_jax.models.causal import CausalAttention, CausalModel
 from dsee_jax.models.layers import ACTIVATIONS, Dropout, LayerNorm, Mlp
@@ -261,18 +261,8 @@ IGNORED_NAMES = (r"(.*\.)?attn\.(bias|masked_bias)", r"lm_head\.weight")
 none."""
 
 AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"embeddings/word/embedding", ("vocab", "embed")),
     (r"embeddings/position/embedding", (None, "embed")),
-    (r"(.*/)?(norm|attention_norm|mlp_norm)/(scale|bias)", ("embed",)),
-    (r".*/attention/(query|key|value)/kernel", ("embed", "heads")),
-    (r".*/attention/(query|key|value)/bias", ("heads",)),
-    (r".*/attention/output/kernel", ("heads", "embed")),
-    (r".*/mlp/up/kernel", ("embed", "mlp")),
-    (r".*/mlp/up/bias", ("mlp",)),
-    (r".*/mlp/down/kernel", ("mlp", "embed")),
-    (r".*/(attention/output|mlp/down)/bias", ("embed",)),
-    (r"lm_head/kernel", ("embed", "vocab")),
-    (r"classifier/kernel", ("embed", None)),
+    *causal.AXES,
 )
 """(regex over whole paths, the logical name of each axis); None: an axis that nothing shares."""
 

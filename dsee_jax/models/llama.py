@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.layout import KERNEL, PLAIN, Layout
-from dsee_jax.models import fields, rope
+from dsee_jax.models import causal, fields, rope
 from dsee_jax.models.cache import Context
 from dsee_jax.models.causal import CausalAttention, CausalModel
 from dsee_jax.models.layers import ACTIVATIONS, Bias, JointDense, RmsNorm
@@ -350,18 +350,8 @@ IGNORED_NAMES = (r"(.*\.)?rotary_emb\.inv_freq", r"lm_head\.weight")
 """Names that hold nothing of the model: constants, and the head over the vocabulary where the task or the tie needs none."""
 
 AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"embeddings/word/embedding", ("vocab", "embed")),
     (r".*/attention/(query_norm|key_norm)/scale", (None,)),
-    (r"(.*/)?(norm|attention_norm|mlp_norm)/scale", ("embed",)),
-    (r".*/attention/(query|key|value)/kernel", ("embed", "heads")),
-    (r".*/attention/(query|key|value)/bias", ("heads",)),
-    (r".*/attention/output/kernel", ("heads", "embed")),
-    (r".*/mlp/(gate|up)/kernel", ("embed", "mlp")),
-    (r".*/mlp/(gate|up)/bias", ("mlp",)),
-    (r".*/mlp/down/kernel", ("mlp", "embed")),
-    (r".*/(attention/output|mlp/down)/bias", ("embed",)),
-    (r"lm_head/kernel", ("embed", "vocab")),
-    (r"classifier/kernel", ("embed", None)),
+    *causal.AXES,
 )
 """(regex over whole paths, the logical name of each axis); None: an axis that nothing shares."""
 

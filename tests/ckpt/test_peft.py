@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+import decoders
 import dsee_jax
 import runs
 import tiny
@@ -72,4 +73,14 @@ def test_what_peft_cannot_hold_is_refused(tmp_path, capsys, keys, message):
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_part_of_a_shared_tensor_is_refused(tmp_path, capsys):
+    """GPT-2 keeps query, key and value in one tensor, which PEFT updates as a whole."""
+    decoders.write(tmp_path / "base", **decoders.VARIANTS["gpt2"])
+    runs.table(tmp_path / "data")
+    loop.run(runs.config(tmp_path, **LORA), say=lambda text: None)
+    assert command.main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--format", "peft"]) == 2
+    assert "attention/query/kernel' is a part of 'transformer.h.0.attn.c_attn.weight'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

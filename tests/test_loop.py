@@ -250,7 +250,8 @@ def test_a_search_ends_when_the_mask_is_at_rest(tmp_path):
     """Every distance is below 1, so two checks after the first are enough; a large penalty pulls every coefficient down."""
     results, out = run(
         tmp_path, prune__kind="earlybert", prune__neurons=0.4, prune__search=2, prune__check_every=1,
-        prune__tolerance=1, prune__patience=2, prune__penalty=100, delta__rank=0, delta__nonzeros=0, train__full=True, train__learning_rate=1e-3,
+        prune__tolerance=1, prune__patience=2, prune__penalty=100, delta__rank=0, delta__nonzeros=0,
+        train__full=True, train__learning_rate=1e-3,
     )  # fmt: skip
     assert results["stages"][0]["steps"] == 3
     assert results["kept"] == {"heads": [3], "neurons": [24]}

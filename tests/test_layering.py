@@ -27,7 +27,7 @@ LEVELS = [
     {"models"},
     {"compaction", "generation"},
     # edges
-    {"ckpt", "data", "metrics", "optim", "sharding", "journal", "step"},
+    {"ckpt", "data", "metrics", "text_metrics", "optim", "sharding", "journal", "step"},
     {"setup", "report", "inspection", "stablehlo", "pictures"},
     {"cut", "evaluation", "export"},
     {"training"},

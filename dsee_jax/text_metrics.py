@@ -21,7 +21,7 @@ _BETA = -math.log(0.5) / math.log(1.5) ** 2
 """NIST: texts of two thirds of the references' length lose half (Doddington 2002)."""
 
 _WORD = re.compile(r"\w+?(?=n't\b)|n't\b|'(?:s|m|d|re|ve|ll)\b|[\d.,:]*\d(?:-\w+)*|\w+(?:[-/&]\w+)*|[^\s\w]")
-_PUNCTUATION = frozenset("' ` . ? ! , : - ; \" “ ” ‘ ’".split())
+_PUNCTUATION = frozenset("'`.?!,:-;\"\u201c\u201d\u2018\u2019")
 
 
 def score(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:

@@ -28,6 +28,7 @@ LEVELS = [
     {"compaction", "generation"},
     # edges
     {"ckpt", "data", "metrics", "text_metrics", "optim", "sharding", "journal", "step"},
+    {"writing"},
     {"setup", "report", "inspection", "stablehlo", "pictures"},
     {"cut", "evaluation", "export"},
     {"training"},

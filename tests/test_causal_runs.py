@@ -9,9 +9,11 @@ import pytest
 
 import decoders
 import runs
+import train
 from dsee_jax import __main__ as command
-from dsee_jax import completion, finished, loop, setup, step, training
+from dsee_jax import completion, finished, journal, loop, setup, statistics, step, training
 from dsee_jax.data.batches import Batches
+from dsee_jax.errors import InputError
 
 pytest.importorskip("sacrebleu", reason="needs sacrebleu (extra `text`)")
 
@@ -124,35 +126,103 @@ def test_the_exercise_of_a_dev_set(prepared):
         assert exercise is not None
         assert len(exercise.prompts) == len({tuple(prompt) for prompt in exercise.prompts})
         assert sum(map(len, exercise.references)) == 12
-        assert all(len(some) == 2 * len(set(some)) / 2 or len(some) % 2 == 0 for some in exercise.references)
+        ids = made.data.exercise.tokenizer.decode(exercise.prompts[0], skip_special_tokens=True).split()
+        assert exercise.references[0] == [" ".join(ids[::-1]), ids[-1]]
 
 
-class Crash(Exception):
-    pass
+class Death(Exception):
+    """Stands for whatever ends a process."""
 
 
-def test_a_crash_in_the_middle_of_an_epoch_changes_nothing(tmp_path, monkeypatch):
-    """Packed rows, and texts scored at the ends of stages: the same figures as without the crash."""
+def test_a_run_that_died_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
+    """Packed rows, and texts scored at the ends of stages: the same figures as of a run that was left alone."""
     base(tmp_path)
     options = {"data__packing": True, "data__max_length": 30, "train__batch_size": 2, "train__checkpoint_every": 1}
-    whole = config(tmp_path, output_dir=str(tmp_path / "whole"), **options)
-    expected = loop.run(whole, say=lambda text: None)
-    other = config(tmp_path, output_dir=str(tmp_path / "other"), **options)
-    real, steps = training.sharding.split, []
+    options |= {"train__epochs": 1.0, "train__eval_every": 2}
+    expected = loop.run(config(tmp_path, **options), say=lambda text: None)
+    again, append = config(tmp_path, output_dir=str(tmp_path / "again"), **options), journal.append
 
-    def split(mesh, batch):
-        steps.append(batch)
-        if len(steps) == 3:
-            raise Crash
-        return real(mesh, batch)
+    def dying(path, record):
+        append(path, record)
+        if (record["stage"], record["step"]) == ("tune", 3):
+            raise Death
 
-    monkeypatch.setattr(training.sharding, "split", lambda mesh, batch: real(mesh, batch))
-    monkeypatch.setattr(
-        training, "sharding", type("S", (), {"split": staticmethod(split), "copy": training.sharding.copy})
-    )
-    with pytest.raises(Crash):
-        loop.run(other, say=lambda text: None)
+    monkeypatch.setattr(journal, "append", dying)
+    with pytest.raises(Death):
+        loop.run(again, say=lambda text: None)
     monkeypatch.undo()
-    found = loop.run(other, say=lambda text: None)
-    assert found["stages"] == expected["stages"]
-    assert found["final"] == expected["final"]
+    assert loop.run(again, say=lambda text: None)["stages"] == expected["stages"]
+    assert runs.figures(tmp_path / "again") == runs.figures(tmp_path / "run")
+
+
+def test_statistics_and_a_program_of_a_run(tmp_path):
+    """A Gram matrix of every kernel, each token of the training set once; a program of logits for every word."""
+    options = {"prune__kind": "none", "generate__new_tokens": 0, "data__packing": True, "data__max_length": 30}
+    results = loop.run(config(tmp_path, **options), say=lambda text: None)
+    assert list(results["final"]) == ["loss", "perplexity"]
+    run = tmp_path / "run"
+    arrays, about = statistics.collect(run, "gram", examples=8)
+    assert about == {"kind": "gram", "examples": "8", "task": "tiny"}
+    assert arrays["model.layers.1.mlp.down_proj.weight"].shape == (40, 40)
+    with pytest.raises(InputError, match="a language model has as many classes as words .*: use --kind gram"):
+        statistics.collect(run, "fisher", examples=0)
+    finished.export(run, tmp_path / "program", form="stablehlo")
+    said = json.loads((tmp_path / "program" / "signature.json").read_text())["output"]
+    assert said == {
+        "dtype": "float32",
+        "shape": ["batch", "length", 37],
+        "what": "logits of the word that follows each",
+    }
+
+
+BAD = {
+    "a prompt that fills the context": (
+        {"prompt": " ".join(["cat"] * 30), "completion": "dog"},
+        {"data__max_length": 32},
+        "train.jsonl:25: the prompt has 32 tokens and leaves no room for a response: data.max_length is 32",
+    ),
+    "an empty completion": (
+        {"prompt": "cat", "completion": ""},
+        {},
+        "train.jsonl:25: what is to follow the prompt is empty",
+    ),
+    "a line that is not JSON": ("{'prompt'", {}, "train.jsonl:25: not JSON: "),
+    "a chat without a template": (
+        {"messages": [{"role": "user", "content": "cat"}, {"role": "assistant", "content": "dog"}]},
+        {},
+        "train.jsonl:25: messages need a chat template and the tokenizer has none",
+    ),
+    "no room to write": (
+        None,
+        {"generate__new_tokens": 31},
+        "generate.new_tokens is 31; a prompt of 5 tokens and so many",
+    ),
+    "longer than the positions": (None, {"data__max_length": 33}, "data.max_length is 33; "),
+    "nothing to train": (None, {"delta__rank": 0, "delta__nonzeros": 0, "prune__score": "W"}, "nothing is trained: "),
+    "a source without prompts": (
+        None,
+        {"data__source": "toy"},
+        "data.source is 'toy'; expected for causal-lm one of csv",
+    ),
+    "packing for a classifier": (
+        None,
+        {"model__task": "sequence-classification", "data__packing": True},
+        "data.packing is",
+    ),
+    "no such search": (None, {"generate__beams": 0}, "generate.beams is 0; expected 1 or more"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, name):
+    line, options, message = BAD[name]
+    base(tmp_path)
+    arguments = runs.arguments(tmp_path, **runs.writing(tmp_path, **options))
+    if line:
+        with (tmp_path / "prompts" / "train.jsonl").open("a") as file:
+            file.write(line if isinstance(line, str) else json.dumps(line))
+    assert train.main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    assert message in said.err
+    assert not (tmp_path / "run").exists()

@@ -61,6 +61,7 @@ def test_a_response_is_encoded_with_its_prompt_where_that_leaves_the_prompt_alon
 
 def test_a_chat_is_what_its_template_makes_of_it():
     """No second special tokens, no end of text behind one that the template has written."""
+    pytest.importorskip("jinja2", reason="needs jinja2 (extra `text`)")
     chat = [
         {"role": "user", "content": "cat"},
         {"role": "assistant", "content": "dog"},
@@ -86,6 +87,7 @@ def test_a_chat_is_what_its_template_makes_of_it():
     ],
 )
 def test_chats_that_cannot_be_written_are_refused(template, message):
+    pytest.importorskip("jinja2", reason="needs jinja2 (extra `text`)")
     chat = [{"role": "user", "content": "cat"}]
     with pytest.raises(InputError, match=message):
         encode(tokenizer(template=template), prompts((chat, "red")), ends=(), vocab_size=21)

@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from dsee_jax import finished, generation
+from dsee_jax import finished, writing
 from dsee_jax.aliases import Key
 from dsee_jax.ckpt import adapter, hf
 from dsee_jax.ckpt.resolve import resolve
-from dsee_jax.data.tokens import load_tokenizer
+from dsee_jax.data.tokens import ends, load_tokenizer, padding
 from dsee_jax.errors import InputError
 from dsee_jax.export import ADAPTER, MODEL
 
@@ -44,16 +42,7 @@ def opened(path: str | Path, *, dtype: str = "float32") -> Writer:
         updates = {"deltas": kept.deltas, "supports": kept.supports}
         updates |= {name: kept.config[name] for name in ("scale", "scale_sparse")}
     tokenizer = load_tokenizer(folder)
-    return Writer(model, params, updates, tokenizer, _eos(folder, tokenizer))
-
-
-def _eos(folder: Path, tokenizer: Any) -> tuple[int, ...]:
-    """The ends of text that the first of generation_config.json, config.json and the tokenizer names."""
-    for name in ("generation_config.json", "config.json"):
-        found = hf.read_json(folder / name).get("eos_token_id") if (folder / name).exists() else None
-        if found is not None:
-            return tuple(found) if isinstance(found, list) else (found,)
-    return () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    return Writer(model, params, updates, tokenizer, ends(folder, tokenizer))
 
 
 def complete(writer: Writer, prompts: Sequence[str], *, key: Key | None = None, **options: Any) -> list[str]:
@@ -70,20 +59,15 @@ def complete(writer: Writer, prompts: Sequence[str], *, key: Key | None = None, 
             raise InputError(
                 f"the tokenizer gives id {max(row)}, the model has {size} words: they are not of one model"
             )
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (*writer.eos, 0)[0]
-    ids, mask = generation.pad_left(rows, pad=pad)
-    found = generation.generate(
-        writer.model, writer.params, ids, mask, key=key, eos=writer.eos, pad=pad, **writer.updates, **options
+    return writing.texts(
+        writer.model,
+        writer.params,
+        tokenizer,
+        rows,
+        ends=writer.eos,
+        pad=padding(tokenizer, writer.eos),
+        batch_size=len(rows),
+        updates=writer.updates,
+        key=key,
+        **options,
     )
-    return [_text(tokenizer, row, _whole(new, writer.eos)) for row, new in zip(rows, np.asarray(found), strict=True)]
-
-
-def _whole(tokens: np.ndarray, eos: tuple[int, ...]) -> list[int]:
-    ends = np.flatnonzero(np.isin(tokens, eos))
-    return tokens[: ends[0] if len(ends) else None].tolist()
-
-
-def _text(tokenizer: Any, prompt: list[int], new: list[int]) -> str:
-    """Decode together: how a first token is written depends on what stands before it."""
-    before = tokenizer.decode(prompt, skip_special_tokens=True)
-    return tokenizer.decode(prompt + new, skip_special_tokens=True)[len(before) :]

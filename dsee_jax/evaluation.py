@@ -1,14 +1,17 @@
 """Scores of a model on the dev sets of a task."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from dsee_jax import metrics, sharding, step
+from dsee_jax import metrics, sharding, step, text_metrics, tree, writing
 from dsee_jax.config import Config
+from dsee_jax.data import Task
 from dsee_jax.data.batches import eval_batches
 from dsee_jax.setup import Data
 
@@ -18,23 +21,80 @@ Evaluate = Callable[[dict[str, Any], step.Frozen], dict[str, float]]
 def evaluator(model: nn.Module, config: Config, data: Data, mesh: jax.sharding.Mesh) -> Evaluate:
     """Return the function ``(trained, frozen) -> metrics``, dropout off, every example once.
 
-    The metrics of the first dev set have their plain names; those of a second (MNLI's mismatched) end in ``_<set>``.
+    The metrics of the first dev set have their plain names; those of a second (MNLI's mismatched) end in ``_<set>``. Those of
+    causal-lm are the ``loss`` in nats, the mean over all tokens of responses, and ``perplexity``, its exponential.
     """
-    regression = data.task.regression
+    task = data.task
 
     @jax.jit
     def predict(trained: Any, frozen: step.Frozen, batch: Any) -> jax.Array:
-        return step.predict(model, trained, frozen, batch, config.delta, deterministic=True)
+        """Return logits (rows, labels), or of causal-lm (2,): the sum of losses, and of how many tokens."""
+        logits = step.predict(model, trained, frozen, batch, config.delta, deterministic=True)
+        if not task.causal:
+            return logits
+        losses = step.losses(logits, batch["labels"], regression=False)
+        return jnp.stack([jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"])])
 
     def evaluate(trained: dict[str, Any], frozen: step.Frozen) -> dict[str, float]:
         trained, frozen = sharding.copy(mesh, (trained, frozen))
         found: dict[str, float] = {}
         for number, (name, tokens) in enumerate(data.dev.items()):
-            logits = np.zeros((len(tokens.labels), data.task.num_labels), np.float32)
+            logits, total = np.zeros((tokens.size, task.num_labels), np.float32), np.zeros(2)
             for batch, rows in eval_batches(tokens, config.train.batch_size, data.edges):
-                logits[rows] = np.asarray(predict(trained, frozen, sharding.split(mesh, batch)))[: len(rows)]
-            scores = metrics.score(config.data.task, logits, tokens.labels, regression=regression)
+                seen = np.asarray(predict(trained, frozen, sharding.split(mesh, batch)))
+                if task.causal:
+                    total += seen
+                else:
+                    logits[rows] = seen[: len(rows)]
+            if task.causal:
+                loss = float(total[0] / total[1])
+                # What is beyond this is no number that a file of JSON can hold.
+                scores = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+            else:
+                scores = metrics.score(task.name, logits, tokens.labels, regression=task.regression)
             found |= {key if number == 0 else f"{key}_{name}": value for key, value in scores.items()}
         return found
 
     return evaluate
+
+
+def writer(model: nn.Module, config: Config, data: Data, mesh: jax.sharding.Mesh) -> Evaluate:
+    """Return the function ``(trained, frozen) -> bleu, nist, rouge_l`` of texts written for the first dev set's prompts.
+
+    Nothing is returned where the config asks for no texts.
+    """
+    options, exercise = config.generate, data.exercise
+    search = {name: getattr(options, name) for name in ("new_tokens", "beams", "length_penalty", "early_stopping")}
+
+    def write(trained: dict[str, Any], frozen: step.Frozen) -> dict[str, float]:
+        if exercise is None:
+            return {}
+        trained, frozen = sharding.copy(mesh, (trained, frozen))
+        delta = config.delta
+        written = writing.texts(
+            model,
+            tree.join(frozen.params, trained["params"]),
+            exercise.tokenizer,
+            exercise.prompts,
+            ends=exercise.ends,
+            pad=exercise.pad,
+            batch_size=options.batch_size,
+            updates={
+                "deltas": trained["deltas"],
+                "supports": frozen.supports,
+                "scale": delta.scale,
+                "scale_sparse": delta.scale_sparse,
+            },
+            **search,
+        )
+        return text_metrics.score([text.strip() for text in written], exercise.references)
+
+    return write
+
+
+def merit(task: Task) -> Callable[[dict[str, float]], float]:
+    """Return what decides between two evaluations, from their metrics: the larger is better."""
+    if task.causal:
+        return lambda found: -found["loss"]
+    name = next(iter(metrics.of_task(task.name, regression=task.regression)))
+    return lambda found: found[name]

@@ -44,7 +44,7 @@ def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Path) -> dic
             "scale": config.delta.scale,
             "scale_sparse": config.delta.scale_sparse,
             "delta": dataclasses.asdict(config.delta),
-            "task": config.data.task,
+            "task": setup.data.task.name,
             "labels": list(labels),
             "base": config.model.path,
             "base_sha256": adapter.fingerprint(setup.folder),
@@ -85,7 +85,7 @@ def results(
     heads = models.cuts(setup.model).get("heads", ())
     device = jax.devices()[0]
     return {
-        "task": setup.config.data.task,
+        "task": setup.data.task.name,
         "seed": setup.config.train.seed,
         "before": before["metrics"],
         "stages": done,

@@ -14,7 +14,7 @@ from dsee_jax.ckpt import adapter, cuts, hf, peft
 from dsee_jax.config import Config
 from dsee_jax.errors import InputError
 from dsee_jax.export import ADAPTER, MODEL
-from dsee_jax.setup import CONFIG, read_data
+from dsee_jax.setup import CONFIG, read_data, read_task
 
 
 class Finished(NamedTuple):
@@ -38,8 +38,10 @@ def opened(run: Path, overrides: Sequence[str] = ()) -> Finished:
             f"{run} is no finished run: it lacks {CONFIG} or metrics.json; run train.py with its config again"
         )
     config = configs.read(run / CONFIG, overrides)
-    task = datasets.load(config.data, seed=config.train.seed)
-    model, params = hf.load_pretrained(run / MODEL, num_labels=task.num_labels, dtype=config.model.dtype)
+    task = read_task(config)
+    model, params = hf.load_pretrained(
+        run / MODEL, configs.model_task(config), task.num_labels, dtype=config.model.dtype
+    )
     kept = adapter.load(run / ADAPTER) if config.delta.rank or config.delta.nonzeros else None
     if kept:
         check_adapter(run, params, kept)
@@ -83,8 +85,9 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
     data = read_data(config, task, run / MODEL, model)
     mesh = sharding.mesh(config.mesh, batch_size=config.train.batch_size)
     frozen = step.Frozen(params, kept.supports if kept else {}, {})
-    score = evaluation.evaluator(model, config, data, mesh)
-    return score({"deltas": kept.deltas if kept else {}, "params": {}}, frozen)
+    trained = {"deltas": kept.deltas if kept else {}, "params": {}}
+    write, score = (make(model, config, data, mesh) for make in (evaluation.writer, evaluation.evaluator))
+    return write(trained, frozen) | score(trained, frozen)
 
 
 def export(run: Path, out: Path, *, form: str = "hf", factors: bool = False) -> None:

@@ -70,7 +70,7 @@ def _stages(
     trained, masks, found = None, {}, checkpoints.latest(store)
 
     def scored(name: str, trained: dict[str, Any], masks: Masks) -> dict[str, Any]:
-        found = compiled.evaluate(trained, masks)
+        found = compiled.write(trained, masks) | compiled.evaluate(trained, masks)
         journal.append(out / LOG, {"stage": name, "step": 0, "metrics": found})
         say(f"{name}: {report.line(found)}")
         return {"name": name, "metrics": found}

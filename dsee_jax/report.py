@@ -56,7 +56,8 @@ def tables(results: dict[str, Any]) -> list[Table]:
     for name in names:
         scores.add_column(name, justify="right")
     for row in rows:
-        scores.add_row(NAMES.get(row["name"], row["name"]), *(f"{row['metrics'][name]:.4f}" for name in names))
+        name = "pretrained" if row["name"] == "before" and not results["head_parameters"] else row["name"]
+        scores.add_row(NAMES.get(name, name), *(f"{row['metrics'][key]:.4f}" for key in names))
     costs = Table(title="what it costs", title_justify="left", show_header=False)
     flops = results["flops_per_token"]
     for name, value in (

@@ -10,13 +10,15 @@ import yaml
 from dsee_jax import config as configs
 from dsee_jax import data as datasets
 from dsee_jax import deltas as delta_trees
-from dsee_jax import models, prune, sharding, tree, units
+from dsee_jax import models, prune, sharding, text_metrics, tree, units, writing
 from dsee_jax.aliases import Masks, Params, Supports
 from dsee_jax.ckpt import hf
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.config import Config
+from dsee_jax.data import responses
 from dsee_jax.data.batches import bucket_edges, micro_batches
-from dsee_jax.data.tokens import Tokens, load_tokenizer, tokenize
+from dsee_jax.data.packing import pack
+from dsee_jax.data.tokens import Tokens, ends, load_tokenizer, padding, tokenize
 from dsee_jax.errors import InputError
 
 CONFIG = "config.yaml"
@@ -30,6 +32,7 @@ class Data(NamedTuple):
     train: Tokens
     dev: dict[str, Tokens]
     edges: np.ndarray  # padded lengths, increasing
+    exercise: writing.Exercise | None = None  # of causal-lm, where texts are to be written
 
 
 class Setup(NamedTuple):
@@ -66,14 +69,16 @@ def prepare(config: Config) -> Setup:
     _check_output(config)
     mesh = sharding.mesh(config.mesh, batch_size=config.train.batch_size)
     folder = resolve(config.model.path)
-    task = datasets.load(config.data, seed=config.train.seed)
-    key = keys(config.train.seed)
+    task, key = read_task(config), keys(config.train.seed)
     model: Any
-    model, params = hf.load_pretrained(folder, num_labels=task.num_labels, dtype=config.model.dtype, key=key["head"])
+    model, params = hf.load_pretrained(
+        folder, configs.model_task(config), task.num_labels, dtype=config.model.dtype, key=key["head"]
+    )
     if config.train.dropout >= 0:
         model = model.clone(config=model.config.with_dropout(config.train.dropout))
     flat = tree.flatten(params)
-    head = tree.select(models.find(model.config.model_type).HEAD, flat)
+    # What a language model ends with is its own, not of the task.
+    head = [] if task.causal else tree.select(models.find(model.config.model_type).HEAD, flat)
     prunable = tree.select(config.prune.targets, flat) if config.prune.kind != "none" else []
     for path in prunable:
         _check_prunable(path, flat[path].shape, config.prune)
@@ -81,8 +86,17 @@ def prepare(config: Config) -> Setup:
         _check_units(model, params, prunable, config.prune)
     deltas, supports = delta_trees.init(params, config.delta, key=key["deltas"])
     trained = {"deltas": deltas, "params": params if config.train.full else tree.split(params, head)[0]}
+    if not jax.tree.leaves(trained):
+        raise InputError(
+            "nothing is trained: delta.rank and delta.nonzeros are 0, and causal-lm has no new head; set one, or train.full"
+        )
     data = read_data(config, task, folder, model)
     return Setup(config, folder, model, params, head, prunable, trained, supports, data, mesh, {})
+
+
+def read_task(config: Config) -> datasets.Task:
+    """Return the task of a run; raises `InputError` as `dsee_jax.data.load` does."""
+    return datasets.load(config.data, seed=config.train.seed, causal=configs.model_task(config) == "causal-lm")
 
 
 def read_data(config: Config, task: datasets.Task, folder: Path, model: Any) -> Data:
@@ -90,11 +104,15 @@ def read_data(config: Config, task: datasets.Task, folder: Path, model: Any) -> 
     longest = model.config.longest
     if longest is not None and config.data.max_length > longest:
         raise InputError(f"data.max_length is {config.data.max_length}; {folder} has {longest} positions: use fewer")
-    tokenizer = load_tokenizer(folder)
-    train, *others = (
-        tokenize(tokenizer, examples, config.data.max_length, vocab_size=model.config.vocab_size)
-        for examples in (task.train, *task.dev.values())
-    )
+    tokenizer, exercise = load_tokenizer(folder), None
+    if task.causal:
+        (train, *others), exercise = _texts(config, task, folder, tokenizer, model)
+    else:
+        train, *others = (
+            tokenize(tokenizer, examples, config.data.max_length, vocab_size=model.config.vocab_size)
+            for examples in (task.train, *task.dev.values())
+            if isinstance(examples, datasets.Examples)
+        )
     types, known = max(int(tokens.token_type_ids.max()) for tokens in (train, *others)), model.config.type_vocab_size
     # A model without token types takes no notice of them.
     if known and types >= known:
@@ -103,7 +121,33 @@ def read_data(config: Config, task: datasets.Task, folder: Path, model: Any) -> 
         )
     edges = bucket_edges(np.concatenate([tokens.lengths for tokens in (train, *others)]))
     micro_batches(config.train.batch_size, int(edges[-1]), config.data.batch_tokens)
-    return Data(task, train, dict(zip(task.dev, others, strict=True)), edges)
+    return Data(task, train, dict(zip(task.dev, others, strict=True)), edges, exercise)
+
+
+def _texts(
+    config: Config, task: datasets.Task, folder: Path, tokenizer: Any, model: Any
+) -> tuple[list[Tokens], writing.Exercise | None]:
+    """Return the texts of a task of causal-lm, train first, packed where asked for, and what is to be written."""
+    data, options, size = config.data, config.generate, model.config.vocab_size
+    ending = ends(folder, tokenizer)
+    pad = padding(tokenizer, ending)
+    found, exercise = [], None
+    for examples in (task.train, *task.dev.values()):
+        assert isinstance(examples, datasets.Prompts)
+        pairs = responses.encode(tokenizer, examples, ends=ending, vocab_size=size)
+        laid = responses.lay(pairs, data.max_length, pad_id=pad, where=examples.where)
+        found.append(pack(laid, data.max_length) if data.packing else laid)
+        if options.new_tokens and examples is next(iter(task.dev.values())):
+            exercise = writing.exercise(tokenizer, ending, pad, pairs, examples.completion, most=options.prompts)
+    if exercise is not None:
+        text_metrics.need()
+        longest, most = model.config.longest, max(map(len, exercise.prompts))
+        if longest is not None and most + options.new_tokens > longest:
+            raise InputError(
+                f"generate.new_tokens is {options.new_tokens}; a prompt of {most} tokens and so many new ones are more than "
+                f"the model's {longest} positions: ask for fewer, or for none with 0"
+            )
+    return found, exercise
 
 
 def _check_prunable(path: str, shape: tuple[int, ...], prune: configs.PruneConfig) -> None:

@@ -44,8 +44,8 @@ def exported(model: Any, params: Params) -> export.Exported:
 
     Returns:
       What takes ``weights``, ``{path: array}`` of `dsee_jax.tree.flatten`, and int32 (batch, length) each, and returns
-      float32 (batch, labels). Batch and length are symbols; the length is at most that of the position table, which a call
-      checks before anything is computed.
+      float32 (batch, labels), or (batch, length, words) of causal-lm. Batch and length are symbols; the length is at most
+      that of the position table, which a call checks before anything is computed.
     """
 
     def run(weights: dict[str, jax.Array], *inputs: jax.Array) -> Any:
@@ -99,7 +99,7 @@ def signature(model: Any, program: export.Exported, labels: Sequence[str]) -> di
     _, *inputs = jax.tree.unflatten(program.in_tree, program.in_avals)[0]
     meanings = {
         "input_ids": f"token ids, from 0 to {model.config.vocab_size - 1}",
-        "attention_mask": "1 = a token, 0 = padding",
+        "attention_mask": "1 = a token, 0 = padding; decoders: 1, 2, 3 ... the texts packed in a row",
         "token_type_ids": "0, and 1 in the second text of a pair",
     }
     (output,) = program.out_avals
@@ -112,8 +112,10 @@ def signature(model: Any, program: export.Exported, labels: Sequence[str]) -> di
         ],
         "output": {
             "dtype": str(output.dtype),
-            "shape": [str(output.shape[0]), output.shape[1]],
-            "what": "logits, one a label" if labels else "the score",
+            "shape": [size if isinstance(size, int) else str(size) for size in output.shape],
+            "what": {2: "logits, one a label" if labels else "the score", 3: "logits of the word that follows each"}[
+                len(output.shape)
+            ],
         },
         "labels": list(labels),
         "longest": model.config.longest,

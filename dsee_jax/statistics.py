@@ -64,12 +64,13 @@ def _rows(share: jax.Array, like: jax.Array) -> jax.Array:
 def gram(model: nn.Module, params: Params, batch: Mapping[str, Array]) -> dict[str, dict[str, jax.Array]]:
     """Return ``{kernel path: {"sum": (in, in), "count": ()}}``: the sum of x x^T over the inputs x of each kernel, float32.
 
-    Inputs at padding, and of rows with ``weights`` 0, do not count. A kernel sees what the model computes: where the last
-    layer of a classifier goes on with the first position only, so does the sum. An input that is of no example, as embeddings
-    of distances, counts each of its rows once a batch.
+    Inputs at padding, and of rows whose ``weights`` are all 0, do not count; those of prompts do. A
+    kernel sees what the model computes: where the last layer of a classifier goes on with the first position only, so does
+    the sum. An input that is of no example, as embeddings of distances, counts each of its rows once a batch.
     """
     found: dict[str, dict[str, jax.Array]] = {}
-    real = batch["attention_mask"] * batch["weights"][:, None]
+    rows = jnp.any(batch["weights"].reshape(len(batch["weights"]), -1) != 0, axis=1)
+    real = (batch["attention_mask"] != 0) & rows[:, None]
 
     def intercept(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
         module = context.module
@@ -108,7 +109,12 @@ def collect(
         architecture whose files keep kernels (in, out), which merging by them does not read.
     """
     drawn = [f"data.examples={examples}"] if examples else []
-    found = finished.opened(run, [*overrides, *drawn])
+    found = finished.opened(run, [*overrides, *drawn, "data.packing=false", "generate.new_tokens=0"])
+    if kind == "fisher" and found.task.causal:
+        raise InputError(
+            f"{run}: a language model has as many classes as words at every token, and fisher takes a gradient of each: "
+            "use --kind gram"
+        )
     names = hf.names(found.model)
     if kind == "gram":
         _check_stored(names)
@@ -120,14 +126,14 @@ def collect(
         step = jax.jit(lambda params, batch: gram(found.model, params, batch))
     add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
     edges = bucket_edges(data.train.lengths, limit=4)
-    total, done, count = None, 0, len(data.train.labels)
+    total, done, count = None, 0, data.train.size
     with report.bar(kind, done, count) as advance:
         for batch, rows in eval_batches(data.train, _at_once(kind), edges):
             part = step(params, batch)
             total = part if total is None else add(total, part)
             done += len(rows)
             advance(done, "")
-    about = {"kind": kind, "examples": str(count), "task": found.config.data.task}
+    about = {"kind": kind, "examples": str(count), "task": found.task.name}
     sums: Any = total
     if kind == "fisher":
         return hf.named(found.model, jax.tree.map(lambda squares: squares / count, sums)), about

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dsee_jax import cut, evaluation, journal, metrics, models, optim, report, sharding, tickets
+from dsee_jax import cut, evaluation, journal, models, optim, report, sharding, tickets
 from dsee_jax import step as steps
 from dsee_jax.aliases import Masks
 from dsee_jax.ckpt import state as checkpoints
-from dsee_jax.data.batches import Batches, iterate, micro_batches
+from dsee_jax.data.batches import Batches, count, iterate, micro_batches
 from dsee_jax.setup import Setup, keys
 
 LOG = "metrics.jsonl"
@@ -52,6 +52,7 @@ class Programs(NamedTuple):
     optimizer: optax.GradientTransformation
     step: Callable[..., tuple[steps.State, jax.Array]]
     evaluate: Callable[[dict[str, Any], Masks], dict[str, float]]
+    write: Callable[[dict[str, Any], Masks], dict[str, float]]  # scores of written texts; none where none are asked for
 
 
 def programs(setup: Setup, *, searching: bool = False) -> Programs:
@@ -70,8 +71,12 @@ def programs(setup: Setup, *, searching: bool = False) -> Programs:
         penalty=config.prune.penalty if searching else 0.0,
     )
     score = evaluation.evaluator(setup.model, config, setup.data, setup.mesh)
+    write = evaluation.writer(setup.model, config, setup.data, setup.mesh)
     return Programs(
-        optimizer, jax.jit(step, donate_argnums=0), lambda trained, masks: score(trained, cut.freeze(setup, masks))
+        optimizer,
+        jax.jit(step, donate_argnums=0),
+        lambda trained, masks: score(trained, cut.freeze(setup, masks)),
+        lambda trained, masks: write(trained, cut.freeze(setup, masks)),
     )
 
 
@@ -118,7 +123,7 @@ def fit(
     period = train.eval_every or source.steps_per_epoch
     evaluations = {*range(period, total, period), total}
     every = train.checkpoint_every or total
-    metric = next(iter(metrics.of_task(setup.config.data.task, regression=setup.data.task.regression)))
+    merit = evaluation.merit(setup.data.task)
     key, stream = _dropout(train.seed, stage), _stream(source, progress)
     pending: list[tuple[jax.Array, int]] = []
     tick = time.perf_counter()
@@ -130,7 +135,7 @@ def fit(
                 frozen = sharding.copy(setup.mesh, cut.freeze(setup, masks))
             batch = next(stream)
             state, loss = compiled.step(state, frozen, sharding.split(setup.mesh, batch), key, rate(number))
-            pending.append((loss, _tokens(batch)))
+            pending.append((loss, count(batch)))
             done = number + 1
             if done % LOG_EVERY == 0 or done in evaluations or done % every == 0:
                 progress = _log(out, stage, done, float(rate(number)), pending, tick, progress, advance)
@@ -140,7 +145,7 @@ def fit(
                 journal.append(out / LOG, {"stage": stage.name, "step": done, "metrics": found})
                 # Until the last cut is made the model is not yet the one asked for.
                 ready = done > max(prunings, default=0)
-                if ready and (progress.best is None or found[metric] > progress.best["metrics"][metric]):
+                if ready and (progress.best is None or merit(found) > merit(progress.best["metrics"])):
                     mark = stage.offset + done
                     checkpoints.save_best(store, mark, _copy(state.trained))
                     progress = progress._replace(best={"mark": mark, "step": done, "metrics": found})
@@ -150,9 +155,10 @@ def fit(
                 progress = progress._replace(step=done, data=stream.get_state())
                 checkpoints.save(store, stage.offset + done, _copy(state), setup.kept or masks, progress._asdict())
     best: Any = progress.best
-    finished = {"name": stage.name, "metrics": best["metrics"], "best_step": best["step"], "steps": total}
-    progress = progress._replace(done=[*progress.done, finished])
-    return checkpoints.restore_best(store, best["mark"], begin), masks, progress
+    kept = checkpoints.restore_best(store, best["mark"], begin)
+    found = compiled.write(kept, masks) | best["metrics"]
+    finished = {"name": stage.name, "metrics": found, "best_step": best["step"], "steps": total}
+    return kept, masks, progress._replace(done=[*progress.done, finished])
 
 
 def search(
@@ -195,7 +201,7 @@ def search(
                 break
             batch = next(stream)
             state, loss = compiled.step(state, frozen, sharding.split(setup.mesh, batch), key, rate(number))
-            pending.append((loss, _tokens(batch)))
+            pending.append((loss, count(batch)))
             done = number + 1
             checked = done % period == 0 or done == total
             if done % LOG_EVERY == 0 or checked or done % every == 0:
@@ -248,10 +254,6 @@ def _stream(source: Batches, progress: Progress) -> Any:
     return stream
 
 
-def _tokens(batch: dict[str, np.ndarray]) -> int:
-    return int(batch["attention_mask"].sum(1) @ batch["weights"])
-
-
 def _log(
     out: Path,
     stage: Stage,
@@ -264,12 +266,12 @@ def _log(
 ) -> Progress:
     """Log the mean loss since the last line, which waits for the device; return progress with the time and tokens added."""
     mean = float(np.mean([float(loss) for loss, _ in pending]))
-    seconds, count = time.perf_counter() - tick, sum(count for _, count in pending)
+    seconds, tokens = time.perf_counter() - tick, sum(tokens for _, tokens in pending)
     pending.clear()
     record = {"stage": stage.name, "step": done, "loss": mean, "learning_rate": rate}
-    journal.append(out / LOG, record | {"tokens_per_second": count / seconds})
+    journal.append(out / LOG, record | {"tokens_per_second": tokens / seconds})
     advance(done, f"loss {mean:.4f}")
-    return progress._replace(seconds=progress.seconds + seconds, tokens=progress.tokens + count)
+    return progress._replace(seconds=progress.seconds + seconds, tokens=progress.tokens + tokens)
 
 
 def _copy(values: Any) -> Any:

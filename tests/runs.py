@@ -63,6 +63,35 @@ def settings(folder: pathlib.Path, *, family: str = "bert", **overrides) -> dict
     return keys | {key.replace("__", "."): value for key, value in overrides.items()}
 
 
+def written(folder: pathlib.Path, *, rows: int = 24) -> str:
+    """Write train.jsonl and dev.jsonl, prompts of three words and what follows them, and return the folder.
+
+    The response says the prompt's words again, the last first; of the dev set's prompts each has two references.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(0)
+    for name, count in (("train", rows), ("dev", 6)):
+        lines = []
+        for _ in range(count):
+            words = generator.choice(tiny.WORDS[:6], 3).tolist()
+            completions = [" ".join(words[::-1]), words[-1]][: 1 + (name == "dev")]
+            lines += [{"prompt": " ".join(words), "completion": completion} for completion in completions]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    return str(folder)
+
+
+def writing(folder: pathlib.Path, **overrides) -> dict[str, object]:
+    """What makes `settings` those of a run of causal-lm on the decoder at ``folder / "base"``; makes the data."""
+    keys = {
+        "model__task": "causal-lm",
+        "data__source": "jsonl",
+        "data__dir": written(folder / "prompts"),
+        "generate__new_tokens": 6,
+        "generate__batch_size": 4,
+    }
+    return keys | overrides
+
+
 def arguments(folder: pathlib.Path, **overrides) -> list[str]:
     """The same as the overrides of a command line."""
     return [f"--{key}={json.dumps(value)}" for key, value in settings(folder, **overrides).items()]

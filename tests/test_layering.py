@@ -27,7 +27,8 @@ LEVELS = [
     {"models"},
     {"compaction", "generation"},
     # edges
-    {"ckpt", "data", "metrics", "optim", "sharding", "journal", "step"},
+    {"ckpt", "data", "metrics", "text_metrics", "optim", "sharding", "journal", "step"},
+    {"writing"},
     {"setup", "report", "inspection", "stablehlo", "pictures"},
     {"cut", "evaluation", "export"},
     {"training"},

@@ -22,6 +22,7 @@ from dsee_jax.errors import InputError
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
+_TASKS = {"sequence-classification": "SEQ_CLS", "causal-lm": "CAUSAL_LM"}
 
 
 def save(path: Path, model: Any, adapter: Adapter) -> None:
@@ -53,7 +54,7 @@ def save(path: Path, model: Any, adapter: Adapter) -> None:
     written |= {places[path][0]: leaf.T if places[path][1].transposed else leaf for path, leaf in head.items()}
     settings = {
         "peft_type": "LORA",
-        "task_type": "SEQ_CLS",
+        "task_type": _TASKS[model.task],
         "base_model_name_or_path": config["base"],
         "r": config["delta"]["rank"],
         "lora_alpha": config["scale"] * config["delta"]["rank"],

@@ -1,46 +1,53 @@
 """Examples in, batches out: `load` a task, `tokenize` it, cut it into `Batches`."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from dsee_jax.config import DataConfig
-from dsee_jax.data import glue, text, tfds, toy
-from dsee_jax.data.examples import Examples, Task
+from dsee_jax.data import glue, prompts, text, tfds, toy
+from dsee_jax.data.examples import Examples, Prompts, Task
 from dsee_jax.errors import InputError
 
-__all__ = ["Examples", "Task", "load"]
+__all__ = ["Examples", "Prompts", "Task", "load"]
 
 
-def load(config: DataConfig, *, seed: int) -> Task:
+def load(config: DataConfig, *, seed: int, causal: bool = False) -> Task:
     """Return the task that ``config`` names; ``config.examples`` training examples are drawn with ``seed``.
+
+    ``causal``: csv and jsonl hold prompts and completions.
 
     Raises:
       InputError: the data cannot be read or are not what the task expects; see the module of each source.
     """
-    if config.source in ("glue", "csv", "jsonl") and not config.dir:
+    if config.source in ("glue", "csv", "jsonl", "e2e") and not config.dir:
         raise InputError(f"data.dir: empty; data.source {config.source!r} reads files: give their folder")
     match config.source:
         case "glue":
             task = glue.load(config.task, config.dir)
         case "csv" | "jsonl":
-            task = text.load(config)
+            task = prompts.load(config) if causal else text.load(config)
         case "tfds":
             task = tfds.load(config)
         case "toy":
             task = toy.load()
         case "e2e":
-            raise InputError("data.source: 'e2e' arrives with text generation; use glue, csv, jsonl, tfds or toy")
+            task = prompts.load(config)
     return dataclasses.replace(task, train=_draw(task.train, config.examples, seed))
 
 
-def _draw(examples: Examples, count: int, seed: int) -> Examples:
+def _draw(examples: Examples | Prompts, count: int, seed: int) -> Examples | Prompts:
     """Return ``count`` of the examples, in their order; 0 for all of them."""
-    total = len(examples.labels)
+    total = len(examples[0])
     if not 0 <= count <= total:
         raise InputError(f"data.examples: {count} of {total} training examples; expected 0 (all) to {total}")
     if count in (0, total):
         return examples
     rows = np.sort(np.random.default_rng(seed).permutation(total)[:count])
-    pair = examples.pair
-    return Examples([examples.text[row] for row in rows], pair and [pair[row] for row in rows], examples.labels[rows])
+    columns: Any = examples
+    made: Any = type(examples)
+    taken = (
+        column[rows] if isinstance(column, np.ndarray) else column and [column[r] for r in rows] for column in columns
+    )
+    return made(*taken)

@@ -5,13 +5,14 @@ A batch is a dict of NumPy arrays:
 
 ==================  ================  ==========================================================
 ``input_ids``       (rows, length)    int32
-``attention_mask``  (rows, length)    int32: 1 at tokens, 0 at padding
+``attention_mask``  (rows, length)    int32: 1 at tokens, 0 at padding; of packed texts 1, 2, 3 ...
 ``token_type_ids``  (rows, length)    int32
 ``labels``          (rows,)           int32 classes or float32 scores
 ``weights``         (rows,)           float32: 1, and 0 for the rows that fill up a partial batch
 ==================  ================  ==========================================================
 
-Rows that fill up repeat a real example, so that nothing computed from them is undefined.
+Of texts to write, ``labels`` (int32: the token that follows) and ``weights`` (1 where that is of a response) are of the shape
+(rows, length). Rows that fill up repeat a real example, so that nothing computed from them is undefined.
 """
 
 import dataclasses
@@ -77,19 +78,28 @@ def epoch_plan(buckets: np.ndarray, batch_size: int, *, seed: int, epoch: int) -
 
 def assemble(tokens: Tokens, rows: np.ndarray, edges: np.ndarray) -> Batch:
     """Return the batch of the examples ``rows``: int (batch_size,), -1 for rows to fill up, never at the first place."""
-    weights = (rows >= 0).astype(np.float32)
+    real = (rows >= 0).astype(np.float32)
     rows = np.where(rows >= 0, rows, rows[0])
     lengths = tokens.offsets[rows + 1] - tokens.offsets[rows]
     positions = np.arange(int(edges[np.searchsorted(edges, lengths.max())]))
     inside = positions < lengths[:, None]
     places = np.where(inside, tokens.offsets[rows][:, None] + positions, 0)
-    return {
+    segments = 1 if tokens.segments is None else tokens.segments[places]
+    inputs = {
         "input_ids": np.where(inside, tokens.input_ids[places], np.int32(tokens.pad_id)),
-        "attention_mask": inside.astype(np.int32),
+        "attention_mask": np.where(inside, segments, 0).astype(np.int32),
         "token_type_ids": np.where(inside, tokens.token_type_ids[places], np.int32(0)),
-        "labels": tokens.labels[rows],
-        "weights": weights,
     }
+    if tokens.weights is None:
+        return inputs | {"labels": tokens.labels[rows], "weights": real}
+    weights = np.where(inside, tokens.weights[places], np.float32(0)) * real[:, None]
+    return inputs | {"labels": np.where(inside, tokens.labels[places], np.int32(0)), "weights": weights}
+
+
+def count(batch: Batch) -> int:
+    """Return the tokens of a batch, padding and rows that fill up left out."""
+    rows = batch["weights"].reshape(len(batch["weights"]), -1).any(1)
+    return int((batch["attention_mask"] != 0).sum(1) @ rows)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,7 +118,7 @@ class Batches:
     @property
     def steps_per_epoch(self) -> int:
         """Batches that hold every example once."""
-        return math.ceil(len(self.tokens.labels) / self.batch_size)
+        return math.ceil(self.tokens.size / self.batch_size)
 
     def __len__(self) -> int:
         # 1e-9: 0.1 epochs of 30 steps are 3 steps, though 0.1 * 30 is a little more than 3

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,17 @@ class Examples(NamedTuple):
     """(n,): int32 index of the class, or float32 for regression."""
 
 
+class Prompts(NamedTuple):
+    """Prompts with what is to follow them, ``n`` of them; a prompt may come more than once."""
+
+    prompt: list[str | list[dict[str, Any]]]
+    """Texts, or the messages of chats so far, each with ``role`` and ``content``."""
+    completion: list[str]
+    """What follows; after messages, the content of the assistant's next one."""
+    where: list[str]
+    """``train.jsonl:12``: where each stands, for messages."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """What is to be learnt, and what it is measured on."""
@@ -28,19 +39,24 @@ class Task:
     name: str
     """``rte``, ``toy``, ...: what the metrics go by."""
     labels: tuple[str, ...]
-    """The class names in the order of their index; empty for regression."""
-    train: Examples
-    dev: Mapping[str, Examples]
+    """The class names in the order of their index; empty for regression and causal-lm."""
+    train: Examples | Prompts
+    dev: Mapping[str, Examples | Prompts]
     """Under ``dev``; MNLI has ``dev_matched`` and ``dev_mismatched``."""
+
+    @property
+    def causal(self) -> bool:
+        """Whether the task is to write."""
+        return isinstance(self.train, Prompts)
 
     @property
     def regression(self) -> bool:
         """Whether the label is a number to predict."""
-        return not self.labels
+        return not self.labels and not self.causal
 
     @property
     def num_labels(self) -> int:
-        """The width of the head: the number of classes, 1 for regression."""
+        """The width of a classifier: the number of classes, 1 for regression."""
         return len(self.labels) or 1
 
 

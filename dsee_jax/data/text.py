@@ -52,7 +52,9 @@ def _jsonl_rows(path: pathlib.Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         yield number, row
 
 
-_READERS = {"csv": _csv_rows, "jsonl": _jsonl_rows}
+def rows(path: pathlib.Path, source: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield ``(line, {column: value})`` of a file of ``source`` csv or jsonl; raises `InputError` with file and line."""
+    return _jsonl_rows(path) if source == "jsonl" else _csv_rows(path)
 
 
 def _as_text(value: Any) -> str:
@@ -64,7 +66,7 @@ def _columns(path: pathlib.Path, config: DataConfig) -> _Columns:
     named = [("text", config.text, columns.text), ("label", config.label, columns.label)]
     if columns.pair is not None:
         named.append(("pair", config.pair, columns.pair))
-    for line, row in _READERS[config.source](path):
+    for line, row in rows(path, config.source):
         for key, column, values in named:
             value = row.get(column)
             if value is None or (key != "label" and not isinstance(value, str)):
@@ -87,12 +89,21 @@ def class_names(values: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _file(folder: pathlib.Path, names: Sequence[str], source: str) -> pathlib.Path:
-    paths = [folder / f"{name}.{source}" for name in names]
-    for path in paths:
-        if path.is_file():
-            return path
-    raise InputError(f"data.dir: no file {' or '.join(map(str, paths))}")
+def files(config: DataConfig, train: Sequence[str], dev: Sequence[str]) -> dict[str, pathlib.Path]:
+    """Return the paths of train and dev in ``data.dir``: as the config names them, else the first there is of those given.
+
+    Raises `InputError` where there is no such folder or file.
+    """
+    folder, found = pathlib.Path(config.dir), {}
+    if not folder.is_dir():
+        raise InputError(f"data.dir: no folder {str(folder)!r}; give the folder that holds {train[0]}")
+    for split, named, usual in (("train", config.train_file, train), ("dev", config.dev_file, dev)):
+        paths = [folder / name for name in ([named] if named else usual)]
+        found[split] = next((path for path in paths if path.is_file()), None)
+        if found[split] is None:
+            key = f"data.{split}_file" if named else "data.dir"
+            raise InputError(f"{key}: no file {' or '.join(map(str, paths))}")
+    return found
 
 
 def load(config: DataConfig) -> Task:
@@ -104,11 +115,8 @@ def load(config: DataConfig) -> Task:
       InputError: with the file and line: a file is missing, empty or malformed, a column is missing, a label is outside
         ``data.labels`` (or outside those of the training file), or all labels of the training file are equal.
     """
-    folder = pathlib.Path(config.dir)
-    if not folder.is_dir():
-        raise InputError(f"data.dir: no folder {str(folder)!r}; give the folder that holds train.{config.source}")
-    paths = {"train": _file(folder, ("train",), config.source)}
-    paths["dev"] = _file(folder, ("dev", "validation"), config.source)
+    kind = config.source
+    paths = files(config, [f"train.{kind}"], [f"dev.{kind}", f"validation.{kind}"])
     columns = {split: _columns(path, config) for split, path in paths.items()}
     classes = () if config.regression else config.labels or class_names(columns["train"].label)
     if len(classes) == 1:

@@ -2,14 +2,16 @@
 
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from dsee_jax.ckpt.folders import GENERATION, read_json
 from dsee_jax.data.examples import Examples
 from dsee_jax.errors import InputError
 
-_CHUNK = 8192  # examples encoded at once, which bounds the memory that Python lists take
+CHUNK = 8192  # examples encoded at once, which bounds the memory that Python lists take
 
 
 class Tokens(NamedTuple):
@@ -22,9 +24,18 @@ class Tokens(NamedTuple):
     offsets: np.ndarray
     """(n + 1,) int64."""
     labels: np.ndarray
-    """(n,): int32 classes or float32 scores."""
+    """(n,): int32 classes or float32 scores; of texts to write (tokens,) int32: the token that follows each."""
     pad_id: int
     """The id to fill up with."""
+    weights: np.ndarray | None = None
+    """Of texts to write, (tokens,) float32: 1 where the token that follows is of a response, else 0."""
+    segments: np.ndarray | None = None
+    """Of packed texts, (tokens,) int32: the number of a token's text in its row, from 1; None: a text a row."""
+
+    @property
+    def size(self) -> int:
+        """n, how many examples there are; of packed texts, rows."""
+        return len(self.offsets) - 1
 
     @property
     def lengths(self) -> np.ndarray:
@@ -67,8 +78,8 @@ def tokenize(tokenizer: Any, examples: Examples, max_length: int, *, vocab_size:
         raise InputError(f"data.max_length: {max_length} leaves no room for text; special tokens alone take {special}")
     typed = "token_type_ids" in tokenizer.model_input_names
     ids, types, lengths = [], [], []
-    for start in range(0, len(examples.text), _CHUNK):
-        chunk = slice(start, start + _CHUNK)
+    for start in range(0, len(examples.text), CHUNK):
+        chunk = slice(start, start + CHUNK)
         encoded = tokenizer(
             examples.text[chunk],
             examples.pair and examples.pair[chunk],
@@ -82,11 +93,30 @@ def tokenize(tokenizer: Any, examples: Examples, max_length: int, *, vocab_size:
             types += [np.concatenate([np.asarray(row, np.int32) for row in encoded["token_type_ids"]])]
         lengths += [len(row) for row in encoded["input_ids"]]
     input_ids = np.concatenate(ids)
-    if input_ids.max() >= vocab_size:
-        raise InputError(
-            f"model.path: vocabulary larger than the embedding: the tokenizer gives id {input_ids.max()}, the embedding has "
-            f"{vocab_size} rows; the tokenizer and the weights are of different models"
-        )
+    check_ids(int(input_ids.max()), vocab_size)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     token_type_ids = np.concatenate(types) if typed else np.zeros_like(input_ids)
     return Tokens(input_ids, token_type_ids, offsets, examples.labels, tokenizer.pad_token_id or 0)
+
+
+def check_ids(largest: int, vocab_size: int) -> None:
+    """Raise `InputError` for an id that the embedding has no row for."""
+    if largest >= vocab_size:
+        raise InputError(
+            f"model.path: vocabulary larger than the embedding: the tokenizer gives id {largest}, the embedding has "
+            f"{vocab_size} rows; the tokenizer and the weights are of different models"
+        )
+
+
+def ends(folder: pathlib.Path, tokenizer: Any) -> tuple[int, ...]:
+    """Return the ends of text that the first of generation_config.json, config.json and the tokenizer names."""
+    for name in (GENERATION, "config.json"):
+        found = read_json(folder / name).get("eos_token_id") if (folder / name).exists() else None
+        if found is not None:
+            return tuple(found) if isinstance(found, list) else (found,)
+    return () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+
+
+def padding(tokenizer: Any, ends: Sequence[int]) -> int:
+    """Return the id to pad with; a tokenizer without one pads with the end of text, which no mask lets through."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (*ends, 0)[0]

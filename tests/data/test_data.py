@@ -35,7 +35,6 @@ def test_examples_are_drawn_with_the_seed():
     [
         (DataConfig(examples=4001), r"data\.examples: 4001 of 4000 training examples"),
         (DataConfig(examples=-1), r"data\.examples: -1 of"),
-        (DataConfig(source="e2e"), "'e2e' arrives with text generation"),
         (DataConfig(source="glue", task="rte"), r"data\.dir: empty; data\.source 'glue' reads files"),
         (DataConfig(source="csv", task="mine"), r"data\.dir: empty"),
     ],

@@ -36,7 +36,7 @@ def test_chunks_join(tokenizer, monkeypatch):
     """However many are encoded at once, the result is the same."""
     examples = Examples([f"word {n}" for n in range(7)], ["x"] * 7, np.zeros(7, np.int32))
     whole = tokens.tokenize(tokenizer, examples, 16, vocab_size=30522)
-    monkeypatch.setattr(tokens, "_CHUNK", 3)
+    monkeypatch.setattr(tokens, "CHUNK", 3)
     parts = tokens.tokenize(tokenizer, examples, 16, vocab_size=30522)
     for one, other in zip(whole, parts, strict=True):
         np.testing.assert_array_equal(one, other)

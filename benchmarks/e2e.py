@@ -1,0 +1,177 @@
+"""DSEE on decoders that learn to write, from the E2E challenge's data: one resumable command.
+
+    python -m benchmarks.e2e --data E2E_DIR [--llama LLAMA_DIR] [--section.key=value ...]
+
+E2E_DIR holds devset.csv, which is trained on, and testset_w_refs.csv, which is scored on. Two models: a GPT-2 of random
+weights (``benchmarks.random_gpt2``) that is first tuned in full (``configs/gpt2_e2e_full.yaml``) and then by DSEE
+(``configs/gpt2_e2e_dsee.yaml``), and with ``--llama`` a real Llama (``configs/stories_e2e_dsee.yaml``). Of each by DSEE:
+nothing pruned, 30 % and 50 % of the weights zero, and a quarter of the heads and neurons of each layer cut out; as many
+epochs in all.
+What a run measured is kept, with its config, in ``RESULTS/e2e/RUN.json`` and not measured again unless the config changes; a
+run that was interrupted goes on. Overrides apply to every run, for instance ``--data.examples=200`` for a quick look.
+
+Writes the table to ``RESULTS/e2e.json`` and ``e2e.md``, of the runs there are so far: loss and perplexity a token of the
+references, BLEU, NIST and ROUGE-L of greedy texts, the bytes of model and adapter, and two speeds: tokens a second trained on,
+and tokens a second of written texts (``--prompts`` of them, in batches of ``generate.batch_size``, programs compiled).
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks import random_gpt2
+from benchmarks.glue import RESULTS, ROOT, equal
+from dsee_jax import config as configs
+from dsee_jax import journal
+
+FULL, GPT2, LLAMA = (
+    ROOT / "configs" / f"{name}.yaml" for name in ("gpt2_e2e_full", "gpt2_e2e_dsee", "stories_e2e_dsee")
+)
+PRUNINGS: dict[str, tuple[str, ...]] = {
+    "nothing": ("--prune.kind=none",),
+    "30 % of weights": ("--prune.sparsity=0.3",),
+    "50 % of weights": ("--prune.sparsity=0.5",),
+    "a quarter of heads and neurons": (
+        *("--prune.kind=structured", "--prune.scope=tensor", "--prune.heads=0.25", "--prune.neurons=0.25"),
+    ),
+}
+FILES = {"nothing": "0", "30 % of weights": "30", "50 % of weights": "50", "a quarter of heads and neurons": "cut"}
+
+
+def run(name: str, config: Path, model: Path, options: argparse.Namespace, *overrides: str) -> dict[str, Any]:
+    """Do one run, or what is left of it, in a process of its own; return its metrics.json, and its speed of writing."""
+    out, kept = options.runs / name, options.results / "e2e" / f"{name}.json"
+    overrides = (*overrides, *options.overrides)
+    asked = yaml.safe_load(configs.dump(configs.read(config, overrides)))
+    # Where the files lie does not change what is measured.
+    del asked["output_dir"], asked["data"]["dir"], asked["model"]["path"]
+    if kept.exists() and equal((found := json.loads(kept.read_text()))["config"], asked):
+        return found["metrics"]
+    print(f"== {name}", flush=True)
+    places = (f"--model.path={model}", f"--data.dir={options.data}", f"--output_dir={out}")
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(options.runs / "compiled"), **os.environ}
+    subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), str(config), *places, *overrides],
+        check=True,
+        env=environment,
+        cwd=ROOT,
+    )
+    found = json.loads((out / "metrics.json").read_text()) | {"written_tokens_per_second": speed(out, options.prompts)}
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    journal.write(kept, {"config": asked, "metrics": found})
+    return found
+
+
+def speed(run: Path, prompts: int) -> float:
+    """Return the tokens a second of texts that a finished run writes for its first prompts, the second time."""
+    from dsee_jax import completion, setup, writing
+    from dsee_jax import config as configs
+
+    config = configs.read(run / setup.CONFIG, [f"--generate.prompts={prompts}"])
+    found = completion.opened(run, dtype=config.model.dtype)
+    exercise = setup.read_data(config, setup.read_task(config), run / "model", found.model).exercise
+    assert exercise is not None, "generate.new_tokens is 0"
+
+    def write() -> list[str]:
+        return writing.texts(
+            *(found.model, found.params, exercise.tokenizer, exercise.prompts),
+            ends=exercise.ends,
+            pad=exercise.pad,
+            batch_size=config.generate.batch_size,
+            updates=found.updates,
+            new_tokens=config.generate.new_tokens,
+        )
+
+    texts = write()
+    begin = time.perf_counter()
+    write()
+    seconds = time.perf_counter() - begin
+    return sum(len(exercise.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts) / seconds
+
+
+def row(model: str, method: str, found: dict[str, Any], stage: str = "final") -> dict[str, Any]:
+    """Return one line of the table: the final figures of a run, or with stage before those of what it began with."""
+    figures = {name: found[name] for name in ("weight_sparsity", "flops_ratio", "model_bytes")}
+    figures |= {name: found[name] for name in ("train_tokens_per_second", "written_tokens_per_second")}
+    return {"model": model, "method": method, "metrics": found[stage], **(figures if stage == "final" else {})}
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Return the table for the README."""
+    lines = [
+        "| model | method | loss | perplexity | BLEU | NIST | ROUGE-L | weights zero or gone | FLOPs a token | bytes "
+        "| trained on, tokens/s | written, tokens/s |",
+        "|" + "---|" * 12,
+    ]
+    for r in rows:
+        m = r["metrics"]
+        cells = [
+            f"{m['loss']:.3f}",
+            f"{m['perplexity']:.2f}",
+            f"{m['bleu']:.1f}",
+            f"{m['nist']:.2f}",
+            f"{m['rouge_l']:.3f}",
+        ]
+        if "model_bytes" in r:
+            cells += [f"{r['weight_sparsity']:.0%}", f"{r['flops_ratio']:.0%}", f"{r['model_bytes'] / 1e6:.2f} MB"]
+            cells += [f"{r['train_tokens_per_second']:,.0f}", f"{r['written_tokens_per_second']:,.0f}"]
+        else:
+            cells += [""] * 5
+        lines.append(f"| {r['model']} | {r['method']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def absolute(text: str) -> Path:
+    return Path(text).absolute()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=absolute, required=True, metavar="E2E_DIR")
+    parser.add_argument("--llama", type=absolute, metavar="LLAMA_DIR", help="a small Llama in Hugging Face's layout")
+    parser.add_argument("--runs", type=absolute, default=ROOT / "runs" / "e2e")
+    parser.add_argument("--results", type=absolute, default=RESULTS)
+    parser.add_argument("--prompts", type=int, default=256, help="how many texts to write for the speed; default 256")
+    options, options.overrides = parser.parse_known_args()
+    options.runs.mkdir(parents=True, exist_ok=True)
+    start = options.runs / "random_gpt2"
+    if not (start / "model.safetensors").exists():
+        random_gpt2.write(start, options.data / "devset.csv")
+    rows: list[dict[str, Any]] = []
+
+    def add(*new: dict[str, Any]) -> None:
+        rows.extend(new)
+        found = {
+            "command": " ".join(["python -m benchmarks.e2e --data E2E_DIR --llama LLAMA_DIR", *options.overrides]),
+            "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), no accelerator; other work ran beside it",
+            "rows": rows,
+        }
+        journal.write(options.results / "e2e.json", found)
+        journal.write_text(options.results / "e2e.md", markdown(rows))
+
+    full = run("gpt2_full", FULL, start, options)
+    add(row("GPT-2 shape", "random weights", full, "before"), row("GPT-2 shape", "every weight tuned", full))
+    plans = [("GPT-2 shape", "gpt2", GPT2, options.runs / "gpt2_full" / "model")]
+    if options.llama:
+        plans.append(("stories260k", "stories", LLAMA, options.llama))
+    for label, short, config, model in plans:
+        train = configs.read(config).train
+        for pruned, overrides in PRUNINGS.items():
+            epochs = [f"--train.epochs={train.epochs + train.retune_epochs}"] if pruned == "nothing" else []
+            found = run(f"{short}_dsee_{FILES[pruned]}", config, model, options, *overrides, *epochs)
+            if pruned == "nothing" and short == "stories":
+                add(row(label, "pretrained", found, "before"))
+            add(row(label, f"DSEE, pruned: {pruned}", found))
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Prompts with what is to follow them: CSV or JSON lines of one's own, and the E2E NLG dataset from its CSV.
+
+A line of JSON is ``{"prompt": ..., "completion": ...}`` or ``{"messages": [{"role": ..., "content": ...}, ...]}``, of which
+the last is the assistant's and is what is to be learnt; a CSV has the columns prompt and completion. Lines of one prompt are
+references of one input.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dsee_jax.config import DataConfig
+from dsee_jax.data import text
+from dsee_jax.data.examples import Prompts, Task
+from dsee_jax.errors import InputError, did_you_mean
+
+
+def load(config: DataConfig) -> Task:
+    """Read the train and dev files of ``data.dir``; the task's name is ``data.task``, or e2e.
+
+    E2E (Novikova et al. 2017, arXiv 1706.09254): the prompt is the meaning representation as it stands in the column ``mr``,
+    the completion a space and the text of ``ref``.
+
+    Raises:
+      InputError: with the file and line: a file is missing, empty or malformed, a column is missing, a completion is empty, or
+        messages are not a chat that the assistant ends.
+    """
+    if config.source == "e2e":
+        paths = text.files(config, ["trainset.csv"], ["devset.csv"])
+        name, read = "e2e", _meaning
+    else:
+        kind = config.source
+        paths = text.files(config, [f"train.{kind}"], [f"dev.{kind}", f"validation.{kind}"])
+        name, read = config.task, _example
+    found = {}
+    for split, path in paths.items():
+        prompts = Prompts([], [], [])
+        for line, row in text.rows(path, config.source):
+            where = f"{path}:{line}"
+            prompt, completion = read(row, where)
+            if not completion.strip():
+                raise InputError(f"{where}: what is to follow the prompt is empty: give a text or take the line out")
+            prompts.prompt.append(prompt)
+            prompts.completion.append(completion)
+            prompts.where.append(where)
+        if not prompts.where:
+            raise InputError(f"{path}: no rows; expected prompts and completions")
+        found[split] = prompts
+    return Task(name, (), found["train"], {"dev": found["dev"]})
+
+
+def _meaning(row: Mapping[str, Any], where: str) -> tuple[str, str]:
+    prompt, text = _texts(row, ("mr", "ref"), where, "the columns mr and ref of E2E")
+    return prompt, " " + text.strip()
+
+
+def _example(row: Mapping[str, Any], where: str) -> tuple[str | list[dict[str, Any]], str]:
+    if "messages" in row:
+        return _chat(row["messages"], where)
+    return _texts(row, ("prompt", "completion"), where, "prompt and completion, or messages")
+
+
+def _texts(row: Mapping[str, Any], names: tuple[str, str], where: str, expected: str) -> tuple[str, str]:
+    for name in names:
+        if name not in row:
+            near = did_you_mean(name, row.keys() - set(names))
+            raise InputError(f"{where}: no {name!r}{near}; expected {expected}, found {', '.join(map(repr, row))}")
+        if not isinstance(row[name], str):
+            raise InputError(f"{where}: {name!r} is {str(row[name])[:40]!r}; expected a text")
+    return row[names[0]], row[names[1]]
+
+
+def _chat(messages: Any, where: str) -> tuple[list[dict[str, Any]], str]:
+    """Return all messages but the last, and the content of the last."""
+    if not isinstance(messages, list) or len(messages) < 2:
+        raise InputError(f"{where}: 'messages' is {str(messages)[:40]!r}; expected a list of two messages or more")
+    for number, message in enumerate(messages):
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise InputError(f"{where}: message {number} is {str(message)[:40]!r}; expected texts 'role' and 'content'")
+    *before, last = messages
+    if last["role"] != "assistant":
+        raise InputError(
+            f"{where}: the last message is of {last['role']!r}; expected the assistant's, which is to be learnt"
+        )
+    return before, last["content"]

@@ -29,7 +29,13 @@ class ModelConfig:
     """causal-lm learns to write what follows prompts, of source e2e, csv or jsonl. auto: causal-lm for e2e, else
     sequence-classification."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the matrix products are computed in. Weights and updates are kept in float32."""
+    """What the matrix products are computed in. What is trained is kept in float32."""
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the frozen weights are kept in."""
+    scan: bool = False
+    """decoders: compile one layer and run it as often as there are layers. Compiles faster; all layers must be equal."""
+    remat: bool = False
+    """decoders: compute what is inside a layer again in the backward pass, which takes longer and far less memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,6 +322,7 @@ def check(config: Config) -> None:
         need(
             bool(prune.heads or prune.neurons), "prune.heads", prune.heads, "more than 0, or prune.neurons more than 0"
         )
+        need(not config.model.scan, "model.scan", True, f"false: {prune.kind} leaves layers that differ")
     if prune.kind == "structured":
         need(
             not prune.score.startswith("N"),

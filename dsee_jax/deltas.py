@@ -13,6 +13,7 @@ interceptor reads them at each ``nn.Dense`` and at each joint projection (a modu
 the children which hold the kernels). For code that is not Linen, `materialize` gives plain params.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsee_jax import ops, tree
+from dsee_jax import ops, stacks, tree
 from dsee_jax.aliases import Array, Delta, Deltas, Key, Params, Supports
 from dsee_jax.config import DeltaConfig
 from dsee_jax.errors import InputError
@@ -58,12 +59,13 @@ def init(params: Params, config: DeltaConfig, *, key: Key) -> tuple[dict[str, An
 
     ``a`` (in, rank) is normal with standard deviation 0.02; ``b`` (rank, out) and ``values`` (nonzeros,) are 0. Supports are
     chosen from the pretrained kernels, all of one shape in one vmapped call. Kernels with a leading layer axis (scanned
-    models) get stacked updates.
+    models) get stacked updates, each layer's what it would be by itself.
 
     Args:
       params: the pretrained tree; targets must be floating kernels of two axes (in, out), or three (layers, in, out).
       config: targets, rank, nonzeros, support.
-      key: decides ``a`` and the random choices of the selectors; folded with the index of the kernel among the targets.
+      key: decides ``a`` and the random choices of the selectors; folded with the index of the kernel among the targets,
+        those of scanned models taken layer by layer.
 
     Returns:
       ``(deltas, supports)``; both empty when rank and nonzeros are 0.
@@ -77,17 +79,35 @@ def init(params: Params, config: DeltaConfig, *, key: Key) -> tuple[dict[str, An
     chosen = {path: flat[path] for path in tree.select(config.targets, flat)}
     for path, w in chosen.items():
         _check(path, w, config)
-    keys = {path: jax.random.fold_in(key, number) for number, path in enumerate(chosen)}
+    keys = _keys(chosen, key)
     deltas: dict[str, Array] = {}
     for path, w in chosen.items():
         *layers, rows, columns = w.shape
         if config.rank:
-            deltas[f"{path}/a"] = 0.02 * jax.random.normal(keys[path], (*layers, rows, config.rank), jnp.float32)
+            normal = functools.partial(jax.random.normal, shape=(rows, config.rank), dtype=jnp.float32)
+            a = 0.02 * jax.vmap(normal)(keys[path])
+            deltas[f"{path}/a"] = a if layers else a[0]
             deltas[f"{path}/b"] = jnp.zeros((*layers, config.rank, columns), jnp.float32)
         if config.nonzeros:
             deltas[f"{path}/values"] = jnp.zeros((*layers, config.nonzeros), jnp.float32)
     supports = _supports(chosen, keys, config) if config.nonzeros else {}
     return tree.unflatten(deltas), tree.unflatten(supports)
+
+
+def _keys(chosen: Mapping[str, Array], key: Key) -> dict[str, Key]:
+    """Return the keys (layers,) of every kernel; a kernel of two axes is one layer."""
+    layers = {path: stacks.paths(path, w.shape[0]) if w.ndim == 3 else [path] for path, w in chosen.items()}
+    # One that is stacked under another name than `stacks.STACK` still needs a key a layer.
+    names = {
+        path: each if len(each) == (w.shape[0] if w.ndim == 3 else 1) else [f"{path}/{n:09}" for n in range(w.shape[0])]
+        for (path, w), each in zip(chosen.items(), layers.values(), strict=True)
+    }
+    order = tree.flatten(tree.unflatten({name: 0 for each in names.values() for name in each}))
+    numbers = {name: number for number, name in enumerate(order)}
+    return {
+        path: jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.array([numbers[name] for name in each]))
+        for path, each in names.items()
+    }
 
 
 def _check(path: str, w: Array, config: DeltaConfig) -> None:
@@ -113,7 +133,7 @@ def _supports(chosen: Mapping[str, Array], keys: Mapping[str, Key], config: Delt
         # One matrix an index: a stacked kernel counts as as many matrices as it has layers.
         stacked = jnp.concatenate([jnp.reshape(chosen[path], (-1, *shape[-2:])) for path in paths])
         layers = stacked.shape[0] // len(paths)
-        split = jnp.concatenate([jax.random.split(keys[path], layers) for path in paths])
+        split = jax.vmap(lambda each: jax.random.split(each, 1)[0])(jnp.concatenate([keys[path] for path in paths]))
         picked = jax.vmap(lambda w, k: select(w, config.nonzeros, key=k, **options))(stacked, split)
         for number, path in enumerate(paths):
             part = picked[number * layers : (number + 1) * layers]

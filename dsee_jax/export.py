@@ -9,7 +9,7 @@ import flax
 import jax
 import numpy as np
 
-from dsee_jax import compaction, flops, models, tree
+from dsee_jax import compaction, flops, models, stacks, tree
 from dsee_jax import deltas as delta_trees
 from dsee_jax import masks as mask_trees
 from dsee_jax.aliases import Masks, Params
@@ -23,6 +23,28 @@ def final_params(setup: Setup, trained: dict[str, Any], masks: Masks) -> Params:
     """Return the model's own weights at the end: pruned, with the trained head; updates are not folded in."""
     params = tree.unflatten({**tree.flatten(setup.params), **tree.flatten(trained["params"])})
     return mask_trees.apply(params, masks) if masks else params
+
+
+def apart(
+    setup: Setup, final: Setup, trained: dict[str, Any], masks: Masks
+) -> tuple[Setup, Setup, dict[str, Any], Masks]:
+    """Return all that `results` and `write` take of a model that scans as if it did not: layers apart, as files have them."""
+    if not getattr(setup.model, "scan", False):
+        return setup, final, trained, masks
+
+    def layers(values: Any) -> dict[str, Any]:
+        return stacks.unstack(stacks.on_host(values))
+
+    params = layers(setup.params)
+    # What is cut is never scanned: the end has the shapes of the start.
+    setup = setup._replace(
+        model=setup.model.clone(scan=False),
+        params=params,
+        prunable=[path for path in tree.flatten(params) if stacks.place(path)[0] in setup.prunable],
+        trained={part: layers(values) for part, values in setup.trained.items()},
+        supports=layers(setup.supports),
+    )
+    return setup, setup, {part: layers(values) for part, values in trained.items()}, layers(masks)
 
 
 def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Path) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def _compiled(
         return found[:, -1], cache
 
     capacity = ids.shape[1] + options.new_tokens - 1
-    logits, cache = step(ids, mask, caches.create(model.config, ids.shape[0], capacity))
+    logits, cache = step(ids, mask, caches.create(model, ids.shape[0], capacity))
     if options.beams > 1:
         return _beam_search(step, logits, cache, options)
     return _one_by_one(step, logits, cache, options, key)

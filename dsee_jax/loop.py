@@ -42,6 +42,7 @@ def run(config: Config, *, say: Callable[[Any], None] = print) -> dict[str, Any]
         journal.write_text(out / CONFIG, configs.dump(config))
     with checkpoints.opened(out / "checkpoints") as store:
         final, trained, masks, progress = _stages(setup, store, out, say)
+    setup, final, trained, masks = export.apart(setup, final, trained, masks)
     results = export.results(setup, final, trained, masks, progress.done)
     results |= export.write(final, trained, masks, out)
     results |= cost(progress)

@@ -56,7 +56,7 @@ def unstructured(
         (either may be left out) makes a pool of its own.
       sparsity: the fraction of zeros in each pool, in [0, 1).
       score: a name in `SCORES`. Kernels without an update score ``W``, except under ``random``.
-      scope: ``global`` compares over the whole pool, ``tensor`` prunes each kernel by itself.
+      scope: ``global`` compares over the whole pool, ``tensor`` prunes each kernel by itself, each layer of stacked ones too.
       scale: alpha / rank of the updates.
       scale_sparse: whether S is scaled too.
       key: for ``random``; folded with the index of the kernel among those selected.
@@ -83,7 +83,8 @@ def unstructured(
             if keep:
                 # Below every score, even below not-a-number (0), which moves up to leave room.
                 ranks = {path: jnp.where(earlier[path], jnp.maximum(ranks[path], 1), 0) for path in group}
-            found = _keep_highest(ranks, options["sparsity"])
+            by_itself = scope == "tensor" and kernels[group[0]].ndim == 3
+            found = (_each_layer if by_itself else _keep_highest)(ranks, options["sparsity"])
             masks |= {path: mask & earlier[path] for path, mask in found.items()} if keep else found
     return tree.unflatten({path: masks[path] for path in kernels})
 
@@ -316,6 +317,14 @@ def _keep_highest(ranks: Mapping[str, jax.Array], sparsity: float) -> dict[str, 
         left -= take
         masks[path] = rank >= np.uint32(bound) if more + take == at_least else highest(rank, more + take)
     return masks
+
+
+def _each_layer(ranks: Mapping[str, jax.Array], sparsity: float) -> dict[str, jax.Array]:
+    """Masks of the highest of every layer of stacked kernels."""
+    return {
+        path: jnp.stack([_keep_highest({path: layer}, sparsity)[path] for layer in rank])
+        for path, rank in ranks.items()
+    }
 
 
 def _reaching(ranks: list[jax.Array], bound: int) -> list[int]:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import yaml
 
@@ -71,8 +72,11 @@ def prepare(config: Config) -> Setup:
     folder = resolve(config.model.path)
     task, key = read_task(config), keys(config.train.seed)
     model: Any
+    asked = config.model
     model, params = hf.load_pretrained(
-        folder, configs.model_task(config), task.num_labels, dtype=config.model.dtype, key=key["head"]
+        *(folder, configs.model_task(config), task.num_labels),
+        **{name: getattr(asked, name) for name in ("dtype", "param_dtype", "scan", "remat")},
+        key=key["head"],
     )
     if config.train.dropout >= 0:
         model = model.clone(config=model.config.with_dropout(config.train.dropout))
@@ -85,7 +89,8 @@ def prepare(config: Config) -> Setup:
     if config.prune.kind in configs.CUTTING:
         _check_units(model, params, prunable, config.prune)
     deltas, supports = delta_trees.init(params, config.delta, key=key["deltas"])
-    trained = {"deltas": deltas, "params": params if config.train.full else tree.split(params, head)[0]}
+    moving = params if config.train.full else tree.split(params, head)[0]
+    trained = {"deltas": deltas, "params": jax.tree.map(lambda leaf: leaf.astype(jnp.float32), moving)}
     if not jax.tree.leaves(trained):
         raise InputError(
             "nothing is trained: delta.rank and delta.nonzeros are 0, and causal-lm has no new head; set one, or train.full"

@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsee_jax import compaction, models, tree
+from dsee_jax import compaction, models, stacks, tree
 from dsee_jax import layout as layouts
 from dsee_jax.aliases import Key, Masks, Params
 from dsee_jax.ckpt import cuts, folders, tensors
@@ -116,22 +116,31 @@ def load_pretrained(
     num_labels: int = 2,
     *,
     dtype: str = "float32",
+    param_dtype: str = "float32",
+    scan: bool = False,
+    remat: bool = False,
+    sharding: Callable[[str, tuple[int, ...]], jax.sharding.Sharding] | None = None,
     key: Key | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Read a model.
 
-    Arrays are read one by one, the largest first, so that memory peaks little above the size of the weights.
+    Arrays are read one by one, the largest first, each cast and put where it belongs before the next, so that memory peaks
+    little above the size of the weights.
 
     Args:
       path: what `resolve` takes.
       task: sequence-classification, token-classification, question-answering or features (the last hidden state, no head).
       num_labels: columns of the classifier; 1 for regression, 2 for question-answering.
-      dtype: float32 or bfloat16, of the matrix products. Params are float32 whatever the file holds.
+      dtype: float32 or bfloat16, of the matrix products.
+      param_dtype: float32 or bfloat16, of the params, whatever the file holds.
+      scan: of decoders: run the layers by ``jax.lax.scan``; their params come stacked (`dsee_jax.stacks`).
+      remat: of decoders: compute what is inside a layer again in the backward pass.
+      sharding: ``(path, shape) -> sharding`` of each param; None: on the default device.
       key: for a head that the checkpoint lacks, normal with the config's initializer_range (0.02), biases 0; None:
         ``jax.random.key(0)``.
 
     Returns:
-      ``(model, params)``: a Linen module, and nested dicts of float32 with kernels (in, out).
+      ``(model, params)``: a Linen module, and nested dicts with kernels (in, out), stacked ones (layers, in, out).
 
     Raises:
       InputError: anything missing, unreadable, not implemented, left over or of another shape; one line that names it.
@@ -144,21 +153,87 @@ def load_pretrained(
         raise InputError(f"{folder / cuts.KEPT}: {error}: it and config.json must be written together") from None
     places, stored = _places(model), tensors.index(folder)
     found = _account(folder, model, places, stored)
-    flat: dict[str, jax.Array] = {}
-    # The largest first: the second copy of an array being converted then never stands on top of all the others.
-    for name in sorted(found, key=lambda name: -found[name].nbytes):
-        array = tensors.read(found[name])
-        for path, layout in places[name].params.items():
-            # Ready before the next is read: a device that lags behind would hold the arrays of the file as well.
-            flat[path] = jax.block_until_ready(jnp.asarray(layouts.ours(layout, array).astype(np.float32, copy=False)))
+    groups, kind = _groups(folder, model, scan), _param_dtype(param_dtype)
+    flat = {path: _put(path, array, sharding) for path, array in _arrays(found, places, groups, kind)}
     shapes = {path: leaf.shape for path, leaf in tree.flatten(models.shapes(model)).items()}
-    created = [path for path in shapes if path not in flat]
+    created = [path for stacked, members in groups.items() for path in members if stacked not in flat]
     if created:
         log.warning("%s has no %s: created at random", folder, ", ".join(created))
     for number, path in enumerate(created):
         noise = jax.random.normal(jax.random.fold_in(jax.random.key(0) if key is None else key, number), shapes[path])
-        flat[path] = jnp.zeros(shapes[path]) if path.endswith("bias") else model.config.initializer_range * noise
-    return model, tree.unflatten({path: flat[path] for path in shapes})
+        value = jnp.zeros(shapes[path]) if path.endswith("bias") else model.config.initializer_range * noise
+        flat[path] = _put(path, np.asarray(value.astype(kind)), sharding)
+    options = {name: True for name, asked in (("scan", scan), ("remat", remat)) if asked}
+    return model.clone(**options), tree.unflatten({path: flat[path] for path in groups})
+
+
+def _arrays(
+    found: Mapping[str, tensors.Stored],
+    places: Mapping[str, _Place],
+    groups: Mapping[str, Sequence[str]],
+    kind: np.dtype[Any],
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the params that files hold, stacked ones once their last layer is read.
+
+    The largest first: the second copy of an array being converted then never stands on top of all the others.
+    """
+    stacked = {path: group for group, members in groups.items() for path in members}
+
+    def order(name: str) -> tuple[int, str]:
+        mine = [stacked[path] for path in places[name].params]
+        return -found[name].nbytes * max(len(groups[group]) for group in mine), min(mine)
+
+    filling: dict[str, tuple[np.ndarray, set[str]]] = {}
+    for name in sorted(found, key=order):
+        array = tensors.read(found[name])
+        for path, layout in places[name].params.items():
+            value, group = layouts.ours(layout, array).astype(kind, copy=False), stacked[path]
+            members = groups[group]
+            if group == path:
+                yield path, value
+                continue
+            if group not in filling:
+                filling[group] = np.empty((len(members), *value.shape), kind), set(members)
+            whole, left = filling[group]
+            whole[members.index(path)] = value
+            left.remove(path)
+            if not left:
+                yield group, filling.pop(group)[0]
+
+
+def _put(
+    path: str, array: np.ndarray, sharding: Callable[[str, tuple[int, ...]], jax.sharding.Sharding] | None
+) -> jax.Array:
+    """Put an array where it belongs; each process touches its own part only."""
+    if sharding is None:
+        placed = jnp.asarray(array)
+    else:
+        placed = jax.make_array_from_callback(array.shape, sharding(path, array.shape), lambda part: array[part])
+    # Ready before the next is read: a device that lags behind would hold the arrays of the file as well.
+    return jax.block_until_ready(placed)
+
+
+def _param_dtype(name: str) -> np.dtype[Any]:
+    if name not in ("float32", "bfloat16"):
+        raise InputError(f"param_dtype is {name!r}; use float32 or bfloat16")
+    return jnp.dtype(name)
+
+
+def _groups(folder: Path, model: Any, scan: bool) -> dict[str, list[str]]:
+    """Return ``{path of a param: paths of its layers}``, in the order of the tree; itself where it is not stacked."""
+    flat = tree.flatten(models.shapes(model))
+    if not scan:
+        return {path: [path] for path in flat}
+    kind = model.config.model_type
+    if not hasattr(model, "scan"):
+        raise InputError(
+            f"{folder / 'config.json'}: layers of {kind!r} cannot be scanned, those of decoders can: scan=False"
+        )
+    if model.config.uneven:
+        raise InputError(
+            f"{folder / 'config.json'}: layers that differ ({model.config.uneven}) cannot be scanned: use scan=False"
+        )
+    return {path: stacks.groups(flat)[path] for path in tree.flatten(models.shapes(model.clone(scan=True)))}
 
 
 def _account(
@@ -265,6 +340,8 @@ def save_pretrained(
     """
     origin = None if source is None else resolve(source)
     arrays, config = named(model, params), _config(model, origin, labels)
+    kinds = {str(array.dtype) for array in arrays.values()}
+    config["dtype"] = kinds.pop() if len(kinds) == 1 else "float32"
     with folders.whole(Path(path), overwrite=overwrite) as staging:
         tensors.write(staging, arrays, max_shard_size=max_shard_size)
         (staging / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -295,11 +372,13 @@ def _written(model: Any, name: str) -> str:
 
 
 def named(model: Any, params: Params) -> dict[str, np.ndarray]:
-    """Return params, or anything of their shapes, under Hugging Face's names and in its layouts.
+    """Return params, or anything of their shapes, under Hugging Face's names and in its layouts; layers of a stack apart.
 
     Raises:
       InputError: ``params`` are not the model's.
     """
+    if getattr(model, "scan", False):
+        model, params = model.clone(scan=False), stacks.unstack(stacks.on_host(params))
     flat, places = tree.flatten(params), _places(model)
     known = {path for place in places.values() for path in place.params}
     for path in flat.keys() - known:
@@ -320,7 +399,7 @@ def _config(model: Any, origin: Path | None, labels: Sequence[str]) -> dict[str,
         config.pop(name, None)
     own = fields.write(model.config)
     config = {name: value for name, value in config.items() if name not in fields.names(model.config)} | own
-    config |= {"model_type": model.config.model_type, "dtype": "float32"}
+    config |= {"model_type": model.config.model_type}
     config["architectures"] = [models.architecture(model)]
     count = model.config.num_labels
     if labels and len(labels) != count:

@@ -9,6 +9,7 @@ A cache is a dict of arrays of fixed shapes, passed in and out, so that a compil
     segments  (batch, capacity)                        int32; as in the mask, 0 where nothing was written yet
     length    ()                                       int32; how many slots are written, padding included
     layer_0   key, value (batch, capacity, groups, head size) each; layers without heads have no entry
+    layers    instead, of a model that scans: key, value (layers, batch, capacity, groups, head size)
 
 The tokens of a call go into the next slots; the caller sees to it that they fit.
 """
@@ -18,6 +19,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+
+from dsee_jax.stacks import STACK, stack
 
 Cache: TypeAlias = Mapping[str, Any]
 
@@ -31,20 +34,27 @@ class Context(NamedTuple):
     start: jax.Array  # () int32: the slot of the first token
 
 
-def create(config: Any, batch: int, capacity: int) -> dict[str, Any]:
-    """Return an empty cache of ``capacity`` tokens a row for the model of a ``config``, as cut as that may be."""
+def create(model: Any, batch: int, capacity: int) -> dict[str, Any]:
+    """Return an empty cache of ``capacity`` tokens a row for a decoder, as cut as that may be."""
+    config = model.config
     shape, dtype = (batch, capacity), jnp.dtype(config.dtype)
     layers = {
         f"layer_{number}": {name: jnp.zeros((*shape, groups, config.head_size), dtype) for name in ("key", "value")}
         for number, groups in enumerate(config.widths["heads"])
         if groups
     }
+    if model.scan:
+        layers = stack(layers)
     return {"segments": jnp.zeros(shape, jnp.int32), "length": jnp.zeros((), jnp.int32), **layers}
 
 
 def take(cache: Cache, rows: jax.Array) -> dict[str, Any]:
     """Return the cache of the rows ``rows`` (n,), in that order; a row may come more than once."""
-    return jax.tree.map(lambda leaf: leaf[rows] if leaf.ndim else leaf, dict(cache))
+
+    def taken(name: str, part: Any) -> Any:
+        return jax.tree.map(lambda leaf: (leaf[:, rows] if name == STACK else leaf[rows]) if leaf.ndim else leaf, part)
+
+    return {name: taken(name, part) for name, part in cache.items()}
 
 
 def read(

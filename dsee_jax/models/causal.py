@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from dsee_jax import ops
+from dsee_jax.errors import InputError
 from dsee_jax.models import cache as caches
 from dsee_jax.models.cache import Cache, Context
 from dsee_jax.models.layers import Bias, Dropout, JointDense, RmsNorm
 from dsee_jax.models.rope import rotate
+from dsee_jax.stacks import STACK
 
 
 class CausalAttention(nn.Module):
@@ -107,17 +109,74 @@ class CausalAttention(nn.Module):
         return self.output(mixed.reshape(*x.shape[:2], -1)), cache
 
 
+class Decoder(nn.Module):
+    """The layers, one after the other: params ``layer_0``, ``layer_1`` ..., or with ``scan`` all stacked, ``layers``."""
+
+    layer: Callable[..., nn.Module]
+    """``layer(number, name=...)`` makes what is called as ``(x, context, rotation, cache, deterministic)`` and returns ``x``
+    and the cache of this layer."""
+    depth: int
+    scan: bool = False
+    """One layer is compiled and run ``depth`` times; all must be equal."""
+    remat: bool = False
+    """Nothing inside a layer is kept for the backward pass, which computes each again (arXiv 1604.06174)."""
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        context: Context,
+        rotation: tuple[jax.Array, jax.Array] | None,
+        cache: Mapping[str, Any],
+        deterministic: bool,
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Return (batch, length, width) for ``x`` of that shape, and the cache (empty: none) with these tokens written."""
+        cache = dict(cache)
+
+        def run(
+            layer: nn.Module, x: jax.Array, own: Any, context: Context, rotation: Any
+        ) -> tuple[jax.Array, Mapping[str, jax.Array] | None]:
+            return layer(x, context, rotation, own, deterministic)
+
+        if self.remat:
+            # A loop keeps its iterations apart by itself.
+            run = nn.remat(run, prevent_cse=not self.scan)
+        if self.scan:
+            looped = nn.scan(
+                run,
+                variable_axes={"params": 0, "delta": 0, "support": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(0, nn.broadcast, nn.broadcast),
+                length=self.depth,
+            )
+            x, kept = looped(self.layer(0, name=STACK), x, cache.get(STACK), context, rotation)
+            return x, cache if kept is None else cache | {STACK: kept}
+        for number in range(self.depth):
+            name = f"layer_{number}"
+            x, kept = run(self.layer(number, name=name), x, cache.get(name), context, rotation)
+            cache |= {} if kept is None else {name: kept}
+        return x, cache
+
+
 class CausalModel(nn.Module):
-    """A decoder with the head of a task; an architecture says in ``stack`` what it is made of."""
+    """A decoder with the head of a task; an architecture says in ``parts`` and ``rotation`` what it is made of."""
 
     config: Any
-    """With vocab_size, tie_word_embeddings, initializer_range, num_labels, dtype."""
+    """With vocab_size, tie_word_embeddings, initializer_range, num_labels, dtype, uneven."""
     task: str = "causal-lm"
+    scan: bool = False
+    """Run the layers by ``jax.lax.scan``; their params are stacked, see `dsee_jax.stacks`."""
+    remat: bool = False
+    """Compute what is inside a layer again in the backward pass, and keep what goes from layer to layer only."""
 
-    def stack(self) -> tuple[Any, Any, Any]:
-        """Return ``embeddings(input_ids, positions, deterministic)`` with ``attend(x)``, the layers ``decoder(x, context,
-        cache, deterministic)`` and the last ``norm(x)``."""
+    def parts(self) -> tuple[Any, Callable[..., nn.Module], int, Any]:
+        """Return ``embeddings(input_ids, positions, deterministic)`` with ``attend(x)``, what makes a layer, how many there
+        are (see `Decoder`), and the last ``norm(x)``."""
         raise NotImplementedError
+
+    def rotation(self, positions: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+        """Return what turns queries and keys at ``positions`` (batch, length); None: nothing does."""
+        return None
 
     @nn.compact
     def __call__(
@@ -149,11 +208,15 @@ class CausalModel(nn.Module):
           second being the cache with these tokens written.
 
         Raises:
-          InputError: there is a table of positions and the batch is longer.
+          InputError: there is a table of positions and the batch is longer; ``scan``, and layers differ.
         """
-        config, (embeddings, decoder, norm) = self.config, self.stack()
+        config, (embeddings, layer, depth, norm) = self.config, self.parts()
+        if self.scan and config.uneven:
+            raise InputError(f"layers that differ ({config.uneven}) cannot be scanned: set model.scan to false")
         context, written = caches.read(input_ids, attention_mask, positions, cache)
-        x, written = decoder(embeddings(input_ids, context.positions, deterministic), context, written, deterministic)
+        x = embeddings(input_ids, context.positions, deterministic)
+        decoder = Decoder(layer, depth, self.scan, self.remat, name="decoder")
+        x, written = decoder(x, context, self.rotation(context.positions), written, deterministic)
         if self.task == "sequence-classification":
             x = caches.last(attention_mask, x)
         elif last_only:

@@ -1,7 +1,8 @@
 """GPT-2 (Radford et al. 2019, "Language models are unsupervised multitask learners"), numerically Hugging Face's."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -105,6 +106,14 @@ class Config:
         return self.n_embd // self.n_head
 
     @property
+    def uneven(self) -> str:
+        """In what layers differ, but for how they are numbered; empty: in nothing."""
+        widths = [f"kept_{kind}" for kind, numbers in self.widths.items() if len(set(numbers)) > 1]
+        return ", ".join(
+            [*widths, *(["scale_attn_by_inverse_layer_idx"] if self.scale_attn_by_inverse_layer_idx else [])]
+        )
+
+    @property
     def widths(self) -> dict[str, tuple[int, ...]]:
         """How many units of each kind of `CUTS` every layer has."""
         return {
@@ -160,7 +169,12 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, context: Context, cache: Mapping[str, jax.Array] | None, deterministic: bool
+        self,
+        x: jax.Array,
+        context: Context,
+        rotation: None,
+        cache: Mapping[str, jax.Array] | None,
+        deterministic: bool,
     ) -> tuple[jax.Array, Mapping[str, jax.Array] | None]:
         """Return (batch, length, width) for ``x`` of that shape, and the layer's cache with these tokens written."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
@@ -177,7 +191,7 @@ class Layer(nn.Module):
             name="attention",
         )
         y = LayerNorm(config.layer_norm_epsilon, dtype, name="attention_norm")(x)
-        y, cache = attention(y, context, None, cache, deterministic)
+        y, cache = attention(y, context, rotation, cache, deterministic)
         x = x + Dropout(config.resid_pdrop)(y, deterministic)
         y = LayerNorm(config.layer_norm_epsilon, dtype, name="mlp_norm")(x)
         neurons = config.widths["neurons"][self.number]
@@ -185,32 +199,14 @@ class Layer(nn.Module):
         return x + Dropout(config.resid_pdrop)(y, deterministic), cache
 
 
-class Decoder(nn.Module):
-    """The layers, one after the other."""
-
-    config: Config
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, context: Context, cache: dict[str, Any], deterministic: bool
-    ) -> tuple[jax.Array, dict[str, Any]]:
-        """Return (batch, length, width) for ``x`` of that shape, and the cache (empty: none) with these tokens written."""
-        cache = dict(cache)
-        for number in range(self.config.n_layer):
-            name = f"layer_{number}"
-            x, kept = Layer(self.config, number, name=name)(x, context, cache.get(name), deterministic)
-            cache |= {} if kept is None else {name: kept}
-        return x, cache
-
-
 class Gpt2(CausalModel):
     """GPT-2 with the head of a task (`ARCHITECTURES` lists them)."""
 
-    def stack(self) -> tuple[nn.Module, nn.Module, nn.Module]:
-        """Return embeddings, layers and the last norm."""
+    def parts(self) -> tuple[nn.Module, Callable[..., nn.Module], int, nn.Module]:
+        """Return embeddings, what makes a layer, how many there are, and the last norm."""
         config = self.config
         norm = LayerNorm(config.layer_norm_epsilon, jnp.dtype(config.dtype), name="norm")
-        return Embeddings(config, name="embeddings"), Decoder(config, name="decoder"), norm
+        return Embeddings(config, name="embeddings"), functools.partial(Layer, config), config.n_layer, norm
 
 
 Model = Gpt2

@@ -1,7 +1,8 @@
 """Llama (arXiv 2302.13971, 2407.21783) in plain Linen, numerically Hugging Face's; by config also Mistral, Qwen2 and Qwen3."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -175,6 +176,12 @@ class Config:
         return tuple(self.sliding_window if kind == "sliding_attention" else None for kind in types)
 
     @property
+    def uneven(self) -> str:
+        """In what layers differ, but for how they are numbered; empty: in nothing."""
+        widths = [f"kept_{kind}" for kind, numbers in self.widths.items() if len(set(numbers)) > 1]
+        return ", ".join([*widths, *(["layer_types"] if len(set(self.windows)) > 1 else [])])
+
+    @property
     def widths(self) -> dict[str, tuple[int, ...]]:
         """How many units of each kind of `CUTS` every layer has."""
         return {
@@ -273,35 +280,19 @@ class Layer(nn.Module):
         return x + GatedMlp(config, config.widths["neurons"][self.number], name="mlp")(y), cache
 
 
-class Decoder(nn.Module):
-    """The layers, one after the other."""
-
-    config: Config
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, context: Context, cache: dict[str, Any], deterministic: bool
-    ) -> tuple[jax.Array, dict[str, Any]]:
-        """Return (batch, length, width) for ``x`` of that shape, and the cache (empty: none) with these tokens written."""
-        config, cache = self.config, dict(cache)
-        turns = rope.rotation(
-            config.rope_parameters, context.positions, config.head_size, config.max_position_embeddings
-        )
-        for number in range(config.num_hidden_layers):
-            name = f"layer_{number}"
-            x, kept = Layer(config, number, name=name)(x, context, turns, cache.get(name), deterministic)
-            cache |= {} if kept is None else {name: kept}
-        return x, cache
-
-
 class Llama(CausalModel):
     """Llama with the head of a task (`ARCHITECTURES` lists them)."""
 
-    def stack(self) -> tuple[nn.Module, nn.Module, nn.Module]:
-        """Return embeddings, layers and the last norm."""
+    def parts(self) -> tuple[nn.Module, Callable[..., nn.Module], int, nn.Module]:
+        """Return embeddings, what makes a layer, how many there are, and the last norm."""
         config = self.config
         norm = RmsNorm(config.rms_norm_eps, jnp.dtype(config.dtype), name="norm")
-        return Embeddings(config, name="embeddings"), Decoder(config, name="decoder"), norm
+        return Embeddings(config, name="embeddings"), functools.partial(Layer, config), config.num_hidden_layers, norm
+
+    def rotation(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return cosines and sines."""
+        config = self.config
+        return rope.rotation(config.rope_parameters, positions, config.head_size, config.max_position_embeddings)
 
 
 Model = Llama

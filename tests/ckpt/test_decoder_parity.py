@@ -71,7 +71,7 @@ def test_logits(tmp_path, variant):
             _close(found[seen], expected[seen])
     if variant not in CACHED:
         return
-    cache = caches.create(model.config, 3, 20)
+    cache = caches.create(model, 3, 20)
     parts = []
     for part in (slice(0, 7), slice(7, 8), slice(8, 12)):
         logits, cache = run({"params": params}, **{name: x[:, part] for name, x in batch.items()}, cache=cache)

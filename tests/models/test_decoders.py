@@ -91,7 +91,7 @@ def test_a_cache_changes_nothing(variant):
     model, params = made(variant)
     batch = {"input_ids": ids(), "attention_mask": np.array([[0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2], [1] * 12], np.int32)}
     seen = batch["attention_mask"] > 0
-    whole, cache, parts = run(model, params, **batch), caches.create(model.config, 2, 15), []
+    whole, cache, parts = run(model, params, **batch), caches.create(model, 2, 15), []
     for part in (slice(0, 5), slice(5, 6), slice(6, 12)):
         logits, cache = run(model, params, **{name: x[:, part] for name, x in batch.items()}, cache=cache)
         parts.append(logits)

@@ -1,0 +1,104 @@
+"""The layers of a deep model as one: leaves of ``layer_0``, ``layer_1`` ... stacked on a leading axis below ``layers``.
+
+::
+
+    decoder/layer_0/mlp/up/kernel (in, out)
+    decoder/layer_1/mlp/up/kernel (in, out)      <->      decoder/layers/mlp/up/kernel (2, in, out)
+
+A model made with ``scan=True`` runs such a tree by ``jax.lax.scan``: one layer is compiled, whatever the depth. Params,
+deltas, supports and masks stack alike; files keep the layers apart.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from dsee_jax import tree
+from dsee_jax.aliases import Tree
+from dsee_jax.errors import InputError
+
+STACK = "layers"
+"""The name that stands for all layers."""
+
+_LAYER = re.compile(r"(?:(.*)/)?layer_(\d+)/(.*)")
+_STACKED = re.compile(rf"(?:(.*)/)?{STACK}/(.*)")
+
+
+def place(path: str) -> tuple[str, int | None]:
+    """Return the stacked path of a path, and the number of its layer; None where it is of no layer."""
+    found = _LAYER.fullmatch(path)
+    if not found:
+        return path, None
+    before, number, rest = found.groups()
+    return "/".join(filter(None, (before, STACK, rest))), int(number)
+
+
+def paths(path: str, layers: int) -> list[str]:
+    """Return the path of each layer of a stacked path, the inverse of `place`; the path itself where it is of no layer."""
+    found = _STACKED.fullmatch(path)
+    if not found:
+        return [path]
+    before, rest = found.groups()
+    return ["/".join(filter(None, (before, f"layer_{number}", rest))) for number in range(layers)]
+
+
+def groups(flat: Iterable[str]) -> dict[str, list[str]]:
+    """Return ``{stacked path: paths of its layers, in order}``; a path of no layer stands for itself.
+
+    Raises:
+      InputError: a layer lacks what another has.
+    """
+    found: dict[str, dict[int, str]] = {}
+    for path in flat:
+        stacked, number = place(path)
+        found.setdefault(stacked, {})[-1 if number is None else number] = path
+    depth = max((max(numbers) + 1 for numbers in found.values()), default=0)
+    for stacked, numbers in found.items():
+        missing = set(range(depth)) - numbers.keys()
+        if missing and -1 not in numbers:
+            raise InputError(
+                f"layer {min(missing)} has no {paths(stacked, depth)[min(missing)]!r}, which another has: layers that differ "
+                "cannot be scanned, set model.scan to false"
+            )
+    return {stacked: [numbers[number] for number in sorted(numbers)] for stacked, numbers in found.items()}
+
+
+def stack(layered: Tree) -> dict[str, Any]:
+    """Return a tree with the leaves of its layers stacked; NumPy arrays stay NumPy arrays.
+
+    Raises:
+      InputError: layers differ in their paths or shapes.
+    """
+    flat = tree.flatten(layered)
+    stacked: dict[str, Any] = {}
+    for path, members in groups(flat).items():
+        leaves = [flat[member] for member in members]
+        if members == [path]:
+            stacked[path] = leaves[0]
+            continue
+        shapes = {tuple(leaf.shape) for leaf in leaves}
+        if len(shapes) > 1:
+            raise InputError(
+                f"{path!r} has the shapes {', '.join(map(str, sorted(shapes)))} in its layers: layers that differ cannot be "
+                "scanned, set model.scan to false"
+            )
+        own = np.stack if all(isinstance(leaf, np.ndarray) for leaf in leaves) else jnp.stack
+        stacked[path] = own(leaves)
+    return tree.unflatten(stacked)
+
+
+def unstack(stacked: Tree) -> dict[str, Any]:
+    """Return a tree with its layers apart, the inverse of `stack`; of NumPy arrays views."""
+    flat: dict[str, Any] = {}
+    for path, leaf in tree.flatten(stacked).items():
+        members = paths(path, leaf.shape[0]) if leaf.shape else [path]
+        flat |= {path: leaf} if members == [path] else {member: leaf[n] for n, member in enumerate(members)}
+    return tree.unflatten(flat)
+
+
+def on_host(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tree as NumPy arrays, which on CPU are views of the arrays there are."""
+    return tree.unflatten({path: np.asarray(leaf) for path, leaf in tree.flatten(values).items()})

@@ -33,6 +33,10 @@ SCALE = 2.0
 
 _PARTS = frozenset({"a", "b", "values"})
 
+_AT_ONCE = 1 << 28
+"""Bytes of float32 kernels whose supports are chosen in one call: all query and value kernels of a RoBERTa-large, and of a
+larger model no more than leaves room for the copies that the selectors make."""
+
 
 def _is_delta(node: Any) -> bool:
     return (
@@ -58,8 +62,8 @@ def init(params: Params, config: DeltaConfig, *, key: Key) -> tuple[dict[str, An
     """Create the updates of every kernel that ``config.targets`` selects; the start equals the pretrained model exactly.
 
     ``a`` (in, rank) is normal with standard deviation 0.02; ``b`` (rank, out) and ``values`` (nonzeros,) are 0. Supports are
-    chosen from the pretrained kernels, all of one shape in one vmapped call. Kernels with a leading layer axis (scanned
-    models) get stacked updates, each layer's what it would be by itself.
+    chosen from the pretrained kernels, those of one shape in one vmapped call (many large ones in several). Kernels with a
+    leading layer axis (scanned models) get stacked updates, each layer's what it would be by itself.
 
     Args:
       params: the pretrained tree; targets must be floating kernels of two axes (in, out), or three (layers, in, out).
@@ -122,6 +126,10 @@ def _check(path: str, w: Array, config: DeltaConfig) -> None:
         )
 
 
+def _pick(select: Callable[..., jax.Array], nonzeros: int, options: Mapping[str, Any], w: Array, key: Key) -> jax.Array:
+    return select(w, nonzeros, key=key, **options)
+
+
 def _supports(chosen: Mapping[str, Array], keys: Mapping[str, Key], config: DeltaConfig) -> dict[str, Array]:
     select = SUPPORTS[config.support]
     options = {"rank": config.support_rank} if config.support == "grebsmo" else {}
@@ -134,7 +142,10 @@ def _supports(chosen: Mapping[str, Array], keys: Mapping[str, Key], config: Delt
         stacked = jnp.concatenate([jnp.reshape(chosen[path], (-1, *shape[-2:])) for path in paths])
         layers = stacked.shape[0] // len(paths)
         split = jax.vmap(lambda each: jax.random.split(each, 1)[0])(jnp.concatenate([keys[path] for path in paths]))
-        picked = jax.vmap(lambda w, k: select(w, config.nonzeros, key=k, **options))(stacked, split)
+        pick = jax.vmap(functools.partial(_pick, select, config.nonzeros, options))
+        at_once = max(1, _AT_ONCE // (4 * shape[-2] * shape[-1]))
+        parts = [slice(start, start + at_once) for start in range(0, len(stacked), at_once)]
+        picked = jnp.concatenate([jax.block_until_ready(pick(stacked[part], split[part])) for part in parts])
         for number, path in enumerate(paths):
             part = picked[number * layers : (number + 1) * layers]
             found[path] = part if len(shape) == 3 else part[0]

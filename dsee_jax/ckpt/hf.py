@@ -366,6 +366,11 @@ def names(model: Any) -> dict[str, tuple[str, Layout]]:
     }
 
 
+def stored_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors of a model that does not scan, by their names in the files."""
+    return {_written(model, name): place.shape for name, place in _places(model).items()}
+
+
 def _written(model: Any, name: str) -> str:
     """A bare model has its names without the prefix, as Hugging Face writes them."""
     return name.removeprefix(_tables(model).PREFIX) if model.task == "features" else name

@@ -1,0 +1,136 @@
+"""Peak host memory of tuning a large Llama-shaped model by DSEE on CPU, and what it consists of.
+
+``python -m benchmarks.llama_memory`` writes ``benchmarks/results/llama_memory.json`` and prints it: 1.1 billion parameters
+(the shape of TinyLlama) of random weights in bfloat16, on disk in shards; updates of rank 16 with 64 nonzeros on query and
+value; one text of 512 tokens a step; layers scanned and computed again in the backward pass. The checkpoint is made in one
+process and tuned in another, because the peak of a process (``ru_maxrss``) must hold nothing else. Needs 3 GB of disk.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+
+from benchmarks.load_memory import peak
+
+RESULT = pathlib.Path(__file__).parent / "results" / "llama_memory.json"
+SHAPE = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 32000,
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+}
+
+
+def make(folder: pathlib.Path, layers: int) -> None:
+    """Write the checkpoint, every tensor normal with standard deviation 0.02 (norms 1), in shards of 500 MB."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    from dsee_jax.ckpt import hf, tensors
+    from dsee_jax.models import llama
+
+    settings = SHAPE | {"num_hidden_layers": layers}
+    model = llama.Model(llama.Config.from_hf(settings))
+    generator, arrays = np.random.default_rng(0), {}
+    for name, shape in hf.stored_shapes(model).items():
+        one = generator.standard_normal(shape, np.float32) * 0.02 if len(shape) > 1 else np.ones(shape, np.float32)
+        arrays[name] = one.astype(jnp.bfloat16)
+    folder.mkdir(parents=True)
+    tensors.write(folder, arrays, max_shard_size="500MB")
+    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def measure(folder: pathlib.Path, length: int, steps: int) -> None:
+    """Read the checkpoint, make the updates, and do some steps; print what memory each took, in bytes."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    import dsee_jax
+    from dsee_jax import deltas, optim, step
+    from dsee_jax.config import TrainConfig
+
+    jax.block_until_ready(jnp.arange(8) + 1)
+    figures: dict[str, float] = {"peak_before": peak()}
+    kinds = {"dtype": "bfloat16", "param_dtype": "bfloat16"}
+    model, params = dsee_jax.load_pretrained(folder, "causal-lm", scan=True, remat=True, **kinds)
+    leaves = jax.tree.leaves(params)
+    figures |= {"parameters": sum(leaf.size for leaf in leaves), "weights_bytes": sum(leaf.nbytes for leaf in leaves)}
+    figures["largest_shard_bytes"] = max(path.stat().st_size for path in folder.glob("*.safetensors"))
+    figures["peak_loaded"] = peak()
+    config = dsee_jax.DeltaConfig(targets=("decoder/.*/(query|value)/kernel",), rank=16, alpha=32, nonzeros=64)
+    updates, supports = deltas.init(params, config, key=jax.random.key(0))
+    figures |= {"trained": deltas.count(updates), "peak_supports": peak()}
+    optimizer = optim.adamw(TrainConfig())
+    trained = {"deltas": updates, "params": {}}
+    state = step.State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained))
+    frozen = step.Frozen(params, supports, {})
+    generator = np.random.default_rng(0)
+    ids = generator.integers(0, SHAPE["vocab_size"], (1, length), dtype=np.int32)
+    ones = np.ones((1, length), np.int32)
+    batch = {"input_ids": ids, "attention_mask": ones, "token_type_ids": 0 * ones}
+    batch |= {"labels": np.roll(ids, -1, 1), "weights": ones.astype(np.float32)}
+    run = jax.jit(step.train_step(model, optimizer, config, regression=False), donate_argnums=0)
+    args = (frozen, batch, jax.random.key(0), jnp.float32(1e-3))
+    begin = time.perf_counter()
+    compiled = run.lower(state, *args).compile()
+    figures["compile_seconds"] = time.perf_counter() - begin
+    memory = compiled.memory_analysis()
+    for name in ("argument", "temp", "output", "alias", "generated_code"):
+        figures[f"program_{name}_bytes"] = getattr(memory, f"{name}_size_in_bytes")
+    losses, seconds = [], []
+    for _ in range(steps):
+        begin = time.perf_counter()
+        state, loss = compiled(state, *args)
+        losses.append(float(loss))
+        seconds.append(time.perf_counter() - begin)
+    figures["peak"] = peak()
+    print(json.dumps(figures | {"losses": losses, "step_seconds": seconds, "length": length}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"], help="default: %(default)s")
+    parser.add_argument("--length", type=int, default=512, help="tokens of a text; default: %(default)s")
+    parser.add_argument("--steps", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--make", type=pathlib.Path, metavar="DIR", help="only write the checkpoint")
+    parser.add_argument("--measure", type=pathlib.Path, metavar="DIR", help="only tune it and print the figures")
+    parser.add_argument("--out", type=pathlib.Path, default=RESULT, help="where the JSON goes; default: %(default)s")
+    options = parser.parse_args()
+    if options.make:
+        return make(options.make, options.layers)
+    if options.measure:
+        return measure(options.measure, options.length, options.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = pathlib.Path(folder) / "llama"
+        this = [sys.executable, "-m", "benchmarks.llama_memory", f"--layers={options.layers}"]
+        subprocess.run([*this, "--make", checkpoint], check=True)
+        sizes = [f"--length={options.length}", f"--steps={options.steps}"]
+        told = subprocess.run([*this, *sizes, "--measure", checkpoint], check=True, stdout=subprocess.PIPE, text=True)
+    import jax
+
+    figures = {
+        "command": " ".join(["python -m benchmarks.llama_memory", *sys.argv[1:]]),
+        "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), no accelerator",
+        "jax": jax.__version__,
+        **json.loads(told.stdout.splitlines()[-1]),
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(figures, indent=1) + "\n")
+    print(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -2,11 +2,11 @@
 
     python -m benchmarks.merge_llama --llama LLAMA_DIR --e2e E2E_DIR --glue GLUE_DIR
 
-The base: a small Llama of children's stories (`--llama`). ``restaurants`` learns E2E's descriptions (dev set; scored on the test
-set), ``reviews`` phrases of SST-2 of eight words or more after ``good review:`` or ``bad review:`` (scored on its dev set); every
-weight is tuned. The two are merged by ``python -m merge`` with RankMean, linear, TIES and DARE, options as their papers advise
-without a validation set, none searched. Of every model: the mean loss in nats over the tokens of each task's responses, the
-mean of both against the tuned models', and what it writes first for a prompt of each.
+The base: a small Llama of children's stories (``--llama``). ``restaurants`` learns E2E's descriptions (dev set; scored on the
+test set), ``reviews`` phrases of SST-2 of eight words or more after ``good review:`` or ``bad review:`` (scored on its dev
+set); every weight is tuned. The two are merged by ``python -m merge`` with RankMean, linear, TIES and DARE, options as their
+papers advise without a validation set, none searched. Of every model: the mean loss in nats over the tokens of each task's
+responses, the mean of both over the tuned models', and what it writes first for a prompt of each.
 
 Writes ``benchmarks/results/merge_llama.json`` and ``.md``. A tuning that was interrupted goes on.
 """
@@ -63,7 +63,7 @@ def write_reviews(glue: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for split, most in (("train", EXAMPLES), ("dev", None)):
         with (glue / "SST-2" / f"{split}.tsv").open(encoding="utf-8") as file:
-            rows = [row for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)][1:]
+            rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
         found = [
             {"prompt": f"{('bad', 'good')[int(label)]} review:", "completion": f" {text.strip()}"}
             for text, label in rows

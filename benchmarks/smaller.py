@@ -2,8 +2,8 @@
 
     python -m benchmarks.smaller --data GLUE_DIR [--parts cut ticket birds]
 
-``cut``: DSEE whose heads and neurons are cut out, by score after tuning or by EarlyBERT before it, next to LoRA and full
-fine-tuning of the whole model (the runs of `benchmarks.glue`): score, FLOPs, bytes, and the throughput and memory of the
+``cut``: DSEE whose heads and neurons are cut out by EarlyBERT's search (once also by score after tuning), next to LoRA and
+full fine-tuning of the whole model (the runs of `benchmarks.glue`): score, FLOPs, bytes, and the throughput and memory of the
 finished model next to the whole one (`benchmarks.inference`).
 ``ticket``: full fine-tuning of EarlyBERT's tickets of several sizes and of the whole model, in turns: score and seconds of
 training, search included.
@@ -34,7 +34,9 @@ EPOCHS = {"sst2": 3, "stsb": 4, "rte": 6}
 """Passes over the data of every method, in all; the search for a ticket is not counted, its seconds are."""
 SIZES = {"75 % of the FLOPs": (2, 0.3), "1/4 of heads, 40 % of neurons": (0.25, 0.4)}
 """(heads, neurons) that go in the part ``cut``."""
-KINDS = {"score": "structured", "ticket": "earlybert"}
+KINDS = {"ticket": "earlybert", "score": "structured"}
+BY_SCORE = ("sst2", "75 % of the FLOPs")
+"""The task and the size of which the cut by score is measured too."""
 TICKETS = ((2, 0.3), (4, 0.4), (6, 0.5), (6, 0.6))
 """(heads of each layer, neurons) that go in the part ``ticket``; all seeds for the second, which is EarlyBERT's own."""
 OWN, TIMED, STEPS, MOMENTS = TICKETS[1], "sst2", 313, 30
@@ -69,6 +71,8 @@ def cut(options: argparse.Namespace) -> list[dict[str, Any]]:
             lines.append(glue.row(task, method, runs) | described(runs[0]))
         for size, (heads, neurons) in SIZES.items():
             for by, kind in KINDS.items():
+                if by == "score" and (task, size) != BY_SCORE:
+                    continue
                 name = f"{task}_{by}_{heads}_{neurons}"
                 passes = [f"--train.epochs={EPOCHS[task]}"] if kind == "earlybert" else []
                 overrides = [*pruned(kind, heads, neurons), *passes]

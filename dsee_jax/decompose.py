@@ -94,7 +94,7 @@ def grebsmo(w: Array, rank: int, nonzeros: int = 64, *, key: Key) -> tuple[jax.A
         u = jax.random.normal(jax.random.fold_in(key, 1), (w.shape[0], rank))
 
         def turn(_: int, parts: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-            u, _, s = parts
+            u, s = parts[0], parts[2]
             u = jnp.linalg.qr((w - s) @ jnp.linalg.qr((w - s).T @ u)[0])[0]
             v = u.T @ (w - s)
             return u, v, jnp.where(support, w - u @ v, 0)

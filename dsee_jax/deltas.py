@@ -21,6 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen.dtypes import promote_dtype
 
 from dsee_jax import ops, stacks, tree
 from dsee_jax.aliases import Array, Delta, Deltas, Key, Params, Supports
@@ -227,9 +228,9 @@ def interceptor(*, scale: float, scale_sparse: bool = True, seen: set[str] | Non
         if seen is not None:
             paths = ("/".join(filter(None, (prefix, name, "kernel"))) for name in names or ("",))
             seen.update(path for path, delta in zip(paths, deltas, strict=True) if delta)
-        parameters = [read("params", name) for name in names or ("",)]
+        parameters: list[Any] = [read("params", name) for name in names or ("",)]
         supports = [(read("support", name) or {}).get("kernel") for name in names or ("",)]
-        x, *parts = nn.dtypes.promote_dtype(
+        x, *parts = promote_dtype(
             *args, *(p[k] for p in parameters for k in ("kernel", "bias") if k in p), dtype=module.dtype
         )
         parts = iter(parts)

@@ -150,7 +150,7 @@ def _compiled(
 class _Rows(NamedTuple):
     """The loop of one sequence a row."""
 
-    count: jax.Array  # () int32: tokens chosen
+    count: jax.Array  # () int32: tokens chosen # pyright: ignore[reportIncompatibleMethodOverride]
     tokens: jax.Array  # (rows, new_tokens)
     ended: jax.Array  # (rows,) bool
     logits: jax.Array  # (rows, vocabulary) of the next token
@@ -204,7 +204,7 @@ def filtered(logits: jax.Array, options: Options) -> jax.Array:
 class _Beams(NamedTuple):
     """The loop of a beam search: of every row the beams that go on, and the best of those that have ended."""
 
-    count: jax.Array  # () int32: tokens chosen
+    count: jax.Array  # () int32: tokens chosen # pyright: ignore[reportIncompatibleMethodOverride]
     tokens: jax.Array  # (rows, beams, new_tokens)
     scores: jax.Array  # (rows, beams): sums of log probabilities
     done_tokens: jax.Array  # (rows, beams, new_tokens)

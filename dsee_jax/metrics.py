@@ -17,7 +17,7 @@ def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Return the F1 score of class 1, in [0, 1]; 0 when class 1 is neither predicted nor present."""
-    return float(sklearn.metrics.f1_score(labels, predictions, zero_division=0.0))
+    return float(sklearn.metrics.f1_score(labels, predictions, zero_division=0.0))  # pyright: ignore[reportArgumentType]
 
 
 def matthews(predictions: np.ndarray, labels: np.ndarray) -> float:

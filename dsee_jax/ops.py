@@ -159,7 +159,7 @@ def _joint_forward(scales: _Scales, x: Any, members: Any) -> Any:
 def _joint_backward(scales: _Scales, residuals: Any, cotangents: Any) -> Any:
     x, members, (wants_x, wanted) = residuals
     zero = jax.custom_derivatives.SymbolicZero
-    dy = [jnp.zeros(g.aval.shape, g.aval.dtype) if isinstance(g, zero) else g for g in cotangents]
+    dy = [jnp.zeros(g.aval.shape, g.aval.dtype) if isinstance(g, zero) else g for g in cotangents]  # pyright: ignore[reportAttributeAccessIssue]
     # Behind one barrier: the cotangents are read many times, and kernels folded anew here need not be kept from before.
     dy, members = _barrier((dy, members))
     low_rank = [(number, member) for number, member in enumerate(members) if "a" in member]

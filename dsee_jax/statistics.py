@@ -40,11 +40,11 @@ def fisher(model: nn.Module, params: Params, batch: Mapping[str, Array], *, regr
     """
 
     def score(params: Params, row: Mapping[str, Array], label: Array) -> jax.Array:
-        logits: Any = model.apply({"params": params}, **{name: row[name][None] for name in INPUTS}, deterministic=True)
+        logits = _outputs(model, params, {name: leaf[None] for name, leaf in row.items()})
         return logits[0, 0] if regression else jax.nn.log_softmax(logits[0])[label]
 
     rows = {name: batch[name] for name in INPUTS}
-    outputs: Any = jax.eval_shape(lambda: model.apply({"params": params}, **rows, deterministic=True))
+    outputs = jax.eval_shape(lambda: _outputs(model, params, rows))
     gradients = jax.vmap(jax.value_and_grad(score), in_axes=(None, 0, None))
 
     def add(total: dict[str, Any], label: jax.Array) -> tuple[dict[str, Any], None]:
@@ -56,7 +56,12 @@ def fisher(model: nn.Module, params: Params, batch: Mapping[str, Array], *, regr
     return jax.lax.scan(add, start, jnp.arange(outputs.shape[1]))[0]
 
 
-def _rows(share: jax.Array, like: jax.Array) -> jax.Array:
+def _outputs(model: nn.Module, params: Params, batch: Mapping[str, Array]) -> Any:
+    inputs: dict[str, Any] = {name: batch[name] for name in INPUTS}
+    return model.apply({"params": params}, **inputs, deterministic=True)
+
+
+def _rows(share: Array, like: jax.Array) -> Array:
     """Return (n,) as (n, 1, 1, ...) beside ``like`` (n, ...)."""
     return share.reshape(-1, *(1,) * (like.ndim - 1))
 
@@ -89,7 +94,7 @@ def gram(model: nn.Module, params: Params, batch: Mapping[str, Array]) -> dict[s
         return call(*args, **kwargs)
 
     with nn.intercept_methods(intercept):
-        model.apply({"params": params}, **{name: batch[name] for name in INPUTS}, deterministic=True)
+        _outputs(model, params, batch)
     return found
 
 

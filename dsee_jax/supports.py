@@ -26,7 +26,7 @@ def top_k(score: Array, k: int | Array) -> jax.Array:
 
 
 @jax.jit
-def highest(rank: Array, k: int | Array) -> jax.Array:
+def highest(rank: jax.Array, k: int | Array) -> jax.Array:
     """Do what `top_k` does for the numbers that `ordered` gives."""
     k = jnp.clip(jnp.asarray(k, jnp.int32), 0, rank.size)
     bound = _kth(rank, k)

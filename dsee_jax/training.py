@@ -138,7 +138,7 @@ def fit(
             pending.append((loss, count(batch)))
             done = number + 1
             if done % LOG_EVERY == 0 or done in evaluations or done % every == 0:
-                progress = _log(out, stage, done, float(rate(number)), pending, tick, progress, advance)
+                progress = _log(out, stage, done, rate(number), pending, tick, progress, advance)
                 tick = time.perf_counter()
             if done in evaluations:
                 found = compiled.evaluate(state.trained, masks)
@@ -205,7 +205,7 @@ def search(
             done = number + 1
             checked = done % period == 0 or done == total
             if done % LOG_EVERY == 0 or checked or done % every == 0:
-                progress = _log(out, stage, done, float(rate(number)), pending, tick, progress, advance)
+                progress = _log(out, stage, done, rate(number), pending, tick, progress, advance)
                 tick = time.perf_counter()
             if checked:
                 learned = jax.device_get(state.trained["coefficients"])
@@ -258,7 +258,7 @@ def _log(
     out: Path,
     stage: Stage,
     done: int,
-    rate: float,
+    rate: Any,
     pending: list[tuple[jax.Array, int]],
     tick: float,
     progress: Progress,
@@ -268,7 +268,7 @@ def _log(
     mean = float(np.mean([float(loss) for loss, _ in pending]))
     seconds, tokens = time.perf_counter() - tick, sum(tokens for _, tokens in pending)
     pending.clear()
-    record = {"stage": stage.name, "step": done, "loss": mean, "learning_rate": rate}
+    record = {"stage": stage.name, "step": done, "loss": mean, "learning_rate": float(rate)}
     journal.append(out / LOG, record | {"tokens_per_second": tokens / seconds})
     advance(done, f"loss {mean:.4f}")
     return progress._replace(seconds=progress.seconds + seconds, tokens=progress.tokens + tokens)

@@ -94,7 +94,7 @@ def scores(
         total = np.zeros(count(params, units), np.float32)
         if not len(total):
             pass
-        elif score == "random":
+        elif score == "random" and key is not None:
             total = np.asarray(jax.random.uniform(jax.random.fold_in(key, number), total.shape))
         else:
             for path in units.scored:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from dsee_jax.aliases import Array
 from dsee_jax.errors import InputError, did_you_mean
@@ -96,7 +97,7 @@ def rankmean_coefficients(
     unit: str = "layer",
     order: Literal["ascending", "reversed"] = "ascending",
     ties: Literal["mean", "order"] = "mean",
-) -> dict[str, jax.Array]:
+) -> dict[str, Array]:
     """Return RankMean's ``{unit: coefficients (models,)}``, each summing to 1.
 
     Tensors outside every unit get the plain mean in `merge` and do not appear here.
@@ -141,7 +142,7 @@ def _options(method: Method, name: str, options: Mapping[str, Any], count: int) 
 
 def _each(where: str, option: Option, value: Any, count: int) -> Any:
     """Return ``value`` as one value for each of ``count`` models."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         if value.shape not in ((), (count,)):
             raise InputError(
                 f"{where} has shape {value.shape} for {count} models; give one each, or one number for all"
@@ -151,11 +152,11 @@ def _each(where: str, option: Option, value: Any, count: int) -> Any:
     if len(listed) != count:
         raise InputError(f"{where} has {len(listed)} values for {count} models; give one each, or one number for all")
     checked = [_checked(f"{where}[{number}]", option, one) for number, one in enumerate(listed)]
-    return jnp.stack(checked) if any(isinstance(one, jax.core.Tracer) for one in checked) else checked
+    return jnp.stack(checked) if any(isinstance(one, Tracer) for one in checked) else checked
 
 
 def _checked(where: str, option: Option, value: Any) -> Any:
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         if option.kind is not float:
             raise InputError(f"{where} is traced; expected a constant: close over it or make it static")
         return value

@@ -26,18 +26,20 @@ class Tile(NamedTuple):
 
     base: Array | None
     models: tuple[Array, ...]
-    start: Array | int  # the flat position of the first element in the whole tensor
+    start: Array | np.uint32 | int  # the flat position of the first element in the whole tensor
     statistics: tuple[Array, ...] = ()  # one for each model, of the tensor's shape: what `fisher` weighs by
 
     @property
     def origin(self) -> jax.Array:
         """The base in float32; zeros where a method does without a base."""
-        return jnp.zeros(self.models[0].shape, jnp.float32) if self.base is None else self.base.astype(jnp.float32)
+        if self.base is None:
+            return jnp.zeros(self.models[0].shape, jnp.float32)
+        return jnp.asarray(self.base, jnp.float32)
 
     @property
     def values(self) -> list[jax.Array]:
         """The models in float32."""
-        return [model.astype(jnp.float32) for model in self.models]
+        return [jnp.asarray(model, jnp.float32) for model in self.models]
 
     @property
     def deltas(self) -> list[jax.Array]:
@@ -50,7 +52,7 @@ class Tile(NamedTuple):
         return positions(self.models[0].shape, self.start)
 
 
-def positions(shape: tuple[int, ...], start: Array | int = 0) -> jax.Array:
+def positions(shape: tuple[int, ...], start: Array | np.uint32 | int = 0) -> jax.Array:
     """Return ``start`` plus each element's position in row-major order, uint32, of shape ``shape``."""
     found = jnp.zeros(shape, jnp.uint32) + jnp.asarray(start).astype(jnp.uint32)
     for axis in range(len(shape)):

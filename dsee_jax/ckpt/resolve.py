@@ -39,9 +39,8 @@ def resolve(path: str | Path, revision: str | None = None) -> Path:
     import huggingface_hub.errors
 
     try:
-        patterns = list(_HUB_FILES)
         found = huggingface_hub.snapshot_download(
-            text, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]
+            text, revision=revision, allow_patterns=list(_HUB_FILES), ignore_patterns=["*/*"]
         )
         return Path(found)
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:

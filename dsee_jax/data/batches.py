@@ -124,10 +124,10 @@ class Batches:
         # 1e-9: 0.1 epochs of 30 steps are 3 steps, though 0.1 * 30 is a little more than 3
         return math.ceil(self.epochs * self.steps_per_epoch - 1e-9)
 
-    def __getitem__(self, step: int) -> Batch:
-        if not 0 <= step < len(self):
-            raise IndexError(f"step {step} of {len(self)}")
-        epoch, place = divmod(step, self.steps_per_epoch)
+    def __getitem__(self, index: int) -> Batch:
+        if not 0 <= index < len(self):
+            raise IndexError(f"step {index} of {len(self)}")
+        epoch, place = divmod(index, self.steps_per_epoch)
         plan = self._plans.get(epoch)
         if plan is None:
             buckets = np.searchsorted(self.edges, self.tokens.lengths)

@@ -34,7 +34,7 @@ def _builder(name: str, folder: str) -> Any:
 
     try:
         builder = tfds.builder(name, data_dir=folder or None)
-    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
         raise InputError(f"data.task: no TFDS builder {name!r}: {str(error).splitlines()[0]}") from None
     if "train" not in builder.info.splits:
         raise InputError(

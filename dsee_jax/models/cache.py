@@ -70,7 +70,7 @@ def read(
     """
     length = input_ids.shape[1]
     own = jnp.ones(input_ids.shape, jnp.int32) if attention_mask is None else attention_mask.astype(jnp.int32)
-    start = jnp.zeros((), jnp.int32) if cache is None else cache["length"]
+    start: jax.Array = jnp.zeros((), jnp.int32) if cache is None else cache["length"]
     segments = own if cache is None else jax.lax.dynamic_update_slice(cache["segments"], own, (0, start))
     slots = start + jnp.arange(length)
     distance = (slots[:, None] - jnp.arange(segments.shape[1])[None, :])[None]

@@ -94,7 +94,7 @@ class Roberta(nn.Module):
 def positions(config: Config, input_ids: jax.Array) -> jax.Array:
     """Return int32 (batch, length): pad_token_id at padding, at tokens pad_token_id + 1, + 2 ... whatever lies between."""
     real = (input_ids != config.pad_token_id).astype(jnp.int32)
-    return jnp.cumsum(real, axis=1) * real + config.pad_token_id
+    return jnp.cumsum(real, axis=1) * real + (config.pad_token_id or 0)
 
 
 Model = Roberta

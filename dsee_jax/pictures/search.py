@@ -76,11 +76,11 @@ def _neurons(figure: Any, axis: Any, names: list[str], steps: list[int], checks:
     from matplotlib.colors import BoundaryNorm
 
     colours = ScalarMappable(BoundaryNorm(np.arange(len(names) + 1) - 0.5, 256), paper.SCALE)
-    for number, name in enumerate(names):
+    for name, colour in zip(names, colours.to_rgba(np.arange(len(names))), strict=True):
         quantiles = np.array([check[name] for check in checks]).T
         for line, values in enumerate(quantiles):
             width = 2 if 2 * line + 1 == len(quantiles) else 0.8
-            axis.plot(steps, values, color=colours.to_rgba(number), linewidth=width)
+            axis.plot(steps, values, color=colour, linewidth=width)
     paper.ticks(figure.colorbar(colours, ax=axis, label="layer").ax.yaxis, len(names), 12)
     axis.set_ylabel("coefficient")
     axis.set_title("coefficients of neurons by layer: median (bold), quartiles, smallest and largest", fontsize=10)

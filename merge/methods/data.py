@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from dsee_jax.aliases import Array
 from dsee_jax.errors import InputError
@@ -45,7 +46,7 @@ def regmean(leaf: Leaf, *, alpha: float = 1.0, grams: Sequence[Array] | None = N
 def _projections(grams: Sequence[Array], alpha: float) -> list[jax.Array]:
     """Return ``G_m (sum_k G_k)^-1``, (in, in) each: what the rows of W_m are multiplied by."""
     # Inputs that never occur leave the sum singular; float64, where it can be had, takes the smallest ridge.
-    traced = any(isinstance(gram, jax.core.Tracer) for gram in grams)
+    traced = any(isinstance(gram, Tracer) for gram in grams)
     xp, kind = (jnp, jnp.float32) if traced else (np, np.float64)
     scaled = []
     for gram in grams:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from dsee_jax.aliases import Array
 from dsee_jax.errors import InputError
@@ -51,7 +52,7 @@ def moved(tile: Tile, weights: jax.Array) -> jax.Array:
 
 def check(where: str, *, weight: Any, normalize: Any = True, **others: Any) -> None:
     """Refuse weights, if they are known, that sum to zero and are to be divided by their sum."""
-    if normalize and not isinstance(weight, jax.core.Tracer) and abs(sum(map(float, weight))) < 1e-8:
+    if normalize and not isinstance(weight, Tracer) and abs(sum(map(float, weight))) < 1e-8:
         raise InputError(f"{where}: the weights sum to 0 and cannot be normalized; change them or normalize: false")
 
 

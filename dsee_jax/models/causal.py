@@ -142,11 +142,12 @@ class Decoder(nn.Module):
             # A loop keeps its iterations apart by itself.
             run = nn.remat(run, prevent_cse=not self.scan)
         if self.scan:
+            axes: Any = (0, nn.broadcast, nn.broadcast)
             looped = nn.scan(
                 run,
                 variable_axes={"params": 0, "delta": 0, "support": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(0, nn.broadcast, nn.broadcast),
+                in_axes=axes,
                 length=self.depth,
             )
             x, kept = looped(self.layer(0, name=STACK), x, cache.get(STACK), context, rotation)

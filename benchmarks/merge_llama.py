@@ -89,7 +89,8 @@ def scorer(run: Path) -> Any:
     found = finished.opened(run)
     data = setup.read_data(found.config, found.task, run / "model", found.model)
     mesh = sharding.mesh(found.config.mesh, batch_size=found.config.train.batch_size)
-    evaluate = evaluation.evaluator(found.model, found.config, data, mesh)
+    placed = sharding.placement(mesh, found.model)
+    evaluate = evaluation.evaluator(found.model, found.config, data, placed)
 
     def score(folder: Path) -> float:
         _, params = hf.load_pretrained(folder, "causal-lm")

@@ -119,7 +119,7 @@ def opened(run: Path) -> Tuned:
     config, regression = found.config, found.task.regression
     data = setup.read_data(config, found.task, run / "model", found.model)
     mesh = sharding.mesh(config.mesh, batch_size=config.train.batch_size)
-    evaluate = evaluation.evaluator(found.model, config, data, mesh)
+    evaluate = evaluation.evaluator(found.model, config, data, sharding.placement(mesh, found.model))
     metric = next(iter(metrics.of_task(config.data.task, regression=regression)))
     names = {path: name for path, (name, _) in hf.names(found.model).items()}
     flat = tree.flatten(found.params)

@@ -3,7 +3,7 @@
 from collections.abc import Container
 from typing import Any
 
-from dsee_jax import compaction, models, prune, tree, units
+from dsee_jax import compaction, models, prune, sharding, tree, units
 from dsee_jax import masks as mask_trees
 from dsee_jax import step as steps
 from dsee_jax.aliases import Masks
@@ -61,13 +61,14 @@ def carry_out(setup: Setup, trained: dict[str, Any], masks: Masks) -> tuple[Setu
 def smaller(setup: Setup, kept: Masks) -> Setup:
     """Return the setup of the model with only the units ``kept``: model, params, supports, and the trees as trained first."""
     plan = compaction.plan(setup.model, kept, setup.trained["deltas"], setup.supports)
-    params = compaction.cut_tree({"params": setup.params}, plan)["params"]
+    params, model = compaction.cut_tree({"params": setup.params}, plan)["params"], compaction.resized(setup.model, kept)
     return setup._replace(
-        model=compaction.resized(setup.model, kept),
+        model=model,
         params=params,
         prunable=[path for path in setup.prunable if path in tree.flatten(params)],
         trained=compaction.cut_tree(setup.trained, plan),
         supports=compaction.cut_supports(setup.supports, plan),
+        placed=sharding.placement(setup.placed.mesh, model),
         kept=kept,
     )
 

@@ -204,11 +204,13 @@ def materialize(
     return tree.unflatten(flat)
 
 
-def interceptor(*, scale: float, scale_sparse: bool = True, seen: set[str] | None = None) -> Callable[..., Any]:
+def interceptor(
+    *, scale: float, scale_sparse: bool = True, seen: set[str] | None = None, joined: bool = True
+) -> Callable[..., Any]:
     """Return a function for ``flax.linen.intercept_methods`` that adds the collections ``delta`` and ``support`` to kernels.
 
     It acts on ``nn.Dense`` and on joint projections; every other module runs as it is. The paths of the kernels it has
-    updated are added to ``seen``.
+    updated are added to ``seen``. Without ``joined`` the kernels of a joint projection are multiplied one by one.
     """
 
     def intercept(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
@@ -223,27 +225,24 @@ def interceptor(*, scale: float, scale_sparse: bool = True, seen: set[str] | Non
             else (lambda kind, _: module.variables.get(kind))
         )
         deltas = [(read("delta", name) or {}).get("kernel", {}) for name in names or ("",)]
-        if not any(deltas):
+        apart = not joined and names and module.has_variable("params", names[0])
+        if not any(deltas) and not apart:
             return call(*args, **kwargs)
         if seen is not None:
             paths = ("/".join(filter(None, (prefix, name, "kernel"))) for name in names or ("",))
             seen.update(path for path, delta in zip(paths, deltas, strict=True) if delta)
         parameters: list[Any] = [read("params", name) for name in names or ("",)]
         supports = [(read("support", name) or {}).get("kernel") for name in names or ("",)]
-        x, *parts = promote_dtype(
+        x, *values = promote_dtype(
             *args, *(p[k] for p in parameters for k in ("kernel", "bias") if k in p), dtype=module.dtype
         )
-        parts = iter(parts)
-        cast = [{k: next(parts) for k in ("kernel", "bias") if k in p} for p in parameters]
-        outputs = ops.joint_dense(
-            x,
-            tuple(p["kernel"] for p in cast),
-            tuple(p.get("bias") for p in cast),
-            tuple(deltas),
-            tuple(supports),
-            scale=scale,
-            scale_sparse=scale_sparse,
-        )
+        values = iter(values)
+        cast = [{k: next(values) for k in ("kernel", "bias") if k in p} for p in parameters]
+        parts = [(p["kernel"], p.get("bias"), d, s) for p, d, s in zip(cast, deltas, supports, strict=True)]
+        options = {"scale": scale, "scale_sparse": scale_sparse}
+        if apart:
+            return tuple(ops.dense(x, *part, **options) for part in parts)
+        outputs = ops.joint_dense(x, *zip(*parts, strict=True), **options)
         return outputs if names else outputs[0]
 
     return intercept
@@ -262,6 +261,7 @@ def apply(
     *,
     scale: float = SCALE,
     scale_sparse: bool = True,
+    joined: bool = True,
     **options: Any,
 ) -> Any:
     """Run a Linen model with its updates attached.
@@ -273,6 +273,8 @@ def apply(
       batch: a mapping becomes keyword arguments of the model, a tuple positional ones, anything else the only one.
       scale: alpha / rank.
       scale_sparse: whether S is scaled too.
+      joined: multiply by the kernels of a joint projection at once; not where their outputs are divided over devices, which
+        would have to move them.
       **options: passed to ``model.apply``: ``deterministic``, ``rngs``, ``method`` ...
 
     Returns:
@@ -285,10 +287,10 @@ def apply(
     args, kwargs = (
         ((), dict(batch)) if isinstance(batch, Mapping) else (batch if isinstance(batch, tuple) else (batch,), {})
     )
-    if not deltas:
+    if not deltas and joined:
         return model.apply({"params": params}, *args, **kwargs, **options)
     seen: set[str] = set()
-    with nn.intercept_methods(interceptor(scale=scale, scale_sparse=scale_sparse, seen=seen)):
+    with nn.intercept_methods(interceptor(scale=scale, scale_sparse=scale_sparse, seen=seen, joined=joined)):
         outputs = model.apply(variables, *args, **kwargs, **options)
     _all_seen(kernels(deltas), seen)
     return outputs

@@ -14,11 +14,12 @@ from dsee_jax.config import Config
 from dsee_jax.data import Task
 from dsee_jax.data.batches import eval_batches
 from dsee_jax.setup import Data
+from dsee_jax.sharding import Placement
 
 Evaluate = Callable[[dict[str, Any], step.Frozen], dict[str, float]]
 
 
-def evaluator(model: nn.Module, config: Config, data: Data, mesh: jax.sharding.Mesh) -> Evaluate:
+def evaluator(model: nn.Module, config: Config, data: Data, placed: Placement) -> Evaluate:
     """Return the function ``(trained, frozen) -> metrics``, dropout off, every example once.
 
     The metrics of the first dev set have their plain names; those of a second (MNLI's mismatched) end in ``_<set>``. Those of
@@ -29,19 +30,21 @@ def evaluator(model: nn.Module, config: Config, data: Data, mesh: jax.sharding.M
     @jax.jit
     def predict(trained: Any, frozen: step.Frozen, batch: Any) -> jax.Array:
         """Return logits (rows, labels), or of causal-lm (2,): the sum of losses, and of how many tokens."""
-        logits = step.predict(model, trained, frozen, batch, config.delta, deterministic=True)
+        with sharding.rows_divided(placed.mesh):
+            joined = placed.mesh.shape["tensor"] == 1
+            logits = step.predict(model, trained, frozen, batch, config.delta, joined=joined, deterministic=True)
         if not task.causal:
             return logits
         losses = step.losses(logits, batch["labels"], regression=False)
         return jnp.stack([jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"])])
 
     def evaluate(trained: dict[str, Any], frozen: step.Frozen) -> dict[str, float]:
-        trained, frozen = sharding.copy(mesh, (trained, frozen))
+        trained, frozen = sharding.place(placed, (trained, frozen))
         found: dict[str, float] = {}
         for number, (name, tokens) in enumerate(data.dev.items()):
             logits, total = np.zeros((tokens.size, task.num_labels), np.float32), np.zeros(2)
             for batch, rows in eval_batches(tokens, config.train.batch_size, data.edges):
-                seen = np.asarray(predict(trained, frozen, sharding.split(mesh, batch)))
+                seen = np.asarray(predict(trained, frozen, sharding.split(placed.mesh, batch)))
                 if task.causal:
                     total += seen
                 else:
@@ -58,7 +61,7 @@ def evaluator(model: nn.Module, config: Config, data: Data, mesh: jax.sharding.M
     return evaluate
 
 
-def writer(model: nn.Module, config: Config, data: Data, mesh: jax.sharding.Mesh) -> Evaluate:
+def writer(model: nn.Module, config: Config, data: Data, placed: Placement) -> Evaluate:
     """Return the function ``(trained, frozen) -> bleu, nist, rouge_l`` of texts written for the first dev set's prompts.
 
     Nothing is returned where the config asks for no texts.
@@ -69,7 +72,7 @@ def writer(model: nn.Module, config: Config, data: Data, mesh: jax.sharding.Mesh
     def write(trained: dict[str, Any], frozen: step.Frozen) -> dict[str, float]:
         if exercise is None:
             return {}
-        trained, frozen = sharding.copy(mesh, (trained, frozen))
+        trained, frozen = sharding.place(placed, (trained, frozen))
         delta = config.delta
         written = writing.texts(
             model,

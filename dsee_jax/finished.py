@@ -84,9 +84,10 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
     config, task, model, params, kept = opened(run, overrides)
     data = read_data(config, task, run / MODEL, model)
     mesh = sharding.mesh(config.mesh, batch_size=config.train.batch_size)
+    placed = sharding.placement(mesh, model)
     frozen = step.Frozen(params, kept.supports if kept else {}, {})
     trained = {"deltas": kept.deltas if kept else {}, "params": {}}
-    write, score = (make(model, config, data, mesh) for make in (evaluation.writer, evaluation.evaluator))
+    write, score = (make(model, config, data, placed) for make in (evaluation.writer, evaluation.evaluator))
     return write(trained, frozen) | score(trained, frozen)
 
 

@@ -48,7 +48,7 @@ class Setup(NamedTuple):
     trained: dict[str, Any]  # {"deltas", "params"} at the start
     supports: Supports
     data: Data
-    mesh: jax.sharding.Mesh
+    placed: sharding.Placement  # where arrays lie
     kept: Masks  # the heads and neurons that the run has kept, once it has cut some out; see `dsee_jax.units`
 
 
@@ -76,6 +76,7 @@ def prepare(config: Config) -> Setup:
     model, params = hf.load_pretrained(
         *(folder, configs.model_task(config), task.num_labels),
         **{name: getattr(asked, name) for name in ("dtype", "param_dtype", "scan", "remat")},
+        sharding=lambda model: sharding.placement(mesh, model).sharding,
         key=key["head"],
     )
     if config.train.dropout >= 0:
@@ -96,7 +97,8 @@ def prepare(config: Config) -> Setup:
             "nothing is trained: delta.rank and delta.nonzeros are 0, and causal-lm has no new head; set one, or train.full"
         )
     data = read_data(config, task, folder, model)
-    return Setup(config, folder, model, params, head, prunable, trained, supports, data, mesh, {})
+    placed = sharding.placement(mesh, model)
+    return Setup(config, folder, model, params, head, prunable, trained, supports, data, placed, {})
 
 
 def read_task(config: Config) -> datasets.Task:

@@ -66,7 +66,8 @@ def predict(
 ) -> Any:
     """Return the model's logits (batch, classes) with the updates attached, and the coefficients where ``trained`` has any.
 
-    ``cuts`` is ``models.cuts(model)``; coefficients without it raise `InputError`.
+    ``cuts`` is ``models.cuts(model)``; coefficients without it raise `InputError`. ``options`` are those of
+    `dsee_jax.deltas.apply`.
     """
     with tickets.attached(trained.get("coefficients", {}), cuts or {}):
         return delta_trees.apply(
@@ -90,6 +91,7 @@ def train_step(
     parts: Callable[[Mapping[str, Array]], int] = lambda batch: 1,
     cuts: Cuts | None = None,
     penalty: float = 0.0,
+    joined: bool = True,
 ) -> Callable[[State, Frozen, Mapping[str, Array], Key, Array], tuple[State, jax.Array]]:
     """Return the pure function ``(state, frozen, batch, key, rate) -> (state, loss)``; ``optimizer`` is as `optim.adamw`.
 
@@ -97,12 +99,15 @@ def train_step(
     many equal micro-batches a batch is computed; gradients are summed, so the result does not depend on it (dropout aside).
     The dropout key is ``key`` folded with the step and the number of the micro-batch.
 
+    ``joined`` is that of `dsee_jax.deltas.apply`.
+
     The search for a ticket: ``trained`` has ``coefficients``, ``cuts`` is ``models.cuts(model)``, and ``penalty`` times the
     sum of ``|c|`` is minimised with the loss. It is not in the loss that is returned, which thus compares between stages.
     """
 
     def summed(trained: dict[str, Any], frozen: Frozen, batch: Mapping[str, Array], key: Key) -> jax.Array:
-        logits = predict(model, trained, frozen, batch, delta, cuts=cuts, deterministic=False, rngs={"dropout": key})
+        options = {"cuts": cuts, "joined": joined, "deterministic": False, "rngs": {"dropout": key}}
+        logits = predict(model, trained, frozen, batch, delta, **options)
         return jnp.sum(losses(logits, batch["labels"], regression=regression) * batch["weights"])
 
     def step(
@@ -113,7 +118,10 @@ def train_step(
         if count == 1:
             total, gradient = jax.value_and_grad(summed)(state.trained, frozen, batch, jax.random.fold_in(key, 0))
         else:
-            split = jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), dict(batch))
+            # Every count-th row: where rows are divided over devices, each part of the batch is too.
+            split = jax.tree.map(
+                lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), dict(batch)
+            )
 
             def add(carry: Any, part: Any) -> tuple[Any, None]:
                 micro, number = part

@@ -57,7 +57,7 @@ class Programs(NamedTuple):
 
 def programs(setup: Setup, *, searching: bool = False) -> Programs:
     """Return the jitted functions of a run; ``searching`` trains coefficients of heads and neurons as well."""
-    config = setup.config
+    config, where = setup.config, setup.placed.mesh
     optimizer = optim.adamw(config.train)
     step = steps.train_step(
         setup.model,
@@ -69,12 +69,20 @@ def programs(setup: Setup, *, searching: bool = False) -> Programs:
         ),
         cuts=models.cuts(setup.model) if searching else None,
         penalty=config.prune.penalty if searching else 0.0,
+        joined=where.shape["tensor"] == 1,
     )
-    score = evaluation.evaluator(setup.model, config, setup.data, setup.mesh)
-    write = evaluation.writer(setup.model, config, setup.data, setup.mesh)
+    score = evaluation.evaluator(setup.model, config, setup.data, setup.placed)
+    write = evaluation.writer(setup.model, config, setup.data, setup.placed)
+
+    def divided(state: steps.State, *args: Any) -> tuple[steps.State, jax.Array]:
+        with sharding.rows_divided(where):
+            new, loss = step(state, *args)
+        # What a step changes stays where it is.
+        return jax.lax.with_sharding_constraint(new, sharding.shardings(setup.placed, new)), loss
+
     return Programs(
         optimizer,
-        jax.jit(step, donate_argnums=0),
+        jax.jit(divided, donate_argnums=0),
         lambda trained, masks: score(trained, cut.freeze(setup, masks)),
         lambda trained, masks: write(trained, cut.freeze(setup, masks)),
     )
@@ -116,9 +124,9 @@ def fit(
     train, source = setup.config.train, batches(setup, stage.epochs)
     total = len(source)
     rate = optim.schedule(stage.learning_rate, total, train.warmup)
-    begin = sharding.copy(setup.mesh, trained or setup.trained)
+    begin = sharding.place(setup.placed, trained or setup.trained)
     state = _begin(compiled, begin, store, stage, setup.kept or masks, progress, resumed=trained is None)
-    frozen = sharding.copy(setup.mesh, cut.freeze(setup, masks))
+    frozen = sharding.place(setup.placed, cut.freeze(setup, masks))
     prunings = cut.sparsities(setup.config.prune, total) if stage.name == "retune" else {}
     period = train.eval_every or source.steps_per_epoch
     evaluations = {*range(period, total, period), total}
@@ -132,9 +140,9 @@ def fit(
             if number in prunings and number:
                 masks = cut.draw(setup, state.trained, masks, prunings[number])
                 state = state._replace(trained=cut.masked(state.trained, masks))
-                frozen = sharding.copy(setup.mesh, cut.freeze(setup, masks))
+                frozen = sharding.place(setup.placed, cut.freeze(setup, masks))
             batch = next(stream)
-            state, loss = compiled.step(state, frozen, sharding.split(setup.mesh, batch), key, rate(number))
+            state, loss = compiled.step(state, frozen, sharding.split(setup.placed.mesh, batch), key, rate(number))
             pending.append((loss, count(batch)))
             done = number + 1
             if done % LOG_EVERY == 0 or done in evaluations or done % every == 0:
@@ -188,9 +196,9 @@ def search(
     period = pruning.check_every or max(total // CHECKS, 1)
     every = train.checkpoint_every or total
     coefficients = tickets.init(models.cuts(setup.model), setup.params)
-    begin = sharding.copy(setup.mesh, setup.trained | {"coefficients": coefficients})
+    begin = sharding.place(setup.placed, setup.trained | {"coefficients": coefficients})
     state = _begin(compiled, begin, store, stage, kept, progress, resumed=resumed)
-    frozen = sharding.copy(setup.mesh, cut.freeze(setup, {}))
+    frozen = sharding.place(setup.placed, cut.freeze(setup, {}))
     key, stream = _dropout(train.seed, stage), _stream(source, progress)
     pending: list[tuple[jax.Array, int]] = []
     tick = time.perf_counter()
@@ -200,7 +208,7 @@ def search(
             if _settled(pruning, progress):
                 break
             batch = next(stream)
-            state, loss = compiled.step(state, frozen, sharding.split(setup.mesh, batch), key, rate(number))
+            state, loss = compiled.step(state, frozen, sharding.split(setup.placed.mesh, batch), key, rate(number))
             pending.append((loss, count(batch)))
             done = number + 1
             checked = done % period == 0 or done == total

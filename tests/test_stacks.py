@@ -174,18 +174,17 @@ def test_read_to_where_it_belongs(tmp_path):
     """Every param comes with the sharding that was asked for it, stacked ones under their own paths."""
     model, params, *_ = made("llama")
     hf.save_pretrained(tmp_path / "base", model, params)
-    mesh, asked = Mesh(np.array(jax.devices()[:1]), ("all",)), {}
+    mesh, seen = Mesh(np.array(jax.devices()[:1]), ("all",)), []
 
-    def sharding(path, shape):
-        spec = PartitionSpec(*["all" if n == len(shape) - 1 else None for n in range(len(shape))])
-        asked[path] = shape
-        return NamedSharding(mesh, spec)
+    def sharding(asked):
+        seen.append(asked)
+        axes = {path: leaf.ndim for path, leaf in tree.flatten(models.shapes(asked)).items()}
+        return lambda path: NamedSharding(mesh, PartitionSpec(*[None] * (axes[path] - 1), "all"))
 
-    _, stacked = hf.load_pretrained(tmp_path / "base", "causal-lm", scan=True, sharding=sharding)
+    read, stacked = hf.load_pretrained(tmp_path / "base", "causal-lm", scan=True, sharding=sharding)
+    assert seen == [read]
     same(stacked, stacks.stack(params))
-    flat = tree.flatten(stacked)
-    assert asked == {path: leaf.shape for path, leaf in flat.items()}
-    assert all(leaf.sharding == sharding(path, leaf.shape) for path, leaf in flat.items())
+    assert all(leaf.sharding == sharding(read)(path) for path, leaf in tree.flatten(stacked).items())
 
 
 def test_encoders_are_not_scanned(tmp_path):

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -29,6 +29,10 @@ from dsee_jax.layout import Layout
 from dsee_jax.models import fields
 
 log = logging.getLogger(__name__)
+
+
+Sharding: TypeAlias = Callable[[str], jax.sharding.Sharding]
+"""Path of a param -> where it lies."""
 
 
 class _Place(NamedTuple):
@@ -119,7 +123,7 @@ def load_pretrained(
     param_dtype: str = "float32",
     scan: bool = False,
     remat: bool = False,
-    sharding: Callable[[str, tuple[int, ...]], jax.sharding.Sharding] | None = None,
+    sharding: Callable[[Any], Sharding] | None = None,
     key: Key | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Read a model.
@@ -135,7 +139,7 @@ def load_pretrained(
       param_dtype: float32 or bfloat16, of the params, whatever the file holds.
       scan: of decoders: run the layers by ``jax.lax.scan``; their params come stacked (`dsee_jax.stacks`).
       remat: of decoders: compute what is inside a layer again in the backward pass.
-      sharding: ``(path, shape) -> sharding`` of each param; None: on the default device.
+      sharding: of the model, before a param is read: ``model -> (path -> where it lies)``; None: on the default device.
       key: for a head that the checkpoint lacks, normal with the config's initializer_range (0.02), biases 0; None:
         ``jax.random.key(0)``.
 
@@ -154,7 +158,9 @@ def load_pretrained(
     places, stored = _places(model), tensors.index(folder)
     found = _account(folder, model, places, stored)
     groups, kind = _groups(folder, model, scan), _param_dtype(param_dtype)
-    flat = {path: _put(path, array, sharding) for path, array in _arrays(found, places, groups, kind)}
+    options = {name: True for name, asked in (("scan", scan), ("remat", remat)) if asked}
+    where = None if sharding is None else sharding(model.clone(**options))
+    flat = {path: _put(path, array, where) for path, array in _arrays(found, places, groups, kind)}
     shapes = {path: leaf.shape for path, leaf in tree.flatten(models.shapes(model)).items()}
     created = [path for stacked, members in groups.items() for path in members if stacked not in flat]
     if created:
@@ -162,8 +168,7 @@ def load_pretrained(
     for number, path in enumerate(created):
         noise = jax.random.normal(jax.random.fold_in(jax.random.key(0) if key is None else key, number), shapes[path])
         value = jnp.zeros(shapes[path]) if path.endswith("bias") else model.config.initializer_range * noise
-        flat[path] = _put(path, np.asarray(value.astype(kind)), sharding)
-    options = {name: True for name, asked in (("scan", scan), ("remat", remat)) if asked}
+        flat[path] = _put(path, np.asarray(value.astype(kind)), where)
     return model.clone(**options), tree.unflatten({path: flat[path] for path in groups})
 
 
@@ -201,14 +206,12 @@ def _arrays(
                 yield group, filling.pop(group)[0]
 
 
-def _put(
-    path: str, array: np.ndarray, sharding: Callable[[str, tuple[int, ...]], jax.sharding.Sharding] | None
-) -> jax.Array:
+def _put(path: str, array: np.ndarray, sharding: Sharding | None) -> jax.Array:
     """Put an array where it belongs; each process touches its own part only."""
     if sharding is None:
         placed = jnp.asarray(array)
     else:
-        placed = jax.make_array_from_callback(array.shape, sharding(path, array.shape), lambda part: array[part])
+        placed = jax.make_array_from_callback(array.shape, sharding(path), lambda part: array[part])
     # Ready before the next is read: a device that lags behind would hold the arrays of the file as well.
     return jax.block_until_ready(placed)
 

@@ -199,11 +199,14 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices by axis; -1 takes all that are left."""
+    """Devices by axis, of which at most one is -1: all that are left. data x fsdp must divide train.batch_size."""
 
     data: int = -1
+    """Rows of a batch; weights are whole on each."""
     fsdp: int = 1
+    """Rows of a batch, and the width of weights and of what is trained, gathered layer by layer."""
     tensor: int = 1
+    """Heads, neurons and words, and what is computed of them; must divide every layer's heads and neurons."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def main(arguments: list[str]) -> int:
-    """Return the exit status: 0, or 2 for bad input (one line on stderr, nothing written)."""
+    """Return the exit status: 0; 2 for bad input (one line on stderr, nothing written); 143 where SIGTERM came, saved."""
     parser = argparse.ArgumentParser(
         description="Fine-tune a pretrained transformer with DSEE: tune -> prune -> retune -> evaluate -> export. "
         "Run again with the same output_dir it resumes; finished work is not redone.",
@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--keys", action="store_true", help="list every key with its default and meaning, and leave")
     options, overrides = parser.parse_known_args(arguments)
 
-    from dsee_jax import config
+    from dsee_jax import config, preemption
     from dsee_jax.errors import InputError
 
     if options.keys:
@@ -34,6 +34,9 @@ def main(arguments: list[str]) -> int:
     except InputError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    except preemption.Preempted as stopped:
+        print(f"train.py: SIGTERM: saved at {stopped}; the same command goes on from there", file=sys.stderr)
+        return preemption.STATUS
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from dsee_jax import config as configs
-from dsee_jax import cut, export, journal, report, training
+from dsee_jax import cut, export, journal, preemption, report, training
 from dsee_jax.aliases import Masks
 from dsee_jax.ckpt import state as checkpoints
 from dsee_jax.config import CUTTING, Config
@@ -31,6 +31,7 @@ def run(config: Config, *, say: Callable[[Any], None] = print) -> dict[str, Any]
 
     Raises:
       InputError: something of the input cannot work; nothing has been written then.
+      Preempted: SIGTERM came; the last step is saved, and the same call goes on from it.
     """
     setup = prepare(config)
     out = Path(config.output_dir)
@@ -40,7 +41,7 @@ def run(config: Config, *, say: Callable[[Any], None] = print) -> dict[str, Any]
     out.mkdir(parents=True, exist_ok=True)
     if not (out / CONFIG).exists():
         journal.write_text(out / CONFIG, configs.dump(config))
-    with checkpoints.opened(out / "checkpoints") as store:
+    with preemption.noticed(), checkpoints.opened(out / "checkpoints") as store:
         final, trained, masks, progress = _stages(setup, store, out, say)
     setup, final, trained, masks = export.apart(setup, final, trained, masks)
     results = export.results(setup, final, trained, masks, progress.done)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dsee_jax import cut, evaluation, journal, models, optim, report, sharding, tickets
+from dsee_jax import cut, evaluation, journal, models, optim, preemption, report, sharding, tickets
 from dsee_jax import step as steps
 from dsee_jax.aliases import Masks
 from dsee_jax.ckpt import state as checkpoints
@@ -120,6 +120,7 @@ def fit(
     """Train one stage, or the rest of it, and return what was trained at its best evaluation.
 
     ``trained`` is what the stage starts from, or None to go on from the newest checkpoint, whose record ``progress`` is.
+    Raises `Preempted` after the step at which SIGTERM came, when that step is saved.
     """
     train, source = setup.config.train, batches(setup, stage.epochs)
     total = len(source)
@@ -144,8 +145,8 @@ def fit(
             batch = next(stream)
             state, loss = compiled.step(state, frozen, sharding.split(setup.placed.mesh, batch), key, rate(number))
             pending.append((loss, count(batch)))
-            done = number + 1
-            if done % LOG_EVERY == 0 or done in evaluations or done % every == 0:
+            done, stopping = number + 1, preemption.asked()
+            if done % LOG_EVERY == 0 or done in evaluations or done % every == 0 or stopping:
                 progress = _log(out, stage, done, rate(number), pending, tick, progress, advance)
                 tick = time.perf_counter()
             if done in evaluations:
@@ -159,9 +160,11 @@ def fit(
                     progress = progress._replace(best={"mark": mark, "step": done, "metrics": found})
                 advance(done, report.line(found))
                 tick = time.perf_counter()
-            if done in evaluations or done % every == 0:
+            if done in evaluations or done % every == 0 or stopping:
                 progress = progress._replace(step=done, data=stream.get_state())
                 checkpoints.save(store, stage.offset + done, _copy(state), setup.kept or masks, progress._asdict())
+            if stopping:
+                raise preemption.Preempted(f"step {done} of {total} of stage {stage.name}")
     best: Any = progress.best
     kept = checkpoints.restore_best(store, best["mark"], begin)
     found = compiled.write(kept, masks) | best["metrics"]
@@ -210,9 +213,9 @@ def search(
             batch = next(stream)
             state, loss = compiled.step(state, frozen, sharding.split(setup.placed.mesh, batch), key, rate(number))
             pending.append((loss, count(batch)))
-            done = number + 1
+            done, stopping = number + 1, preemption.asked()
             checked = done % period == 0 or done == total
-            if done % LOG_EVERY == 0 or checked or done % every == 0:
+            if done % LOG_EVERY == 0 or checked or done % every == 0 or stopping:
                 progress = _log(out, stage, done, rate(number), pending, tick, progress, advance)
                 tick = time.perf_counter()
             if checked:
@@ -223,9 +226,11 @@ def search(
                 journal.append(out / LOG, {"stage": stage.name, "step": done, **record})
                 progress = progress._replace(distances=[*progress.distances, moved] if moved else progress.distances)
             progress = progress._replace(step=done)
-            if done % every == 0 or done == total:
+            if done % every == 0 or done == total or stopping:
                 progress = progress._replace(data=stream.get_state())
                 checkpoints.save(store, stage.offset + done, _copy(state), kept, progress._asdict())
+            if stopping:
+                raise preemption.Preempted(f"step {done} of {total} of stage {stage.name}")
     return kept, progress
 
 

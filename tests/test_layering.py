@@ -16,6 +16,7 @@ LEVELS = [
     {"errors", "standalone"},
     {"aliases", "config"},
     {"tree"},
+    {"stacks"},
     # one array at a time: no trees, no models
     {"decompose", "layout", "ops"},
     {"supports", "scores"},
@@ -27,7 +28,7 @@ LEVELS = [
     {"models"},
     {"compaction", "generation"},
     # edges
-    {"ckpt", "data", "metrics", "text_metrics", "optim", "sharding", "journal", "step"},
+    {"ckpt", "data", "metrics", "text_metrics", "optim", "sharding", "journal", "step", "preemption"},
     {"writing"},
     {"setup", "report", "inspection", "stablehlo", "pictures"},
     {"cut", "evaluation", "export"},

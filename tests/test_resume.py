@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import runs
-from dsee_jax import journal, loop
+from dsee_jax import journal, loop, preemption, training
 
 TRAIN = pathlib.Path(__file__).parents[1] / "train.py"
 
@@ -102,6 +102,33 @@ def kill_when(arguments, condition):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     return process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("config", "stage"), [("dsee, cubic", "tune"), ("dsee, cubic", "retune"), ("earlybert", "search")]
+)
+def test_sigterm_saves_the_step_and_stops(tmp_path, monkeypatch, config, stage):
+    """At a step that would not have been saved; the run goes on after it, to the same figures."""
+    options = EVERY | {"train__checkpoint_every": 100} | CONFIGS[config]
+    loop.run(runs.config(tmp_path, **options), say=lambda text: None)
+    again = runs.config(tmp_path, output_dir=str(tmp_path / "again"), **options)
+    steps, count = [], training.count
+
+    def counting(batch):
+        steps.append(batch)
+        if len(steps) == {"tune": 6, "retune": 21, "search": 6}[stage]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return count(batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "count", counting)
+        with pytest.raises(preemption.Preempted, match=rf"step 6 of 1[05] of stage {stage}"):
+            loop.run(again, say=lambda text: None)
+    said = []
+    loop.run(again, say=said.append)
+    assert f"of stage {stage}" in str(said[0])
+    assert runs.figures(tmp_path / "again") == runs.figures(tmp_path / "run")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 @pytest.mark.slow

@@ -134,11 +134,11 @@ def test_what_was_cut_need_not_divide():
 
 @pytest.mark.slow
 def test_steps(tmp_path):
-    """Two steps of every architecture on every mesh are those of one device; nothing of a kernel's size is summed."""
+    """Two steps of every architecture on every mesh are those of one device; of a kernel's size only heads are summed."""
     for case, found in on_eight_devices("steps", tmp_path).items():
         assert found["losses"] < 1e-5, (case, found)
         assert found["trained"] < 1e-4, (case, found)
-        assert found["reduced"] == 0, (case, found)
+        assert found["reduced"] <= found["head"], (case, found)
         divided = eval(case[case.index("(") :])
         assert found["held"] <= 1 / divided[1], (case, found)
 

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from benchmarks.e2e import absolute
 from dsee_jax import completion, evaluation, finished, journal, setup, sharding, step
 from dsee_jax.ckpt import hf
 
@@ -132,10 +133,6 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         for row in rows
     ]
     return "\n".join(lines) + "\n"
-
-
-def absolute(text: str) -> Path:
-    return Path(text).absolute()
 
 
 def main() -> None:

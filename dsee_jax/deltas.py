@@ -101,12 +101,13 @@ def init(params: Params, config: DeltaConfig, *, key: Key) -> tuple[dict[str, An
 
 def _keys(chosen: Mapping[str, Array], key: Key) -> dict[str, Key]:
     """Return the keys (layers,) of every kernel; a kernel of two axes is one layer."""
-    layers = {path: stacks.paths(path, w.shape[0]) if w.ndim == 3 else [path] for path, w in chosen.items()}
-    # One that is stacked under another name than `stacks.STACK` still needs a key a layer.
-    names = {
-        path: each if len(each) == (w.shape[0] if w.ndim == 3 else 1) else [f"{path}/{n:09}" for n in range(w.shape[0])]
-        for (path, w), each in zip(chosen.items(), layers.values(), strict=True)
-    }
+
+    def layers(path: str, w: Array) -> list[str]:
+        found = stacks.paths(path, w.shape[0]) if w.ndim == 3 else [path]
+        # One that is stacked under another name than `stacks.STACK` still needs a key a layer.
+        return [f"{path}/{n:09}" for n in range(w.shape[0])] if w.ndim == 3 and found == [path] else found
+
+    names = {path: layers(path, w) for path, w in chosen.items()}
     order = tree.flatten(tree.unflatten({name: 0 for each in names.values() for name in each}))
     numbers = {name: number for number, name in enumerate(order)}
     return {

@@ -321,10 +321,11 @@ def _keep_highest(ranks: Mapping[str, jax.Array], sparsity: float) -> dict[str, 
 
 def _each_layer(ranks: Mapping[str, jax.Array], sparsity: float) -> dict[str, jax.Array]:
     """Masks of the highest of every layer of stacked kernels."""
-    return {
-        path: jnp.stack([_keep_highest({path: layer}, sparsity)[path] for layer in rank])
-        for path, rank in ranks.items()
-    }
+    sizes = {path: rank[0].size for path, rank in ranks.items()}
+    return {path: _highest_each(rank, sizes[path] - round(sparsity * sizes[path])) for path, rank in ranks.items()}
+
+
+_highest_each = jax.jit(jax.vmap(highest, in_axes=(0, None)))
 
 
 def _reaching(ranks: list[jax.Array], bound: int) -> list[int]:

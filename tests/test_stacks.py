@@ -189,8 +189,10 @@ def test_read_to_where_it_belongs(tmp_path):
 
 def test_encoders_are_not_scanned(tmp_path):
     tiny.bert(tmp_path / "bert")
-    with pytest.raises(InputError, match="layers of 'bert' cannot be scanned, those of decoders can"):
+    with pytest.raises(InputError, match="layers of 'bert' cannot be scanned, those of decoders can: scan=False"):
         hf.load_pretrained(tmp_path / "bert", scan=True)
+    with pytest.raises(InputError, match="layers of 'bert' cannot be computed again, .*: remat=False"):
+        hf.load_pretrained(tmp_path / "bert", remat=True)
 
 
 @pytest.mark.parametrize("scope", ["global", "tensor"])

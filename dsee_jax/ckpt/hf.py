@@ -157,7 +157,7 @@ def load_pretrained(
         raise InputError(f"{folder / cuts.KEPT}: {error}: it and config.json must be written together") from None
     places, stored = _places(model), tensors.index(folder)
     found = _account(folder, model, places, stored)
-    groups, kind = _groups(folder, model, scan), _param_dtype(param_dtype)
+    groups, kind = _groups(folder, model, scan, remat), _param_dtype(param_dtype)
     options = {name: True for name, asked in (("scan", scan), ("remat", remat)) if asked}
     where = None if sharding is None else sharding(model.clone(**options))
     flat = {path: _put(path, array, where) for path, array in _arrays(found, places, groups, kind)}
@@ -222,21 +222,23 @@ def _param_dtype(name: str) -> np.dtype[Any]:
     return jnp.dtype(name)
 
 
-def _groups(folder: Path, model: Any, scan: bool) -> dict[str, list[str]]:
+def _groups(folder: Path, model: Any, scan: bool, remat: bool) -> dict[str, list[str]]:
     """Return ``{path of a param: paths of its layers}``, in the order of the tree; itself where it is not stacked."""
+    for name, asked, done in (("scan", scan, "scanned"), ("remat", remat, "computed again")):
+        if asked and not hasattr(model, name):
+            raise InputError(
+                f"{folder / 'config.json'}: layers of {model.config.model_type!r} cannot be {done}, those of decoders can: "
+                f"{name}=False"
+            )
     flat = tree.flatten(models.shapes(model))
     if not scan:
         return {path: [path] for path in flat}
-    kind = model.config.model_type
-    if not hasattr(model, "scan"):
-        raise InputError(
-            f"{folder / 'config.json'}: layers of {kind!r} cannot be scanned, those of decoders can: scan=False"
-        )
     if model.config.uneven:
         raise InputError(
             f"{folder / 'config.json'}: layers that differ ({model.config.uneven}) cannot be scanned: use scan=False"
         )
-    return {path: stacks.groups(flat)[path] for path in tree.flatten(models.shapes(model.clone(scan=True)))}
+    members = stacks.groups(flat)
+    return {path: members[path] for path in tree.flatten(models.shapes(model.clone(scan=True)))}
 
 
 def _account(

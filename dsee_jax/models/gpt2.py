@@ -60,7 +60,7 @@ class Config:
     num_labels: int = 2
     """Columns of the classifier; 1 for regression."""
     dtype: str = "float32"
-    """float32 or bfloat16: of the matrix products; params are float32."""
+    """float32 or bfloat16: of the matrix products."""
 
     def __post_init__(self) -> None:
         fields.check(

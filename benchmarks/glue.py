@@ -6,7 +6,8 @@ GLUE_DIR holds RTE, SST-2 and STS-B in the original TSV layout. A run is ``confi
 it measured is kept, with its config, in ``benchmarks/results/glue/RUN.json`` and not measured again unless the config changes;
 a run that was interrupted goes on. ``--search`` first tries, for every method alike: half, once and twice a learning rate
 (full 1e-4, LoRA and DSEE 1e-3) on 3,000 examples of STS-B, two passes; and on the whole of RTE, six passes, that rate with
-batches of 32 and half of it with batches of 16.
+batches of 32 and half of it with batches of 16. DSEE pruned by |W + D| over all kernels together in the search, before it was
+measured that pruning by WANDA within each kernel loses less.
 
 Writes the table and the search to ``benchmarks/results/glue.json`` and ``glue.md``, of the runs there are so far.
 """
@@ -96,8 +97,9 @@ def search(options: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]
                 rate = RATES[method] * factor
                 chosen = [f"--train.learning_rate={rate}", f"--train.batch_size={batch}"]
                 sizes = [f"--data.examples={EXAMPLES[task]}"]
+                pruned = ["--prune.score=WABS", "--prune.scope=global"]
                 name = f"search_{task}_{method}_{rate:g}_{batch}"
-                result = run(name, task, method, options.seeds[0], options, *chosen, *sizes, *budget)
+                result = run(name, task, method, options.seeds[0], options, *chosen, *sizes, *budget, *pruned)
                 score = result["final"][TASKS[task]]
                 found.setdefault(task, {}).setdefault(method, {})[f"{rate:g}, {batch}"] = score
             print(task, method, found[task][method], flush=True)

@@ -50,7 +50,13 @@ def done(name: str, task: str, method: str, seed: int, options: argparse.Namespa
 
 def pruned(kind: str, heads: float, neurons: float) -> list[str]:
     """Return the overrides that cut so many heads and neurons out."""
-    return [f"--prune.kind={kind}", f"--prune.heads={heads}", f"--prune.neurons={neurons}", "--prune.scope=tensor"]
+    return [
+        f"--prune.kind={kind}",
+        f"--prune.heads={heads}",
+        f"--prune.neurons={neurons}",
+        "--prune.scope=tensor",
+        "--prune.score=WABS",
+    ]
 
 
 def inference(name: str, options: argparse.Namespace) -> dict[str, Any]:

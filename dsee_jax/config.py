@@ -111,10 +111,15 @@ class PruneConfig:
     among them."""
     sparsity: float = 0.5
     """unstructured: fraction of zeros, in [0, 1)."""
-    scope: Literal["global", "tensor"] = "global"
-    """Compare scores over all targets together, or give each kernel (structured: each layer) the same share."""
-    score: Literal["W", "WAB", "WABS", "AB", "ABS", "NAB", "NABS", "random"] = "WABS"
-    """What is compared; the lowest go. D = scale * (A @ B + S); WABS is |W + D|. structured: summed over a unit's columns."""
+    scope: Literal["global", "tensor", "output"] = "global"
+    """Compare scores over all targets together, or give each kernel (structured: each layer), or each output of a kernel
+    (unstructured), the same share."""
+    score: Literal["W", "WAB", "WABS", "AB", "ABS", "NAB", "NABS", "WANDA", "random"] = "WABS"
+    """What is compared; the lowest go. D = scale * (A @ B + S); WABS is |W + D|. WANDA is |W| times the size of the input
+    that it multiplies, over training examples, and goes best with scope tensor or output. structured: summed over a unit's
+    columns."""
+    calibration: int = 128
+    """WANDA: how many training examples the sizes of inputs are of, at least; whole batches."""
     n: int = 2
     """nm: keep n ..."""
     m: int = 4
@@ -328,11 +333,18 @@ def check(config: Config) -> None:
         need(not config.model.scan, "model.scan", True, f"false: {prune.kind} leaves layers that differ")
     if prune.kind == "structured":
         need(
-            not prune.score.startswith("N"),
+            not prune.score.startswith("N") and prune.score != "WANDA",
             "prune.score",
             prune.score,
             "W, WAB, WABS, AB, ABS or random for structured",
         )
+    need(
+        prune.scope != "output" or prune.kind in ("none", "unstructured"),
+        "prune.scope",
+        prune.scope,
+        f"global or tensor for {prune.kind}",
+    )
+    need(prune.calibration >= 1, "prune.calibration", prune.calibration, "1 or more examples")
     need(
         prune.schedule == "one_shot" or prune.kind == "unstructured",
         "prune.schedule",

@@ -1,13 +1,16 @@
 """Pruning of a run: when it happens, what it takes, and what the steps after it read."""
 
+import math
 from collections.abc import Container
 from typing import Any
 
-from dsee_jax import compaction, models, prune, sharding, tree, units
+from dsee_jax import activations, compaction, models, prune, sharding, tree, units
+from dsee_jax import deltas as delta_trees
 from dsee_jax import masks as mask_trees
 from dsee_jax import step as steps
-from dsee_jax.aliases import Masks
+from dsee_jax.aliases import Masks, Params
 from dsee_jax.config import PruneConfig
+from dsee_jax.data.batches import Batches
 from dsee_jax.setup import Setup, keys
 
 
@@ -42,9 +45,26 @@ def draw(setup: Setup, trained: dict[str, Any], masks: Masks, sparsity: float) -
         cuts = models.cuts(setup.model)
         options = {"heads": pruning.heads, "neurons": pruning.neurons, "scope": pruning.scope}
         return units.kept(weights, cuts, prune.structured(*args[:3], cuts, **options, **common))
+    if pruning.score == "WANDA":
+        common["inputs"] = _inputs(setup, weights, trained, masks)
     if pruning.kind == "nm":
         return prune.nm(*args, n=pruning.n, m=pruning.m, **common)
     return prune.unstructured(*args, sparsity=sparsity, scope=pruning.scope, keep=masks or None, **common)
+
+
+def _inputs(setup: Setup, weights: Params, trained: dict[str, Any], masks: Masks) -> dict[str, Any]:
+    """Return the sizes of every kernel's inputs, in the model as it is now, over the first batches of the training set."""
+    train, delta, data = setup.config.train, setup.config.delta, setup.data
+    source = Batches(data.train, train.batch_size, epochs=1, seed=train.seed, edges=data.edges)
+    count = min(len(source), math.ceil(setup.config.prune.calibration / train.batch_size))
+    weights = delta_trees.materialize(
+        mask_trees.apply(weights, masks),
+        *(trained["deltas"], setup.supports),
+        scale=delta.scale,
+        scale_sparse=delta.scale_sparse,
+    )
+    batches = (sharding.split(setup.placed.mesh, source[number]) for number in range(count))
+    return activations.sizes(setup.model, weights, batches)
 
 
 def carry_out(setup: Setup, trained: dict[str, Any], masks: Masks) -> tuple[Setup, dict[str, Any], Masks]:

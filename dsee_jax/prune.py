@@ -41,6 +41,7 @@ def unstructured(
     scale: float = 2.0,
     scale_sparse: bool = True,
     key: Key | None = None,
+    inputs: Mapping[str, Array] | None = None,
     keep: Masks | None = None,
 ) -> dict[str, Any]:
     """Return masks without the lowest-scoring entries of the kernels that the rules select.
@@ -56,10 +57,12 @@ def unstructured(
         (either may be left out) makes a pool of its own.
       sparsity: the fraction of zeros in each pool, in [0, 1).
       score: a name in `SCORES`. Kernels without an update score ``W``, except under ``random``.
-      scope: ``global`` compares over the whole pool, ``tensor`` prunes each kernel by itself, each layer of stacked ones too.
+      scope: ``global`` compares over the whole pool, ``tensor`` prunes each kernel by itself, each layer of stacked ones too,
+        ``output`` each output of a kernel (a column): of N weights into it ``round(sparsity * N)`` go.
       scale: alpha / rank of the updates.
       scale_sparse: whether S is scaled too.
       key: for ``random``; folded with the index of the kernel among those selected.
+      inputs: for ``WANDA``: the sizes of each kernel's inputs by its path (`dsee_jax.activations.sizes`).
       keep: earlier masks at the same paths. What they prune goes first and stays pruned: masks only shrink.
 
     Returns:
@@ -68,14 +71,14 @@ def unstructured(
     Raises:
       InputError: a rule matches nothing or no kernel, or an argument is out of range; the message names it.
     """
-    if scope not in ("global", "tensor"):
-        raise InputError(f"scope is {scope!r}: use 'global' or 'tensor'")
+    if scope not in ("global", "tensor", "output"):
+        raise InputError(f"scope is {scope!r}: use 'global', 'tensor' or 'output'")
     kernels, pools = _pools(params, rules, {"sparsity": sparsity, "score": score})
     earlier = tree.flatten(keep) if keep else {}
     if keep and earlier.keys() != kernels.keys():
         path = min(earlier.keys() ^ kernels.keys())
         raise InputError(f"keep and the rules must cover the same kernels; only one of them has {path!r}")
-    rank = _ranker(kernels, deltas, supports, scale=scale, scale_sparse=scale_sparse, key=key)
+    rank = _ranker(kernels, deltas, supports, scale=scale, scale_sparse=scale_sparse, key=key, inputs=inputs)
     masks: dict[str, jax.Array] = {}
     for options, paths in pools:
         for group in [paths] if scope == "global" else [[path] for path in paths]:
@@ -83,8 +86,11 @@ def unstructured(
             if keep:
                 # Below every score, even below not-a-number (0), which moves up to leave room.
                 ranks = {path: jnp.where(earlier[path], jnp.maximum(ranks[path], 1), 0) for path in group}
-            by_itself = scope == "tensor" and kernels[group[0]].ndim == 3
-            found = (_each_layer if by_itself else _keep_highest)(ranks, options["sparsity"])
+            if scope == "output":
+                found = _each_output(ranks, options["sparsity"])
+            else:
+                by_itself = scope == "tensor" and kernels[group[0]].ndim == 3
+                found = (_each_layer if by_itself else _keep_highest)(ranks, options["sparsity"])
             masks |= {path: mask & earlier[path] for path, mask in found.items()} if keep else found
     return tree.unflatten({path: masks[path] for path in kernels})
 
@@ -101,6 +107,7 @@ def nm(
     scale: float = 2.0,
     scale_sparse: bool = True,
     key: Key | None = None,
+    inputs: Mapping[str, Array] | None = None,
 ) -> dict[str, Any]:
     """Return masks that keep the ``n`` highest scores of every ``m`` consecutive inputs, as sparse tensor cores want them.
 
@@ -110,7 +117,7 @@ def nm(
       InputError: as `unstructured`; or m does not divide a kernel's inputs.
     """
     kernels, pools = _pools(params, rules, {"n": n, "m": m, "score": score})
-    rank = _ranker(kernels, deltas, supports, scale=scale, scale_sparse=scale_sparse, key=key)
+    rank = _ranker(kernels, deltas, supports, scale=scale, scale_sparse=scale_sparse, key=key, inputs=inputs)
     masks: dict[str, jax.Array] = {}
     for options, paths in pools:
         for path in paths:
@@ -272,6 +279,7 @@ def _ranker(
     scale: float,
     scale_sparse: bool,
     key: Key | None,
+    inputs: Mapping[str, Array] | None,
 ) -> Callable[[str, str], jax.Array]:
     """Return ``rank(path, score)``: the `ordered` scores of one kernel, so that never more than a pool is in memory."""
     updates, coordinates = delta_trees.kernels(deltas), tree.flatten(supports or {})
@@ -285,17 +293,32 @@ def _ranker(
             )
         if score in READS_UPDATE and delta is None:
             score = "W"
-        return _rank(kernels[path], delta, coordinates.get(path), folded, score, scale, scale_sparse)
+        sizes = None if inputs is None or score != "WANDA" else _sizes(path, kernels[path], inputs)
+        return _rank(kernels[path], delta, coordinates.get(path), folded, sizes, score, scale, scale_sparse)
 
     return rank
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+def _sizes(path: str, w: Array, inputs: Mapping[str, Array]) -> Array:
+    if path not in inputs or inputs[path].shape != w.shape[:-1]:
+        found = inputs[path].shape if path in inputs else "nothing"
+        raise InputError(f"the score 'WANDA' of {path!r} needs inputs of the shape {w.shape[:-1]}; found {found}")
+    return inputs[path]
+
+
+@functools.partial(jax.jit, static_argnums=(5, 6, 7))
 def _rank(
-    w: Array, delta: Delta | None, support: Array | None, key: Key | None, score: str, scale: float, scale_sparse: bool
+    w: Array,
+    delta: Delta | None,
+    support: Array | None,
+    key: Key | None,
+    inputs: Array | None,
+    score: str,
+    scale: float,
+    scale_sparse: bool,
 ) -> jax.Array:
     low_rank, update = delta_trees.updates(w, delta, support, scale=scale, scale_sparse=scale_sparse)
-    return ordered(SCORES[score](w, low_rank, update, key=key))
+    return ordered(SCORES[score](w, low_rank, update, key=key, inputs=inputs))
 
 
 def _keep_highest(ranks: Mapping[str, jax.Array], sparsity: float) -> dict[str, jax.Array]:
@@ -323,6 +346,21 @@ def _each_layer(ranks: Mapping[str, jax.Array], sparsity: float) -> dict[str, ja
     """Masks of the highest of every layer of stacked kernels."""
     sizes = {path: rank[0].size for path, rank in ranks.items()}
     return {path: _highest_each(rank, sizes[path] - round(sparsity * sizes[path])) for path, rank in ranks.items()}
+
+
+def _each_output(ranks: Mapping[str, jax.Array], sparsity: float) -> dict[str, jax.Array]:
+    """Masks of the highest of every column."""
+    lengths = {path: rank.shape[-2] for path, rank in ranks.items()}
+    return {
+        path: _highest_columns(rank, lengths[path] - round(sparsity * lengths[path])) for path, rank in ranks.items()
+    }
+
+
+@jax.jit
+def _highest_columns(rank: jax.Array, count: Array) -> jax.Array:
+    columns = jnp.swapaxes(rank, -1, -2)
+    kept = jax.vmap(highest, in_axes=(0, None))(columns.reshape(-1, columns.shape[-1]), count)
+    return jnp.swapaxes(kept.reshape(columns.shape), -1, -2)
 
 
 _highest_each = jax.jit(jax.vmap(highest, in_axes=(0, None)))

@@ -9,7 +9,7 @@ the exported model has; the metadata of the file tells ``kind``, ``examples`` an
 Matena & Raffel 2022 (arXiv 2111.09832) merge by the first, Jin et al. 2023 (arXiv 2212.09849) by the second.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save
 
-from dsee_jax import finished, report, setup
+from dsee_jax import activations, finished, report, setup
 from dsee_jax.aliases import Array, Params
 from dsee_jax.ckpt import hf
 from dsee_jax.data.batches import bucket_edges, eval_batches
@@ -66,38 +66,6 @@ def _rows(share: Array, like: jax.Array) -> Array:
     return share.reshape(-1, *(1,) * (like.ndim - 1))
 
 
-def gram(model: nn.Module, params: Params, batch: Mapping[str, Array]) -> dict[str, dict[str, jax.Array]]:
-    """Return ``{kernel path: {"sum": (in, in), "count": ()}}``: the sum of x x^T over the inputs x of each kernel, float32.
-
-    Inputs at padding, and of rows whose ``weights`` are all 0, do not count; those of prompts do. A
-    kernel sees what the model computes: where the last layer of a classifier goes on with the first position only, so does
-    the sum. An input that is of no example, as embeddings of distances, counts each of its rows once a batch.
-    """
-    found: dict[str, dict[str, jax.Array]] = {}
-    rows = jnp.any(batch["weights"].reshape(len(batch["weights"]), -1) != 0, axis=1)
-    real = (batch["attention_mask"] != 0) & rows[:, None]
-
-    def intercept(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
-        module = context.module
-        joint = getattr(module, "joint", None)
-        if context.method_name == "__call__" and module.scope is not None and (joint or isinstance(module, nn.Dense)):
-            x = args[0].astype(jnp.float32)
-            # What has no axis of positions is one vector of the whole example.
-            x = x if x.ndim == 3 else x[:, None]
-            of_examples = len(x) == len(real) and x.shape[1] <= real.shape[1]
-            weights = real[:, : x.shape[1], None] if of_examples else jnp.ones((*x.shape[:2], 1))
-            weights = weights.astype(jnp.float32)
-            total = {"sum": jnp.einsum("bti,btj->ij", x * weights, x, precision="highest"), "count": jnp.sum(weights)}
-            for name in joint or ("",):
-                path = "/".join(filter(None, (*module.path, name, "kernel")))
-                found[path] = jax.tree.map(jnp.add, found[path], total) if path in found else total
-        return call(*args, **kwargs)
-
-    with nn.intercept_methods(intercept):
-        _outputs(model, params, batch)
-    return found
-
-
 def collect(
     run: Path, kind: Literal["fisher", "gram"], *, examples: int = EXAMPLES, overrides: Sequence[str] = ()
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -128,7 +96,7 @@ def collect(
     if kind == "fisher":
         step = jax.jit(lambda params, batch: fisher(found.model, params, batch, regression=regression))
     else:
-        step = jax.jit(lambda params, batch: gram(found.model, params, batch))
+        step = jax.jit(lambda params, batch: activations.gram(found.model, params, batch))
     add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
     edges = bucket_edges(data.train.lengths, limit=4)
     total, done, count = None, 0, data.train.size

@@ -35,8 +35,8 @@ class Units(NamedTuple):
 Cuts: TypeAlias = Mapping[str, Sequence[Units]]
 """By kind (``heads``, ``neurons``), for every layer in order."""
 
-UNIT_SCORES = tuple(name for name in SCORES if not name.startswith("N"))
-"""The scores of `SCORES` that may be summed over a unit: all but the inverse ones."""
+UNIT_SCORES = tuple(name for name in SCORES if not name.startswith("N") and name != "WANDA")
+"""The scores of `SCORES` that may be summed over a unit: all but the inverse ones, and the one that reads data."""
 
 
 def layer(number: int) -> str:

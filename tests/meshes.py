@@ -153,7 +153,13 @@ def all_runs(folder):
 RUNS = {
     "unstructured": {"prune__sparsity": 0.5, "delta__support": "grebsmo"},
     "structured": {"prune__kind": "structured", "prune__heads": 1, "prune__neurons": 0.25, "prune__scope": "tensor"},
-    "cubic": {"prune__sparsity": 0.5, "prune__schedule": "cubic", "prune__schedule_updates": 3},
+    "cubic": {
+        "prune__sparsity": 0.5,
+        "prune__schedule": "cubic",
+        "prune__schedule_updates": 3,
+        "prune__score": "WANDA",
+        "prune__scope": "output",
+    },
 }
 
 

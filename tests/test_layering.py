@@ -29,7 +29,7 @@ LEVELS = [
     {"compaction", "generation"},
     # edges
     {"ckpt", "data", "metrics", "text_metrics", "optim", "sharding", "journal", "step", "preemption"},
-    {"writing"},
+    {"writing", "activations"},
     {"setup", "report", "inspection", "stablehlo", "pictures"},
     {"cut", "evaluation", "export"},
     {"training"},

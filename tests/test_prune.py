@@ -40,6 +40,15 @@ def model(dtype=jnp.float32):
     return params, deltas, supports
 
 
+def inputs(params):
+    """A size of every input of every kernel."""
+    return {
+        path: np.linspace(1, 2, leaf[..., 0].size, dtype=np.float32).reshape(leaf.shape[:-1])
+        for path, leaf in tree.flatten(params).items()
+        if path.endswith("/kernel")
+    }
+
+
 def dense_update(delta, support, shape, scale, sparse_scale):
     """The update of one kernel, written out."""
     out = scale * np.asarray(delta["a"], np.float64) @ np.asarray(delta["b"], np.float64)
@@ -90,11 +99,11 @@ def test_scores_read_the_update(score, scale_sparse):
 
 @hypothesis.given(
     st.sampled_from(sorted(SCORES)),
-    st.sampled_from(["global", "tensor"]),
+    st.sampled_from(["global", "tensor", "output"]),
     st.floats(0, 1, exclude_max=True),
     st.booleans(),
 )
-@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.settings(max_examples=30, deadline=None)
 def test_counts_are_exact(score, scope, sparsity, tied):
     """Any score, scope and sparsity; kernels in bfloat16 and stacked ones, each layer by itself; all equal or not."""
     params, deltas, supports = model(jnp.bfloat16)
@@ -102,15 +111,59 @@ def test_counts_are_exact(score, scope, sparsity, tied):
         params, deltas = (jax.tree.map(jnp.zeros_like, part) for part in (params, deltas))
     masks = tree.flatten(
         prune.unstructured(
-            params, deltas, supports, [".*/kernel"], score=score, scope=scope, sparsity=sparsity, key=KEY
+            *(params, deltas, supports, [".*/kernel"]),
+            score=score,
+            scope=scope,
+            sparsity=sparsity,
+            key=KEY,
+            inputs=inputs(params),
         )
     )
     apart = [layer for mask in masks.values() for layer in (mask if mask.ndim == 3 else [mask])]
+    if scope == "output":
+        apart = [column for mask in apart for column in mask.T]
     groups = [apart] if scope == "global" else [[mask] for mask in apart]
     for group in groups:
         total = sum(mask.size for mask in group)
         assert sum(int((~mask).sum()) for mask in group) == round(sparsity * total)
     assert all(masks[f"{name}/kernel"].shape == params[name]["kernel"].shape for name in params)
+
+
+def test_wanda_prunes_what_small_inputs_multiply():
+    """Literals: |W| times the size of the row's input, compared within the kernel or within each column."""
+    params = {"a": {"kernel": jnp.array([[1.0, 2.0], [3.0, -4.0], [5.0, 0.0], [7.0, 9.0]])}}
+    args = {"score": "WANDA", "inputs": {"a/kernel": jnp.array([9.0, 1.0, 2.0, 0.1])}}
+    # scores [[9, 18], [3, 4], [10, 0], [.7, .9]]
+    each = kept(prune.unstructured(params, None, None, [".*"], scope="tensor", **args))
+    assert each == {"a/kernel": [[1, 1], [0, 1], [1, 0], [0, 0]]}
+    of_outputs = prune.unstructured(params, None, None, [".*"], scope="output", sparsity=0.25, **args)
+    assert kept(of_outputs) == {"a/kernel": [[1, 1], [1, 1], [1, 0], [0, 1]]}
+    assert kept(prune.nm(params, None, None, [".*"], n=1, m=2, **args)) == {
+        "a/kernel": [[1, 1], [0, 0], [1, 0], [0, 1]]
+    }
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, r"of 'a/kernel' needs inputs of the shape \(4,\); found nothing"),
+        ({"a/kernel": jnp.ones(3)}, r"found \(3,\)"),
+    ],
+)
+def test_wanda_without_fitting_inputs(inputs, message):
+    with pytest.raises(InputError, match=message):
+        prune.unstructured({"a": {"kernel": jnp.ones((4, 2))}}, None, None, [".*"], score="WANDA", inputs=inputs)
+
+
+def test_columns_shrink_as_they_are_pruned_again():
+    """scope output under the gradual schedule: what is gone stays gone and the count is exact in every column."""
+    params = {"kernel": jax.random.normal(KEY, (8, 5))}
+    options = {"score": "W", "scope": "output"}
+    before = prune.unstructured(params, None, None, [".*"], sparsity=0.25, **options)
+    moved = {"kernel": params["kernel"][::-1]}
+    after = prune.unstructured(moved, None, None, [".*"], sparsity=0.5, keep=before, **options)
+    assert (np.asarray(after["kernel"]).sum(0) == 4).all()
+    assert (before["kernel"] | ~after["kernel"]).all()
 
 
 def test_a_score_that_is_no_number_goes_first():

@@ -195,14 +195,13 @@ def test_encoders_are_not_scanned(tmp_path):
         hf.load_pretrained(tmp_path / "bert", remat=True)
 
 
-@pytest.mark.parametrize("scope", ["global", "tensor"])
-def test_a_run_is_the_same(tmp_path, scope):
+@pytest.mark.parametrize(("scope", "score"), [("global", "WABS"), ("tensor", "WANDA")])
+def test_a_run_is_the_same(tmp_path, scope, score):
     """Tuned, pruned and tuned again; every figure up to rounding, the same weights zero, files for either."""
     pytest.importorskip("sacrebleu", reason="needs sacrebleu (extra `text`)")
     decoders.write(tmp_path / "base", tie_word_embeddings=True, eos_token_id=9, **decoders.VARIANTS["llama"])
-    common = runs.writing(
-        tmp_path, prune__sparsity=0.5, prune__scope=scope, train__epochs=0.6, train__retune_epochs=0.6
-    )
+    pruned = {"prune__sparsity": 0.5, "prune__scope": scope, "prune__score": score}
+    common = runs.writing(tmp_path, **pruned, train__epochs=0.6, train__retune_epochs=0.6)
     found = []
     for name, own in (("apart", {}), ("scanned", {"model__scan": True, "model__remat": True})):
         config = runs.config(tmp_path, **common, **own, output_dir=str(tmp_path / name))

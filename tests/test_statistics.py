@@ -11,32 +11,14 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-import dsee_jax
 import runs
 import tiny
 from dsee_jax import __main__ as command
-from dsee_jax import finished, loop, setup, statistics, step, tree
-from dsee_jax.ckpt import hf
+from dsee_jax import activations, finished, loop, setup, statistics, tree
 from dsee_jax.errors import InputError
 from dsee_jax.layout import PLAIN
 from dsee_jax.models import bert
-from dsee_jax.models.layers import JointDense
-
-
-def case(folder, *, labels=2, layers=1, family="bert"):
-    """A model, its params, and a batch of four examples of two lengths, the last one a filler."""
-    model, params = dsee_jax.load_pretrained(
-        tiny.bert(folder, labels=labels, num_hidden_layers=layers, model_type=family), num_labels=labels
-    )
-    batch = tiny.batch(rows=4, length=10, types=model.config.type_vocab_size)
-    batch["attention_mask"][2:] = batch["attention_mask"][:2]
-    return model, params, batch | {"weights": np.array([1, 1, 1, 0], np.float32)}
-
-
-def alone(batch, row):
-    """One example of a batch without its padding."""
-    length = int(batch["attention_mask"][row].sum())
-    return {name: batch[name][row : row + 1, :length] for name in step.INPUTS}
+from examples import alone, case
 
 
 @pytest.mark.parametrize("labels", [3, 1])
@@ -78,54 +60,6 @@ def test_fisher_of_a_softmax_is_known():
     np.testing.assert_allclose(found["bias"], 2 * np.array([0.16, 0.21, 0.25]), rtol=1e-5)
 
 
-def captured(model, params, example):
-    """The inputs of every Dense and joint projection, as (tokens, in)."""
-    seen = {}
-
-    def intercept(call, args, kwargs, context):
-        module = context.module
-        if context.method_name == "__call__" and isinstance(module, (nn.Dense, JointDense)):
-            for name in getattr(module, "joint", ("",)):
-                path = "/".join([*module.path, *([name] if name else []), "kernel"])
-                seen[path] = np.asarray(args[0]).reshape(-1, args[0].shape[-1])
-        return call(*args, **kwargs)
-
-    with nn.intercept_methods(intercept):
-        model.apply({"params": params}, **example, deterministic=True)
-    return seen
-
-
-def test_gram_is_numpy_over_the_inputs_of_examples_without_padding(tmp_path):
-    """Padding and filler rows do not count; the last layer goes on with the first position of each example alone."""
-    model, params, batch = case(tmp_path / "hf", layers=2)
-    found = jax.jit(lambda p, b: statistics.gram(model, p, b))(params, batch)
-    inputs = [captured(model, params, alone(batch, row)) for row in range(3)]
-    kernels = [path for path in tree.flatten(params) if path.endswith("/kernel")]
-    assert sorted(found) == sorted(kernels)
-    for path, part in found.items():
-        x = np.concatenate([seen[path] for seen in inputs]).astype(np.float64)
-        assert int(part["count"]) == len(x)
-        np.testing.assert_allclose(part["sum"], x.T @ x, rtol=1e-4, atol=1e-4, err_msg=path)
-    tokens = int(batch["attention_mask"][:3].sum())
-    assert int(found["encoder/layer_0/mlp/up/kernel"]["count"]) == tokens
-    assert int(found["encoder/layer_1/mlp/up/kernel"]["count"]) == int(found["classifier/kernel"]["count"]) == 3
-
-
-def test_gram_of_what_is_of_no_example(tmp_path):
-    """Embeddings of distances count once a batch; kernels that share a tensor share its input, and so its matrix."""
-    model, params, batch = case(tmp_path / "hf", family="deberta")
-    found = statistics.gram(model, params, batch)
-    rows = np.asarray(params["encoder"]["distance"]["embedding"], np.float64)
-    for name in ("position_key", "position_query"):
-        part = found[f"encoder/layer_0/attention/{name}/kernel"]
-        assert int(part["count"]) == 10
-        np.testing.assert_allclose(part["sum"], rows.T @ rows, rtol=1e-4, atol=1e-4)
-    assert hf.names(model).keys() >= found.keys()
-    shared = {"encoder/layer_0/attention/query/kernel", "encoder/layer_0/attention/value/kernel"}
-    one, other = (found[path] for path in shared)
-    np.testing.assert_array_equal(one["sum"], other["sum"])
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The folder of a finished run with updates."""
@@ -163,7 +97,7 @@ def test_the_file_of_gram_has_a_matrix_for_each_kernel(run, tmp_path):
     matrices = {n for n, x in exported.items() if x.ndim == 2 and "embeddings" not in n}
     assert {name: x.shape for name, x in found.items()} == {name: (exported[name].shape[1],) * 2 for name in matrices}
     model, params, batch = whole(run, 40)
-    part = statistics.gram(model, params, batch)["encoder/layer_0/attention/key/kernel"]
+    part = activations.gram(model, params, batch)["encoder/layer_0/attention/key/kernel"]
     theirs = found["bert.encoder.layer.0.attention.self.key.weight"]
     np.testing.assert_allclose(theirs, part["sum"] / part["count"], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(theirs, found["bert.encoder.layer.0.attention.self.value.weight"])

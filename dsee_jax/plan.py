@@ -42,7 +42,7 @@ CHIPS: dict[str, Chip] = {
     "v5p": Chip(95e9, 459e12, 2765e9, 300e9, 3),
     "v6e": Chip(32e9, 918e12, 1640e9, 224e9, 2),
 }
-"""From Google's pages on each, cloud.google.com/tpu/docs/v4, v5e, v5p, v6e: memory, peak compute, memory bandwidth, and half of
+"""From Google's pages on each, cloud.google.com/tpu/docs/v4, v5e, v5p, v6e: memory, peak compute, memory bandwidth and half of
 the bidirectional bandwidth between chips."""
 
 

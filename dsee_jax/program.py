@@ -21,8 +21,6 @@ _COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.\-]+) .*\{\s*$")
 _CALLED = re.compile(
     r"(?:body|to_apply|calls|condition|branch_computations|called_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)\}?"
 )
-    r"(?:body|to_apply|calls|condition|branch_computations|called_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)\}?"
-)
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 _FREE = frozenset(

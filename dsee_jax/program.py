@@ -19,7 +19,7 @@ _SHAPE = re.compile(r"\b(pred|bf16|f8\w*|[sufc]\d+)\[([\d,]*)\]")
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)")
 _COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.\-]+) .*\{\s*$")
 _CALLED = re.compile(
-    r"(?:body|to_apply|calls|condition|branch_computations|called_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)\}?"
+    r"(?:body|to_apply|calls|condition|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
 )
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 

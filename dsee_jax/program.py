@@ -75,10 +75,22 @@ def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
     return found, entry
 
 
-def turns(instruction: Instruction) -> int:
-    """Return how often a loop runs its body; 1 of anything else, and of a loop whose number is not known."""
-    found = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.rest) if instruction.kind == "while" else None
-    return int(found[1]) if found else 1
+def turns(instruction: Instruction, bodies: Mapping[str, Sequence[Instruction]]) -> int:
+    """Return how often a loop runs its body; 1 of anything else, and of a loop whose number the text does not tell.
+
+    Where the compiler does not say it, it is what the condition compares the counter with, which starts at 0.
+    """
+    if instruction.kind != "while":
+        return 1
+    if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.rest):
+        return int(found[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", instruction.rest)
+    limits = [
+        int(each.rest.partition(")")[0])
+        for each in bodies.get(condition[1] if condition else "", ())
+        if each.kind == "constant" and each.shape.startswith("s32[]")
+    ]
+    return limits[0] if len(limits) == 1 else 1
 
 
 def counted(text: str) -> list[tuple[Instruction, int, bool, Mapping[str, str]]]:
@@ -92,7 +104,7 @@ def counted(text: str) -> list[tuple[Instruction, int, bool, Mapping[str, str]]]
             found.append((each, times, fused, shapes))
             for group in _CALLED.findall(each.rest):
                 for called in re.findall(r"[\w.\-]+", group):
-                    visit(called, times * turns(each), fused or each.kind == "fusion")
+                    visit(called, times * turns(each, bodies), fused or each.kind == "fusion")
 
     visit(entry, 1, False)
     return found

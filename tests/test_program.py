@@ -17,6 +17,13 @@ HloModule jit_step
   ROOT %t = (s32[], f32[8,4]{1,0}) tuple(%i, %sum)
 }
 
+%cond.1 (p.2: (s32[], f32[8,4])) -> pred[] {
+  %p.2 = (s32[], f32[8,4]{1,0}) parameter(0)
+  %n = s32[] constant(7)
+  %j = s32[] get-tuple-element(%p.2), index=0
+  ROOT %less = pred[] compare(%j, %n), direction=LT
+}
+
 %add (a: f32[], b: f32[]) -> f32[] {
   %a = f32[] parameter(0)
   %b = f32[] parameter(1)
@@ -45,6 +52,14 @@ def test_collectives_count_as_often_as_their_loop_turns():
     first, second = program.collectives(TEXT, MESH)
     assert first == program.Collective("all-reduce", ("fsdp",), "f32[8,4]", 5, 5 * 128)
     assert (second.kind, second.count, second.bytes) == ("all-gather", 1, 512)
+
+
+def test_a_loop_that_does_not_say_how_often():
+    """Then its condition does; and where that has two constants nobody does."""
+    unsaid = TEXT.replace(', backend_config={"known_trip_count":{"n":"5"}}', "").replace("%cond,", "%cond.1,")
+    assert program.collectives(unsaid, MESH)[0].count == 7
+    two = unsaid.replace("%n = s32[] constant(7)", "%n = s32[] constant(7)\n  %m = s32[] constant(1)")
+    assert {row.count for row in program.collectives(two, MESH)} == {1}
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,23 @@ def generate(options: argparse.Namespace) -> None:
         print(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False) if options.json else prompt + text)
 
 
+def plan(options: argparse.Namespace) -> None:
+    """Compile a run's training step ahead of time, and tell what it takes and what bounds it."""
+    from dsee_jax import config, journal, plan
+    from dsee_jax import report as reports
+
+    if options.json and not Path(options.json).absolute().parent.is_dir():
+        raise InputError(f"--json {options.json}: there is no folder {Path(options.json).parent}; make it first")
+    asked = config.read(options.config, options.overrides)
+    found = plan.plan(asked, options.topology, labels=options.labels)
+    if options.largest:
+        found["largest_batch"] = plan.largest(asked, options.topology, labels=options.labels)
+    if options.json:
+        journal.write(Path(options.json), found)
+    for table in plan.tables(found):
+        reports.show(table)
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all verbs."""
     top = argparse.ArgumentParser(prog="python -m dsee_jax", description=__doc__)
@@ -175,6 +192,22 @@ def parser() -> argparse.ArgumentParser:
     six.add_argument("--seed", type=int, default=0, help="decides what is sampled; default 0")
     six.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the matrix products")
     six.add_argument("--json", action="store_true", help="an object a line: prompt, completion")
+    seven = verb(
+        plan,
+        "Lower and compile the training step of a config with no weights and no data, for the devices here or for a TPU "
+        "topology that need not be there, and tell: bytes a chip against its memory, operations and bytes of a step, every "
+        "collective with its bytes and mesh axis, the roofline and what bounds it. model.path may be a folder with a "
+        "config.json alone. Keys of the config can be overridden, for instance --mesh.fsdp=16.",
+    )
+    seven.add_argument("config", metavar="CONFIG", help="a YAML file of train.py")
+    seven.add_argument(
+        "--topology", default="", metavar="KIND:SHAPE", help="v5e:4x4, v5e:16x16, v6e:16x16, v5p:4x4x8 (extra `tpu`)"
+    )
+    seven.add_argument("--labels", type=int, default=2, metavar="N", help="of a classifier; 1: regression; default 2")
+    seven.add_argument(
+        "--largest", action="store_true", help="search for the largest batch that fits; compiles several times"
+    )
+    seven.add_argument("--json", metavar="FILE", help="write all figures there as well")
     return top
 
 
@@ -182,7 +215,7 @@ def main(arguments: list[str]) -> int:
     """Return the exit status: 0, or 2 for bad input (one line on stderr, nothing written)."""
     options, rest = parser().parse_known_args(arguments)
     try:
-        if rest and options.verb not in ("evaluate", "statistics"):
+        if rest and options.verb not in ("evaluate", "statistics", "plan"):
             raise InputError(f"{options.verb} takes no {rest[0]!r}; see --help")
         options.overrides = rest
         options.function(options)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dsee_jax import models, tree
@@ -51,13 +52,13 @@ class Placement(NamedTuple):
         return NamedSharding(self.mesh, self.specs[path])
 
 
-def mesh(config: MeshConfig, *, batch_size: int) -> Mesh:
-    """Return the mesh of all devices, axes `AXES`; an axis of -1 takes what the others leave.
+def mesh(config: MeshConfig, *, batch_size: int, devices: Sequence[Any] | None = None) -> Mesh:
+    """Return the mesh of ``devices``, by default all there are, axes `AXES`; an axis of -1 takes what the others leave.
 
     Raises:
       InputError: the sizes do not multiply to the number of devices, or the batch does not divide over its rows.
     """
-    devices = np.asarray(jax.devices())
+    devices = list(jax.devices() if devices is None else devices)
     sizes = {name: getattr(config, name) for name in AXES}
     open_axes = [name for name, size in sizes.items() if size == -1]
     for name, size in sizes.items():
@@ -66,21 +67,22 @@ def mesh(config: MeshConfig, *, batch_size: int) -> Mesh:
     if len(open_axes) > 1:
         raise InputError(f"mesh.{' and mesh.'.join(open_axes)} are -1; only one of them can take what is left")
     given = int(np.prod([size for size in sizes.values() if size != -1]))
-    if devices.size % given or (not open_axes and given != devices.size):
+    if len(devices) % given or (not open_axes and given != len(devices)):
         shape = " x ".join(f"{name} {size}" for name, size in sizes.items())
         raise InputError(
-            f"the mesh {shape} does not fit {devices.size} devices: its sizes must multiply to {devices.size}, or to a "
+            f"the mesh {shape} does not fit {len(devices)} devices: its sizes must multiply to {len(devices)}, or to a "
             "divisor of that with one of them -1"
         )
     for name in open_axes:
-        sizes[name] = devices.size // given
+        sizes[name] = len(devices) // given
     rows = sizes["data"] * sizes["fsdp"]
     if batch_size % rows:
         raise InputError(
             f"train.batch_size is {batch_size}; it must be a multiple of mesh.data x mesh.fsdp = {sizes['data']} x "
             f"{sizes['fsdp']} = {rows}"
         )
-    return Mesh(devices.reshape([*sizes.values()]), AXES)
+    # Neighbours on a mesh axis are neighbours on the machine, where it says how its devices are linked.
+    return Mesh(mesh_utils.create_device_mesh(tuple(sizes.values()), devices), AXES)
 
 
 def placement(where: Mesh, model: Any) -> Placement:

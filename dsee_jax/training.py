@@ -14,6 +14,7 @@ from dsee_jax import cut, evaluation, journal, models, optim, preemption, report
 from dsee_jax import step as steps
 from dsee_jax.aliases import Masks
 from dsee_jax.ckpt import state as checkpoints
+from dsee_jax.config import Config
 from dsee_jax.data.batches import Batches, count, iterate, micro_batches
 from dsee_jax.setup import Setup, keys
 
@@ -55,34 +56,38 @@ class Programs(NamedTuple):
     write: Callable[[dict[str, Any], Masks], dict[str, float]]  # scores of written texts; none where none are asked for
 
 
-def programs(setup: Setup, *, searching: bool = False) -> Programs:
-    """Return the jitted functions of a run; ``searching`` trains coefficients of heads and neurons as well."""
-    config, where = setup.config, setup.placed.mesh
-    optimizer = optim.adamw(config.train)
-    step = steps.train_step(
-        setup.model,
+def step(
+    model: Any, optimizer: optax.GradientTransformation, config: Config, placed: sharding.Placement, **options: Any
+) -> Callable[..., tuple[steps.State, jax.Array]]:
+    """Return `dsee_jax.step.train_step` of a config over the mesh of ``placed``, to be compiled; ``options`` are its own."""
+    one = steps.train_step(
+        model,
         optimizer,
         config.delta,
-        regression=setup.data.task.regression,
-        parts=lambda batch: micro_batches(
-            batch["input_ids"].shape[0], batch["input_ids"].shape[1], config.data.batch_tokens
-        ),
-        cuts=models.cuts(setup.model) if searching else None,
-        penalty=config.prune.penalty if searching else 0.0,
-        joined=where.shape["tensor"] == 1,
+        parts=lambda batch: micro_batches(*batch["input_ids"].shape, config.data.batch_tokens),
+        joined=placed.mesh.shape["tensor"] == 1,
+        **options,
     )
-    score = evaluation.evaluator(setup.model, config, setup.data, setup.placed)
-    write = evaluation.writer(setup.model, config, setup.data, setup.placed)
 
     def divided(state: steps.State, *args: Any) -> tuple[steps.State, jax.Array]:
-        with sharding.rows_divided(where):
-            new, loss = step(state, *args)
+        with sharding.rows_divided(placed.mesh):
+            new, loss = one(state, *args)
         # What a step changes stays where it is.
-        return jax.lax.with_sharding_constraint(new, sharding.shardings(setup.placed, new)), loss
+        return jax.lax.with_sharding_constraint(new, sharding.shardings(placed, new)), loss
 
+    return divided
+
+
+def programs(setup: Setup, *, searching: bool = False) -> Programs:
+    """Return the jitted functions of a run; ``searching`` trains coefficients of heads and neurons as well."""
+    config, optimizer = setup.config, optim.adamw(setup.config.train)
+    options = {"cuts": models.cuts(setup.model), "penalty": config.prune.penalty} if searching else {}
+    run = step(setup.model, optimizer, config, setup.placed, regression=setup.data.task.regression, **options)
+    score = evaluation.evaluator(setup.model, config, setup.data, setup.placed)
+    write = evaluation.writer(setup.model, config, setup.data, setup.placed)
     return Programs(
         optimizer,
-        jax.jit(divided, donate_argnums=0),
+        jax.jit(run, donate_argnums=0),
         lambda trained, masks: score(trained, cut.freeze(setup, masks)),
         lambda trained, masks: write(trained, cut.freeze(setup, masks)),
     )

@@ -58,6 +58,22 @@ def _model(folder: Path, task: str, num_labels: int, dtype: str) -> nn.Module:
         raise InputError(f"{folder / 'config.json'}: {error}") from None
 
 
+def described(
+    path: str | Path,
+    task: str = "sequence-classification",
+    num_labels: int = 2,
+    *,
+    dtype: str = "float32",
+    scan: bool = False,
+    remat: bool = False,
+) -> Any:
+    """Return the model that `load_pretrained` would, from ``config.json`` alone; raises `InputError` as it does."""
+    folder = resolve(path)
+    model = _model(folder, task, num_labels, dtype)
+    _groups(folder, model, scan, remat)
+    return model.clone(**{name: True for name, asked in (("scan", scan), ("remat", remat)) if asked})
+
+
 def _tables(model: Any) -> ModuleType:
     return models.find(model.config.model_type)
 

@@ -1,0 +1,108 @@
+"""What a run takes, said ahead of time: against arrays counted by hand and against the program that a run compiles."""
+
+import json
+import math
+import sys
+
+import jax
+import pytest
+import yaml
+
+import decoders
+import runs
+import tiny
+from dsee_jax import __main__ as command
+from dsee_jax import config as configs
+from dsee_jax import plan, setup, training, tree
+from dsee_jax.errors import InputError
+
+
+def asked(folder, **overrides):
+    """A config whose rows are all as long as they may be."""
+    return runs.config(folder, **({"prune__kind": "none", "train__batch_size": 4} | overrides))
+
+
+def test_what_is_trained_and_held_is_that_of_the_run(tmp_path):
+    """Counts and bytes of the arguments are those of the arrays of the run itself; nothing of it is read."""
+    config = asked(tmp_path)
+    found = plan.plan(config)
+    begun = setup.prepare(config)
+    leaves = jax.tree.leaves(begun.trained)
+    assert found["trained"] == sum(leaf.size for leaf in leaves)
+    compiled = training.programs(begun)
+    state = jax.eval_shape(lambda: {"trained": begun.trained, "optimizer": compiled.optimizer.init(begun.trained)})
+    frozen = [
+        leaf for path, leaf in tree.flatten(begun.params).items() if path not in tree.flatten(begun.trained["params"])
+    ]
+    held = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in [*jax.tree.leaves(state), *frozen])
+    held += sum(leaf.nbytes for leaf in jax.tree.leaves(begun.supports))
+    batch = 4 * 16 * 4 * 3 + 4 * 4 * 2
+    # The step, the key and the rate; and what the compiler drops because the program does not read it.
+    assert held <= found["bytes_per_chip"]["arguments"] <= held + batch + 64
+    assert found["bytes_per_chip"]["total"] >= found["bytes_per_chip"]["arguments"]
+    assert found["fits"] is None  # nobody knows the memory of this machine's processor
+    everything = sum(leaf.size for leaf in jax.tree.leaves(begun.params)) + sum(
+        leaf.size for leaf in jax.tree.leaves(begun.trained["deltas"])
+    )
+    assert found["optimizer_bytes"] == {"this": 8 * found["trained"], "full tuning": 8 * everything}
+
+
+def test_scanned_layers_count_as_often_as_they_run(tmp_path):
+    """The program of a deep decoder has one layer in it; the plan has all."""
+    decoders.write(tmp_path / "base", **decoders.VARIANTS["llama"])
+    common = runs.writing(tmp_path, prune__kind="none", generate__new_tokens=0)
+    apart, scanned = (plan.plan(runs.config(tmp_path, **common, model__scan=scan)) for scan in (False, True))
+    # A loop sends a gradient out of the first layer too, which nobody asks for.
+    assert apart["flops"] < scanned["flops"] < 1.1 * apart["flops"]
+    assert scanned["trained"] == apart["trained"]
+
+
+def test_the_verb_writes_what_it_prints(tmp_path, capsys):
+    config = asked(tmp_path)
+    (tmp_path / "run.yaml").write_text(configs.dump(config))
+    out = tmp_path / "plan.json"
+    assert command.main(["plan", str(tmp_path / "run.yaml"), "--json", str(out), "--train.batch_size=2"]) == 0
+    said, found = capsys.readouterr().out, json.loads(out.read_text())
+    assert found["rows"] == 2
+    assert f"{found['trained']:,}" in said
+    assert not (tmp_path / "run").exists()
+    assert yaml.safe_load((tmp_path / "run.yaml").read_text())["train"]["batch_size"] == 4
+
+
+def test_a_config_alone_is_enough(tmp_path):
+    """Neither weights nor data nor a tokenizer need be there."""
+    folder = tmp_path / "alone"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(tiny.config()))
+    config = configs.read(None, [f"model.path={folder}", "data.max_length=16", "train.batch_size=4", "delta.rank=2"])
+    assert plan.plan(config)["trained"] > 0
+
+
+@pytest.mark.parametrize(
+    ("topology", "message"),
+    [("v5:4x4", "no such chip .* v5e"), ("h100:8", "expected KIND:SHAPE with one of v4, v5e, v5p, v6e")],
+)
+def test_a_topology_that_nobody_makes(topology, message):
+    with pytest.raises(InputError, match=message):
+        plan.devices(topology)
+
+
+def test_without_the_compiler_of_tpus(monkeypatch):
+    """The way out is named."""
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    from jax.experimental import topologies
+
+    def missing(*args, **options):
+        raise RuntimeError("no libtpu")
+
+    monkeypatch.setattr(topologies, "get_topology_desc", missing)
+    with pytest.raises(InputError, match=r"'v5e:4x4' cannot be had \(no libtpu\): install the extra `tpu`"):
+        plan.devices("v5e:4x4")
+
+
+def test_the_largest_batch_is_found_by_halves_and_doubles(tmp_path, monkeypatch):
+    config = asked(tmp_path)
+    for limit, expected in ((37, 32), (3, 2), (0, 0)):
+        fits = lambda config, topology, labels, limit=limit: {"fits": config.train.batch_size <= limit}
+        monkeypatch.setattr(plan, "plan", fits)
+        assert plan.largest(config, "v5e:4x4") == expected

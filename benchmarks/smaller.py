@@ -32,6 +32,8 @@ from dsee_jax.pictures import search as searches
 FOLDER = "smaller"
 EPOCHS = {"sst2": 3, "stsb": 4, "rte": 6}
 """Passes over the data of every method, in all; the search for a ticket is not counted, its seconds are."""
+AFTER = {"sst2": 2, "stsb": 3, "rte": 4}
+"""Of those the passes after a cut by score; after a ticket all are."""
 SIZES = {"75 % of the FLOPs": (2, 0.3), "1/4 of heads, 40 % of neurons": (0.25, 0.4)}
 """(heads, neurons) that go in the part ``cut``."""
 KINDS = {"ticket": "earlybert", "score": "structured"}
@@ -80,7 +82,8 @@ def cut(options: argparse.Namespace) -> list[dict[str, Any]]:
                 if by == "score" and (task, size) != BY_SCORE:
                     continue
                 name = f"{task}_{by}_{heads}_{neurons}"
-                passes = [f"--train.epochs={EPOCHS[task]}"] if kind == "earlybert" else []
+                before = EPOCHS[task] if kind == "earlybert" else EPOCHS[task] - AFTER[task]
+                passes = [f"--train.epochs={before}", f"--train.retune_epochs={AFTER[task]}"]
                 overrides = [*pruned(kind, heads, neurons), *passes]
                 runs = [done(f"{name}_seed{s}", task, "dsee", s, options, *overrides) for s in options.seeds]
                 speed = inference(f"{name}_seed{options.seeds[0]}", options)

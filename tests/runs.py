@@ -3,19 +3,11 @@
 import csv
 import json
 import pathlib
-import tempfile
 
-import jax
 import numpy as np
 
 import tiny
 from dsee_jax import config as configs
-
-CACHE = tempfile.TemporaryDirectory(prefix="compiled-")
-"""Equal programs are compiled once for all runs of a session."""
-
-jax.config.update("jax_compilation_cache_dir", CACHE.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 NOT_COMPARED = ("train_seconds", "train_tokens_per_second", "peak_memory_bytes")
 """Figures of metrics.json that two equal runs do not share."""

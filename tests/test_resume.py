@@ -85,10 +85,7 @@ def test_a_run_that_died_once_in_every_stage(tmp_path, monkeypatch, config):
 
 
 def start(arguments):
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": runs.CACHE.name,
-        "JAX_NUMPY_RANK_PROMOTION": "raise",
-    }
+    environment = os.environ | {"JAX_NUMPY_RANK_PROMOTION": "raise"}
     return subprocess.Popen(
         [sys.executable, str(TRAIN), *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )

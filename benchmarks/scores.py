@@ -1,0 +1,85 @@
+"""What pruning alone costs, by score and scope: a finished run without pruning, half of its weights gone, not tuned again.
+
+    python -m benchmarks.scores RUN_DIR [RUN_DIR ...] [--data.dir=GLUE_DIR]
+
+A run is one of LoRA or DSEE with ``prune.kind: none``, of ``train.py`` (for instance ``configs/minilm_sst2_lora.yaml``).
+Writes ``benchmarks/results/scores.json`` and ``scores.md``: the metrics of the dev set for each of `CHOICES`.
+"""
+
+import argparse
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from benchmarks.glue import RESULTS
+from dsee_jax import activations, evaluation, finished, journal, masks, prune, sharding, step
+from dsee_jax.data.batches import Batches
+from dsee_jax.setup import read_data
+
+CHOICES = [(score, scope) for score in ("W", "WABS", "WANDA") for scope in ("global", "tensor", "output")]
+SPARSITY = 0.5
+
+
+def measured(run: Path, overrides: list[str]) -> dict[str, Any]:
+    """Return ``{choice: metrics}`` of a finished run, and those of the run as it is under ``whole``."""
+    config, task, model, params, kept = finished.opened(run, overrides)
+    assert kept is not None, "a run with updates"
+    data = read_data(config, task, run / "model", model)
+    placed = sharding.placement(sharding.mesh(config.mesh, batch_size=config.train.batch_size), model)
+    evaluate = evaluation.evaluator(model, config, data, placed)
+    whole = finished.folded(finished.Finished(config, task, model, params, kept))
+    source = Batches(data.train, config.train.batch_size, epochs=1, seed=config.train.seed, edges=data.edges)
+    sizes = activations.sizes(
+        model, whole, (source[n] for n in range(-(-config.prune.calibration // config.train.batch_size)))
+    )
+    trained = {"deltas": kept.deltas, "params": {}}
+    found = {"whole": evaluate(trained, step.Frozen(params, kept.supports, {}))}
+    for score, scope in CHOICES:
+        drawn = prune.unstructured(
+            *(params, kept.deltas, kept.supports, config.prune.targets),
+            sparsity=SPARSITY,
+            score=score,
+            scope=scope,
+            scale=config.delta.scale,
+            scale_sparse=config.delta.scale_sparse,
+            inputs=sizes,
+        )
+        name = f"{score}, {scope}"
+        found[name] = evaluate(trained, step.Frozen(masks.apply(params, drawn), kept.supports, {}))
+        print(task.name, name, found[name], flush=True)
+    return {"task": task.name, "seed": config.train.seed, "examples": config.data.examples, "metrics": found}
+
+
+def markdown(runs: list[dict[str, Any]]) -> str:
+    """Return the table: a line a choice, a column a run."""
+    first = [next(iter(run["metrics"]["whole"])) for run in runs]
+    heads = [f"{run['task']}: {metric}, loss" for run, metric in zip(runs, first, strict=True)]
+    lines = [f"| score, scope | {' | '.join(heads)} |", "|" + "---|" * (1 + len(runs))]
+    for choice in runs[0]["metrics"]:
+        cells = [
+            f"{100 * r['metrics'][choice][m]:.1f}, {r['metrics'][choice]['loss']:.3f}"
+            for r, m in zip(runs, first, strict=True)
+        ]
+        lines.append(f"| {choice} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR")
+    options, overrides = parser.parse_known_args()
+    runs = [measured(run, overrides) for run in options.runs]
+    found = {
+        "command": "python -m benchmarks.scores RUN_DIR ... --data.dir=GLUE_DIR",
+        "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), no accelerator",
+        "sparsity": SPARSITY,
+        "runs": runs,
+    }
+    journal.write(RESULTS / "scores.json", found)
+    journal.write_text(RESULTS / "scores.md", markdown(runs))
+    print(markdown(runs))
+
+
+if __name__ == "__main__":
+    main()

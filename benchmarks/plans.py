@@ -142,16 +142,23 @@ def markdown(found: dict[str, dict[str, Any]]) -> str:
         "|" + "---|" * 9,
     ]
     for name, one in found.items():
-        reduced = [row for row in one["collectives"] if row["kind"] in ("all-reduce", "reduce-scatter")]
-        largest = max(reduced, key=lambda row: row["bytes"] / row["count"], default=None)
-        shape = f"{largest['shape']}" if largest else "nothing"
-        roofline = one["roofline"]
-        lines.append(
-            f"| {name}: {PLANS[name]['model']} | {one['topology']} | {one['rows']} x {one['length']} "
-            f"| {one['bytes_per_chip']['total'] / 1e9:.2f} of {one['memory'] / 1e9:.0f} | {'yes' if one['fits'] else 'no'} "
-            f"| {one['sent_bytes_per_chip'] / 1e9:.3g} GB | {shape} "
-            f"| {1e3 * roofline['step_seconds']:.3g} ms, {roofline['bound']} | {one['compile_seconds']:.0f} s |"
-        )
+        cells = [f"{name}: {PLANS[name]['model']}", one["topology"], f"{one['rows']} x {one['length']}"]
+        cells += [
+            f"{one['bytes_per_chip']['total'] / 1e9:.2f} of {one['memory'] / 1e9:.1f}",
+            "yes" if one["fits"] else "no",
+        ]
+        if "roofline" in one:
+            reduced = [row for row in one["collectives"] if row["kind"] in ("all-reduce", "reduce-scatter")]
+            largest = max(reduced, key=lambda row: row["bytes"] / row["count"], default={"shape": "nothing"})
+            roofline = one["roofline"]
+            cells += [f"{one['sent_bytes_per_chip'] / 1e9:.3g} GB", largest["shape"]]
+            cells += [
+                f"{1e3 * roofline['step_seconds']:.3g} ms, {roofline['bound']}",
+                f"{one['compile_seconds']:.0f} s",
+            ]
+        else:
+            cells += [""] * 4
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -164,7 +171,7 @@ def picture(found: dict[str, dict[str, Any]]) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for kind, label in (("weak", "a row for each chip"), ("strong", "256 rows in all")):
-        chips = [n for n in GROWTH if f"{kind}_{n}" in found]
+        chips = [n for n in GROWTH if found.get(f"{kind}_{n}", {}).get("fits")]
         plans = [found[f"{kind}_{n}"] for n in chips]
         axes[0].plot(chips, [one["bytes_per_chip"]["total"] / 1e9 for one in plans], "o-", label=label)
         axes[1].plot(chips, [one["sent_bytes_per_chip"] / 1e9 for one in plans], "o-", label=label)

@@ -79,6 +79,8 @@ def generate(options: argparse.Namespace) -> None:
     if not prompts:
         raise InputError("there is no prompt: give --prompt TEXT or --file FILE")
     chosen = {name: getattr(options, name) for name in completion.CHOICES}
+    if options.repetition_penalty is not None:
+        chosen["repetition_penalty"] = options.repetition_penalty
     writer = completion.opened(options.model, dtype=options.dtype)
     for prompt, text in zip(
         prompts, completion.complete(writer, prompts, key=jax.random.key(options.seed), **chosen), strict=True
@@ -183,6 +185,12 @@ def parser() -> argparse.ArgumentParser:
     )
     six.add_argument(
         "--early-stopping", action="store_true", help="beams: stop once as many texts ended as there are beams"
+    )
+    six.add_argument(
+        "--repetition-penalty",
+        type=float,
+        metavar="X",
+        help="above 1: less of what was said; default: as the model's files",
     )
     six.add_argument(
         "--temperature", type=float, default=0.0, metavar="X", help="sample; 1: as probable as the model says"

@@ -46,11 +46,16 @@ class Options:
     """Sample among the k most probable; 0: all."""
     top_p: float = 1.0
     """Sample among the most probable whose probabilities first sum to p or more, in (0, 1]."""
+    repetition_penalty: float = 1.0
+    """Above 1: logits (beams: log probabilities) of tokens that are in the prompt or were chosen are divided by it where they
+    are positive and multiplied where they are negative (arXiv 1909.05858, section 4.1)."""
 
     def __post_init__(self) -> None:
         for name, least in (("new_tokens", 1), ("beams", 1), ("top_k", 0), ("temperature", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; expected {least} or more")
+        if not self.repetition_penalty > 0:
+            raise InputError(f"repetition_penalty is {self.repetition_penalty}; expected a number above 0, 1 for none")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p is {self.top_p}; expected a number in (0, 1]")
         if self.temperature == 0 and (self.top_k or self.top_p < 1):
@@ -142,9 +147,26 @@ def _compiled(
 
     capacity = ids.shape[1] + options.new_tokens - 1
     logits, cache = step(ids, mask, caches.create(model, ids.shape[0], capacity))
+    words = 0 if options.repetition_penalty == 1 else logits.shape[-1]
+    seen = _marked(jnp.zeros((len(ids), words), bool), ids, mask != 0)
     if options.beams > 1:
-        return _beam_search(step, logits, cache, options)
-    return _one_by_one(step, logits, cache, options, key)
+        return _beam_search(step, logits, cache, seen, options)
+    return _one_by_one(step, logits, cache, seen, options, key)
+
+
+def _marked(seen: jax.Array, tokens: jax.Array, real: Any = True) -> jax.Array:
+    """Return bool ``seen`` (rows, words; 0 where none matters) with ``tokens`` (rows, n) marked where ``real``."""
+    if not seen.shape[-1]:
+        return seen
+    return seen.at[jnp.arange(len(seen))[:, None], tokens].max(real)
+
+
+def _penalized(scores: jax.Array, seen: jax.Array, options: Options) -> jax.Array:
+    """Return scores (..., vocabulary) with those of tokens ``seen`` lowered."""
+    penalty = options.repetition_penalty
+    if penalty == 1:
+        return scores
+    return jnp.where(seen, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
 
 
 class _Rows(NamedTuple):
@@ -154,17 +176,19 @@ class _Rows(NamedTuple):
     tokens: jax.Array  # (rows, new_tokens)
     ended: jax.Array  # (rows,) bool
     logits: jax.Array  # (rows, vocabulary) of the next token
+    seen: jax.Array  # (rows, vocabulary) bool: in the prompt or chosen
     cache: Any
 
 
-def _one_by_one(step: Any, logits: jax.Array, cache: Any, options: Options, key: Key) -> jax.Array:
+def _one_by_one(step: Any, logits: jax.Array, cache: Any, seen: jax.Array, options: Options, key: Key) -> jax.Array:
     rows = logits.shape[0]
 
     def choose(state: _Rows) -> tuple[jax.Array, jax.Array, jax.Array]:
+        logits = _penalized(state.logits, state.seen, options)
         if options.temperature:
-            drawn = jax.random.categorical(jax.random.fold_in(key, state.count), filtered(state.logits, options))
+            drawn = jax.random.categorical(jax.random.fold_in(key, state.count), filtered(logits, options))
         else:
-            drawn = jnp.argmax(state.logits, axis=-1)
+            drawn = jnp.argmax(logits, axis=-1)
         token = jnp.where(state.ended, options.pad, drawn).astype(jnp.int32)
         tokens = jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.count))
         return token, tokens, state.ended | _ends(token, options)
@@ -172,10 +196,10 @@ def _one_by_one(step: Any, logits: jax.Array, cache: Any, options: Options, key:
     def go_on(state: _Rows) -> _Rows:
         token, tokens, ended = choose(state)
         logits, cache = step(token[:, None], jnp.ones((rows, 1), jnp.int32), state.cache)
-        return _Rows(state.count + 1, tokens, ended, logits, cache)
+        return _Rows(state.count + 1, tokens, ended, logits, _marked(state.seen, token[:, None]), cache)
 
     tokens = jnp.full((rows, options.new_tokens), options.pad, jnp.int32)
-    state = _Rows(jnp.zeros((), jnp.int32), tokens, jnp.zeros(rows, bool), logits, cache)
+    state = _Rows(jnp.zeros((), jnp.int32), tokens, jnp.zeros(rows, bool), logits, seen, cache)
     # The last token is chosen behind the loop: nothing is to be computed from it.
     state = jax.lax.while_loop(lambda s: (s.count < options.new_tokens - 1) & ~jnp.all(s.ended), go_on, state)
     return choose(state)[1]
@@ -213,10 +237,11 @@ class _Beams(NamedTuple):
     improvable: jax.Array  # (rows, 1) bool: whether a beam may still become better than the worst of them
     blocked: jax.Array  # () bool: whether all that could follow has ended
     log_probs: jax.Array  # (rows, beams, vocabulary) of the next token
+    seen: jax.Array  # (rows, beams, vocabulary) bool: in the prompt or chosen
     cache: Any  # of rows * beams rows
 
 
-def _beam_search(step: Any, logits: jax.Array, cache: Any, options: Options) -> jax.Array:
+def _beam_search(step: Any, logits: jax.Array, cache: Any, seen: jax.Array, options: Options) -> jax.Array:
     """Hugging Face's beam search, its bounds on what may still improve included."""
     rows, beams, new = logits.shape[0], options.beams, options.new_tokens
     candidates = max(2, 1 + len(options.eos)) * beams
@@ -227,7 +252,8 @@ def _beam_search(step: Any, logits: jax.Array, cache: Any, options: Options) -> 
     def choose(state: _Beams) -> tuple[_Beams, jax.Array]:
         """Return the state with one more token, and the beams (rows, beams) that it goes on from."""
         size = state.log_probs.shape[-1]
-        sums = (state.log_probs + state.scores[:, :, None]).reshape(rows, beams * size)
+        log_probs = _penalized(state.log_probs, state.seen, options)
+        sums = (log_probs + state.scores[:, :, None]).reshape(rows, beams * size)
         sums, places = jax.lax.top_k(sums, candidates)
         origin, token = places // size, (places % size).astype(jnp.int32)
         tokens = gather(state.tokens, origin)
@@ -267,7 +293,9 @@ def _beam_search(step: Any, logits: jax.Array, cache: Any, options: Options) -> 
         cache = caches.take(state.cache, (jnp.arange(rows)[:, None] * beams + origin).reshape(-1))
         last = jax.lax.dynamic_slice_in_dim(state.tokens, state.count - 1, 1, axis=2).reshape(-1, 1)
         logits, cache = step(last, jnp.ones((rows * beams, 1), jnp.int32), cache)
-        return state._replace(log_probs=jax.nn.log_softmax(logits).reshape(rows, beams, -1), cache=cache)
+        seen = gather(state.seen, origin).reshape(rows * beams, state.seen.shape[-1])
+        seen = _marked(seen, last).reshape(state.seen.shape)
+        return state._replace(log_probs=jax.nn.log_softmax(logits).reshape(rows, beams, -1), seen=seen, cache=cache)
 
     empty = jnp.full((rows, beams, new), options.pad, jnp.int32)
     state = _Beams(
@@ -281,6 +309,7 @@ def _beam_search(step: Any, logits: jax.Array, cache: Any, options: Options) -> 
         improvable=jnp.ones((rows, 1), bool),
         blocked=jnp.zeros((), bool),
         log_probs=jnp.broadcast_to(jax.nn.log_softmax(logits)[:, None], (rows, beams, logits.shape[-1])),
+        seen=jnp.broadcast_to(seen[:, None], (rows, beams, seen.shape[-1])),
         cache=caches.take(cache, jnp.repeat(jnp.arange(rows), beams)),
     )
     state = jax.lax.while_loop(lambda s: unfinished(s) & (s.count < new - 1), go_on, state)

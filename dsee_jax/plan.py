@@ -1,21 +1,25 @@
 """What a run will take, before it is paid for: its real step compiled ahead of time, with no weights and no data.
 
 The config of the run says all but where: the devices here, or a TPU topology that need not be there (``v5e:16x16``; the extra
-`tpu` brings libtpu, whose compiler runs on any machine). Memory is what the compiler says of the program. Time is a roofline:
-the longest of computing, of moving bytes within a chip's memory and of sending them between chips, each at the full rate of
-`CHIPS`; a real step takes longer.
+`tpu` brings libtpu, whose compiler runs on any machine). Memory is the compiler's own estimate for the step of the stage tune;
+a run holds more for a while: pruned weights beside whole ones, and with ``train.full`` a second state as it is saved. Time is
+a roofline: the longest of computing, of moving bytes within a chip's memory and of sending them between chips, each at the
+full rate of `CHIPS`; a real step takes longer.
 """
 
 import dataclasses
 import math
 import os
+import re
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.table import Table
 
 from dsee_jax import config as configs
@@ -29,21 +33,25 @@ from dsee_jax.errors import InputError, did_you_mean
 class Chip(NamedTuple):
     """One accelerator at its best."""
 
-    memory: float  # bytes
+    memory: float  # bytes that a program may have
     flops: float  # a second, bfloat16
     bandwidth: float  # bytes a second, of its memory
     links: float  # bytes a second, one way, over all links between chips
     dimensions: int  # of the torus that the links make
 
 
+_GIB = 2.0**30
 CHIPS: dict[str, Chip] = {
-    "v4": Chip(32e9, 275e12, 1228e9, 150e9, 3),
-    "v5e": Chip(16e9, 197e12, 819e9, 100e9, 2),
-    "v5p": Chip(95e9, 459e12, 2765e9, 300e9, 3),
-    "v6e": Chip(32e9, 918e12, 1640e9, 224e9, 2),
+    "v5e": Chip(15.75 * _GIB, 197e12, 819e9, 200e9, 2),
+    "v5p": Chip(95 * _GIB, 459e12, 2765e9, 600e9, 3),
+    "v6e": Chip(31.25 * _GIB, 918e12, 1640e9, 400e9, 2),
 }
-"""From Google's pages on each, cloud.google.com/tpu/docs/v4, v5e, v5p, v6e: memory, peak compute, memory bandwidth and half of
-the bidirectional bandwidth between chips."""
+"""From Google's pages on each, cloud.google.com/tpu/docs/v5e, v5p, v6e: peak compute, memory bandwidth, and half of the
+bidirectional bandwidth between chips (400, 1200 and 800 GB/s). The memory of v5e and v6e is what their compiler allows."""
+
+
+SHOWN = 12
+"""Lines of collectives in a terminal; the JSON has all."""
 
 
 def devices(topology: str) -> list[Any]:
@@ -85,6 +93,13 @@ def abstract(config: Config, found: list[Any], *, labels: int = 2) -> tuple[Any,
     where = sharding.mesh(config.mesh, batch_size=config.train.batch_size, devices=found)
     task, asked = configs.model_task(config), config.model
     model = hf.described(asked.path, task, labels, dtype=asked.dtype, scan=asked.scan, remat=asked.remat)
+    if config.train.dropout >= 0:
+        model = model.clone(config=model.config.with_dropout(config.train.dropout))
+    longest = model.config.longest
+    if longest is not None and config.data.max_length > longest:
+        raise InputError(
+            f"data.max_length is {config.data.max_length}; {asked.path} has {longest} positions: use fewer"
+        )
     placed = sharding.placement(where, model)
     kind = jnp.dtype(asked.param_dtype)
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, kind), models.shapes(model))
@@ -123,19 +138,41 @@ def plan(config: Config, topology: str = "", *, labels: int = 2) -> dict[str, An
     """Compile the training step of a config for a topology, and return what it takes.
 
     Returns:
-      bytes of a chip (arguments, temporaries, code, and their sum against its memory), multiply-adds and bytes of a step,
-      every collective, the roofline and what bounds it, and what is trained against full tuning.
+      bytes of a chip (arguments, temporaries, results, code, and what is there at most against its memory), operations and
+      bytes of a step, every collective, the roofline and what bounds it, and what is trained against full tuning. Where the
+      compiler finds that it does not fit it says no more than how much it would take.
 
     Raises:
       InputError: as `devices`, `sharding.mesh` and `sharding.placement` do.
     """
     found = devices(topology)
     run, args, placed = abstract(config, found, labels=labels)
+    sizes, chip = dict(placed.mesh.shape), CHIPS.get(topology.partition(":")[0])
+    products = program.multiply_adds(run, *args)
+    trained = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(args[0].trained))
+    backbone = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves((args[1].params, args[0].trained["params"])))
+    result: dict[str, Any] = {
+        "topology": topology or f"{len(found)} x {found[0].device_kind}",
+        "devices": len(found),
+        "mesh": sizes,
+        "rows": config.train.batch_size,
+        "length": config.data.max_length,
+        "memory": chip.memory if chip else None,
+        "flops": 2 * products,
+        "trained": trained,
+        "optimizer_bytes": {"this": 8 * trained, "full tuning": 8 * backbone},
+    }
     begin = time.perf_counter()
-    compiled = jax.jit(run, donate_argnums=0).lower(*args).compile()
-    seconds = time.perf_counter() - begin
-    memory, text, sizes = compiled.memory_analysis(), compiled.as_text(), dict(placed.mesh.shape)
-    chip = CHIPS.get(topology.partition(":")[0])
+    try:
+        compiled = jax.jit(run, donate_argnums=0).lower(*args).compile()
+    except jax.errors.JaxRuntimeError as error:
+        # The compiler of TPUs gives up on what does not fit.
+        used = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of", str(error))
+        if "RESOURCE_EXHAUSTED" not in str(error) or not used:
+            raise
+        total = float(used[1]) * 1024 ** " KMGT".index(used[2] or " ")
+        return result | {"fits": False, "bytes_per_chip": {"total": total}}
+    memory, text = compiled.memory_analysis(), compiled.as_text()
     bytes_of = {
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
@@ -143,47 +180,53 @@ def plan(config: Config, topology: str = "", *, labels: int = 2) -> dict[str, An
         "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "code": memory.generated_code_size_in_bytes,
     }
-    total = sum(bytes_of.values())
-    rows = program.collectives(text, sizes)
-    products = program.multiply_adds(run, *args)
-    traffic, sent = program.traffic(text), _sent(rows, sizes)
-    trained = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(args[0].trained))
-    frozen = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(args[1].params))
-    result = {
-        "topology": topology or f"{len(found)} x {found[0].device_kind}",
-        "devices": len(found),
-        "mesh": sizes,
-        "rows": config.train.batch_size,
-        "length": config.data.max_length,
-        "compile_seconds": seconds,
-        "bytes_per_chip": {**bytes_of, "total": total},
-        "memory": chip.memory if chip else None,
+    # Not all of it is there at the same time.
+    total = min(memory.peak_memory_in_bytes or math.inf, sum(bytes_of.values()) - bytes_of["code"]) + bytes_of["code"]
+    rows, traffic = program.collectives(text, sizes), program.traffic(text)
+    result |= {
         "fits": bool(total <= chip.memory) if chip else None,
-        "flops": 2 * products,
+        "compile_seconds": time.perf_counter() - begin,
+        "bytes_per_chip": {**bytes_of, "total": total},
         "traffic_bytes_per_chip": traffic,
-        "sent_bytes_per_chip": sent,
+        "sent_bytes_per_chip": sum(program.wire(row, sizes) for row in rows),
         "collectives": [row._asdict() for row in rows],
-        "trained": trained,
-        "optimizer_bytes": {"this": 8 * trained, "full tuning": 8 * (trained + frozen)},
+        "loops_of_unknown_length": program.unknown_loops(text),
     }
     if chip:
         times = {
             "computing": 2 * products / len(found) / chip.flops,
             "memory": traffic / chip.bandwidth,
-            # A mesh axis lies along one dimension of the torus, and has the links of that.
-            "links": sent / (chip.links / chip.dimensions),
+            "links": _sending(rows, placed.mesh, chip),
         }
         bound = max(times, key=lambda name: times[name])
         result["roofline"] = {"seconds": times, "bound": bound, "step_seconds": times[bound]}
     return result
 
 
-def _sent(rows: list[program.Collective], mesh: dict[str, int]) -> float:
-    return sum(program.wire(row, mesh) for row in rows)
+def _sending(rows: Sequence[program.Collective], mesh: Mesh, chip: Chip) -> float:
+    """Return the seconds that sending takes at least: what goes over different mesh axes goes at the same time."""
+    sizes, seconds = dict(mesh.shape), Counter[tuple[str, ...]]()
+    for row in rows:
+        spanned = _dimensions(mesh, row.axes) or 1
+        seconds[row.axes] += program.wire(row, sizes) / (chip.links * spanned / chip.dimensions)
+    return max(seconds.values(), default=0.0)
+
+
+def _dimensions(mesh: Mesh, axes: Sequence[str]) -> int:
+    """Return how many dimensions of the torus the devices along some mesh axes lie in."""
+    places = tuple(slice(None) if name in axes else 0 for name in mesh.axis_names)
+    coords = np.array([device.coords for device in np.ravel(mesh.devices[places])])
+    return int((coords != coords[0]).any(0).sum())
 
 
 def largest(config: Config, topology: str, *, labels: int = 2, most: int = 1 << 16) -> int:
-    """Return the most rows of a batch that fit, of the config's own number doubled or halved; 0 where none do."""
+    """Return the most rows of a batch that fit, of the config's own number doubled or halved; 0 where none do.
+
+    Raises:
+      InputError: nobody knows the memory of the devices here; name a topology.
+    """
+    if topology.partition(":")[0] not in CHIPS:
+        raise InputError(f"--largest needs a chip whose memory is known: give --topology, one of {', '.join(CHIPS)}")
 
     def fits(rows: int) -> bool:
         asked = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=rows))
@@ -217,8 +260,9 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     if "largest_batch" in found:
         costs.add_row("largest batch that fits", str(found["largest_batch"]))
     costs.add_row("floating point operations, all chips", f"{found['flops']:.3g}")
-    costs.add_row("read and written by a chip", _bytes(found["traffic_bytes_per_chip"]))
-    costs.add_row("sent by a chip", _bytes(found["sent_bytes_per_chip"]))
+    if "collectives" in found:
+        costs.add_row("read and written by a chip", _bytes(found["traffic_bytes_per_chip"]))
+        costs.add_row("sent by a chip", _bytes(found["sent_bytes_per_chip"]))
     if "roofline" in found:
         for name, seconds in found["roofline"]["seconds"].items():
             bound = " (the bound)" if name == found["roofline"]["bound"] else ""
@@ -229,8 +273,11 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     sent = Table(
         "collective", "mesh axes", "of each device", "times", "bytes", title="between chips", title_justify="left"
     )
-    for row in found["collectives"][:12]:
+    rows = found.get("collectives", [])
+    for row in rows[:SHOWN]:
         sent.add_row(row["kind"], ", ".join(row["axes"]), row["shape"], str(row["count"]), _bytes(row["bytes"]))
+    if len(rows) > SHOWN:
+        sent.add_row(f"and {len(rows) - SHOWN} more", "", "", "", _bytes(sum(row["bytes"] for row in rows[SHOWN:])))
     return [memory, costs, sent]
 
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f16": 16, "f32": 32, "f64": 64}
-_SHAPE = re.compile(r"\b(pred|bf16|f8\w*|[sufc]\d+)\[([\d,]*)\]")
+_SHAPE = re.compile(r"\b(pred|bf16|f8\w*|[sufc]\d+)\[([\d,]*)\](\{[^}]*\})?")
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)")
 _COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.\-]+) .*\{\s*$")
 _CALLED = re.compile(
@@ -25,11 +25,14 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective
 _FREE = frozenset(
     (
         *("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "conditional", "call", "iota"),
-        *("after-all", "partition-id", "opt-barrier", "async-done", "copy-done", "all-gather-done", "all-reduce-done"),
-        "collective-permute-done",
+        *("after-all", "partition-id", "replica-id", "opt-barrier"),
     )
 )
-"""Instructions that move no bytes of their own."""
+"""Instructions that move no bytes of their own; nor does what ends or goes on with an asynchronous one."""
+_TAKES = frozenset(("dynamic-slice", "slice", "gather"))
+"""Instructions that read of their first operand as much as they give."""
+_CHIP_ONLY = re.compile(r"S\([1-9]\d*\)")
+"""In a layout: lies within the processor, not in the device's memory."""
 
 
 class Instruction(NamedTuple):
@@ -51,10 +54,15 @@ class Collective(NamedTuple):
     bytes: int  # of what each device gets, in all
 
 
-def nbytes(shape: str) -> int:
-    """Return the bytes of a shape as XLA writes it, ``f32[8,128]{1,0}``, or of a tuple of them."""
+def nbytes(shape: str, *, memory: bool = False) -> int:
+    """Return the bytes of a shape as XLA writes it, ``f32[8,128]{1,0}``, or of a tuple of them.
+
+    With ``memory`` of what lies in the device's memory alone; a TPU's compiler keeps some arrays within the processor.
+    """
     total = 0
-    for kind, sizes in _SHAPE.findall(shape):
+    for kind, sizes, layout in _SHAPE.findall(shape):
+        if memory and _CHIP_ONLY.search(layout):
+            continue
         bits = _BITS.get(kind) or int(re.sub(r"\D.*", "", kind[1:]))
         total += math.prod(int(size) for size in sizes.split(",") if size) * bits
     return total // 8
@@ -74,8 +82,8 @@ def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
     return found, entry
 
 
-def turns(instruction: Instruction, bodies: Mapping[str, Sequence[Instruction]]) -> int:
-    """Return how often a loop runs its body; 1 of anything else, and of a loop whose number the text does not tell.
+def turns(instruction: Instruction, bodies: Mapping[str, Sequence[Instruction]]) -> int | None:
+    """Return how often a loop runs its body; 1 of anything else, None of a loop whose number the text does not tell.
 
     Where the compiler does not say it, it is what the condition compares the counter with, which starts at 0.
     """
@@ -89,48 +97,130 @@ def turns(instruction: Instruction, bodies: Mapping[str, Sequence[Instruction]])
         for each in bodies.get(condition[1] if condition else "", ())
         if each.kind == "constant" and each.shape.startswith("s32[]")
     ]
-    return limits[0] if len(limits) == 1 else 1
+    return limits[0] if len(limits) == 1 else None
 
 
-def counted(text: str) -> list[tuple[Instruction, int, bool, Mapping[str, str]]]:
-    """Return every instruction, how often it runs, whether it stands inside a fusion, and the shapes of its computation."""
+class Counted(NamedTuple):
+    """An instruction as a program runs it."""
+
+    instruction: Instruction
+    times: int
+    fused: bool  # stands inside a fusion
+    within: str  # the innermost computation that is no fusion
+    shapes: Mapping[str, str]  # of its computation
+
+
+def counted(text: str) -> list[Counted]:
+    """Return every instruction as often as it runs; a loop of unknown length counts once, see `unknown_loops`."""
     bodies, entry = computations(text)
     found = []
 
-    def visit(name: str, times: int, fused: bool) -> None:
+    def visit(name: str, times: int, fused: bool, within: str) -> None:
         shapes = {each.name: each.shape for each in bodies.get(name, ())}
         for each in bodies.get(name, ()):
-            found.append((each, times, fused, shapes))
+            found.append(Counted(each, times, fused, within, shapes))
+            inside = fused or each.kind == "fusion"
             for group in _CALLED.findall(each.rest):
                 for called in re.findall(r"[\w.\-]+", group):
-                    visit(called, times * turns(each, bodies), fused or each.kind == "fusion")
+                    visit(called, times * (turns(each, bodies) or 1), inside, within if inside else called)
 
-    visit(entry, 1, False)
+    visit(entry, 1, False, entry)
     return found
 
 
+def unknown_loops(text: str) -> int:
+    """Return how many loops of a program count once because their length is not told."""
+    bodies, _ = computations(text)
+    return sum(turns(each, bodies) is None for body in bodies.values() for each in body)
+
+
 def traffic(text: str) -> int:
-    """Return the bytes that a device reads and writes in its memory: operands and results of what is not inside a fusion."""
-    total = 0
-    for each, times, fused, shapes in counted(text):
-        if fused or each.kind in _FREE:
+    """Return the bytes that a device reads and writes in its memory: operands and results of what is not inside a fusion.
+
+    Of an operand that is only sliced or looked up what is taken counts, of a result that is an operand with a slice written
+    into it the slice.
+    """
+    bodies, _ = computations(text)
+    return sum(each.times * _moved(each, bodies) for each in counted(text) if not each.fused)
+
+
+def _moved(each: Counted, bodies: Mapping[str, Sequence[Instruction]]) -> int:
+    one, kind = each.instruction, each.instruction.kind
+    if kind in _FREE or kind.endswith(("-done", "-update")):
+        return 0
+    operands = [nbytes(each.shapes.get(name, ""), memory=True) for name in _operands(one)]
+    result = nbytes(one.shape, memory=True)
+    if kind.endswith("-start") and one.shape.startswith("("):
+        # It names what goes in beside what comes out.
+        arrays = [f"{dtype}[{sizes}]{layout}" for dtype, sizes, layout in _SHAPE.findall(one.shape) if sizes]
+        taken = arrays[-1] if kind.removesuffix("-start") in _TAKES and arrays else ""
+        return nbytes(taken) + nbytes(taken, memory=True) if taken else result
+    if kind in _TAKES:
+        return min(operands[0], result) + result if operands else result
+    if kind == "dynamic-update-slice":
+        return 2 * operands[1] if len(operands) > 1 else result
+    called = re.search(r"calls=%?([\w.\-]+)", one.rest)
+    if kind != "fusion" or not called:
+        return result + sum(operands)
+    body = bodies.get(called[1], ())
+    return sum(_read(body, number, size) for number, size in enumerate(operands)) + _written(body, result)
+
+
+def _operands(one: Instruction) -> list[str]:
+    return re.findall(r"%([\w.\-]+)", one.rest.split("), ")[0])
+
+
+def _read(body: Sequence[Instruction], number: int, size: int) -> int:
+    """Return what a fusion reads of its operand ``number`` of ``size`` bytes."""
+    mine = {one.name for one in body if one.kind == "parameter" and one.rest.startswith(f"{number})")}
+    sizes = {one.name: nbytes(one.shape) for one in body}
+    taken = 0
+    for one in body:
+        places = [place for place, name in enumerate(_operands(one)) if name in mine]
+        if not places:
             continue
-        operands = re.findall(r"%([\w.\-]+)", each.rest.split("), ")[0])
-        total += times * (nbytes(each.shape) + sum(nbytes(shapes.get(name, "")) for name in operands))
-    return total
+        if one.kind == "bitcast":
+            mine.add(one.name)
+        elif one.kind in _TAKES and places == [0]:
+            taken += sizes[one.name]
+        elif one.kind != "dynamic-update-slice" or places != [0]:
+            return size
+    return min(taken, size)
+
+
+def _written(body: Sequence[Instruction], result: int) -> int:
+    """Return what a fusion writes of its results of ``result`` bytes in memory."""
+    by_name = {one.name: one for one in body}
+    sizes = {one.name: nbytes(one.shape) for one in body}
+    root = body[-1] if body else None
+    roots = [by_name.get(name) for name in _operands(root)] if root and root.kind == "tuple" else [root]
+    saved = 0
+    for one in roots:
+        while one is not None and one.kind == "bitcast":
+            one = by_name.get(next(iter(_operands(one)), ""))
+        if one is not None and one.kind == "dynamic-update-slice":
+            saved += sizes[one.name] - sizes.get(_operands(one)[1], 0)
+    return max(result - saved, 0)
 
 
 def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
     """Return what is sent, by kind, mesh axes and shape; the most bytes first. ``mesh``: sizes by axis, in order."""
     counts: Counter[tuple[str, tuple[str, ...], str]] = Counter()
-    for each, times, _, _ in counted(text):
+    seen: set[tuple[str, str, str]] = set()
+    for each, times, _, within, _ in counted(text):
         kind = each.kind.removesuffix("-start")
         if kind not in KINDS:
             continue
-        shapes = [f"{dtype}[{sizes}]" for dtype, sizes in _SHAPE.findall(each.shape)]
-        # What starts an asynchronous one names what goes in before what comes out.
+        # A TPU's compiler writes one that runs beside other work into each fusion that it runs beside.
+        channel = re.search(r"channel_id=(\d+)", each.rest)
+        if channel and (kind, channel[1], within) in seen:
+            continue
+        seen.add((kind, channel[1] if channel else each.name, within))
+        shapes = [f"{dtype}[{sizes}]" for dtype, sizes, _ in _SHAPE.findall(each.shape)]
+        # What starts an asynchronous one names what goes in before what comes out, and may end in flags.
         if each.kind.endswith("-start") and kind != "all-reduce":
-            shapes = shapes[len(shapes) // 2 :][: len(shapes) // 2] or shapes
+            arrays = [shape for shape in shapes if not shape.endswith("[]")]
+            shapes = arrays[len(arrays) // 2 :] or shapes
         for shape in shapes:
             counts[kind, _axes(each.rest, mesh), shape] += times
     rows = [Collective(kind, axes, shape, n, n * nbytes(shape)) for (kind, axes, shape), n in counts.items()]
@@ -144,6 +234,12 @@ def _axes(attributes: str, mesh: Mapping[str, int]) -> tuple[str, ...]:
         shape, dims, order = (tuple(map(int, part.split(","))) if part else () for part in found.groups())
         ids = np.arange(math.prod(dims)).reshape(dims)
         group = (ids.transpose(order) if order else ids).reshape(shape)[0]
+    elif found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\S+)? \{([^}]*)\}", attributes):
+        # Devices in order on a mesh of the compiler's own, and the axes of that.
+        own = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found[1])}
+        inside = re.findall(r"'([^']+)'", found[2])
+        ids = np.arange(math.prod(own.values())).reshape(tuple(own.values()))
+        group = ids[tuple(slice(None) if name in inside else 0 for name in own)].ravel()
     elif found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         group = np.array([int(number) for number in found[1].split(",")])
     elif found := re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)+)\}", attributes):

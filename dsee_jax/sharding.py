@@ -81,8 +81,14 @@ def mesh(config: MeshConfig, *, batch_size: int, devices: Sequence[Any] | None =
             f"train.batch_size is {batch_size}; it must be a multiple of mesh.data x mesh.fsdp = {sizes['data']} x "
             f"{sizes['fsdp']} = {rows}"
         )
-    # Neighbours on a mesh axis are neighbours on the machine, where it says how its devices are linked.
-    return Mesh(mesh_utils.create_device_mesh(tuple(sizes.values()), devices), AXES)
+    shape = tuple(sizes.values())
+    try:
+        # Neighbours on a mesh axis are neighbours on the machine, where it says how its devices are linked.
+        laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    except (AssertionError, NotImplementedError, ValueError):
+        # Links that it knows nothing of, those between slices for one.
+        laid = np.reshape(np.array(devices, dtype=object), shape)
+    return Mesh(laid, AXES)
 
 
 def placement(where: Mesh, model: Any) -> Placement:

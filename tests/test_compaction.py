@@ -26,13 +26,15 @@ DELTA = dsee_jax.DeltaConfig(targets=(r"(en|de)coder/.*/kernel",), rank=2, nonze
 FAMILIES = {
     **{
         name: (tiny.config(name, num_hidden_layers=LAYERS), "sequence-classification")
-        for name in ("bert", "roberta", "deberta")
+        for name in ("bert", "roberta", "xlm-roberta", "deberta")
     },
     "llama": (decoders.config(num_key_value_heads=3), "causal-lm"),
     "llama with biases": (
         decoders.config(num_key_value_heads=3, attention_bias=True, mlp_bias=True),
         "sequence-classification",
     ),
+    "mistral": (decoders.config(model_type="mistral", num_key_value_heads=3, sliding_window=4), "causal-lm"),
+    "qwen2": (decoders.config(model_type="qwen2", num_key_value_heads=3), "sequence-classification"),
     "gpt2": (decoders.config(model_type="gpt2", n_inner=NEURONS), "causal-lm"),
     "qwen3": (decoders.config(model_type="qwen3", num_key_value_heads=3, head_dim=6), "features"),
 }

@@ -54,6 +54,20 @@ def test_the_end_of_text_is_the_files(tmp_path):
     assert completion.complete(ending, [PROMPT], new_tokens=8) == [""]
 
 
+def test_what_a_models_files_ask_for(tmp_path, caplog):
+    """A penalty of repetition is heeded where a user does not say otherwise; what is not done here is named."""
+    folder = decoders.write(tmp_path / "a")
+    plain = completion.complete(completion.opened(folder), [PROMPT], new_tokens=8)
+    (folder / "generation_config.json").write_text(json.dumps({"repetition_penalty": 1.9, "min_length": 0}))
+    assert not caplog.records
+    writer = completion.opened(folder)
+    assert completion.complete(writer, [PROMPT], new_tokens=8) != plain
+    assert completion.complete(writer, [PROMPT], new_tokens=8, repetition_penalty=1.0) == plain
+    (folder / "generation_config.json").write_text(json.dumps({"no_repeat_ngram_size": 3}))
+    completion.opened(folder)
+    assert "no_repeat_ngram_size = 3, which is not done here" in caplog.text
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_run_and_its_exports_say_the_same(tmp_path, family):
     """Updates attached from adapter/, kept as factors in an export, and folded."""
@@ -80,6 +94,7 @@ def test_a_run_and_its_exports_say_the_same(tmp_path, family):
         (["--file", "nothing.txt"], "--file nothing.txt: cannot be read"),
         (["--prompt", "a", "--beams", "0"], "beams is 0; expected 1 or more"),
         (["--prompt", "a", "--new-tokens", "31"], "more than the model's 32 positions: shorten the prompt"),
+        (["--prompt", "the " * 40], "has 40 tokens and the model 32 positions, which leaves no room: shorten it"),
         (["--prompt", "a", "--beam", "2", "b"], "generate takes no 'b'"),
     ],
 )

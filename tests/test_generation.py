@@ -163,6 +163,7 @@ def test_sampling_follows_the_probabilities():
         ({"temperature": 1.0, "top_p": 0.0}, r"top_p is 0.0; expected a number in \(0, 1\]"),
         ({"top_k": 4}, "give a temperature above 0"),
         ({"beams": 2, "temperature": 1.0}, "beam search does not sample"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0; expected a number above 0"),
         ({"temperature": 1.0, "new_tokens": 4}, "sampling needs a key"),
         ({"new_tokens": 28}, "a prompt of 5 tokens and 28 new ones are more than the model's 32 positions"),
     ],

@@ -41,9 +41,7 @@ def test_what_is_trained_and_held_is_that_of_the_run(tmp_path):
     assert held <= found["bytes_per_chip"]["arguments"] <= held + batch + 64
     assert found["bytes_per_chip"]["total"] >= found["bytes_per_chip"]["arguments"]
     assert found["fits"] is None  # nobody knows the memory of this machine's processor
-    everything = sum(leaf.size for leaf in jax.tree.leaves(begun.params)) + sum(
-        leaf.size for leaf in jax.tree.leaves(begun.trained["deltas"])
-    )
+    everything = sum(leaf.size for leaf in jax.tree.leaves(begun.params))
     assert found["optimizer_bytes"] == {"this": 8 * found["trained"], "full tuning": 8 * everything}
 
 
@@ -78,9 +76,52 @@ def test_a_config_alone_is_enough(tmp_path):
     assert plan.plan(config)["trained"] > 0
 
 
+def test_against_a_chip(tmp_path, monkeypatch, capsys):
+    """Fits or not, the roofline and its bound, for a chip that is slow in one thing at a time."""
+    monkeypatch.setattr(plan, "devices", lambda topology: jax.devices()[:1])
+    config = asked(tmp_path)
+    slow = {"computing": {"flops": 1.0}, "memory": {"bandwidth": 1.0}}
+    for bound, change in slow.items():
+        chip = plan.Chip(1e12, 1e30, 1e30, 1e30, 2)._replace(**change)
+        monkeypatch.setitem(plan.CHIPS, "v5e", chip)
+        found = plan.plan(config, "v5e:1x1")
+        assert found["fits"]
+        assert found["roofline"]["bound"] == bound
+        assert (
+            found["roofline"]["step_seconds"]
+            == {"computing": found["flops"], "memory": found["traffic_bytes_per_chip"]}[bound]
+        )
+    monkeypatch.setitem(plan.CHIPS, "v5e", plan.Chip(1e3, 1e12, 1e12, 1e12, 2))
+    assert plan.plan(config, "v5e:1x1")["fits"] is False
+
+
+def test_what_the_compiler_refuses_does_not_fit(tmp_path, monkeypatch):
+    """The message of a TPU's compiler, which stops at a program that is larger than the memory."""
+    said = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 53.51G of 15.75G."
+
+    class Refused:
+        def lower(self, *args):
+            return self
+
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(said)
+
+    monkeypatch.setattr(plan, "devices", lambda topology: jax.devices()[:1])
+    monkeypatch.setattr(jax, "jit", lambda *args, **options: Refused())
+    found = plan.plan(asked(tmp_path), "v5e:1x1")
+    assert found["fits"] is False
+    assert found["bytes_per_chip"] == {"total": 53.51 * 1024**3}
+    assert [table.title for table in plan.tables(found)]
+
+
+def test_the_largest_batch_needs_a_known_chip(tmp_path):
+    with pytest.raises(InputError, match="give --topology, one of v5e"):
+        plan.largest(asked(tmp_path), "")
+
+
 @pytest.mark.parametrize(
     ("topology", "message"),
-    [("v5:4x4", "no such chip .* v5e"), ("h100:8", "expected KIND:SHAPE with one of v4, v5e, v5p, v6e")],
+    [("v5:4x4", "no such chip .* v5e"), ("h100:8", "expected KIND:SHAPE with one of v5e, v5p, v6e")],
 )
 def test_a_topology_that_nobody_makes(topology, message):
     with pytest.raises(InputError, match=message):

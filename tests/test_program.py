@@ -60,6 +60,44 @@ def test_a_loop_that_does_not_say_how_often():
     assert program.collectives(unsaid, MESH)[0].count == 7
     two = unsaid.replace("%n = s32[] constant(7)", "%n = s32[] constant(7)\n  %m = s32[] constant(1)")
     assert {row.count for row in program.collectives(two, MESH)} == {1}
+    assert program.unknown_loops(two) == 1
+    assert program.unknown_loops(unsaid) == program.unknown_loops(TEXT) == 0
+
+
+def test_a_collective_beside_other_work_counts_once():
+    """As a TPU's compiler writes it: the same channel in several fusions of one computation."""
+    fused = """
+%f.1 (p: bf16[4]) -> bf16[16] {
+  %p = bf16[4]{0} parameter(0)
+  ROOT %g = bf16[16]{0} all-gather(%p), channel_id=9, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
+}
+"""
+    entry = TEXT.replace("ENTRY", fused + fused.replace("f.1", "f.2") + "\nENTRY").replace(
+        "  ROOT %out", "  %x1 = bf16[16] fusion(%w), calls=%f.1\n  %x2 = bf16[16] fusion(%w), calls=%f.2\n  ROOT %out"
+    )
+    rows = [row for row in program.collectives(entry, MESH) if row.shape == "bf16[16]"]
+    assert rows == [program.Collective("all-gather", ("fsdp",), "bf16[16]", 1, 32)]
+
+
+def test_an_asynchronous_permute_gives_its_array():
+    start = "(bf16[8,4]{1,0}, bf16[8,4]{1,0}, u32[], u32[]) collective-permute-start(%w)"
+    line = f"  %s = {start}, source_target_pairs={{{{0,1}},{{1,0}}}}\n"
+    text = TEXT.replace("  ROOT %out", line + "  ROOT %out")
+    (row,) = (row for row in program.collectives(text, MESH) if row.kind == "collective-permute")
+    assert (row.shape, row.count, row.bytes) == ("bf16[8,4]", 1, 64)
+
+
+def test_what_lies_within_the_processor_is_no_traffic():
+    assert program.nbytes("(f32[8]{0:T(128)S(1)}, f32[4]{0})") == 48
+    assert program.nbytes("(f32[8]{0:T(128)S(1)}, f32[4]{0})", memory=True) == 16
+
+
+def test_a_loop_reads_of_stacked_weights_one_layer_a_turn():
+    """Eight turns over (8, 64, 64): each matrix once, not the stack eight times."""
+    x, stack = jax.ShapeDtypeStruct((4, 64), jnp.float32), jax.ShapeDtypeStruct((8, 64, 64), jnp.float32)
+    run = lambda x, stack: jax.lax.scan(lambda x, w: (x @ w, None), x, stack)[0]
+    found = program.traffic(jax.jit(run).lower(x, stack).compile().as_text())
+    assert 8 * 64 * 64 * 4 <= found <= 4 * 8 * 64 * 64 * 4
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def described(
     remat: bool = False,
 ) -> Any:
     """Return the model that `load_pretrained` would, from ``config.json`` alone; raises `InputError` as it does."""
-    folder = resolve(path)
+    folder = resolve(path, weights=False)
     model = _model(folder, task, num_labels, dtype)
     _groups(folder, model, scan, remat)
     return model.clone(**{name: True for name, asked in (("scan", scan), ("remat", remat)) if asked})
@@ -427,6 +427,10 @@ def _config(model: Any, origin: Path | None, labels: Sequence[str]) -> dict[str,
     config = {name: value for name, value in config.items() if name not in fields.names(model.config)} | own
     config |= {"model_type": model.config.model_type}
     config["architectures"] = [models.architecture(model)]
+    if model.task == "sequence-classification" and model.config.pad_token_id is None:
+        # Hugging Face's decoders take the last token that is not this one; without it they refuse more than one text.
+        end = config.get("eos_token_id")
+        config["pad_token_id"] = next(iter(end), 0) if isinstance(end, list) else end or 0
     count = model.config.num_labels
     if labels and len(labels) != count:
         raise InputError(f"labels has {len(labels)} names; the model has num_labels = {count}: give one each")

@@ -10,13 +10,14 @@ from dsee_jax.errors import InputError
 _HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 
-def resolve(path: str | Path, revision: str | None = None) -> Path:
+def resolve(path: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
     """Return the local folder of a model.
 
     Args:
       path: a folder; ``package:NAME``, an installed package with ``get_model_path()``; or a hub id such as ``org/name``,
         of which the configuration, safetensors and tokenizer files are downloaded (or taken from the cache).
       revision: a branch, tag or commit of a hub id; None: the newest.
+      weights: of a hub id, whether they are wanted; without them only its JSON is downloaded.
 
     Raises:
       InputError: there is no such folder, package or hub id, or the hub cannot be reached.
@@ -40,15 +41,37 @@ def resolve(path: str | Path, revision: str | None = None) -> Path:
 
     try:
         found = huggingface_hub.snapshot_download(
-            text, revision=revision, allow_patterns=list(_HUB_FILES), ignore_patterns=["*/*"]
+            text,
+            revision=revision,
+            allow_patterns=list(_HUB_FILES if weights else ("*.json",)),
+            ignore_patterns=["*/*"],
         )
-        return Path(found)
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
             f"{text!r} is no folder here and could not be had from the hub ({type(error).__name__}: {reason}): "
             "give an existing folder, or a hub id with the network on"
         ) from None
+    if weights and not any(Path(found).glob("*.safetensors")):
+        _refuse_pickles(text, revision)
+    return Path(found)
+
+
+def _refuse_pickles(name: str, revision: str | None) -> None:
+    """Raise `InputError` for a repository of the hub whose weights are pickles; say nothing where the hub does not."""
+    import huggingface_hub
+    import huggingface_hub.errors
+
+    try:
+        held = huggingface_hub.list_repo_files(name, revision=revision)
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError):
+        return
+    if found := tensors.pickled(held):
+        file, convert = found
+        raise InputError(
+            f"{name!r} has its weights in {file} alone, a pickle, which can run code when opened, and is not read; where "
+            f"torch is installed: hf download {name} --local-dir DIR, run in DIR: {convert}, and give DIR"
+        )
 
 
 def _package(name: str) -> Path:

@@ -4,6 +4,7 @@ Whole arrays are read with plain file reads, not through a memory map, whose pag
 `mapped` is for stretches of arrays that never lie in memory whole.
 """
 
+import fnmatch
 import functools
 import json
 import math
@@ -39,9 +40,11 @@ DTYPES: dict[str, Any] = {
 _NAMES = {np.dtype(kind): name for name, kind in DTYPES.items()}
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_NOT_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|rng_state|training_args)\b.*|rng_state_.*")
 _CONVERT = (
-    'python -c "import torch, safetensors.torch as s; s.save_file({k: v.clone().contiguous() for k, v in '
-    "torch.load('%s', map_location='cpu', weights_only=True).items()}, 'model.safetensors')\""
+    'python -c "import glob, torch, safetensors.torch as s; s.save_file({k: v.clone().contiguous() for f in '
+    "sorted(glob.glob('%s')) for k, v in torch.load(f, map_location='cpu', weights_only=True).items()}, "
+    "'model.safetensors')\""
 )
 
 
@@ -69,11 +72,11 @@ def index(folder: Path) -> dict[str, Stored]:
     if (folder / SINGLE).exists():
         return contents(folder / SINGLE)
     if not (folder / INDEX).exists():
-        pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-        if pickles:
+        if found := pickled(path.name for path in folder.glob("*")):
+            name, convert = found
             raise InputError(
-                f"{folder / pickles[0]} is a pickle, which can run code when opened, and is not read; expected {SINGLE}: "
-                f"where torch is installed, run there: {_CONVERT % pickles[0]}"
+                f"{folder / name} is a pickle, which can run code when opened, and is not read; expected {SINGLE}: "
+                f"where torch is installed, run there: {convert}"
             )
         raise InputError(f"{folder} holds no weights: expected {SINGLE} or {INDEX}")
     placed = _placed(folder / INDEX)
@@ -86,6 +89,17 @@ def index(folder: Path) -> dict[str, Stored]:
         if name not in stored or stored[name].file.name != file:
             raise InputError(f"{folder / INDEX} puts {name!r} in {file!r}, which does not hold it: download both again")
     return stored
+
+
+def pickled(names: Iterable[str]) -> tuple[str, str] | None:
+    """Return the pickle of weights among the files of a folder, or its first shard, and the command that converts it."""
+    found = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in PICKLES)]
+    # What a trainer leaves beside the weights is none.
+    found = sorted(name for name in found if not _NOT_WEIGHTS.fullmatch(name))
+    if not found:
+        return None
+    name = next((name for name in found if name.startswith(("pytorch_model", "model"))), found[0])
+    return name, _CONVERT % re.sub(r"-\d+-of-\d+", "-*", name)
 
 
 def _placed(path: Path) -> dict[str, str]:

@@ -26,7 +26,7 @@ MODELS: dict[str, ModuleType] = {
 
 def find(model_type: str) -> ModuleType:
     """Return the module of a ``model_type``; raises `InputError` with those there are."""
-    if model_type not in MODELS:
+    if not isinstance(model_type, str) or model_type not in MODELS:
         near = did_you_mean(str(model_type), MODELS)
         raise InputError(f"'model_type' {model_type!r} is not supported{near}; supported: {', '.join(MODELS)}")
     return MODELS[model_type]

@@ -92,8 +92,11 @@ def write(config: Any) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None or name in explicit}
 
 
-def check(config: Any, *, sizes: tuple[str, ...], rates: tuple[str, ...]) -> None:
-    """Raise `InputError` unless ``sizes`` are whole numbers from 1 and ``rates`` numbers in [0, 1)."""
+def check(config: Any, *, sizes: tuple[str, ...], rates: tuple[str, ...], flags: tuple[str, ...] = ()) -> None:
+    """Raise `InputError` unless ``sizes`` are whole numbers from 1, ``rates`` numbers in [0, 1) and ``flags`` true or false.
+
+    A flag may be None too.
+    """
     for name in sizes:
         value = getattr(config, name)
         if type(value) is not int or value < 1:
@@ -102,6 +105,10 @@ def check(config: Any, *, sizes: tuple[str, ...], rates: tuple[str, ...]) -> Non
         value = getattr(config, name)
         if type(value) not in (int, float) or not 0 <= value < 1:
             raise InputError(f"{name!r} is {value!r}; expected a number in [0, 1)")
+    for name in flags:
+        value = getattr(config, name)
+        if value is not None and type(value) is not bool:
+            raise InputError(f"{name!r} is {value!r}; expected true or false")
 
 
 def check_widths(config: Any, name: str, layers: int, most: int) -> None:

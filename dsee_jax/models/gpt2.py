@@ -68,6 +68,7 @@ class Config:
             sizes=("vocab_size", "n_embd", "n_layer", "n_head", "n_positions", "num_labels")
             + (() if self.n_inner is None else ("n_inner",)),
             rates=("resid_pdrop", "embd_pdrop", "attn_pdrop", "layer_norm_epsilon", "initializer_range"),
+            flags=("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"),
         )
         if self.n_embd % self.n_head:
             raise InputError(f"'n_embd' is {self.n_embd}, not a multiple of 'n_head' = {self.n_head}")

@@ -96,7 +96,11 @@ class Config:
                 *(name for name in some if getattr(self, name) is not None),
             ),
             rates=("attention_dropout", "rms_norm_eps", "initializer_range"),
+            flags=("attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_window"),
         )
+        first = self.max_window_layers
+        if first is not None and (type(first) is not int or first < 0):
+            raise InputError(f"'max_window_layers' is {first!r}; expected a whole number from 0")
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"'hidden_size' is {self.hidden_size}, not a multiple of 'num_attention_heads' = {self.num_attention_heads}"
@@ -116,8 +120,9 @@ class Config:
                 raise InputError(f"{name!r} is {value!r}{near}; implemented: {', '.join(options)}")
         types = self.layer_types
         if types is not None and (
-            len(types) != self.num_hidden_layers
-            or not {"full_attention", "sliding_attention"}.issuperset(types)
+            not isinstance(types, tuple)
+            or len(types) != self.num_hidden_layers
+            or any(kind not in ("full_attention", "sliding_attention") for kind in types)
             or ("sliding_attention" in types and not (self.use_sliding_window and self.sliding_window))
         ):
             raise InputError(
@@ -141,8 +146,8 @@ class Config:
 
     @property
     def longest(self) -> int | None:
-        """The longest input that it is made for; None: no limit."""
-        return self.max_position_embeddings
+        """The longest input that it is made for, scaled positions included; None: no limit."""
+        return rope.longest(self.rope_parameters, self.max_position_embeddings)
 
     @property
     def explicit(self) -> frozenset[str]:
@@ -167,7 +172,9 @@ class Config:
     @property
     def windows(self) -> tuple[int | None, ...]:
         """How many tokens a token sees in every layer; None: all before it."""
-        if self.sliding_window is None or self.use_sliding_window is False:
+        # Where there is the field, null is false.
+        heeded = "use_sliding_window" not in _DEFAULTS[self.model_type] or self.use_sliding_window
+        if self.sliding_window is None or not heeded:
             return (None,) * self.num_hidden_layers
         first = self.max_window_layers or 0
         types = self.layer_types or tuple(

@@ -66,7 +66,7 @@ def read(config: Mapping[str, Any]) -> tuple[Rope, dict[str, Any]]:
         given["rope_theta"] = config.get("rope_theta", Rope.rope_theta)
     if given.pop("partial_rotary_factor", 1.0) not in (1.0, None):
         raise InputError(f"{field!r}: 'partial_rotary_factor' is not implemented; only 1.0 is")
-    if kind not in NEEDED:
+    if not isinstance(kind, str) or kind not in NEEDED:
         raise InputError(
             f"{field!r}: 'rope_type' {kind!r} is not implemented{did_you_mean(str(kind), NEEDED)}; "
             f"implemented: {', '.join(NEEDED)}"
@@ -75,13 +75,27 @@ def read(config: Mapping[str, Any]) -> tuple[Rope, dict[str, Any]]:
     for name, value in given.items():
         if name not in names:
             raise InputError(f"{field!r}: unknown parameter {name!r}{did_you_mean(name, names)}")
-        number = name in ("rope_type", "truncate") or value is None or (type(value) in (int, float) and value > 0)
-        if not number:
+        if name == "truncate":
+            if value is not None and type(value) is not bool:
+                raise InputError(f"{field!r}: {name!r} is {value!r}; expected true or false")
+        elif name != "rope_type" and value is not None and (type(value) not in (int, float) or not value > 0):
             raise InputError(f"{field!r}: {name!r} is {value!r}; expected a number above 0")
     for name in NEEDED[kind]:
         if given.get(name) is None:
             raise InputError(f"{field!r}: {name!r} is missing, which 'rope_type' {kind!r} needs")
     return Rope(**given), rest
+
+
+def longest(rope: Rope, most: int) -> int:
+    """Return the longest text that scaled positions are made for, where ``most`` is max_position_embeddings.
+
+    That of files with llama3, and of some with yarn, is the scaled length already.
+    """
+    if rope.rope_type in ("linear", "dynamic"):
+        return int(most * max(rope.factor or 1.0, 1.0))
+    if rope.rope_type == "yarn":
+        return max(most, int((rope.factor or 1.0) * (rope.original_max_position_embeddings or most)))
+    return most
 
 
 def rotation(rope: Rope, positions: jax.Array, head_size: int, most: int) -> tuple[jax.Array, jax.Array]:

@@ -126,6 +126,51 @@ def test_generated_tokens(tmp_path, variant, options):
         np.testing.assert_array_equal(found, _search(theirs, ids, mask, **given))
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_repetition_is_penalized(tmp_path, beams):
+    """Of prompts of one length: Hugging Face counts what fills up shorter ones as said."""
+    theirs = _made(tmp_path / "a", "AutoModelForCausalLM", decoders.config())
+    model, params = hf.load_pretrained(tmp_path / "a", "causal-lm")
+    ids = np.array([[7, 9, 11, 6, 8], [10, 12, 10, 5, 5]], np.int32)
+    given = {"new_tokens": 12, "eos": (), "pad": 1, "beams": beams}
+    plain = dsee_jax.generate(model, params, ids, **given)
+    for penalty in (1.7, 0.6):
+        found = dsee_jax.generate(model, params, ids, repetition_penalty=penalty, **given)
+        expected = _search(theirs, ids, np.ones_like(ids), repetition_penalty=penalty, **given)
+        np.testing.assert_array_equal(found, expected)
+        assert (np.asarray(found) != np.asarray(plain)).any()
+
+
+@pytest.mark.parametrize("variant", ["llama, linear", "llama, dynamic", "llama, yarn"])
+def test_generated_beyond_the_positions_of_the_pretraining(tmp_path, variant):
+    fields = decoders.config(**decoders.VARIANTS[variant])
+    theirs = _made(tmp_path / "a", "AutoModelForCausalLM", fields)
+    model, params = hf.load_pretrained(tmp_path / "a", "causal-lm")
+    ids, mask = generation.pad_left([[7, 9, 11, 6, 8, 5]])
+    new = model.config.longest - 6
+    assert new + 6 > fields["max_position_embeddings"]
+    given = {"new_tokens": new, "eos": (), "pad": 1}
+    np.testing.assert_array_equal(
+        dsee_jax.generate(model, params, ids, mask, **given), _search(theirs, ids, mask, **given)
+    )
+
+
+def test_an_exported_classifier_takes_several_texts(tmp_path):
+    """Where the source names no padding: Hugging Face's class wants one as soon as there are two rows."""
+    import torch
+    import transformers
+
+    decoders.write(tmp_path / "a", model_type="gpt2", pad_token_id=None)
+    model, params = hf.load_pretrained(tmp_path / "a", "sequence-classification", 3)
+    hf.save_pretrained(tmp_path / "b", model, params, source=tmp_path / "a")
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "b").eval()
+    batch = decoders.sides(tiny.batch(pad=theirs.config.pad_token_id), "right")
+    found = np.asarray(jax.jit(model.apply)({"params": params}, **batch))
+    given = {name: torch.from_numpy(batch[name]).long() for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        _close(found, theirs(**given).logits.numpy())
+
+
 TEXT = (
     "One day, a small frog sat by the pond and looked at the moon. The frog wanted to jump very high. "
     "His friend, the duck, said that no frog could ever reach it, but the frog was brave and tried again and again."

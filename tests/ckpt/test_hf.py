@@ -218,8 +218,33 @@ def test_pickle_is_refused_with_the_way_out(tmp_path):
     """A .bin can run code; the line holds the command that converts it."""
     folder = tiny.bert(tmp_path / "a")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"pytorch_model.bin is a pickle.*torch.load\('pytorch_model.bin'") as caught:
+    with pytest.raises(InputError, match=r"pytorch_model.bin is a pickle.*glob\('pytorch_model.bin'") as caught:
         hf.load_pretrained(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_pickle_of_the_weights_is_named_among_a_trainers(tmp_path):
+    folder = tiny.bert(tmp_path / "a")
+    (folder / "model.safetensors").unlink()
+    for name in ("optimizer.pt", "rng_state_0.pth", "scheduler.pt", "training_args.bin"):
+        (folder / name).write_bytes(b"")
+    with pytest.raises(InputError, match="holds no weights"):
+        hf.load_pretrained(folder)
+    for number in (1, 2):
+        (folder / f"pytorch_model-0000{number}-of-00002.bin").write_bytes(b"")
+    with pytest.raises(InputError, match=r"glob\('pytorch_model-\*.bin'\)"):
+        hf.load_pretrained(folder)
+
+
+def test_a_hub_repository_of_pickles(tmp_path, monkeypatch):
+    """Nothing of it is downloaded but its configuration; the way out is one for a hub id."""
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: str(tmp_path))
+    held = ["config.json", "optimizer.pt", "pytorch_model.bin"]
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *args, **options: held)
+    with pytest.raises(
+        InputError, match=r"'some/thing' has its weights in pytorch_model.bin alone.*hf download"
+    ) as caught:
+        hf.resolve("some/thing")
     assert "\n" not in str(caught.value)
 
 

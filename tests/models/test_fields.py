@@ -165,6 +165,13 @@ def test_both_layouts_of_rotary_parameters_are_read():
         ({"hidden_size": 25}, "'hidden_size' is 25, not a multiple"),
         ({"head_dim": 5}, "a head has 5 entries; rotary positions need an even number"),
         ({"hidden_act": "swish"}, "'hidden_act' is 'swish'"),
+        ({"model_type": ["llama"]}, r"'model_type' \['llama'\] is not supported"),
+        ({"rope_parameters": {"rope_type": ["linear"]}}, r"'rope_type' \['linear'\] is not implemented"),
+        ({"attention_bias": "false"}, "'attention_bias' is 'false'; expected true or false"),
+        ({"tie_word_embeddings": 1}, "'tie_word_embeddings' is 1; expected true or false"),
+        ({"model_type": "qwen3", "layer_types": 5}, "'layer_types' is 5; expected full_attention"),
+        ({"model_type": "qwen2", "max_window_layers": "1"}, "'max_window_layers' is '1'; expected a whole number"),
+        ({"model_type": "gpt2", "scale_attn_weights": "no"}, "'scale_attn_weights' is 'no'; expected true or false"),
         ({"model_type": "gpt2", "n_head": 5}, "'n_embd' is 24, not a multiple of 'n_head' = 5"),
         ({"model_type": "gpt2", "add_cross_attention": True}, "'add_cross_attention' is True"),
         ({"model_type": "gpt2", "n_inner": 0}, "'n_inner' is 0"),
@@ -175,3 +182,40 @@ def test_both_layouts_of_rotary_parameters_are_read():
 def test_decoders_refuse_by_name(change, message):
     with pytest.raises(InputError, match=message):
         find(change.get("model_type", "llama")).Config.from_hf(decoders.config(**change))
+
+
+@pytest.mark.parametrize("kind", sorted(MODELS))
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"quantization_config": {"bits": 4}}, "'quantization_config' is .* which is not implemented"),
+        ({"vocab_size": 0}, "'vocab_size' is 0; expected a whole number from 1"),
+        ({"attention_sinks": 4}, "unknown field 'attention_sinks'"),
+    ],
+)
+def test_every_family_refuses_what_none_has(kind, change, message):
+    made = tiny.config if kind in tiny.FAMILIES else decoders.config
+    with pytest.raises(InputError, match=message):
+        find(kind).Config.from_hf(made(**{"model_type": kind} | change))
+
+
+def test_windows_that_are_null_are_off():
+    """As in Hugging Face's classes; of mistral, which has no such field, the window counts."""
+    fields = {"model_type": "qwen2", "use_sliding_window": None, "sliding_window": 4, "max_window_layers": 0}
+    assert llama.Config.from_hf(decoders.config(**fields)).windows == (None, None)
+    assert llama.Config.from_hf(decoders.config(model_type="mistral", sliding_window=4)).windows == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "longest"),
+    [
+        ({"rope_type": "default"}, 32),
+        ({"rope_type": "linear", "factor": 3.0}, 96),
+        ({"rope_type": "dynamic", "factor": 2.5}, 80),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}, 64),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}, 32),
+        ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}, 32),
+    ],
+)
+def test_scaled_positions_are_for_longer_texts(parameters, longest):
+    assert llama.Config.from_hf(decoders.config(rope_parameters=parameters)).longest == longest

@@ -17,6 +17,7 @@ import yaml
 from safetensors.numpy import load_file
 
 import checkpoints
+import decoders
 import merge
 import tiny
 from dsee_jax import tree
@@ -81,21 +82,25 @@ def test_streaming_is_as_in_memory(tmp_path, method):
         np.testing.assert_allclose(found, expected[name], rtol=1e-6, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("family", ["roberta", "deberta"])
+def write(folder, family, seed):
+    """A checkpoint of a family, and the task that it is read for."""
+    if family in tiny.FAMILIES:
+        return tiny.bert(folder, seed=seed, model_type=family), "sequence-classification"
+    return decoders.write(folder, seed=seed, **decoders.VARIANTS[family]), "causal-lm"
+
+
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, "llama", "llama, tied", "mistral", "qwen2", "qwen3", "gpt2"])
 @pytest.mark.parametrize("method", ["linear", "rankmean"])
-def test_encoders_streamed_are_the_params_merged(tmp_path, family, method):
+def test_models_streamed_are_the_params_merged(tmp_path, family, method):
     """The same by tensors of files and by params, also where a file keeps several params in one tensor."""
     names = ("base", "model_0", "model_1")
-    params = [
-        hf.load_pretrained(tiny.bert(tmp_path / name, seed=seed, model_type=family))[1]
-        for seed, name in enumerate(names)
-    ]
+    params = [hf.load_pretrained(*write(tmp_path / name, family, seed))[1] for seed, name in enumerate(names)]
     recipe = checkpoints.recipe(tmp_path, method, each=WEIGHTED if method == "linear" else {})
     assert run(recipe, tmp_path / "out", "--max-shard-size", "10kB") == 0
     base, *models = params
     options = {"weight": 0.6} if method == "linear" else {}
     expected = merge.merge(None if method == "linear" else base, models, method=method, **options)
-    _, found = hf.load_pretrained(tmp_path / "out")
+    _, found = hf.load_pretrained(tmp_path / "out", write(tmp_path / "again", family, 0)[1])
     for path, leaf in tree.flatten(found).items():
         np.testing.assert_allclose(leaf, tree.get(expected, path), rtol=1e-5, atol=1e-6, err_msg=path)
 

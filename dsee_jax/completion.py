@@ -86,7 +86,7 @@ def complete(writer: Writer, prompts: Sequence[str], *, key: Key | None = None, 
     prompt that leaves no room in the model's positions.
     """
     tokenizer, size, longest = writer.tokenizer, writer.model.config.vocab_size, writer.model.config.longest
-    rows = [list(tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    rows = [list(tokenizer(prompt, verbose=False)["input_ids"]) for prompt in prompts]
     for prompt, row in zip(prompts, rows, strict=True):
         if not row:
             raise InputError(f"the prompt {prompt!r} has no tokens: give some text")

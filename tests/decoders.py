@@ -48,8 +48,10 @@ VARIANTS: dict[str, dict] = {
     "mistral": {"model_type": "mistral", "sliding_window": 4},
     "mistral, no window": {"model_type": "mistral", "sliding_window": None, "head_dim": 10},
     "qwen2": {"model_type": "qwen2"},
+    "qwen2, tied": {"model_type": "qwen2", "tie_word_embeddings": True},
     "qwen2, windows above": {"model_type": "qwen2", "max_window_layers": 1, **WINDOW},
     "qwen3": {"model_type": "qwen3", "head_dim": 10},
+    "qwen3, tied": {"model_type": "qwen3", "head_dim": 10, "tie_word_embeddings": True},
     "qwen3, biases and windows": {
         "model_type": "qwen3",
         "head_dim": 8,

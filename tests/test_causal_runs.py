@@ -82,7 +82,22 @@ def prepared(tmp_path_factory):
     return [setup.prepare(config(folder, data__packing=packing, data__max_length=30)) for packing in (False, True)]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def loss_and_gradient(made, batch):
+    """Of the mean over the tokens of responses, with respect to updates that are not 0."""
+    frozen = step.Frozen(made.params, made.supports, {})
+    moved = jax.tree.map(lambda leaf: leaf + 0.1, made.trained["deltas"])
+
+    def loss(deltas):
+        logits = step.predict(
+            made.model, {"deltas": deltas, "params": {}}, frozen, batch, made.config.delta, deterministic=True
+        )
+        losses = step.losses(logits, batch["labels"], regression=False)
+        return jnp.sum(losses * batch["weights"]) / jnp.sum(batch["weights"])
+
+    return jax.jit(jax.value_and_grad(loss))(moved)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2, windows above", "qwen3, biases and windows", "gpt2"])
 def test_packed_and_unpacked_texts_have_equal_losses_and_gradients(tmp_path, family):
     """The whole training set as one batch: many rows of one text, or few rows of several."""
     base(tmp_path, family)
@@ -92,22 +107,28 @@ def test_packed_and_unpacked_texts_have_equal_losses_and_gradients(tmp_path, fam
         data, size = made.data.train, made.data.train.size
         batch = Batches(data, size, 1.0, 0, made.data.edges)[0]
         assert (batch["attention_mask"].max() > 1) == packing
-        frozen = step.Frozen(made.params, made.supports, {})
-        moved = jax.tree.map(lambda leaf: leaf + 0.1, made.trained["deltas"])
-
-        def loss(deltas, made=made, frozen=frozen, batch=batch):
-            logits = step.predict(
-                made.model, {"deltas": deltas, "params": {}}, frozen, batch, made.config.delta, deterministic=True
-            )
-            losses = step.losses(logits, batch["labels"], regression=False)
-            return jnp.sum(losses * batch["weights"]) / jnp.sum(batch["weights"])
-
-        found.append((size, batch["weights"].sum(), *jax.jit(jax.value_and_grad(loss))(moved)))
+        found.append((size, batch["weights"].sum(), *loss_and_gradient(made, batch)))
     (rows, tokens, single, gradient), (fewer, same, packed, other) = found
     assert fewer < rows / 2
     assert same == tokens
     assert float(packed) == pytest.approx(float(single), rel=1e-5)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-3, atol=2e-5), other, gradient)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_training_in_bfloat16_is_close(tmp_path, family):
+    """Weights and products of 8 bits: a relative error of 2 ** -8 each, a few dozen of them on the way."""
+    base(tmp_path, family)
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        made = setup.prepare(config(tmp_path, model__dtype=dtype, model__param_dtype=dtype, train__dropout=0.0))
+        batch = Batches(made.data.train, made.data.train.size, 1.0, 0, made.data.edges)[0]
+        loss, gradient = loss_and_gradient(made, batch)
+        found.append((float(loss), np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)])))
+        assert found[-1][1].dtype == np.float32
+    (loss, gradient), (rough, other) = found
+    assert rough == pytest.approx(loss, rel=8 * 2**-8)
+    assert np.linalg.norm(other - gradient) < 32 * 2**-8 * np.linalg.norm(gradient)
 
 
 def test_packed_and_unpacked_dev_sets_have_equal_scores(prepared):

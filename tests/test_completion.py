@@ -94,7 +94,7 @@ def test_a_run_and_its_exports_say_the_same(tmp_path, family):
         (["--file", "nothing.txt"], "--file nothing.txt: cannot be read"),
         (["--prompt", "a", "--beams", "0"], "beams is 0; expected 1 or more"),
         (["--prompt", "a", "--new-tokens", "31"], "more than the model's 32 positions: shorten the prompt"),
-        (["--prompt", "the " * 40], "has 40 tokens and the model 32 positions, which leaves no room: shorten it"),
+        (["--prompt", "the " * 40], "has 42 tokens and the model 32 positions, which leaves no room: shorten it"),
         (["--prompt", "a", "--beam", "2", "b"], "generate takes no 'b'"),
     ],
 )

@@ -14,7 +14,7 @@ from dsee_jax import generation
 from dsee_jax.ckpt import hf
 from dsee_jax.models import cache as caches
 
-CACHED = ("llama", "mistral", "qwen2, windows above", "qwen3", "gpt2")
+CACHED = ("llama", "llama, llama3", "llama, yarn", "mistral", "qwen2, windows above", "qwen3", "gpt2")
 """Of these the same logits are asked for in parts, through a cache."""
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
@@ -157,7 +157,7 @@ def test_generated_beyond_the_positions_of_the_pretraining(tmp_path, variant):
 
 def test_an_exported_classifier_takes_several_texts(tmp_path):
     """Where the source names no padding: Hugging Face's class wants one as soon as there are two rows."""
-    import torch
+    torch = pytest.importorskip("torch")
     import transformers
 
     decoders.write(tmp_path / "a", model_type="gpt2", pad_token_id=None)

@@ -186,7 +186,8 @@ def markdown(found: dict[str, Any]) -> str:
             )
         text += "\n"
     if "ticket" in found:
-        text += "| ticket: what goes | score: mean (seeds) | FLOPs an example | seconds of training, search included, compiling left out; whole model = 1 |\n"
+        text += "| ticket: what goes | score: mean (seeds) | FLOPs an example "
+        text += "| seconds of training, search included, compiling left out; whole model = 1 |\n"
         text += "|---|---|---|---|\n"
         for r in found["ticket"]:
             ratios = ", ".join(f"{ratio:.2f}" for ratio in r["seconds_ratio"])

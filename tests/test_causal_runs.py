@@ -109,7 +109,7 @@ def test_packed_and_unpacked_texts_have_equal_losses_and_gradients(tmp_path, fam
         assert (batch["attention_mask"].max() > 1) == packing
         found.append((size, batch["weights"].sum(), *loss_and_gradient(made, batch)))
     (rows, tokens, single, gradient), (fewer, same, packed, other) = found
-    assert fewer < rows / 2
+    assert fewer <= rows / 2
     assert same == tokens
     assert float(packed) == pytest.approx(float(single), rel=1e-5)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-3, atol=2e-5), other, gradient)

@@ -34,7 +34,8 @@ def sizes(model: nn.Module, params: Params, batches: Iterable[Mapping[str, Array
     """
     stacked = getattr(model, "scan", False)
     # What is seen inside a loop or a recomputed layer does not outlive it.
-    model = model.clone(**{name: False for name in ("scan", "remat") if hasattr(model, name)})
+    loops: dict[str, Any] = {name: False for name in ("scan", "remat") if hasattr(model, name)}
+    model = model.clone(**loops)
     if stacked:
         params = stacks.unstack(params)
     add = jax.jit(lambda total, params, batch: jax.tree.map(jnp.add, total, squares(model, params, batch)))

@@ -12,7 +12,6 @@ import math
 import os
 import re
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -173,6 +172,8 @@ def plan(config: Config, topology: str = "", *, labels: int = 2) -> dict[str, An
         total = float(used[1]) * 1024 ** " KMGT".index(used[2] or " ")
         return result | {"fits": False, "bytes_per_chip": {"total": total}}
     memory, text = compiled.memory_analysis(), compiled.as_text()
+    assert memory is not None, "the compiler says nothing of memory"
+    assert text is not None, "the compiler gives no text"
     bytes_of = {
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
@@ -205,10 +206,10 @@ def plan(config: Config, topology: str = "", *, labels: int = 2) -> dict[str, An
 
 def _sending(rows: Sequence[program.Collective], mesh: Mesh, chip: Chip) -> float:
     """Return the seconds that sending takes at least: what goes over different mesh axes goes at the same time."""
-    sizes, seconds = dict(mesh.shape), Counter[tuple[str, ...]]()
+    sizes, seconds = dict(mesh.shape), dict[tuple[str, ...], float]()
     for row in rows:
-        spanned = _dimensions(mesh, row.axes) or 1
-        seconds[row.axes] += program.wire(row, sizes) / (chip.links * spanned / chip.dimensions)
+        links = chip.links * (_dimensions(mesh, row.axes) or 1) / chip.dimensions
+        seconds[row.axes] = seconds.get(row.axes, 0.0) + program.wire(row, sizes) / links
     return max(seconds.values(), default=0.0)
 
 

@@ -50,7 +50,7 @@ class Collective(NamedTuple):
     kind: str  # one of `KINDS`
     axes: tuple[str, ...]  # of the mesh
     shape: str  # of what each device gets, as XLA writes it
-    count: int  # how often
+    count: int  # how often # pyright: ignore[reportIncompatibleMethodOverride]
     bytes: int  # of what each device gets, in all
 
 

@@ -60,11 +60,16 @@ def step(
     model: Any, optimizer: optax.GradientTransformation, config: Config, placed: sharding.Placement, **options: Any
 ) -> Callable[..., tuple[steps.State, jax.Array]]:
     """Return `dsee_jax.step.train_step` of a config over the mesh of ``placed``, to be compiled; ``options`` are its own."""
+
+    def parts(batch: Any) -> int:
+        rows, length = batch["input_ids"].shape
+        return micro_batches(rows, length, config.data.batch_tokens)
+
     one = steps.train_step(
         model,
         optimizer,
         config.delta,
-        parts=lambda batch: micro_batches(*batch["input_ids"].shape, config.data.batch_tokens),
+        parts=parts,
         joined=placed.mesh.shape["tensor"] == 1,
         **options,
     )

@@ -71,7 +71,8 @@ def described(
     folder = resolve(path, weights=False)
     model = _model(folder, task, num_labels, dtype)
     _groups(folder, model, scan, remat)
-    return model.clone(**{name: True for name, asked in (("scan", scan), ("remat", remat)) if asked})
+    options: dict[str, Any] = {name: True for name, asked in (("scan", scan), ("remat", remat)) if asked}
+    return model.clone(**options)
 
 
 def _tables(model: Any) -> ModuleType:

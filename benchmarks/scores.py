@@ -23,18 +23,19 @@ SPARSITY = 0.5
 
 def measured(run: Path, overrides: list[str]) -> dict[str, Any]:
     """Return ``{choice: metrics}`` of a finished run, and those of the run as it is under ``whole``."""
-    config, task, model, params, kept = finished.opened(run, overrides)
+    found = finished.opened(run, overrides)
+    config, task, model, params, kept = found
     assert kept is not None, "a run with updates"
     data = read_data(config, task, run / "model", model)
     placed = sharding.placement(sharding.mesh(config.mesh, batch_size=config.train.batch_size), model)
     evaluate = evaluation.evaluator(model, config, data, placed)
-    whole = finished.folded(finished.Finished(config, task, model, params, kept))
+    whole = finished.folded(found)
     source = Batches(data.train, config.train.batch_size, epochs=1, seed=config.train.seed, edges=data.edges)
     sizes = activations.sizes(
         model, whole, (source[n] for n in range(-(-config.prune.calibration // config.train.batch_size)))
     )
     trained = {"deltas": kept.deltas, "params": {}}
-    found = {"whole": evaluate(trained, step.Frozen(params, kept.supports, {}))}
+    scores = {"whole": evaluate(trained, step.Frozen(params, kept.supports, {}))}
     for score, scope in CHOICES:
         drawn = prune.unstructured(
             *(params, kept.deltas, kept.supports, config.prune.targets),
@@ -46,9 +47,9 @@ def measured(run: Path, overrides: list[str]) -> dict[str, Any]:
             inputs=sizes,
         )
         name = f"{score}, {scope}"
-        found[name] = evaluate(trained, step.Frozen(masks.apply(params, drawn), kept.supports, {}))
-        print(task.name, name, found[name], flush=True)
-    return {"task": task.name, "seed": config.train.seed, "examples": config.data.examples, "metrics": found}
+        scores[name] = evaluate(trained, step.Frozen(masks.apply(params, drawn), kept.supports, {}))
+        print(task.name, name, scores[name], flush=True)
+    return {"task": task.name, "seed": config.train.seed, "examples": config.data.examples, "metrics": scores}
 
 
 def markdown(runs: list[dict[str, Any]]) -> str:

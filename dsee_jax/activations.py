@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dsee_jax import stacks
+from dsee_jax import stacks, tree
 from dsee_jax.aliases import Array, Params
 from dsee_jax.step import INPUTS
 
@@ -27,6 +27,9 @@ def squares(model: nn.Module, params: Params, batch: Mapping[str, Array]) -> dic
     return _summed("bti,bti->i", model, params, batch)
 
 
+_squares = jax.jit(squares, static_argnums=0)
+
+
 def sizes(model: nn.Module, params: Params, batches: Iterable[Mapping[str, Array]]) -> dict[str, jax.Array]:
     """Return ``{kernel path: (in,)}``: the root mean square of each input over all ``batches``, float32.
 
@@ -38,20 +41,12 @@ def sizes(model: nn.Module, params: Params, batches: Iterable[Mapping[str, Array
     model = model.clone(**loops)
     if stacked:
         params = stacks.unstack(params)
-    add = jax.jit(lambda total, params, batch: jax.tree.map(jnp.add, total, squares(model, params, batch)))
     total: Any = None
     for batch in batches:
-        if total is None:
-            shapes = jax.eval_shape(lambda params, batch: squares(model, params, batch), params, batch)
-            total = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        total = add(total, params, batch)
+        part = _squares(model, params, dict(batch))
+        total = part if total is None else jax.tree.map(jnp.add, total, part)
     found = {path: jnp.sqrt(part["sum"] / part["count"]) for path, part in total.items()}
-    if not stacked:
-        return found
-    return {
-        path: jnp.stack([found[one] for one in members]) if members != [path] else found[path]
-        for path, members in stacks.groups(found).items()
-    }
+    return tree.flatten(stacks.stack(tree.unflatten(found))) if stacked else found
 
 
 def _summed(

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from dsee_jax import config as configs
 from dsee_jax import deltas as delta_trees
-from dsee_jax import models, optim, program, sharding, step, training, tree
+from dsee_jax import models, optim, program, setup, sharding, step, training, tree
 from dsee_jax.ckpt import hf
 from dsee_jax.config import Config
 from dsee_jax.errors import InputError, did_you_mean
@@ -94,17 +94,13 @@ def abstract(config: Config, found: list[Any], *, labels: int = 2) -> tuple[Any,
     model = hf.described(asked.path, task, labels, dtype=asked.dtype, scan=asked.scan, remat=asked.remat)
     if config.train.dropout >= 0:
         model = model.clone(config=model.config.with_dropout(config.train.dropout))
-    longest = model.config.longest
-    if longest is not None and config.data.max_length > longest:
-        raise InputError(
-            f"data.max_length is {config.data.max_length}; {asked.path} has {longest} positions: use fewer"
-        )
+    setup.check_length(config, asked.path, model)
     placed = sharding.placement(where, model)
     kind = jnp.dtype(asked.param_dtype)
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, kind), models.shapes(model))
     updates, supports = jax.eval_shape(lambda p: delta_trees.init(p, config.delta, key=jax.random.key(0)), params)
-    head = [] if task == "causal-lm" else tree.select(models.find(model.config.model_type).HEAD, tree.flatten(params))
-    moving, rest = (params, {}) if config.train.full else tree.split(params, head)
+    _, moving = setup.trains(config, model, params)
+    rest = tree.split(params, list(tree.flatten(moving)))[1]
     wide = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), moving)
     optimizer = optim.adamw(config.train)
     state = jax.eval_shape(

@@ -82,15 +82,13 @@ def prepare(config: Config) -> Setup:
     if config.train.dropout >= 0:
         model = model.clone(config=model.config.with_dropout(config.train.dropout))
     flat = tree.flatten(params)
-    # What a language model ends with is its own, not of the task.
-    head = [] if task.causal else tree.select(models.find(model.config.model_type).HEAD, flat)
+    head, moving = trains(config, model, params)
     prunable = tree.select(config.prune.targets, flat) if config.prune.kind != "none" else []
     for path in prunable:
         _check_prunable(path, flat[path].shape, config.prune)
     if config.prune.kind in configs.CUTTING:
         _check_units(model, params, prunable, config.prune)
     deltas, supports = delta_trees.init(params, config.delta, key=key["deltas"])
-    moving = params if config.train.full else tree.split(params, head)[0]
     trained = {"deltas": deltas, "params": jax.tree.map(lambda leaf: leaf.astype(jnp.float32), moving)}
     if not jax.tree.leaves(trained):
         raise InputError(
@@ -101,6 +99,21 @@ def prepare(config: Config) -> Setup:
     return Setup(config, folder, model, params, head, prunable, trained, supports, data, placed, {})
 
 
+def trains(config: Config, model: Any, params: Params) -> tuple[list[str], Any]:
+    """Return the paths of the task head, and the tree of the params that a run trains beside its updates."""
+    # What a language model ends with is its own, not of the task.
+    flat, causal = tree.flatten(params), configs.model_task(config) == "causal-lm"
+    head = [] if causal else tree.select(models.find(model.config.model_type).HEAD, flat)
+    return head, params if config.train.full else tree.split(params, head)[0]
+
+
+def check_length(config: Config, folder: Path | str, model: Any) -> None:
+    """Raise `InputError` for examples longer than the positions of the model in ``folder``."""
+    longest = model.config.longest
+    if longest is not None and config.data.max_length > longest:
+        raise InputError(f"data.max_length is {config.data.max_length}; {folder} has {longest} positions: use fewer")
+
+
 def read_task(config: Config) -> datasets.Task:
     """Return the task of a run; raises `InputError` as `dsee_jax.data.load` does."""
     return datasets.load(config.data, seed=config.train.seed, causal=configs.model_task(config) == "causal-lm")
@@ -108,9 +121,7 @@ def read_task(config: Config) -> datasets.Task:
 
 def read_data(config: Config, task: datasets.Task, folder: Path, model: Any) -> Data:
     """Return a task tokenised by the tokenizer in ``folder`` for ``model``; raises `InputError` where they do not fit."""
-    longest = model.config.longest
-    if longest is not None and config.data.max_length > longest:
-        raise InputError(f"data.max_length is {config.data.max_length}; {folder} has {longest} positions: use fewer")
+    check_length(config, folder, model)
     tokenizer, exercise = load_tokenizer(folder), None
     if task.causal:
         (train, *others), exercise = _texts(config, task, folder, tokenizer, model)

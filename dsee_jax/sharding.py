@@ -10,6 +10,7 @@ one shard would take, and no device waits for another to say which values are it
 """
 
 import contextlib
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dsee_jax import models, tree
 from dsee_jax.config import MeshConfig
 from dsee_jax.errors import InputError
+
+log = logging.getLogger(__name__)
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
@@ -87,6 +90,7 @@ def mesh(config: MeshConfig, *, batch_size: int, devices: Sequence[Any] | None =
         laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     except (AssertionError, NotImplementedError, ValueError):
         # Links that it knows nothing of, those between slices for one.
+        log.warning("devices are laid on the mesh %s in their own order, not along their links", shape)
         laid = np.reshape(np.array(devices, dtype=object), shape)
     return Mesh(laid, AXES)
 

@@ -1,9 +1,14 @@
 """When a run prunes, and what its steps read afterwards."""
 
+import jax
+import numpy as np
 import pytest
 
-from dsee_jax import cut
+import dsee_jax
+import runs
+from dsee_jax import activations, cut, masks, setup, tree
 from dsee_jax.config import PruneConfig
+from dsee_jax.data.batches import Batches
 
 
 def cubic(**options):
@@ -29,3 +34,34 @@ def test_all_is_cut_before_the_last_step(total, fraction):
     assert max(found) <= max(total - 1, 0)
     assert found[max(found)] == 0.5
     assert list(found.values()) == sorted(found.values())
+
+
+def test_wanda_reads_the_inputs_of_the_model_as_it_is(tmp_path):
+    """Against scores written out: |W| by the inputs of the tuned, masked weights on the first batches of training; exact."""
+    options = {"prune__score": "WANDA", "prune__scope": "tensor", "prune__calibration": 12}
+    made = setup.prepare(runs.config(tmp_path, **options, delta__targets=["encoder/.*/kernel"]))
+    moved = jax.tree.map(lambda leaf: leaf + 0.3, made.trained["deltas"])
+    trained = made.trained | {"deltas": moved}
+    before = cut.draw(made, made.trained, {}, 0.25)
+    found = tree.flatten(cut.draw(made, trained, before, 0.5))
+
+    weights = masks.apply(tree.join(tree.split(made.params, made.head)[1], trained["params"]), before)
+    scale = {"scale": made.config.delta.scale, "scale_sparse": made.config.delta.scale_sparse}
+    source = Batches(made.data.train, 8, 1.0, made.config.train.seed, made.data.edges)
+    expected = activations.sizes(
+        made.model, dsee_jax.materialize(weights, moved, made.supports, **scale), [source[0], source[1]]
+    )
+    plain = activations.sizes(made.model, made.params, [source[0], source[1]])
+    differ = False
+    for path, kept in found.items():
+        old = np.asarray(tree.get(before, path))
+
+        def lowest(sizes, path=path, old=old):
+            score = np.abs(np.asarray(tree.get(made.params, path))) * np.asarray(sizes[path])[:, None]
+            score[~old] = -1
+            return score > np.sort(score, axis=None)[score.size // 2 - 1]
+
+        np.testing.assert_array_equal(kept, lowest(expected))
+        assert not (np.asarray(kept) & ~old).any()
+        differ |= (lowest(expected) != lowest(plain)).any()
+    assert differ, "the inputs of the pretrained model would have done as well"

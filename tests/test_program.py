@@ -100,6 +100,14 @@ def test_a_loop_reads_of_stacked_weights_one_layer_a_turn():
     assert 8 * 64 * 64 * 4 <= found <= 4 * 8 * 64 * 64 * 4
 
 
+def test_a_loop_writes_into_a_stack_one_layer_a_turn():
+    """Sixty-four turns that each give (64, 64) of a stack: the stack is written once, not sixty-four times."""
+    x = jax.ShapeDtypeStruct((64, 64), jnp.float32)
+    run = lambda x: jax.lax.scan(lambda x, _: ((y := jnp.sin(x)), y), x, length=64)[1]
+    found = program.traffic(jax.jit(run).lower(x).compile().as_text())
+    assert 64 * 64 * 64 * 4 <= found <= 8 * 64 * 64 * 64 * 4
+
+
 @pytest.mark.parametrize(
     ("attributes", "axes"),
     [

@@ -53,6 +53,41 @@ def test_a_mesh_of_what_there_is():
             sharding.mesh(MeshConfig(*sizes), batch_size=8)
 
 
+class Chip:
+    """A device of a TPU that says where it stands, as those of topologies do."""
+
+    platform, device_kind, core_on_chip, slice_index, process_index = "tpu", "TPU v5 lite", 0, 0, 0
+
+    def __init__(self, number, column, row):
+        self.id, self.coords = number, (column, row, 0)
+
+
+CHIPS = [Chip(4 * row + column, column, row) for row in range(4) for column in range(4)]
+
+
+def test_neighbours_on_a_mesh_axis_are_linked(caplog):
+    """Four by four chips as 2 x 8: an axis may take one dimension of the links and a part of the other."""
+    laid = sharding.mesh(MeshConfig(2, 8, 1), batch_size=16, devices=CHIPS).devices[:, :, 0]
+    halves = [{chip.coords for chip in row} for row in laid]
+    assert halves == [{(x, y, 0) for x in range(4) for y in rows} for rows in ((0, 1), (2, 3))] or halves == [
+        {(x, y, 0) for x in columns for y in range(4)} for columns in ((0, 1), (2, 3))
+    ]
+    for row in laid:
+        places = np.array([chip.coords for chip in row])
+        assert (np.abs(np.diff(places[::2], axis=0)).sum(1) == 1).all()
+    assert not caplog.records
+
+
+def test_links_that_nobody_knows_are_said(monkeypatch, caplog):
+    def refuse(*args, **options):
+        raise NotImplementedError
+
+    monkeypatch.setattr(sharding.mesh_utils, "create_device_mesh", refuse)
+    laid = sharding.mesh(MeshConfig(2, 8, 1), batch_size=16, devices=CHIPS).devices
+    assert [chip.id for chip in laid.ravel()] == list(range(16))
+    assert "in their own order, not along their links" in caplog.text
+
+
 def test_where_params_lie():
     """Width over fsdp, heads, neurons and words over tensor; vectors of the width are whole."""
     placed = sharding.placement(abstract(2, 4, 2), model())

@@ -353,6 +353,8 @@ def test_hub_id_asks_for_no_pickle(tmp_path, monkeypatch):
     assert asked["name"] == "someone/something"
     assert "*.safetensors" in asked["allow_patterns"]
     assert not any("bin" in pattern for pattern in asked["allow_patterns"])
+    assert hf.resolve("someone/something", weights=False) == tmp_path
+    assert asked["allow_patterns"] == ["*.json"]
 
 
 def test_package_path(tmp_path, monkeypatch):

@@ -7,7 +7,10 @@ from pathlib import Path
 
 
 def main(arguments: list[str]) -> int:
-    """Return the exit status: 0; 2 for bad input (one line on stderr, nothing written); 143 where SIGTERM came, saved."""
+    """Return the exit status: 0; 2 for bad input (one line on stderr, nothing written); 143 where SIGTERM came, saved.
+
+    Of a process of a job 1 where another one died.
+    """
     parser = argparse.ArgumentParser(
         description="Fine-tune a pretrained transformer with DSEE: tune -> prune -> retune -> evaluate -> export. "
         "Run again with the same output_dir it resumes; finished work is not redone.",
@@ -16,10 +19,12 @@ def main(arguments: list[str]) -> int:
     demo = Path(__file__).parent / "configs" / "demo.yaml"
     parser.add_argument("config", nargs="?", default=demo, help="a YAML file (default: configs/demo.yaml)")
     parser.add_argument("--keys", action="store_true", help="list every key with its default and meaning, and leave")
-    options, overrides = parser.parse_known_args(arguments)
 
-    from dsee_jax import config, preemption
+    from dsee_jax import config, preemption, processes
     from dsee_jax.errors import InputError
+
+    processes.arguments(parser)
+    options, overrides = parser.parse_known_args(arguments)
 
     if options.keys:
         print(config.describe())
@@ -28,9 +33,13 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
     try:
         settings = config.read(options.config, overrides)
+        processes.join(options)
+        if not processes.first():
+            logging.getLogger().setLevel(logging.ERROR)
         from dsee_jax import loop, report
 
-        loop.run(settings, say=report.show)
+        with processes.watched(InputError, preemption.Preempted):
+            loop.run(settings, say=report.show)
     except InputError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2

@@ -74,9 +74,20 @@ def cut(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the lines of the part ``cut``."""
     lines = []
     for task in options.tasks:
-        for method in ("full", "lora"):
-            runs = [glue.run(f"{task}_{method}_seed{s}", task, method, s, options) for s in options.seeds]
-            lines.append(glue.row(task, method, runs) | described(runs[0]))
+        wholes = {
+            method: [glue.run(f"{task}_{method}_seed{s}", task, method, s, options) for s in options.seeds]
+            for method in ("full", "lora", "dsee")
+        }
+        # Of one model and one length, which some of these runs did not record.
+        flops = wholes.pop("dsee")[0]
+        beside = (
+            flops["flops_per_example"]["dense"]
+            - flops["flops_per_example"]["length"] * flops["flops_per_token"]["dense"]
+        )
+        for method, runs in wholes.items():
+            length, tokens = flops["flops_per_example"]["length"], runs[0]["flops_per_token"]
+            found = {name: length * count + beside for name, count in tokens.items()}
+            lines.append(glue.row(task, method, runs) | described(runs[0] | {"flops_per_example": found}))
         for size, (heads, neurons) in SIZES.items():
             for by, kind in KINDS.items():
                 if by == "score" and (task, size) != BY_SCORE:

@@ -11,9 +11,13 @@ from dsee_jax.errors import InputError
 
 def evaluate(options: argparse.Namespace) -> None:
     """Print the final metrics again, from the files of a run."""
-    from dsee_jax import finished
+    from dsee_jax import finished, processes
 
-    print(json.dumps(finished.evaluate(Path(options.run), options.overrides), indent=1))
+    processes.join(options)
+    with processes.watched(InputError):
+        found = finished.evaluate(Path(options.run), options.overrides)
+    if processes.first():
+        print(json.dumps(found, indent=1))
 
 
 def export(options: argparse.Namespace) -> None:
@@ -107,6 +111,8 @@ def plan(options: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all verbs."""
+    from dsee_jax import processes
+
     top = argparse.ArgumentParser(prog="python -m dsee_jax", description=__doc__)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
 
@@ -121,6 +127,7 @@ def parser() -> argparse.ArgumentParser:
         "JSON. Keys of the config can be overridden, for instance --data.max_length=64 or --data.dir=ELSEWHERE.",
     )
     one.add_argument("run", metavar="RUN_DIR", help="the output_dir of a finished run")
+    processes.arguments(one)
     two = verb(export, "Write a finished run's model as one folder, for another tool.")
     two.add_argument("run", metavar="RUN_DIR", help="the output_dir of a finished run")
     two.add_argument("out", metavar="OUT", help="the folder to make")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsee_jax import deltas as delta_trees
-from dsee_jax import models, tree
+from dsee_jax import models, processes, tree
 from dsee_jax import units as unit_trees
 from dsee_jax.aliases import Masks, Params, Supports
 from dsee_jax.errors import InputError
@@ -79,7 +79,7 @@ def plan(model: Any, kept: Masks, deltas: Mapping[str, Any] | None = None, suppo
             found[f"deltas/{path}/a"] = {0: nothing} if gone else {k: i for k, i in taken.items() if k == 0}
             found[f"deltas/{path}/b"] = {0: nothing} if gone else {k: i for k, i in taken.items() if k == 1}
         if "values" in delta:
-            places = np.asarray(coordinates[path])
+            places = processes.whole(coordinates[path])
             stay = np.all([np.isin(places[:, axis], indices) for axis, indices in taken.items()], axis=0)
             found[f"deltas/{path}/values"] = found[f"supports/{path}"] = {0: np.flatnonzero(stay)}
     return found
@@ -115,7 +115,7 @@ def cut_supports(supports: Supports, plan: Plan) -> dict[str, Any]:
     flat = tree.flatten(cut_tree({"supports": supports}, plan)["supports"])
     for path, places in flat.items():
         for axis, indices in plan.get(f"params/{path}", {}).items():
-            places = jnp.asarray(places).at[:, axis].set(np.searchsorted(indices, np.asarray(places)[:, axis]))
+            places = jnp.asarray(places).at[:, axis].set(np.searchsorted(indices, processes.whole(places)[:, axis]))
         flat[path] = places
     return tree.unflatten(flat)
 

@@ -48,8 +48,10 @@ def draw(setup: Setup, trained: dict[str, Any], masks: Masks, sparsity: float) -
     if pruning.score == "WANDA":
         common["inputs"] = _inputs(setup, weights, trained, masks)
     if pruning.kind == "nm":
-        return prune.nm(*args, n=pruning.n, m=pruning.m, **common)
-    return prune.unstructured(*args, sparsity=sparsity, scope=pruning.scope, keep=masks or None, **common)
+        found = prune.nm(*args, n=pruning.n, m=pruning.m, **common)
+    else:
+        found = prune.unstructured(*args, sparsity=sparsity, scope=pruning.scope, keep=masks or None, **common)
+    return sharding.place(setup.placed, {"masks": found})["masks"]
 
 
 def _inputs(setup: Setup, weights: Params, trained: dict[str, Any], masks: Masks) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dsee_jax import metrics, sharding, step, text_metrics, tree, writing
 from dsee_jax.config import Config
@@ -19,6 +20,27 @@ from dsee_jax.sharding import Placement
 Evaluate = Callable[[dict[str, Any], step.Frozen], dict[str, float]]
 
 
+def predictor(
+    model: nn.Module, config: Config, placed: Placement, *, causal: bool
+) -> Callable[[dict[str, Any], step.Frozen, Any], jax.Array]:
+    """Return the function ``(trained, frozen, batch) -> what is scored``, to be compiled, the same on all devices.
+
+    Logits (rows, labels), or where ``causal`` (2,): the sum of losses, and of how many tokens.
+    """
+    joined = placed.mesh.shape["tensor"] == 1
+
+    def predict(trained: dict[str, Any], frozen: step.Frozen, batch: Any) -> jax.Array:
+        with sharding.rows_divided(placed.mesh):
+            found = step.predict(model, trained, frozen, batch, config.delta, joined=joined, deterministic=True)
+        if causal:
+            losses = step.losses(found, batch["labels"], regression=False)
+            found = jnp.stack([jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"])])
+        # Every process reads all of it.
+        return jax.lax.with_sharding_constraint(found, NamedSharding(placed.mesh, PartitionSpec()))
+
+    return predict
+
+
 def evaluator(model: nn.Module, config: Config, data: Data, placed: Placement) -> Evaluate:
     """Return the function ``(trained, frozen) -> metrics``, dropout off, every example once.
 
@@ -27,16 +49,7 @@ def evaluator(model: nn.Module, config: Config, data: Data, placed: Placement) -
     """
     task = data.task
 
-    @jax.jit
-    def predict(trained: Any, frozen: step.Frozen, batch: Any) -> jax.Array:
-        """Return logits (rows, labels), or of causal-lm (2,): the sum of losses, and of how many tokens."""
-        with sharding.rows_divided(placed.mesh):
-            joined = placed.mesh.shape["tensor"] == 1
-            logits = step.predict(model, trained, frozen, batch, config.delta, joined=joined, deterministic=True)
-        if not task.causal:
-            return logits
-        losses = step.losses(logits, batch["labels"], regression=False)
-        return jnp.stack([jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"])])
+    predict = jax.jit(predictor(model, config, placed, causal=task.causal))
 
     def evaluate(trained: dict[str, Any], frozen: step.Frozen) -> dict[str, float]:
         trained, frozen = sharding.place(placed, (trained, frozen))

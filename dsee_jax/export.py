@@ -9,7 +9,7 @@ import flax
 import jax
 import numpy as np
 
-from dsee_jax import compaction, flops, models, stacks, tree
+from dsee_jax import compaction, flops, models, processes, stacks, tree
 from dsee_jax import deltas as delta_trees
 from dsee_jax import masks as mask_trees
 from dsee_jax.aliases import Masks, Params
@@ -28,21 +28,24 @@ def final_params(setup: Setup, trained: dict[str, Any], masks: Masks) -> Params:
 def apart(
     setup: Setup, final: Setup, trained: dict[str, Any], masks: Masks
 ) -> tuple[Setup, Setup, dict[str, Any], Masks]:
-    """Return all that `results` and `write` take of a model that scans as if it did not: layers apart, as files have them."""
+    """Return all that `results` and `write` take, in memory of this process and with layers apart, as files have them."""
+    if processes.several():
+        final = final._replace(params=processes.whole(final.params), supports=processes.whole(final.supports))
+        trained, masks = processes.whole((trained, masks))
     if not getattr(setup.model, "scan", False):
         return setup, final, trained, masks
 
     def layers(values: Any) -> dict[str, Any]:
-        return stacks.unstack(stacks.on_host(values))
+        return stacks.unstack(processes.whole(values))
 
-    params = layers(setup.params)
+    params = layers(final.params)
     # What is cut is never scanned: the end has the shapes of the start.
-    setup = setup._replace(
+    setup = final._replace(
         model=setup.model.clone(scan=False),
         params=params,
         prunable=[path for path in tree.flatten(params) if stacks.place(path)[0] in setup.prunable],
         trained={part: layers(values) for part, values in setup.trained.items()},
-        supports=layers(setup.supports),
+        supports=layers(final.supports),
     )
     return setup, setup, {part: layers(values) for part, values in trained.items()}, layers(masks)
 

@@ -27,8 +27,10 @@ class Finished(NamedTuple):
     adapter: adapter.Adapter | None  # None where the run had no updates
 
 
-def opened(run: Path, overrides: Sequence[str] = ()) -> Finished:
+def opened(run: Path, overrides: Sequence[str] = (), *, divided: bool = False) -> Finished:
     """Open the files of a finished run.
+
+    ``divided``: put the weights on the mesh of the config, each device its part.
 
     Raises:
       InputError: ``run`` is no folder of a finished run, its data cannot be read again, or the adapter is of another model.
@@ -40,12 +42,18 @@ def opened(run: Path, overrides: Sequence[str] = ()) -> Finished:
     config = configs.read(run / CONFIG, overrides)
     task = read_task(config)
     model, params = hf.load_pretrained(
-        run / MODEL, configs.model_task(config), task.num_labels, dtype=config.model.dtype
+        *(run / MODEL, configs.model_task(config), task.num_labels),
+        dtype=config.model.dtype,
+        sharding=(lambda model: _placement(config, model).sharding) if divided else None,
     )
     kept = adapter.load(run / ADAPTER) if config.delta.rank or config.delta.nonzeros else None
     if kept:
         check_adapter(run, params, kept)
     return Finished(config, task, model, params, kept)
+
+
+def _placement(config: Config, model: Any) -> sharding.Placement:
+    return sharding.placement(sharding.mesh(config.mesh, batch_size=config.train.batch_size), model)
 
 
 def check_adapter(run: Path, params: Params, kept: adapter.Adapter) -> None:
@@ -81,10 +89,9 @@ def folded(found: Finished) -> Params:
 
 def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
     """Return the metrics of a finished run, from ``model/`` and ``adapter/`` alone."""
-    config, task, model, params, kept = opened(run, overrides)
+    config, task, model, params, kept = opened(run, overrides, divided=True)
     data = read_data(config, task, run / MODEL, model)
-    mesh = sharding.mesh(config.mesh, batch_size=config.train.batch_size)
-    placed = sharding.placement(mesh, model)
+    placed = _placement(config, model)
     frozen = step.Frozen(params, kept.supports if kept else {}, {})
     trained = {"deltas": kept.deltas if kept else {}, "params": {}}
     write, score = (make(model, config, data, placed) for make in (evaluation.writer, evaluation.evaluator))

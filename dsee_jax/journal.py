@@ -1,13 +1,17 @@
-"""``metrics.jsonl``: one JSON object a line; and JSON files that are never half-written."""
+"""``metrics.jsonl``: one JSON object a line; and JSON files that are never half-written. Process 0 of a job writes, alone."""
 
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+from dsee_jax import processes
+
 
 def append(path: Path, record: dict[str, Any]) -> None:
     """Add one line."""
+    if not processes.first():
+        return
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
@@ -23,6 +27,8 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def rewind(path: Path, done: list[str], stage: str, step: int) -> None:
     """Drop what was logged after step ``step`` of ``stage``, which a resumed run logs again; stages in ``done`` are kept."""
+    if not processes.first():
+        return
     kept = [r for r in read(path) if r["stage"] in done or (r["stage"] == stage and r["step"] <= step)]
     write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
@@ -34,6 +40,8 @@ def write(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write one text file, whole or not at all: to a file beside it, synced, then renamed."""
+    if not processes.first():
+        return
     beside = path.with_name(path.name + ".partial")
     with beside.open("w", encoding="utf-8") as file:
         file.write(text)

@@ -3,6 +3,7 @@
 With EarlyBERT: search -> draw -> tune -> evaluate -> export.
 """
 
+import dataclasses
 import json
 import resource
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 import jax
 
 from dsee_jax import config as configs
-from dsee_jax import cut, export, journal, preemption, report, training
+from dsee_jax import cut, export, journal, preemption, processes, report, sharding, training, tree
 from dsee_jax.aliases import Masks
 from dsee_jax.ckpt import state as checkpoints
 from dsee_jax.config import CUTTING, Config
@@ -26,30 +27,37 @@ def run(config: Config, *, say: Callable[[Any], None] = print) -> dict[str, Any]
     """Run every stage of a config, or what is left of them, and return what ``metrics.json`` holds.
 
     Args:
-      config: the run; ``config.output_dir`` gets all files.
+      config: the run, the same on every process of a job (`dsee_jax.processes`); ``config.output_dir`` gets all files.
       say: takes the lines and tables that a person reads.
 
     Raises:
       InputError: something of the input cannot work; nothing has been written then.
       Preempted: SIGTERM came; the last step is saved, and the same call goes on from it.
     """
+    settings = tree.flatten(dataclasses.asdict(config))
+    processes.agree("config", {path.replace("/", "."): value for path, value in settings.items()})
     setup = prepare(config)
     out = Path(config.output_dir)
-    if (out / METRICS).exists():
+    say = say if processes.first() else lambda text: None
+    if processes.everyone((out / METRICS).exists())[0]:
         say(f"{out}: this run is finished; name another output_dir, or delete the folder, to run it again")
         return json.loads((out / METRICS).read_text(encoding="utf-8"))
-    out.mkdir(parents=True, exist_ok=True)
-    if not (out / CONFIG).exists():
-        journal.write_text(out / CONFIG, configs.dump(config))
+    if processes.first():
+        out.mkdir(parents=True, exist_ok=True)
+    # Another mesh than that of the beginning goes on with the same run.
+    journal.write_text(out / CONFIG, configs.dump(config))
+    processes.together("the folder of the run is there")
     with preemption.noticed(), checkpoints.opened(out / "checkpoints") as store:
         final, trained, masks, progress = _stages(setup, store, out, say)
     setup, final, trained, masks = export.apart(setup, final, trained, masks)
-    results = export.results(setup, final, trained, masks, progress.done)
-    results |= export.write(final, trained, masks, out)
-    results |= cost(progress)
-    journal.write(out / METRICS, results)
-    report.final(results, out, say)
-    return results
+    results = {}
+    if processes.first():
+        results = export.results(setup, final, trained, masks, progress.done)
+        results |= export.write(final, trained, masks, out)
+        results |= cost(progress)
+        journal.write(out / METRICS, results)
+        report.final(results, out, say)
+    return processes.everyone(results)[0]
 
 
 def cost(progress: Progress) -> dict[str, Any]:
@@ -69,7 +77,8 @@ def _stages(
     """Do what is left of the stages; return the setup as cut, what was trained, the masks and the record of it all."""
     pruning, plan = setup.config.prune, {stage.name: stage for stage in training.stages(setup)}
     compiled = training.programs(setup)
-    trained, masks, found = None, {}, checkpoints.latest(store)
+    trained, masks = None, {}
+    found = checkpoints.latest(store, lambda masks: sharding.shardings(setup.placed, {"masks": masks})["masks"])
 
     def scored(name: str, trained: dict[str, Any], masks: Masks) -> dict[str, Any]:
         found = compiled.write(trained, masks) | compiled.evaluate(trained, masks)

@@ -30,7 +30,13 @@ def apply(params: Params, masks: Masks) -> dict[str, jax.Array]:
     for path, mask in tree.flatten(masks).items():
         if path in flat and flat[path].shape != mask.shape:
             raise InputError(f"the mask of {path!r} has the shape {mask.shape}, its kernel {flat[path].shape}")
-    return tree.map_at(lambda w, mask: jnp.where(mask, w, jnp.zeros((), w.dtype)), params, masks)
+
+    def pruned(w: Array, mask: Array) -> Array:
+        # What is in memory stays there; a device may be too small for it.
+        own = np if isinstance(w, np.ndarray) and isinstance(mask, np.ndarray) else jnp
+        return own.where(mask, w, own.zeros((), w.dtype))
+
+    return tree.map_at(pruned, params, masks)
 
 
 def density(masks: Masks) -> float:

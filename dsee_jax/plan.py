@@ -1,4 +1,4 @@
-"""What a run will take, before it is paid for: its real step compiled ahead of time, with no weights and no data.
+"""What a run will take, before it is paid for: its real steps compiled ahead of time, with no weights and no data.
 
 The config of the run says all but where: the devices here, or a TPU topology that need not be there (``v5e:16x16``; the extra
 `tpu` brings libtpu, whose compiler runs on any machine). Memory is the compiler's own estimate for the step of the stage tune;
@@ -12,8 +12,8 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from rich.table import Table
 
 from dsee_jax import config as configs
 from dsee_jax import deltas as delta_trees
-from dsee_jax import models, optim, program, setup, sharding, step, training, tree
+from dsee_jax import evaluation, models, optim, program, setup, sharding, step, training, tree
 from dsee_jax.ckpt import hf
 from dsee_jax.config import Config
 from dsee_jax.errors import InputError, did_you_mean
@@ -48,6 +48,9 @@ CHIPS: dict[str, Chip] = {
 """From Google's pages on each, cloud.google.com/tpu/docs/v5e, v5p, v6e: peak compute, memory bandwidth, and half of the
 bidirectional bandwidth between chips (400, 1200 and 800 GB/s). The memory of v5e and v6e is what their compiler allows."""
 
+
+DONATED = {"train": (0,), "evaluate": ()}
+"""The arguments of each step that its results take the place of."""
 
 SHOWN = 12
 """Lines of collectives in a terminal; the JSON has all."""
@@ -82,8 +85,12 @@ def devices(topology: str) -> list[Any]:
         ) from None
 
 
-def abstract(config: Config, found: list[Any], *, labels: int = 2) -> tuple[Any, tuple[Any, ...], sharding.Placement]:
-    """Return the training step of a config over devices, its arguments as shapes with shardings, and where params lie.
+Step: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...]]
+"""A function, and its arguments as shapes with shardings."""
+
+
+def abstract(config: Config, found: list[Any], *, labels: int = 2) -> tuple[dict[str, Step], sharding.Placement]:
+    """Return the steps of a config over devices, ``train`` and ``evaluate``, and where params lie.
 
     ``model.path`` may be a folder with a ``config.json`` alone. Every row is as long as ``data.max_length``; ``labels`` are
     those of a classifier.
@@ -121,8 +128,10 @@ def abstract(config: Config, found: list[Any], *, labels: int = 2) -> tuple[Any,
         _lying(key, whole),
         _lying(jax.ShapeDtypeStruct((), jnp.float32), whole),
     )
-    run = training.step(model, optimizer, config, placed, regression=labels == 1 and task != "causal-lm")
-    return run, args, placed
+    causal = task == "causal-lm"
+    run = training.step(model, optimizer, config, placed, regression=labels == 1 and not causal)
+    predict = evaluation.predictor(model, config, placed, causal=causal)
+    return {"train": (run, args), "evaluate": (predict, (args[0].trained, *args[1:3]))}, placed
 
 
 def _lying(values: Any, where: Any) -> Any:
@@ -130,36 +139,50 @@ def _lying(values: Any, where: Any) -> Any:
 
 
 def plan(config: Config, topology: str = "", *, labels: int = 2) -> dict[str, Any]:
-    """Compile the training step of a config for a topology, and return what it takes.
+    """Compile the steps of a config for a topology, and return what they take.
 
     Returns:
-      bytes of a chip (arguments, temporaries, results, code, and what is there at most against its memory), operations and
-      bytes of a step, every collective, the roofline and what bounds it, and what is trained against full tuning. Where the
-      compiler finds that it does not fit it says no more than how much it would take.
+      what is trained against full tuning, and what `compiled` says of the training step; the same of the step that evaluates
+      below ``evaluate``.
 
     Raises:
       InputError: as `devices`, `sharding.mesh` and `sharding.placement` do.
     """
     found = devices(topology)
-    run, args, placed = abstract(config, found, labels=labels)
-    sizes, chip = dict(placed.mesh.shape), CHIPS.get(topology.partition(":")[0])
-    products = program.multiply_adds(run, *args)
-    trained = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(args[0].trained))
-    backbone = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves((args[1].params, args[0].trained["params"])))
+    steps, placed = abstract(config, found, labels=labels)
+    chip = CHIPS.get(topology.partition(":")[0])
+    state, frozen = steps["train"][1][:2]
+    trained = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.trained))
+    backbone = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves((frozen.params, state.trained["params"])))
     result: dict[str, Any] = {
         "topology": topology or f"{len(found)} x {found[0].device_kind}",
         "devices": len(found),
-        "mesh": sizes,
+        "mesh": dict(placed.mesh.shape),
         "rows": config.train.batch_size,
         "length": config.data.max_length,
         "memory": chip.memory if chip else None,
-        "flops": 2 * products,
         "trained": trained,
         "optimizer_bytes": {"this": 8 * trained, "full tuning": 8 * backbone},
     }
+    taken = {name: compiled(*each, placed.mesh, chip, donated=DONATED[name]) for name, each in steps.items()}
+    return result | taken.pop("train") | taken
+
+
+def compiled(
+    run: Callable[..., Any], args: Sequence[Any], mesh: Mesh, chip: Chip | None, *, donated: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Compile a step of abstract arguments over a mesh, and return what it takes.
+
+    Returns:
+      operations (of all chips), bytes of a chip (arguments, temporaries, results, code, and what is there at most against its
+      memory), bytes read and written and sent, every collective, the roofline and what bounds it. Where the compiler finds
+      that it does not fit, no more than how much it would take.
+    """
+    products, sizes = program.multiply_adds(run, *args), dict(mesh.shape)
+    result: dict[str, Any] = {"flops": 2 * products}
     begin = time.perf_counter()
     try:
-        compiled = jax.jit(run, donate_argnums=0).lower(*args).compile()
+        made = jax.jit(run, donate_argnums=tuple(donated)).lower(*args).compile()
     except jax.errors.JaxRuntimeError as error:
         # The compiler of TPUs gives up on what does not fit.
         used = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of", str(error))
@@ -167,7 +190,7 @@ def plan(config: Config, topology: str = "", *, labels: int = 2) -> dict[str, An
             raise
         total = float(used[1]) * 1024 ** " KMGT".index(used[2] or " ")
         return result | {"fits": False, "bytes_per_chip": {"total": total}}
-    memory, text = compiled.memory_analysis(), compiled.as_text()
+    memory, text = made.memory_analysis(), made.as_text()
     assert memory is not None, "the compiler says nothing of memory"
     assert text is not None, "the compiler gives no text"
     bytes_of = {
@@ -191,9 +214,9 @@ def plan(config: Config, topology: str = "", *, labels: int = 2) -> dict[str, An
     }
     if chip:
         times = {
-            "computing": 2 * products / len(found) / chip.flops,
+            "computing": 2 * products / mesh.size / chip.flops,
             "memory": traffic / chip.bandwidth,
-            "links": _sending(rows, placed.mesh, chip),
+            "links": _sending(rows, mesh, chip),
         }
         bound = max(times, key=lambda name: times[name])
         result["roofline"] = {"seconds": times, "bound": bound, "step_seconds": times[bound]}
@@ -227,7 +250,9 @@ def largest(config: Config, topology: str, *, labels: int = 2, most: int = 1 << 
 
     def fits(rows: int) -> bool:
         asked = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=rows))
-        return bool(plan(asked, topology, labels=labels)["fits"])
+        steps, placed = abstract(asked, devices(topology), labels=labels)
+        chip = CHIPS[topology.partition(":")[0]]
+        return all(compiled(*each, placed.mesh, chip, donated=DONATED[name])["fits"] for name, each in steps.items())
 
     rows = config.train.batch_size
     if fits(rows):
@@ -251,6 +276,10 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         memory.add_row(name, _bytes(size))
     if found["memory"]:
         memory.add_row("its memory", f"{_bytes(found['memory'])}: {'fits' if found['fits'] else 'does not fit'}")
+    if "evaluate" in found:
+        scored = found["evaluate"]
+        lacking = "" if scored["fits"] in (True, None) else ": does not fit"
+        memory.add_row("where it evaluates, total", _bytes(scored["bytes_per_chip"]["total"]) + lacking)
     costs = Table(title="a step", title_justify="left", show_header=False)
     costs.add_row("mesh", " x ".join(f"{name} {size}" for name, size in found["mesh"].items()))
     costs.add_row("batch", f"{found['rows']} rows of {found['length']} tokens")
@@ -264,6 +293,10 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         for name, seconds in found["roofline"]["seconds"].items():
             bound = " (the bound)" if name == found["roofline"]["bound"] else ""
             costs.add_row(f"time of {name}{bound}", f"{1e3 * seconds:.3g} ms")
+    if "roofline" in found.get("evaluate", {}):
+        roofline = found["evaluate"]["roofline"]
+        seconds = f"{1e3 * roofline['step_seconds']:.3g} ms ({roofline['bound']})"
+        costs.add_row("time of a step that evaluates", seconds)
     costs.add_row("trained", f"{found['trained']:,}")
     state = found["optimizer_bytes"]
     costs.add_row("optimiser state, all chips", f"{_bytes(state['this'])}; full tuning {_bytes(state['full tuning'])}")

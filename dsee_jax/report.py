@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from dsee_jax import processes
+
 NAMES = {
     "before": "pretrained, new head",
     "draw": "the ticket, not tuned",
@@ -31,7 +33,7 @@ def bar(name: str, done: int, total: int) -> Iterator[Callable[[int, str], None]
         TextColumn("{task.fields[note]}"),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, disable=not (console.is_terminal and processes.first())) as progress:
         task = progress.add_task(name, total=total, completed=done, note="")
         yield lambda steps, note: progress.update(task, completed=steps, note=note)
 

@@ -11,7 +11,7 @@ import yaml
 from dsee_jax import config as configs
 from dsee_jax import data as datasets
 from dsee_jax import deltas as delta_trees
-from dsee_jax import models, prune, sharding, text_metrics, tree, units, writing
+from dsee_jax import models, processes, prune, sharding, text_metrics, tree, units, writing
 from dsee_jax.aliases import Masks, Params, Supports
 from dsee_jax.ckpt import hf
 from dsee_jax.ckpt.resolve import resolve
@@ -66,35 +66,37 @@ def prepare(config: Config) -> Setup:
     Raises:
       InputError: whatever of the config, the model, the data or ``output_dir`` cannot work.
     """
-    configs.check(config)
-    _check_output(config)
-    mesh = sharding.mesh(config.mesh, batch_size=config.train.batch_size)
-    folder = resolve(config.model.path)
-    task, key = read_task(config), keys(config.train.seed)
     model: Any
-    asked = config.model
-    model, params = hf.load_pretrained(
-        *(folder, configs.model_task(config), task.num_labels),
-        **{name: getattr(asked, name) for name in ("dtype", "param_dtype", "scan", "remat")},
-        sharding=lambda model: sharding.placement(mesh, model).sharding,
-        key=key["head"],
-    )
-    if config.train.dropout >= 0:
-        model = model.clone(config=model.config.with_dropout(config.train.dropout))
-    flat = tree.flatten(params)
-    head, moving = trains(config, model, params)
-    prunable = tree.select(config.prune.targets, flat) if config.prune.kind != "none" else []
-    for path in prunable:
-        _check_prunable(path, flat[path].shape, config.prune)
-    if config.prune.kind in configs.CUTTING:
-        _check_units(model, params, prunable, config.prune)
+    # A host may lack a file that the others have; what comes after this they do together.
+    with processes.unanimous():
+        configs.check(config)
+        _check_output(config)
+        mesh = sharding.mesh(config.mesh, batch_size=config.train.batch_size)
+        folder = resolve(config.model.path)
+        task, key = read_task(config), keys(config.train.seed)
+        asked = config.model
+        model, params = hf.load_pretrained(
+            *(folder, configs.model_task(config), task.num_labels),
+            **{name: getattr(asked, name) for name in ("dtype", "param_dtype", "scan", "remat")},
+            sharding=lambda model: sharding.placement(mesh, model).sharding,
+            key=key["head"],
+        )
+        if config.train.dropout >= 0:
+            model = model.clone(config=model.config.with_dropout(config.train.dropout))
+        flat = tree.flatten(params)
+        head, moving = trains(config, model, params)
+        prunable = tree.select(config.prune.targets, flat) if config.prune.kind != "none" else []
+        for path in prunable:
+            _check_prunable(path, flat[path].shape, config.prune)
+        if config.prune.kind in configs.CUTTING:
+            _check_units(model, params, prunable, config.prune)
+        data = read_data(config, task, folder, model)
     deltas, supports = delta_trees.init(params, config.delta, key=key["deltas"])
     trained = {"deltas": deltas, "params": jax.tree.map(lambda leaf: leaf.astype(jnp.float32), moving)}
     if not jax.tree.leaves(trained):
         raise InputError(
             "nothing is trained: delta.rank and delta.nonzeros are 0, and causal-lm has no new head; set one, or train.full"
         )
-    data = read_data(config, task, folder, model)
     placed = sharding.placement(mesh, model)
     return Setup(config, folder, model, params, head, prunable, trained, supports, data, placed, {})
 
@@ -210,7 +212,7 @@ def _check_output(config: Config) -> None:
     other = [
         f"{path.replace('/', '.')} is {before.get(path)!r} there and {now.get(path)!r} here"
         for path in sorted(before.keys() | now.keys())
-        if before.get(path) != now.get(path) and path != "output_dir"
+        if before.get(path) != now.get(path) and path != "output_dir" and not path.startswith("mesh/")
     ]
     if other:
         more = f" (and {len(other) - 1} more)" if other[1:] else ""

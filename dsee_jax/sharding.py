@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dsee_jax import models, tree
+from dsee_jax import models, processes, tree
 from dsee_jax.config import MeshConfig
 from dsee_jax.errors import InputError
 
@@ -172,13 +172,27 @@ def _of(placed: Placement, path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
 
 
 def place(placed: Placement, values: Any) -> Any:
-    """Put any tree of this library on the mesh; see `shardings`."""
-    return jax.device_put(values, shardings(placed, values))
+    """Put any tree of this library on the mesh; see `shardings`. What is not yet there is the same on every process."""
+    where = shardings(placed, values)
+    if not processes.several():
+        return jax.device_put(values, where)
+
+    def one(leaf: Any, to: NamedSharding) -> jax.Array:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return jax.device_put(leaf, to)
+        # Each process its own part: jax.device_put would first send all of it round, to compare.
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, to, lambda part: leaf[part])
+
+    return jax.tree.map(one, values, where)
 
 
 def split(where: Mesh, batch: Any) -> Any:
-    """Put a batch on the mesh, its leading axis over `ROWS`."""
-    return jax.device_put(batch, NamedSharding(where, PartitionSpec(ROWS)))
+    """Put a batch on the mesh, its leading axis over `ROWS`; each process puts the rows of its own devices only."""
+    rows = NamedSharding(where, PartitionSpec(ROWS))
+    if rows.is_fully_addressable:
+        return jax.device_put(batch, rows)
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, rows, lambda part, x=x: x[part]), batch)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ deltas, supports and masks stack alike; files keep the layers apart.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -97,8 +97,3 @@ def unstack(stacked: Tree) -> dict[str, Any]:
         members = paths(path, leaf.shape[0]) if leaf.shape else [path]
         flat |= {path: leaf} if members == [path] else {member: leaf[n] for n, member in enumerate(members)}
     return tree.unflatten(flat)
-
-
-def on_host(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a tree as NumPy arrays, which on CPU are views of the arrays there are."""
-    return tree.unflatten({path: np.asarray(leaf) for path, leaf in tree.flatten(values).items()})

@@ -136,7 +136,7 @@ def fit(
     total = len(source)
     rate = optim.schedule(stage.learning_rate, total, train.warmup)
     begin = sharding.place(setup.placed, trained or setup.trained)
-    state = _begin(compiled, begin, store, stage, setup.kept or masks, progress, resumed=trained is None)
+    state = _begin(compiled, setup.placed, begin, store, stage, setup.kept or masks, progress, resumed=trained is None)
     frozen = sharding.place(setup.placed, cut.freeze(setup, masks))
     prunings = cut.sparsities(setup.config.prune, total) if stage.name == "retune" else {}
     period = train.eval_every or source.steps_per_epoch
@@ -210,7 +210,7 @@ def search(
     every = train.checkpoint_every or total
     coefficients = tickets.init(models.cuts(setup.model), setup.params)
     begin = sharding.place(setup.placed, setup.trained | {"coefficients": coefficients})
-    state = _begin(compiled, begin, store, stage, kept, progress, resumed=resumed)
+    state = _begin(compiled, setup.placed, begin, store, stage, kept, progress, resumed=resumed)
     frozen = sharding.place(setup.placed, cut.freeze(setup, {}))
     key, stream = _dropout(train.seed, stage), _stream(source, progress)
     pending: list[tuple[jax.Array, int]] = []
@@ -250,6 +250,7 @@ def _settled(pruning: Any, progress: Progress) -> bool:
 
 def _begin(
     compiled: Programs,
+    placed: sharding.Placement,
     trained: dict[str, Any],
     store: checkpoints.Store,
     stage: Stage,
@@ -260,6 +261,7 @@ def _begin(
 ) -> steps.State:
     """Return the state that a stage starts from, after it was saved, or the one of the newest checkpoint."""
     state = steps.State(jnp.zeros((), jnp.int32), _copy(trained), compiled.optimizer.init(trained))
+    state = sharding.place(placed, state)
     if resumed:
         return checkpoints.restore(store, state)
     checkpoints.save(store, stage.offset, _copy(state), masks, progress._asdict())

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsee_jax import deltas as delta_trees
-from dsee_jax import tree
+from dsee_jax import processes, tree
 from dsee_jax.aliases import Array, Delta, Deltas, Key, Masks, Params, Supports
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.scores import READS_UPDATE, SCORES
@@ -101,7 +101,7 @@ def scores(
                 entries = units.axes[path][1]
                 w, delta = tree.get(params, path), updates.get(path)
                 columns = _columns(w, delta, coordinates.get(path), score, scale, scale_sparse)
-                total = total + np.asarray(columns).reshape(-1, entries).sum(1)
+                total = total + processes.whole(columns).reshape(-1, entries).sum(1)
         found.append(total)
     return found
 
@@ -158,7 +158,7 @@ def kept(params: Params, cuts: Cuts, masks: Masks) -> dict[str, dict[str, np.nda
 
 
 def _along(path: str, mask: Any, axis: int, entries: int) -> np.ndarray:
-    mask = np.moveaxis(np.asarray(mask), axis, 0)
+    mask = np.moveaxis(processes.whole(mask), axis, 0)
     if len(mask) % entries:
         raise InputError(
             f"the mask of {path!r} has {len(mask)} entries on axis {axis}; units of {entries} do not divide it"

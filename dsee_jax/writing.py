@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dsee_jax import generation
+from dsee_jax import generation, processes
 from dsee_jax.aliases import Key, Params
 
 MULTIPLE = 32
@@ -84,7 +84,7 @@ def texts(
         ids, mask = generation.pad_left(filled, pad=pad, multiple=MULTIPLE if fits else 1)
         folded = key if key is None else jax.random.fold_in(key, batch)
         new = generation.generate(model, params, ids, mask, key=folded, eos=ends, pad=pad, **updates, **options)
-        for row, written in zip(rows, np.asarray(new), strict=False):
+        for row, written in zip(rows, processes.whole(new), strict=False):
             found[row] = _text(tokenizer, prompts[row], _whole(written, ends))
     return found
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from dsee_jax import processes
 from dsee_jax.ckpt.tensors import byte_size
 from dsee_jax.errors import InputError
 from merge import assembly, compare
@@ -43,11 +44,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--overwrite", action="store_true", help="replace OUT_DIR, once the merge is complete")
     top.add_argument("--max-shard-size", metavar="SIZE", default="5GB", help="of a file of weights; default 5GB")
     top.add_argument("--allow-nonfinite", action="store_true", help="merge NaN and infinities as they are")
-    top.add_argument(
-        "--distributed",
-        action="store_true",
-        help="share the work with the other JAX processes of this job, each of which runs this command on a disk they share",
-    )
+    processes.arguments(top)
     top.add_argument("--methods", action=_Methods, nargs=0, help="list the methods and their options, and stop")
     return top
 
@@ -83,10 +80,7 @@ def distance(options: argparse.Namespace) -> None:
 def merge(options: argparse.Namespace) -> None:
     """Plan a merge, and do it."""
     byte_size(options.max_shard_size)
-    if options.distributed:
-        import jax
-
-        jax.distributed.initialize()
+    processes.join(options)
     ready = assembly.read(options.recipe)
     if options.plan:
         print(overview.describe(ready.plan, engine.layout(ready.plan, options.max_shard_size).items()))
@@ -104,7 +98,8 @@ def merge(options: argparse.Namespace) -> None:
             allow_nonfinite=options.allow_nonfinite,
             progress=progress,
         )
-    print("\n".join([*said, str(options.out)]))
+    if processes.first():
+        print("\n".join([*said, str(options.out)]))
 
 
 def _keep_memory() -> None:

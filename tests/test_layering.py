@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 LEVELS = [
     {"errors", "standalone"},
-    {"aliases", "config"},
+    {"aliases", "config", "processes"},
     {"tree"},
     {"stacks"},
     # one array at a time: no trees, no models
@@ -51,7 +51,7 @@ MERGE_LEVELS = [
     {"assembly"},
     {"__main__", "__init__"},
 ]
-MERGE_MAY_IMPORT = {"aliases", "errors", "tree", "layout", "ckpt", "config"}
+MERGE_MAY_IMPORT = {"aliases", "errors", "tree", "layout", "ckpt", "config", "processes"}
 
 PACKAGES = {"dsee_jax": LEVELS, "merge": MERGE_LEVELS}
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import types
 
 import jax
 import pytest
@@ -53,6 +54,16 @@ def test_scanned_layers_count_as_often_as_they_run(tmp_path):
     # A loop sends a gradient out of the first layer too, which nobody asks for.
     assert apart["flops"] < scanned["flops"] < 1.1 * apart["flops"]
     assert scanned["trained"] == apart["trained"]
+
+
+def test_evaluating_is_planned_too(tmp_path):
+    """It holds what training holds less the moments, computes forwards alone, and sends nothing on one device."""
+    found = plan.plan(asked(tmp_path))
+    scored = found["evaluate"]
+    assert scored["bytes_per_chip"]["arguments"] < found["bytes_per_chip"]["arguments"]
+    # Backwards go the gradients of activations, down to the lowest update: less than twice as much as forwards.
+    assert 1.2 < found["flops"] / scored["flops"] < 3.0
+    assert scored["collectives"] == []
 
 
 def test_the_verb_writes_what_it_prints(tmp_path, capsys):
@@ -142,8 +153,16 @@ def test_without_the_compiler_of_tpus(monkeypatch):
 
 
 def test_the_largest_batch_is_found_by_halves_and_doubles(tmp_path, monkeypatch):
-    config = asked(tmp_path)
-    for limit, expected in ((37, 32), (3, 2), (0, 0)):
-        fits = lambda config, topology, labels, limit=limit: {"fits": config.train.batch_size <= limit}
-        monkeypatch.setattr(plan, "plan", fits)
+    """Of the rows that fit both steps."""
+    config, mesh = asked(tmp_path), types.SimpleNamespace(mesh=None)
+    monkeypatch.setattr(plan, "devices", lambda topology: [])
+    for train, evaluate, expected in ((37, 99, 32), (99, 37, 32), (3, 99, 2), (0, 99, 0)):
+        steps = {"train": train, "evaluate": evaluate}
+        monkeypatch.setattr(
+            plan,
+            "abstract",
+            lambda asked, found, labels, steps=steps: ({n: (s, asked) for n, s in steps.items()}, mesh),
+        )
+        fits = lambda most, asked, mesh, chip, donated: {"fits": asked.train.batch_size <= most}
+        monkeypatch.setattr(plan, "compiled", fits)
         assert plan.largest(config, "v5e:4x4") == expected

@@ -14,7 +14,7 @@ import dsee_jax
 import runs
 import tiny
 from dsee_jax import deltas as delta_trees
-from dsee_jax import generation, loop, models, stacks, tree
+from dsee_jax import generation, loop, models, processes, stacks, tree
 from dsee_jax.ckpt import adapter, hf
 from dsee_jax.errors import InputError
 
@@ -61,7 +61,7 @@ def test_paths():
 def test_stacked_and_apart(family):
     """In the order of the layers' numbers (layer_10 sorts before layer_2), NumPy or not; as the model that scans asks."""
     model, params, deltas, supports, _ = made(family, layers=12)
-    for values in (params, deltas, supports, stacks.on_host(params)):
+    for values in (params, deltas, supports, processes.whole(params)):
         same(stacks.unstack(stacks.stack(values)), values)
     path = "decoder/layers/mlp/up/kernel"
     whole = tree.get(stacks.stack(params), path)

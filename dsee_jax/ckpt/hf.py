@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsee_jax import compaction, models, stacks, tree
+from dsee_jax import compaction, models, processes, stacks, tree
 from dsee_jax import layout as layouts
 from dsee_jax.aliases import Key, Masks, Params
 from dsee_jax.ckpt import cuts, folders, tensors
@@ -405,7 +405,7 @@ def named(model: Any, params: Params) -> dict[str, np.ndarray]:
       InputError: ``params`` are not the model's.
     """
     if getattr(model, "scan", False):
-        model, params = model.clone(scan=False), stacks.unstack(stacks.on_host(params))
+        model, params = model.clone(scan=False), stacks.unstack(processes.whole(params))
     flat, places = tree.flatten(params), _places(model)
     known = {path for place in places.values() for path in place.params}
     for path in flat.keys() - known:

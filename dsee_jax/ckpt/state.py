@@ -7,14 +7,16 @@ would write again.
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 
+from dsee_jax import processes
 from dsee_jax.aliases import Masks
+from dsee_jax.preemption import Preempted
 
 KEPT = 2
 """Checkpoints kept in each series: the newest, and one before it while the newest is being written."""
@@ -27,18 +29,37 @@ class Store(NamedTuple):
     best: ocp.CheckpointManager
 
 
+class _Series(ocp.CheckpointManager):
+    """One that leaves it to `dsee_jax.preemption` to ask whether the job is to stop: two who count would miss each other."""
+
+    def reached_preemption(self, step: int) -> bool:
+        del step
+        return False
+
+
 @contextlib.contextmanager
 def opened(folder: Path) -> Iterator[Store]:
     """Open (or make) the series below ``folder``; on leaving, wait until all that was handed over is on disk."""
     logging.getLogger("absl").setLevel(logging.ERROR)
-    options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=True)
+    # Process 0 says what is there: on a shared disk the others may not see it yet.
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=KEPT, enable_async_checkpointing=True, single_host_load_and_broadcast=True
+    )
     folder = folder.absolute()
-    store = Store(*(ocp.CheckpointManager(folder / name, options=options) for name in Store._fields))
+    store = Store(*(_Series(folder / name, options=options) for name in Store._fields))
     try:
         yield store
-    finally:
-        for series in store:
-            series.close()
+    except BaseException as error:
+        # In a job, what ends one process alone leaves the others in the middle of something: they do not come to wait here.
+        if not processes.several() or isinstance(error, Preempted):
+            _close(store)
+        raise
+    _close(store)
+
+
+def _close(store: Store) -> None:
+    for series in store:
+        series.close()
 
 
 def save(store: Store, mark: int, state: Any, masks: Masks, record: dict[str, Any]) -> None:
@@ -60,17 +81,31 @@ def save(store: Store, mark: int, state: Any, masks: Masks, record: dict[str, An
     store.last.save(mark, args=ocp.args.Composite(**items), force=True)
 
 
-def latest(store: Store) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Return ``(record, masks)`` of the newest checkpoint, or None when there is none."""
+def latest(store: Store, where: Callable[[Any], Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Return ``(record, masks)`` of the newest checkpoint, or None when there is none.
+
+    ``where``: a function of the abstract masks that returns where each of them goes, a tree of shardings. They may have been
+    saved from other devices; without it they return to the same.
+    """
     mark = store.last.latest_step()
     if mark is None:
         return None
     items: dict[str, Any] = {"record": ocp.args.JsonRestore()}
     # The names are known at once; the metadata behind them only to a store that has read or written such an item.
     if "masks" in store.last.item_metadata(mark).keys():  # noqa: SIM118
-        items["masks"] = ocp.args.StandardRestore()
+        items["masks"] = ocp.args.StandardRestore(where and _there(store.last.directory / str(mark) / "masks", where))
     restored = store.last.restore(mark, args=ocp.args.Composite(**items))
     return restored["record"], restored.get("masks") or {}
+
+
+def _there(folder: Any, where: Callable[[Any], Any]) -> Any:
+    """Return what a saved tree of arrays is to be restored as."""
+    with ocp.StandardCheckpointer() as reader:
+        found: Any = reader.metadata(folder)
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), getattr(found, "item_metadata", found)
+    )
+    return jax.tree.map(lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), like, where(like))
 
 
 def restore(store: Store, like: Any) -> Any:

@@ -1,6 +1,7 @@
 """Rotary position embeddings (arXiv 2104.09864) with the scalings of their frequencies, under Hugging Face's names."""
 
 import dataclasses
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,17 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "yarn": ("factor",),
 }
 """What each scaling must be told."""
+
+READ: dict[str, tuple[str, ...]] = {
+    "llama3": ("original_max_position_embeddings",),
+    "yarn": (
+        *("original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"),
+        *("mscale", "mscale_all_dim", "truncate"),
+    ),
+}
+"""What it may be told besides."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,20 +62,38 @@ def read(config: Mapping[str, Any]) -> tuple[Rope, dict[str, Any]]:
     """Return the rotary parameters of a ``config.json``, of the layout of today or of earlier ones, and its other fields.
 
     Raises:
-      InputError: a scaling that is not implemented, one of its parameters missing, unknown or no number.
+      InputError: a scaling that is not implemented, one of its parameters missing, unknown or no number, or two places that
+        say different things. A parameter of another scaling is named by a warning.
     """
     rest = {
         name: value for name, value in config.items() if name not in ("rope_parameters", "rope_scaling", "rope_theta")
     }
-    field = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    places = [
+        config,
+        *(given for name in ("rope_scaling", "rope_parameters") if isinstance(given := config.get(name), Mapping)),
+    ]
+    thetas = [place["rope_theta"] for place in places if place.get("rope_theta") is not None]
+    if any(theta != thetas[0] for theta in thetas):
+        raise InputError(f"'rope_theta' is {' and '.join(map(repr, thetas))}: keep the one that is meant")
+    theta = thetas[0] if thetas else Rope.rope_theta
+    found = {field: _parse(field, config, theta) for field in ("rope_scaling", "rope_parameters") if config.get(field)}
+    first, *others = found.values() or [_parse("rope_parameters", config, theta)]
+    if others and others[0] != first:
+        raise InputError(
+            f"'rope_scaling' is {config['rope_scaling']!r} and 'rope_parameters' {config['rope_parameters']!r}: "
+            "keep the one that is meant"
+        )
+    return first, rest
+
+
+def _parse(field: str, config: Mapping[str, Any], theta: Any) -> Rope:
     given = config.get(field) or {}
     if not isinstance(given, Mapping):
         raise InputError(f"{field!r} is {given!r}; expected an object of parameters")
     given = dict(given)
     kind = given.setdefault("rope_type", given.get("type", "default"))
     given.pop("type", None)
-    if given.get("rope_theta") is None:
-        given["rope_theta"] = config.get("rope_theta", Rope.rope_theta)
+    given["rope_theta"] = theta
     if given.pop("partial_rotary_factor", 1.0) not in (1.0, None):
         raise InputError(f"{field!r}: 'partial_rotary_factor' is not implemented; only 1.0 is")
     if not isinstance(kind, str) or kind not in NEEDED:
@@ -80,10 +110,13 @@ def read(config: Mapping[str, Any]) -> tuple[Rope, dict[str, Any]]:
                 raise InputError(f"{field!r}: {name!r} is {value!r}; expected true or false")
         elif name != "rope_type" and value is not None and (type(value) not in (int, float) or not value > 0):
             raise InputError(f"{field!r}: {name!r} is {value!r}; expected a number above 0")
+    unread = given.keys() - {"rope_type", "rope_theta", *NEEDED[kind], *READ.get(kind, ())}
+    if unread := sorted(name for name in unread if given[name] is not None):
+        log.warning("%r: 'rope_type' %r does not read %s", field, kind, ", ".join(map(repr, unread)))
     for name in NEEDED[kind]:
         if given.get(name) is None:
             raise InputError(f"{field!r}: {name!r} is missing, which 'rope_type' {kind!r} needs")
-    return Rope(**given), rest
+    return Rope(**given)
 
 
 def longest(rope: Rope, most: int) -> int:

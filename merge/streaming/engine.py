@@ -21,12 +21,13 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import numpy as np
 
+from dsee_jax import processes
 from dsee_jax.ckpt import tensors
 from dsee_jax.errors import InputError
 from merge.method import Method
 from merge.methods import find
 from merge.planning.plan import Job, Plan
-from merge.streaming import processes, shards, tiles, unfinished
+from merge.streaming import shards, tiles, unfinished
 
 Extras: TypeAlias = dict[str, dict[str, Any]]
 """For each tensor the further keywords of its method, from a look at the whole model."""
@@ -84,7 +85,7 @@ def run(
     with unfinished.opened(folder, _stamp(plan, placed), sum(map(_nbytes, plan.jobs))):
         extras = _merge(plan, placed, folder, allow_nonfinite, progress)
         processes.together("every shard is written")
-        if jax.process_index() == 0:
+        if processes.first():
             if len(placed) > 1:
                 text = tensors.index_text(placed, sum(map(_nbytes, plan.jobs)))
                 (folder / tensors.INDEX).write_text(text)

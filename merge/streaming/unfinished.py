@@ -8,10 +8,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-
+from dsee_jax import processes
 from dsee_jax.errors import InputError
-from merge.streaming import processes
 
 STAMP = "merge.json"
 """In the folder: which merge it is the beginning of."""
@@ -29,7 +27,7 @@ def opened(folder: Path, stamp: str, nbytes: int) -> Iterator[None]:
     Raises:
       InputError: the disk is too small, or turns out to be.
     """
-    if jax.process_index() == 0 and not _continues(folder, stamp):
+    if processes.first() and not _continues(folder, stamp):
         shutil.rmtree(folder, ignore_errors=True)
         free = shutil.disk_usage(folder.parent).free
         if nbytes > free:

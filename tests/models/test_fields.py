@@ -133,6 +133,16 @@ def test_both_layouts_of_rotary_parameters_are_read():
     assert read(old) == read(new)
     assert read({"rope_parameters": None}).rope_parameters == rope.DEFAULT
     assert read({"rope_parameters": None, "rope_theta": 7.0}).rope_parameters == rope.Rope(rope_theta=7.0)
+    assert read(old | new) == read(new)
+
+
+def test_a_parameter_of_another_scaling_is_named(caplog):
+    llama.Config.from_hf(decoders.config(rope_parameters={"rope_type": "linear", "factor": 2, "beta_fast": 4}))
+    assert "'rope_type' 'linear' does not read 'beta_fast'" in caplog.text
+    caplog.clear()
+    for variant in ("llama, linear", "llama, dynamic", "llama, llama3", "llama, yarn"):
+        llama.Config.from_hf(decoders.config(**decoders.VARIANTS[variant]))
+    assert not caplog.text
 
 
 @pytest.mark.parametrize(
@@ -150,6 +160,14 @@ def test_both_layouts_of_rotary_parameters_are_read():
         ({"rope_parameters": {"rope_type": "linear", "factor": "2"}}, "'factor' is '2'; expected a number above 0"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "'partial_rotary_factor' is not implemented"),
         ({"rope_parameters": [1]}, r"'rope_parameters' is \[1\]; expected an object"),
+        (
+            {"rope_parameters": {"rope_theta": 5.0}, "rope_theta": 7.0},
+            "'rope_theta' is 7.0 and 5.0: keep the one that is meant",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 3}, "rope_scaling": {"type": "linear", "factor": 2}},
+            "'rope_scaling' is .*2.* and 'rope_parameters' .*3.*: keep the one that is meant",
+        ),
         ({"partial_rotary_factor": 0.5}, "unknown field 'partial_rotary_factor'"),
         ({"pretraining_tp": 2}, "'pretraining_tp' is 2, which is not implemented"),
         ({"sliding_window": 8}, "'sliding_window' is 8, which is not implemented"),

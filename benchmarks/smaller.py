@@ -5,13 +5,14 @@
 ``cut``: DSEE whose heads and neurons are cut out by EarlyBERT's search (once also by score after tuning), next to LoRA and
 full fine-tuning of the whole model (the runs of `benchmarks.glue`): score, FLOPs, bytes, and the throughput and memory of the
 finished model next to the whole one (`benchmarks.inference`).
-``ticket``: full fine-tuning of EarlyBERT's tickets of several sizes and of the whole model, in turns: score and seconds of
-training, search included and compiling left out.
+``ticket``: full fine-tuning of EarlyBERT's tickets of several sizes and of the whole model: score, and time of training, its
+search included and compiling left out, from steps of each that are timed in turns.
 ``birds``: one search over the whole training; how far the mask of each moment is from the last one.
 
 What a run measured is kept in ``benchmarks/results/smaller/`` with its config and not measured again unless the config
 changes; a run that was interrupted goes on. Seconds and throughput want an otherwise idle machine. Writes
-``benchmarks/results/smaller.json``, ``smaller.md`` and ``birds.png``.
+``benchmarks/results/smaller.json``, ``smaller.md``, ``tickets.png`` and
+``birds.png``.
 """
 
 import argparse
@@ -20,6 +21,9 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +31,7 @@ import numpy as np
 from benchmarks import glue
 from benchmarks.glue import RESULTS, ROOT
 from dsee_jax import journal
+from dsee_jax.pictures import paper
 from dsee_jax.pictures import search as searches
 
 FOLDER = "smaller"
@@ -40,9 +45,13 @@ KINDS = {"ticket": "earlybert", "score": "structured"}
 BY_SCORE = ("sst2", "75 % of the FLOPs")
 """The task and the size of which the cut by score is measured too."""
 TICKETS = ((2, 0.3), (4, 0.4), (6, 0.5), (6, 0.6))
-"""(heads of each layer, neurons) that go in the part ``ticket``; all seeds for the second, which is EarlyBERT's own."""
+"""(heads of each layer, neurons) that go in the part ``ticket``."""
 OWN, TIMED, STEPS, MOMENTS = TICKETS[1], "sst2", 313, 30
 """The paper's ticket; the task of ``ticket`` and ``birds``, its steps an epoch; checks of the mask in ``birds``."""
+TWICE = TICKETS[1:3]
+"""Those of which all seeds are run."""
+BATCHES, ROUNDS = 20, 5
+"""Of the steps that are timed."""
 
 
 def done(name: str, task: str, method: str, seed: int, options: argparse.Namespace, *overrides: str) -> dict[str, Any]:
@@ -108,50 +117,102 @@ def described(result: dict[str, Any]) -> dict[str, Any]:
     return {"example_flops_ratio": flops["final"] / flops["dense"], "model_bytes": result["model_bytes"]}
 
 
-def warm(name: str, options: argparse.Namespace) -> float:
-    """Return the seconds that a run trained, its search included, without those of compiling; kept beside its result.
+def kept(widths: dict[str, Sequence[int]], setup: Any) -> Any:
+    """Return masks of heads and neurons of which so many are left in each layer: the first."""
+    from dsee_jax import models, units
 
-    A program is compiled for every padded length, which takes as long for a run of minutes as for one of days. So: the steps
-    of each stage at the median of the speeds that the run logged.
+    return {
+        kind: {
+            units.layer(number): np.arange(units.count(setup.params, layer)) < widths[kind][number]
+            for number, layer in enumerate(layers)
+        }
+        for kind, layers in models.cuts(setup.model).items()
+    }
+
+
+def step_times(tickets: dict[str, dict[str, Any]], options: argparse.Namespace) -> dict[str, float]:
+    """Return the time of a step of tuning each ticket in full, and of a step of the search, that of the whole model being 1.
+
+    Each in turns with the whole model, compiled: both take the same `BATCHES` of the task's own, one after the other, `ROUNDS`
+    times; the median of the ratios.
+
+    Args:
+      tickets: what a run measured, by name.
+      options: of the command.
     """
-    kept = RESULTS / FOLDER / f"{name}_seconds.json"
-    if not kept.exists():
-        stages: dict[str, list[dict[str, Any]]] = {}
-        for line in journal.read(options.runs / name / "metrics.jsonl"):
-            if "tokens_per_second" in line:
-                stages.setdefault(line["stage"], []).append(line)
-        cost = json.loads((options.runs / name / "metrics.json").read_text())
-        steps = {stage: lines[-1]["step"] for stage, lines in stages.items()}
-        tokens = cost["train_seconds"] * cost["train_tokens_per_second"] / sum(steps.values())
-        speeds = {s: float(np.median([line["tokens_per_second"] for line in lines])) for s, lines in stages.items()}
-        journal.write(kept, {"steps": steps, "tokens_a_step": tokens, "tokens_per_second": speeds})
-    found = json.loads(kept.read_text())
-    return sum(n * found["tokens_a_step"] / found["tokens_per_second"][stage] for stage, n in found["steps"].items())
+    import jax
+    import jax.numpy as jnp
+
+    from dsee_jax import config as configs
+    from dsee_jax import cut, setup, sharding, step, training
+    from dsee_jax import tickets as searches
+    from dsee_jax.models import cuts
+
+    with tempfile.TemporaryDirectory() as folder:
+        places = [f"--data.dir={options.data}", f"--output_dir={folder}/run"]
+        found = setup.prepare(configs.read(glue.config_path(TIMED, "full"), places))
+    setups = {name: cut.smaller(found, kept(result["kept"], found)) for name, result in tickets.items()}
+    source = training.batches(found, 1)
+    batches = [sharding.split(found.placed.mesh, source[number]) for number in range(BATCHES)]
+
+    def looped(one: setup.Setup, *, searching: bool = False) -> Callable[[], float]:
+        compiled = training.programs(one, searching=searching)
+        more = {"coefficients": searches.init(cuts(one.model), one.params)} if searching else {}
+        trained = sharding.place(one.placed, jax.tree.map(jnp.copy, one.trained | more))
+        frozen = sharding.place(one.placed, cut.freeze(one, {}))
+        state = step.State(jnp.zeros((), jnp.int32), trained, compiled.optimizer.init(trained))
+
+        def run() -> float:
+            nonlocal state
+            begin = time.perf_counter()
+            for batch in batches:
+                state, _ = compiled.step(state, frozen, batch, jax.random.key(0), 1e-5)
+            jax.block_until_ready(state)
+            return time.perf_counter() - begin
+
+        run()  # compiles
+        return run
+
+    ratios = {"whole": 1.0}
+    for name, one in {"search": found, **setups}.items():
+        whole, other = looped(found), looped(one, searching=name == "search")
+        ratios[name] = float(np.median([other() / whole() for _ in range(ROUNDS)]))
+        print(name, ratios[name], flush=True)
+        # A process cannot hold the programs of all of them.
+        jax.clear_caches()
+    return ratios
 
 
 def ticket(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the lines of the part ``ticket``; the whole model and its tickets are trained in turns, seed by seed."""
+    """Return the lines of the part ``ticket``: scores of the runs, and what they take by `step_times`."""
     found: dict[str, list[dict[str, Any]]] = {}
-    seconds: dict[str, list[float]] = {}
     for number, seed in enumerate(options.seeds):
         runs = {"whole": []} | {
             f"{heads} heads of each layer, {neurons:.0%} of neurons": pruned("earlybert", heads, neurons)
             for heads, neurons in TICKETS
-            if number == 0 or (heads, neurons) == OWN
+            if number == 0 or (heads, neurons) in TWICE
         }
         for name, overrides in runs.items():
             short = "_".join(override.partition("=")[2] for override in overrides[1:3])
             label = f"{TIMED}_timed_{short or 'whole'}_seed{seed}"
             found.setdefault(name, []).append(done(label, TIMED, "full", seed, options, *overrides))
-            seconds.setdefault(name, []).append(warm(label, options))
-    return [
-        glue.row(TIMED, name, runs)
-        | described(runs[0])
-        # Against the run of the same seed, which stood beside it.
-        | {"seconds": seconds[name]}
-        | {"seconds_ratio": [own / beside for own, beside in zip(seconds[name], seconds["whole"], strict=False)]}
-        for name, runs in found.items()
-    ]
+    whole, *_ = found["whole"]
+    times = step_times({name: runs[0] for name, runs in found.items() if name != "whole"}, options)
+    steps = stages(whole)["tune"]
+    lines = []
+    for name, runs in found.items():
+        searched = stages(runs[0]).get("draw", 0)
+        taken = (searched * times["search"] + stages(runs[0])["tune"] * times[name]) / steps
+        figures = {"step_time_ratio": times[name], "search_steps": searched, "time_ratio": taken}
+        lines.append(glue.row(TIMED, name, runs) | described(runs[0]) | figures)
+    lines[0]["search_step_time_ratio"] = times["search"]
+    curve(lines)
+    return lines
+
+
+def stages(result: dict[str, Any]) -> dict[str, int]:
+    """Return the steps of each stage of a run that has some; those of a search are the draw's."""
+    return {stage["name"]: stage["steps"] for stage in result["stages"] if "steps" in stage}
 
 
 def birds(options: argparse.Namespace) -> dict[str, Any]:
@@ -173,6 +234,26 @@ def birds(options: argparse.Namespace) -> dict[str, Any]:
         ],
         "moved_since_the_one_before": [check["distance"] for check in checks],
     }
+
+
+def curve(lines: list[dict[str, Any]]) -> None:
+    """Draw the scores of tickets against the time that training took into ``tickets.png``."""
+    figure = paper.figure(5.2, 3.4)
+    axis = figure.subplots()
+    for line in lines:
+        times = [line["time_ratio"]] * len(line["scores"])
+        axis.plot(times, line["scores"], "o", color=paper.BLUE)
+        label = f"{line['example_flops_ratio']:.0%} of the FLOPs"
+        axis.annotate(
+            label, (times[0], min(line["scores"])), (0, -12), textcoords="offset points", ha="center", fontsize=8
+        )
+    best = float(np.mean(lines[0]["scores"]))
+    axis.axhline(best - 1.5, color="0.6", linestyle="--", label="1.5 points below the whole model")
+    axis.axvline(0.65, color="0.6", linestyle=":", label="35 % less time")
+    axis.set(xlabel="time of training, search included; whole model = 1", ylabel=f"{lines[0]['metric']} on {TIMED}")
+    axis.margins(0.15, 0.2)
+    axis.legend(fontsize=8)
+    figure.savefig(RESULTS / "tickets.png", dpi=120)
 
 
 def mean(scores: list[float]) -> str:
@@ -197,12 +278,12 @@ def markdown(found: dict[str, Any]) -> str:
             )
         text += "\n"
     if "ticket" in found:
-        text += "| ticket: what goes | score: mean (seeds) | FLOPs an example "
-        text += "| seconds of training, search included, compiling left out; whole model = 1 |\n"
-        text += "|---|---|---|---|\n"
+        text += "| ticket: what goes | score: mean (seeds) | FLOPs an example | time of a step "
+        text += "| of training, with the search |\n"
+        text += "|---|---|---|---|---|\n"
         for r in found["ticket"]:
-            ratios = ", ".join(f"{ratio:.2f}" for ratio in r["seconds_ratio"])
-            text += f"| {r['method']} | {mean(r['scores'])} | {r['example_flops_ratio']:.0%} | {ratios} |\n"
+            text += f"| {r['method']} | {mean(r['scores'])} | {r['example_flops_ratio']:.0%} "
+            text += f"| {r['step_time_ratio']:.2f} | {r['time_ratio']:.2f} |\n"
     return text
 
 

@@ -40,7 +40,7 @@ def test_what_is_trained_and_held_is_that_of_the_run(tmp_path):
     batch = 4 * 16 * 4 * 3 + 4 * 4 * 2
     # The step, the key and the rate; and what the compiler drops because the program does not read it.
     assert held <= found["bytes_per_chip"]["arguments"] <= held + batch + 64
-    assert found["bytes_per_chip"]["total"] >= found["bytes_per_chip"]["arguments"]
+    assert found["bytes_per_chip"]["total"] >= held + found["bytes_per_chip"]["temporaries"]
     assert found["fits"] is None  # nobody knows the memory of this machine's processor
     everything = sum(leaf.size for leaf in jax.tree.leaves(begun.params))
     assert found["optimizer_bytes"] == {"this": 8 * found["trained"], "full tuning": 8 * everything}

@@ -20,17 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.glue import RESULTS, ROOT
+from benchmarks.llama_memory import SHAPE
 from benchmarks.plans import DECODER, MODELS
 from dsee_jax import journal
 
-TINY_LLAMA = MODELS["Llama-2-13B"] | {
-    "hidden_size": 2048,
-    "intermediate_size": 5632,
-    "num_hidden_layers": 22,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 2048,
-}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int, int]] = {
     "BERT-base, DSEE": (MODELS["BERT-base"], {}, 16, 128),
     "BERT-base, every weight": (
@@ -41,7 +34,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int, int]] = {
     ),
     "RoBERTa-large, DSEE": (MODELS["RoBERTa-large"], {}, 8, 256),
     "Llama 1.1B, DSEE, bfloat16, remat": (
-        TINY_LLAMA,
+        SHAPE,
         {f"model.{name}": value for name, value in DECODER.items()},
         1,
         512,

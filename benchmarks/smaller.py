@@ -11,8 +11,7 @@ search included and compiling left out, from steps of each that are timed in tur
 
 What a run measured is kept in ``benchmarks/results/smaller/`` with its config and not measured again unless the config
 changes; a run that was interrupted goes on. Seconds and throughput want an otherwise idle machine. Writes
-``benchmarks/results/smaller.json``, ``smaller.md``, ``tickets.png`` and
-``birds.png``.
+``benchmarks/results/smaller.json``, ``smaller.md``, ``tickets.png`` and ``birds.png``.
 """
 
 import argparse

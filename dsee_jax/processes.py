@@ -28,7 +28,7 @@ _LOST = re.compile("^(UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): |Gloo|Co
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that `joined` reads."""
+    """Add the flags that `join` reads."""
     group = parser.add_argument_group(
         "several processes", "Each host of a job runs this command, on a disk that all of them share."
     )

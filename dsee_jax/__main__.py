@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from dsee_jax.errors import InputError
@@ -11,34 +10,38 @@ from dsee_jax.errors import InputError
 
 def evaluate(options: argparse.Namespace) -> None:
     """Print the final metrics again, from the files of a run."""
-    from dsee_jax import finished, processes
+    from dsee_jax import finished, processes, stores
 
     processes.join(options)
     with processes.watched(InputError):
-        found = finished.evaluate(Path(options.run), options.overrides)
+        found = finished.evaluate(stores.local(options.run), options.overrides)
     if processes.first():
         print(json.dumps(found, indent=1))
 
 
 def export(options: argparse.Namespace) -> None:
     """Write the model of a run for another tool."""
-    from dsee_jax import finished
+    from dsee_jax import finished, stores
 
-    finished.export(Path(options.run), Path(options.out), form=options.format, factors=options.factors)
+    with stores.written(options.out, overwrite=False) as out:
+        finished.export(stores.local(options.run), out, form=options.format, factors=options.factors)
     print(options.out)
 
 
 def report(options: argparse.Namespace) -> None:
     """Print the tables of a finished run again, and draw it."""
-    from dsee_jax import pictures
+    from dsee_jax import pictures, stores
     from dsee_jax import report as reports
     from dsee_jax.ckpt.folders import read_json
 
-    run = Path(options.run)
+    place, run = stores.place(options.run), stores.local(options.run)
     if not (run / "metrics.json").exists():
-        raise InputError(f"{run} is no finished run: it has no metrics.json")
-    reports.final(read_json(run / "metrics.json"), run, reports.show)
-    pictures.draw(run, reports.show)
+        raise InputError(f"{place} is no finished run: it has no metrics.json")
+    reports.final(read_json(run / "metrics.json"), place, reports.show)
+    for name, file in pictures.draw(run, reports.show).items():
+        if stores.remote(place):
+            stores.put(file, place / file.name)
+        reports.show(f"{name:8} {place / file.name}")
 
 
 def inspect(options: argparse.Namespace) -> None:
@@ -47,11 +50,10 @@ def inspect(options: argparse.Namespace) -> None:
     from dsee_jax import report as reports
     from dsee_jax.ckpt.resolve import resolve
 
-    if options.json and not Path(options.json).absolute().parent.is_dir():
-        raise InputError(f"--json {options.json}: there is no folder {Path(options.json).parent}; make it first")
+    file = _json(options)
     found = inspection.compare(resolve(options.before), resolve(options.after))
-    if options.json:
-        journal.write(Path(options.json), found)
+    if file:
+        journal.write(file, found)
     reports.show(inspection.table(found, every_tensor=options.tensors))
     for kind in ("only_before", "only_after"):
         if found[kind]:
@@ -60,11 +62,11 @@ def inspect(options: argparse.Namespace) -> None:
 
 def statistics(options: argparse.Namespace) -> None:
     """Collect what the merges fisher and regmean need."""
-    from dsee_jax import statistics
+    from dsee_jax import statistics, stores
 
-    about = statistics.write(
-        Path(options.run), Path(options.out), options.kind, examples=options.examples, overrides=options.overrides
-    )
+    run = stores.local(options.run)
+    with stores.written(options.out, overwrite=False) as out:
+        about = statistics.write(run, out, options.kind, examples=options.examples, overrides=options.overrides)
     print(f"{options.out}: {about['kind']} of {about['examples']} examples of {about['task']}")
 
 
@@ -72,12 +74,12 @@ def generate(options: argparse.Namespace) -> None:
     """Go on from prompts with a decoder."""
     import jax
 
-    from dsee_jax import completion
+    from dsee_jax import completion, stores
 
     prompts = list(options.prompt)
     if options.file:
         try:
-            prompts += Path(options.file).read_text(encoding="utf-8").splitlines()
+            prompts += stores.local(options.file).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--file {options.file}: cannot be read ({error})") from None
     if not prompts:
@@ -97,16 +99,25 @@ def plan(options: argparse.Namespace) -> None:
     from dsee_jax import config, journal, plan
     from dsee_jax import report as reports
 
-    if options.json and not Path(options.json).absolute().parent.is_dir():
-        raise InputError(f"--json {options.json}: there is no folder {Path(options.json).parent}; make it first")
+    file = _json(options)
     asked = config.read(options.config, options.overrides)
     found = plan.plan(asked, options.topology, labels=options.labels)
     if options.largest:
         found["largest_batch"] = plan.largest(asked, options.topology, labels=options.labels)
-    if options.json:
-        journal.write(Path(options.json), found)
+    if file:
+        journal.write(file, found)
     for table in plan.tables(found):
         reports.show(table)
+
+
+def _json(options: argparse.Namespace) -> Any:
+    """Return where ``--json`` asks to write, or None; raises `InputError` where there is no such folder."""
+    from dsee_jax import stores
+
+    file = stores.place(options.json) if options.json else None
+    if file and not stores.remote(file) and not file.parent.is_dir():
+        raise InputError(f"--json {file}: there is no folder {file.parent}; make it first")
+    return file
 
 
 def parser() -> argparse.ArgumentParser:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsee_jax import finished, writing
+from dsee_jax import finished, stores, writing
 from dsee_jax.aliases import Key
 from dsee_jax.ckpt import adapter, hf
 from dsee_jax.ckpt.folders import GENERATION, read_json
@@ -55,8 +55,8 @@ def opened(path: str | Path, *, dtype: str = "float32") -> Writer:
     Raises:
       InputError: there is no such, it is no decoder, or the updates are not of this model.
     """
-    local = Path(path).expanduser()
-    folder = local / MODEL if (local / MODEL).is_dir() else resolve(path)
+    local = stores.local(path) if stores.remote(path) else Path(path).expanduser()
+    folder = local / MODEL if (local / MODEL).is_dir() else resolve(local if stores.remote(path) else path)
     model, params = hf.load_pretrained(folder, "causal-lm", dtype=dtype)
     updates: dict[str, Any] = {}
     if (local / ADAPTER).is_dir():

@@ -8,14 +8,15 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import os
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin
 
 import draccus
 import yaml
 
+from dsee_jax import stores
 from dsee_jax.errors import InputError, did_you_mean
 
 
@@ -229,7 +230,7 @@ class Config:
     """Where all files of the run go; run again to resume."""
 
 
-def read(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+def read(path: str | os.PathLike[str] | None = None, overrides: Sequence[str] = ()) -> Config:
     """Return the checked `Config` of a YAML file with ``section.key=value`` overrides on top.
 
     Args:
@@ -239,7 +240,7 @@ def read(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
     Raises:
       InputError: unreadable file, unknown key, or a value that does not fit; the message names the key.
     """
-    raw = _load(Path(path)) if path is not None else {}
+    raw = _load(stores.place(path)) if path is not None else {}
     for override in overrides:
         _override(raw, override)
     _known(Config, raw, "")
@@ -256,9 +257,10 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(draccus.encode(config), sort_keys=False)
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: stores.Place) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with stores.reached(path):
+            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot read the config: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -2,19 +2,19 @@
 
 import dataclasses
 import platform
-from pathlib import Path
 from typing import Any
 
 import flax
 import jax
 import numpy as np
 
-from dsee_jax import compaction, flops, models, processes, stacks, tree
+from dsee_jax import compaction, flops, models, processes, stacks, stores, tree
 from dsee_jax import deltas as delta_trees
 from dsee_jax import masks as mask_trees
 from dsee_jax.aliases import Masks, Params
 from dsee_jax.ckpt import adapter, cuts, folders, hf
 from dsee_jax.setup import Setup
+from dsee_jax.stores import Place
 
 ADAPTER, MODEL = "adapter", "model"
 
@@ -50,7 +50,7 @@ def apart(
     return setup, setup, {part: layers(values) for part, values in trained.items()}, layers(masks)
 
 
-def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Path) -> dict[str, Any]:
+def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Place) -> dict[str, Any]:
     """Write ``adapter/`` (where there are updates) and ``model/`` below ``out``; return ``{"model_bytes": ...}``.
 
     ``model/`` holds the pruned weights and the tuned head, a compact checkpoint where units were cut out; the updates stay
@@ -76,12 +76,12 @@ def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Path) -> dic
         } | ({"kept": setup.model.config.widths} if setup.kept else {})
         with folders.whole(out / ADAPTER, overwrite=True) as staging:
             adapter.save(staging, adapter.Adapter(trained["deltas"], setup.supports, head, masks, about, kept))
-        total += (out / ADAPTER / adapter.WEIGHTS).stat().st_size
+        total += stores.size(out / ADAPTER / adapter.WEIGHTS)
     return {"model_bytes": total}
 
 
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+def _bytes(folder: Place) -> int:
+    return sum(stores.size(path) for path in folder.glob("*.safetensors"))
 
 
 def results(

@@ -2,30 +2,67 @@
 
 import json
 import os
-from pathlib import Path
+import pathlib
+import time
 from typing import Any
 
-from dsee_jax import processes
+from dsee_jax import processes, stores
+from dsee_jax.stores import Place
+
+EVERY = 10.0
+"""Seconds between two times that a journal in a store is written: an object cannot be added to, and is written again whole."""
 
 
-def append(path: Path, record: dict[str, Any]) -> None:
-    """Add one line."""
+class _Kept:
+    """A journal in a store, as it is to be; and when it was last written so, and whether it is."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.at, self.written = text, time.monotonic(), True
+
+
+_stored: dict[str, _Kept] = {}
+
+
+def append(path: Place, record: dict[str, Any]) -> None:
+    """Add one line; to a journal in a store, within `EVERY` seconds, or with `flush`."""
     if not processes.first():
         return
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    line = json.dumps(record) + "\n"
+    if isinstance(path, pathlib.Path):
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line)
+        return
+    if str(path) not in _stored:
+        _stored[str(path)] = _Kept(_text(path))
+    kept = _stored[str(path)]
+    kept.text, kept.written = kept.text + line, False
+    if time.monotonic() - kept.at >= EVERY:
+        flush(path)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def flush(path: Place) -> None:
+    """Write what was added to a journal in a store and is not there yet."""
+    kept = _stored.get(str(path))
+    if kept and not kept.written:
+        with stores.reached(path):
+            path.write_text(kept.text)
+        kept.at, kept.written = time.monotonic(), True
+
+
+def read(path: Place) -> list[dict[str, Any]]:
     """Return the records; a last line cut short by a crash is left out, a missing file is empty."""
-    if not path.exists():
-        return []
-    *lines, rest = path.read_text(encoding="utf-8").split("\n")
+    flush(path)
+    *lines, rest = _text(path).split("\n")
     del rest  # what follows the last newline was never finished
     return [json.loads(line) for line in lines]
 
 
-def rewind(path: Path, done: list[str], stage: str, step: int) -> None:
+def _text(path: Place) -> str:
+    with stores.reached(path):
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def rewind(path: Place, done: list[str], stage: str, step: int) -> None:
     """Drop what was logged after step ``step`` of ``stage``, which a resumed run logs again; stages in ``done`` are kept."""
     if not processes.first():
         return
@@ -33,14 +70,19 @@ def rewind(path: Path, done: list[str], stage: str, step: int) -> None:
     write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
-def write(path: Path, value: Any) -> None:
+def write(path: Place, value: Any) -> None:
     """Write one JSON file, whole or not at all."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write one text file, whole or not at all: to a file beside it, synced, then renamed."""
+def write_text(path: Place, text: str) -> None:
+    """Write one text file, whole or not at all: to a file beside it, synced, then renamed; an object of a store at once."""
     if not processes.first():
+        return
+    if not isinstance(path, pathlib.Path):
+        _stored.pop(str(path), None)
+        with stores.reached(path):
+            path.write_text(text)
         return
     beside = path.with_name(path.name + ".partial")
     with beside.open("w", encoding="utf-8") as file:

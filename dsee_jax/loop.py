@@ -5,19 +5,20 @@ With EarlyBERT: search -> draw -> tune -> evaluate -> export.
 
 import dataclasses
 import json
+import pathlib
 import resource
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from dsee_jax import config as configs
-from dsee_jax import cut, export, journal, preemption, processes, report, sharding, training, tree
+from dsee_jax import cut, export, journal, preemption, processes, report, sharding, stores, training, tree
 from dsee_jax.aliases import Masks
 from dsee_jax.ckpt import state as checkpoints
 from dsee_jax.config import CUTTING, Config
 from dsee_jax.setup import CONFIG, Setup, prepare
+from dsee_jax.stores import Place
 from dsee_jax.training import LOG, Progress
 
 METRICS = "metrics.json"
@@ -37,12 +38,12 @@ def run(config: Config, *, say: Callable[[Any], None] = print) -> dict[str, Any]
     settings = tree.flatten(dataclasses.asdict(config))
     processes.agree("config", {path.replace("/", "."): value for path, value in settings.items()})
     setup = prepare(config)
-    out = Path(config.output_dir)
+    out = stores.place(config.output_dir)
     say = say if processes.first() else lambda text: None
     if processes.everyone((out / METRICS).exists())[0]:
         say(f"{out}: this run is finished; name another output_dir, or delete the folder, to run it again")
         return json.loads((out / METRICS).read_text(encoding="utf-8"))
-    if processes.first():
+    if processes.first() and isinstance(out, pathlib.Path):  # a store has no folders but those of its files
         out.mkdir(parents=True, exist_ok=True)
     # Another mesh than that of the beginning goes on with the same run.
     journal.write_text(out / CONFIG, configs.dump(config))
@@ -55,6 +56,7 @@ def run(config: Config, *, say: Callable[[Any], None] = print) -> dict[str, Any]
         results = export.results(setup, final, trained, masks, progress.done)
         results |= export.write(final, trained, masks, out)
         results |= cost(progress)
+        journal.flush(out / LOG)
         journal.write(out / METRICS, results)
         report.final(results, out, say)
     return processes.everyone(results)[0]
@@ -72,7 +74,7 @@ def cost(progress: Progress) -> dict[str, Any]:
 
 
 def _stages(
-    setup: Setup, store: checkpoints.Store, out: Path, say: Callable[[Any], None]
+    setup: Setup, store: checkpoints.Store, out: Place, say: Callable[[Any], None]
 ) -> tuple[Setup, Any, Masks, Progress]:
     """Do what is left of the stages; return the setup as cut, what was trained, the masks and the record of it all."""
     pruning, plan = setup.config.prune, {stage.name: stage for stage in training.stages(setup)}

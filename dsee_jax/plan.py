@@ -185,10 +185,11 @@ def compiled(
         made = jax.jit(run, donate_argnums=tuple(donated)).lower(*args).compile()
     except jax.errors.JaxRuntimeError as error:
         # The compiler of TPUs gives up on what does not fit.
-        used = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of", str(error))
+        used = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of|temporaries \(([\d.]+)([KMGT]?)\) exceeds", str(error))
         if "RESOURCE_EXHAUSTED" not in str(error) or not used:
             raise
-        total = float(used[1]) * 1024 ** " KMGT".index(used[2] or " ")
+        amount, unit = used.groups()[:2] if used[1] else used.groups()[2:]
+        total = float(amount) * 1024 ** " KMGT".index(unit or " ")
         return result | {"fits": False, "bytes_per_chip": {"total": total}}
     memory, text = made.memory_analysis(), made.as_text()
     assert memory is not None, "the compiler says nothing of memory"

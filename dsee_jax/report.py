@@ -3,7 +3,6 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -11,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dsee_jax import processes
+from dsee_jax.stores import Place
 
 NAMES = {
     "before": "pretrained, new head",
@@ -77,7 +77,7 @@ def tables(results: dict[str, Any]) -> list[Table]:
     return [scores, costs]
 
 
-def final(results: dict[str, Any], out: Path, say: Callable[[Any], None]) -> None:
+def final(results: dict[str, Any], out: Place, say: Callable[[Any], None]) -> None:
     """Say the tables of a finished run and where its files are."""
     for table in tables(results):
         say(table)

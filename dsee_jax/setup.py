@@ -11,7 +11,7 @@ import yaml
 from dsee_jax import config as configs
 from dsee_jax import data as datasets
 from dsee_jax import deltas as delta_trees
-from dsee_jax import models, processes, prune, sharding, text_metrics, tree, units, writing
+from dsee_jax import models, processes, prune, sharding, stores, text_metrics, tree, units, writing
 from dsee_jax.aliases import Masks, Params, Supports
 from dsee_jax.ckpt import hf
 from dsee_jax.ckpt.resolve import resolve
@@ -197,7 +197,17 @@ def _check_units(model: Any, params: Params, prunable: list[str], pruning: confi
 
 def _check_output(config: Config) -> None:
     """Refuse a folder that is not this run's: one with other files, or with the config of another run."""
-    folder = Path(config.output_dir)
+    folder = stores.place(config.output_dir)
+    if str(folder).startswith("s3://"):
+        raise InputError(
+            f"output_dir {folder}: Orbax, which writes the checkpoints of a run, reaches gs:// and no other store; give a "
+            "folder (of a mounted bucket, for instance), and copy model/ and adapter/ afterwards"
+        )
+    with stores.reached(folder):
+        _check_folder(folder, config)
+
+
+def _check_folder(folder: stores.Place, config: Config) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output_dir {folder} is a file; name a folder")
     # What a crash left half-written is no sign of a run.

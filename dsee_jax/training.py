@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ from dsee_jax.ckpt import state as checkpoints
 from dsee_jax.config import Config
 from dsee_jax.data.batches import Batches, count, iterate, micro_batches
 from dsee_jax.setup import Setup, keys
+from dsee_jax.stores import Place
 
 LOG = "metrics.jsonl"
 LOG_EVERY = 10
@@ -125,7 +125,7 @@ def fit(
     masks: Masks,
     progress: Progress,
     store: checkpoints.Store,
-    out: Path,
+    out: Place,
 ) -> tuple[dict[str, Any], Masks, Progress]:
     """Train one stage, or the rest of it, and return what was trained at its best evaluation.
 
@@ -172,6 +172,7 @@ def fit(
                 tick = time.perf_counter()
             if done in evaluations or done % every == 0 or stopping:
                 progress = progress._replace(step=done, data=stream.get_state())
+                journal.flush(out / LOG)
                 checkpoints.save(store, stage.offset + done, _copy(state), setup.kept or masks, progress._asdict())
             if stopping:
                 raise preemption.Preempted(f"step {done} of {total} of stage {stage.name}")
@@ -189,7 +190,7 @@ def search(
     kept: Masks,
     progress: Progress,
     store: checkpoints.Store,
-    out: Path,
+    out: Place,
     *,
     resumed: bool,
 ) -> tuple[Masks, Progress]:
@@ -238,6 +239,7 @@ def search(
             progress = progress._replace(step=done)
             if done % every == 0 or done == total or stopping:
                 progress = progress._replace(data=stream.get_state())
+                journal.flush(out / LOG)
                 checkpoints.save(store, stage.offset + done, _copy(state), kept, progress._asdict())
             if stopping:
                 raise preemption.Preempted(f"step {done} of {total} of stage {stage.name}")
@@ -280,7 +282,7 @@ def _stream(source: Batches, progress: Progress) -> Any:
 
 
 def _log(
-    out: Path,
+    out: Place,
     stage: Stage,
     done: int,
     rate: Any,

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from dsee_jax import processes
+from dsee_jax import processes, stores
 from dsee_jax.ckpt.tensors import byte_size
 from dsee_jax.errors import InputError
 from merge import assembly, compare
@@ -38,8 +38,8 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("recipe", metavar="RECIPE", type=Path, help="YAML; mergekit's recipes run unmodified")
-    top.add_argument("out", metavar="OUT_DIR", type=Path, help="the folder to make; appears when it is complete")
+    top.add_argument("recipe", metavar="RECIPE", help="YAML; mergekit's recipes run unmodified")
+    top.add_argument("out", metavar="OUT_DIR", help="the folder to make; appears when it is complete")
     top.add_argument("--plan", action="store_true", help="read headers only, and print what would be done")
     top.add_argument("--overwrite", action="store_true", help="replace OUT_DIR, once the merge is complete")
     top.add_argument("--max-shard-size", metavar="SIZE", default="5GB", help="of a file of weights; default 5GB")
@@ -85,21 +85,45 @@ def merge(options: argparse.Namespace) -> None:
     if options.plan:
         print(overview.describe(ready.plan, engine.layout(ready.plan, options.max_shard_size).items()))
         return
-    engine.check_output(ready.plan, options.out, overwrite=options.overwrite)
     _keep_memory()
-    with _progress() as progress, assembly.hashed(ready) as digests:
-        said: list[str] = []
-        engine.run(
-            ready.plan,
-            options.out,
-            lambda folder, extras: said.extend(assembly.surround(ready, folder, options.out.name, extras, digests())),
-            max_shard_size=options.max_shard_size,
-            overwrite=options.overwrite,
-            allow_nonfinite=options.allow_nonfinite,
-            progress=progress,
-        )
+    said: list[str] = []
+    with _out(options) as out:
+        engine.check_output(ready.plan, out, overwrite=options.overwrite)
+        with _progress() as progress, assembly.hashed(ready) as digests:
+            engine.run(
+                ready.plan,
+                out,
+                lambda folder, extras: said.extend(assembly.surround(ready, folder, out.name, extras, digests())),
+                max_shard_size=options.max_shard_size,
+                overwrite=options.overwrite,
+                allow_nonfinite=options.allow_nonfinite,
+                progress=progress,
+            )
     if processes.first():
         print("\n".join([*said, str(options.out)]))
+
+
+@contextlib.contextmanager
+def _out(options: argparse.Namespace) -> Iterator[Path]:
+    """Yield the folder to make; where OUT_DIR is in a store, one of this machine that is put there at the end.
+
+    What an interruption leaves of that one lies where the same command finds it.
+    """
+    there = stores.place(options.out)
+    if isinstance(there, Path):
+        yield there
+        return
+    if processes.several():
+        raise InputError(
+            f"{there}: processes that merge together write one folder; give one on a disk that all of them share"
+        )
+    with stores.reached(there):
+        if not options.overwrite and there.exists():
+            raise InputError(f"{there} is there already; give another OUT_DIR, or --overwrite to replace it")
+    scratch = stores.scratch(there)
+    yield scratch / there.name
+    stores.put(scratch / there.name, there)
+    stores.clear(scratch)
 
 
 def _keep_memory() -> None:

@@ -1,6 +1,7 @@
 """A merge from its recipe to all that stands around the weights: models opened, vocabularies aligned, plan, card, pictures."""
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -32,14 +33,14 @@ class Assembly(NamedTuple):
     files: Mapping[str, Path]  # all that is read, by a name for the card
 
 
-def read(path: Path) -> Assembly:
+def read(path: str | os.PathLike[str]) -> Assembly:
     """Read a recipe and the headers of its models.
 
     Raises:
       InputError: whatever does not fit, of the recipe, the models or the files of statistics.
     """
     said = recipe.read(path)
-    beside = path.absolute().parent
+    beside = said.path.absolute().parent if isinstance(said.path, Path) else said.path.parent
     sources = {reference: open_source(reference, beside) for reference in said.references}
     files = {name: file for source in sources.values() for name, file in source.files.items()}
     entries = [entry for part in said.slices for entry in part.models if entry.statistics is not None]

@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 LEVELS = [
     {"errors", "standalone"},
+    {"stores"},
     {"aliases", "config", "processes"},
     {"tree"},
     {"stacks"},
@@ -51,7 +52,7 @@ MERGE_LEVELS = [
     {"assembly"},
     {"__main__", "__init__"},
 ]
-MERGE_MAY_IMPORT = {"aliases", "errors", "tree", "layout", "ckpt", "config", "processes"}
+MERGE_MAY_IMPORT = {"aliases", "errors", "tree", "layout", "ckpt", "config", "processes", "stores"}
 
 PACKAGES = {"dsee_jax": LEVELS, "merge": MERGE_LEVELS}
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]

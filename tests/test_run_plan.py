@@ -106,22 +106,31 @@ def test_against_a_chip(tmp_path, monkeypatch, capsys):
     assert plan.plan(config, "v5e:1x1")["fits"] is False
 
 
-def test_what_the_compiler_refuses_does_not_fit(tmp_path, monkeypatch):
-    """The message of a TPU's compiler, which stops at a program that is larger than the memory."""
-    said = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 53.51G of 15.75G."
+@pytest.mark.parametrize(
+    ("said", "gigabytes"),
+    [
+        ("XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 53.51G of 15.75G.", 53.51),
+        (
+            "Ran out of memory on HBM, the total memory required for HLO temporaries (134.47G) exceeds available HBM (15.75G).",
+            134.47,
+        ),
+    ],
+)
+def test_what_the_compiler_refuses_does_not_fit(tmp_path, monkeypatch, said, gigabytes):
+    """The messages of a TPU's compiler, which stops at a program that is larger than the memory."""
 
     class Refused:
         def lower(self, *args):
             return self
 
         def compile(self):
-            raise jax.errors.JaxRuntimeError(said)
+            raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {said}")
 
     monkeypatch.setattr(plan, "devices", lambda topology: jax.devices()[:1])
     monkeypatch.setattr(jax, "jit", lambda *args, **options: Refused())
     found = plan.plan(asked(tmp_path), "v5e:1x1")
     assert found["fits"] is False
-    assert found["bytes_per_chip"] == {"total": 53.51 * 1024**3}
+    assert found["bytes_per_chip"] == {"total": gigabytes * 1024**3}
     assert [table.title for table in plan.tables(found)]
 
 

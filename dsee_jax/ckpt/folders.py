@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dsee_jax import stores
 from dsee_jax.errors import InputError
 
 TOKENIZER_FILES = (
@@ -32,8 +34,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def whole(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def whole(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a hidden folder beside ``path`` to write into; it becomes ``path`` at the end, and goes if anything fails.
+
+    Of a ``path`` in a store the folder is one of this machine, and is put there at the end.
 
     Args:
       path: the folder to make; its parents are made too.
@@ -42,9 +46,16 @@ def whole(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
       InputError: ``path`` exists and is not an empty folder (without ``overwrite``).
     """
-    path = path.expanduser().absolute()
-    if path.exists() and not overwrite and not (path.is_dir() and not any(path.iterdir())):
-        raise InputError(f"{path} exists: give a new folder, or pass overwrite=True")
+    there = stores.place(path)
+    with stores.reached(there):
+        if there.exists() and not overwrite and not (there.is_dir() and not any(there.iterdir())):
+            raise InputError(f"{path} exists: give a new folder, or pass overwrite=True")
+    if not isinstance(there, Path):
+        with stores.written(there) as made:
+            made.mkdir()
+            yield made
+        return
+    path = there.absolute()
     staging, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
     shutil.rmtree(staging, ignore_errors=True)  # what a killed run has left
     staging.mkdir(parents=True)

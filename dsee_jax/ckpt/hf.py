@@ -6,6 +6,7 @@ is an error. Only a missing task head is created, and said on the logger ``dsee_
 
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -330,7 +331,7 @@ def _few(names: list[str], most: int = 4) -> str:
 
 
 def save_pretrained(
-    path: str | Path,
+    path: str | os.PathLike[str],
     model: Any,
     params: Params,
     *,
@@ -364,7 +365,7 @@ def save_pretrained(
     arrays, config = named(model, params), _config(model, origin, labels)
     kinds = {str(array.dtype) for array in arrays.values()}
     config["dtype"] = kinds.pop() if len(kinds) == 1 else "float32"
-    with folders.whole(Path(path), overwrite=overwrite) as staging:
+    with folders.whole(path, overwrite=overwrite) as staging:
         tensors.write(staging, arrays, max_shard_size=max_shard_size)
         (staging / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         cuts.write(staging, kept)

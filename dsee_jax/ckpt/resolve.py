@@ -4,6 +4,7 @@ import importlib
 import re
 from pathlib import Path
 
+from dsee_jax import stores
 from dsee_jax.ckpt import tensors
 from dsee_jax.errors import InputError
 
@@ -14,10 +15,11 @@ def resolve(path: str | Path, revision: str | None = None, *, weights: bool = Tr
     """Return the local folder of a model.
 
     Args:
-      path: a folder; ``package:NAME``, an installed package with ``get_model_path()``; or a hub id such as ``org/name``,
-        of which the configuration, safetensors and tokenizer files are downloaded (or taken from the cache).
+      path: a folder; ``package:NAME``, an installed package with ``get_model_path()``; a folder of a store
+        (`dsee_jax.stores`); or a hub id such as ``org/name``. Of the last two the configuration, safetensors and tokenizer
+        files are downloaded, or taken from the cache.
       revision: a branch, tag or commit of a hub id; None: the newest.
-      weights: of a hub id, whether they are wanted; without them only its JSON is downloaded.
+      weights: of a hub id or a store, whether they are wanted; without them only its JSON is downloaded.
 
     Raises:
       InputError: there is no such folder, package or hub id, or the hub cannot be reached.
@@ -27,6 +29,8 @@ def resolve(path: str | Path, revision: str | None = None, *, weights: bool = Tr
         return _package(text.removeprefix("package:"))
     if not text:
         raise InputError("the path of the model is empty: give a folder, package:NAME or a hub id")
+    if stores.remote(text):
+        return _stored(text, weights)
     local = Path(text).expanduser()
     if local.is_dir():
         return local
@@ -55,6 +59,21 @@ def resolve(path: str | Path, revision: str | None = None, *, weights: bool = Tr
     if weights and not any(Path(found).glob("*.safetensors")):
         _refuse_pickles(text, revision)
     return Path(found)
+
+
+def _stored(url: str, weights: bool) -> Path:
+    held = stores.listed(url)
+    if not {"config.json", "adapter_config.json"} & set(held):
+        raise InputError(
+            f"{url} is no folder of a model: it has no config.json, but {', '.join(held[:4]) or 'no files'}"
+        )
+    if weights and not any(name.endswith(".safetensors") for name in held) and (found := tensors.pickled(held)):
+        file, convert = found
+        raise InputError(
+            f"{url}/{file} is a pickle, which can run code when opened, and is not read; expected {tensors.SINGLE}: copy the "
+            f"folder to a machine where torch is installed, run there: {convert}, and copy it back"
+        )
+    return stores.local(url, *(_HUB_FILES if weights else ("*.json",)))
 
 
 def _refuse_pickles(name: str, revision: str | None) -> None:

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from dsee_jax import processes
 from dsee_jax.aliases import Masks
 from dsee_jax.preemption import Preempted
+from dsee_jax.stores import Place
 
 KEPT = 2
 """Checkpoints kept in each series: the newest, and one before it while the newest is being written."""
@@ -38,14 +39,14 @@ class _Series(ocp.CheckpointManager):
 
 
 @contextlib.contextmanager
-def opened(folder: Path) -> Iterator[Store]:
+def opened(folder: Place) -> Iterator[Store]:
     """Open (or make) the series below ``folder``; on leaving, wait until all that was handed over is on disk."""
     logging.getLogger("absl").setLevel(logging.ERROR)
     # Process 0 says what is there: on a shared disk the others may not see it yet.
     options = ocp.CheckpointManagerOptions(
         max_to_keep=KEPT, enable_async_checkpointing=True, single_host_load_and_broadcast=True
     )
-    folder = folder.absolute()
+    folder = folder.absolute() if isinstance(folder, Path) else folder
     store = Store(*(_Series(folder / name, options=options) for name in Store._fields))
     try:
         yield store

@@ -1,13 +1,13 @@
 """Labelled texts and the task they belong to: what every source of data makes."""
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dsee_jax.errors import InputError, did_you_mean
+from dsee_jax.stores import Place, reached
 
 
 class Examples(NamedTuple):
@@ -60,10 +60,11 @@ class Task:
         return len(self.labels) or 1
 
 
-def read_text(path: pathlib.Path) -> str:
+def read_text(path: Place) -> str:
     """Return the UTF-8 text of a file, without a byte-order mark; raises `InputError` if it cannot be read or is empty."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with reached(path):
+            text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}; a readable file is needed here") from None
     except UnicodeDecodeError as error:

@@ -1,11 +1,12 @@
 """The nine GLUE tasks in their original TSV layout (Wang et al., 2019): tab separated, and quotes are plain text."""
 
 import logging
-import pathlib
 from typing import NamedTuple
 
+from dsee_jax import stores
 from dsee_jax.data.examples import Examples, Task, class_indices, read_text, scores
 from dsee_jax.errors import InputError, did_you_mean
+from dsee_jax.stores import Place
 
 
 class Layout(NamedTuple):
@@ -57,7 +58,7 @@ LAYOUTS = {
 }
 
 
-def read_tsv(path: pathlib.Path, layout: Layout) -> Examples:
+def read_tsv(path: Place, layout: Layout) -> Examples:
     """Read the examples of one file of a task.
 
     Raises:
@@ -105,7 +106,7 @@ def load(task: str, folder: str) -> Task:
             f"data.task: GLUE has no task {task!r}{did_you_mean(task, LAYOUTS)}; expected one of {', '.join(LAYOUTS)}"
         )
     layout = LAYOUTS[task]
-    root = pathlib.Path(folder)
+    root = stores.place(folder)
     if not root.is_dir():
         raise InputError(f"data.dir: no folder {str(root)!r}; give the folder that holds {layout.folder}/train.tsv")
     inner = root / layout.folder

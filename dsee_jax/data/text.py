@@ -3,13 +3,14 @@
 import csv
 import io
 import json
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dsee_jax import stores
 from dsee_jax.config import DataConfig
 from dsee_jax.data.examples import Examples, Task, class_indices, read_text, scores
 from dsee_jax.errors import InputError, did_you_mean
+from dsee_jax.stores import Place
 
 
 class _Columns(NamedTuple):
@@ -21,7 +22,7 @@ class _Columns(NamedTuple):
     lines: list[int]
 
 
-def _csv_rows(path: pathlib.Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _csv_rows(path: Place) -> Iterator[tuple[int, Mapping[str, Any]]]:
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     header: list[str] = []
     try:
@@ -39,7 +40,7 @@ def _csv_rows(path: pathlib.Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         raise InputError(f"{path}:{reader.line_num}: not CSV: {error}") from None
 
 
-def _jsonl_rows(path: pathlib.Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _jsonl_rows(path: Place) -> Iterator[tuple[int, Mapping[str, Any]]]:
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
@@ -52,7 +53,7 @@ def _jsonl_rows(path: pathlib.Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         yield number, row
 
 
-def rows(path: pathlib.Path, source: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def rows(path: Place, source: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yield ``(line, {column: value})`` of a file of ``source`` csv or jsonl; raises `InputError` with file and line."""
     return _jsonl_rows(path) if source == "jsonl" else _csv_rows(path)
 
@@ -61,7 +62,7 @@ def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _columns(path: pathlib.Path, config: DataConfig) -> _Columns:
+def _columns(path: Place, config: DataConfig) -> _Columns:
     columns = _Columns([], [] if config.pair else None, [], [])
     named = [("text", config.text, columns.text), ("label", config.label, columns.label)]
     if columns.pair is not None:
@@ -89,12 +90,12 @@ def class_names(values: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def files(config: DataConfig, train: Sequence[str], dev: Sequence[str]) -> dict[str, pathlib.Path]:
+def files(config: DataConfig, train: Sequence[str], dev: Sequence[str]) -> dict[str, Place]:
     """Return the paths of train and dev in ``data.dir``: as the config names them, else the first there is of those given.
 
     Raises `InputError` where there is no such folder or file.
     """
-    folder, found = pathlib.Path(config.dir), {}
+    folder, found = stores.place(config.dir), {}
     if not folder.is_dir():
         raise InputError(f"data.dir: no folder {str(folder)!r}; give the folder that holds {train[0]}")
     for split, named, usual in (("train", config.train_file, train), ("dev", config.dev_file, dev)):

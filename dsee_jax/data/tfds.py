@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from dsee_jax import stores
 from dsee_jax.config import DataConfig
 from dsee_jax.data.examples import Examples, Task, class_indices, scores
 from dsee_jax.data.text import class_names
@@ -32,6 +33,10 @@ def _builder(name: str, folder: str) -> Any:
     if name.startswith("glue/"):
         import tensorflow_datasets.text.glue  # registers it: the automatic look-up needs TensorFlow
 
+    if stores.remote(folder):
+        # Only files of this machine are read record by record; the copy has the folders that the store has.
+        inside = name.split(":")[0]
+        folder = str(stores.local(f"{folder.rstrip('/')}/{inside}")).removesuffix(inside)
     try:
         builder = tfds.builder(name, data_dir=folder or None)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:

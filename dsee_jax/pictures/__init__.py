@@ -12,13 +12,13 @@ from dsee_jax.ckpt import cuts
 from dsee_jax.pictures import curves, kept, search, sparsity
 
 
-def draw(run: Path, say: Callable[[str], None]) -> None:
-    """Draw what there is of a run into PNG files beside its others, and say which; without matplotlib one line says so."""
+def draw(run: Path, say: Callable[[str], None]) -> dict[str, Path]:
+    """Draw what there is of a run into PNG files beside its others, and return them; without matplotlib one line says so."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
         say("pictures not drawn: pip install 'dsee-jax[plot]'")
-        return
+        return {}
     records = journal.read(run / "metrics.jsonl")
     pictures = {
         "curves": curves.draw(records),
@@ -26,7 +26,7 @@ def draw(run: Path, say: Callable[[str], None]) -> None:
         "sparsity": sparsity.draw(sparsity.zeros(run / "model")),
         "search": search.draw(records),
     }
-    for name, figure in pictures.items():
-        if figure is not None:
-            figure.savefig(run / f"{name}.png", dpi=120)
-            say(f"{name:8} {run / f'{name}.png'}")
+    drawn = {name: run / f"{name}.png" for name, figure in pictures.items() if figure is not None}
+    for name, file in drawn.items():
+        pictures[name].savefig(file, dpi=120)
+    return drawn

@@ -8,12 +8,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dsee_jax import stores
 from dsee_jax.aliases import Masks
 from dsee_jax.ckpt import adapter, cuts, tensors
 from dsee_jax.ckpt.folders import read_json
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.ckpt.tensors import DTYPES
 from dsee_jax.errors import InputError
+from dsee_jax.stores import Place
 from merge.inputs import adapters
 from merge.inputs.lazies import Lazy, plain
 
@@ -29,12 +31,12 @@ class Source(NamedTuple):
     kept: Masks  # the heads and neurons that are left; empty where none were cut out
 
 
-def open_source(reference: str, beside: Path) -> Source:
+def open_source(reference: str, beside: Place) -> Source:
     """Open a model, and the adapter that its reference may name, from the headers of their files.
 
     Args:
       reference: ``path[@revision][+adapter[@revision]]``. A path is a folder beside the recipe, a folder in the working
-        folder, ``package:NAME``, or a hub id; an adapter is ours or a LoRA in PEFT's layout.
+        folder or in a store, ``package:NAME``, or a hub id; an adapter is ours or a LoRA in PEFT's layout.
       beside: the folder of the recipe.
 
     Raises:
@@ -70,7 +72,7 @@ def _labels(path: str, files: Iterable[Path]) -> dict[str, Path]:
     return {f"{path}/{file.name}": file for file in sorted(set(files))}
 
 
-def located(reference: str, beside: Path) -> tuple[str, Path, tuple[str, Path] | None]:
+def located(reference: str, beside: Place) -> tuple[str, Path, tuple[str, Path] | None]:
     """Return the path of a reference, its folder, and the same of its adapter or None; raises `InputError`."""
     if _folder(reference, beside):
         return reference, _local(reference, None, beside), None
@@ -83,8 +85,10 @@ def located(reference: str, beside: Path) -> tuple[str, Path, tuple[str, Path] |
     return *found[0], found[1] if len(found) == 2 else None
 
 
-def _folder(text: str, beside: Path) -> Path | None:
-    """Return the folder that ``text`` is, beside the recipe or here."""
+def _folder(text: str, beside: Place) -> Place | None:
+    """Return the folder that ``text`` is, beside the recipe or here; None for one of a store, which is no other thing."""
+    if stores.remote(text):
+        return None
     try:
         local = Path(text).expanduser()
         return next((path for path in (beside / local, local) if text and path.is_dir()), None)
@@ -92,11 +96,11 @@ def _folder(text: str, beside: Path) -> Path | None:
         return None
 
 
-def _local(text: str, revision: str | None, beside: Path) -> Path:
+def _local(text: str, revision: str | None, beside: Place) -> Path:
     if folder := _folder(text, beside):
         if revision is not None:
             raise InputError(f"{text}@{revision}: {folder} is a folder, which has no revisions: leave out @{revision}")
-        return folder
+        return resolve(str(folder)) if stores.remote(folder) else Path(folder)
     try:
         return resolve(text, revision)
     except InputError as error:

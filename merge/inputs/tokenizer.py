@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dsee_jax.errors import InputError, did_you_mean
+from dsee_jax.stores import Place
 from merge.inputs import lazies
 from merge.inputs.lazies import Lazy
 from merge.inputs.sources import Source, located
@@ -92,7 +93,7 @@ def check(sources: Sequence[Source]) -> None:
 def build(
     choice: str,
     sources: Sequence[Source],
-    beside: Path,
+    beside: Place,
     *,
     base: str | None = None,
     tokens: Mapping[str, Mapping[str, Any]] | None = None,

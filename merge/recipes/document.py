@@ -5,12 +5,13 @@ deep nesting are refused. Scalars are those of YAML 1.1, as PyYAML reads them, s
 """
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 
+from dsee_jax import stores
 from dsee_jax.errors import InputError, did_you_mean
+from dsee_jax.stores import Place
 
 LARGEST = 1_000_000
 """Bytes of the largest file that is read."""
@@ -103,11 +104,11 @@ def parse(where: str, text: str) -> Any:
     return root[0] if root else None
 
 
-def read(path: Path) -> tuple[str, Any]:
+def read(path: Place) -> tuple[str, Any]:
     """Return the text of a YAML file and what it says; raises `InputError` as `parse` does, or that it cannot be read."""
     try:
-        with path.open("rb") as opened:
-            raw = opened.read(LARGEST + 1)
+        with stores.reached(path), path.open("rb") as opened:
+            raw = bytes(opened.read(LARGEST + 1))
         if len(raw) > LARGEST:
             raise InputError(f"{path}: larger than {LARGEST:,} bytes; expected a recipe in YAML")
         text = raw.decode("utf-8-sig")
@@ -128,7 +129,7 @@ def known(where: str, raw: Mapping[str, Any], keys: Collection[str]) -> None:
             raise InputError(f"{where}{shown(key)[1:-1]} is unknown{near}; expected {', '.join(keys)}")
 
 
-def items(path: Path, key: str, raw: Any) -> list[tuple[str, Mapping[str, Any]]]:
+def items(path: Place, key: str, raw: Any) -> list[tuple[str, Mapping[str, Any]]]:
     """Return ``(key path, mapping)`` of each entry of a list of mappings; raises `InputError` if it is none, or empty."""
     if not isinstance(raw, list) or not raw:
         found = "is an empty list" if raw == [] else f"is {shown(raw)}"

@@ -4,11 +4,14 @@ Every sentence of the grammar is in `read`'s helpers, one for each mapping of th
 not is refused by name. Which methods and parameters there are is the table's business, ``merge.methods.METHODS``.
 """
 
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dsee_jax import stores
 from dsee_jax.errors import InputError, did_you_mean
+from dsee_jax.stores import Place
 from merge.method import Method
 from merge.methods import METHODS, find
 from merge.recipes import document, settings, vocabulary
@@ -52,7 +55,7 @@ class Slice(NamedTuple):
 class Recipe(NamedTuple):
     """A checked recipe. The ``models`` form is one slice whose inputs have no layers."""
 
-    path: Path
+    path: Place
     text: str
     name: str  # of the method
     method: Method  # for a method on top of another: with the other's options
@@ -81,7 +84,7 @@ class Recipe(NamedTuple):
         return tuple(dict.fromkeys(found))
 
 
-def read(path: str | Path) -> Recipe:
+def read(path: str | os.PathLike[str]) -> Recipe:
     """Return the checked recipe of a YAML file.
 
     Args:
@@ -91,7 +94,7 @@ def read(path: str | Path) -> Recipe:
       InputError: not YAML, an unknown or unsupported key, method or parameter, a missing or contradictory one, or a value
         that does not fit; one line that names the file and the key path.
     """
-    path = Path(path)
+    path = stores.place(path)
     text, raw = document.read(path)
     if not isinstance(raw, dict):
         found = "is empty" if raw is None else f"holds {shown(raw)} at its top"
@@ -140,7 +143,7 @@ def read(path: str | Path) -> Recipe:
 class _Reader(NamedTuple):
     """What the readers of models and slices share."""
 
-    path: Path
+    path: Place
     name: str
     method: Method
     base: str | None
@@ -220,14 +223,14 @@ class _Reader(NamedTuple):
             if statistics is not None:
                 if self.method.statistics == "none":
                     raise InputError(f"{self.path}: {where}.statistics does nothing with {self.name}; leave it out")
-                written = Path(document.text(f"{self.path}: {where}.statistics", statistics)).expanduser()
+                written = stores.place(document.text(f"{self.path}: {where}.statistics", statistics))
                 beside = self.path.parent / written
-                statistics = beside if _exists(beside) or not _exists(written) else written
+                statistics = stores.local(beside if _exists(beside) or not _exists(written) else written)
             found[model] = Input(model, parameters, layers, statistics, where)
         return list(found.values())
 
 
-def _method(path: Path, raw: Mapping[str, Any]) -> tuple[str, Method]:
+def _method(path: Place, raw: Mapping[str, Any]) -> tuple[str, Method]:
     """Return the method's name, and the method with the options of another where it goes on top of one."""
     if "merge_method" not in raw:
         raise InputError(f"{path}: merge_method is missing; expected one of {', '.join(METHODS)}")
@@ -251,7 +254,7 @@ def _method(path: Path, raw: Mapping[str, Any]) -> tuple[str, Method]:
         raise InputError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
 
 
-def _seed(path: Path, raw: Any, name: str, method: Method, parameters: Settings) -> settings.Setting:
+def _seed(path: Place, raw: Any, name: str, method: Method, parameters: Settings) -> settings.Setting:
     if "seed" not in method.shared:
         raise InputError(f"{path}: seed does nothing with {name}, which draws no random numbers; leave it out")
     if "seed" in parameters:
@@ -259,7 +262,7 @@ def _seed(path: Path, raw: Any, name: str, method: Method, parameters: Settings)
     return (settings.Choice(None, (settings.scalar(f"{path}: seed", raw, method.shared["seed"]),)),)
 
 
-def _complete(path: Path, name: str, method: Method, part: Slice, parameters: Settings) -> None:
+def _complete(path: Place, name: str, method: Method, part: Slice, parameters: Settings) -> None:
     """Raise where an option without default is set nowhere."""
     everywhere = {*parameters, *part.parameters}
     for key, option in method.shared.items():
@@ -284,7 +287,7 @@ def _range(where: str, raw: Any) -> tuple[int, int]:
     return raw[0], raw[1]
 
 
-def _exists(path: Path) -> bool:
+def _exists(path: Place) -> bool:
     try:
         return path.exists()
     except OSError:  # a name that no file can have

@@ -1,0 +1,259 @@
+"""Paths of object stores, against servers that speak their protocols: what is read, what is written, and whole runs."""
+
+import json
+import os
+import time
+
+import fsspec
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import buckets
+import jobs
+import runs
+import tiny
+from dsee_jax import __main__ as commands
+from dsee_jax import config as configs
+from dsee_jax import journal, loop, preemption, stores, tree
+from dsee_jax.ckpt import hf
+from dsee_jax.ckpt.resolve import resolve
+from dsee_jax.errors import InputError
+from merge.__main__ import main as merging
+
+pytestmark = [
+    # s3fs and gcsfs leave their connections to the end of the process.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+@pytest.fixture(scope="session", params=["gs", "s3"])
+def server(request, tmp_path_factory):
+    """The scheme of a store that runs, with one bucket."""
+    scheme = request.param
+    log = tmp_path_factory.mktemp(scheme) / "log"
+    with buckets.opened(scheme, log) as environment, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        if scheme == "s3":
+            fsspec.filesystem("s3").mkdir(buckets.BUCKET)
+        yield scheme
+
+
+@pytest.fixture
+def bucket(server, tmp_path, monkeypatch, request):
+    """The URL of a folder of its own, in an environment that reaches it; copies go below ``tmp_path / "cache"``."""
+    monkeypatch.setenv(stores.CACHE, str(tmp_path / "cache"))
+    name = "".join(c if c.isalnum() else "_" for c in request.node.name)
+    return f"{server}://{buckets.BUCKET}/{name}"
+
+
+@pytest.fixture
+def google(bucket):
+    """The same of Google's store, which alone Orbax reaches."""
+    if not bucket.startswith("gs://"):
+        pytest.skip("Orbax writes to gs:// alone")
+    return bucket
+
+
+def bytes_of(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def equal(a, b):
+    a, b = tree.flatten(a), tree.flatten(b)
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_a_model_is_read_from_a_store(bucket, tmp_path):
+    """The same params; only what a model needs is copied, once, and again where the store has another."""
+    base = tiny.bert(tmp_path / "base", shards=2)
+    (base / "optimizer.pt").write_bytes(b"x")
+    stores.put(base, f"{bucket}/base")
+    assert stores.listed(f"{bucket}/base") == sorted(path.name for path in base.iterdir())
+    _, params = hf.load_pretrained(f"{bucket}/base/")
+    assert equal(params, hf.load_pretrained(base)[1])
+    here = resolve(f"{bucket}/base")
+    assert not (here / "optimizer.pt").exists()
+    files = {path: path.stat().st_mtime_ns for path in here.iterdir() if path.is_file()}
+    assert resolve(f"{bucket}/base") == here
+    assert {path: path.stat().st_mtime_ns for path in here.iterdir() if path.is_file()} == files
+
+    other = tiny.bert(tmp_path / "other", seed=1)
+    stores.put(other, f"{bucket}/base")
+    assert equal(hf.load_pretrained(f"{bucket}/base")[1], hf.load_pretrained(other)[1])
+    # What the store no longer has would be taken for a shard.
+    assert sorted(path.name for path in here.glob("*.safetensors*")) == ["model.safetensors"]
+    # A copy that something has cut short is made again.
+    (here / "model.safetensors").write_bytes(b"short")
+    assert equal(hf.load_pretrained(f"{bucket}/base")[1], hf.load_pretrained(other)[1])
+
+
+def test_a_model_is_written_to_a_store(bucket, tmp_path):
+    """The same bytes as here; nothing stays of what stood there; what stands there is not replaced unasked."""
+    model, params = hf.load_pretrained(base := tiny.bert(tmp_path / "base"))
+    hf.save_pretrained(tmp_path / "here", model, params, source=base)
+    hf.save_pretrained(f"{bucket}/there", model, params, source=base, max_shard_size="5KB")
+    with pytest.raises(InputError, match=f"{bucket}/there exists"):
+        hf.save_pretrained(f"{bucket}/there", model, params, source=base)
+    hf.save_pretrained(f"{bucket}/there", model, params, source=base, overwrite=True)
+    assert stores.listed(f"{bucket}/there") == sorted(path.name for path in (tmp_path / "here").iterdir())
+    copied = stores.local(f"{bucket}/there")
+    assert {n: b for n, b in bytes_of(copied).items() if ".stamps" not in n} == bytes_of(tmp_path / "here")
+
+
+def test_a_merge_from_a_store_to_a_store(bucket, tmp_path, capsys):
+    """Recipe, models beside it and at full paths, and the output: the bytes of the same merge on this disk."""
+    for number, name in enumerate(("base", "a", "b")):
+        tiny.bert(tmp_path / name, seed=number)
+        stores.put(tmp_path / name, f"{bucket}/{name}")
+    for where, at in ((tmp_path, "."), (bucket, bucket)):
+        text = f"merge_method: rankmean\nbase_model: {at}/base\nmodels:\n- model: a\n- model: {at}/b\n"
+        (tmp_path / "recipe.yaml").write_text(text)
+        if where is bucket:
+            stores.put(tmp_path / "recipe.yaml", f"{bucket}/recipe.yaml")
+        assert merging([f"{where}/recipe.yaml", f"{where}/out"]) == 0, capsys.readouterr().err
+    made = load_file(stores.local(f"{bucket}/out") / "model.safetensors")
+    assert equal(made, load_file(tmp_path / "out" / "model.safetensors"))
+    assert stores.listed(f"{bucket}/out") == sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert not list((tmp_path / "cache" / "unfinished").iterdir())
+    assert merging([f"{bucket}/recipe.yaml", f"{bucket}/out"]) == 2
+    assert f"{bucket}/out is there already" in capsys.readouterr().err
+    assert merging([f"{bucket}/recipe.yaml", f"{bucket}/out", "--overwrite"]) == 0
+    assert commands.main(["inspect", f"{bucket}/base", f"{bucket}/out", "--json", f"{bucket}/found.json"]) == 0
+    assert json.loads(stores.place(f"{bucket}/found.json").read_text())["layers"]
+
+
+def test_a_run_in_a_store(google, tmp_path, monkeypatch, capsys):
+    """Config, model, data and run in a store, interrupted and gone on with: the figures of a run on this disk."""
+    keys = runs.settings(tmp_path, train__eval_every=3)
+    expected = loop.run(configs.read(None, [f"{k}={json.dumps(v)}" for k, v in keys.items()]), say=lambda text: None)
+    for name in ("base", "data"):
+        stores.put(tmp_path / name, f"{google}/{name}")
+    there = keys | {"model.path": f"{google}/base", "data.dir": f"{google}/data", "output_dir": f"{google}/run"}
+    config = configs.read(None, [f"{k}={json.dumps(v)}" for k, v in there.items()])
+    (tmp_path / "run.yaml").write_text(configs.dump(config))
+    stores.put(tmp_path / "run.yaml", f"{google}/run.yaml")
+    config = configs.read(f"{google}/run.yaml")
+
+    asked = iter([False] * 7 + [True])
+    with monkeypatch.context() as patched:
+        patched.setattr(preemption, "asked", lambda *ignored: next(asked))
+        with pytest.raises(preemption.Preempted, match="step 8 of 10 of stage tune"):
+            loop.run(config, say=lambda text: None)
+    said = []
+    found = loop.run(config, say=said.append)
+    assert any("going on at step 8 of stage tune" in str(text) for text in said)
+    for name in ("final", "stages", "before", "weight_sparsity", "model_bytes"):
+        assert found[name] == expected[name]
+    records = [journal.read(stores.place(f"{at}/run/metrics.jsonl")) for at in (google, tmp_path)]
+    # Where it stopped it has logged one step more.
+    scored = [[r for r in one if "metrics" in r] for one in records]
+    assert scored[0] == scored[1]
+    weights = [load_file(stores.local(f"{at}/run") / "model" / "model.safetensors") for at in (google, str(tmp_path))]
+    assert equal(*weights)
+    assert not (tmp_path / "cache/gs" / google.removeprefix("gs://") / "run/checkpoints").exists()
+
+    capsys.readouterr()
+    assert commands.main(["evaluate", f"{google}/run"]) == 0
+    assert json.loads(capsys.readouterr().out) == pytest.approx(expected["final"], rel=1e-5)
+    assert commands.main(["export", f"{google}/run", f"{google}/exported"]) == 0
+    assert "config.json" in stores.listed(f"{google}/exported")
+    assert commands.main(["export", f"{google}/run", f"{google}/exported"]) == 2
+    assert f"{google}/exported exists" in capsys.readouterr().err
+    arguments = ["--kind", "fisher", "--examples", "8"]
+    assert commands.main(["statistics", f"{google}/run", f"{google}/f.safetensors", *arguments]) == 0
+    assert load_file(stores.local(f"{google}/f.safetensors"))
+    assert commands.main(["report", f"{google}/run"]) == 0
+    assert f"{google}/run/curves.png" in capsys.readouterr().out
+    assert "curves.png" in stores.listed(f"{google}/run")
+
+
+@pytest.mark.slow
+def test_a_job_of_two_processes_in_a_store(google, tmp_path):
+    """Both write one checkpoint there; process 0 alone writes the rest."""
+    keys = runs.settings(tmp_path, train__eval_every=3)
+    for name in ("base", "data"):
+        stores.put(tmp_path / name, f"{google}/{name}")
+    (tmp_path / "run.yaml").write_text("")
+    there = {"model.path": f"{google}/base", "data.dir": f"{google}/data"}
+    for where, count in ((f"{google}/run", 2), (str(tmp_path / "run"), 1)):
+        given = [f"--{k}={json.dumps(v)}" for k, v in (keys | there | {"output_dir": where}).items()]
+        given += ["--mesh.fsdp=2"] if count == 2 else []
+        for status, _, error in jobs.run(count, tmp_path / "run.yaml", *given):
+            assert status == 0, error
+    two, one = (json.loads(stores.place(f"{at}/run/metrics.json").read_text()) for at in (google, tmp_path))
+    assert two["final"] == pytest.approx(one["final"], rel=1e-4)
+
+
+def test_a_journal_in_a_store_is_not_written_at_every_line(bucket, monkeypatch):
+    """An object cannot be added to; what waits is written in time, before it is read, and with `flush`."""
+    path = stores.place(f"{bucket}/metrics.jsonl")
+    written = []
+    monkeypatch.setattr(type(path), "write_text", lambda self, text: written.append(text))
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    for number in range(5):
+        journal.append(path, {"step": number})
+    assert not written
+    now += journal.EVERY
+    journal.append(path, {"step": 5})
+    journal.append(path, {"step": 6})
+    journal.flush(path)
+    journal.flush(path)
+    assert [text.count("\n") for text in written] == [6, 7]
+    monkeypatch.undo()
+
+
+def bad(folder, case):
+    """Arrange a case; return what to call."""
+    match case:
+        case "nothing there":
+            return lambda: stores.local(f"{folder}/none")
+        case "no bucket":
+            return lambda: stores.local(f"{folder.partition('://')[0]}://nosuchbucket/folder")
+        case "no model":
+            stores.place(f"{folder}/readme.txt").write_text("x")
+            return lambda: resolve(folder)
+        case "a pickle":
+            for name in ("config.json", "pytorch_model.bin"):
+                stores.place(f"{folder}/{name}").write_text("{}")
+            return lambda: resolve(folder)
+        case "no data":
+            return lambda: configs.read(f"{folder}/none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("case", "text"),
+    [
+        ("nothing there", "/none: there is nothing there"),
+        ("no bucket", "nosuchbucket/folder"),
+        ("no model", "is no folder of a model: it has no config.json, but readme.txt"),
+        ("a pickle", "/pytorch_model.bin is a pickle"),
+        ("no data", "/none.yaml"),
+    ],
+)
+def test_bad_input(bucket, case, text):
+    call = bad(bucket, case)
+    with pytest.raises(InputError, match=text) as raised:
+        call()
+    assert "\n" not in str(raised.value)
+
+
+def test_a_store_that_cannot_be_had(monkeypatch, tmp_path):
+    """Another scheme, no package, no server, and a run where Orbax cannot write: one line each."""
+    with pytest.raises(InputError, match="ftp://x/y is no path of a store that is known here; expected"):
+        stores.place("ftp://x/y")
+    keys = runs.settings(tmp_path, output_dir="s3://b/x")
+    config = configs.read(None, [f"{k}={json.dumps(v)}" for k, v in keys.items()])
+    with pytest.raises(InputError, match=r"output_dir s3://b/x: Orbax"):
+        loop.run(config)
+    stores._system.cache_clear()
+    monkeypatch.setattr(fsspec, "filesystem", lambda scheme: __import__("no_such_package"))
+    with pytest.raises(InputError, match=r"gs:// needs gcsfs: pip install 'dsee-jax\[gs\]'"):
+        stores.place("gs://bucket/x")
+    monkeypatch.undo()
+    assert stores.place("~").is_dir()
+    assert os.fspath(stores.place("a/b")) == "a/b"

@@ -111,7 +111,7 @@ def test_against_a_chip(tmp_path, monkeypatch, capsys):
     [
         ("XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 53.51G of 15.75G.", 53.51),
         (
-            "Ran out of memory on HBM, the total memory required for HLO temporaries (134.47G) exceeds available HBM (15.75G).",
+            "Ran out of memory on HBM, the total memory required for HLO temporaries (134.47G) exceeds available HBM (15.7G).",
             134.47,
         ),
     ],

@@ -272,8 +272,8 @@ def largest(config: Config, topology: str, *, labels: int = 2, most: int = 1 << 
     return 0
 
 
-def tables(found: Mapping[str, Any]) -> list[Table]:
-    """Return what `plan` found, for a terminal."""
+def tables(found: Mapping[str, Any], *, title: str = "a step") -> list[Table]:
+    """Return what `plan` found, or `compiled` of anything else, for a terminal."""
     memory = Table(title=f"a chip of {found['topology']}", title_justify="left", show_header=False)
     for name, size in found["bytes_per_chip"].items():
         memory.add_row(name, _bytes(size))
@@ -283,12 +283,14 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         scored = found["evaluate"]
         lacking = "" if scored["fits"] in (True, None) else ": does not fit"
         memory.add_row("where it evaluates, total", _bytes(scored["bytes_per_chip"]["total"]) + lacking)
-    costs = Table(title="a step", title_justify="left", show_header=False)
+    costs = Table(title=title, title_justify="left", show_header=False)
     costs.add_row("mesh", " x ".join(f"{name} {size}" for name, size in found["mesh"].items()))
-    costs.add_row("batch", f"{found['rows']} rows of {found['length']} tokens")
+    if "rows" in found:
+        costs.add_row("batch", f"{found['rows']} rows of {found['length']} tokens")
     if "largest_batch" in found:
         costs.add_row("largest batch that fits", str(found["largest_batch"]))
-    costs.add_row("floating point operations, all chips", f"{found['flops']:.3g}")
+    if found["flops"]:
+        costs.add_row("floating point operations, all chips", f"{found['flops']:.3g}")
     if "collectives" in found:
         costs.add_row("read and written by a chip", _bytes(found["traffic_bytes_per_chip"]))
         costs.add_row("sent by a chip", _bytes(found["sent_bytes_per_chip"]))
@@ -300,9 +302,12 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         roofline = found["evaluate"]["roofline"]
         seconds = f"{1e3 * roofline['step_seconds']:.3g} ms ({roofline['bound']})"
         costs.add_row("time of a step that evaluates", seconds)
-    costs.add_row("trained", f"{found['trained']:,}")
-    state = found["optimizer_bytes"]
-    costs.add_row("optimiser state, all chips", f"{_bytes(state['this'])}; full tuning {_bytes(state['full tuning'])}")
+    if "trained" in found:
+        costs.add_row("trained", f"{found['trained']:,}")
+        state = found["optimizer_bytes"]
+        costs.add_row(
+            "optimiser state, all chips", f"{_bytes(state['this'])}; full tuning {_bytes(state['full tuning'])}"
+        )
     sent = Table(
         "collective", "mesh axes", "of each device", "times", "bytes", title="between chips", title_justify="left"
     )

@@ -15,6 +15,7 @@ from merge import assembly, compare
 from merge.inputs.sources import open_source
 from merge.methods import METHODS
 from merge.planning import overview
+from merge.planning.plan import Plan
 from merge.streaming import engine
 
 EXAMPLE = """\
@@ -41,6 +42,13 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("recipe", metavar="RECIPE", help="YAML; mergekit's recipes run unmodified")
     top.add_argument("out", metavar="OUT_DIR", help="the folder to make; appears when it is complete")
     top.add_argument("--plan", action="store_true", help="read headers only, and print what would be done")
+    top.add_argument(
+        "--topology",
+        metavar="KIND:SHAPE",
+        help="with --plan: what the merge would take in the memory of accelerators instead, all models at once; compiled "
+        "for a TPU topology that need not be there (v5e:4x4; extra `tpu`), or for the devices that are `here`",
+    )
+    top.add_argument("--json", metavar="FILE", help="with --topology: write all figures there as well")
     top.add_argument("--overwrite", action="store_true", help="replace OUT_DIR, once the merge is complete")
     top.add_argument("--max-shard-size", metavar="SIZE", default="5GB", help="of a file of weights; default 5GB")
     top.add_argument("--allow-nonfinite", action="store_true", help="merge NaN and infinities as they are")
@@ -80,10 +88,15 @@ def distance(options: argparse.Namespace) -> None:
 def merge(options: argparse.Namespace) -> None:
     """Plan a merge, and do it."""
     byte_size(options.max_shard_size)
+    for name in ("topology", "json"):
+        if getattr(options, name) and not (options.plan and options.topology):
+            raise InputError(f"--{name} says what to plan: give it with --plan --topology")
     processes.join(options)
     ready = assembly.read(options.recipe)
     if options.plan:
         print(overview.describe(ready.plan, engine.layout(ready.plan, options.max_shard_size).items()))
+        if options.topology:
+            _compile(ready.plan, options)
         return
     _keep_memory()
     said: list[str] = []
@@ -101,6 +114,19 @@ def merge(options: argparse.Namespace) -> None:
             )
     if processes.first():
         print("\n".join([*said, str(options.out)]))
+
+
+def _compile(plan: Plan, options: argparse.Namespace) -> None:
+    """Print what the merge would take of accelerators, and write it where ``--json`` says."""
+    from dsee_jax import journal, report
+    from dsee_jax.plan import tables
+    from merge.planning.compiled import compiled
+
+    found = compiled(plan, "" if options.topology == "here" else options.topology)
+    if options.json:
+        journal.write(stores.place(options.json), found)
+    for table in tables(found, title="the merge, all models in memory"):
+        report.show(table)
 
 
 @contextlib.contextmanager

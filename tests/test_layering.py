@@ -53,6 +53,7 @@ MERGE_LEVELS = [
     {"__main__", "__init__"},
 ]
 MERGE_MAY_IMPORT = {"aliases", "errors", "tree", "layout", "ckpt", "config", "processes", "stores"}
+MERGE_MAY_IMPORT |= {"plan", "sharding", "journal", "report"}
 
 PACKAGES = {"dsee_jax": LEVELS, "merge": MERGE_LEVELS}
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]

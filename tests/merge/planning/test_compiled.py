@@ -1,0 +1,86 @@
+"""The merge of a plan as one program of accelerators: it is what is merged from files to files, and its memory is known."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+import checkpoints
+import merge
+from merge import __main__ as command
+from merge import assembly
+from merge.methods import METHODS
+from merge.planning import compiled
+
+METHODS_HERE = ["linear", "rankmean", "task_arithmetic", "ties", "dare_ties", "model_stock", "sce", "slerp"]
+
+
+def ready(folder, method):
+    count = 1 if method == "slerp" else 2
+    base, *models = checkpoints.family(folder, models=count)
+    each = {key: {"weight": 0.6, "density": 0.5}[key] for key in METHODS[method].each if key in ("weight", "density")}
+    shared = {"t": 0.3} if method == "slerp" else {}
+    path = checkpoints.recipe(folder, method, models=count, each=each, parameters=shared)
+    return path, base, models, merge.merge(base, models, method=method, **each, **shared)
+
+
+@pytest.mark.parametrize("method", METHODS_HERE)
+def test_the_program_merges(tmp_path, method):
+    """What is compiled ahead of time is the merge itself."""
+    path, base, _, expected = ready(tmp_path, method)
+    plan = assembly.read(path).plan
+    origin, others = {}, {}
+    for job in plan.jobs:
+        first, *rest = [lazy.read(0, int(np.prod(lazy.shape))).reshape(lazy.shape) for lazy in job.inputs]
+        origin[job.name], others[job.name] = first, {"models": tuple(rest), "statistics": ()}
+    found = jax.jit(compiled.program(plan))(origin, others)
+    assert found.keys() == expected.keys() == base.keys()
+    for name, value in found.items():
+        assert value.dtype == base[name].dtype
+        np.testing.assert_allclose(value, expected[name], rtol=2e-5, atol=1e-6)
+
+
+def test_what_it_takes(tmp_path, capsys):
+    """The arguments are the models, as many bytes as their files hold; the result takes the place of the base."""
+    path, base, models, _ = ready(tmp_path, "ties")
+    arguments = [
+        str(path),
+        str(tmp_path / "out"),
+        "--plan",
+        "--topology",
+        "here",
+        "--json",
+        str(tmp_path / "plan.json"),
+    ]
+    assert command.main(arguments) == 0
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert found["bytes_per_chip"]["arguments"] == sum(
+        leaf.nbytes for tree in (base, *models) for leaf in tree.values()
+    )
+    assert found["bytes_per_chip"]["results"] < 1000
+    assert found["collectives"] == []
+    assert "the merge, all models in memory" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_tensors_are_divided_along_their_longest_axis_that_can_be():
+    assert compiled._divided((6, 8), 4) == PartitionSpec(None, ("data", "fsdp", "tensor"))
+    assert compiled._divided((16, 8), 4) == PartitionSpec(("data", "fsdp", "tensor"), None)
+    assert compiled._divided((6, 7), 4) == PartitionSpec()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--topology", "v5e:2x2"], "--topology says what to plan: give it with --plan --topology"),
+        (["--plan", "--json", "x"], "--json says what to plan"),
+        (["--plan", "--topology", "v5:2x2"], "no such chip"),
+    ],
+)
+def test_bad_input(tmp_path, capsys, arguments, message):
+    path, *_ = ready(tmp_path, "linear")
+    assert command.main([str(path), str(tmp_path / "out"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -3,9 +3,11 @@
     pip install '.[tpu,plot]'
     python -m benchmarks.plans [--only NAME ...]
 
-Each plan compiles the real step of DSEE tuning (r 16, 64 nonzeros, query and value) in a process of its own. ``bert``,
-``roberta``, ``13b``, ``70b`` are the plans of `PLANS`; ``weak`` and ``strong`` take the 13 B model to 4, 16, 64 and 256 chips
-of v5e, a row of 2048 tokens for each chip or 256 rows in all, weights divided over all chips.
+Each plan compiles the real steps of DSEE tuning (r 16, 64 nonzeros, query and value), that which trains and that which
+evaluates, in a process of its own; the table is of the former. ``bert``, ``roberta``, ``13b_64``, ``13b_256``, ``70b`` are of
+those models; ``weak_N`` and ``strong_N`` take the 13 B model to N chips of v5e, a row of 2048 tokens for each chip or 256 rows
+in all, weights divided over all chips. ``merge`` is RankMean of two 13 B models, all in memory, planned by ``python -m merge``
+from headers alone (files with holes for the weights).
 
 What a plan said is kept, with what was asked, in ``benchmarks/results/plans/NAME.json`` and not compiled again unless that
 changes. Writes ``benchmarks/results/plans.md`` and ``plans.png`` (with matplotlib) of all there are.
@@ -25,6 +27,9 @@ import yaml
 
 from benchmarks.glue import RESULTS, ROOT
 from dsee_jax import journal
+from dsee_jax.ckpt import hf, tensors
+from dsee_jax.models import llama
+from dsee_jax.plan import CHIPS
 
 FOLDER = RESULTS / "plans"
 MODELS: dict[str, dict[str, Any]] = {
@@ -89,6 +94,7 @@ PLANS = {
 }
 GROWTH = {4: "v5e:2x2", 16: "v5e:4x4", 64: "v5e:8x8", 256: "v5e:16x16"}
 PLANS |= {f"weak_{n}": plan("Llama-2-13B", where, n, 2048, data=1, fsdp=n) for n, where in GROWTH.items()}
+PLANS["merge"] = {"model": "Llama-2-13B", "topology": "v5e:4x4", "merge": "rankmean", "models": 2}
 PLANS |= {f"strong_{n}": plan("Llama-2-13B", where, 256, 2048, data=1, fsdp=n) for n, where in GROWTH.items()}
 
 
@@ -100,28 +106,10 @@ def made(name: str) -> dict[str, Any]:
     print(f"== {name}: {asked['model']} on {asked['topology']}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        (place / "config.json").write_text(json.dumps(MODELS[asked["model"]]))
-        decoder = MODELS[asked["model"]]["model_type"] == "llama"
-        config = {
-            "model": {"path": str(place), **(DECODER if decoder else ENCODER)},
-            "data": {"max_length": asked["length"], **({"source": "jsonl", "dir": str(place)} if decoder else {})},
-            "delta": {"targets": [".*/attention/(query|value)/kernel"], "rank": 16, "nonzeros": 64},
-            "train": {"batch_size": asked["rows"]},
-            "mesh": asked["mesh"],
-        }
-        (place / "run.yaml").write_text(yaml.safe_dump(config))
-        command = [
-            sys.executable,
-            "-m",
-            "dsee_jax",
-            "plan",
-            str(place / "run.yaml"),
-            "--json",
-            str(place / "plan.json"),
-        ]
+        command = merging(place, asked) if "merge" in asked else tuning(place, asked)
         environment = dict(os.environ, JAX_PLATFORMS="cpu")
         subprocess.run(
-            [*command, "--topology", asked["topology"]],
+            [sys.executable, "-m", *command, "--topology", asked["topology"], "--json", str(place / "plan.json")],
             check=True,
             cwd=ROOT,
             env=environment,
@@ -135,6 +123,38 @@ def made(name: str) -> dict[str, Any]:
     return found
 
 
+def tuning(place: Path, asked: dict[str, Any]) -> list[str]:
+    """Return the command that plans a tuning; its config is written below ``place``."""
+    (place / "config.json").write_text(json.dumps(MODELS[asked["model"]]))
+    decoder = MODELS[asked["model"]]["model_type"] == "llama"
+    config = {
+        "model": {"path": str(place), **(DECODER if decoder else ENCODER)},
+        "data": {"max_length": asked["length"], **({"source": "jsonl", "dir": str(place)} if decoder else {})},
+        "delta": {"targets": [".*/attention/(query|value)/kernel"], "rank": 16, "nonzeros": 64},
+        "train": {"batch_size": asked["rows"]},
+        "mesh": asked["mesh"],
+    }
+    (place / "run.yaml").write_text(yaml.safe_dump(config))
+    return ["dsee_jax", "plan", str(place / "run.yaml")]
+
+
+def merging(place: Path, asked: dict[str, Any]) -> list[str]:
+    """Return the command that plans a merge; its recipe and models, holes for their weights, are written below ``place``."""
+    config = MODELS[asked["model"]] | {"architectures": ["LlamaForCausalLM"]}
+    shapes = hf.stored_shapes(llama.Model(llama.Config.from_hf(config)))
+    begin, _, size = tensors.header({name: ("BF16", shape) for name, shape in shapes.items()})
+    names = ["base", *(f"tuned_{number}" for number in range(asked["models"]))]
+    for name in names:
+        (place / name).mkdir()
+        (place / name / "config.json").write_text(json.dumps(config))
+        with (place / name / tensors.SINGLE).open("wb") as file:
+            file.write(begin)
+            file.truncate(size)
+    recipe = {"merge_method": asked["merge"], "base_model": "base", "models": [{"model": name} for name in names[1:]]}
+    (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return ["merge", str(place / "recipe.yaml"), str(place / "merged"), "--plan"]
+
+
 def markdown(found: dict[str, dict[str, Any]]) -> str:
     """Return the table."""
     lines = [
@@ -142,7 +162,8 @@ def markdown(found: dict[str, dict[str, Any]]) -> str:
         "|" + "---|" * 9,
     ]
     for name, one in found.items():
-        cells = [f"{name}: {PLANS[name]['model']}", one["topology"], f"{one['rows']} x {one['length']}"]
+        batch = f"{one['rows']} x {one['length']}" if "rows" in one else f"{PLANS[name]['models']} models"
+        cells = [f"{name}: {PLANS[name]['model']}", one["topology"], batch]
         cells += [
             f"{one['bytes_per_chip']['total'] / 1e9:.2f} of {one['memory'] / 1e9:.1f}",
             "yes" if one["fits"] else "no",
@@ -171,14 +192,19 @@ def picture(found: dict[str, dict[str, Any]]) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for kind, label in (("weak", "a row for each chip"), ("strong", "256 rows in all")):
-        chips = [n for n in GROWTH if found.get(f"{kind}_{n}", {}).get("fits")]
-        plans = [found[f"{kind}_{n}"] for n in chips]
-        axes[0].plot(chips, [one["bytes_per_chip"]["total"] / 1e9 for one in plans], "o-", label=label)
-        axes[1].plot(chips, [one["sent_bytes_per_chip"] / 1e9 for one in plans], "o-", label=label)
-    axes[0].axhline(16, color="0.6", linestyle="--", label="memory of a v5e")
-    for axis, title in zip(axes, ("memory of a chip, GB", "sent by a chip in a step, GB"), strict=True):
-        axis.set(xscale="log", yscale="log", xlabel="chips", title=title)
+        plans = {n: found[f"{kind}_{n}"] for n in GROWTH if f"{kind}_{n}" in found}
+        axes[0].plot(list(plans), [one["bytes_per_chip"]["total"] / 1e9 for one in plans.values()], "o-", label=label)
+        fit = {n: one["sent_bytes_per_chip"] / 1e9 for n, one in plans.items() if one["fits"]}
+        axes[1].plot(list(fit), list(fit.values()), "o-", label=label)
+    axes[0].axhline(CHIPS["v5e"].memory / 1e9, color="0.6", linestyle="--", label="memory of a v5e")
+    axes[0].set(yscale="log", title="memory of a chip, GB")
+    axes[0].set_yticks([3, 5, 10, 20, 50, 100], ["3", "5", "10", "20", "50", "100"], minor=False)
+    axes[0].minorticks_off()
+    axes[1].set(ylim=(0, None), title="sent by a chip in a step, GB (plans that fit)")
+    for axis in axes:
+        axis.set(xscale="log", xlabel="chips")
         axis.set_xticks(list(GROWTH), [str(n) for n in GROWTH])
+        axis.minorticks_off()
         axis.legend(frameon=False)
     figure.savefig(RESULTS / "plans.png", dpi=120)
 

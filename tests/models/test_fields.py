@@ -237,3 +237,15 @@ def test_windows_that_are_null_are_off():
 )
 def test_scaled_positions_are_for_longer_texts(parameters, longest):
     assert llama.Config.from_hf(decoders.config(rope_parameters=parameters)).longest == longest
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_field_that_transformers_writes_is_known(name):
+    """A config of its defaults, every field written out by its own class, says what fields that need saying do here."""
+    from transformers import CONFIG_MAPPING
+
+    written = json.loads(CONFIG_MAPPING[name]().to_json_string(use_diff=False))
+    config = find(name).Config.from_hf(written)
+    for field in dataclasses.fields(config):
+        if field.default is dataclasses.MISSING:
+            assert getattr(config, field.name) == written[field.name]

@@ -11,17 +11,19 @@ What a run measured is kept, with its config, in ``RESULTS/e2e/RUN.json`` and no
 run that was interrupted goes on. Overrides apply to every run, for instance ``--data.examples=200`` for a quick look.
 
 Writes the table to ``RESULTS/e2e.json`` and ``e2e.md``, of the runs there are so far: loss and perplexity a token of the
-references, BLEU, NIST and ROUGE-L of greedy texts, the bytes of model and adapter, and two speeds: tokens a second trained on,
-and tokens a second of written texts (``--prompts`` of them, in batches of ``generate.batch_size``, programs compiled).
+references, BLEU, NIST and ROUGE-L of greedy texts, the bytes of model and adapter, and the tokens a second of written texts
+(``--prompts`` of them, in batches of ``generate.batch_size``; the finished models write in turns, programs compiled).
 """
 
 import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ PRUNINGS: dict[str, tuple[str, ...]] = {
         *("--prune.kind=structured", "--prune.scope=tensor", "--prune.heads=0.25", "--prune.neurons=0.25"),
     ),
 }
+ROUNDS = 3
 FILES = {"nothing": "0", "30 % of weights": "30", "50 % of weights": "50", "a quarter of heads and neurons": "cut"}
 
 
@@ -64,43 +67,49 @@ def run(name: str, config: Path, model: Path, options: argparse.Namespace, *over
         env=environment,
         cwd=ROOT,
     )
-    found = json.loads((out / "metrics.json").read_text()) | {"written_tokens_per_second": speed(out, options.prompts)}
+    found = json.loads((out / "metrics.json").read_text())
     kept.parent.mkdir(parents=True, exist_ok=True)
     journal.write(kept, {"config": asked, "metrics": found})
     return found
 
 
-def speed(run: Path, prompts: int) -> float:
-    """Return the tokens a second of texts that a finished run writes for its first prompts, the second time."""
+def speeds(runs: Sequence[Path], prompts: int) -> dict[str, float]:
+    """Return for each finished run the tokens a second of the texts that it writes for its first prompts.
+
+    All programs are compiled first; then the runs write in turns, `ROUNDS` times; the median.
+    """
     from dsee_jax import completion, setup, writing
-    from dsee_jax import config as configs
 
-    config = configs.read(run / setup.CONFIG, [f"--generate.prompts={prompts}"])
-    found = completion.opened(run, dtype=config.model.dtype)
-    exercise = setup.read_data(config, setup.read_task(config), run / "model", found.model).exercise
-    assert exercise is not None, "generate.new_tokens is 0"
+    def writer(run: Path) -> Callable[[], float]:
+        config = configs.read(run / setup.CONFIG, [f"--generate.prompts={prompts}"])
+        found = completion.opened(run, dtype=config.model.dtype)
+        exercise = setup.read_data(config, setup.read_task(config), run / "model", found.model).exercise
+        assert exercise is not None, "generate.new_tokens is 0"
 
-    def write() -> list[str]:
-        return writing.texts(
-            *(found.model, found.params, exercise.tokenizer, exercise.prompts),
-            ends=exercise.ends,
-            pad=exercise.pad,
-            batch_size=config.generate.batch_size,
-            updates=found.updates,
-            new_tokens=config.generate.new_tokens,
-        )
+        def write() -> float:
+            begin = time.perf_counter()
+            texts = writing.texts(
+                *(found.model, found.params, exercise.tokenizer, exercise.prompts),
+                ends=exercise.ends,
+                pad=exercise.pad,
+                batch_size=config.generate.batch_size,
+                updates=found.updates,
+                new_tokens=config.generate.new_tokens,
+            )
+            seconds = time.perf_counter() - begin
+            return sum(len(exercise.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts) / seconds
 
-    texts = write()
-    begin = time.perf_counter()
-    write()
-    seconds = time.perf_counter() - begin
-    return sum(len(exercise.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts) / seconds
+        write()
+        return write
+
+    writers = {run.name: writer(run) for run in runs}
+    rounds = [{name: write() for name, write in writers.items()} for _ in range(ROUNDS)]
+    return {name: statistics.median(one[name] for one in rounds) for name in writers}
 
 
 def row(model: str, method: str, found: dict[str, Any], stage: str = "final") -> dict[str, Any]:
     """Return one line of the table: the final figures of a run, or with stage before those of what it began with."""
     figures = {name: found[name] for name in ("weight_sparsity", "flops_ratio", "model_bytes")}
-    figures |= {name: found[name] for name in ("train_tokens_per_second", "written_tokens_per_second")}
     return {"model": model, "method": method, "metrics": found[stage], **(figures if stage == "final" else {})}
 
 
@@ -108,8 +117,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     """Return the table for the README."""
     lines = [
         "| model | method | loss | perplexity | BLEU | NIST | ROUGE-L | weights zero or gone | FLOPs a token | bytes "
-        "| trained on, tokens/s | written, tokens/s |",
-        "|" + "---|" * 12,
+        "| written, tokens/s |",
+        "|" + "---|" * 11,
     ]
     for r in rows:
         m = r["metrics"]
@@ -122,9 +131,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         ]
         if "model_bytes" in r:
             cells += [f"{r['weight_sparsity']:.0%}", f"{r['flops_ratio']:.0%}", f"{r['model_bytes'] / 1e6:.2f} MB"]
-            cells += [f"{r['train_tokens_per_second']:,.0f}", f"{r['written_tokens_per_second']:,.0f}"]
+            cells += [f"{r['written_tokens_per_second']:,.0f}" if "written_tokens_per_second" in r else ""]
         else:
-            cells += [""] * 5
+            cells += [""] * 4
         lines.append(f"| {r['model']} | {r['method']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -139,26 +148,35 @@ def main() -> None:
     parser.add_argument("--llama", type=absolute, metavar="LLAMA_DIR", help="a small Llama in Hugging Face's layout")
     parser.add_argument("--runs", type=absolute, default=ROOT / "runs" / "e2e")
     parser.add_argument("--results", type=absolute, default=RESULTS)
-    parser.add_argument("--prompts", type=int, default=256, help="how many texts to write for the speed; default 256")
+    parser.add_argument("--prompts", type=int, default=128, help="how many texts to write for the speed; default 128")
+    parser.add_argument(
+        "--speeds", action="store_true", help="measure how fast they write again, with nothing beside it"
+    )
     options, options.overrides = parser.parse_known_args()
     options.runs.mkdir(parents=True, exist_ok=True)
     start = options.runs / "random_gpt2"
     if not (start / "model.safetensors").exists():
         random_gpt2.write(start, options.data / "devset.csv")
     rows: list[dict[str, Any]] = []
+    named: dict[str, dict[str, Any]] = {}
 
-    def add(*new: dict[str, Any]) -> None:
+    def add(name: str, *new: dict[str, Any]) -> None:
         rows.extend(new)
+        named[name] = new[-1]
+        keep()
+
+    def keep() -> None:
         found = {
             "command": " ".join(["python -m benchmarks.e2e --data E2E_DIR --llama LLAMA_DIR", *options.overrides]),
-            "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), no accelerator; other work ran beside it",
+            "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), no accelerator",
             "rows": rows,
         }
         journal.write(options.results / "e2e.json", found)
         journal.write_text(options.results / "e2e.md", markdown(rows))
 
     full = run("gpt2_full", FULL, start, options)
-    add(row("GPT-2 shape", "random weights", full, "before"), row("GPT-2 shape", "every weight tuned", full))
+    first = row("GPT-2 shape", "random weights", full, "before")
+    add("gpt2_full", first, row("GPT-2 shape", "every weight tuned", full))
     plans = [("GPT-2 shape", "gpt2", GPT2, options.runs / "gpt2_full" / "model")]
     if options.llama:
         plans.append(("stories260k", "stories", LLAMA, options.llama))
@@ -166,10 +184,16 @@ def main() -> None:
         train = configs.read(config).train
         for pruned, overrides in PRUNINGS.items():
             epochs = [f"--train.epochs={train.epochs + train.retune_epochs}"] if pruned == "nothing" else []
-            found = run(f"{short}_dsee_{FILES[pruned]}", config, model, options, *overrides, *epochs)
-            if pruned == "nothing" and short == "stories":
-                add(row(label, "pretrained", found, "before"))
-            add(row(label, f"DSEE, pruned: {pruned}", found))
+            name = f"{short}_dsee_{FILES[pruned]}"
+            found = run(name, config, model, options, *overrides, *epochs)
+            before = [row(label, "pretrained", found, "before")] if pruned == "nothing" and short == "stories" else []
+            add(name, *before, row(label, f"DSEE, pruned: {pruned}", found))
+    kept = options.results / "e2e" / "speeds.json"
+    if options.speeds or not kept.exists():
+        journal.write(kept, speeds([options.runs / name for name in named], options.prompts))
+    for name, speed in json.loads(kept.read_text()).items():
+        named[name]["written_tokens_per_second"] = speed
+    keep()
     print(markdown(rows))
 
 

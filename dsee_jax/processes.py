@@ -11,8 +11,8 @@ import pickle
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -22,6 +22,11 @@ from dsee_jax.errors import InputError
 
 SILENCE = 60
 """Seconds without a sign of life after which a process counts as lost, and the others end."""
+
+PIECE = 4 << 20
+"""Bytes of each process that are gathered at a time."""
+
+T = TypeVar("T")
 
 _LOST = re.compile("^(UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): |Gloo|CoordinationService|remote process")
 """In messages of the runtime, those of collectives and of the coordinator, where another process does not answer."""
@@ -153,8 +158,26 @@ def everyone(value: Any) -> list[Any]:
     sizes = multihost_utils.process_allgather(np.int32(told.size))
     padded = np.zeros(max(sizes), np.uint8)
     padded[: told.size] = told
-    every = multihost_utils.process_allgather(padded)
+    # It goes through the devices, whose memory others need.
+    pieces = [multihost_utils.process_allgather(padded[at : at + PIECE]) for at in range(0, padded.size, PIECE)]
+    every = np.concatenate(pieces, axis=1)
     return [pickle.loads(row[:size].tobytes()) for row, size in zip(every, sizes, strict=True)]
+
+
+def shared(count: int, work: Callable[[slice], T]) -> list[T]:
+    """Return ``work(part)`` of all parts of ``count`` things, in their order: each process does one of them.
+
+    Raises:
+      InputError: on all processes, what ``work`` raises on one.
+    """
+    if not several():
+        return [work(slice(0, count))]
+    number, processes = jax.process_index(), jax.process_count()
+    found = None
+    with unanimous():
+        part = slice(count * number // processes, count * (number + 1) // processes)
+        found = work(part) if part.start < part.stop else None
+    return [part for part in everyone(found) if part is not None]
 
 
 def gather(found: list[Any]) -> list[Any]:

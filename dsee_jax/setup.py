@@ -90,7 +90,7 @@ def prepare(config: Config) -> Setup:
             _check_prunable(path, flat[path].shape, config.prune)
         if config.prune.kind in configs.CUTTING:
             _check_units(model, params, prunable, config.prune)
-        data = read_data(config, task, folder, model)
+    data = read_data(config, task, folder, model)
     deltas, supports = delta_trees.init(params, config.delta, key=key["deltas"])
     trained = {"deltas": deltas, "params": jax.tree.map(lambda leaf: leaf.astype(jnp.float32), moving)}
     if not jax.tree.leaves(trained):
@@ -122,9 +122,13 @@ def read_task(config: Config) -> datasets.Task:
 
 
 def read_data(config: Config, task: datasets.Task, folder: Path, model: Any) -> Data:
-    """Return a task tokenised by the tokenizer in ``folder`` for ``model``; raises `InputError` where they do not fit."""
-    check_length(config, folder, model)
-    tokenizer, exercise = load_tokenizer(folder), None
+    """Return a task tokenised by the tokenizer in ``folder`` for ``model``; raises `InputError` where they do not fit.
+
+    The processes of a job do this together: each encodes a part of the texts.
+    """
+    with processes.unanimous():
+        check_length(config, folder, model)
+        tokenizer, exercise = load_tokenizer(folder), None
     if task.causal:
         (train, *others), exercise = _texts(config, task, folder, tokenizer, model)
     else:
@@ -160,7 +164,8 @@ def _texts(
         if options.new_tokens and examples is next(iter(task.dev.values())):
             exercise = writing.exercise(tokenizer, ending, pad, pairs, examples.completion, most=options.prompts)
     if exercise is not None:
-        text_metrics.need()
+        with processes.unanimous():
+            text_metrics.need()
         longest, most = model.config.longest, max(map(len, exercise.prompts))
         if longest is not None and most + options.new_tokens > longest:
             raise InputError(

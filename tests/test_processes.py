@@ -29,6 +29,7 @@ def test_one_process_is_no_job():
     processes.together("here")
     assert processes.gather([1, "b"]) == [1, "b"]
     assert processes.everyone(2.5) == [2.5]
+    assert processes.shared(3, lambda part: (part.start, part.stop)) == [(0, 3)]
     processes.agree("config", {"train.seed": 1})
     found = processes.whole({"a": jax.numpy.arange(3), "b": {"c": np.ones(2)}})
     assert isinstance(found["a"], np.ndarray)
@@ -97,16 +98,26 @@ KINDS = {
 }
 
 
+TOLD = (
+    "import sys; from dsee_jax.data import tokens; given = tokens._encoded; "
+    "tokens._encoded = lambda tokenizer, examples, part, *rest: "
+    "(print('encodes', part.start, part.stop, file=sys.stderr), given(tokenizer, examples, part, *rest))[1]"
+)
+"""Makes a process say which texts it encodes."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_figures_of_one_process(tmp_path, kind):
-    """Two and four processes, weights and rows divided over them; each file is written once, and whole."""
+    """Two and four processes, weights, rows and texts divided over them; each file is written once, and whole."""
     made(tmp_path)
     count, options = KINDS[kind]
     alone = {key: value for key, value in options.items() if not key.startswith("mesh")}
     loop.run(runs.config(tmp_path, **alone, output_dir=str(tmp_path / "one")), say=lambda text: None)
-    ended = jobs.run(count, *runs.arguments(tmp_path, **options, output_dir=str(tmp_path / "job")))
+    ended = jobs.run(count, *runs.arguments(tmp_path, **options, output_dir=str(tmp_path / "job")), last=TOLD)
     assert [status for status, *_ in ended] == [0] * count, ended
+    for rows in (40, 20):
+        assert f"encodes {rows - rows // count} {rows}\n" in ended[-1][2]
     assert "figures" in ended[0][1]
     assert not any(said for _, said, _ in ended[1:])
     close(tmp_path / "job", tmp_path / "one")
@@ -213,6 +224,11 @@ def test_sigterm_to_one_of_them(tmp_path):
             "from dsee_jax import errors, setup; "
             "setup.read_task = lambda config: (_ for _ in ()).throw(errors.InputError('no data here'))",
             "no data here",
+        ),
+        (
+            "from dsee_jax import errors; from dsee_jax.data import tokens; "
+            "tokens._encoded = lambda *given: (_ for _ in ()).throw(errors.InputError('no such text'))",
+            "no such text",
         ),
         (
             "--train.seed=5",

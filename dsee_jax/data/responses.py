@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dsee_jax import processes
 from dsee_jax.data.examples import Prompts
 from dsee_jax.data.tokens import CHUNK, Tokens, check_ids
 from dsee_jax.errors import InputError
@@ -16,6 +17,8 @@ def encode(
     tokenizer: Any, examples: Prompts, *, ends: Sequence[int], vocab_size: int
 ) -> list[tuple[list[int], list[int]]]:
     """Return the token ids of each prompt, as if nothing followed, and of what follows, with an end of text behind it.
+
+    Of several processes each does a part of them.
 
     A prompt of text gets the special tokens of the tokenizer, one of messages those of its chat template. What follows is
     encoded together with the prompt where that leaves the prompt's tokens as they are, and alone elsewhere.
@@ -30,9 +33,17 @@ def encode(
       InputError: with file and line: a prompt has no tokens, or its messages cannot be written by the chat template; an id
         is not below ``vocab_size``.
     """
+    rows = list(zip(*examples, strict=True))
+    parts = processes.shared(len(rows), lambda part: _encoded(tokenizer, rows[part], ends))
+    found = [pair for part in parts for pair in part]
+    check_ids(max(max(map(max, filter(None, pair))) for pair in found), vocab_size)
+    return found
+
+
+def _encoded(tokenizer: Any, examples: list[Any], ends: Sequence[int]) -> list[tuple[list[int], list[int]]]:
     found: list[tuple[list[int], list[int]]] = []
     # Messages bring their special tokens with them.
-    for chat, group in itertools.groupby(zip(*examples, strict=True), key=lambda each: not isinstance(each[0], str)):
+    for chat, group in itertools.groupby(examples, key=lambda each: not isinstance(each[0], str)):
         rows = list(group)
         texts = [_written(tokenizer, *row) for row in rows]
         for start in range(0, len(rows), CHUNK):
@@ -46,7 +57,6 @@ def encode(
                 if both[: len(prompt)] != prompt:
                     rest = tokenizer(after, add_special_tokens=False)["input_ids"]
                 found.append((prompt, rest if set(rest) & set(ends) else [*rest, *ends[:1]]))
-    check_ids(max(max(map(max, filter(None, pair))) for pair in found), vocab_size)
     return found
 
 

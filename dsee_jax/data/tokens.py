@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dsee_jax import processes
 from dsee_jax.ckpt.folders import GENERATION, read_json
 from dsee_jax.data.examples import Examples
 from dsee_jax.errors import InputError
@@ -59,7 +60,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Any:
 
 
 def tokenize(tokenizer: Any, examples: Examples, max_length: int, *, vocab_size: int) -> Tokens:
-    """Encode texts, or pairs of texts, with the tokenizer's special tokens.
+    """Encode texts, or pairs of texts, with the tokenizer's special tokens; of several processes each does a part of them.
 
     Args:
       tokenizer: from `load_tokenizer`.
@@ -76,10 +77,19 @@ def tokenize(tokenizer: Any, examples: Examples, max_length: int, *, vocab_size:
     special = tokenizer.num_special_tokens_to_add(pair=examples.pair is not None)
     if max_length <= special:
         raise InputError(f"data.max_length: {max_length} leaves no room for text; special tokens alone take {special}")
+    encoded = processes.shared(len(examples.text), lambda part: _encoded(tokenizer, examples, part, max_length))
+    input_ids, token_type_ids, lengths = map(np.concatenate, zip(*encoded, strict=True))
+    check_ids(int(input_ids.max()), vocab_size)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return Tokens(input_ids, token_type_ids, offsets, examples.labels, tokenizer.pad_token_id or 0)
+
+
+def _encoded(tokenizer: Any, examples: Examples, part: slice, max_length: int) -> tuple[np.ndarray, ...]:
+    """Return the ids, the token types and the lengths of some examples."""
     typed = "token_type_ids" in tokenizer.model_input_names
     ids, types, lengths = [], [], []
-    for start in range(0, len(examples.text), CHUNK):
-        chunk = slice(start, start + CHUNK)
+    for start in range(part.start, part.stop, CHUNK):
+        chunk = slice(start, min(start + CHUNK, part.stop))
         encoded = tokenizer(
             examples.text[chunk],
             examples.pair and examples.pair[chunk],
@@ -93,10 +103,7 @@ def tokenize(tokenizer: Any, examples: Examples, max_length: int, *, vocab_size:
             types += [np.concatenate([np.asarray(row, np.int32) for row in encoded["token_type_ids"]])]
         lengths += [len(row) for row in encoded["input_ids"]]
     input_ids = np.concatenate(ids)
-    check_ids(int(input_ids.max()), vocab_size)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    token_type_ids = np.concatenate(types) if typed else np.zeros_like(input_ids)
-    return Tokens(input_ids, token_type_ids, offsets, examples.labels, tokenizer.pad_token_id or 0)
+    return input_ids, np.concatenate(types) if typed else np.zeros_like(input_ids), np.array(lengths, np.int64)
 
 
 def check_ids(largest: int, vocab_size: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 def main(arguments: list[str]) -> int:
     """Return the exit status: 0; 2 for bad input (one line on stderr, nothing written); 143 where SIGTERM came, saved.
 
-    Of a process of a job 1 where another one died.
+    1 where a store takes no more, and of a process of a job where another one died.
     """
     parser = argparse.ArgumentParser(
         description="Fine-tune a pretrained transformer with DSEE: tune -> prune -> retune -> evaluate -> export. "
@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("config", nargs="?", default=demo, help="a YAML file (default: configs/demo.yaml)")
     parser.add_argument("--keys", action="store_true", help="list every key with its default and meaning, and leave")
 
-    from dsee_jax import config, preemption, processes
+    from dsee_jax import config, preemption, processes, stores
     from dsee_jax.errors import InputError
 
     processes.arguments(parser)
@@ -43,6 +43,9 @@ def main(arguments: list[str]) -> int:
     except InputError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    except stores.StoreError as error:
+        print(f"train.py: {error}; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 1
     except preemption.Preempted as stopped:
         print(f"train.py: SIGTERM: saved at {stopped}; the same command goes on from there", file=sys.stderr)
         return preemption.STATUS

@@ -189,9 +189,12 @@ def main() -> None:
             before = [row(label, "pretrained", found, "before")] if pruned == "nothing" and short == "stories" else []
             add(name, *before, row(label, f"DSEE, pruned: {pruned}", found))
     kept = options.results / "e2e" / "speeds.json"
-    if options.speeds or not kept.exists():
-        journal.write(kept, speeds([options.runs / name for name in named], options.prompts))
-    for name, speed in json.loads(kept.read_text()).items():
+    asked = {"runs": list(named), "prompts": options.prompts, "overrides": options.overrides}
+    found = json.loads(kept.read_text()) if kept.exists() else {}
+    if options.speeds or found.get("asked") != asked:
+        found = {"asked": asked, "speeds": speeds([options.runs / name for name in named], options.prompts)}
+        journal.write(kept, found)
+    for name, speed in found["speeds"].items():
         named[name]["written_tokens_per_second"] = speed
     keep()
     print(markdown(rows))

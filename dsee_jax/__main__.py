@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from dsee_jax.errors import InputError
+from dsee_jax.stores import StoreError
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -238,7 +239,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> int:
-    """Return the exit status: 0, or 2 for bad input (one line on stderr, nothing written)."""
+    """Return the exit status: 0; 2 for bad input (one line on stderr, nothing written); 1 where a store took no output."""
     options, rest = parser().parse_known_args(arguments)
     try:
         if rest and options.verb not in ("evaluate", "statistics", "plan"):
@@ -248,6 +249,9 @@ def main(arguments: list[str]) -> int:
     except InputError as error:
         print(f"dsee_jax {options.verb}: {error}", file=sys.stderr)
         return 2
+    except StoreError as error:
+        print(f"dsee_jax {options.verb}: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -260,7 +260,8 @@ def dump(config: Config) -> str:
 def _load(path: stores.Place) -> dict[str, Any]:
     try:
         with stores.reached(path):
-            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+            held = path.read_bytes()
+        raw = yaml.safe_load(held.decode("utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot read the config: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

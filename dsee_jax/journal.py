@@ -1,6 +1,7 @@
 """``metrics.jsonl``: one JSON object a line; and JSON files that are never half-written. Process 0 of a job writes, alone."""
 
 import json
+import logging
 import os
 import pathlib
 import time
@@ -8,6 +9,8 @@ from typing import Any
 
 from dsee_jax import processes, stores
 from dsee_jax.stores import Place
+
+log = logging.getLogger(__name__)
 
 EVERY = 10.0
 """Seconds between two times that a journal in a store is written: an object cannot be added to, and is written again whole."""
@@ -37,14 +40,19 @@ def append(path: Place, record: dict[str, Any]) -> None:
     kept = _stored[str(path)]
     kept.text, kept.written = kept.text + line, False
     if time.monotonic() - kept.at >= EVERY:
-        flush(path)
+        try:
+            flush(path)
+        except stores.StoreError as error:
+            # Nothing is lost yet: it is tried again, and has to be there before a checkpoint is.
+            kept.at = time.monotonic()
+            log.warning("%s", error)
 
 
 def flush(path: Place) -> None:
-    """Write what was added to a journal in a store and is not there yet."""
+    """Write what was added to a journal in a store and is not there yet; raises `StoreError` where that cannot be done."""
     kept = _stored.get(str(path))
     if kept and not kept.written:
-        with stores.reached(path):
+        with stores.reached(path, stores.StoreError):
             path.write_text(kept.text)
         kept.at, kept.written = time.monotonic(), True
 
@@ -81,7 +89,7 @@ def write_text(path: Place, text: str) -> None:
         return
     if not isinstance(path, pathlib.Path):
         _stored.pop(str(path), None)
-        with stores.reached(path):
+        with stores.reached(path, stores.StoreError):
             path.write_text(text)
         return
     beside = path.with_name(path.name + ".partial")

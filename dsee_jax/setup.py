@@ -209,21 +209,10 @@ def _check_output(config: Config) -> None:
             "folder (of a mounted bucket, for instance), and copy model/ and adapter/ afterwards"
         )
     with stores.reached(folder):
-        _check_folder(folder, config)
-
-
-def _check_folder(folder: stores.Place, config: Config) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"output_dir {folder} is a file; name a folder")
-    # What a crash left half-written is no sign of a run.
-    if not folder.exists() or all(path.suffix == ".partial" for path in folder.iterdir()):
+        text = _kept_config(folder)
+    if text is None:
         return
-    kept = folder / CONFIG
-    if not kept.exists():
-        raise InputError(f"output_dir {folder} is not empty and holds no {CONFIG}: it is no run's; name another folder")
-    before, now = (
-        tree.flatten(yaml.safe_load(text)) for text in (kept.read_text(encoding="utf-8"), configs.dump(config))
-    )
+    before, now = (tree.flatten(yaml.safe_load(text)) for text in (text, configs.dump(config)))
     other = [
         f"{path.replace('/', '.')} is {before.get(path)!r} there and {now.get(path)!r} here"
         for path in sorted(before.keys() | now.keys())
@@ -232,3 +221,16 @@ def _check_folder(folder: stores.Place, config: Config) -> None:
     if other:
         more = f" (and {len(other) - 1} more)" if other[1:] else ""
         raise InputError(f"output_dir {folder} belongs to another config: {other[0]}{more}; name another folder")
+
+
+def _kept_config(folder: stores.Place) -> str | None:
+    """Return the text of the config that a folder of a run holds; None where there is no run yet."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"output_dir {folder} is a file; name a folder")
+    # What a crash left half-written is no sign of a run.
+    if not folder.exists() or all(path.suffix == ".partial" for path in folder.iterdir()):
+        return None
+    kept = folder / CONFIG
+    if not kept.exists():
+        raise InputError(f"output_dir {folder} is not empty and holds no {CONFIG}: it is no run's; name another folder")
+    return kept.read_text(encoding="utf-8")

@@ -91,6 +91,8 @@ def merge(options: argparse.Namespace) -> None:
     for name in ("topology", "json"):
         if getattr(options, name) and not (options.plan and options.topology):
             raise InputError(f"--{name} says what to plan: give it with --plan --topology")
+    if options.json and not stores.remote(options.json) and not Path(options.json).absolute().parent.is_dir():
+        raise InputError(f"--json {options.json}: there is no folder {Path(options.json).parent}; make it first")
     processes.join(options)
     ready = assembly.read(options.recipe)
     if options.plan:
@@ -99,21 +101,54 @@ def merge(options: argparse.Namespace) -> None:
             _compile(ready.plan, options)
         return
     _keep_memory()
-    said: list[str] = []
-    with _out(options) as out:
-        engine.check_output(ready.plan, out, overwrite=options.overwrite)
-        with _progress() as progress, assembly.hashed(ready) as digests:
-            engine.run(
-                ready.plan,
-                out,
-                lambda folder, extras: said.extend(assembly.surround(ready, folder, out.name, extras, digests())),
-                max_shard_size=options.max_shard_size,
-                overwrite=options.overwrite,
-                allow_nonfinite=options.allow_nonfinite,
-                progress=progress,
-            )
+    there = stores.place(options.out)
+    said = _run(ready, there, options) if isinstance(there, Path) else _put(ready, there, options)
     if processes.first():
-        print("\n".join([*said, str(options.out)]))
+        print("\n".join([*said, str(there)]))
+
+
+def _run(ready: assembly.Assembly, out: Path, options: argparse.Namespace) -> list[str]:
+    """Merge into a folder of this machine; return lines for the user."""
+    said: list[str] = []
+    engine.check_output(ready.plan, out, overwrite=options.overwrite)
+    with _progress() as progress, assembly.hashed(ready) as digests:
+        engine.run(
+            ready.plan,
+            out,
+            lambda folder, extras: said.extend(assembly.surround(ready, folder, out.name, extras, digests())),
+            max_shard_size=options.max_shard_size,
+            overwrite=options.overwrite,
+            allow_nonfinite=options.allow_nonfinite,
+            progress=progress,
+        )
+    return said
+
+
+def _put(ready: assembly.Assembly, there: stores.Place, options: argparse.Namespace) -> list[str]:
+    """Merge on this machine and put the result into a store; what an interruption leaves lies where the command finds it."""
+    if processes.several():
+        raise InputError(
+            f"{there}: processes that merge together write one folder; give one on a disk that all of them share"
+        )
+    read = [*engine.files(ready.plan), *(source.folder / "config.json" for source in ready.sources.values())]
+    for path in [str(ready.recipe.path), *filter(None, map(stores.origin, read))]:
+        if path.startswith(f"{str(there).rstrip('/')}/"):
+            raise InputError(f"{there} holds the input {path}; give another OUT_DIR")
+    scratch, stamp = stores.scratch(there), engine.stamp(ready.plan, engine.layout(ready.plan, options.max_shard_size))
+    made, said = scratch / there.name, []
+    # Of the same merge, made before, all that is left to do is to put it there.
+    whole = scratch / "whole"
+    if not (whole.is_file() and whole.read_text() == stamp):
+        with stores.reached(there):
+            if not options.overwrite and there.exists():
+                raise InputError(f"{there} is there already; give another OUT_DIR, or --overwrite to replace it")
+        whole.unlink(missing_ok=True)
+        stores.clear(made)
+        said = _run(ready, made, options)
+        whole.write_text(stamp)
+    stores.put(made, there)
+    stores.clear(scratch)
+    return said
 
 
 def _compile(plan: Plan, options: argparse.Namespace) -> None:
@@ -127,29 +162,6 @@ def _compile(plan: Plan, options: argparse.Namespace) -> None:
         journal.write(stores.place(options.json), found)
     for table in tables(found, title="the merge, all models in memory"):
         report.show(table)
-
-
-@contextlib.contextmanager
-def _out(options: argparse.Namespace) -> Iterator[Path]:
-    """Yield the folder to make; where OUT_DIR is in a store, one of this machine that is put there at the end.
-
-    What an interruption leaves of that one lies where the same command finds it.
-    """
-    there = stores.place(options.out)
-    if isinstance(there, Path):
-        yield there
-        return
-    if processes.several():
-        raise InputError(
-            f"{there}: processes that merge together write one folder; give one on a disk that all of them share"
-        )
-    with stores.reached(there):
-        if not options.overwrite and there.exists():
-            raise InputError(f"{there} is there already; give another OUT_DIR, or --overwrite to replace it")
-    scratch = stores.scratch(there)
-    yield scratch / there.name
-    stores.put(scratch / there.name, there)
-    stores.clear(scratch)
 
 
 def _keep_memory() -> None:
@@ -194,6 +206,9 @@ def main(arguments: list[str]) -> int:
     except InputError as error:
         print(f"merge: {error}", file=sys.stderr)
         return 2
+    except stores.StoreError as error:
+        print(f"merge: {error}; the same command goes on", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("merge: interrupted; the same command goes on", file=sys.stderr)
         return 130

@@ -18,6 +18,7 @@ from dsee_jax import config as configs
 from dsee_jax import journal, loop, preemption, stores, tree
 from dsee_jax.ckpt import hf
 from dsee_jax.ckpt.resolve import resolve
+from dsee_jax.data import load
 from dsee_jax.errors import InputError
 from merge.__main__ import main as merging
 
@@ -100,8 +101,54 @@ def test_a_model_is_written_to_a_store(bucket, tmp_path):
         hf.save_pretrained(f"{bucket}/there", model, params, source=base)
     hf.save_pretrained(f"{bucket}/there", model, params, source=base, overwrite=True)
     assert stores.listed(f"{bucket}/there") == sorted(path.name for path in (tmp_path / "here").iterdir())
-    copied = stores.local(f"{bucket}/there")
-    assert {n: b for n, b in bytes_of(copied).items() if ".stamps" not in n} == bytes_of(tmp_path / "here")
+    assert bytes_of(stores.local(f"{bucket}/there")) == bytes_of(tmp_path / "here")
+
+
+def broken(monkeypatch, scheme, *, after):
+    """Let a store take so many files more, and no other."""
+    system, left = stores._system(scheme), iter([True] * after)
+    given = system.put_file
+
+    def put_file(*args, **options):
+        if not next(left, False):
+            raise ConnectionError("no route")
+        return given(*args, **options)
+
+    monkeypatch.setattr(system, "put_file", put_file)
+
+
+def test_what_cannot_be_put_leaves_what_there_was(bucket, tmp_path, monkeypatch):
+    """A new folder replaces an old one once all of it is up; config.json is put last of all."""
+    model, params = hf.load_pretrained(base := tiny.bert(tmp_path / "base"))
+    with monkeypatch.context() as patched:
+        broken(patched, bucket.partition(":")[0], after=1)
+        with pytest.raises(stores.StoreError, match=f"{bucket}/new cannot be reached .*no route"):
+            hf.save_pretrained(f"{bucket}/new", model, params, source=base)
+    with pytest.raises(InputError, match="no folder of a model: it has no config.json"):
+        resolve(f"{bucket}/new")
+    stores.put(base, f"{bucket}/old")
+    with monkeypatch.context() as patched:
+        broken(patched, bucket.partition(":")[0], after=2)
+        with pytest.raises(stores.StoreError, match="no route"):
+            hf.save_pretrained(f"{bucket}/old", model, params, source=base, overwrite=True)
+    assert bytes_of(stores.local(f"{bucket}/old")) == bytes_of(base)
+    with pytest.raises(stores.StoreError, match="is a whole bucket: name a folder in it"):
+        stores.put(base, bucket.rpartition("/")[0])
+    assert bytes_of(stores.local(f"{bucket}/old")) == bytes_of(base)
+
+
+def test_objects_that_are_no_files_of_a_folder(bucket, tmp_path):
+    """What a console makes for a folder, and names that lead elsewhere."""
+    system, key = stores._system(bucket.partition(":")[0]), bucket.partition("://")[2]
+    stores.put(tiny.bert(tmp_path / "base"), f"{bucket}/base")
+    system.pipe_file(f"{key}/base/", b"")
+    system.pipe_file(f"{key}/base/model/", b"")
+    assert bytes_of(stores.local(f"{bucket}/base")) == bytes_of(tmp_path / "base")
+    assert stores.listed(f"{bucket}/base") == sorted(path.name for path in (tmp_path / "base").iterdir())
+    if bucket.startswith("s3"):  # Google's emulator takes no such name
+        system.pipe_file(f"{key}/base/a/../../../evil.txt", b"x")
+        stores.local(f"{bucket}/base")
+        assert not [*tmp_path.rglob("evil.txt")]
 
 
 def test_a_merge_from_a_store_to_a_store(bucket, tmp_path, capsys):
@@ -122,8 +169,33 @@ def test_a_merge_from_a_store_to_a_store(bucket, tmp_path, capsys):
     assert merging([f"{bucket}/recipe.yaml", f"{bucket}/out"]) == 2
     assert f"{bucket}/out is there already" in capsys.readouterr().err
     assert merging([f"{bucket}/recipe.yaml", f"{bucket}/out", "--overwrite"]) == 0
+    for where, said in (
+        (bucket, f"{bucket} holds the input {bucket}/"),
+        (f"{bucket}/a", f"holds the input {bucket}/a/"),
+    ):
+        assert merging([f"{bucket}/recipe.yaml", where, "--overwrite"]) == 2
+        assert said in capsys.readouterr().err
     assert commands.main(["inspect", f"{bucket}/base", f"{bucket}/out", "--json", f"{bucket}/found.json"]) == 0
     assert json.loads(stores.place(f"{bucket}/found.json").read_text())["layers"]
+
+
+def test_a_merge_that_cannot_be_put_is_not_done_again(bucket, tmp_path, capsys, monkeypatch):
+    for number, name in enumerate(("base", "a", "b")):
+        tiny.bert(tmp_path / name, seed=number)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("merge_method: rankmean\nbase_model: base\nmodels:\n- model: a\n- model: b\n")
+    with monkeypatch.context() as patched:
+        broken(patched, bucket.partition(":")[0], after=1)
+        assert merging([str(recipe), f"{bucket}/out"]) == 1
+        assert "no route" in capsys.readouterr().err
+    with monkeypatch.context() as patched:
+        patched.setattr("merge.streaming.engine.run", None)
+        assert merging([str(recipe), f"{bucket}/out"]) == 0, capsys.readouterr().err
+    assert merging([str(recipe), str(tmp_path / "here")]) == 0
+    assert (
+        bytes_of(stores.local(f"{bucket}/out"))["model.safetensors"] == bytes_of(tmp_path / "here")["model.safetensors"]
+    )
+    assert not list((tmp_path / "cache" / "unfinished").iterdir())
 
 
 def test_a_run_in_a_store(google, tmp_path, monkeypatch, capsys):
@@ -221,8 +293,20 @@ def bad(folder, case):
             for name in ("config.json", "pytorch_model.bin"):
                 stores.place(f"{folder}/{name}").write_text("{}")
             return lambda: resolve(folder)
-        case "no data":
+        case "no config":
             return lambda: configs.read(f"{folder}/none.yaml")
+        case "no YAML":
+            stores.place(f"{folder}/run.yaml").write_text("{")
+            return lambda: configs.read(f"{folder}/run.yaml")
+        case "a revision":
+            return lambda: resolve(folder, "v1")
+        case "no data":
+            return lambda: load(configs.DataConfig(source="csv", dir=f"{folder}/none", text="text"), seed=0)
+        case "no text":
+            for name in ("train.csv", "dev.csv"):
+                with stores.place(f"{folder}/{name}").open("wb") as file:
+                    file.write("text,label\n\xe9,1\n".encode("latin-1"))
+            return lambda: load(configs.DataConfig(source="csv", dir=folder, text="text"), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +316,11 @@ def bad(folder, case):
         ("no bucket", "nosuchbucket/folder"),
         ("no model", "is no folder of a model: it has no config.json, but readme.txt"),
         ("a pickle", "/pytorch_model.bin is a pickle"),
-        ("no data", "/none.yaml"),
+        ("no config", "/none.yaml"),
+        ("no YAML", "/run.yaml: not YAML"),
+        ("a revision", "@v1: a folder of a store has no revisions"),
+        ("no data", "data.dir: no folder"),
+        ("no text", "/train.csv:2: not UTF-8 text"),
     ],
 )
 def test_bad_input(bucket, case, text):

@@ -30,6 +30,8 @@ def resolve(path: str | Path, revision: str | None = None, *, weights: bool = Tr
     if not text:
         raise InputError("the path of the model is empty: give a folder, package:NAME or a hub id")
     if stores.remote(text):
+        if revision is not None:
+            raise InputError(f"{text}@{revision}: a folder of a store has no revisions: leave out @{revision}")
         return _stored(text, weights)
     local = Path(text).expanduser()
     if local.is_dir():

@@ -64,7 +64,8 @@ def read_text(path: Place) -> str:
     """Return the UTF-8 text of a file, without a byte-order mark; raises `InputError` if it cannot be read or is empty."""
     try:
         with reached(path):
-            text = path.read_bytes().decode("utf-8-sig")
+            held = path.read_bytes()
+        text = held.decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}; a readable file is needed here") from None
     except UnicodeDecodeError as error:

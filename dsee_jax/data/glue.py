@@ -99,6 +99,18 @@ def read_tsv(path: Place, layout: Layout) -> Examples:
     return Examples(column(layout.text), column(layout.pair) if layout.pair else None, labels)
 
 
+def _folder(root: Place, layout: Layout) -> Place:
+    """Return the folder of a task's files."""
+    if not root.is_dir():
+        raise InputError(f"data.dir: no folder {str(root)!r}; give the folder that holds {layout.folder}/train.tsv")
+    inner = root / layout.folder
+    if inner.is_dir():
+        root = inner
+    elif not (root / "train.tsv").is_file():
+        raise InputError(f"data.dir: looked for {inner / 'train.tsv'} and {root / 'train.tsv'} and found neither")
+    return root
+
+
 def load(task: str, folder: str) -> Task:
     """Read ``task`` (a key of `LAYOUTS`) from GLUE's folder or the task's own; raises `InputError`, as `read_tsv` does."""
     if task not in LAYOUTS:
@@ -107,13 +119,8 @@ def load(task: str, folder: str) -> Task:
         )
     layout = LAYOUTS[task]
     root = stores.place(folder)
-    if not root.is_dir():
-        raise InputError(f"data.dir: no folder {str(root)!r}; give the folder that holds {layout.folder}/train.tsv")
-    inner = root / layout.folder
-    if inner.is_dir():
-        root = inner
-    elif not (root / "train.tsv").is_file():
-        raise InputError(f"data.dir: looked for {inner / 'train.tsv'} and {root / 'train.tsv'} and found neither")
+    with stores.reached(root):
+        root = _folder(root, layout)
     train = read_tsv(root / "train.tsv", layout)
     dev = {name: read_tsv(root / f"{name}.tsv", layout) for name in layout.dev}
     return Task(task, layout.labels or layout.values, train, dev)

@@ -96,11 +96,14 @@ def files(config: DataConfig, train: Sequence[str], dev: Sequence[str]) -> dict[
     Raises `InputError` where there is no such folder or file.
     """
     folder, found = stores.place(config.dir), {}
-    if not folder.is_dir():
+    with stores.reached(folder):
+        there = folder.is_dir()
+    if not there:
         raise InputError(f"data.dir: no folder {str(folder)!r}; give the folder that holds {train[0]}")
     for split, named, usual in (("train", config.train_file, train), ("dev", config.dev_file, dev)):
         paths = [folder / name for name in ([named] if named else usual)]
-        found[split] = next((path for path in paths if path.is_file()), None)
+        with stores.reached(folder):
+            found[split] = next((path for path in paths if path.is_file()), None)
         if found[split] is None:
             key = f"data.{split}_file" if named else "data.dir"
             raise InputError(f"{key}: no file {' or '.join(map(str, paths))}")

@@ -82,7 +82,7 @@ def run(
     check_output(plan, out, overwrite=overwrite)
     placed = layout(plan, max_shard_size)
     folder = out.absolute().with_name(f".{out.absolute().name}.partial")
-    with unfinished.opened(folder, _stamp(plan, placed), sum(map(_nbytes, plan.jobs))):
+    with unfinished.opened(folder, stamp(plan, placed), sum(map(_nbytes, plan.jobs))):
         extras = _merge(plan, placed, folder, allow_nonfinite, progress)
         processes.together("every shard is written")
         if processes.first():
@@ -192,8 +192,8 @@ def _nbytes(job: Job) -> int:
     return prod(job.shape) * np.dtype(tensors.DTYPES[job.dtype]).itemsize
 
 
-def _stamp(plan: Plan, placed: Mapping[str, Sequence[str]]) -> str:
-    """Return a digest of all that decides the bytes of the output."""
+def stamp(plan: Plan, placed: Mapping[str, Sequence[str]]) -> str:
+    """Return a digest of all that decides the bytes of the output; ``placed`` is `layout`'s."""
     told = {
         "recipe": plan.recipe.text,
         "computed": [jax.__version__, jax.default_backend(), tiles.TILE],

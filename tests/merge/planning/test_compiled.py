@@ -1,6 +1,9 @@
 """The merge of a plan as one program of accelerators: it is what is merged from files to files, and its memory is known."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -63,6 +66,29 @@ def test_what_it_takes(tmp_path, capsys):
     assert found["collectives"] == []
     assert "the merge, all models in memory" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+def test_on_eight_devices(tmp_path):
+    """Each holds its eighth of what eight divides; RankMean's norms, and nothing of a tensor's size, are summed over them."""
+    path, base, models, _ = ready(tmp_path, "rankmean")
+    arguments = [
+        str(path),
+        str(tmp_path / "out"),
+        "--plan",
+        "--topology",
+        "here",
+        "--json",
+        str(tmp_path / "plan.json"),
+    ]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
+    subprocess.run([sys.executable, "-m", "merge", *arguments], check=True, env=environment, stdout=subprocess.DEVNULL)
+    found = json.loads((tmp_path / "plan.json").read_text())
+    share = sum(leaf.nbytes // (8 if any(size % 8 == 0 for size in leaf.shape) else 1) for leaf in base.values())
+    assert found["devices"] == 8
+    # Of what is in no layer the base is not looked at.
+    assert share * len(models) < found["bytes_per_chip"]["arguments"] < share * (1 + len(models))
+    assert {row["kind"] for row in found["collectives"]} == {"all-reduce"}
+    assert max(row["bytes"] / row["count"] for row in found["collectives"]) < min(leaf.nbytes for leaf in base.values())
 
 
 def test_tensors_are_divided_along_their_longest_axis_that_can_be():

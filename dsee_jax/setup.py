@@ -67,14 +67,14 @@ def prepare(config: Config) -> Setup:
       InputError: whatever of the config, the model, the data or ``output_dir`` cannot work.
     """
     model: Any
-    # A host may lack a file that the others have; what comes after this they do together.
+    # A host may lack a file that the others have; what lies between and comes after they do together.
     with processes.unanimous():
         configs.check(config)
         _check_output(config)
         mesh = sharding.mesh(config.mesh, batch_size=config.train.batch_size)
         folder = resolve(config.model.path)
-        task, key = read_task(config), keys(config.train.seed)
-        asked = config.model
+    task, key, asked = read_task(config), keys(config.train.seed), config.model
+    with processes.unanimous():
         model, params = hf.load_pretrained(
             *(folder, configs.model_task(config), task.num_labels),
             **{name: getattr(asked, name) for name in ("dtype", "param_dtype", "scan", "remat")},

@@ -221,9 +221,13 @@ def test_sigterm_to_one_of_them(tmp_path):
             "process 1 of this job differs from process 0 in its versions: jax is '0.4.2'",
         ),
         (
-            "from dsee_jax import errors, setup; "
-            "setup.read_task = lambda config: (_ for _ in ()).throw(errors.InputError('no data here'))",
-            "no data here",
+            "import pathlib; given = pathlib.Path.is_file; "
+            "pathlib.Path.is_file = lambda self: self.name != 'dev.csv' and given(self)",
+            "data.dir: no file",
+        ),
+        (
+            "from dsee_jax import stores; given = stores.size; stores.size = lambda path: given(path) + 1",
+            "process 1 of this job differs from process 0 in its data: the size of",
         ),
         (
             "from dsee_jax import errors; from dsee_jax.data import tokens; "

@@ -1,13 +1,15 @@
 """Labelled texts and the task they belong to: what every source of data makes."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from dsee_jax import processes, stores
 from dsee_jax.errors import InputError, did_you_mean
-from dsee_jax.stores import Place, reached
+from dsee_jax.stores import Place
 
 
 class Examples(NamedTuple):
@@ -61,19 +63,46 @@ class Task:
 
 
 def read_text(path: Place) -> str:
-    """Return the UTF-8 text of a file, without a byte-order mark; raises `InputError` if it cannot be read or is empty."""
+    """Return the UTF-8 text of a file, without a byte-order mark; raises `InputError` if it cannot be read or is empty.
+
+    Of several processes each reads a part of its bytes, which they exchange.
+    """
     try:
-        with reached(path):
-            held = path.read_bytes()
-        text = held.decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}; a readable file is needed here") from None
+        text = _bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}:{line}: not UTF-8 text ({error.reason}); save the file as UTF-8") from None
     if not text.strip():
         raise InputError(f"{path}: the file is empty; expected labelled examples")
     return text
+
+
+def _bytes(path: Place) -> bytes:
+    if not processes.several():
+        with _readable(path):
+            return path.read_bytes()
+    with processes.unanimous(), _readable(path):
+        size = stores.size(path)
+    processes.agree("data", {f"the size of {path}": size})
+
+    def read(part: slice) -> bytes:
+        with _readable(path), path.open("rb") as file:
+            file.seek(part.start)
+            held = bytes(file.read(part.stop - part.start))
+        if len(held) < part.stop - part.start:
+            raise InputError(f"{path} ends early: it changes while it is read")
+        return held
+
+    return b"".join(processes.shared(size, read))
+
+
+@contextlib.contextmanager
+def _readable(path: Place) -> Iterator[None]:
+    try:
+        with stores.reached(path):
+            yield
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}; a readable file is needed here") from None
 
 
 def class_indices(values: Sequence[str], classes: Sequence[str], where: Callable[[int], str]) -> np.ndarray:

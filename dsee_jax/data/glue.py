@@ -3,7 +3,7 @@
 import logging
 from typing import NamedTuple
 
-from dsee_jax import stores
+from dsee_jax import processes, stores
 from dsee_jax.data.examples import Examples, Task, class_indices, read_text, scores
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.stores import Place
@@ -119,7 +119,7 @@ def load(task: str, folder: str) -> Task:
         )
     layout = LAYOUTS[task]
     root = stores.place(folder)
-    with stores.reached(root):
+    with processes.unanimous(), stores.reached(root):
         root = _folder(root, layout)
     train = read_tsv(root / "train.tsv", layout)
     dev = {name: read_tsv(root / f"{name}.tsv", layout) for name in layout.dev}

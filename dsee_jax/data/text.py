@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dsee_jax import stores
+from dsee_jax import processes, stores
 from dsee_jax.config import DataConfig
 from dsee_jax.data.examples import Examples, Task, class_indices, read_text, scores
 from dsee_jax.errors import InputError, did_you_mean
@@ -90,6 +90,7 @@ def class_names(values: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
+@processes.unanimous()
 def files(config: DataConfig, train: Sequence[str], dev: Sequence[str]) -> dict[str, Place]:
     """Return the paths of train and dev in ``data.dir``: as the config names them, else the first there is of those given.
 

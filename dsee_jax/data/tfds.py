@@ -1,11 +1,11 @@
 """Tasks from TensorFlow Datasets, read without TensorFlow from a prepared folder of ``array_record`` files."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from dsee_jax import stores
+from dsee_jax import processes, stores
 from dsee_jax.config import DataConfig
 from dsee_jax.data.examples import Examples, Task, class_indices, scores
 from dsee_jax.data.text import class_names
@@ -54,6 +54,10 @@ def _builder(name: str, folder: str) -> Any:
     return builder
 
 
+def _reader(source: Any) -> Callable[[slice], list[Any]]:
+    return lambda part: list(source.__getitems__(range(part.start, part.stop)))
+
+
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
@@ -68,13 +72,15 @@ def load(config: DataConfig) -> Task:
     """Read the splits train and validation (MNLI: validation_matched and _mismatched) of the builder ``data.task``.
 
     Columns are ``data.text``, ``data.pair`` and ``data.label``, but for ``glue/*`` those of TFDS. A floating-point label
-    makes a regression, a ClassLabel brings its names. The task's name is ``rte`` for ``glue/rte``.
+    makes a regression, a ClassLabel brings its names. The task's name is ``rte`` for ``glue/rte``. Of several processes each
+    reads a part of the records, which they exchange.
 
     Raises:
       InputError: the builder is unknown, not prepared, or not as ``array_record``; a column or split is missing; a label is
         outside the task.
     """
-    builder = _builder(config.task, config.dir)
+    with processes.unanimous():
+        builder = _builder(config.task, config.dir)
     features = builder.info.features
     text, pair, label = _COLUMNS.get(config.task, (config.text, config.pair, config.label))
     for key, column in (("text", text), ("pair", pair), ("label", label)):
@@ -89,7 +95,8 @@ def load(config: DataConfig) -> Task:
     rows: dict[str, Sequence[Any]] = {}
     for split in splits:
         source = builder.as_data_source(split)
-        rows[split] = source.__getitems__(range(len(source)))
+        parts = processes.shared(len(source), _reader(source))
+        rows[split] = [row for part in parts for row in part]
 
     names = tuple(getattr(features[label], "names", None) or ())
     values = {

@@ -32,7 +32,13 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 TASKS: dict[str, dict[str, Any]] = {
     "restaurants": {"data.max_length": 352, "train.epochs": 3},
-    "reviews": {"data.source": "jsonl", "data.task": "reviews", "data.max_length": 128, "train.epochs": 3},
+    "reviews": {
+        "model.task": "causal-lm",
+        "data.source": "jsonl",
+        "data.task": "reviews",
+        "data.max_length": 128,
+        "train.epochs": 3,
+    },
 }
 """What is changed in configs/stories_e2e_dsee.yaml, besides `FULL`."""
 

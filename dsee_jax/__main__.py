@@ -47,11 +47,11 @@ def report(options: argparse.Namespace) -> None:
 
 def inspect(options: argparse.Namespace) -> None:
     """Compare two checkpoints, layer by layer."""
-    from dsee_jax import inspection, journal
+    from dsee_jax import inspection, journal, stores
     from dsee_jax import report as reports
     from dsee_jax.ckpt.resolve import resolve
 
-    file = _json(options)
+    file = stores.target(options.json, "--json") if options.json else None
     found = inspection.compare(resolve(options.before), resolve(options.after))
     if file:
         journal.write(file, found)
@@ -97,10 +97,10 @@ def generate(options: argparse.Namespace) -> None:
 
 def plan(options: argparse.Namespace) -> None:
     """Compile a run's training step ahead of time, and tell what it takes and what bounds it."""
-    from dsee_jax import config, journal, plan
+    from dsee_jax import config, journal, plan, stores
     from dsee_jax import report as reports
 
-    file = _json(options)
+    file = stores.target(options.json, "--json") if options.json else None
     asked = config.read(options.config, options.overrides)
     found = plan.plan(asked, options.topology, labels=options.labels)
     if options.largest:
@@ -109,16 +109,6 @@ def plan(options: argparse.Namespace) -> None:
         journal.write(file, found)
     for table in plan.tables(found):
         reports.show(table)
-
-
-def _json(options: argparse.Namespace) -> Any:
-    """Return where ``--json`` asks to write, or None; raises `InputError` where there is no such folder."""
-    from dsee_jax import stores
-
-    file = stores.place(options.json) if options.json else None
-    if file and not stores.remote(file) and not file.parent.is_dir():
-        raise InputError(f"--json {file}: there is no folder {file.parent}; make it first")
-    return file
 
 
 def parser() -> argparse.ArgumentParser:

@@ -55,7 +55,7 @@ def opened(path: str | Path, *, dtype: str = "float32") -> Writer:
     Raises:
       InputError: there is no such, it is no decoder, or the updates are not of this model.
     """
-    local = stores.local(path) if stores.remote(path) else Path(path).expanduser()
+    local = stores.local(path)
     folder = local / MODEL if (local / MODEL).is_dir() else resolve(local if stores.remote(path) else path)
     model, params = hf.load_pretrained(folder, "causal-lm", dtype=dtype)
     updates: dict[str, Any] = {}

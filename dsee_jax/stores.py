@@ -123,10 +123,8 @@ def origin(here: pathlib.Path) -> str | None:
 
 
 def listed(path: str | os.PathLike[str]) -> list[str]:
-    """Return the names of the files of a folder itself, or [] where there is none."""
+    """Return the names of the files of a store's folder itself, or [] where there is none."""
     there = place(path)
-    if isinstance(there, pathlib.Path):
-        return sorted(one.name for one in there.iterdir() if one.is_file()) if there.is_dir() else []
     scheme, _, key = str(there).rstrip("/").partition("://")
     with reached(there):
         system = _fresh(scheme)
@@ -186,6 +184,14 @@ def put(made: pathlib.Path, there: str | os.PathLike[str]) -> None:
                 system.copy(f"{to}/{name}", f"{key}/{name}")
             system.rm(to, recursive=True)
         system.invalidate_cache()
+
+
+def target(path: str, option: str) -> Place:
+    """Return the file that a command's ``option`` asks to write; raises `InputError` where there is no folder for it."""
+    file = place(path)
+    if isinstance(file, pathlib.Path) and not file.absolute().parent.is_dir():
+        raise InputError(f"{option} {file}: there is no folder {file.parent}; make it first")
+    return file
 
 
 def size(path: Place) -> int:

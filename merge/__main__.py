@@ -91,14 +91,13 @@ def merge(options: argparse.Namespace) -> None:
     for name in ("topology", "json"):
         if getattr(options, name) and not (options.plan and options.topology):
             raise InputError(f"--{name} says what to plan: give it with --plan --topology")
-    if options.json and not stores.remote(options.json) and not Path(options.json).absolute().parent.is_dir():
-        raise InputError(f"--json {options.json}: there is no folder {Path(options.json).parent}; make it first")
+    file = stores.target(options.json, "--json") if options.json else None
     processes.join(options)
     ready = assembly.read(options.recipe)
     if options.plan:
         print(overview.describe(ready.plan, engine.layout(ready.plan, options.max_shard_size).items()))
         if options.topology:
-            _compile(ready.plan, options)
+            _compile(ready.plan, "" if options.topology == "here" else options.topology, file)
         return
     _keep_memory()
     there = stores.place(options.out)
@@ -151,15 +150,15 @@ def _put(ready: assembly.Assembly, there: stores.Place, options: argparse.Namesp
     return said
 
 
-def _compile(plan: Plan, options: argparse.Namespace) -> None:
-    """Print what the merge would take of accelerators, and write it where ``--json`` says."""
+def _compile(plan: Plan, topology: str, file: stores.Place | None) -> None:
+    """Print what the merge would take of accelerators, and write it to ``file``."""
     from dsee_jax import journal, report
     from dsee_jax.plan import tables
     from merge.planning.compiled import compiled
 
-    found = compiled(plan, "" if options.topology == "here" else options.topology)
-    if options.json:
-        journal.write(stores.place(options.json), found)
+    found = compiled(plan, topology)
+    if file:
+        journal.write(file, found)
     for table in tables(found, title="the merge, all models in memory"):
         report.show(table)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import numpy as np
@@ -51,12 +52,8 @@ def bucket(server, tmp_path, monkeypatch, request):
     return f"{server}://{buckets.BUCKET}/{name}"
 
 
-@pytest.fixture
-def google(bucket):
-    """The same of Google's store, which alone Orbax reaches."""
-    if not bucket.startswith("gs://"):
-        pytest.skip("Orbax writes to gs:// alone")
-    return bucket
+GOOGLE = pytest.mark.parametrize("server", ["gs"], indirect=True, scope="session")
+"""Of Google's store only, which alone Orbax reaches."""
 
 
 def bytes_of(folder):
@@ -120,10 +117,12 @@ def broken(monkeypatch, scheme, *, after):
 def test_what_cannot_be_put_leaves_what_there_was(bucket, tmp_path, monkeypatch):
     """A new folder replaces an old one once all of it is up; config.json is put last of all."""
     model, params = hf.load_pretrained(base := tiny.bert(tmp_path / "base"))
+    hf.save_pretrained(tmp_path / "here", model, params, source=base, max_shard_size="50KB")
     with monkeypatch.context() as patched:
-        broken(patched, bucket.partition(":")[0], after=1)
+        broken(patched, bucket.partition(":")[0], after=len(bytes_of(tmp_path / "here")) - 1)
         with pytest.raises(stores.StoreError, match=f"{bucket}/new cannot be reached .*no route"):
-            hf.save_pretrained(f"{bucket}/new", model, params, source=base)
+            stores.put(tmp_path / "here", f"{bucket}/new")
+    assert "model.safetensors.index.json" in stores.listed(f"{bucket}/new")
     with pytest.raises(InputError, match="no folder of a model: it has no config.json"):
         resolve(f"{bucket}/new")
     stores.put(base, f"{bucket}/old")
@@ -135,6 +134,24 @@ def test_what_cannot_be_put_leaves_what_there_was(bucket, tmp_path, monkeypatch)
     with pytest.raises(stores.StoreError, match="is a whole bucket: name a folder in it"):
         stores.put(base, bucket.rpartition("/")[0])
     assert bytes_of(stores.local(f"{bucket}/old")) == bytes_of(base)
+
+
+def test_one_copy_for_all_who_ask_at_once(bucket, tmp_path, monkeypatch):
+    """The others wait for the first, as the processes of one host do."""
+    stores.put(tiny.bert(tmp_path / "base"), f"{bucket}/base")
+    system, copied = stores._system(bucket.partition(":")[0]), []
+    given = system.get_file
+
+    def get_file(key, *rest, **options):
+        copied.append(key)
+        time.sleep(0.1)
+        return given(key, *rest, **options)
+
+    monkeypatch.setattr(system, "get_file", get_file)
+    with ThreadPoolExecutor(3) as pool:
+        places = list(pool.map(stores.local, [f"{bucket}/base"] * 3))
+    assert len(copied) == len(set(copied)) == len(bytes_of(tmp_path / "base"))
+    assert bytes_of(places[0]) == bytes_of(tmp_path / "base")
 
 
 def test_objects_that_are_no_files_of_a_folder(bucket, tmp_path):
@@ -198,17 +215,18 @@ def test_a_merge_that_cannot_be_put_is_not_done_again(bucket, tmp_path, capsys, 
     assert not list((tmp_path / "cache" / "unfinished").iterdir())
 
 
-def test_a_run_in_a_store(google, tmp_path, monkeypatch, capsys):
+@GOOGLE
+def test_a_run_in_a_store(bucket, tmp_path, monkeypatch, capsys):
     """Config, model, data and run in a store, interrupted and gone on with: the figures of a run on this disk."""
     keys = runs.settings(tmp_path, train__eval_every=3)
     expected = loop.run(configs.read(None, [f"{k}={json.dumps(v)}" for k, v in keys.items()]), say=lambda text: None)
     for name in ("base", "data"):
-        stores.put(tmp_path / name, f"{google}/{name}")
-    there = keys | {"model.path": f"{google}/base", "data.dir": f"{google}/data", "output_dir": f"{google}/run"}
+        stores.put(tmp_path / name, f"{bucket}/{name}")
+    there = keys | {"model.path": f"{bucket}/base", "data.dir": f"{bucket}/data", "output_dir": f"{bucket}/run"}
     config = configs.read(None, [f"{k}={json.dumps(v)}" for k, v in there.items()])
     (tmp_path / "run.yaml").write_text(configs.dump(config))
-    stores.put(tmp_path / "run.yaml", f"{google}/run.yaml")
-    config = configs.read(f"{google}/run.yaml")
+    stores.put(tmp_path / "run.yaml", f"{bucket}/run.yaml")
+    config = configs.read(f"{bucket}/run.yaml")
 
     asked = iter([False] * 7 + [True])
     with monkeypatch.context() as patched:
@@ -220,43 +238,44 @@ def test_a_run_in_a_store(google, tmp_path, monkeypatch, capsys):
     assert any("going on at step 8 of stage tune" in str(text) for text in said)
     for name in ("final", "stages", "before", "weight_sparsity", "model_bytes"):
         assert found[name] == expected[name]
-    records = [journal.read(stores.place(f"{at}/run/metrics.jsonl")) for at in (google, tmp_path)]
+    records = [journal.read(stores.place(f"{at}/run/metrics.jsonl")) for at in (bucket, tmp_path)]
     # Where it stopped it has logged one step more.
     scored = [[r for r in one if "metrics" in r] for one in records]
     assert scored[0] == scored[1]
-    weights = [load_file(stores.local(f"{at}/run") / "model" / "model.safetensors") for at in (google, str(tmp_path))]
+    weights = [load_file(stores.local(f"{at}/run") / "model" / "model.safetensors") for at in (bucket, str(tmp_path))]
     assert equal(*weights)
-    assert not (tmp_path / "cache/gs" / google.removeprefix("gs://") / "run/checkpoints").exists()
+    assert not (tmp_path / "cache/gs" / bucket.removeprefix("gs://") / "run/checkpoints").exists()
 
     capsys.readouterr()
-    assert commands.main(["evaluate", f"{google}/run"]) == 0
+    assert commands.main(["evaluate", f"{bucket}/run"]) == 0
     assert json.loads(capsys.readouterr().out) == pytest.approx(expected["final"], rel=1e-5)
-    assert commands.main(["export", f"{google}/run", f"{google}/exported"]) == 0
-    assert "config.json" in stores.listed(f"{google}/exported")
-    assert commands.main(["export", f"{google}/run", f"{google}/exported"]) == 2
-    assert f"{google}/exported exists" in capsys.readouterr().err
+    assert commands.main(["export", f"{bucket}/run", f"{bucket}/exported"]) == 0
+    assert "config.json" in stores.listed(f"{bucket}/exported")
+    assert commands.main(["export", f"{bucket}/run", f"{bucket}/exported"]) == 2
+    assert f"{bucket}/exported exists" in capsys.readouterr().err
     arguments = ["--kind", "fisher", "--examples", "8"]
-    assert commands.main(["statistics", f"{google}/run", f"{google}/f.safetensors", *arguments]) == 0
-    assert load_file(stores.local(f"{google}/f.safetensors"))
-    assert commands.main(["report", f"{google}/run"]) == 0
-    assert f"{google}/run/curves.png" in capsys.readouterr().out
-    assert "curves.png" in stores.listed(f"{google}/run")
+    assert commands.main(["statistics", f"{bucket}/run", f"{bucket}/f.safetensors", *arguments]) == 0
+    assert load_file(stores.local(f"{bucket}/f.safetensors"))
+    assert commands.main(["report", f"{bucket}/run"]) == 0
+    assert f"{bucket}/run/curves.png" in capsys.readouterr().out
+    assert "curves.png" in stores.listed(f"{bucket}/run")
 
 
 @pytest.mark.slow
-def test_a_job_of_two_processes_in_a_store(google, tmp_path):
+@GOOGLE
+def test_a_job_of_two_processes_in_a_store(bucket, tmp_path):
     """Both write one checkpoint there; process 0 alone writes the rest."""
     keys = runs.settings(tmp_path, train__eval_every=3)
     for name in ("base", "data"):
-        stores.put(tmp_path / name, f"{google}/{name}")
+        stores.put(tmp_path / name, f"{bucket}/{name}")
     (tmp_path / "run.yaml").write_text("")
-    there = {"model.path": f"{google}/base", "data.dir": f"{google}/data"}
-    for where, count in ((f"{google}/run", 2), (str(tmp_path / "run"), 1)):
+    there = {"model.path": f"{bucket}/base", "data.dir": f"{bucket}/data"}
+    for where, count in ((f"{bucket}/run", 2), (str(tmp_path / "run"), 1)):
         given = [f"--{k}={json.dumps(v)}" for k, v in (keys | there | {"output_dir": where}).items()]
         given += ["--mesh.fsdp=2"] if count == 2 else []
         for status, _, error in jobs.run(count, tmp_path / "run.yaml", *given):
             assert status == 0, error
-    two, one = (json.loads(stores.place(f"{at}/run/metrics.json").read_text()) for at in (google, tmp_path))
+    two, one = (json.loads(stores.place(f"{at}/run/metrics.json").read_text()) for at in (bucket, tmp_path))
     assert two["final"] == pytest.approx(one["final"], rel=1e-4)
 
 
@@ -276,6 +295,19 @@ def test_a_journal_in_a_store_is_not_written_at_every_line(bucket, monkeypatch):
     journal.flush(path)
     journal.flush(path)
     assert [text.count("\n") for text in written] == [6, 7]
+
+    def fail(self, text):
+        raise ConnectionError("no route")
+
+    # While it is only late nothing ends; where it has to be there, it does.
+    monkeypatch.setattr(type(path), "write_text", fail)
+    now += journal.EVERY
+    journal.append(path, {"step": 7})
+    with pytest.raises(stores.StoreError, match="no route"):
+        journal.flush(path)
+    monkeypatch.setattr(type(path), "write_text", lambda self, text: written.append(text))
+    journal.flush(path)
+    assert written[-1].count("\n") == 8
     monkeypatch.undo()
 
 

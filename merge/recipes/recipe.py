@@ -224,7 +224,7 @@ class _Reader(NamedTuple):
                 if self.method.statistics == "none":
                     raise InputError(f"{self.path}: {where}.statistics does nothing with {self.name}; leave it out")
                 written = stores.place(document.text(f"{self.path}: {where}.statistics", statistics))
-                beside = self.path.parent / written
+                beside = written if stores.remote(written) else self.path.parent / written
                 statistics = stores.local(beside if _exists(beside) or not _exists(written) else written)
             found[model] = Input(model, parameters, layers, statistics, where)
         return list(found.values())

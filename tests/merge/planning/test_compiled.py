@@ -45,19 +45,15 @@ def test_the_program_merges(tmp_path, method):
         np.testing.assert_allclose(value, expected[name], rtol=2e-5, atol=1e-6)
 
 
+def arguments(recipe, folder):
+    """Of a plan for the devices here."""
+    return [str(recipe), str(folder / "out"), "--plan", "--topology", "here", "--json", str(folder / "plan.json")]
+
+
 def test_what_it_takes(tmp_path, capsys):
     """The arguments are the models, as many bytes as their files hold; the result takes the place of the base."""
     path, base, models, _ = ready(tmp_path, "ties")
-    arguments = [
-        str(path),
-        str(tmp_path / "out"),
-        "--plan",
-        "--topology",
-        "here",
-        "--json",
-        str(tmp_path / "plan.json"),
-    ]
-    assert command.main(arguments) == 0
+    assert command.main(arguments(path, tmp_path)) == 0
     found = json.loads((tmp_path / "plan.json").read_text())
     assert found["bytes_per_chip"]["arguments"] == sum(
         leaf.nbytes for tree in (base, *models) for leaf in tree.values()
@@ -71,17 +67,13 @@ def test_what_it_takes(tmp_path, capsys):
 def test_on_eight_devices(tmp_path):
     """Each holds its eighth of what eight divides; RankMean's norms, and nothing of a tensor's size, are summed over them."""
     path, base, models, _ = ready(tmp_path, "rankmean")
-    arguments = [
-        str(path),
-        str(tmp_path / "out"),
-        "--plan",
-        "--topology",
-        "here",
-        "--json",
-        str(tmp_path / "plan.json"),
-    ]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
-    subprocess.run([sys.executable, "-m", "merge", *arguments], check=True, env=environment, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "merge", *arguments(path, tmp_path)],
+        check=True,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+    )
     found = json.loads((tmp_path / "plan.json").read_text())
     share = sum(leaf.nbytes // (8 if any(size % 8 == 0 for size in leaf.shape) else 1) for leaf in base.values())
     assert found["devices"] == 8
@@ -98,15 +90,15 @@ def test_tensors_are_divided_along_their_longest_axis_that_can_be():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("options", "message"),
     [
         (["--topology", "v5e:2x2"], "--topology says what to plan: give it with --plan --topology"),
         (["--plan", "--json", "x"], "--json says what to plan"),
         (["--plan", "--topology", "v5:2x2"], "no such chip"),
     ],
 )
-def test_bad_input(tmp_path, capsys, arguments, message):
+def test_bad_input(tmp_path, capsys, options, message):
     path, *_ = ready(tmp_path, "linear")
-    assert command.main([str(path), str(tmp_path / "out"), *arguments]) == 2
+    assert command.main([str(path), str(tmp_path / "out"), *options]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

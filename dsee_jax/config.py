@@ -29,6 +29,8 @@ class ModelConfig:
     task: Literal["auto", "sequence-classification", "causal-lm"] = "auto"
     """causal-lm learns to write what follows prompts, of source e2e, csv or jsonl. auto: causal-lm for e2e, else
     sequence-classification."""
+    new_head: bool = False
+    """The checkpoint was tuned on another task: create what gives the labels anew, whatever it holds."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the matrix products are computed in. What is trained is kept in float32."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -378,6 +380,7 @@ def check(config: Config) -> None:
         causal or data.source != "e2e", "model.task", config.model.task, "causal-lm or auto: e2e has prompts and texts"
     )
     need(not causal or data.source in sources, "data.source", data.source, f"for causal-lm one of {', '.join(sources)}")
+    need(not causal or not config.model.new_head, "model.new_head", True, "false: causal-lm gives no labels")
     need(causal or not data.packing, "data.packing", data.packing, "false: only texts of causal-lm are packed")
     for name, least in (("new_tokens", 0), ("beams", 1), ("batch_size", 1), ("prompts", 0)):
         need((value := getattr(config.generate, name)) >= least, f"generate.{name}", value, f"{least} or more")

@@ -77,7 +77,7 @@ def prepare(config: Config) -> Setup:
     with processes.unanimous():
         model, params = hf.load_pretrained(
             *(folder, configs.model_task(config), task.num_labels),
-            **{name: getattr(asked, name) for name in ("dtype", "param_dtype", "scan", "remat")},
+            **{name: getattr(asked, name) for name in ("new_head", "dtype", "param_dtype", "scan", "remat")},
             sharding=lambda model: sharding.placement(mesh, model).sharding,
             key=key["head"],
         )
@@ -209,10 +209,10 @@ def _check_output(config: Config) -> None:
             "folder (of a mounted bucket, for instance), and copy model/ and adapter/ afterwards"
         )
     with stores.reached(folder):
-        text = _kept_config(folder)
-    if text is None:
+        kept = _kept_config(folder)
+    if kept is None:
         return
-    before, now = (tree.flatten(yaml.safe_load(text)) for text in (text, configs.dump(config)))
+    before, now = (tree.flatten(yaml.safe_load(text)) for text in (kept, configs.dump(config)))
     other = [
         f"{path.replace('/', '.')} is {before.get(path)!r} there and {now.get(path)!r} here"
         for path in sorted(before.keys() | now.keys())

@@ -230,6 +230,7 @@ BAD = {
         {"model__task": "sequence-classification", "data__packing": True},
         "data.packing is",
     ),
+    "a new head of what has none": (None, {"model__new_head": True}, "model.new_head is True; expected false"),
     "no such search": (None, {"generate__beams": 0}, "generate.beams is 0; expected 1 or more"),
 }
 

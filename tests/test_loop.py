@@ -390,3 +390,26 @@ def test_regression(tmp_path):
     assert set(results["final"]) == {"pearson", "spearman", "loss"}
     assert results["head_parameters"] == 24 * 24 + 24 + 24 + 1
     assert json.loads((out / "model" / "config.json").read_text())["id2label"] == {"0": "LABEL_0"}
+
+
+def test_on_from_a_model_of_another_task(tmp_path):
+    """A regression that is tuned in full, and on from what it left a task of two labels, which reads all but the classifier."""
+    runs.settings(tmp_path)
+    table = runs.table(tmp_path / "scores", regression=True)
+    full = {"delta__rank": 0, "delta__nonzeros": 0, "train__full": True, "prune__kind": "none", "train__epochs": 0.2}
+    options = {"data__dir": table, "data__regression": True, "output_dir": str(tmp_path / "first")}
+    loop.run(runs.config(tmp_path, **full, **options), say=lambda text: None)
+    _, first = hf.load_pretrained(tmp_path / "first/model", num_labels=1)
+
+    again = {"model__path": str(tmp_path / "first/model"), "train__epochs": 0.2, "train__retune_epochs": 0.2}
+    with pytest.raises(InputError, match="num_labels is 2, the file has 1 labels: pass num_labels, or new_head"):
+        loop.run(runs.config(tmp_path, **again), say=lambda text: None)
+    assert not (tmp_path / "run").exists()
+    loop.run(runs.config(tmp_path, model__new_head=True, **again), say=lambda text: None)
+    config = json.loads((tmp_path / "run/model/config.json").read_text())
+    assert list(config["id2label"].values()) == ["no", "yes"]
+    _, second = hf.load_pretrained(tmp_path / "run/model")
+    # What DSEE does not train is the first run's; half of the kernels of the encoder is pruned.
+    np.testing.assert_array_equal(second["embeddings"]["word"]["embedding"], first["embeddings"]["word"]["embedding"])
+    before, after = (tree.get(one, "encoder/layer_0/attention/query/kernel") for one in (first, second))
+    np.testing.assert_array_equal(after, np.where(np.asarray(after) != 0, before, 0))

@@ -4,12 +4,13 @@ Every tensor of a file is accounted for by the tables of its architecture: one l
 is an error. Only a missing task head is created, and said on the logger ``dsee_jax.ckpt.hf``.
 """
 
+import dataclasses
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias
@@ -141,6 +142,7 @@ def load_pretrained(
     param_dtype: str = "float32",
     scan: bool = False,
     remat: bool = False,
+    new_head: bool = False,
     sharding: Callable[[Any], Sharding] | None = None,
     key: Key | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
@@ -157,6 +159,8 @@ def load_pretrained(
       param_dtype: float32 or bfloat16, of the params, whatever the file holds.
       scan: of decoders: run the layers by ``jax.lax.scan``; their params come stacked (`dsee_jax.stacks`).
       remat: of decoders: compute what is inside a layer again in the backward pass.
+      new_head: create what gives the labels at random though the file has it: its model was tuned on another task. What a head
+        has below that, as the pooler of BERT, is read.
       sharding: of the model, before a param is read: ``model -> (path -> where it lies)``; None: on the default device.
       key: for a head that the checkpoint lacks, normal with the config's initializer_range (0.02), biases 0; None:
         ``jax.random.key(0)``.
@@ -174,7 +178,7 @@ def load_pretrained(
     except InputError as error:
         raise InputError(f"{folder / cuts.KEPT}: {error}: it and config.json must be written together") from None
     places, stored = _places(model), tensors.index(folder)
-    found = _account(folder, model, places, stored)
+    found = _account(folder, model, places, stored, _labelled(folder, model) if new_head else set())
     groups, kind = _groups(folder, model, scan, remat), _param_dtype(param_dtype)
     options = {name: True for name, asked in (("scan", scan), ("remat", remat)) if asked}
     where = None if sharding is None else sharding(model.clone(**options))
@@ -182,7 +186,8 @@ def load_pretrained(
     shapes = {path: leaf.shape for path, leaf in tree.flatten(models.shapes(model)).items()}
     created = [path for stacked, members in groups.items() for path in members if stacked not in flat]
     if created:
-        log.warning("%s has no %s: created at random", folder, ", ".join(created))
+        said = "the head of another task is left in %s, %s" if new_head else "%s has no %s"
+        log.warning(f"{said}: created at random", folder, ", ".join(created))
     for number, path in enumerate(created):
         noise = jax.random.normal(jax.random.fold_in(jax.random.key(0) if key is None else key, number), shapes[path])
         value = jnp.zeros(shapes[path]) if path.endswith("bias") else model.config.initializer_range * noise
@@ -259,10 +264,20 @@ def _groups(folder: Path, model: Any, scan: bool, remat: bool) -> dict[str, list
     return {path: members[path] for path in tree.flatten(models.shapes(model.clone(scan=True)))}
 
 
+def _labelled(folder: Path, model: Any) -> set[str]:
+    """Return the HF names of what gives the labels: the params whose shape their number decides."""
+    more = model.clone(config=dataclasses.replace(model.config, num_labels=model.config.num_labels + 1))
+    shapes, others = (tree.flatten(models.shapes(one)) for one in (model, more))
+    found = {_stored(_tables(model), path)[0] for path, leaf in shapes.items() if leaf.shape != others[path].shape}
+    if not found:
+        raise InputError(f"{folder}: new_head is true; a model for {model.task} gives no labels: leave it out")
+    return found
+
+
 def _account(
-    folder: Path, model: Any, places: Mapping[str, _Place], stored: Mapping[str, tensors.Stored]
+    folder: Path, model: Any, places: Mapping[str, _Place], stored: Mapping[str, tensors.Stored], unread: Container[str]
 ) -> dict[str, tensors.Stored]:
-    """Return ``{HF name: where}`` of the params the file has; anything not explained is an error."""
+    """Return ``{HF name: where}`` of the params the file has, but for those ``unread``; anything not explained is an error."""
     tables = _tables(model)
     head = {theirs for ours, theirs, _ in tables.HF_NAMES if _any(tables.HEAD, ours)}
     found: dict[str, tensors.Stored] = {}
@@ -275,7 +290,7 @@ def _account(
             known = tables.PREFIX + known
         if known in found:
             raise InputError(f"{where.file} holds {known!r} twice, under an old name or without {tables.PREFIX!r} too")
-        if known in places:
+        if known in places and known not in unread:
             found[known] = where
         elif known in head or _any(tables.IGNORED_NAMES, name):
             ignored.append(name)
@@ -318,7 +333,8 @@ def _misshapen(folder: Path, model: Any, name: str, where: tensors.Stored, place
         hint = " (were heads or neurons cut? then take the config.json that was written with these weights)"
     head = any(_any(_tables(model).HEAD, path) for path in place.params)
     if head and model.task != "question-answering" and where.shape[1:] == place.shape[1:]:
-        hint = f" (num_labels is {model.config.num_labels}, the file has {where.shape[:1][0]} labels: pass num_labels)"
+        labels = f"num_labels is {model.config.num_labels}, the file has {where.shape[:1][0]} labels"
+        hint = f" ({labels}: pass num_labels, or new_head where they are of another task)"
     return f"{where.file}: {name!r} has shape {where.shape}; {folder / 'config.json'} asks for {place.shape}{hint}"
 
 

@@ -210,8 +210,26 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, change, message):
 
 def test_other_number_of_labels_says_how_to_read_it(tmp_path):
     """A three-way model read as two-way."""
-    with pytest.raises(InputError, match=r"num_labels is 2, the file has 3 labels: pass num_labels"):
+    with pytest.raises(InputError, match=r"num_labels is 2, the file has 3 labels: pass num_labels, or new_head"):
         hf.load_pretrained(tiny.bert(tmp_path / "a", labels=3))
+
+
+@pytest.mark.parametrize("labels", [2, 3])
+def test_a_head_of_another_task(tmp_path, caplog, labels):
+    """What gives the labels is new, as many as there were or not, and decided by the key; all else is read."""
+    folder = tiny.bert(tmp_path / "a", labels=labels)
+    _, before = hf.load_pretrained(folder, num_labels=labels)
+    model, params = hf.load_pretrained(folder, new_head=True, key=jax.random.key(1))
+    assert "the head of another task is left in" in caplog.text
+    assert "classifier/bias, classifier/kernel: created at random" in caplog.text
+    assert params["classifier"]["kernel"].shape == (24, model.config.num_labels) == (24, 2)
+    if labels == 2:
+        assert (params["classifier"]["kernel"] != before["classifier"]["kernel"]).any()
+    other = hf.load_pretrained(folder, new_head=True, key=jax.random.key(2))[1]
+    assert (params["classifier"]["kernel"] != other["classifier"]["kernel"]).any()
+    _same(*({name: part for name, part in one.items() if name != "classifier"} for one in (params, before)))
+    with pytest.raises(InputError, match="new_head is true; a model for features gives no labels"):
+        hf.load_pretrained(folder, "features", new_head=True)
 
 
 def test_pickle_is_refused_with_the_way_out(tmp_path):

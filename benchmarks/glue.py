@@ -6,7 +6,8 @@ GLUE_DIR holds RTE, SST-2 and STS-B in the original TSV layout. A run is ``confi
 it measured is kept, with its config, in ``benchmarks/results/glue/RUN.json`` and not measured again unless the config changes;
 a run that was interrupted goes on. ``--search`` first tries, for every method alike: half, once and twice a learning rate
 (full 1e-4, LoRA and DSEE 1e-3) on 3,000 examples of STS-B, two passes; and on the whole of RTE, six passes, that rate with
-batches of 32 and half of it with batches of 16. DSEE pruned by |W + D| over all kernels together in the search, before it was
+batches of 32 and half of it with batches of 16. RTE after STS-B begins with the MiniLM that the first seed tuned in full on
+STS-B, and takes the rates and batches found for RTE. DSEE pruned by |W + D| over all kernels together in the search, before it was
 measured that pruning by WANDA within each kernel loses less.
 
 Writes the table and the search to ``benchmarks/results/glue.json`` and ``glue.md``, of the runs there are so far.
@@ -29,7 +30,9 @@ from dsee_jax import journal, tree
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-TASKS = {"sst2": "accuracy", "stsb": "pearson", "rte": "accuracy"}
+TASKS = {"sst2": "accuracy", "stsb": "pearson", "rte": "accuracy", "rte_after_stsb": "accuracy"}
+STARTS = {"rte_after_stsb": ("stsb", "full", 0)}
+"""Tasks whose runs begin with the model that another run ended with: its task, method and seed."""
 METHODS = ("full", "lora", "dsee")
 RATES = {"full": 1e-4, "lora": 1e-3, "dsee": 1e-3}
 """The learning rates around which every search looks."""
@@ -61,17 +64,27 @@ def run(
     del asked["output_dir"], asked["data"]["dir"]
     if kept.exists() and equal((found := json.loads(kept.read_text()))["config"], asked):
         return found["metrics"]
-    print(f"== {name}", flush=True)
-    # Every run compiles the same shapes: keep the programs.
-    environment = {"JAX_COMPILATION_CACHE_DIR": str(options.runs / "compiled"), **os.environ}
-    places = (f"--data.dir={options.data}", f"--output_dir={out}")
-    subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), str(path), *places, *overrides], check=True, env=environment, cwd=ROOT
-    )
+    train(name, task, method, options, *overrides)
     found = json.loads((out / "metrics.json").read_text())
     kept.parent.mkdir(parents=True, exist_ok=True)
     journal.write(kept, {"config": asked, "metrics": found})
     return found
+
+
+def train(name: str, task: str, method: str, options: argparse.Namespace, *overrides: str) -> None:
+    """Do a run, or what is left of it, in a process of its own, after the one that it begins with."""
+    places = [f"--data.dir={options.data}", f"--output_dir={options.runs / name}"]
+    if task in STARTS:
+        *first, seed = STARTS[task]
+        begin = "{}_{}_seed{}".format(*first, seed)
+        if not (options.runs / begin / "metrics.json").exists():
+            train(begin, *first, options, f"--train.seed={seed}")
+        places.append(f"--model.path={options.runs / begin / 'model'}")
+    print(f"== {name}", flush=True)
+    # Every run compiles the same shapes: keep the programs.
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(options.runs / "compiled"), **os.environ}
+    command = [sys.executable, str(ROOT / "train.py"), str(config_path(task, method)), *places, *overrides]
+    subprocess.run(command, check=True, env=environment, cwd=ROOT)
 
 
 def equal(before: dict[str, Any], now: dict[str, Any]) -> bool:

@@ -36,7 +36,7 @@ def write(run: Path, folder: Path) -> None:
     base = resolve(found.config.model.path)
     hf.save_pretrained(folder / "final", found.model, finished.folded(found), source=run / finished.MODEL)
     model: Any
-    model, params = hf.load_pretrained(base, num_labels=found.task.num_labels)
+    model, params = hf.load_pretrained(base, num_labels=found.task.num_labels, new_head=found.config.model.new_head)
     flat, tuned = tree.flatten(params), tree.flatten(found.params)
     head = tree.select(models.find(model.config.model_type).HEAD, flat)
     params = tree.unflatten(flat | {path: tuned[path] for path in head})

@@ -6,9 +6,10 @@ GLUE_DIR holds RTE, SST-2 and STS-B in the original TSV layout. A run is ``confi
 it measured is kept, with its config, in ``benchmarks/results/glue/RUN.json`` and not measured again unless the config changes;
 a run that was interrupted goes on. ``--search`` first tries, for every method alike: half, once and twice a learning rate
 (full 1e-4, LoRA and DSEE 1e-3) on 3,000 examples of STS-B, two passes; and on the whole of RTE, six passes, that rate with
-batches of 32 and half of it with batches of 16. RTE after STS-B begins with the MiniLM that the first seed tuned in full on
-STS-B, and takes the rates and batches found for RTE. DSEE pruned by |W + D| over all kernels together in the search, before it was
-measured that pruning by WANDA within each kernel loses less.
+batches of 32 and half of it with batches of 16. DSEE pruned by |W + D| over all kernels together in the search, before it was
+measured that pruning by WANDA within each kernel loses less. RTE after STS-B takes the rates and batches found for RTE, and
+goes on from what the first seed made of MiniLM on STS-B: full and LoRA from the model tuned in full, DSEE from the model that
+DSEE pruned there and from its updates.
 
 Writes the table and the search to ``benchmarks/results/glue.json`` and ``glue.md``, of the runs there are so far.
 """
@@ -31,8 +32,8 @@ from dsee_jax import journal, tree
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 TASKS = {"sst2": "accuracy", "stsb": "pearson", "rte": "accuracy", "rte_after_stsb": "accuracy"}
-STARTS = {"rte_after_stsb": ("stsb", "full", 0)}
-"""Tasks whose runs begin with the model that another run ended with: its task, method and seed."""
+STARTS = {"rte_after_stsb": ("stsb", {"full": "full", "lora": "full", "dsee": "dsee"})}
+"""Tasks whose runs go on from what a run on another task made, its first seed; the method of that by the method of this."""
 METHODS = ("full", "lora", "dsee")
 RATES = {"full": 1e-4, "lora": 1e-3, "dsee": 1e-3}
 """The learning rates around which every search looks."""
@@ -51,11 +52,19 @@ PASSES = {
 
 
 def run(
-    name: str, task: str, method: str, seed: int, options: argparse.Namespace, *overrides: str, folder: str = "glue"
+    name: str,
+    task: str,
+    method: str,
+    seed: int,
+    options: argparse.Namespace,
+    *overrides: str,
+    folder: str = "glue",
+    start: str = "",
 ) -> dict[str, Any]:
     """Do one run, or what is left of it, in a process of its own; return the content of its metrics.json.
 
-    ``folder`` of the results keeps it.
+    ``folder`` of the results keeps it. ``start`` is the method of the run that it goes on from, where its task has one; empty:
+    that of `STARTS`.
     """
     path, out, kept = config_path(task, method), options.runs / name, RESULTS / folder / f"{name}.json"
     overrides = (f"--train.seed={seed}", *overrides)
@@ -64,22 +73,24 @@ def run(
     del asked["output_dir"], asked["data"]["dir"]
     if kept.exists() and equal((found := json.loads(kept.read_text()))["config"], asked):
         return found["metrics"]
-    train(name, task, method, options, *overrides)
+    train(name, task, method, options, *overrides, start=start)
     found = json.loads((out / "metrics.json").read_text())
     kept.parent.mkdir(parents=True, exist_ok=True)
     journal.write(kept, {"config": asked, "metrics": found})
     return found
 
 
-def train(name: str, task: str, method: str, options: argparse.Namespace, *overrides: str) -> None:
-    """Do a run, or what is left of it, in a process of its own, after the one that it begins with."""
+def train(name: str, task: str, method: str, options: argparse.Namespace, *overrides: str, start: str = "") -> None:
+    """Do a run, or what is left of it, in a process of its own, after the one that it goes on from; see `run`."""
     places = [f"--data.dir={options.data}", f"--output_dir={options.runs / name}"]
     if task in STARTS:
-        *first, seed = STARTS[task]
-        begin = "{}_{}_seed{}".format(*first, seed)
-        if not (options.runs / begin / "metrics.json").exists():
-            train(begin, *first, options, f"--train.seed={seed}")
-        places.append(f"--model.path={options.runs / begin / 'model'}")
+        first, methods = STARTS[task]
+        before = f"{first}_{start or methods[method]}_seed0"
+        if not (options.runs / before / "metrics.json").exists():
+            train(before, first, start or methods[method], options, "--train.seed=0")
+        places.append(f"--model.path={options.runs / before / 'model'}")
+        if (options.runs / before / "adapter").exists():
+            places.append(f"--delta.start={options.runs / before / 'adapter'}")
     print(f"== {name}", flush=True)
     # Every run compiles the same shapes: keep the programs.
     environment = {"JAX_COMPILATION_CACHE_DIR": str(options.runs / "compiled"), **os.environ}

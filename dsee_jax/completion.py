@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsee_jax import finished, stores, writing
+from dsee_jax import stores, writing
 from dsee_jax.aliases import Key
 from dsee_jax.ckpt import adapter, hf
 from dsee_jax.ckpt.folders import GENERATION, read_json
@@ -61,7 +61,7 @@ def opened(path: str | Path, *, dtype: str = "float32") -> Writer:
     updates: dict[str, Any] = {}
     if (local / ADAPTER).is_dir():
         kept = adapter.load(local / ADAPTER)
-        finished.check_adapter(local, params, kept)
+        adapter.check(local / ADAPTER, folder, params, kept)
         updates = {"deltas": kept.deltas, "supports": kept.supports}
         updates |= {name: kept.config[name] for name in ("scale", "scale_sparse")}
     tokenizer = load_tokenizer(folder)

@@ -92,6 +92,9 @@ class DeltaConfig:
     """How the coordinates of S are chosen from the pretrained kernel."""
     support_rank: int = 0
     """grebsmo: the rank of the low-rank part that is taken off first. 0: a quarter of the smaller side, at most 96."""
+    start: str = ""
+    """The adapter/ folder of a run whose updates this one goes on with, instead of new ones; model.path is then that run's
+    model/, rank, nonzeros, targets and scale are that run's. What it pruned is zero and stays so."""
     scale_sparse: bool = True
     """Scale S as well as A @ B (the authors of DSEE do; RoSA and PEFT do not)."""
 
@@ -389,6 +392,8 @@ def check(config: Config) -> None:
         raise InputError(
             f"prune.score {prune.score!r} compares the low-rank update and delta.rank is 0: use ABS or NABS"
         )
+    if delta.start and not delta.rank and not delta.nonzeros:
+        raise InputError(f"delta.start is {delta.start!r}; delta.rank and delta.nonzeros are 0: there are no updates")
     if train.full and (delta.rank or delta.nonzeros):
         raise InputError(
             "train.full trains every weight and leaves nothing for a delta: set delta.rank and delta.nonzeros to 0"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsee_jax import compaction, evaluation, sharding, stablehlo, step, tree
+from dsee_jax import compaction, evaluation, sharding, stablehlo, step
 from dsee_jax import config as configs
 from dsee_jax import data as datasets
 from dsee_jax import deltas as delta_trees
@@ -48,29 +48,12 @@ def opened(run: Path, overrides: Sequence[str] = (), *, divided: bool = False) -
     )
     kept = adapter.load(run / ADAPTER) if config.delta.rank or config.delta.nonzeros else None
     if kept:
-        check_adapter(run, params, kept)
+        adapter.check(run / ADAPTER, run / MODEL, params, kept)
     return Finished(config, task, model, params, kept)
 
 
 def _placement(config: Config, model: Any) -> sharding.Placement:
     return sharding.placement(sharding.mesh(config.mesh, batch_size=config.train.batch_size), model)
-
-
-def check_adapter(run: Path, params: Params, kept: adapter.Adapter) -> None:
-    """Raise `InputError` for an adapter of another base, or of another cut of it, which may have the same shapes."""
-    # An adapter that says its widths alone is told by its shapes.
-    where = None if "kept" in kept.config and not kept.kept else cuts.difference(cuts.read(run / MODEL), kept.kept)
-    if where:
-        raise InputError(f"{run / ADAPTER} and {run / MODEL} are of two cuts: {where} differ; both must be of one run")
-    flat, coordinates = tree.flatten(params), tree.flatten(kept.supports)
-    for path, delta in delta_trees.kernels(kept.deltas).items():
-        shape = flat[path].shape[-2:] if path in flat else ()
-        fits = bool(shape) and ("a" not in delta or (delta["a"].shape[-2], delta["b"].shape[-1]) == shape)
-        if not fits or (path in coordinates and (coordinates[path] >= shape).any()):
-            raise InputError(
-                f"{run / ADAPTER}: the update of {path!r} does not fit {run / MODEL}, which has {shape or 'none'} there: "
-                "they are of two models, or of two cuts of one"
-            )
 
 
 def folded(found: Finished) -> Params:

@@ -1,5 +1,6 @@
 """What a run reads, checked as a whole before the run writes anything."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +12,9 @@ import yaml
 from dsee_jax import config as configs
 from dsee_jax import data as datasets
 from dsee_jax import deltas as delta_trees
-from dsee_jax import models, processes, prune, sharding, stores, text_metrics, tree, units, writing
-from dsee_jax.aliases import Masks, Params, Supports
-from dsee_jax.ckpt import hf
+from dsee_jax import models, processes, prune, sharding, stacks, stores, text_metrics, tree, units, writing
+from dsee_jax.aliases import Deltas, Key, Masks, Params, Supports
+from dsee_jax.ckpt import adapter, hf
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.config import Config
 from dsee_jax.data import responses
@@ -91,7 +92,8 @@ def prepare(config: Config) -> Setup:
         if config.prune.kind in configs.CUTTING:
             _check_units(model, params, prunable, config.prune)
     data = read_data(config, task, folder, model)
-    deltas, supports = delta_trees.init(params, config.delta, key=key["deltas"])
+    with processes.unanimous():
+        deltas, supports = _updates(config, folder, model, params, key["deltas"])
     trained = {"deltas": deltas, "params": jax.tree.map(lambda leaf: leaf.astype(jnp.float32), moving)}
     if not jax.tree.leaves(trained):
         raise InputError(
@@ -99,6 +101,33 @@ def prepare(config: Config) -> Setup:
         )
     placed = sharding.placement(mesh, model)
     return Setup(config, folder, model, params, head, prunable, trained, supports, data, placed, {})
+
+
+def _updates(config: Config, folder: Path, model: Any, params: Params, key: Key) -> tuple[Deltas, Supports]:
+    """Return the updates that a run begins with, and where their sparse values live: new ones, or those of another run."""
+    delta = config.delta
+    if not delta.start:
+        return delta_trees.init(params, delta, key=key)
+    start = stores.local(delta.start)
+    kept = adapter.load(start)
+    if getattr(model, "scan", False):
+        kept = kept._replace(deltas=stacks.stack(kept.deltas), supports=stacks.stack(kept.supports))
+    adapter.check(start, folder, params, kept)
+    # Of the shapes that the config asks for, wherever their values are.
+    new, _ = delta_trees.init(params, dataclasses.replace(delta, support="random"), key=key)
+    here, there = ({path: leaf.shape for path, leaf in tree.flatten(one).items()} for one in (new, kept.deltas))
+    for path in sorted(here.keys() | there.keys()):
+        if here.get(path) != there.get(path):
+            raise InputError(
+                f"delta.start {start}: {path!r} is {there.get(path, 'not')} there and {here.get(path, 'not')} by this config: "
+                "set delta.targets, rank and nonzeros as they were"
+            )
+    for name in ("scale", "scale_sparse"):
+        if (found := kept.config[name]) != (asked := getattr(delta, name)):
+            raise InputError(
+                f"delta.start {start}: {name} is {found} there and {asked} by this config: set it as it was"
+            )
+    return jax.tree.map(jnp.asarray, kept.deltas), jax.tree.map(jnp.asarray, kept.supports)
 
 
 def trains(config: Config, model: Any, params: Params) -> tuple[list[str], Any]:

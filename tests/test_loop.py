@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file
 
 import decoders
@@ -393,7 +394,7 @@ def test_regression(tmp_path):
 
 
 def test_on_from_a_model_of_another_task(tmp_path):
-    """A regression that is tuned in full, and on from what it left a task of two labels, which reads all but the classifier."""
+    """A regression tuned in full, and on from what it left a task of two labels, which reads all but the classifier."""
     runs.settings(tmp_path)
     table = runs.table(tmp_path / "scores", regression=True)
     full = {"delta__rank": 0, "delta__nonzeros": 0, "train__full": True, "prune__kind": "none", "train__epochs": 0.2}
@@ -413,3 +414,40 @@ def test_on_from_a_model_of_another_task(tmp_path):
     np.testing.assert_array_equal(second["embeddings"]["word"]["embedding"], first["embeddings"]["word"]["embedding"])
     before, after = (tree.get(one, "encoder/layer_0/attention/query/kernel") for one in (first, second))
     np.testing.assert_array_equal(after, np.where(np.asarray(after) != 0, before, 0))
+
+
+def test_on_from_the_updates_of_a_run(dsee):
+    """It begins where that run ended, and what that one pruned stays zero."""
+    folder, first = dsee
+    on = {
+        "model__path": str(folder / "run/model"),
+        "delta__start": str(folder / "run/adapter"),
+        "prune__score": "W",
+        "train__epochs": 0.4,
+        "train__retune_epochs": 0.4,
+        "output_dir": str(folder / "on"),
+    }
+    results, _ = run(folder, **on)
+    assert results["before"] == pytest.approx(first["final"], rel=1e-5)
+    before, after = (adapter.load(folder / name / "adapter") for name in ("run", "on"))
+    assert tree.flatten(before.masks).keys() == tree.flatten(after.masks).keys()
+    for path, mask in tree.flatten(before.masks).items():
+        np.testing.assert_array_equal(tree.get(after.masks, path), mask)
+    jax.tree.map(np.testing.assert_array_equal, after.supports, before.supports)
+    moved = jax.tree.map(lambda x, y: np.abs(x - y).max() > 0, before.deltas, after.deltas)
+    assert all(jax.tree.leaves(moved))
+
+    for other, message in {
+        "delta__rank=3": r"query/kernel/a' is \(24, 2\) there and \(24, 3\) by this config: set delta.targets, rank",
+        "delta__nonzeros=0": r"query/kernel/values' is \(5,\) there and not by this config",
+        "delta__targets=['.*/query/kernel']": "value/kernel/a' is .* there and not by this config",
+        "delta__alpha=4": "scale is 16.0 there and 2.0 by this config: set it as it was",
+        "delta__scale_sparse=false": "scale_sparse is True there and False by this config",
+    }.items():
+        key, _, value = other.partition("=")
+        changed = on | {key: yaml.safe_load(value), "output_dir": str(folder / "bad")}
+        with pytest.raises(InputError, match=message):
+            run(folder, **changed)
+    with pytest.raises(InputError, match="nowhere/adapter_config.json: missing"):
+        run(folder, **on | {"delta__start": str(folder / "nowhere"), "output_dir": str(folder / "bad")})
+    assert not (folder / "bad").exists()

@@ -71,6 +71,27 @@ def load(folder: Path) -> Adapter:
     return Adapter(deltas, supports, params, masks, config, cuts.read(folder))
 
 
+def check(folder: Path, model: Path, params: Params, kept: Adapter) -> None:
+    """Raise `InputError` where the adapter of ``folder`` is of another base than the ``params`` of ``model``.
+
+    Or of another cut of it, which may have the same shapes.
+    """
+    # An adapter that says its widths alone is told by its shapes.
+    where = None if "kept" in kept.config and not kept.kept else cuts.difference(cuts.read(model), kept.kept)
+    if where:
+        raise InputError(f"{folder} and {model} are of two cuts: {where} differ; both must be of one run")
+    flat, coordinates, deltas = (tree.flatten(one) for one in (params, kept.supports, kept.deltas))
+    for path in dict.fromkeys(part.rpartition("/")[0] for part in deltas):
+        shape = flat[path].shape[-2:] if path in flat else ()
+        a, b = (deltas.get(f"{path}/{part}") for part in "ab")
+        fits = bool(shape) and (a is None or b is None or (a.shape[-2], b.shape[-1]) == shape)
+        if not fits or (path in coordinates and (coordinates[path] >= shape).any()):
+            raise InputError(
+                f"{folder}: the update of {path!r} does not fit {model}, which has {shape or 'none'} there: "
+                "they are of two models, or of two cuts of one"
+            )
+
+
 def fingerprint(folder: Path) -> str:
     """Return the SHA-256 (hex) over the safetensors files of a model folder, in the order of their names."""
     digest = hashlib.sha256()

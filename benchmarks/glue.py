@@ -7,9 +7,8 @@ it measured is kept, with its config, in ``benchmarks/results/glue/RUN.json`` an
 a run that was interrupted goes on. ``--search`` first tries, for every method alike: half, once and twice a learning rate
 (full 1e-4, LoRA and DSEE 1e-3) on 3,000 examples of STS-B, two passes; and on the whole of RTE, six passes, that rate with
 batches of 32 and half of it with batches of 16. DSEE pruned by |W + D| over all kernels together in the search, before it was
-measured that pruning by WANDA within each kernel loses less. RTE after STS-B takes the rates and batches found for RTE, and
-goes on from what the first seed made of MiniLM on STS-B: full and LoRA from the model tuned in full, DSEE from the model that
-DSEE pruned there and from its updates.
+measured that pruning by WANDA within each kernel loses less. RTE after STS-B begins with the MiniLM that the first
+seed tuned in full on STS-B, and takes the rates and batches found for RTE.
 
 Writes the table and the search to ``benchmarks/results/glue.json`` and ``glue.md``, of the runs there are so far.
 """
@@ -32,8 +31,8 @@ from dsee_jax import journal, tree
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 TASKS = {"sst2": "accuracy", "stsb": "pearson", "rte": "accuracy", "rte_after_stsb": "accuracy"}
-STARTS = {"rte_after_stsb": ("stsb", {"full": "full", "lora": "full", "dsee": "dsee"})}
-"""Tasks whose runs go on from what a run on another task made, its first seed; the method of that by the method of this."""
+STARTS = {"rte_after_stsb": ("stsb", "full", 0)}
+"""Tasks whose runs begin with the model that a run on another task made: its task, method and seed."""
 METHODS = ("full", "lora", "dsee")
 RATES = {"full": 1e-4, "lora": 1e-3, "dsee": 1e-3}
 """The learning rates around which every search looks."""
@@ -59,12 +58,10 @@ def run(
     options: argparse.Namespace,
     *overrides: str,
     folder: str = "glue",
-    start: str = "",
 ) -> dict[str, Any]:
     """Do one run, or what is left of it, in a process of its own; return the content of its metrics.json.
 
-    ``folder`` of the results keeps it. ``start`` is the method of the run that it goes on from, where its task has one; empty:
-    that of `STARTS`.
+    ``folder`` of the results keeps it.
     """
     path, out, kept = config_path(task, method), options.runs / name, RESULTS / folder / f"{name}.json"
     overrides = (f"--train.seed={seed}", *overrides)
@@ -73,24 +70,22 @@ def run(
     del asked["output_dir"], asked["data"]["dir"]
     if kept.exists() and equal((found := json.loads(kept.read_text()))["config"], asked):
         return found["metrics"]
-    train(name, task, method, options, *overrides, start=start)
+    train(name, task, method, options, *overrides)
     found = json.loads((out / "metrics.json").read_text())
     kept.parent.mkdir(parents=True, exist_ok=True)
     journal.write(kept, {"config": asked, "metrics": found})
     return found
 
 
-def train(name: str, task: str, method: str, options: argparse.Namespace, *overrides: str, start: str = "") -> None:
-    """Do a run, or what is left of it, in a process of its own, after the one that it goes on from; see `run`."""
+def train(name: str, task: str, method: str, options: argparse.Namespace, *overrides: str) -> None:
+    """Do a run, or what is left of it, in a process of its own, after the one that it begins with."""
     places = [f"--data.dir={options.data}", f"--output_dir={options.runs / name}"]
     if task in STARTS:
-        first, methods = STARTS[task]
-        before = f"{first}_{start or methods[method]}_seed0"
+        *first, seed = STARTS[task]
+        before = "{}_{}_seed{}".format(*first, seed)
         if not (options.runs / before / "metrics.json").exists():
-            train(before, first, start or methods[method], options, "--train.seed=0")
+            train(before, *first, options, f"--train.seed={seed}")
         places.append(f"--model.path={options.runs / before / 'model'}")
-        if (options.runs / before / "adapter").exists():
-            places.append(f"--delta.start={options.runs / before / 'adapter'}")
     print(f"== {name}", flush=True)
     # Every run compiles the same shapes: keep the programs.
     environment = {"JAX_COMPILATION_CACHE_DIR": str(options.runs / "compiled"), **os.environ}

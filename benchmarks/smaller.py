@@ -54,9 +54,8 @@ BATCHES, ROUNDS = 20, 5
 
 
 def done(name: str, task: str, method: str, seed: int, options: argparse.Namespace, *overrides: str) -> dict[str, Any]:
-    """Do one run of this benchmark; see `glue.run`. What is cut was whole before."""
-    whole = ("--delta.start=",) if task in glue.STARTS else ()
-    return glue.run(name, task, method, seed, options, *whole, *overrides, folder=FOLDER, start="full")
+    """Do one run of this benchmark; see `glue.run`."""
+    return glue.run(name, task, method, seed, options, *overrides, folder=FOLDER)
 
 
 def pruned(kind: str, heads: float, neurons: float) -> list[str]:
@@ -67,6 +66,7 @@ def pruned(kind: str, heads: float, neurons: float) -> list[str]:
         f"--prune.neurons={neurons}",
         "--prune.scope=tensor",
         "--prune.score=WABS",
+        "--prune.schedule=one_shot",
     ]
 
 

@@ -11,7 +11,8 @@ import decoders
 import runs
 import train
 from dsee_jax import __main__ as command
-from dsee_jax import completion, finished, journal, loop, setup, statistics, step, training
+from dsee_jax import completion, finished, journal, loop, setup, stacks, statistics, step, training
+from dsee_jax.ckpt import adapter
 from dsee_jax.data.batches import Batches
 from dsee_jax.errors import InputError
 
@@ -65,6 +66,18 @@ def test_a_run(tmp_path, family, pruning):
     ]
     assert texts[0] == texts[1]
     assert command.main(["report", str(run)]) == 0
+
+
+def test_updates_go_on_in_scanned_layers(tmp_path):
+    """Files have layers apart; a run that scans stacks what it begins with."""
+    short = {"generate__new_tokens": 0, "prune__kind": "none", "train__epochs": 0.2}
+    loop.run(config(tmp_path, **short), say=lambda text: None)
+    places = {"model__path": str(tmp_path / "run/model"), "delta__start": str(tmp_path / "run/adapter")}
+    on = config(tmp_path, model__scan=True, output_dir=str(tmp_path / "on"), **places, **short)
+    begun, kept = setup.prepare(on), adapter.load(tmp_path / "run/adapter")
+    found = {"deltas": begun.trained["deltas"], "supports": begun.supports}
+    expected = {"deltas": kept.deltas, "supports": kept.supports}
+    jax.tree.map(np.testing.assert_array_equal, stacks.unstack(found), expected)
 
 
 def test_it_learns(tmp_path):

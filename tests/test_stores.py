@@ -117,7 +117,7 @@ def broken(monkeypatch, scheme, *, after):
 def test_what_cannot_be_put_leaves_what_there_was(bucket, tmp_path, monkeypatch):
     """A new folder replaces an old one once all of it is up; config.json is put last of all."""
     model, params = hf.load_pretrained(base := tiny.bert(tmp_path / "base"))
-    hf.save_pretrained(tmp_path / "here", model, params, source=base, max_shard_size="50KB")
+    hf.save_pretrained(tmp_path / "here", model, params, source=base, max_shard_size="5KB")
     with monkeypatch.context() as patched:
         broken(patched, bucket.partition(":")[0], after=len(bytes_of(tmp_path / "here")) - 1)
         with pytest.raises(stores.StoreError, match=f"{bucket}/new cannot be reached .*no route"):

@@ -51,13 +51,7 @@ PASSES = {
 
 
 def run(
-    name: str,
-    task: str,
-    method: str,
-    seed: int,
-    options: argparse.Namespace,
-    *overrides: str,
-    folder: str = "glue",
+    name: str, task: str, method: str, seed: int, options: argparse.Namespace, *overrides: str, folder: str = "glue"
 ) -> dict[str, Any]:
     """Do one run, or what is left of it, in a process of its own; return the content of its metrics.json.
 

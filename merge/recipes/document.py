@@ -100,6 +100,9 @@ def parse(where: str, text: str) -> Any:
             elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
                 open_collections.pop()
     except yaml.YAMLError as error:
+        # libyaml scans ahead of its events, and some of its releases stop at a depth of their own, beyond `DEEPEST`.
+        if "maximum nesting depth" in str(error):
+            raise InputError(f"{where}: nested deeper than {DEEPEST} levels") from None
         raise InputError(f"{where}: not YAML: {' '.join(str(error).split())[:300]}") from None
     return root[0] if root else None
 

@@ -204,6 +204,7 @@ BAD = [
     ("? [a]\n: 1", "a key is a list or a mapping"),
     ("[" * 100_000, "nested deeper than 32"),
     ("{a: " * 100_000, "nested deeper than 32"),
+    ("- " * 100_000, "nested deeper than 32"),
     ("a: " + "9" * 10_000, "not YAML"),
     (LINEAR.replace("0.3", "0x" + "f" * 10_000), "a number of more than 400 characters"),
     (LINEAR.replace("0.3", "1" + ":1" * 10_000), "a number of more than 400 characters"),

@@ -271,6 +271,8 @@ def _load(path: stores.Place) -> dict[str, Any]:
         raise InputError(f"{path}: cannot read the config: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise InputError(f"{path}: nested too deep; expected sections such as 'model:' and 'data:'") from None
     if raw is not None and not isinstance(raw, dict):
         raise InputError(f"{path}: expected sections such as 'model:' and 'data:', found {type(raw).__name__}")
     return raw or {}
@@ -287,7 +289,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
             raise InputError(f"{override!r}: {section!r} is not a section")
     try:
         node[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         node[last] = text
 
 

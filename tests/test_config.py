@@ -67,6 +67,9 @@ def test_bad_files_are_named(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [1\n")
     with pytest.raises(InputError, match="not YAML"):
         config.read(tmp_path / "broken.yaml")
+    (tmp_path / "deep.yaml").write_text("a: " + "[" * 10_000)
+    with pytest.raises(InputError, match="deep.yaml: nested too deep"):
+        config.read(tmp_path / "deep.yaml")
 
 
 def test_help_describes_every_key():

@@ -8,7 +8,7 @@ a run that was interrupted goes on. ``--search`` first tries, for every method a
 (full 1e-4, LoRA and DSEE 1e-3) on 3,000 examples of STS-B, two passes; and on the whole of RTE, six passes, that rate with
 batches of 32 and half of it with batches of 16. DSEE pruned by |W + D| over all kernels together in the search, before it was
 measured that pruning by WANDA within each kernel loses less. RTE after STS-B begins with the MiniLM that the first
-seed tuned in full on STS-B, and takes the rates and batches found for RTE.
+seed tuned in full on STS-B, and takes the rates, batches and passes of RTE.
 
 Writes the table and the search to ``benchmarks/results/glue.json`` and ``glue.md``, of the runs there are so far.
 """

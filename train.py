@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("config", nargs="?", default=demo, help="a YAML file (default: configs/demo.yaml)")
     parser.add_argument("--keys", action="store_true", help="list every key with its default and meaning, and leave")
 
-    from dsee_jax import config, preemption, processes, stores
+    from dsee_jax import config, heap, preemption, processes, stores
     from dsee_jax.errors import InputError
 
     processes.arguments(parser)
@@ -29,6 +29,7 @@ def main(arguments: list[str]) -> int:
     if options.keys:
         print(config.describe())
         return 0
+    heap.keep()
     # What the library says on the way (a head that is created) belongs to the report; stderr is for errors.
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
     try:

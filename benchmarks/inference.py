@@ -4,9 +4,10 @@
 
 The finished model is what ``export`` writes: updates folded in, and of a run that cut heads and neurons the smaller arrays.
 Throughput is that of the compiled program, warm, the two models in turns; each turn's ratio is of two calls that stood next
-to each other. Memory is measured in a process for each model that loads it and answers one batch: the peak of the whole
-process (Python, JAX, loading and compiling included), and what XLA says of the program (its arguments, which are weights and
-a batch, and temporaries). Wants an otherwise idle machine.
+to each other. The process keeps the memory that it frees, as all commands do (`dsee_jax.heap`; ``--trim`` leaves it to the C
+library). Memory is measured in a process for each model that loads it and answers one batch: the peak of the whole process
+(Python, JAX, loading and compiling included), and what XLA says of the program (its arguments, which are weights and a batch,
+and temporaries). Wants an otherwise idle machine.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.load_memory import peak
+from dsee_jax import heap
 
 MODELS = ("final", "dense")
 
@@ -111,19 +113,21 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=20, help="calls of each model that are timed")
+    parser.add_argument("--trim", action="store_true", help="let the C library give freed memory back to the system")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not (options.run / "metrics.json").exists():
         parser.error(f"{options.run} is no finished run: it has no metrics.json")
+    kept = not options.trim and heap.keep()
     shape = (options.batch, options.length)
     if options.write:
         return write(options.run, options.write)
     if options.measure:
         return print(json.dumps(memory(options.run, options.measure, *shape)))
     this = [sys.executable, "-m", "benchmarks.inference", str(options.run)]
-    this += [f"--batch={options.batch}", f"--length={options.length}"]
+    this += [f"--batch={options.batch}", f"--length={options.length}", *(["--trim"] if options.trim else [])]
     with tempfile.TemporaryDirectory() as temporary:
         folder, memories = Path(temporary), {}
         # This process stays small until these are done: Linux hands its peak down to them.
@@ -142,6 +146,7 @@ def main() -> None:
         "length": options.length,
         "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), {jax.devices()[0].device_kind}",
         "jax": jax.__version__,
+        "freed_memory_kept": kept,
         **compared(options.batch, times, memories),
     }
     if options.json:

@@ -5,6 +5,7 @@ import json
 import sys
 from typing import Any
 
+from dsee_jax import heap
 from dsee_jax.errors import InputError
 from dsee_jax.stores import StoreError
 
@@ -231,6 +232,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Return the exit status: 0; 2 for bad input (one line on stderr, nothing written); 1 where a store took no output."""
     options, rest = parser().parse_known_args(arguments)
+    heap.keep()
     try:
         if rest and options.verb not in ("evaluate", "statistics", "plan"):
             raise InputError(f"{options.verb} takes no {rest[0]!r}; see --help")

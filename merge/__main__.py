@@ -2,13 +2,11 @@
 
 import argparse
 import contextlib
-import ctypes
-import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from dsee_jax import processes, stores
+from dsee_jax import heap, processes, stores
 from dsee_jax.ckpt.tensors import byte_size
 from dsee_jax.errors import InputError
 from merge import assembly, compare
@@ -99,7 +97,7 @@ def merge(options: argparse.Namespace) -> None:
         if options.topology:
             _compile(ready.plan, "" if options.topology == "here" else options.topology, file)
         return
-    _keep_memory()
+    heap.keep()
     there = stores.place(options.out)
     said = _run(ready, there, options) if isinstance(there, Path) else _put(ready, there, options)
     if processes.first():
@@ -161,14 +159,6 @@ def _compile(plan: Plan, topology: str, file: stores.Place | None) -> None:
         journal.write(file, found)
     for table in tables(found, title="the merge, all models in memory"):
         report.show(table)
-
-
-def _keep_memory() -> None:
-    """Let glibc keep what tiles take and give back; it would return it to the system, and get it back page by page."""
-    if platform.libc_ver()[0] == "glibc":
-        library = ctypes.CDLL(None)
-        for parameter, value in ((-3, 32 << 20), (-1, 1 << 30)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-            library.mallopt(parameter, value)
 
 
 @contextlib.contextmanager

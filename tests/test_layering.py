@@ -13,7 +13,7 @@ import dsee_jax
 ROOT = pathlib.Path(__file__).parents[1]
 
 LEVELS = [
-    {"errors", "standalone"},
+    {"errors", "heap", "standalone"},
     {"stores"},
     {"aliases", "config", "processes"},
     {"tree"},
@@ -52,7 +52,7 @@ MERGE_LEVELS = [
     {"assembly"},
     {"__main__", "__init__"},
 ]
-MERGE_MAY_IMPORT = {"aliases", "errors", "tree", "layout", "ckpt", "config", "processes", "stores"}
+MERGE_MAY_IMPORT = {"aliases", "errors", "heap", "tree", "layout", "ckpt", "config", "processes", "stores"}
 MERGE_MAY_IMPORT |= {"plan", "sharding", "journal", "report"}
 
 PACKAGES = {"dsee_jax": LEVELS, "merge": MERGE_LEVELS}

@@ -13,7 +13,7 @@ def keep() -> bool:
     With another C library, or another system, nothing is done.
 
     On the CPU, a program of XLA takes scratch for its products and frees it at every call. glibc gives it back to the system
-    and then gets it again page by page, each a fault: on two cores a third of the time of evaluating a BERT. Commands call
+    and then gets it again page by page, each a fault: on two cores a quarter of the time of evaluating a BERT. Commands call
     this at their start; in a process of your own, call it or begin the process with ``MALLOC_TRIM_THRESHOLD_=1073741824``.
     Freed blocks of `MAPPED` bytes and more still go back at once.
     """

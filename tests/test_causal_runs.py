@@ -39,7 +39,8 @@ def config(folder, **overrides):
 
 
 @pytest.mark.parametrize(
-    ("family", "pruning"), [("llama", "unstructured"), ("gpt2", "structured"), ("llama", "earlybert")]
+    ("family", "pruning"),
+    [("llama", "unstructured"), ("gpt2", "structured"), pytest.param("llama", "earlybert", marks=pytest.mark.slow)],
 )
 def test_a_run(tmp_path, family, pruning):
     """Every stage is scored, the verbs give the same again, and what was cut out is gone."""

@@ -261,6 +261,7 @@ def test_a_search_ends_when_the_mask_is_at_rest(tmp_path):
     assert all(max(values) < 1 for layers in last["coefficients"].values() for values in layers.values())
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_of_a_cut_model_and_on_from_it(tmp_path):
     """Every weight moves on in smaller arrays; a run that starts from the compact checkpoint cuts it once more."""
     cut = {"prune__kind": "structured", "prune__scope": "global", "train__epochs": 0.2, "train__retune_epochs": 0.2}
@@ -323,7 +324,7 @@ def test_the_whole_sparsity_is_reached_however_short_the_retuning(tmp_path, sche
 TWO_STEPS = {"data__examples": 16, "train__epochs": 1, "train__retune_epochs": 1}
 
 
-@pytest.mark.parametrize("family", ["roberta", "xlm-roberta", "deberta"])
+@pytest.mark.parametrize("family", ["roberta", "xlm-roberta", pytest.param("deberta", marks=pytest.mark.slow)])
 def test_other_encoders(tmp_path, family):
     """Two steps a stage, unstructured and then structured, from the checkpoint to the export and back."""
     common = TWO_STEPS | {"family": family, "delta__targets": [r"encoder/.*/kernel"]}
@@ -354,10 +355,8 @@ def test_examples_longer_than_the_positions(tmp_path):
     ("family", "kind"),
     [
         ("llama", "unstructured"),
-        ("mistral", "structured"),
-        ("qwen2", "structured"),
         ("qwen3", "structured"),
-        ("gpt2", "structured"),
+        *(pytest.param(family, "structured", marks=pytest.mark.slow) for family in ("mistral", "qwen2", "gpt2")),
     ],
 )
 def test_every_decoder(tmp_path, family, kind):

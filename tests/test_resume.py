@@ -51,7 +51,8 @@ class Death(Exception):
 
 
 @pytest.mark.parametrize(
-    "config", ["dsee, cubic", "structured", "earlybert", pytest.param("full", marks=pytest.mark.slow)]
+    "config",
+    ["dsee, cubic", "earlybert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("structured", "full"))],
 )
 def test_a_run_that_died_once_in_every_stage(tmp_path, monkeypatch, config):
     """Between checkpoints, in mid-epoch, after the cut, and while the results are written."""

@@ -195,7 +195,9 @@ def test_encoders_are_not_scanned(tmp_path):
         hf.load_pretrained(tmp_path / "bert", remat=True)
 
 
-@pytest.mark.parametrize(("scope", "score"), [("global", "WABS"), ("tensor", "WANDA")])
+@pytest.mark.parametrize(
+    ("scope", "score"), [("global", "WABS"), pytest.param("tensor", "WANDA", marks=pytest.mark.slow)]
+)
 def test_a_run_is_the_same(tmp_path, scope, score):
     """Tuned, pruned and tuned again; every figure up to rounding, the same weights zero, files for either."""
     pytest.importorskip("sacrebleu", reason="needs sacrebleu (extra `text`)")

@@ -34,8 +34,18 @@ def sce(leaf: Leaf, *, select_topk: float = 1.0, int8_mask: bool = False) -> Any
 
 def _variance(tile: Tile) -> list[jax.Array]:
     deltas = tile.deltas
-    mean = sum(deltas, jnp.float32(0)) / len(deltas)
-    return [sum((jnp.square(delta - mean) for delta in deltas), jnp.float32(0)) / len(deltas)]
+    mean = _rounded(sum(deltas, jnp.float32(0)) / len(deltas))
+    squares = [_rounded(jnp.square(delta - mean)) for delta in deltas]
+    return [sum(squares, jnp.float32(0)) / len(deltas)]
+
+
+def _rounded(product: jax.Array) -> jax.Array:
+    """Return a product as float32 in every program.
+
+    Compilers may fuse it with a sum that takes it, and leave one rounding out: then the element at the cut has another
+    variance where it is compared than where the cut was found, and is lost. A choice in between keeps them apart.
+    """
+    return jnp.where(jnp.isnan(product), 0, product)
 
 
 def _varying(tile: Tile) -> jax.Array:

@@ -359,6 +359,21 @@ def test_ties_keeps_exact_counts_among_equal_and_zero_changes(density):
     np.testing.assert_array_equal(found.ravel(), expected)
 
 
+def test_sce_selects_exact_counts_however_it_is_compiled():
+    """The variance of an element is the same where the cut is found and where it is applied, fused with other work or not."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    for plain, shape in ((False, (5, 9)), (True, (5, 11))):
+        jax.config.update("jax_disable_most_optimizations", plain)
+        try:
+            for seed in range(40):
+                base, *changes = np.random.default_rng(seed).normal(size=(4, *shape)).astype(np.float32)
+                models = [{"w": base + change / 2} for change in changes]
+                merged = merge.merge({"w": base}, models, method="sce", select_topk=0.4)["w"]
+                assert np.sum(merged != base) == int(0.4 * base.size)
+        finally:
+            jax.config.update("jax_disable_most_optimizations", before)
+
+
 def test_breadcrumbs_of_a_small_tensor_keeps_something():
     """Where the largest fraction is less than one element, none of the largest is dropped."""
     change = np.float32([1, 2, 3, 4, 5, 6, 7, 8])

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from dsee_jax import heap
+
 FAULTS = """
 import resource
 import numpy as np
@@ -40,9 +42,11 @@ def test_memory_that_is_kept_is_not_faulted_in_again():
     assert faults(keep=True) < pages // 100
 
 
-def test_another_c_library_is_left_alone(monkeypatch):
-    from dsee_jax import heap
-
-    monkeypatch.setattr(heap.platform, "libc_ver", lambda: ("", ""))
+@pytest.mark.parametrize(
+    ("library", "environment"), [("", {}), ("glibc", {"MALLOC_TRIM_THRESHOLD_": "131072"})], ids=["musl", "chosen"]
+)
+def test_what_is_not_glibc_or_was_chosen_is_left_alone(monkeypatch, library, environment):
+    monkeypatch.setattr(heap.platform, "libc_ver", lambda: (library, "2.36"))
+    monkeypatch.setattr(heap.os, "environ", environment)
     monkeypatch.setattr(heap.ctypes, "CDLL", None)
     assert heap.keep() is False

@@ -16,7 +16,7 @@ def keep() -> bool:
     On the CPU, a program of XLA takes scratch for its products and frees it at every call. glibc gives it back to the system
     and then gets it again page by page, each a fault: on two cores a quarter of the time of evaluating a BERT. Commands call
     this at their start; in a process of your own, call it or begin the process with ``MALLOC_TRIM_THRESHOLD_=1073741824``.
-    Freed blocks of `MAPPED` bytes and more still go back at once.
+    Freed blocks of `MAPPED` bytes and more still go back at once. See mallopt(3): M_MMAP_THRESHOLD, M_TRIM_THRESHOLD.
     """
     if platform.libc_ver()[0] != "glibc" or "MALLOC_TRIM_THRESHOLD_" in os.environ:
         return False

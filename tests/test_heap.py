@@ -1,13 +1,17 @@
 """Freed memory stays with the process: what is allocated again causes no page faults."""
 
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
 
+import train
+from dsee_jax import __main__ as commands
 from dsee_jax import heap
 
+CHOICE = "MALLOC_TRIM_THRESHOLD_"
 FAULTS = """
 import resource
 import numpy as np
@@ -32,7 +36,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def faults(*, keep: bool) -> int:
     """Page faults of a process that takes and gives back 128 MiB twenty times, after it did so before."""
     command = [sys.executable, "-c", FAULTS.format(keep=keep)]
-    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    environment = {name: value for name, value in os.environ.items() if name != CHOICE}
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
@@ -42,11 +47,23 @@ def test_memory_that_is_kept_is_not_faulted_in_again():
     assert faults(keep=True) < pages // 100
 
 
-@pytest.mark.parametrize(
-    ("library", "environment"), [("", {}), ("glibc", {"MALLOC_TRIM_THRESHOLD_": "131072"})], ids=["musl", "chosen"]
-)
-def test_what_is_not_glibc_or_was_chosen_is_left_alone(monkeypatch, library, environment):
-    monkeypatch.setattr(heap.platform, "libc_ver", lambda: (library, "2.36"))
-    monkeypatch.setattr(heap.os, "environ", environment)
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.delenv(CHOICE, raising=False)
+    monkeypatch.setattr(heap.platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(heap.ctypes, "CDLL", None)
     assert heap.keep() is False
+
+
+def test_what_the_environment_chose_stays(monkeypatch):
+    monkeypatch.setenv(CHOICE, "131072")
+    monkeypatch.setattr(heap.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(heap.ctypes, "CDLL", None)
+    assert heap.keep() is False
+
+
+@pytest.mark.parametrize("command", [train.main, commands.main], ids=["train", "dsee_jax"])
+def test_commands_keep_it(monkeypatch, capsys, tmp_path, command):
+    called = []
+    monkeypatch.setattr(heap, "keep", lambda: called.append(True))
+    command([str(tmp_path / "none.yaml")] if command is train.main else ["evaluate", str(tmp_path)])
+    assert called == [True]

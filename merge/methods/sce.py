@@ -43,9 +43,10 @@ def _rounded(product: jax.Array) -> jax.Array:
     """Return a product as float32 in every program.
 
     Compilers may fuse it with a sum that takes it, and leave one rounding out: then the element at the cut has another
-    variance where it is compared than where the cut was found, and is lost. A choice in between keeps them apart.
+    variance where it is compared than where the cut was found, and is lost. A maximum in between keeps them apart, and
+    keeps NaN.
     """
-    return jnp.where(jnp.isnan(product), 0, product)
+    return jnp.maximum(product, jnp.finfo(jnp.float32).min)
 
 
 def _varying(tile: Tile) -> jax.Array:

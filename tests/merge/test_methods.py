@@ -374,6 +374,13 @@ def test_sce_selects_exact_counts_however_it_is_compiled():
             jax.config.update("jax_disable_most_optimizations", before)
 
 
+def test_sce_does_not_hide_a_weight_that_is_no_number():
+    base, *models = np.random.default_rng(0).normal(size=(4, 5, 9)).astype(np.float32)
+    models[1][2, 3] = np.nan
+    merged = merge.merge({"w": base}, [{"w": model} for model in models], method="sce", select_topk=0.4)["w"]
+    assert np.isnan(merged[2, 3])
+
+
 def test_breadcrumbs_of_a_small_tensor_keeps_something():
     """Where the largest fraction is less than one element, none of the largest is dropped."""
     change = np.float32([1, 2, 3, 4, 5, 6, 7, 8])

@@ -1,4 +1,4 @@
-"""What `test_sharding` runs in a process that has eight simulated devices: ``python meshes.py steps|pruning|runs FOLDER``."""
+"""What `test_sharding` runs in a process that has eight simulated devices: ``python meshes.py JOB FOLDER``."""
 
 import functools
 import json
@@ -95,12 +95,12 @@ def reduced(text, kernels):
     )
 
 
-def all_steps(_):
+def all_steps(_, families=tuple(FAMILIES), shapes=MESHES):
     found = {}
-    for name in FAMILIES:
+    for name in families:
         trained, losses, _, params = steps(name, ONE)
         kernels = {leaf.shape for path, leaf in tree.flatten(params).items() if path.endswith("kernel")}
-        for shape in MESHES:
+        for shape in shapes:
             other, also, text, placed = steps(name, shape)
             largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(trained))
             apart = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), trained, other)
@@ -138,10 +138,11 @@ def pruning(_):
     return found | {"gathered": [shape for shapes in gathered for shape in shapes]}
 
 
-def all_runs(folder):
+def all_runs(folder, names=None):
     """The figures of whole runs on a mixed mesh."""
     found = {}
-    for name, pruned in RUNS.items():
+    for name in names or RUNS:
+        pruned = RUNS[name]
         config = runs.config(
             folder, **pruned, mesh__data=2, mesh__fsdp=2, mesh__tensor=2, output_dir=str(folder / name)
         )
@@ -162,7 +163,15 @@ RUNS = {
     },
 }
 
+JOBS = {
+    "pruning": pruning,
+    "steps": all_steps,
+    "runs": all_runs,
+    # One of each kind: an encoder and scanned layers, with weights divided and whole; a run that cuts.
+    "some steps": lambda folder: all_steps(folder, ("bert", "llama, scanned"), ((2, 2, 2),)),
+    "some runs": lambda folder: all_runs(folder, ("structured",)),
+}
+
 
 if __name__ == "__main__":
-    job = {"steps": all_steps, "pruning": pruning, "runs": all_runs}[sys.argv[1]]
-    print(json.dumps(job(pathlib.Path(sys.argv[2]))))
+    print(json.dumps(JOBS[sys.argv[1]](pathlib.Path(sys.argv[2]))))

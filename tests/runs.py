@@ -8,6 +8,8 @@ import numpy as np
 
 import tiny
 from dsee_jax import config as configs
+from dsee_jax import loop, tree
+from dsee_jax.ckpt import hf
 
 NOT_COMPARED = ("train_seconds", "train_tokens_per_second", "peak_memory_bytes")
 """Figures of metrics.json that two equal runs do not share."""
@@ -94,6 +96,37 @@ def config(folder: pathlib.Path, **overrides) -> configs.Config:
     return configs.read(None, arguments(folder, **overrides))
 
 
+def run(folder: pathlib.Path, **overrides) -> tuple[dict, pathlib.Path]:
+    """Run every stage; return the results and the run's folder."""
+    settled = config(folder, **overrides)
+    return loop.run(settled, say=lambda text: None), folder / settled.output_dir
+
+
+def zeros(run: pathlib.Path, masks: dict) -> dict[str, np.ndarray]:
+    """The entries of the exported kernels that the masks cut, by path."""
+    _, params = hf.load_pretrained(run / "model")
+    flat = tree.flatten(params)
+    return {path: np.asarray(flat[path])[~mask] for path, mask in tree.flatten(masks).items()}
+
+
 def figures(run: pathlib.Path) -> dict:
     """What metrics.json holds, times and memory aside."""
     return {k: v for k, v in json.loads((run / "metrics.json").read_text()).items() if k not in NOT_COMPARED}
+
+
+FINISHED: dict[str, dict[str, object]] = {
+    "dsee": {},
+    "structured": {
+        "prune__kind": "structured",
+        "prune__heads": 1,
+        "prune__neurons": 0.4,
+        "delta__targets": ["encoder/.*/kernel"],
+    },
+    "lora": {"prune__kind": "none", "delta__nonzeros": 0, "delta__alpha": 7, "train__epochs": 1},
+}
+"""The runs that a session makes once, by kind; see the fixture ``finished_run``."""
+
+
+def finish(folder: pathlib.Path, kind: str) -> None:
+    """Make a run of `FINISHED` in ``folder / "run"``, its checkpoint in ``folder / "base"``."""
+    loop.run(config(folder, **FINISHED[kind]), say=lambda text: None)

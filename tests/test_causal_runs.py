@@ -40,7 +40,11 @@ def config(folder, **overrides):
 
 @pytest.mark.parametrize(
     ("family", "pruning"),
-    [("llama", "unstructured"), ("gpt2", "structured"), pytest.param("llama", "earlybert", marks=pytest.mark.slow)],
+    [
+        pytest.param("llama", "unstructured", marks=pytest.mark.smoke),
+        pytest.param("gpt2", "structured", marks=pytest.mark.slow),
+        pytest.param("llama", "earlybert", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_a_run(tmp_path, family, pruning):
     """Every stage is scored, the verbs give the same again, and what was cut out is gone."""
@@ -111,7 +115,14 @@ def loss_and_gradient(made, batch):
     return jax.jit(jax.value_and_grad(loss))(moved)
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2, windows above", "qwen3, biases and windows", "gpt2"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "gpt2",
+        pytest.param("qwen3, biases and windows", marks=pytest.mark.slow),
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("llama", "mistral", "qwen2, windows above")),
+    ],
+)
 def test_packed_and_unpacked_texts_have_equal_losses_and_gradients(tmp_path, family):
     """The whole training set as one batch: many rows of one text, or few rows of several."""
     base(tmp_path, family)
@@ -129,7 +140,9 @@ def test_packed_and_unpacked_texts_have_equal_losses_and_gradients(tmp_path, fam
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-3, atol=2e-5), other, gradient)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize(
+    "family", ["llama", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("qwen3", "gpt2"))]
+)
 def test_training_in_bfloat16_is_close(tmp_path, family):
     """Weights and products of 8 bits: a relative error of 2 ** -8 each, a few dozen of them on the way."""
     base(tmp_path, family)
@@ -169,6 +182,7 @@ class Death(Exception):
     """Stands for whatever ends a process."""
 
 
+@pytest.mark.slow
 def test_a_run_that_died_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
     """Packed rows, and texts scored at the ends of stages: the same figures as of a run that was left alone."""
     base(tmp_path)

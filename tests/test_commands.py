@@ -162,6 +162,7 @@ def test_help(capsys, arguments):
     assert "usage: " in capsys.readouterr().out
 
 
+@pytest.mark.smoke
 def test_help_of_the_main_job(capsys):
     with pytest.raises(SystemExit) as stop:
         train.main(["--help"])
@@ -178,12 +179,13 @@ def test_an_unknown_verb(capsys):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The folder of a finished run, and what it returned."""
-    folder = tmp_path_factory.mktemp("finished")
-    return folder / "run", loop.run(runs.config(folder), say=lambda text: None)
+def finished(finished_run):
+    """The folder of a finished run, and its results."""
+    run = finished_run("dsee") / "run"
+    return run, json.loads((run / loop.METRICS).read_text())
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("overrides", [[], ["--train.batch_size=4"]])
 def test_evaluate(finished, capsys, overrides):
     """From the files alone, whatever the batches."""
@@ -193,11 +195,12 @@ def test_evaluate(finished, capsys, overrides):
 
 def logits(folder, kept=None):
     model, params = dsee_jax.load_pretrained(folder)
-    options = {"scale": kept.config["scale"]} if kept else {}
+    options = {name: kept.config[name] for name in ("scale", "scale_sparse")} if kept else {}
     deltas, supports = (kept.deltas, kept.supports) if kept else (None, None)
     return np.asarray(dsee_jax.apply(model, params, deltas, supports, tiny.batch(), **options))
 
 
+@pytest.mark.smoke
 def test_export_folded(finished, tmp_path, capsys):
     """Any reader of the folder gets the logits of the model with its updates attached."""
     run = finished[0]
@@ -210,6 +213,18 @@ def test_export_folded(finished, tmp_path, capsys):
     capsys.readouterr()
     assert command.main(["export", str(run), str(tmp_path / "out"), "--format", "hf"]) == 2
     assert "exists" in capsys.readouterr().err
+
+
+def test_export_folded_of_values_that_are_not_scaled(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run, ignore=shutil.ignore_patterns("checkpoints"))
+    kept = adapter.load(run / "adapter")
+    assert kept.config["scale"] != 1
+    adapter.save(run / "adapter", kept._replace(config=kept.config | {"scale_sparse": False}))
+    assert command.main(["export", str(run), str(tmp_path / "out"), "--format", "hf"]) == 0
+    np.testing.assert_allclose(
+        logits(tmp_path / "out"), logits(run / "model", adapter.load(run / "adapter")), atol=1e-5
+    )
 
 
 def test_export_with_factors(finished, tmp_path):
@@ -234,16 +249,10 @@ def test_export_folded_opens_elsewhere(finished, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def cut(tmp_path_factory):
-    """The folder of a finished run that cut heads and neurons out, and what it returned."""
-    folder = tmp_path_factory.mktemp("cut")
-    keys = {
-        "prune__kind": "structured",
-        "prune__heads": 1,
-        "prune__neurons": 0.4,
-        "delta__targets": ["encoder/.*/kernel"],
-    }
-    return folder / "run", loop.run(runs.config(folder, **keys), say=lambda text: None)
+def cut(finished_run):
+    """The folder of a finished run that cut heads and neurons out, and its results."""
+    run = finished_run("structured") / "run"
+    return run, json.loads((run / loop.METRICS).read_text())
 
 
 def test_evaluate_a_cut_model(cut, capsys):
@@ -358,13 +367,16 @@ def test_a_cut_model_opens_elsewhere(cut, tmp_path):
     np.testing.assert_allclose(attached, found, atol=1e-5)
 
 
-def test_report(finished, capsys):
-    assert command.main(["report", str(finished[0])]) == 0
+def test_report(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run, ignore=shutil.ignore_patterns("checkpoints"))
+    assert command.main(["report", str(run)]) == 0
     said = capsys.readouterr().out
-    for text in ("after pruning", "50.0% of the prunable kernels", str(finished[0] / "adapter")):
+    for text in ("after pruning", "50.0% of the prunable kernels", str(run / "adapter")):
         assert text in said.replace("\n", " ")
 
 
+@pytest.mark.smoke
 def test_inspect(finished, tmp_path, capsys):
     run = finished[0]
     arguments = ["inspect", str(run.parent / "base"), str(run / "model"), "--json", str(tmp_path / "found.json")]

@@ -41,6 +41,12 @@ FAMILIES = {
 """All with the layers, heads (or groups of them) and neurons above."""
 
 
+def families(*quick):
+    """Every family; those that are not named are left to the exhaustive tier."""
+    marks = {True: (), False: pytest.mark.exhaustive}
+    return pytest.mark.parametrize("family", [pytest.param(name, marks=marks[name in quick]) for name in FAMILIES])
+
+
 @functools.cache
 def whole(family="bert"):
     """A tiny model with updates everywhere: ``(model, params, deltas, supports)``."""
@@ -78,7 +84,7 @@ def cut(kept, family="bert"):
 
 def logits(model, params, deltas=None, supports=None):
     batch = tiny.batch(types=model.config.type_vocab_size)
-    return np.asarray(dsee_jax.apply(model, params, deltas, supports, batch))
+    return np.asarray(jax.jit(functools.partial(dsee_jax.apply, model))(params, deltas, supports, batch))
 
 
 def close(found, expected):
@@ -112,6 +118,7 @@ def some(size):
     )
 
 
+@pytest.mark.slow
 @hypothesis.given(
     st.lists(some(HEADS), min_size=LAYERS, max_size=LAYERS), st.lists(some(NEURONS), min_size=LAYERS, max_size=LAYERS)
 )
@@ -120,12 +127,12 @@ def test_masked_is_compacted(heads, neurons):
     same(flags(heads, neurons))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@families("bert", "deberta", "gpt2", "qwen3")
 def test_nothing_left_in_any_layer(family):
     same(flags([[False] * HEADS] * LAYERS, [[False] * NEURONS] * LAYERS), family)
 
 
-@pytest.mark.parametrize("family", list(FAMILIES)[1:])
+@families("bert", "deberta", "gpt2", "llama with biases")
 def test_layers_that_differ(family):
     """One loses all of its heads and some neurons, the other one head and all neurons."""
     same(flags([[0, 0, 0], [1, 0, 1]], [[1, 0] * 20, [0] * 40]), family)
@@ -221,7 +228,7 @@ def test_supports_count_what_is_left():
 def test_gradients_flow_through_empty_layers():
     small, params, deltas, supports = cut(flags([[0] * 3, [1, 0, 0]], [[0] * 40, [0] * 40]))
     loss = lambda deltas: jnp.sum(dsee_jax.apply(small, params, deltas, supports, tiny.batch()) ** 2)
-    for leaf in jax.tree.leaves(jax.grad(loss)(deltas)):
+    for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(deltas)):
         assert np.isfinite(leaf).all()
 
 

@@ -68,7 +68,7 @@ def test_what_a_models_files_ask_for(tmp_path, caplog):
     assert "no_repeat_ngram_size = 3, which is not done here" in caplog.text
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.exhaustive)])
 def test_a_run_and_its_exports_say_the_same(tmp_path, family):
     """Updates attached from adapter/, kept as factors in an export, and folded."""
     decoders.write(tmp_path / "base", tie_word_embeddings=True, **decoders.VARIANTS[family])

@@ -27,10 +27,10 @@ def test_effective_rank_of_unequal_values():
 
 @pytest.fixture
 def pair(tmp_path):
-    """A checkpoint of two layers, and one of which layer 0 has a query of twice its size and half of a key is 0."""
+    """A checkpoint of two layers, and one of which layer 0 has a query of three times its size and half of a key is 0."""
     before, after = (tiny.bert(tmp_path / name) for name in ("before", "after"))
     tensors = load_file(after / "model.safetensors")
-    tensors["bert.encoder.layer.0.attention.self.query.weight"] *= 2
+    tensors["bert.encoder.layer.0.attention.self.query.weight"] *= 3
     tensors["bert.encoder.layer.0.attention.self.key.weight"][:12] = 0
     del tensors["classifier.bias"]
     save_file(tensors, after / "model.safetensors")
@@ -40,7 +40,7 @@ def pair(tmp_path):
 def test_compare(pair):
     found = inspection.compare(*pair)
     rows = {row["name"].removeprefix("bert.encoder.layer.0.attention.self."): row for row in found["tensors"]}
-    assert rows["query.weight"]["change"] == pytest.approx(1.0)
+    assert rows["query.weight"]["change"] == pytest.approx(2.0)
     assert rows["query.weight"]["sparsity"] == 0
     before = load_file(pair[0] / "model.safetensors")
     query = before["bert.encoder.layer.0.attention.self.query.weight"]

@@ -1,6 +1,7 @@
 """The architecture: imports go down one list, and generic code names no model."""
 
 import ast
+import importlib
 import pathlib
 import re
 import subprocess
@@ -127,6 +128,14 @@ def test_generic_code_names_no_model():
         assert not names, f"{path} names {names}"
 
 
+@pytest.mark.smoke
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_module_is_imported(path):
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    assert importlib.import_module(name).__doc__
+
+
+@pytest.mark.smoke
 def test_every_name_of_the_package_is_there():
     for name in dsee_jax.__all__:
         assert name in dir(dsee_jax)

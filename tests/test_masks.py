@@ -39,7 +39,7 @@ def test_density_literals():
 
 def test_intersect_takes_a_missing_mask_as_all_kept():
     a = {"x": np.array([True, True, False]), "y": np.array([False])}
-    b = {"x": np.array([True, False, False]), "z": np.array([True])}
+    b = {"x": np.array([True, False, True]), "z": np.array([True])}
     both = masks.intersect(a, b)
     assert {path: mask.tolist() for path, mask in both.items()} == {
         "x": [True, False, False],

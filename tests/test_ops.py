@@ -182,15 +182,21 @@ def plain_norm(x, scale, bias):
     return jax.nn.standardize(x, axis=-1, epsilon=1e-6) * scale.reshape(1, 1, -1) + bias.reshape(1, 1, -1)
 
 
+def plain_rms_norm(x, scale):
+    return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6) * scale.reshape(1, 1, -1)
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs", "shapes"),
     [
         (ops.gelu, functools.partial(jax.nn.gelu, approximate=False), [(3, 50)]),
         (ops.gelu_tanh, functools.partial(jax.nn.gelu, approximate=True), [(3, 50)]),
+        (ops.silu, lambda x: x / (1 + jnp.exp(-x)), [(3, 50)]),
+        (lambda x, s: ops.rms_norm(x, s, 1e-6), plain_rms_norm, [(2, 3, 8), (8,)]),
         (lambda x, s, b: ops.layer_norm(x, s, b, 1e-6), plain_norm, [(2, 3, 8), (8,), (8,)]),
         (ops.softmax, lambda x: jnp.exp(x) / jnp.sum(jnp.exp(x), -1, keepdims=True), [(2, 3, 8)]),
     ],
-    ids=["gelu", "gelu_tanh", "layer_norm", "softmax"],
+    ids=["gelu", "gelu_tanh", "silu", "rms_norm", "layer_norm", "softmax"],
 )
 @pytest.mark.usefixtures("x64")
 def test_values_and_gradients_equal_plain_autodiff(ours, theirs, shapes):

@@ -106,8 +106,13 @@ TOLD = (
 """Makes a process say which texts it encodes."""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.slow if kind in ("cubic, WANDA", "structured") else pytest.mark.exhaustive)
+        for kind in KINDS
+    ],
+)
 def test_the_figures_of_one_process(tmp_path, kind):
     """Two and four processes, weights, rows and texts divided over them; each file is written once, and whole."""
     made(tmp_path)
@@ -212,31 +217,35 @@ def test_sigterm_to_one_of_them(tmp_path):
     close(run, tmp_path / "one")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("last", "message"),
     [
-        (
+        pytest.param(
             "import jax; jax.__version__ = '0.4.2'",
             "process 1 of this job differs from process 0 in its versions: jax is '0.4.2'",
+            marks=pytest.mark.exhaustive,
         ),
-        (
+        pytest.param(
             "import pathlib; given = pathlib.Path.is_file; "
             "pathlib.Path.is_file = lambda self: self.name != 'dev.csv' and given(self)",
             "data.dir: no file",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "from dsee_jax import stores; given = stores.size; stores.size = lambda path: given(path) + 1",
             "process 1 of this job differs from process 0 in its data: the size of",
+            marks=pytest.mark.exhaustive,
         ),
-        (
+        pytest.param(
             "from dsee_jax import errors; from dsee_jax.data import tokens; "
             "tokens._encoded = lambda *given: (_ for _ in ()).throw(errors.InputError('no such text'))",
             "no such text",
+            marks=pytest.mark.exhaustive,
         ),
-        (
+        pytest.param(
             "--train.seed=5",
             "process 1 of this job differs from process 0 in its config: train.seed is 5 there and 0 here",
+            marks=pytest.mark.slow,
         ),
     ],
 )

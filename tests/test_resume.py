@@ -52,7 +52,11 @@ class Death(Exception):
 
 @pytest.mark.parametrize(
     "config",
-    ["dsee, cubic", "earlybert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("structured", "full"))],
+    [
+        "dsee, cubic",
+        pytest.param("earlybert", marks=pytest.mark.slow),
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("structured", "full")),
+    ],
 )
 def test_a_run_that_died_once_in_every_stage(tmp_path, monkeypatch, config):
     """Between checkpoints, in mid-epoch, after the cut, and while the results are written."""
@@ -103,7 +107,12 @@ def kill_when(arguments, condition):
 
 
 @pytest.mark.parametrize(
-    ("config", "stage"), [("dsee, cubic", "tune"), ("dsee, cubic", "retune"), ("earlybert", "search")]
+    ("config", "stage"),
+    [
+        ("dsee, cubic", "tune"),
+        pytest.param("dsee, cubic", "retune", marks=pytest.mark.slow),
+        pytest.param("earlybert", "search", marks=pytest.mark.slow),
+    ],
 )
 def test_sigterm_saves_the_step_and_stops(tmp_path, monkeypatch, config, stage):
     """At a step that would not have been saved; the run goes on after it, to the same figures."""
@@ -129,8 +138,13 @@ def test_sigterm_saves_the_step_and_stops(tmp_path, monkeypatch, config, stage):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "dsee, cubic" else pytest.mark.exhaustive)
+        for name in CONFIGS
+    ],
+)
 def test_a_run_that_is_killed_in_every_stage(tmp_path, config):
     """SIGKILL of the real command at a few instants of each stage; nobody gets to tidy up."""
     options = EVERY | CONFIGS[config]

@@ -25,7 +25,8 @@ def abstract(data=1, fsdp=1, tensor=1):
 
 
 def on_eight_devices(job, folder):
-    environment = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=8", JAX_PLATFORMS="cpu")
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    environment = dict(os.environ, XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     this = [sys.executable, meshes.__file__, job, str(folder)]
     done = subprocess.run(this, env=environment, capture_output=True, text=True, check=False)
@@ -167,10 +168,16 @@ def test_what_was_cut_need_not_divide():
     assert placed.specs["encoder/layer_0/attention/query/bias"] == P(None)
 
 
-@pytest.mark.slow
-def test_steps(tmp_path):
+SOME_AND_ALL = [
+    pytest.param("some ", marks=pytest.mark.slow, id="some"),
+    pytest.param("", marks=pytest.mark.exhaustive, id="all"),
+]
+
+
+@pytest.mark.parametrize("which", SOME_AND_ALL)
+def test_steps(tmp_path, which):
     """Two steps of every architecture on every mesh are those of one device; of a kernel's size only heads are summed."""
-    for case, found in on_eight_devices("steps", tmp_path).items():
+    for case, found in on_eight_devices(f"{which}steps", tmp_path).items():
         assert found["losses"] < 1e-5, (case, found)
         assert found["trained"] < 1e-4, (case, found)
         assert found["reduced"] <= found["head"], (case, found)
@@ -184,14 +191,14 @@ def test_pruning(tmp_path):
     assert on_eight_devices("pruning", tmp_path) == {"global": True, "tensor": True, "nm": True, "gathered": []}
 
 
-@pytest.mark.slow
-def test_runs(tmp_path):
+@pytest.mark.parametrize("which", SOME_AND_ALL)
+def test_runs(tmp_path, which):
     """Tuned, pruned or cut, and tuned again over data 2 x fsdp 2 x tensor 2: the figures of one device."""
     tiny.bert(tmp_path / "base", num_hidden_layers=1, head=False, **meshes.SIZES)
     runs.table(tmp_path / "data")
-    found = on_eight_devices("runs", tmp_path)
-    for name, pruned in meshes.RUNS.items():
-        config = runs.config(tmp_path, **pruned, output_dir=str(tmp_path / f"{name} alone"))
+    found = on_eight_devices(f"{which}runs", tmp_path)
+    for name in found:
+        config = runs.config(tmp_path, **meshes.RUNS[name], output_dir=str(tmp_path / f"{name} alone"))
         loop.run(config, say=lambda text: None)
         alone = runs.figures(tmp_path / f"{name} alone")
         for here, there in zip(alone["stages"], found[name]["stages"], strict=True):

@@ -15,30 +15,25 @@ from safetensors.numpy import load_file, save_file
 
 import decoders
 import dsee_jax
-import runs
 import tiny
 from dsee_jax import __main__ as command
-from dsee_jax import finished, loop, models, ops, stablehlo, step, tree
+from dsee_jax import finished, models, ops, stablehlo, step, tree
 from dsee_jax.models import bert
 
-EVERY = ["encoder/.*/kernel"]
-KINDS = {
-    "dense": {"prune__kind": "none", "delta__nonzeros": 0},
-    "masked": {"prune__kind": "unstructured", "delta__targets": EVERY},
-    "compact": {"prune__kind": "structured", "prune__heads": 1, "prune__neurons": 0.4, "delta__targets": EVERY},
-}
+KINDS = {"dense": "lora", "masked": "dsee", "compact": "structured"}
 SHAPES = ((1, 1), (3, 12), (5, 32), (3, 7))
 """Rows and lengths; 32 is all positions there are."""
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def run(request, tmp_path_factory):
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(kind, marks=() if kind == "compact" else pytest.mark.slow) for kind in KINDS],
+)
+def run(request, finished_run, tmp_path_factory):
     """A finished run of each kind and its exported folder."""
-    folder = tmp_path_factory.mktemp(request.param)
-    keys = KINDS[request.param] | {"train__epochs": 1, "train__retune_epochs": 1}
-    loop.run(runs.config(folder, **keys), say=lambda text: None)
-    assert command.main(["export", str(folder / "run"), str(folder / "out"), "--format", "stablehlo"]) == 0
-    return folder / "run", folder / "out"
+    folder, out = finished_run(KINDS[request.param]), tmp_path_factory.mktemp(request.param) / "out"
+    assert command.main(["export", str(folder / "run"), str(out), "--format", "stablehlo"]) == 0
+    return folder / "run", out
 
 
 def batches():
@@ -180,7 +175,14 @@ def test_the_library_is_not_in_the_example():
     assert "flax" not in text
 
 
-@pytest.mark.parametrize("family", ["roberta", "deberta", "llama", "mistral", "qwen3", "gpt2"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "gpt2",
+        pytest.param("deberta", marks=pytest.mark.slow),
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("roberta", "llama", "mistral", "qwen3")),
+    ],
+)
 def test_every_family_is_exported(family):
     """One program at two shapes, padded rows too, gives the logits of the model; some families know no longest input."""
     fields = decoders.config(model_type=family) if family in decoders.KINDS else tiny.config(family)

@@ -82,8 +82,15 @@ def test_layers_that_differ():
         model.clone(scan=True).apply({"params": stacks.stack(params)}, ids())
 
 
-@BOTH
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize(
+    ("remat", "family"),
+    [
+        (False, "llama"),
+        (True, "gpt2"),
+        pytest.param(True, "llama", marks=pytest.mark.slow),
+        pytest.param(False, "gpt2", marks=pytest.mark.slow),
+    ],
+)
 def test_one_function(family, remat):
     """Logits, and gradients of every update, with the updates attached and folded."""
     model, params, deltas, supports, _ = made(family)
@@ -124,7 +131,7 @@ def test_what_is_kept_for_the_backward_pass():
     assert kept[1] < kept[0] / 2
 
 
-@BOTH
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.exhaustive)])
 def test_updates_begin_alike(family):
     """The same random numbers and coordinates, layer for layer, by every selector."""
     _, params, _, _, config = made(family, layers=12)
@@ -196,7 +203,11 @@ def test_encoders_are_not_scanned(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("scope", "score"), [("global", "WABS"), pytest.param("tensor", "WANDA", marks=pytest.mark.slow)]
+    ("scope", "score"),
+    [
+        pytest.param("global", "WABS", marks=pytest.mark.slow),
+        pytest.param("tensor", "WANDA", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_a_run_is_the_same(tmp_path, scope, score):
     """Tuned, pruned and tuned again; every figure up to rounding, the same weights zero, files for either."""

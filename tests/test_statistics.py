@@ -11,10 +11,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-import runs
 import tiny
 from dsee_jax import __main__ as command
-from dsee_jax import activations, finished, loop, setup, statistics, tree
+from dsee_jax import activations, finished, setup, statistics, tree
 from dsee_jax.errors import InputError
 from dsee_jax.layout import PLAIN
 from dsee_jax.models import bert
@@ -61,11 +60,9 @@ def test_fisher_of_a_softmax_is_known():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(finished_run):
     """The folder of a finished run with updates."""
-    folder = tmp_path_factory.mktemp("statistics")
-    loop.run(runs.config(folder, train__epochs=1, train__retune_epochs=1), say=lambda text: None)
-    return folder / "run"
+    return finished_run("dsee") / "run"
 
 
 def whole(run, count):

@@ -215,6 +215,7 @@ def test_a_merge_that_cannot_be_put_is_not_done_again(bucket, tmp_path, capsys, 
     assert not list((tmp_path / "cache" / "unfinished").iterdir())
 
 
+@pytest.mark.slow
 @GOOGLE
 def test_a_run_in_a_store(bucket, tmp_path, monkeypatch, capsys):
     """Config, model, data and run in a store, interrupted and gone on with: the figures of a run on this disk."""

@@ -1,0 +1,1 @@
+"""Files: checkpoints of Hugging Face, adapters, masks, the state of a run."""

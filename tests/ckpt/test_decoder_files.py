@@ -44,6 +44,14 @@ def test_round_trip_is_bit_equal(tmp_path, variant):
     assert after["architectures"] == [models.architecture(model)]
 
 
+def test_what_says_how_to_generate_is_kept(tmp_path):
+    source = decoders.write(tmp_path / "a", num_hidden_layers=1)
+    (source / "generation_config.json").write_text('{"eos_token_id": [7, 8]}\n')
+    model, params = hf.load_pretrained(source, "causal-lm")
+    hf.save_pretrained(tmp_path / "b", model, params, source=source)
+    assert (tmp_path / "b" / "generation_config.json").read_text() == '{"eos_token_id": [7, 8]}\n'
+
+
 @pytest.mark.parametrize("variant", ["llama, tied", "gpt2"])
 def test_a_tied_head_in_the_file_is_passed_over(tmp_path, variant, caplog):
     """Some files hold it a second time, with the masks and constants of old versions."""

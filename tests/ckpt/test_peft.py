@@ -14,15 +14,13 @@ from dsee_jax import loop
 from merge.compare import compare
 from merge.inputs.sources import open_source
 
-LORA = {"prune__kind": "none", "delta__nonzeros": 0, "delta__alpha": 7, "train__epochs": 1}
+LORA = runs.FINISHED["lora"]
 
 
 @pytest.fixture(scope="module")
-def lora(tmp_path_factory):
+def lora(finished_run):
     """A finished LoRA run."""
-    folder = tmp_path_factory.mktemp("lora")
-    loop.run(runs.config(folder, **LORA), say=lambda text: None)
-    return folder / "run"
+    return finished_run("lora") / "run"
 
 
 def exported(run, out, form="peft"):
@@ -30,6 +28,7 @@ def exported(run, out, form="peft"):
     return out
 
 
+@pytest.mark.smoke
 def test_a_reader_of_the_layout_folds_it_to_the_tuned_model(lora, tmp_path):
     """Base + adapter, read by the code that merges PEFT's adapters, is the export with the updates folded in."""
     out = exported(lora, tmp_path / "peft")

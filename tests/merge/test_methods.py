@@ -300,6 +300,7 @@ def informed(case, name, ts, w):
     return np.linalg.solve(sum(grams), sum(g @ t.T for g, t in zip(grams, ts, strict=True))).T
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", [name for name in CASES if "rankmean" not in name])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_equals_its_definition(name, seed):
@@ -344,6 +345,13 @@ def test_della_keeps_large_changes_more_often():
 
 
 # Details
+
+
+@pytest.mark.parametrize("method", ["ties", "sce"])
+def test_a_sum_of_zero_elects_the_positive_sign(method):
+    change = np.float32([1, -2])
+    merged = merge.merge({"a": 0 * change}, [{"a": change}, {"a": -change}], method=method)
+    np.testing.assert_allclose(merged["a"], [1, 2])
 
 
 @pytest.mark.parametrize("density", [0.001, 0.1, 0.5, 0.77, 1.0])

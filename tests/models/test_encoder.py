@@ -148,7 +148,7 @@ def test_defaults_of_mask_and_types(family):
     model, params = _model(family)
     ids = _batch(model, padded=False)["input_ids"]
     expected = _run(model, params, input_ids=ids, attention_mask=np.ones_like(ids), token_type_ids=np.zeros_like(ids))
-    np.testing.assert_array_equal(_run(model, params, input_ids=ids), expected)
+    np.testing.assert_allclose(_run(model, params, input_ids=ids), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

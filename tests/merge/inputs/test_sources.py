@@ -206,26 +206,34 @@ entries = st.fixed_dictionaries(
 headers = st.dictionaries(st.text(max_size=4) | st.just("__metadata__"), entries | values, max_size=3)
 
 
-@settings(deadline=None, max_examples=int(os.environ.get("FUZZ", "300")))
-@given(
-    headers,
-    st.binary(max_size=40),
-    st.none() | st.integers(0, 2**64 - 1),
-    st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=3),
-)
-def test_fuzzed_headers_give_a_table_or_one_line(tmp_path_factory, header, data, size, flips):
-    """Whatever stands in the file, it is read or refused; what is read lies inside the file."""
-    made = tmp_path_factory.getbasetemp() / "fuzzed"
-    made.mkdir(exist_ok=True)
-    content = bytearray(safetensors(json.dumps(header).encode(), data, size))
-    for place, value in flips:
-        content[place % len(content)] = value
-    (made / "model.safetensors").write_bytes(content)
-    try:
-        found = tensors.index(made)
-    except InputError as error:
-        assert len(str(error).splitlines()) == 1  # noqa: PT017
-        return
-    for stored in found.values():
-        assert 0 <= stored.offset <= stored.offset + stored.nbytes <= len(content)
-        assert all(isinstance(size, int) and size >= 0 for size in stored.shape)
+def fuzz(examples):
+    """A test of so many files: each is read or refused in one line, and what is read lies inside the file."""
+
+    @settings(deadline=None, max_examples=examples)
+    @given(
+        headers,
+        st.binary(max_size=40),
+        st.none() | st.integers(0, 2**64 - 1),
+        st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=3),
+    )
+    def test(tmp_path_factory, header, data, size, flips):
+        made = tmp_path_factory.getbasetemp() / "fuzzed"
+        made.mkdir(exist_ok=True)
+        content = bytearray(safetensors(json.dumps(header).encode(), data, size))
+        for place, value in flips:
+            content[place % len(content)] = value
+        (made / "model.safetensors").write_bytes(content)
+        try:
+            found = tensors.index(made)
+        except InputError as error:
+            assert len(str(error).splitlines()) == 1  # noqa: PT017
+            return
+        for stored in found.values():
+            assert 0 <= stored.offset <= stored.offset + stored.nbytes <= len(content)
+            assert all(isinstance(size, int) and size >= 0 for size in stored.shape)
+
+    return test
+
+
+test_fuzzed_headers = fuzz(300)
+test_fuzzed_headers_of_10000 = pytest.mark.exhaustive(fuzz(10_000))

@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from dsee_jax.errors import InputError
+from merge import __main__ as command
 from merge.inputs import sources, tokenizer
 
 FIRST = ["<unk>", "a", "b", "c"]
@@ -187,6 +188,23 @@ def test_the_saved_tokenizer_knows_every_token(two):
     again = tokenizer._opened(two / "out")
     assert again.get_vocab() == decided.tokens
     assert again("a d <y> q")["input_ids"] == [1, 5, 7, 0]
+
+
+def test_the_command_merges_the_rows_of_equal_tokens(tmp_path):
+    """Two embeddings of one shape, which would merge row by row as well."""
+    model(tmp_path / "one", FIRST, added=["<x>"], seed=1)
+    model(tmp_path / "two", SECOND, seed=2)
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text(
+        "merge_method: linear\ntokenizer_source: union\nparameters: {weight: 1}\nmodels: [{model: one}, {model: two}]\n"
+    )
+    assert command.main([str(recipe), str(tmp_path / "out")]) == 0
+    assert tokenizer._opened(tmp_path / "out").get_vocab() == {
+        token: row for row, token in enumerate(["<unk>", "a", "b", "c", "<x>", "d", "e"])
+    }
+    (found,) = opened(tmp_path, "out")
+    assert found.config["vocab_size"] == 7
+    assert rows(found) == [[1.5, 0], [1.5, 2], [1, 2], [1.5, 2], [1, 4], [2, 2], [2, 4]]
 
 
 def test_the_first_models_tokenizer_is_not_touched(two):

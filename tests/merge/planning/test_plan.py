@@ -36,8 +36,9 @@ def tensors(layers=3, width=4, vocabulary=8, dtype="F32", head=True):
 
 
 def opened(reference, tied=False, config=None, more=None, **shape):
-    """A model from its headers."""
-    said = {"model_type": "m", "num_hidden_layers": shape.get("layers", 3), "tie_word_embeddings": tied}
+    """A model from its headers; ``tied`` None: its config does not say."""
+    said = {"model_type": "m", "num_hidden_layers": shape.get("layers", 3)}
+    said |= {} if tied is None else {"tie_word_embeddings": tied}
     return Source(reference, Path(reference), said | (config or {}), tensors(**shape) | (more or {}), {}, {})
 
 
@@ -145,19 +146,20 @@ def test_several_stacks_have_their_own_depth(planned):
     assert [weights[f"decoder.layers.{number}.weight"] for number in range(2)] == [0, 1]
 
 
-def test_tied_heads(planned):
+@pytest.mark.parametrize("tied", [True, None])
+def test_tied_heads(planned, tied):
     """A head that only some files hold is the embedding of those that do not, or is left out with the base's."""
     without = planned(
-        TIES, opened("t", tied=True, head=False), opened("a", tied=True), opened("b", tied=True, head=False)
+        TIES, opened("t", tied=tied, head=False), opened("a", tied=tied), opened("b", tied=tied, head=False)
     )
     assert "lm_head.weight" not in [job.name for job in without.jobs]
     assert without.notes == ("a stores lm_head.weight, which is tied to model.embed.weight; t does not: left out",)
-    sources = [opened("t"), opened("a"), opened("b", tied=True, head=False)]
+    sources = [opened("t"), opened("a"), opened("b", tied=tied, head=False)]
     found = planned(TIES, *sources)
     job = next(job for job in found.jobs if job.name == "lm_head.weight")
     assert job.models[1] is sources[2].tensors["model.embed.weight"]
     assert found.notes == ("b does not store lm_head.weight: its model.embed.weight is taken, to which it is tied",)
-    none = planned(TIES, *(opened(name, tied=True, head=False) for name in "tab"))
+    none = planned(TIES, *(opened(name, tied=tied, head=False) for name in "tab"))
     assert (len(none.jobs), none.notes) == (8, ())
 
 

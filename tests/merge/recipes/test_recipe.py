@@ -1,6 +1,5 @@
 """Recipes, their YAML, settings and vocabularies: the grammar, evaluated and refused."""
 
-import os
 import re
 
 import hypothesis
@@ -12,9 +11,6 @@ from dsee_jax.errors import InputError
 from merge.method import Option
 from merge.methods import METHODS
 from merge.recipes import document, recipe, settings
-
-EXAMPLES = int(os.environ.get("MERGE_FUZZ", "300"))
-"""Set MERGE_FUZZ=10000 for the long run."""
 
 LINEAR = """
 merge_method: linear
@@ -348,17 +344,25 @@ def cuts(draw):
     return text[:start] + draw(YAMLISH) + text[stop:]
 
 
-@hypothesis.settings(
-    max_examples=EXAMPLES, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
-)
-@hypothesis.given(text=YAMLISH | VALUES.map(yaml.safe_dump) | mutations() | cuts() | st.binary(max_size=100))
-def test_nothing_but_input_errors(said, text):
-    """Whatever stands in the file is a recipe, or one line."""
-    try:
-        assert said(text).slices
-    except InputError as error:
-        assert "\n" not in str(error)  # noqa: PT017
-        assert len(str(error)) < 2000  # noqa: PT017
+def fuzz(examples):
+    """A test of so many inputs: whatever stands in the file is a recipe, or one line."""
+
+    @hypothesis.settings(
+        max_examples=examples, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+    )
+    @hypothesis.given(text=YAMLISH | VALUES.map(yaml.safe_dump) | mutations() | cuts() | st.binary(max_size=100))
+    def test(said, text):
+        try:
+            assert said(text).slices
+        except InputError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+            assert len(str(error)) < 2000  # noqa: PT017
+
+    return test
+
+
+test_nothing_but_input_errors = fuzz(300)
+test_nothing_but_input_errors_of_10000 = pytest.mark.exhaustive(fuzz(10_000))
 
 
 @hypothesis.given(VALUES)

@@ -15,6 +15,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # Equal programs are compiled once for all processes of a session: workers and commands inherit it.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# An entry that another process is writing, or died writing, is compiled again, which commands need not tell.
+os.environ.setdefault("PYTHONWARNINGS", "ignore:Error reading persistent compilation cache entry")
 
 if "XLA_FLAGS" not in os.environ:
     # Tiny models spend their time in compilation. XLA's own passes stay as users have them; LLVM's are left out, and so

@@ -49,6 +49,24 @@ def minilm() -> pathlib.Path:
     return package.get_model_path()
 
 
+@pytest.fixture
+def syncs_and_renames(monkeypatch) -> list[tuple[str, int, int]]:
+    """A list that grows by ("synced" or "renamed", inode, size of the file) at each `os.fsync` and `os.replace`."""
+    calls, sync, replace = [], os.fsync, os.replace
+
+    def synced(descriptor):
+        calls.append(("synced", os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size))
+        sync(descriptor)
+
+    def renamed(old, new):
+        calls.append(("renamed", os.stat(old).st_ino, os.stat(old).st_size))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    return calls
+
+
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory) -> Callable[[str], pathlib.Path]:
     """``finished_run(kind)``: the folder of a finished run of `runs.FINISHED`, made once for all workers; only read it."""

@@ -167,7 +167,7 @@ JOBS = {
     "pruning": pruning,
     "steps": all_steps,
     "runs": all_runs,
-    # One of each kind: an encoder and scanned layers, with weights divided and whole; a run that cuts.
+    # One of each kind: an encoder and scanned layers on a mesh of all three axes; a run that cuts.
     "some steps": lambda folder: all_steps(folder, ("bert", "llama, scanned"), ((2, 2, 2),)),
     "some runs": lambda folder: all_runs(folder, ("structured",)),
 }

@@ -32,20 +32,8 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["m.json"]
 
 
-def test_a_file_is_whole_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+def test_a_file_is_whole_on_the_disk_before_it_has_its_name(tmp_path, syncs_and_renames):
     """Else a crash of the machine could leave an empty file under the name."""
-    done, sync, replace = [], os.fsync, os.replace
-
-    def synced(descriptor):
-        done.append(("synced", os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size))
-        sync(descriptor)
-
-    def replaced(old, new):
-        done.append(("renamed", os.stat(old).st_ino, os.stat(old).st_size))
-        replace(old, new)
-
-    monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(os, "replace", replaced)
     journal.write_text(tmp_path / "m.json", "12345")
     file = os.stat(tmp_path / "m.json").st_ino
-    assert done == [("synced", file, 5), ("renamed", file, 5)]
+    assert syncs_and_renames == [("synced", file, 5), ("renamed", file, 5)]

@@ -320,27 +320,15 @@ def test_another_merge_does_not_go_on_from_this_one(tmp_path, monkeypatch, chang
     assert ("stray" in everything(out)) == (changed == "nothing")
 
 
-def test_a_shard_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+def test_a_shard_is_on_the_disk_before_it_has_its_name(tmp_path, syncs_and_renames):
     """Else a crash of the machine could leave one that its mark calls whole."""
-    done, sync, replace = [], os.fsync, os.replace
-
-    def synced(descriptor):
-        done.append(("synced", os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size))
-        sync(descriptor)
-
-    def replaced(before, after):
-        done.append(("renamed", os.stat(before).st_ino, os.stat(before).st_size))
-        replace(before, after)
-
-    monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(os, "replace", replaced)
     path = tmp_path / "model.safetensors"
     shard = shards.create(path, {"w": ("F32", (3,))})
     shard.sink("w", lambda nbytes: None)(0, np.arange(3, dtype=np.float32))
     shard.close([])
     assert load_file(path)["w"].tolist() == [0, 1, 2]
     file = path.stat().st_ino, path.stat().st_size
-    assert done == [("synced", *file), ("renamed", *file)]
+    assert syncs_and_renames == [("synced", *file), ("renamed", *file)]
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, capsys, monkeypatch):
@@ -390,12 +378,11 @@ def test_killed_at_any_moment(tmp_path, kills):
     subprocess.run(order(tmp_path / "calm"), check=True)
     seconds = time.monotonic() - start
     calm = everything(tmp_path / "calm")
-    chance = random.Random(0)
     killed = 0
     for number in range(kills):
         out = tmp_path / f"out{number}"
         process = subprocess.Popen(order(out), stderr=subprocess.DEVNULL)
-        time.sleep(seconds * chance.uniform(0.2, 1))
+        time.sleep(seconds * (0.2 + 0.8 * number / kills))
         process.send_signal(signal.SIGKILL)
         killed += process.wait() != 0
         if out.exists():

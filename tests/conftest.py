@@ -26,10 +26,14 @@ if "XLA_FLAGS" not in os.environ:
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 import filelock
+import hypothesis
 import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A busy machine is no failure: tests measure no time.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 

@@ -20,31 +20,33 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("config", nargs="?", default=demo, help="a YAML file (default: configs/demo.yaml)")
     parser.add_argument("--keys", action="store_true", help="list every key with its default and meaning, and leave")
 
-    from dsee_jax import config, heap, preemption, processes, stores
     from dsee_jax.errors import InputError
+    from dsee_jax.runtime import malloc, multihost, preemption, storage
+    from dsee_jax.train import config_file
 
-    processes.arguments(parser)
+    multihost.arguments(parser)
     options, overrides = parser.parse_known_args(arguments)
 
     if options.keys:
-        print(config.describe())
+        print(config_file.describe())
         return 0
-    heap.keep()
+    malloc.keep_freed_memory()
     # What the library says on the way (a head that is created) belongs to the report; stderr is for errors.
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
     try:
-        settings = config.read(options.config, overrides)
-        processes.join(options)
-        if not processes.first():
+        settings = config_file.read(options.config, overrides)
+        multihost.join(options)
+        if not multihost.is_main():
             logging.getLogger().setLevel(logging.ERROR)
-        from dsee_jax import loop, report
+        from dsee_jax.runtime import console
+        from dsee_jax.train import loop
 
-        with processes.watched(InputError, preemption.Preempted):
-            loop.run(settings, say=report.show)
+        with multihost.exit_on_failure(InputError, preemption.Preempted):
+            loop.run(settings, say=console.show)
     except InputError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
-    except stores.StoreError as error:
+    except storage.StoreError as error:
         print(f"train.py: {error}; the same command goes on from the last checkpoint", file=sys.stderr)
         return 1
     except preemption.Preempted as stopped:

@@ -31,8 +31,8 @@ import yaml
 
 from benchmarks import random_gpt2
 from benchmarks.glue import RESULTS, ROOT, equal
-from dsee_jax import config as configs
-from dsee_jax import journal
+from dsee_jax.runtime import files
+from dsee_jax.train import config_file
 
 FULL, GPT2, LLAMA = (
     ROOT / "configs" / f"{name}.yaml" for name in ("gpt2_e2e_full", "gpt2_e2e_dsee", "stories_e2e_dsee")
@@ -53,7 +53,7 @@ def run(name: str, config: Path, model: Path, options: argparse.Namespace, *over
     """Do one run, or what is left of it, in a process of its own; return its metrics.json, and its speed of writing."""
     out, kept = options.runs / name, options.results / "e2e" / f"{name}.json"
     overrides = (*overrides, *options.overrides)
-    asked = yaml.safe_load(configs.dump(configs.read(config, overrides)))
+    asked = yaml.safe_load(config_file.dump(config_file.read(config, overrides)))
     # Where the files lie does not change what is measured.
     del asked["output_dir"], asked["data"]["dir"], asked["model"]["path"]
     if kept.exists() and equal((found := json.loads(kept.read_text()))["config"], asked):
@@ -69,7 +69,7 @@ def run(name: str, config: Path, model: Path, options: argparse.Namespace, *over
     )
     found = json.loads((out / "metrics.json").read_text())
     kept.parent.mkdir(parents=True, exist_ok=True)
-    journal.write(kept, {"config": asked, "metrics": found})
+    files.write(kept, {"config": asked, "metrics": found})
     return found
 
 
@@ -78,17 +78,19 @@ def speeds(runs: Sequence[Path], prompts: int) -> dict[str, float]:
 
     All programs are compiled first; then the runs write in turns, `ROUNDS` times; the median.
     """
-    from dsee_jax import completion, setup, writing
+    from dsee_jax.ckpt import folders
+    from dsee_jax.generation import pipeline, texts
+    from dsee_jax.train import inputs
 
     def writer(run: Path) -> Callable[[], float]:
-        config = configs.read(run / setup.CONFIG, [f"--generate.prompts={prompts}"])
-        found = completion.opened(run, dtype=config.model.dtype)
-        exercise = setup.read_data(config, setup.read_task(config), run / "model", found.model).exercise
+        config = config_file.read(run / folders.CONFIG, [f"--generate.prompts={prompts}"])
+        found = pipeline.opened(run, dtype=config.model.dtype)
+        exercise = inputs.read_data(config, inputs.read_task(config), run / "model", found.model).exercise
         assert exercise is not None, "generate.new_tokens is 0"
 
         def write() -> float:
             begin = time.perf_counter()
-            texts = writing.texts(
+            written = texts.texts(
                 *(found.model, found.params, exercise.tokenizer, exercise.prompts),
                 ends=exercise.ends,
                 pad=exercise.pad,
@@ -97,7 +99,9 @@ def speeds(runs: Sequence[Path], prompts: int) -> dict[str, float]:
                 new_tokens=config.generate.new_tokens,
             )
             seconds = time.perf_counter() - begin
-            return sum(len(exercise.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts) / seconds
+            return (
+                sum(len(exercise.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in written) / seconds
+            )
 
         write()
         return write
@@ -171,8 +175,8 @@ def main() -> None:
             "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), no accelerator",
             "rows": rows,
         }
-        journal.write(options.results / "e2e.json", found)
-        journal.write_text(options.results / "e2e.md", markdown(rows))
+        files.write(options.results / "e2e.json", found)
+        files.write_text(options.results / "e2e.md", markdown(rows))
 
     full = run("gpt2_full", FULL, start, options)
     first = row("GPT-2 shape", "random weights", full, "before")
@@ -181,7 +185,7 @@ def main() -> None:
     if options.llama:
         plans.append(("stories260k", "stories", LLAMA, options.llama))
     for label, short, config, model in plans:
-        train = configs.read(config).train
+        train = config_file.read(config).train
         for pruned, overrides in PRUNINGS.items():
             epochs = [f"--train.epochs={train.epochs + train.retune_epochs}"] if pruned == "nothing" else []
             name = f"{short}_dsee_{FILES[pruned]}"
@@ -193,7 +197,7 @@ def main() -> None:
     found = json.loads(kept.read_text()) if kept.exists() else {}
     if options.speeds or found.get("asked") != asked:
         found = {"asked": asked, "speeds": speeds([options.runs / name for name in named], options.prompts)}
-        journal.write(kept, found)
+        files.write(kept, found)
     for name, speed in found["speeds"].items():
         named[name]["written_tokens_per_second"] = speed
     keep()

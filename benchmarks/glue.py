@@ -26,7 +26,9 @@ import numpy as np
 import yaml
 
 from dsee_jax import config as configs
-from dsee_jax import journal, tree
+from dsee_jax import tree
+from dsee_jax.runtime import files
+from dsee_jax.train import config_file
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -59,7 +61,7 @@ def run(
     """
     path, out, kept = config_path(task, method), options.runs / name, RESULTS / folder / f"{name}.json"
     overrides = (f"--train.seed={seed}", *overrides)
-    asked = yaml.safe_load(configs.dump(configs.read(path, overrides)))
+    asked = yaml.safe_load(config_file.dump(config_file.read(path, overrides)))
     # Where the files lie does not change what is measured.
     del asked["output_dir"], asked["data"]["dir"]
     if kept.exists() and equal((found := json.loads(kept.read_text()))["config"], asked):
@@ -67,7 +69,7 @@ def run(
     train(name, task, method, options, *overrides)
     found = json.loads((out / "metrics.json").read_text())
     kept.parent.mkdir(parents=True, exist_ok=True)
-    journal.write(kept, {"config": asked, "metrics": found})
+    files.write(kept, {"config": asked, "metrics": found})
     return found
 
 
@@ -89,7 +91,7 @@ def train(name: str, task: str, method: str, options: argparse.Namespace, *overr
 
 def equal(before: dict[str, Any], now: dict[str, Any]) -> bool:
     """Tell whether two configs are one; a key that is younger than the first has its default there."""
-    defaults = tree.flatten(yaml.safe_load(configs.dump(configs.Config())))
+    defaults = tree.flatten(yaml.safe_load(config_file.dump(configs.Config())))
     flat = tree.flatten(now)
     return {path: defaults[path] for path in flat} | tree.flatten(before) == flat
 
@@ -176,8 +178,8 @@ def main() -> None:
         for method in options.methods:
             runs = [run(f"{task}_{method}_seed{seed}", task, method, seed, options) for seed in options.seeds]
             found["rows"].append(row(task, method, runs))
-            journal.write(RESULTS / "glue.json", found)
-            journal.write_text(RESULTS / "glue.md", markdown(found["rows"]))
+            files.write(RESULTS / "glue.json", found)
+            files.write_text(RESULTS / "glue.md", markdown(found["rows"]))
     print(markdown(found["rows"]))
 
 

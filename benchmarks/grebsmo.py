@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsee_jax import supports
+from dsee_jax.deltas import supports
 
 try:
     import torch

@@ -4,9 +4,9 @@
 
 The finished model is what ``export`` writes: updates folded in, and of a run that cut heads and neurons the smaller arrays.
 Throughput is that of the compiled program, warm, the two models in turns; each turn's ratio is of two calls that stood next
-to each other. The process keeps the memory that it frees, as all commands do (`dsee_jax.heap`; ``--trim`` leaves it to the C
-library). Memory is measured in a process for each model that loads it and answers one batch: the peak of the whole process
-(Python, JAX, loading and compiling included), and what XLA says of the program (its arguments, which are weights and a batch,
+to each other. The process keeps the memory that it frees, as all commands do (`dsee_jax.runtime.malloc`; ``--trim`` leaves
+it to the C library). Memory is measured in a process for each model that loads it and answers one batch: the peak of the
+whole process (Python, JAX, loading and compiling included), and XLA's analysis of the program (its arguments, which are weights and a batch,
 and temporaries). Wants an otherwise idle machine.
 """
 
@@ -23,26 +23,27 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.load_memory import peak
-from dsee_jax import heap
+from dsee_jax.runtime import malloc
 
 MODELS = ("final", "dense")
 
 
 def write(run: Path, folder: Path) -> None:
     """Write both models as folders: ``final``, and ``dense``, the run's pretrained model with its tuned head."""
-    from dsee_jax import finished, models, tree
-    from dsee_jax.ckpt import hf
+    from dsee_jax import models, tree
+    from dsee_jax.ckpt import hf, hf_save
     from dsee_jax.ckpt.resolve import resolve
+    from dsee_jax.train import reopen
 
-    found = finished.opened(run)
+    found = reopen.opened(run)
     base = resolve(found.config.model.path)
-    hf.save_pretrained(folder / "final", found.model, finished.folded(found), source=run / finished.MODEL)
+    hf_save.save_pretrained(folder / "final", found.model, reopen.folded(found), source=run / reopen.MODEL)
     model: Any
     model, params = hf.load_pretrained(base, num_labels=found.task.num_labels, new_head=found.config.model.new_head)
     flat, tuned = tree.flatten(params), tree.flatten(found.params)
     head = tree.select(models.find(model.config.model_type).HEAD, flat)
     params = tree.unflatten(flat | {path: tuned[path] for path in head})
-    hf.save_pretrained(folder / "dense", model, params, source=base, labels=found.task.labels)
+    hf_save.save_pretrained(folder / "dense", model, params, source=base, labels=found.task.labels)
 
 
 def program(run: Path, folder: Path, batch: int, length: int) -> tuple[Any, tuple[Any, ...]]:
@@ -50,11 +51,11 @@ def program(run: Path, folder: Path, batch: int, length: int) -> tuple[Any, tupl
     import jax
     import numpy as np
 
-    from dsee_jax import config as configs
     from dsee_jax.ckpt import hf
-    from dsee_jax.setup import CONFIG
+    from dsee_jax.ckpt.folders import CONFIG
+    from dsee_jax.train import config_file
 
-    labels, dtype = hf.read_json(folder / "config.json")["id2label"], configs.read(run / CONFIG).model.dtype
+    labels, dtype = hf.read_json(folder / "config.json")["id2label"], config_file.read(run / CONFIG).model.dtype
     model: Any
     model, params = hf.load_pretrained(folder, num_labels=len(labels), dtype=dtype)
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (batch, length), np.int32)
@@ -120,7 +121,7 @@ def main() -> None:
     options = parser.parse_args()
     if not (options.run / "metrics.json").exists():
         parser.error(f"{options.run} is no finished run: it has no metrics.json")
-    kept = not options.trim and heap.keep()
+    kept = not options.trim and malloc.keep_freed_memory()
     shape = (options.batch, options.length)
     if options.write:
         return write(options.run, options.write)

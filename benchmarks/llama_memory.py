@@ -38,13 +38,13 @@ def make(folder: pathlib.Path, layers: int) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from dsee_jax.ckpt import hf, tensors
+    from dsee_jax.ckpt import hf_names, tensors
     from dsee_jax.models import llama
 
     settings = SHAPE | {"num_hidden_layers": layers}
     model = llama.Model(llama.Config.from_hf(settings))
     generator, arrays = np.random.default_rng(0), {}
-    for name, shape in hf.stored_shapes(model).items():
+    for name, shape in hf_names.stored_shapes(model).items():
         one = generator.standard_normal(shape, np.float32) * 0.02 if len(shape) > 1 else np.ones(shape, np.float32)
         arrays[name] = one.astype(jnp.bfloat16)
     folder.mkdir(parents=True)
@@ -59,8 +59,9 @@ def measure(folder: pathlib.Path, length: int, steps: int) -> None:
     import numpy as np
 
     import dsee_jax
-    from dsee_jax import deltas, optim, step
     from dsee_jax.config import TrainConfig
+    from dsee_jax.deltas import create, fold
+    from dsee_jax.train import optim, step
 
     jax.block_until_ready(jnp.arange(8) + 1)
     figures: dict[str, float] = {"peak_before": peak()}
@@ -71,8 +72,8 @@ def measure(folder: pathlib.Path, length: int, steps: int) -> None:
     figures["largest_shard_bytes"] = max(path.stat().st_size for path in folder.glob("*.safetensors"))
     figures["peak_loaded"] = peak()
     config = dsee_jax.DeltaConfig(targets=("decoder/.*/(query|value)/kernel",), rank=16, alpha=32, nonzeros=64)
-    updates, supports = deltas.init(params, config, key=jax.random.key(0))
-    figures |= {"trained": deltas.count(updates), "peak_supports": peak()}
+    updates, supports = create.init(params, config, key=jax.random.key(0))
+    figures |= {"trained": fold.count(updates), "peak_supports": peak()}
     optimizer = optim.adamw(TrainConfig())
     trained = {"deltas": updates, "params": {}}
     state = step.State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained))

@@ -21,12 +21,12 @@ def make(folder: str) -> None:
     import jax
     import jax.numpy as jnp
 
-    from dsee_jax.ckpt import hf
+    from dsee_jax.ckpt import hf_save
     from dsee_jax.models import bert
 
     model = bert.Bert(bert.Config(30522, 768, 12, 12, 3072))
     init = jax.jit(lambda key: model.init(key, jnp.zeros((1, 1), jnp.int32))["params"])
-    hf.save_pretrained(folder, model, init(jax.random.key(0)))
+    hf_save.save_pretrained(folder, model, init(jax.random.key(0)))
 
 
 def peak() -> int:

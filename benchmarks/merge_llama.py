@@ -25,8 +25,10 @@ import numpy as np
 import yaml
 
 from benchmarks.e2e import absolute
-from dsee_jax import completion, evaluation, finished, journal, setup, sharding, step
 from dsee_jax.ckpt import hf
+from dsee_jax.generation import pipeline
+from dsee_jax.runtime import files
+from dsee_jax.train import evaluation, inputs, reopen, sharding, step
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -93,8 +95,8 @@ def tune(task: str, options: argparse.Namespace) -> Path:
 
 def scorer(run: Path) -> Any:
     """Return the function ``folder of a model -> loss`` on the dev set of a run's task."""
-    found = finished.opened(run)
-    data = setup.read_data(found.config, found.task, run / "model", found.model)
+    found = reopen.opened(run)
+    data = inputs.read_data(found.config, found.task, run / "model", found.model)
     mesh = sharding.mesh(found.config.mesh, batch_size=found.config.train.batch_size)
     placed = sharding.placement(mesh, found.model)
     evaluate = evaluation.evaluator(found.model, found.config, data, placed)
@@ -108,8 +110,8 @@ def scorer(run: Path) -> Any:
 
 def texts(folder: Path) -> dict[str, str]:
     """Return what a model writes for the prompt of each task, the most probable token each time."""
-    writer = completion.opened(folder)
-    return {task: completion.complete(writer, [prompt], new_tokens=48)[0].strip() for task, prompt in PROMPTS.items()}
+    writer = pipeline.opened(folder)
+    return {task: pipeline.complete(writer, [prompt], new_tokens=48)[0].strip() for task, prompt in PROMPTS.items()}
 
 
 def merged(name: str, models: list[Path], options: argparse.Namespace) -> Path:
@@ -169,8 +171,8 @@ def main() -> None:
         "merges": {name: {"method": method, **parameters} for name, (method, parameters) in MERGES.items()},
         "rows": rows,
     }
-    journal.write(RESULTS / "merge_llama.json", found)
-    journal.write_text(RESULTS / "merge_llama.md", markdown(rows))
+    files.write(RESULTS / "merge_llama.json", found)
+    files.write_text(RESULTS / "merge_llama.md", markdown(rows))
     print(markdown(rows))
 
 

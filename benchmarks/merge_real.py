@@ -34,8 +34,11 @@ import numpy as np
 from safetensors.numpy import load_file
 
 import merge
-from dsee_jax import evaluation, finished, journal, metrics, models, setup, sharding, step, tree
-from dsee_jax.ckpt import adapter, hf
+from dsee_jax import models, tree
+from dsee_jax.ckpt import adapter, hf, hf_names
+from dsee_jax.metrics import classification
+from dsee_jax.runtime import files
+from dsee_jax.train import evaluation, inputs, reopen, sharding, step
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -115,16 +118,16 @@ def tune(task: str, options: argparse.Namespace) -> Tuned:
 
 
 def opened(run: Path) -> Tuned:
-    found = finished.opened(run)
+    found = reopen.opened(run)
     config, regression = found.config, found.task.regression
-    data = setup.read_data(config, found.task, run / "model", found.model)
+    data = inputs.read_data(config, found.task, run / "model", found.model)
     mesh = sharding.mesh(config.mesh, batch_size=config.train.batch_size)
     evaluate = evaluation.evaluator(found.model, config, data, sharding.placement(mesh, found.model))
-    metric = next(iter(metrics.of_task(config.data.task, regression=regression)))
-    names = {path: name for path, (name, _) in hf.names(found.model).items()}
+    metric = next(iter(classification.of_task(config.data.task, regression=regression)))
+    names = {path: name for path, (name, _) in hf_names.names(found.model).items()}
     flat = tree.flatten(found.params)
     head = set(tree.select(models.find(found.model.config.model_type).HEAD, flat))
-    arrays = hf.named(found.model, found.params)
+    arrays = hf_names.hf_tensors(found.model, found.params)
 
     def score(encoder: Arrays) -> float:
         params = {
@@ -154,7 +157,7 @@ def kernel(path: str, array: np.ndarray) -> np.ndarray:
 
 def base_encoder(names: Mapping[str, Any]) -> dict[str, np.ndarray]:
     model, params = hf.load_pretrained(BASE)
-    return {name: array for name, array in hf.named(model, params).items() if name in names}
+    return {name: array for name, array in hf_names.hf_tensors(model, params).items() if name in names}
 
 
 def merged(row: str, base: Arrays, tuned: Mapping[str, Tuned], options: argparse.Namespace) -> dict[str, np.ndarray]:
@@ -251,8 +254,8 @@ def main() -> None:
             scores = {task: one.score(encoder) for task, one in tuned.items()}
             row = line(name, scores, own, method=method, options=settings, merge_seconds=seconds)
         found["rows"].append(row)
-        journal.write(path, found)
-        journal.write_text(path.with_suffix(".md"), markdown(found))
+        files.write(path, found)
+        files.write_text(path.with_suffix(".md"), markdown(found))
     print(markdown(found))
 
 

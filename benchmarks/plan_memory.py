@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.glue import RESULTS, ROOT
 from benchmarks.llama_memory import SHAPE
 from benchmarks.plans import DECODER, MODELS
-from dsee_jax import journal
+from dsee_jax.runtime import files
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int, int]] = {
     "BERT-base, DSEE": (MODELS["BERT-base"], {}, 16, 128),
@@ -49,22 +49,22 @@ def measure(name: str) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from dsee_jax import config as configs
-    from dsee_jax import plan
+    from dsee_jax.plan import roofline, run
+    from dsee_jax.train import config_file
 
     fields, changes, rows, length = CASES[name]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(fields))
         settings = {"model.path": folder, "data.max_length": length, "train.batch_size": rows} | changes
         settings |= {"data.source": "jsonl", "data.dir": folder} if fields["model_type"] == "llama" else {}
-        config = configs.read(None, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
-        steps, placed = plan.abstract(config, jax.devices())
+        config = config_file.read(None, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
+        steps, placed = run.abstract(config, jax.devices())
         said = {
-            step: plan.compiled(run, args, placed.mesh, None, donated=plan.DONATED[step])["bytes_per_chip"]
+            step: roofline.compiled(run, args, placed.mesh, None, donated=run.DONATED[step])["bytes_per_chip"]
             for step, (run, args) in steps.items()
         }
     programs = {
-        step: jax.jit(run, donate_argnums=plan.DONATED[step]).lower(*args).compile()
+        step: jax.jit(run, donate_argnums=run.DONATED[step]).lower(*args).compile()
         for step, (run, args) in steps.items()
     }
 
@@ -148,8 +148,8 @@ def main() -> None:
         result = json.loads(done.stdout.splitlines()[-1])
         found.setdefault(result["device"], {})[name] = result["steps"]
         print(name, json.dumps(result["steps"]), flush=True)
-        journal.write(kept, {"command": "python -m benchmarks.plan_memory", "found": found})
-    journal.write_text(RESULTS / "plan_memory.md", markdown(found))
+        files.write(kept, {"command": "python -m benchmarks.plan_memory", "found": found})
+    files.write_text(RESULTS / "plan_memory.md", markdown(found))
     print(markdown(found))
 
 

@@ -26,10 +26,10 @@ from typing import Any
 import yaml
 
 from benchmarks.glue import RESULTS, ROOT
-from dsee_jax import journal
-from dsee_jax.ckpt import hf, tensors
+from dsee_jax.ckpt import hf_names, tensors
 from dsee_jax.models import llama
-from dsee_jax.plan import CHIPS
+from dsee_jax.plan.roofline import CHIPS
+from dsee_jax.runtime import files
 
 FOLDER = RESULTS / "plans"
 MODELS: dict[str, dict[str, Any]] = {
@@ -117,9 +117,7 @@ def made(name: str) -> dict[str, Any]:
         )
         found = json.loads((place / "plan.json").read_text())
     FOLDER.mkdir(parents=True, exist_ok=True)
-    journal.write(
-        kept, {"asked": asked, "machine": f"{os.cpu_count()} CPU cores ({platform.machine()})", "plan": found}
-    )
+    files.write(kept, {"asked": asked, "machine": f"{os.cpu_count()} CPU cores ({platform.machine()})", "plan": found})
     return found
 
 
@@ -141,7 +139,7 @@ def tuning(place: Path, asked: dict[str, Any]) -> list[str]:
 def merging(place: Path, asked: dict[str, Any]) -> list[str]:
     """Return the command that plans a merge; its recipe and models, holes for their weights, are written below ``place``."""
     config = MODELS[asked["model"]] | {"architectures": ["LlamaForCausalLM"]}
-    shapes = hf.stored_shapes(llama.Model(llama.Config.from_hf(config)))
+    shapes = hf_names.stored_shapes(llama.Model(llama.Config.from_hf(config)))
     begin, _, size = tensors.header({name: ("BF16", shape) for name, shape in shapes.items()})
     names = ["base", *(f"tuned_{number}" for number in range(asked["models"]))]
     for name in names:
@@ -218,7 +216,7 @@ def main() -> None:
     for name in options.only:
         made(name)
     found = {name: made(name) for name in PLANS if (FOLDER / f"{name}.json").exists()}
-    journal.write_text(RESULTS / "plans.md", markdown(found))
+    files.write_text(RESULTS / "plans.md", markdown(found))
     if any(name.startswith(("weak", "strong")) for name in found):
         picture(found)
     print(markdown(found))

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.glue import RESULTS
-from dsee_jax import activations, evaluation, finished, journal, masks, prune, sharding, step
+from dsee_jax import masks
 from dsee_jax.data.batches import Batches
-from dsee_jax.setup import read_data
+from dsee_jax.prune import calibration, weights
+from dsee_jax.runtime import files
+from dsee_jax.train import evaluation, reopen, sharding, step
+from dsee_jax.train.inputs import read_data
 
 CHOICES = [(score, scope) for score in ("W", "WABS", "WANDA") for scope in ("global", "tensor", "output")]
 SPARSITY = 0.5
@@ -23,21 +26,21 @@ SPARSITY = 0.5
 
 def measured(run: Path, overrides: list[str]) -> dict[str, Any]:
     """Return ``{choice: metrics}`` of a finished run, and those of the run as it is under ``whole``."""
-    found = finished.opened(run, overrides)
+    found = reopen.opened(run, overrides)
     config, task, model, params, kept = found
     assert kept is not None, "a run with updates"
     data = read_data(config, task, run / "model", model)
     placed = sharding.placement(sharding.mesh(config.mesh, batch_size=config.train.batch_size), model)
     evaluate = evaluation.evaluator(model, config, data, placed)
-    whole = finished.folded(found)
+    whole = reopen.folded(found)
     source = Batches(data.train, config.train.batch_size, epochs=1, seed=config.train.seed, edges=data.edges)
-    sizes = activations.sizes(
+    sizes = calibration.sizes(
         model, whole, (source[n] for n in range(-(-config.prune.calibration // config.train.batch_size)))
     )
     trained = {"deltas": kept.deltas, "params": {}}
     scores = {"whole": evaluate(trained, step.Frozen(params, kept.supports, {}))}
     for score, scope in CHOICES:
-        drawn = prune.unstructured(
+        drawn = weights.unstructured(
             *(params, kept.deltas, kept.supports, config.prune.targets),
             sparsity=SPARSITY,
             score=score,
@@ -77,8 +80,8 @@ def main() -> None:
         "sparsity": SPARSITY,
         "runs": runs,
     }
-    journal.write(RESULTS / "scores.json", found)
-    journal.write_text(RESULTS / "scores.md", markdown(runs))
+    files.write(RESULTS / "scores.json", found)
+    files.write_text(RESULTS / "scores.md", markdown(runs))
     print(markdown(runs))
 
 

@@ -29,9 +29,9 @@ import numpy as np
 
 from benchmarks import glue
 from benchmarks.glue import RESULTS, ROOT
-from dsee_jax import journal
-from dsee_jax.pictures import paper
-from dsee_jax.pictures import search as searches
+from dsee_jax.analysis.pictures import search as searches
+from dsee_jax.analysis.pictures import style
+from dsee_jax.runtime import files
 
 FOLDER = "smaller"
 EPOCHS = {"sst2": 3, "stsb": 4, "rte": 6, "rte_after_stsb": 6}
@@ -122,7 +122,8 @@ def described(result: dict[str, Any]) -> dict[str, Any]:
 
 def kept(widths: dict[str, Sequence[int]], setup: Any) -> Any:
     """Return masks of heads and neurons of which so many are left in each layer: the first."""
-    from dsee_jax import models, units
+    from dsee_jax import models
+    from dsee_jax.prune import units
 
     return {
         kind: {
@@ -146,23 +147,22 @@ def step_times(tickets: dict[str, dict[str, Any]], options: argparse.Namespace) 
     import jax
     import jax.numpy as jnp
 
-    from dsee_jax import config as configs
-    from dsee_jax import cut, setup, sharding, step, training
-    from dsee_jax import tickets as searches
     from dsee_jax.models import cuts
+    from dsee_jax.prune import earlybert
+    from dsee_jax.train import config_file, pruning, setup, sharding, stages, step
 
     with tempfile.TemporaryDirectory() as folder:
         places = [f"--data.dir={options.data}", f"--output_dir={folder}/run"]
-        found = setup.prepare(configs.read(glue.config_path(TIMED, "full"), places))
-    setups = {name: cut.smaller(found, kept(result["kept"], found)) for name, result in tickets.items()}
-    source = training.batches(found, 1)
+        found = setup.prepare(config_file.read(glue.config_path(TIMED, "full"), places))
+    setups = {name: pruning.smaller(found, kept(result["kept"], found)) for name, result in tickets.items()}
+    source = stages.batches(found, 1)
     batches = [sharding.split(found.placed.mesh, source[number]) for number in range(BATCHES)]
 
     def looped(one: setup.Setup, *, searching: bool = False) -> Callable[[], float]:
-        compiled = training.programs(one, searching=searching)
-        more = {"coefficients": searches.init(cuts(one.model), one.params)} if searching else {}
+        compiled = stages.programs(one, searching=searching)
+        more = {"coefficients": earlybert.init(cuts(one.model), one.params)} if searching else {}
         trained = sharding.place(one.placed, jax.tree.map(jnp.copy, one.trained | more))
-        frozen = sharding.place(one.placed, cut.freeze(one, {}))
+        frozen = sharding.place(one.placed, pruning.freeze(one, {}))
         state = step.State(jnp.zeros((), jnp.int32), trained, compiled.optimizer.init(trained))
 
         def run() -> float:
@@ -225,7 +225,7 @@ def birds(options: argparse.Namespace) -> dict[str, Any]:
     done(name, TIMED, "full", seed, options, *pruned("earlybert", *OWN), *long)
     kept = RESULTS / FOLDER / f"{name}_checks.json"
     if not kept.exists():
-        journal.write(kept, [r for r in journal.read(options.runs / name / "metrics.jsonl") if "coefficients" in r])
+        files.write(kept, [r for r in files.read(options.runs / name / "metrics.jsonl") if "coefficients" in r])
     checks = json.loads(kept.read_text())
     searches.draw(checks).savefig(RESULTS / "birds.png", dpi=120)
     last = checks[-1]["kept"]
@@ -241,11 +241,11 @@ def birds(options: argparse.Namespace) -> dict[str, Any]:
 
 def curve(lines: list[dict[str, Any]]) -> None:
     """Draw the scores of tickets against the time that training took into ``tickets.png``."""
-    figure = paper.figure(5.2, 3.4)
+    figure = style.figure(5.2, 3.4)
     axis = figure.subplots()
     for line in lines:
         times = [line["time_ratio"]] * len(line["scores"])
-        axis.plot(times, line["scores"], "o", color=paper.BLUE)
+        axis.plot(times, line["scores"], "o", color=style.BLUE)
         label = f"{line['example_flops_ratio']:.0%} of the FLOPs"
         axis.annotate(
             label, (times[0], min(line["scores"])), (0, -12), textcoords="offset points", ha="center", fontsize=8
@@ -305,8 +305,8 @@ def main() -> None:
     }
     for part in options.parts:
         found[part] = parts[part](options)
-        journal.write(kept, found)
-        journal.write_text(RESULTS / "smaller.md", markdown(found))
+        files.write(kept, found)
+        files.write_text(RESULTS / "smaller.md", markdown(found))
     print(markdown(found))
 
 

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import dsee_jax
-from dsee_jax import models, optim, step, tree
+from dsee_jax import models, tree
 from dsee_jax.config import DeltaConfig, TrainConfig
+from dsee_jax.train import optim, step
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def main() -> None:
     model, params = dsee_jax.load_pretrained(arguments.model, num_labels=2, dtype=arguments.dtype)
     # Which coordinates are chosen changes no shape, so the quickest way to choose them will do.
     delta = DeltaConfig(rank=arguments.rank, nonzeros=arguments.nonzeros, support="random")
-    deltas, supports = dsee_jax.deltas.init(params, delta, key=key)
+    deltas, supports = dsee_jax.deltas.create.init(params, delta, key=key)
     head, rest = tree.split(params, tree.select(models.find(model.config.model_type).HEAD, tree.flatten(params)))
     optimizer = optim.adamw(TrainConfig(clip=1.0))
     trained = {"deltas": deltas, "params": head}

@@ -11,17 +11,21 @@ model, params = dsee_jax.load_pretrained(path, task="causal-lm")
 tokens = dsee_jax.generate(model, params, input_ids, attention_mask, new_tokens=64)
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dsee_jax.lazy import package
 
 if TYPE_CHECKING:
-    from dsee_jax import decompose, deltas, generation, masks, models, prune, tree
-    from dsee_jax.ckpt.hf import load_pretrained, save_pretrained
-    from dsee_jax.compaction import compact
+    from dsee_jax import deltas, generation, masks, models, prune, tree
+    from dsee_jax.ckpt.hf import load_pretrained
+    from dsee_jax.ckpt.hf_save import save_pretrained
     from dsee_jax.config import Config, DeltaConfig
-    from dsee_jax.deltas import apply, materialize
+    from dsee_jax.deltas import decompose
+    from dsee_jax.deltas.attach import apply
+    from dsee_jax.deltas.fold import materialize
     from dsee_jax.errors import InputError
-    from dsee_jax.generation import generate
+    from dsee_jax.generation.decoding import generate
+    from dsee_jax.prune.compaction import compact
 
 __all__ = [
     "Config",
@@ -42,28 +46,18 @@ __all__ = [
     "tree",
 ]
 
-_FROM = {
+_PUBLIC = {
     "load_pretrained": "ckpt.hf",
-    "save_pretrained": "ckpt.hf",
-    "compact": "compaction",
+    "save_pretrained": "ckpt.hf_save",
     "Config": "config",
     "DeltaConfig": "config",
-    "apply": "deltas",
-    "materialize": "deltas",
+    "decompose": "deltas",
+    "apply": "deltas.attach",
+    "materialize": "deltas.fold",
     "InputError": "errors",
-    "generate": "generation",
+    "generate": "generation.decoding",
+    "compact": "prune.compaction",
 }
-"""Where each name of `__all__` stands that is no module itself."""
+"""The submodule that defines each public name."""
 
-
-def __getattr__(name: str) -> Any:
-    """Import what is asked for, and no more: a command that needs no model does not wait for Flax."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{_FROM.get(name, name)}")
-    found = globals()[name] = getattr(module, name) if name in _FROM else module
-    return found
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = package(__name__, _PUBLIC)

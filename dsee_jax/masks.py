@@ -3,21 +3,13 @@
 A pruned weight is exactly 0.0: masks select and never multiply, so that no -0.0 and no not-a-number is left behind.
 """
 
-import json
-import os
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from dsee_jax import tree
-from dsee_jax.aliases import Array, Masks, Params
 from dsee_jax.errors import InputError
-
-_FORMAT = "dsee_jax.masks.1"
+from dsee_jax.typing import Array, Masks, Params
 
 
 def apply(params: Params, masks: Masks) -> dict[str, jax.Array]:
@@ -51,52 +43,3 @@ def intersect(a: Masks, b: Masks) -> dict[str, jax.Array]:
     left, right = tree.flatten(a), tree.flatten(b)
     both = {path: jnp.logical_and(left[path], right[path]) for path in left if path in right}
     return tree.unflatten(left | right | both)
-
-
-def pack(mask: Array) -> np.ndarray:
-    """Return a mask as uint8 (ceil(size / 8),): its bits in row-major order, the highest bit of a byte first."""
-    return np.packbits(np.asarray(mask, bool).ravel())
-
-
-def unpack(packed: Array, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the bool mask of ``shape`` that `pack` made ``packed`` (bytes,) from.
-
-    Raises:
-      InputError: the number of bytes is not that of ``shape``.
-    """
-    size = int(np.prod(shape))
-    if packed.shape != (-(-size // 8),):
-        raise InputError(f"a mask of shape {shape} takes {-(-size // 8)} bytes, found the shape {packed.shape}")
-    return np.unpackbits(np.asarray(packed, np.uint8), count=size).astype(bool).reshape(shape)
-
-
-def save(path: str | os.PathLike[str], masks: Masks) -> None:
-    """Write masks as a safetensors file, one bit an entry; a file at ``path`` is replaced at once or not at all."""
-    target = pathlib.Path(path)
-    flat = tree.flatten(masks)
-    shapes = json.dumps({name: list(mask.shape) for name, mask in flat.items()})
-    packed = {name: np.ascontiguousarray(pack(mask)) for name, mask in flat.items()}
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        safetensors.numpy.save_file(packed, temporary, metadata={"format": _FORMAT, "shapes": shapes})
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read masks that `save` wrote.
-
-    Raises:
-      InputError: there is no such file, or it is not a whole file of masks.
-    """
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"cannot read the masks {os.fspath(path)!r}: {error}") from None
-    if metadata.get("format") != _FORMAT:
-        raise InputError(f"{os.fspath(path)!r} is a safetensors file but not one of masks ({_FORMAT})")
-    shapes = json.loads(metadata["shapes"])
-    return tree.unflatten({name: unpack(packed[name], tuple(shape)) for name, shape in shapes.items()})

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsee_jax import tree
-from dsee_jax.aliases import Tree
 from dsee_jax.errors import InputError
+from dsee_jax.typing import Tree
 
 STACK = "layers"
 """The name that stands for all layers."""

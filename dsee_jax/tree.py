@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from dsee_jax.aliases import Rules, Tree
 from dsee_jax.errors import InputError, did_you_mean
+from dsee_jax.typing import Rules, Tree
 
 _REQUIRED: Any = object()
 

@@ -1,4 +1,4 @@
-"""``python -m merge RECIPE.yaml OUT_DIR``: merge fine-tuned models of one base as a recipe says, from files to files."""
+"""``python -m merge RECIPE.yaml OUT_DIR``: merge fine-tuned models of one base by a recipe, from files to files."""
 
 import argparse
 import contextlib
@@ -6,13 +6,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from dsee_jax import heap, processes, stores
 from dsee_jax.ckpt.tensors import byte_size
 from dsee_jax.errors import InputError
-from merge import assembly, compare
+from dsee_jax.runtime import malloc, multihost, storage
+from merge import compare, pipeline
 from merge.inputs.sources import open_source
 from merge.methods import METHODS
-from merge.planning import overview
+from merge.planning import describe
 from merge.planning.plan import Plan
 from merge.streaming import engine
 
@@ -25,7 +25,7 @@ a recipe, in mergekit's grammar:
     - model: TUNED_A
     - model: TUNED_B
 
-Run again after an interruption, it goes on. `python -m merge compare A B` tells how far two checkpoints are apart.
+After an interruption the same command resumes. `python -m merge compare A B` prints the difference of two checkpoints.
 """
 
 
@@ -38,20 +38,22 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("recipe", metavar="RECIPE", help="YAML; mergekit's recipes run unmodified")
-    top.add_argument("out", metavar="OUT_DIR", help="the folder to make; appears when it is complete")
-    top.add_argument("--plan", action="store_true", help="read headers only, and print what would be done")
+    top.add_argument("out", metavar="OUT_DIR", help="the output folder; appears when the merge is complete")
+    top.add_argument("--plan", action="store_true", help="read headers only, and print the plan")
     top.add_argument(
         "--topology",
         metavar="KIND:SHAPE",
-        help="with --plan: what the merge would take in the memory of accelerators instead, all models at once; compiled "
-        "for a TPU topology that need not be there (v5e:4x4; extra `tpu`), or for the devices that are `here`",
+        help="with --plan: also print the accelerator memory of a merge of all models in memory, compiled for a TPU topology "
+        "you do not have (v5e:4x4; extra `tpu`), or for the local devices (`here`)",
     )
-    top.add_argument("--json", metavar="FILE", help="with --topology: write all figures there as well")
-    top.add_argument("--overwrite", action="store_true", help="replace OUT_DIR, once the merge is complete")
-    top.add_argument("--max-shard-size", metavar="SIZE", default="5GB", help="of a file of weights; default 5GB")
-    top.add_argument("--allow-nonfinite", action="store_true", help="merge NaN and infinities as they are")
-    processes.arguments(top)
-    top.add_argument("--methods", action=_Methods, nargs=0, help="list the methods and their options, and stop")
+    top.add_argument("--json", metavar="FILE", help="with --topology: also write all figures to FILE")
+    top.add_argument("--overwrite", action="store_true", help="replace OUT_DIR when the merge is complete")
+    top.add_argument(
+        "--max-shard-size", metavar="SIZE", default="5GB", help="maximum size of a file of weights; default 5GB"
+    )
+    top.add_argument("--allow-nonfinite", action="store_true", help="merge NaN and infinities instead of refusing them")
+    multihost.arguments(top)
+    top.add_argument("--methods", action=_Methods, nargs=0, help="list the methods and their options, and exit")
     return top
 
 
@@ -59,16 +61,18 @@ class _Methods(argparse.Action):
     def __call__(self, *ignored: object) -> None:
         for name, method in sorted(METHODS.items()):
             print(f"{name}: {method.help}")
-            for option, what in {**method.each, **method.shared}.items():
-                default = "required" if what.default is None else f"default {what.default}"
-                each = ", for each model" * (option in method.each)
-                print(f"    {option}: {what.help} ({what.expected}{each}; {default})")
+            for key, option in {**method.each, **method.shared}.items():
+                default = "required" if option.default is None else f"default {option.default}"
+                each = ", for each model" * (key in method.each)
+                print(f"    {key}: {option.help} ({option.expected}{each}; {default})")
         sys.exit(0)
 
 
 def comparing() -> argparse.ArgumentParser:
     """Return the parser of a comparison."""
-    top = argparse.ArgumentParser(prog="python -m merge compare", description="How far two checkpoints are apart.")
+    top = argparse.ArgumentParser(
+        prog="python -m merge compare", description="Print the difference of two checkpoints."
+    )
     top.add_argument("a", metavar="A", help="a folder, a hub id, or any of these +ADAPTER")
     top.add_argument("b", metavar="B", help="the same; changes are relative to A")
     top.add_argument(
@@ -78,92 +82,92 @@ def comparing() -> argparse.ArgumentParser:
 
 
 def distance(options: argparse.Namespace) -> None:
-    """Print how far two checkpoints are apart."""
+    """Print the difference of two checkpoints."""
     a, b = (open_source(reference, Path()) for reference in (options.a, options.b))
     print(compare.table(compare.compare(a, b, unit=options.unit)))
 
 
 def merge(options: argparse.Namespace) -> None:
-    """Plan a merge, and do it."""
+    """Plan a merge, and run it."""
     byte_size(options.max_shard_size)
     for name in ("topology", "json"):
         if getattr(options, name) and not (options.plan and options.topology):
-            raise InputError(f"--{name} says what to plan: give it with --plan --topology")
-    file = stores.target(options.json, "--json") if options.json else None
-    processes.join(options)
-    ready = assembly.read(options.recipe)
+            raise InputError(f"--{name} belongs to a plan: give --plan --topology too")
+    file = storage.target(options.json, "--json") if options.json else None
+    multihost.join(options)
+    ready = pipeline.read(options.recipe)
     if options.plan:
-        print(overview.describe(ready.plan, engine.layout(ready.plan, options.max_shard_size).items()))
+        print(describe.describe(ready.plan, engine.layout(ready.plan, options.max_shard_size).items()))
         if options.topology:
             _compile(ready.plan, "" if options.topology == "here" else options.topology, file)
         return
-    heap.keep()
-    there = stores.place(options.out)
-    said = _run(ready, there, options) if isinstance(there, Path) else _put(ready, there, options)
-    if processes.first():
-        print("\n".join([*said, str(there)]))
+    malloc.keep_freed_memory()
+    out = storage.as_path(options.out)
+    lines = _run(ready, out, options) if isinstance(out, Path) else _run_and_upload(ready, out, options)
+    if multihost.is_main():
+        print("\n".join([*lines, str(out)]))
 
 
-def _run(ready: assembly.Assembly, out: Path, options: argparse.Namespace) -> list[str]:
-    """Merge into a folder of this machine; return lines for the user."""
-    said: list[str] = []
+def _run(ready: pipeline.Prepared, out: Path, options: argparse.Namespace) -> list[str]:
+    """Merge into a local folder; return lines for the user."""
+    lines: list[str] = []
     engine.check_output(ready.plan, out, overwrite=options.overwrite)
-    with _progress() as progress, assembly.hashed(ready) as digests:
+    with _progress() as progress, pipeline.input_digests(ready) as digests:
         engine.run(
             ready.plan,
             out,
-            lambda folder, extras: said.extend(assembly.surround(ready, folder, out.name, extras, digests())),
+            lambda folder, extras: lines.extend(pipeline.write_metadata(ready, folder, out.name, extras, digests())),
             max_shard_size=options.max_shard_size,
             overwrite=options.overwrite,
             allow_nonfinite=options.allow_nonfinite,
             progress=progress,
         )
-    return said
+    return lines
 
 
-def _put(ready: assembly.Assembly, there: stores.Place, options: argparse.Namespace) -> list[str]:
-    """Merge on this machine and put the result into a store; what an interruption leaves lies where the command finds it."""
-    if processes.several():
+def _run_and_upload(ready: pipeline.Prepared, out: storage.Place, options: argparse.Namespace) -> list[str]:
+    """Merge on local disk, then upload to a store; after an interruption the same command resumes."""
+    if multihost.is_distributed():
         raise InputError(
-            f"{there}: processes that merge together write one folder; give one on a disk that all of them share"
+            f"{out}: processes that merge together write one folder; give a folder on a disk that all processes share"
         )
     read = [*engine.files(ready.plan), *(source.folder / "config.json" for source in ready.sources.values())]
-    for path in [str(ready.recipe.path), *filter(None, map(stores.origin, read))]:
-        if path.startswith(f"{str(there).rstrip('/')}/"):
-            raise InputError(f"{there} holds the input {path}; give another OUT_DIR")
-    scratch, stamp = stores.scratch(there), engine.stamp(ready.plan, engine.layout(ready.plan, options.max_shard_size))
-    made, said = scratch / there.name, []
-    # Of the same merge, made before, all that is left to do is to put it there.
+    for path in [str(ready.recipe.path), *filter(None, map(storage.origin, read))]:
+        if path.startswith(f"{str(out).rstrip('/')}/"):
+            raise InputError(f"{out} holds the input {path}; give another OUT_DIR")
+    scratch, stamp = storage.scratch(out), engine.stamp(ready.plan, engine.layout(ready.plan, options.max_shard_size))
+    merged, lines = scratch / out.name, []
+    # An earlier run may have completed the same merge: only the upload is left.
     whole = scratch / "whole"
     if not (whole.is_file() and whole.read_text() == stamp):
-        with stores.reached(there):
-            if not options.overwrite and there.exists():
-                raise InputError(f"{there} is there already; give another OUT_DIR, or --overwrite to replace it")
+        with storage.store_errors(out):
+            if not options.overwrite and out.exists():
+                raise InputError(f"{out} exists; give another OUT_DIR, or --overwrite to replace it")
         whole.unlink(missing_ok=True)
-        stores.clear(made)
-        said = _run(ready, made, options)
+        storage.clear(merged)
+        lines = _run(ready, merged, options)
         whole.write_text(stamp)
-    stores.put(made, there)
-    stores.clear(scratch)
-    return said
+    storage.upload(merged, out)
+    storage.clear(scratch)
+    return lines
 
 
-def _compile(plan: Plan, topology: str, file: stores.Place | None) -> None:
-    """Print what the merge would take of accelerators, and write it to ``file``."""
-    from dsee_jax import journal, report
-    from dsee_jax.plan import tables
-    from merge.planning.compiled import compiled
+def _compile(plan: Plan, topology: str, file: storage.Place | None) -> None:
+    """Print the accelerator memory and time of the merge, and write the figures to ``file``."""
+    from dsee_jax.plan.roofline import tables
+    from dsee_jax.runtime import console, files
+    from merge.planning.memory import compiled
 
-    found = compiled(plan, topology)
+    figures = compiled(plan, topology)
     if file:
-        journal.write(file, found)
-    for table in tables(found, title="the merge, all models in memory"):
-        report.show(table)
+        files.write(file, figures)
+    for table in tables(figures, title="the merge, all models in memory"):
+        console.show(table)
 
 
 @contextlib.contextmanager
 def _progress() -> Iterator[engine.Progress]:
-    """Show each pass on stderr, in bytes; silent when not a terminal."""
+    """Show each pass on stderr, in bytes; silent if stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield engine.Progress()
         return
@@ -195,11 +199,11 @@ def main(arguments: list[str]) -> int:
     except InputError as error:
         print(f"merge: {error}", file=sys.stderr)
         return 2
-    except stores.StoreError as error:
-        print(f"merge: {error}; the same command goes on", file=sys.stderr)
+    except storage.StoreError as error:
+        print(f"merge: {error}; the same command resumes", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("merge: interrupted; the same command goes on", file=sys.stderr)
+        print("merge: interrupted; the same command resumes", file=sys.stderr)
         return 130
     return 0
 

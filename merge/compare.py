@@ -1,4 +1,4 @@
-"""How far two checkpoints are apart: read tile by tile, so that neither ever lies in memory, nor one tensor of it."""
+"""The difference of two checkpoints, computed tile by tile: no checkpoint and no tensor is loaded whole."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,17 +8,17 @@ import numpy as np
 from dsee_jax.ckpt import tensors
 from dsee_jax.errors import InputError
 from merge import units
-from merge.inputs.lazies import Lazy
+from merge.inputs.lazy import Lazy
 from merge.inputs.sources import Source
 
 TILE = 2**20
-"""Elements read at once of each side."""
+"""Elements read at once from each checkpoint."""
 OTHER = "other"
-"""Where tensors stand that no unit takes."""
+"""The row of tensors that are in no group."""
 
 
 class Row(NamedTuple):
-    """The difference of one unit of two checkpoints a and b."""
+    """The difference of one group of tensors in two checkpoints a and b."""
 
     unit: str
     size: int  # elements
@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Two checkpoints compared, and what could not be."""
+    """The rows of a comparison, and the tensors that are not in both checkpoints in one shape."""
 
     rows: list[Row]
     total: Row  # over all rows
@@ -39,7 +39,7 @@ class Comparison(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """What adds up over tiles and tensors."""
+    """Sums over tiles and tensors."""
 
     size: int = 0
     change: float = 0.0  # sum of (b - a)^2
@@ -50,9 +50,9 @@ class _Sums(NamedTuple):
     largest: float = 0.0
 
     def plus(self, other: "_Sums") -> "_Sums":
-        found = _Sums._make(x + y for x, y in zip(self, other, strict=True))
-        # np.maximum hands a NaN on; max() may not.
-        return found._replace(largest=float(np.maximum(self.largest, other.largest)))
+        sums = _Sums._make(x + y for x, y in zip(self, other, strict=True))
+        # np.maximum propagates NaN; max() may not.
+        return sums._replace(largest=float(np.maximum(self.largest, other.largest)))
 
     def row(self, unit: str) -> Row:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -62,22 +62,22 @@ class _Sums(NamedTuple):
 
 
 def compare(a: Source, b: Source, *, unit: str = "tensor") -> Comparison:
-    """Return how far ``b`` is from ``a``, a row a unit: layers by number, tensors in the order of ``a``.
+    """Return the change from ``a`` to ``b``, one row per group: layers by number, tensors in the order of ``a``.
 
-    Names pair with and without a model's prefix (``model.``). Sums are float64 over tiles of `TILE` elements; two types of
-    a tensor are compared by value. NaN equals nothing.
+    Names match with and without a model's prefix (``model.``). Sums are float64 over tiles of `TILE` elements; tensors of
+    different types are compared by value. NaN equals nothing.
 
     Args:
       a: one checkpoint.
       b: the other; changes are relative to ``a``.
-      unit: as in `units.of`; tensors that no unit takes stand together under ``other``, the last row.
+      unit: as in `units.of`; tensors in no group share the last row, ``other``.
 
     Raises:
-      InputError: no tensor has one name and shape in both, or ``unit`` is none.
+      InputError: no tensor has the same name and shape in both checkpoints, or ``unit`` is invalid.
     """
     pairs = tensors.paired(a.tensors, b.tensors)
     shapes = [(name, a.tensors[name].shape, b.tensors[theirs].shape) for name, theirs in pairs.items()]
-    reshaped = [found for found in shapes if found[1] != found[2]]
+    reshaped = [entry for entry in shapes if entry[1] != entry[2]]
     alike = [name for name, ours, theirs in shapes if ours == theirs]
     if not alike:
         raise InputError(
@@ -103,7 +103,7 @@ def _tensor(a: Lazy, b: Lazy) -> _Sums:
         stop = min(start + TILE, size)
         x, y = (np.asarray(side.read(start, stop)).astype(np.float64).ravel() for side in (a, b))
         same = int(np.count_nonzero(x == y))
-        # An infinity less itself is NaN, and says so in the row.
+        # inf - inf is NaN, which the row shows.
         with np.errstate(invalid="ignore"):
             d = y - x
         change, squares, others, product = (float(np.vdot(p, q)) for p, q in ((d, d), (x, x), (y, y), (x, y)))
@@ -112,8 +112,8 @@ def _tensor(a: Lazy, b: Lazy) -> _Sums:
     return total
 
 
-def table(found: Comparison, *, most: int = 10) -> str:
-    """Return a comparison as text: a line a row and one for all, then what stands on one side only, ``most`` names of each."""
+def table(comparison: Comparison, *, most: int = 10) -> str:
+    """Return a comparison as text: one line per row, a total, and up to ``most`` names of unmatched tensors."""
     rows = [
         [
             row.unit,
@@ -123,14 +123,14 @@ def table(found: Comparison, *, most: int = 10) -> str:
             f"{row.cosine:.6f}",
             _percent(row.equal),
         ]
-        for row in (*found.rows, found.total)
+        for row in (*comparison.rows, comparison.total)
     ]
     header = ["unit", "elements", "relative change", "largest change", "cosine", "exactly equal"]
     lines = [aligned([header, *rows])]
     for title, names in (
-        ("only in A", found.only_a),
-        ("only in B", found.only_b),
-        ("shapes differ", [f"{name} {theirs} and {ours}" for name, theirs, ours in found.reshaped]),
+        ("only in A", comparison.only_a),
+        ("only in B", comparison.only_b),
+        ("shapes differ", [f"{name} {theirs} and {ours}" for name, theirs, ours in comparison.reshaped]),
     ):
         if names:
             more = f" and {len(names) - most} more" if len(names) > most else ""
@@ -139,7 +139,7 @@ def table(found: Comparison, *, most: int = 10) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Return a table as text, the first row its header: the first column to the left, the others to the right."""
+    """Return a table as text; the first column is aligned to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
@@ -151,6 +151,6 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _percent(share: float) -> str:
-    """All but 1 is never shown as all, nor a little as nothing."""
+    """Return a percentage in which shares near 1 or 0 do not round to 100% or 0%."""
     text = f"{share:.2%}"
     return {"100.00%": "<100%", "0.00%": ">0%"}.get(text, text) if share not in (0, 1) else text

@@ -1,8 +1,8 @@
-"""One tensor of all models, as a merge method sees it: in memory at once, or in tiles of bounded size.
+"""One tensor of all models, as a merge method sees it: whole in memory, or in tiles of bounded size.
 
 A method is written once, as folds over the tensor (sums over its elements) and one map (the merged tensor). `Whole` holds
-arrays and works under ``jit``, ``vmap`` and ``grad`` and on sharded arrays; the streaming engine offers the same two
-operations over tiles of files. So merging in memory equals merging by streaming by construction.
+arrays and works under ``jit``, ``vmap`` and ``grad`` and on sharded arrays. The streaming engine implements the same two
+operations over tiles of files. Merging in memory therefore equals merging by streaming.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,24 +14,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsee_jax.aliases import Array
+from dsee_jax.typing import Array
 
 
 class Tile(NamedTuple):
-    """The same stretch of one tensor in every model; all arrays of one shape, in the types they are stored in.
+    """The same range of one tensor in every model; all arrays have one shape and their stored types.
 
-    For a method by rows its last axis is the tensor's and complete, so that rows can be summed over axis -1: (rows, columns)
-    of a streamed tensor, the tensor's own shape in memory. Otherwise any shape.
+    For a method by rows the last axis is the tensor's whole last axis, so that rows can be summed over axis -1: the shape is
+    (rows, columns) for a streamed tensor and the tensor's own in memory. Otherwise the shape is any.
     """
 
     base: Array | None
     models: tuple[Array, ...]
     start: Array | np.uint32 | int  # the flat position of the first element in the whole tensor
-    statistics: tuple[Array, ...] = ()  # one for each model, of the tensor's shape: what `fisher` weighs by
+    statistics: tuple[Array, ...] = ()  # one for each model, of the tile's shape: the weights of `fisher`
 
     @property
     def origin(self) -> jax.Array:
-        """The base in float32; zeros where a method does without a base."""
+        """The base in float32; zeros where the method has no base."""
         if self.base is None:
             return jnp.zeros(self.models[0].shape, jnp.float32)
         return jnp.asarray(self.base, jnp.float32)
@@ -43,7 +43,7 @@ class Tile(NamedTuple):
 
     @property
     def deltas(self) -> list[jax.Array]:
-        """The models less the base, in float32; the models themselves where there is no base."""
+        """The models minus the base, in float32; the models themselves without a base."""
         return self.values if self.base is None else [value - self.base.astype(jnp.float32) for value in self.values]
 
     @property
@@ -54,11 +54,11 @@ class Tile(NamedTuple):
 
 def positions(shape: tuple[int, ...], start: Array | np.uint32 | int = 0) -> jax.Array:
     """Return ``start`` plus each element's position in row-major order, uint32, of shape ``shape``."""
-    found = jnp.zeros(shape, jnp.uint32) + jnp.asarray(start).astype(jnp.uint32)
+    result = jnp.zeros(shape, jnp.uint32) + jnp.asarray(start).astype(jnp.uint32)
     for axis in range(len(shape)):
         stride = jnp.uint32(prod(shape[axis + 1 :]))
-        found = found + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
-    return found
+        result = result + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
+    return result
 
 
 class Leaf(Protocol):
@@ -66,17 +66,17 @@ class Leaf(Protocol):
 
     @property
     def name(self) -> str:
-        """Its path in a tree, or its name in a file."""
+        """The path in a tree, or the name in a file."""
         ...
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the whole tensor."""
+        """The shape of the whole tensor."""
         ...
 
     @property
     def count(self) -> int:
-        """How many models there are, the base apart."""
+        """The number of models, without the base."""
         ...
 
     @property
@@ -87,13 +87,13 @@ class Leaf(Protocol):
     def fold(self, function: Callable[..., Any], *args: Any, **static: Any) -> Any:
         """Return the sum over all tiles of ``function(tile, *args, **static)``, a pytree of small arrays.
 
-        ``function`` is a pure function at the top level of a module; ``static`` are hashable and choose its program.
-        Sums of a streamed leaf are float64 NumPy arrays, whatever ``function`` returns.
+        ``function`` is a pure function at the top level of a module; ``static`` are hashable and are compiled into its
+        program. Sums of a streamed leaf are float64 NumPy arrays, for any types that ``function`` returns.
         """
         ...
 
     def map(self, function: Callable[..., Any], *args: Any, **static: Any) -> Any:
-        """Return the merged tensor: ``function(tile, *args, **static)``, float32 and shaped like its tile, of every tile."""
+        """Return the merged tensor: ``function(tile, *args, **static)`` of every tile, float32 and shaped like the tile."""
         ...
 
 
@@ -124,21 +124,21 @@ class Whole(NamedTuple):
 
 
 def numbers(values: Any) -> Array:
-    """Return ``values`` in float32: a NumPy array unless they are JAX's, perhaps traced.
+    """Return ``values`` in float32: a JAX array, perhaps traced, if they are one, else a NumPy array.
 
-    Outside of a program every operation of JAX is a program of its own, compiled anew in each process.
+    NumPy is faster here: outside of a compiled program each JAX operation is compiled separately in each process.
     """
     return jnp.asarray(values, jnp.float32) if isinstance(values, jax.Array) else np.asarray(values, np.float32)
 
 
 @cache
 def program(function: Callable[..., Any], *static: str) -> Callable[..., Any]:
-    """Return ``function`` compiled, once for each shape of its arrays and each value of the options named ``static``."""
+    """Return ``function`` compiled, once for each shape of its arrays and each value of the arguments named ``static``."""
     return jax.jit(function, static_argnames=static)
 
 
 def fold_all(leaves: Sequence[Leaf], function: Callable[..., Any], *args: Any, **static: Any) -> list[Any]:
-    """Return ``leaf.fold(function, *args, **static)`` of every leaf: one pass over the models when they are streamed."""
+    """Return ``leaf.fold(function, *args, **static)`` of every leaf; streamed leaves are folded in one pass."""
     if not leaves or isinstance(leaves[0], Whole):
         return [leaf.fold(function, *args, **static) for leaf in leaves]
     return leaves[0].fold_all(leaves, function, *args, **static)  # pyright: ignore

@@ -1,4 +1,4 @@
-"""What a merge method is: a pure function of one leaf, and the options it takes."""
+"""The type of a merge method: a pure function of one leaf, and the options that it takes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -8,21 +8,21 @@ from merge.leaf import Leaf
 
 
 class Option(NamedTuple):
-    """One option of a method: its type, its default, what values it may take, and what it means in one line."""
+    """One option of a method: its type, its default, its range, and its meaning in one line."""
 
     kind: type  # float, int, bool or str
-    default: Any  # None: must be given
+    default: Any  # None: the option is required
     help: str
     low: float = float("-inf")
     high: float = float("inf")
-    low_open: bool = False  # low itself is not allowed
+    low_open: bool = False  # the value low is excluded
     choices: tuple[str, ...] = ()
 
     def check(self, where: str, value: Any) -> Any:
         """Return ``value`` in this option's type.
 
         Raises:
-          InputError: another type, or out of range; the message begins with ``where``.
+          InputError: a value of another type or out of range; the message begins with ``where``.
         """
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         good = {
@@ -41,7 +41,7 @@ class Option(NamedTuple):
 
     @property
     def expected(self) -> str:
-        """What values there may be, for an error or a help text."""
+        """The accepted values, for an error or a help text."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
         name = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}[self.kind]
@@ -53,33 +53,33 @@ class Option(NamedTuple):
 
 
 KEYWORDS = {"lambda": "scale", "method": "over"}
-"""The keywords of options whose names in recipes Python or `merge.merge` have taken; any other option is its own keyword."""
+"""The keywords of options whose recipe names are reserved in Python or by `merge.merge`; other options keep their names."""
 
 
 class Method(NamedTuple):
     """A way to merge.
 
-    ``merge(leaf, **options, **extra)`` returns the merged tensor, float32, through the leaf's folds and one map. It gets
-    every option of ``each`` as a sequence with one value for each model, and every option of ``shared`` as one value, under
-    the option's keyword. ``prepare(leaves, options)``, where there is one, looks at the whole model first: given all leaves
-    and the options of each, it returns ``extra``, further keywords for each leaf.
+    ``merge(leaf, **options, **extra)`` returns the merged tensor, float32, through the leaf's folds and one map. Every option
+    of ``each`` is a sequence with a value for each model, every option of ``shared`` is one value; both are passed under the
+    option's keyword. ``prepare(leaves, options)``, if not None, reads the whole model first: from all leaves and the options
+    of each leaf it returns ``extra``, further keyword arguments for each leaf.
     """
 
     merge: Callable[..., Any]
     each: Mapping[str, Option]
     shared: Mapping[str, Option]
     help: str  # one line, with the paper
-    # required: changes are measured from it; optional: they may be; none: no such thing, a base counts as one of the models
+    # required: changes are measured from a base; optional: a base may be given; none: a base counts as one of the models
     base: Literal["required", "optional", "none"] = "required"
-    models: tuple[int, int | None] = (1, None)  # the fewest and the most, the base apart
-    by_rows: Callable[..., bool] = lambda **options: False  # whether tiles must hold whole rows, by the options
-    exact: bool = True  # False: draws random numbers
-    # what is collected on data for every tensor of every model: `Tile.statistics`, or the keyword ``grams``, whole matrices
+    models: tuple[int, int | None] = (1, None)  # the fewest and the most models, without the base
+    by_rows: Callable[..., bool] = lambda **options: False  # whether tiles must hold whole rows, given the options
+    exact: bool = True  # False: the method draws random numbers
+    # statistics of data for every tensor of every model. elements: `Tile.statistics`; grams: matrices, the keyword ``grams``
     statistics: Literal["none", "elements", "grams"] = "none"
-    # check(where, **options) raises InputError, beginning with ``where``, for options that do not go together
+    # check(where, **options) raises InputError, beginning with ``where``, for options that contradict each other
     check: Callable[..., None] = lambda where, **options: None
     prepare: Callable[[Sequence[Leaf], Sequence[Mapping[str, Any]]], list[dict[str, Any]]] | None = None
 
     def keywords(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return ``options``, by their names in recipes, under the keywords of ``merge``."""
+        """Return ``options``, given by their recipe names, under the keywords of ``merge``."""
         return {KEYWORDS.get(name, name): value for name, value in options.items()}

@@ -1,6 +1,6 @@
-"""Random numbers that belong to a place: the same for an element whatever the order, tile, shard or process it is met in.
+"""Random numbers by position: an element's number does not depend on the order, tile, shard or process that computes it.
 
-Each is a hash of two key words and the element's position, a few integer operations that fuse into the loop using it.
+Each number is a hash of two key words and the element's position: a few integer operations that fuse into the loop around.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsee_jax.aliases import Array
+from dsee_jax.typing import Array
 
 
 def words(seed: int, name: str, model: int) -> np.ndarray:
@@ -26,7 +26,7 @@ def uniform(words: Array, positions: jax.Array) -> jax.Array:
 
 
 def _mixed(bits: jax.Array) -> jax.Array:
-    """MurmurHash3's finaliser (Appleby): every input bit flips every output bit with probability near one half."""
+    """MurmurHash3's finaliser (Appleby): an input bit flips each output bit with probability near 1/2."""
     bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
     bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
     return bits ^ (bits >> 16)

@@ -1,7 +1,7 @@
-"""Units: which tensors share one coefficient.
+"""Merge units: groups of tensors that share one coefficient.
 
-A unit is named by a regular expression with a group ``unit``, searched in a tensor's path or name; ``layer`` and ``tensor``
-stand for the two that everybody wants. Tensors that no unit takes (embeddings, final norm, head) are outside.
+A regular expression with a group ``unit`` is searched in each tensor's path or name, and the match names the tensor's group.
+``layer`` and ``tensor`` are built in. Tensors without a match (embeddings, final norm, head) are in no group.
 """
 
 import re
@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from dsee_jax.errors import InputError
 
 LAYER = r"(?:^|[./_])(?:layers?|h|blocks?)[./_](?P<unit>\d+)(?=[./])"
-"""A numbered transformer layer in the names of Hugging Face and of this library."""
+"""The number of a transformer layer, in the names of Hugging Face and of this library."""
 
 
 def of(names: Sequence[str], unit: str) -> dict[str, str | None]:
-    """Return ``{name: unit}``, None for names outside every unit.
+    """Return ``{name: group}``, None for names in no group.
 
     Args:
       names: paths or names of tensors.
       unit: ``layer``, ``tensor``, or a regular expression with a group named ``unit``.
 
     Raises:
-      InputError: not a regular expression, no such group, or it matches nothing.
+      InputError: ``unit`` is no regular expression, has no group ``unit``, or matches no name.
     """
     if unit == "tensor":
         return {name: name for name in names}
@@ -31,19 +31,19 @@ def of(names: Sequence[str], unit: str) -> dict[str, str | None]:
         raise InputError(f"unit {unit!r} is neither layer, tensor nor a regular expression: {error}") from None
     if "unit" not in pattern.groupindex:
         raise InputError(f"unit {unit!r} names no group; write (?P<unit>...) around what tells units apart")
-    found = {name: match["unit"] if (match := pattern.search(name)) else None for name in names}
-    if not any(found.values()):
+    groups = {name: match["unit"] if (match := pattern.search(name)) else None for name in names}
+    if not any(groups.values()):
         raise InputError(f"unit {unit!r} matches no tensor; the first is {next(iter(names), None)!r}")
-    return found
+    return groups
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """Return a key to sort by in which layer 2 comes before layer 10."""
+    """Return a sort key that puts layer 2 before layer 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def depths(names: Sequence[str]) -> dict[str, float | None]:
-    """Return ``{name: l / (L - 1)}``, the relative depth in [0, 1] of its layer l of L; None for tensors outside layers."""
-    numbers = {name: None if unit is None else int(unit) for name, unit in of(names, "layer").items()}
+    """Return ``{name: l / (L - 1)}``, the relative depth in [0, 1] of layer l of L; None for tensors outside the layers."""
+    numbers = {name: None if group is None else int(group) for name, group in of(names, "layer").items()}
     last = max(number for number in numbers.values() if number is not None)
     return {name: None if number is None else number / max(last, 1) for name, number in numbers.items()}

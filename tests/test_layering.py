@@ -1,8 +1,9 @@
-"""The architecture: imports go down one list, and generic code names no model."""
+"""The architecture: folders are wings in one order, imports go down it and never in a circle; generic code names no model."""
 
 import ast
 import importlib
 import pathlib
+import pkgutil
 import re
 import subprocess
 import sys
@@ -10,113 +11,109 @@ import sys
 import pytest
 
 import dsee_jax
+import merge
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-LEVELS = [
-    {"errors", "heap", "standalone"},
-    {"stores"},
-    {"aliases", "config", "processes"},
-    {"tree"},
-    {"stacks"},
-    # one array at a time: no trees, no models
-    {"decompose", "layout", "ops"},
-    {"supports", "scores"},
-    # trees
-    {"deltas", "masks"},
-    {"units"},
-    {"prune", "tickets", "flops"},
-    # models: pure apply, no IO
-    {"models"},
-    {"compaction", "generation"},
-    # edges
-    {"ckpt", "data", "metrics", "text_metrics", "optim", "sharding", "journal", "step", "preemption"},
-    {"writing", "activations"},
-    {"setup", "report", "inspection", "stablehlo", "pictures"},
-    {"cut", "evaluation", "export"},
-    {"training", "program"},
-    {"plan"},
-    {"loop", "finished"},
-    {"statistics", "completion"},
-    {"__main__", "__init__"},
-]
-MERGE_LEVELS = [
-    # one tensor of all models: no files
-    {"leaf", "noise", "units"},
-    {"method", "select"},
-    {"methods"},
-    # what is said and what is read
-    {"recipes", "inputs"},
-    {"planning", "compare"},
-    # what is written
-    {"streaming", "outputs"},
-    {"assembly"},
-    {"__main__", "__init__"},
-]
-MERGE_MAY_IMPORT = {"aliases", "errors", "heap", "tree", "layout", "ckpt", "config", "processes", "stores"}
-MERGE_MAY_IMPORT |= {"plan", "sharding", "journal", "report"}
+ORDER = {
+    "dsee_jax": [
+        *("lazy", "errors", "typing", "config", "tree", "stacks", "masks", "hf_layout"),
+        *("runtime", "ops", "deltas", "models", "prune", "metrics", "ckpt", "data", "generation"),
+        *("train", "plan", "export", "analysis", "commands", "__main__"),
+    ],
+    "merge": [
+        *("units", "leaf", "noise", "topk", "method", "methods", "in_memory"),
+        *("recipes", "inputs", "planning", "compare", "streaming", "outputs", "pipeline", "__main__"),
+    ],
+}
+"""The files and folders of each package; each may import only what stands before it."""
 
-PACKAGES = {"dsee_jax": LEVELS, "merge": MERGE_LEVELS}
-FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+MERGE_MAY_IMPORT = {"lazy", "typing", "errors", "tree", "hf_layout", "ckpt", "runtime", "plan.roofline"}
+"""What `merge` may import of `dsee_jax`."""
+
+FILES = [path for package in ORDER for path in sorted((ROOT / package).rglob("*.py"))]
+NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 
 
-def package(path: pathlib.Path) -> str:
-    """The package that a file belongs to."""
-    return path.relative_to(ROOT).parts[0]
+def module(path: pathlib.Path) -> str:
+    """The dotted name of a file."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def part(path: pathlib.Path) -> str:
-    """The name that the list gives a file: its own, or that of the package it lies in."""
-    return path.relative_to(ROOT / package(path)).parts[0].removesuffix(".py")
+MODULES = {module(path): path for path in FILES}
 
 
-def level(path: pathlib.Path, name: str) -> int:
-    """Where the list of a file's package has ``name``."""
-    return next(number for number, names in enumerate(PACKAGES[package(path)]) if name in names)
-
-
-def imported(path: pathlib.Path, package: str) -> set[str]:
-    """The parts of ``package`` that a file imports anywhere."""
-    found = set()
+def imports(path: pathlib.Path) -> list[tuple[str, str | None]]:
+    """``(module of these packages, the name it is bound to)`` of every import of a file, also inside of functions."""
+    found = []
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == package:
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(package + "."):
-            found.add(node.module.split(".")[1])
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                if name in MODULES:
+                    found.append((name, alias.asname))
+                elif node.module in MODULES:
+                    found.append((node.module, None))
         elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith(package + ".")}
+            found += [(alias.name, alias.asname) for alias in node.names if alias.name in MODULES]
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_go_down_the_list(path):
-    own = part(path)
-    for name in imported(path, package(path)):
-        inside = name == own and (path.parent.name == own or path.is_relative_to(ROOT / package(path) / own))
-        beside = level(path, name) == level(path, own) and name != own
-        assert inside or beside or level(path, name) < level(path, own), f"{own} imports {name}"
+def place(name: str) -> tuple[str, int]:
+    """The package of a module, and where its wing stands in the order."""
+    package, *wing = name.split(".")
+    return package, ORDER[package].index(wing[0]) if wing else len(ORDER[package])
 
 
-@pytest.mark.parametrize("name", PACKAGES)
-def test_the_list_names_every_part_and_no_other(name):
-    parts = {part(path) for path in FILES if package(path) == name}
-    assert parts == {each for names in PACKAGES[name] for each in names}
+@pytest.mark.parametrize("package", ORDER)
+def test_the_order_names_every_file_and_folder(package):
+    folder = ROOT / package
+    wings = {path.name for path in folder.iterdir() if (path / "__init__.py").exists()}
+    assert wings | {path.stem for path in folder.glob("*.py")} - {"__init__"} == set(ORDER[package])
 
 
-@pytest.mark.parametrize("name", PACKAGES)
-def test_parts_of_one_level_do_not_import_in_circles(name):
-    graph = {}
-    for path in FILES:
-        if package(path) == name:
-            graph.setdefault(part(path), set()).update(imported(path, name))
-    for own, targets in graph.items():
-        for target in targets - {own}:
-            assert own not in graph.get(target, set()), f"{own} and {target} import each other"
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_imports_go_down_the_order(path):
+    own, (package, level) = module(path), place(module(path))
+    for name, alias in imports(path):
+        assert alias is None, f"{own} imports {name} as {alias}: rename what it clashes with"
+        if name.split(".")[0] != package:
+            continue
+        inside = name.split(".")[:2] == own.split(".")[:2]
+        face = path.name == "__init__.py" and len(path.relative_to(ROOT).parts) == 2
+        assert inside or face or place(name)[1] < level, f"{own} imports {name}, which stands above it"
+
+
+def test_no_imports_in_a_circle():
+    graph = {name: {target for target, _ in imports(path)} - {name} for name, path in MODULES.items()}
+    # A face names the public parts of its wing for type checkers only.
+    graph = {name: targets for name, targets in graph.items() if MODULES[name].name != "__init__.py"}
+    done: set[str] = set()
+
+    def walk(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join([*trail[trail.index(name) :], name])
+        if name in graph and name not in done:
+            for target in sorted(graph[name]):
+                walk(target, (*trail, name))
+            done.add(name)
+
+    for name in graph:
+        walk(name, ())
 
 
 def test_merge_imports_little_of_dsee_jax():
-    for path in (ROOT / "merge").rglob("*.py"):
-        assert imported(path, "dsee_jax") <= MERGE_MAY_IMPORT, path
+    for path in FILES:
+        if place(module(path))[0] != "merge":
+            continue
+        for name, _ in imports(path):
+            package, *rest = name.split(".")
+            assert package == "merge" or {".".join(rest), *rest[:1]} & MERGE_MAY_IMPORT, f"{path} imports {name}"
+
+
+def test_dsee_jax_imports_nothing_of_merge():
+    for path in FILES:
+        if place(module(path))[0] == "dsee_jax":
+            assert not [name for name, _ in imports(path) if name.split(".")[0] == "merge"], path
 
 
 def test_generic_code_names_no_model():
@@ -129,10 +126,19 @@ def test_generic_code_names_no_model():
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_every_module_is_imported(path):
-    name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    assert importlib.import_module(name).__doc__
+    assert importlib.import_module(module(path)).__doc__
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("package", [dsee_jax, merge], ids=lambda package: package.__name__)
+def test_every_submodule_is_an_attribute_in_a_fresh_process(package):
+    """README and error messages name them; nothing need be imported before."""
+    names = [found.name for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+    names = [name for name in names if not name.endswith("__main__")]
+    code = f"import {package.__name__}\nfor name in {names}: eval(name)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 @pytest.mark.smoke
@@ -140,12 +146,28 @@ def test_every_name_of_the_package_is_there():
     for name in dsee_jax.__all__:
         assert name in dir(dsee_jax)
         assert getattr(dsee_jax, name)
+    for package in (dsee_jax.deltas, dsee_jax.prune, dsee_jax.generation):
+        for name in package.__all__:
+            assert name in dir(package)
+            assert callable(getattr(package, name))
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         dsee_jax.nothing  # noqa: B018
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        dsee_jax.prune.nothing  # noqa: B018
 
 
-def test_a_merge_waits_for_no_import_that_it_does_not_need():
-    heavy = ("flax", "optax", "orbax", "transformers", "huggingface_hub", "rich", "matplotlib", "PIL")
-    code = f"import sys, merge.__main__; print([name for name in {heavy} if name in sys.modules])"
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        ("import dsee_jax", ("jax", "numpy", "flax", "yaml", "draccus")),
+        ("from dsee_jax import DeltaConfig", ("draccus", "yaml", "flax")),
+        (
+            "import merge.__main__",
+            ("flax", "optax", "orbax", "transformers", "huggingface_hub", "rich", "matplotlib", "PIL"),
+        ),
+    ],
+)
+def test_an_import_loads_no_library_that_it_does_not_need(code, heavy):
+    code = f"import sys; {code}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"

@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 
 from dsee_jax import masks
+from dsee_jax.ckpt import packed_masks
 from dsee_jax.errors import InputError
 
 
@@ -49,13 +50,13 @@ def test_intersect_takes_a_missing_mask_as_all_kept():
 
 
 def test_pack_literal():
-    assert masks.pack(np.array([[1, 0, 0], [0, 0, 0], [0, 1, 1]], bool)).tolist() == [0b10000001, 0b10000000]
+    assert packed_masks.pack(np.array([[1, 0, 0], [0, 0, 0], [0, 1, 1]], bool)).tolist() == [0b10000001, 0b10000000]
 
 
 @hypothesis.given(hnp.arrays(bool, hnp.array_shapes(max_dims=3, min_side=0, max_side=9)))
 @hypothesis.settings(max_examples=50, deadline=None)
 def test_unpack_inverts_pack(mask):
-    np.testing.assert_array_equal(masks.unpack(masks.pack(mask), mask.shape), mask)
+    np.testing.assert_array_equal(packed_masks.unpack(packed_masks.pack(mask), mask.shape), mask)
 
 
 @hypothesis.given(st.integers(0, 2**32 - 1))
@@ -69,8 +70,8 @@ def test_save_and_load(tmp_path, seed):
         "q": {"kernel": (draw.random((64, 30)) > 0.5).T},
         "k": {"kernel": jnp.asarray(draw.random((3, 8, 5)) > 0.5)},
     }
-    masks.save(tmp_path / "masks.safetensors", tree)
-    back = masks.load(tmp_path / "masks.safetensors")
+    packed_masks.save(tmp_path / "masks.safetensors", tree)
+    back = packed_masks.load(tmp_path / "masks.safetensors")
     np.testing.assert_array_equal(back["q"]["kernel"], tree["q"]["kernel"])
     np.testing.assert_array_equal(back["k"]["kernel"], tree["k"]["kernel"])
     assert [path.name for path in tmp_path.iterdir()] == ["masks.safetensors"]
@@ -79,10 +80,10 @@ def test_save_and_load(tmp_path, seed):
 
 def test_load_names_what_it_cannot_read(tmp_path):
     with pytest.raises(InputError, match="none.safetensors"):
-        masks.load(tmp_path / "none.safetensors")
+        packed_masks.load(tmp_path / "none.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0")
     with pytest.raises(InputError, match="cut.safetensors"):
-        masks.load(tmp_path / "cut.safetensors")
+        packed_masks.load(tmp_path / "cut.safetensors")
     safetensors.numpy.save_file({"w": np.ones(3)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="not one of masks"):
-        masks.load(tmp_path / "other.safetensors")
+        packed_masks.load(tmp_path / "other.safetensors")

@@ -13,10 +13,13 @@ import decoders
 import dsee_jax
 import runs
 import tiny
-from dsee_jax import deltas as delta_trees
-from dsee_jax import generation, loop, models, processes, stacks, tree
-from dsee_jax.ckpt import adapter, hf
+from dsee_jax import models, stacks, tree
+from dsee_jax.ckpt import adapter, hf, hf_save
+from dsee_jax.deltas import attach, create, fold
 from dsee_jax.errors import InputError
+from dsee_jax.generation import decoding
+from dsee_jax.runtime import multihost
+from dsee_jax.train import loop
 
 FAMILIES = ("llama", "gpt2")
 BOTH = pytest.mark.parametrize("family", FAMILIES)
@@ -30,7 +33,7 @@ def made(family, layers=3, **changes):
     model = models.find(family).Model(models.find(family).Config.from_hf(fields))
     params = tiny.params(model, jnp.zeros((1, 1), jnp.int32))
     config = dsee_jax.DeltaConfig(targets=(".*/(query|up)/kernel",), rank=2, nonzeros=3, support="random")
-    deltas, supports = delta_trees.init(params, config, key=jax.random.key(0))
+    deltas, supports = create.init(params, config, key=jax.random.key(0))
     return model, params, jax.tree.map(lambda leaf: leaf + 0.1, deltas), supports, config
 
 
@@ -61,7 +64,7 @@ def test_paths():
 def test_stacked_and_apart(family):
     """In the order of the layers' numbers (layer_10 sorts before layer_2), NumPy or not; as the model that scans asks."""
     model, params, deltas, supports, _ = made(family, layers=12)
-    for values in (params, deltas, supports, processes.whole(params)):
+    for values in (params, deltas, supports, multihost.to_host(params)):
         same(stacks.unstack(stacks.stack(values)), values)
     path = "decoder/layers/mlp/up/kernel"
     whole = tree.get(stacks.stack(params), path)
@@ -96,7 +99,7 @@ def test_one_function(family, remat):
     model, params, deltas, supports, _ = made(family)
 
     def logits(model, params, supports, deltas):
-        return delta_trees.apply(model, params, deltas, supports, {"input_ids": ids()})
+        return attach.apply(model, params, deltas, supports, {"input_ids": ids()})
 
     def loss(*args):
         return jnp.sum(jnp.tanh(logits(*args)))
@@ -106,8 +109,8 @@ def test_one_function(family, remat):
     )
     expected = jax.jit(functools.partial(logits, model, params, supports))(deltas)
     np.testing.assert_allclose(jax.jit(scanned)(stacks.stack(deltas)), expected, atol=2e-5 * np.abs(expected).max())
-    folded = delta_trees.materialize(stacks.stack(params), stacks.stack(deltas), stacks.stack(supports))
-    same(stacks.unstack(folded), delta_trees.materialize(params, deltas, supports))
+    folded = fold.materialize(stacks.stack(params), stacks.stack(deltas), stacks.stack(supports))
+    same(stacks.unstack(folded), fold.materialize(params, deltas, supports))
     gradient = jax.jit(jax.grad(functools.partial(loss, model, params, supports)))(deltas)
     found = jax.jit(jax.grad(lambda deltas: jnp.sum(jnp.tanh(scanned(deltas)))))(stacks.stack(deltas))
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient))
@@ -120,7 +123,7 @@ def test_what_is_kept_for_the_backward_pass():
     model, params, deltas, supports, _ = made("llama", layers=12)
 
     def compiled(model, params, supports, deltas):
-        run = lambda deltas: jnp.sum(delta_trees.apply(model, params, deltas, supports, {"input_ids": ids(32)}) ** 2)
+        run = lambda deltas: jnp.sum(attach.apply(model, params, deltas, supports, {"input_ids": ids(32)}) ** 2)
         return jax.jit(jax.grad(run)).lower(deltas).compile()
 
     stacked = [stacks.stack(values) for values in (params, supports, deltas)]
@@ -137,7 +140,7 @@ def test_updates_begin_alike(family):
     _, params, _, _, config = made(family, layers=12)
     for support in ("random", "magnitude", "grebsmo"):
         asked = dsee_jax.DeltaConfig(targets=config.targets, rank=2, nonzeros=3, support=support)
-        apart, stacked = (delta_trees.init(p, asked, key=jax.random.key(1)) for p in (params, stacks.stack(params)))
+        apart, stacked = (create.init(p, asked, key=jax.random.key(1)) for p in (params, stacks.stack(params)))
         for found, expected in zip(stacked, apart, strict=True):
             same(stacks.unstack(found), expected)
 
@@ -146,7 +149,7 @@ def test_updates_begin_alike(family):
 @pytest.mark.parametrize("beams", [1, 3])
 def test_texts_are_the_same(family, beams):
     model, params, *_ = made(family)
-    write = functools.partial(generation.generate, new_tokens=5, beams=beams)
+    write = functools.partial(decoding.generate, new_tokens=5, beams=beams)
     expected = write(model, params, ids())
     np.testing.assert_array_equal(write(model.clone(scan=True), stacks.stack(params), ids()), expected)
 
@@ -155,11 +158,11 @@ def test_texts_are_the_same(family, beams):
 def test_files_are_the_same(tmp_path, family):
     """Read stacked from shards smaller than a stack, and written again byte for byte."""
     model, params, *_ = made(family)
-    hf.save_pretrained(tmp_path / "apart", model, params, max_shard_size=20_000)
+    hf_save.save_pretrained(tmp_path / "apart", model, params, max_shard_size=20_000)
     read, stacked = hf.load_pretrained(tmp_path / "apart", "causal-lm", scan=True, remat=True)
     assert (read.scan, read.remat) == (True, True)
     same(stacked, stacks.stack(params))
-    hf.save_pretrained(tmp_path / "again", read, stacked, max_shard_size=20_000, source=tmp_path / "apart")
+    hf_save.save_pretrained(tmp_path / "again", read, stacked, max_shard_size=20_000, source=tmp_path / "apart")
     written = {path.name: path.read_bytes() for path in (tmp_path / "apart").iterdir()}
     assert written == {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
 
@@ -167,10 +170,10 @@ def test_files_are_the_same(tmp_path, family):
 def test_read_in_another_type(tmp_path):
     """bfloat16, rounded from what the file holds; what is written again says so and reads back bit for bit."""
     model, params, *_ = made("llama")
-    hf.save_pretrained(tmp_path / "wide", model, params)
+    hf_save.save_pretrained(tmp_path / "wide", model, params)
     read, narrow = hf.load_pretrained(tmp_path / "wide", "causal-lm", param_dtype="bfloat16")
     same(narrow, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params))
-    hf.save_pretrained(tmp_path / "narrow", read, narrow)
+    hf_save.save_pretrained(tmp_path / "narrow", read, narrow)
     assert json.loads((tmp_path / "narrow" / "config.json").read_text())["dtype"] == "bfloat16"
     same(hf.load_pretrained(tmp_path / "narrow", "causal-lm", param_dtype="bfloat16")[1], narrow)
     with pytest.raises(InputError, match="param_dtype is 'float16'; use float32 or bfloat16"):
@@ -180,7 +183,7 @@ def test_read_in_another_type(tmp_path):
 def test_read_to_where_it_belongs(tmp_path):
     """Every param comes with the sharding that was asked for it, stacked ones under their own paths."""
     model, params, *_ = made("llama")
-    hf.save_pretrained(tmp_path / "base", model, params)
+    hf_save.save_pretrained(tmp_path / "base", model, params)
     mesh, seen = Mesh(np.array(jax.devices()[:1]), ("all",)), []
 
     def sharding(asked):

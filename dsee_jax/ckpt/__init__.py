@@ -1,1 +1,5 @@
-"""Files: checkpoints of Hugging Face, adapters, masks, the state of a run."""
+"""Files: Hugging Face checkpoints, adapters, masks, and the checkpoints of a run."""
+
+from dsee_jax.lazy import package
+
+__getattr__, __dir__ = package(__name__, {})

@@ -19,11 +19,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from dsee_jax import masks as mask_trees
 from dsee_jax import tree
-from dsee_jax.aliases import Deltas, Masks, Params, Supports
-from dsee_jax.ckpt import cuts
+from dsee_jax.ckpt import kept_units, packed_masks
 from dsee_jax.errors import InputError
+from dsee_jax.typing import Deltas, Masks, Params, Supports
 
 CONFIG, WEIGHTS, MASKS = "adapter_config.json", "adapter.safetensors", "masks.safetensors"
 
@@ -46,8 +45,8 @@ def save(folder: Path, adapter: Adapter) -> None:
     flat = {path: np.ascontiguousarray(leaf) for path, leaf in tree.flatten(parts).items()}
     save_file(flat, folder / WEIGHTS)
     if adapter.masks:
-        mask_trees.save(folder / MASKS, adapter.masks)
-    cuts.write(folder, adapter.kept)
+        packed_masks.save(folder / MASKS, adapter.masks)
+    kept_units.write(folder, adapter.kept)
     (folder / CONFIG).write_text(json.dumps(adapter.config, indent=1) + "\n", encoding="utf-8")
 
 
@@ -66,9 +65,9 @@ def load(folder: Path) -> Adapter:
         ) from None
     except (ValueError, AttributeError, TypeError, RecursionError, SafetensorError) as error:
         raise InputError(f"{folder}: damaged adapter: {error}") from None
-    masks = mask_trees.load(folder / MASKS) if (folder / MASKS).exists() else {}
+    masks = packed_masks.load(folder / MASKS) if (folder / MASKS).exists() else {}
     deltas, supports, params = (parts.get(name, {}) for name in ("deltas", "supports", "params"))
-    return Adapter(deltas, supports, params, masks, config, cuts.read(folder))
+    return Adapter(deltas, supports, params, masks, config, kept_units.read(folder))
 
 
 def check(folder: Path, model: Path, params: Params, kept: Adapter) -> None:
@@ -77,7 +76,9 @@ def check(folder: Path, model: Path, params: Params, kept: Adapter) -> None:
     Or of another cut of it, which may have the same shapes.
     """
     # An adapter that says its widths alone is told by its shapes.
-    where = None if "kept" in kept.config and not kept.kept else cuts.difference(cuts.read(model), kept.kept)
+    where = (
+        None if "kept" in kept.config and not kept.kept else kept_units.difference(kept_units.read(model), kept.kept)
+    )
     if where:
         raise InputError(f"{folder} and {model} are of two cuts: {where} differ; both must be of one run")
     flat, coordinates, deltas = (tree.flatten(one) for one in (params, kept.supports, kept.deltas))

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dsee_jax import stores
 from dsee_jax.errors import InputError
+from dsee_jax.runtime import storage
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
@@ -46,12 +46,12 @@ def whole(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[
     Raises:
       InputError: ``path`` exists and is not an empty folder (without ``overwrite``).
     """
-    there = stores.place(path)
-    with stores.reached(there):
+    there = storage.as_path(path)
+    with storage.store_errors(there):
         if there.exists() and not overwrite and not (there.is_dir() and not any(there.iterdir())):
             raise InputError(f"{path} exists: give a new folder, or pass overwrite=True")
     if not isinstance(there, Path):
-        with stores.written(there) as made:
+        with storage.written(there) as made:
             made.mkdir()
             yield made
         return
@@ -68,3 +68,13 @@ def whole(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
+
+
+LOG = "metrics.jsonl"
+
+CONFIG = "config.yaml"
+"""The resolved config in the folder of a run."""
+
+ADAPTER, MODEL = "adapter", "model"
+
+METRICS = "metrics.json"

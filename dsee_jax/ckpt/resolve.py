@@ -4,9 +4,9 @@ import importlib
 import re
 from pathlib import Path
 
-from dsee_jax import stores
 from dsee_jax.ckpt import tensors
 from dsee_jax.errors import InputError
+from dsee_jax.runtime import storage
 
 _HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
@@ -16,8 +16,8 @@ def resolve(path: str | Path, revision: str | None = None, *, weights: bool = Tr
 
     Args:
       path: a folder; ``package:NAME``, an installed package with ``get_model_path()``; a folder of a store
-        (`dsee_jax.stores`); or a hub id such as ``org/name``. Of the last two the configuration, safetensors and tokenizer
-        files are downloaded, or taken from the cache.
+        (`dsee_jax.runtime.storage`); or a hub id such as ``org/name``. The configuration, safetensors and tokenizer files of a
+        store or of the hub are downloaded, or taken from the cache.
       revision: a branch, tag or commit of a hub id; None: the newest.
       weights: of a hub id or a store, whether they are wanted; without them only its JSON is downloaded.
 
@@ -29,7 +29,7 @@ def resolve(path: str | Path, revision: str | None = None, *, weights: bool = Tr
         return _package(text.removeprefix("package:"))
     if not text:
         raise InputError("the path of the model is empty: give a folder, package:NAME or a hub id")
-    if stores.remote(text):
+    if storage.remote(text):
         if revision is not None:
             raise InputError(f"{text}@{revision}: a folder of a store has no revisions: leave out @{revision}")
         return _stored(text, weights)
@@ -64,7 +64,7 @@ def resolve(path: str | Path, revision: str | None = None, *, weights: bool = Tr
 
 
 def _stored(url: str, weights: bool) -> Path:
-    held = stores.listed(url)
+    held = storage.listdir(url)
     if not {"config.json", "adapter_config.json"} & set(held):
         raise InputError(
             f"{url} is no folder of a model: it has no config.json, but {', '.join(held[:4]) or 'no files'}"
@@ -75,7 +75,7 @@ def _stored(url: str, weights: bool) -> Path:
             f"{url}/{file} is a pickle, which can run code when opened, and is not read; expected {tensors.SINGLE}: copy the "
             f"folder to a machine where torch is installed, run there: {convert}, and copy it back"
         )
-    return stores.local(url, *(_HUB_FILES if weights else ("*.json",)))
+    return storage.download(url, *(_HUB_FILES if weights else ("*.json",)))
 
 
 def _refuse_pickles(name: str, revision: str | None) -> None:

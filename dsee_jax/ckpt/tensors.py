@@ -17,8 +17,8 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from dsee_jax.aliases import Array
 from dsee_jax.errors import InputError
+from dsee_jax.typing import Array
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -6,11 +6,14 @@ from typing import Any
 import numpy as np
 
 from dsee_jax.config import DataConfig
-from dsee_jax.data import glue, prompts, text, tfds, toy
+from dsee_jax.data import glue, prompts, tables, tfds, toy
 from dsee_jax.data.examples import Examples, Prompts, Task
 from dsee_jax.errors import InputError
+from dsee_jax.lazy import package
 
 __all__ = ["Examples", "Prompts", "Task", "load"]
+
+__getattr__, __dir__ = package(__name__, {})
 
 
 def load(config: DataConfig, *, seed: int, causal: bool = False) -> Task:
@@ -27,7 +30,7 @@ def load(config: DataConfig, *, seed: int, causal: bool = False) -> Task:
         case "glue":
             task = glue.load(config.task, config.dir)
         case "csv" | "jsonl":
-            task = prompts.load(config) if causal else text.load(config)
+            task = prompts.load(config) if causal else tables.load(config)
         case "tfds":
             task = tfds.load(config)
         case "toy":

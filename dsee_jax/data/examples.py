@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dsee_jax import processes, stores
 from dsee_jax.errors import InputError, did_you_mean
-from dsee_jax.stores import Place
+from dsee_jax.runtime import multihost, storage
+from dsee_jax.runtime.storage import Place
 
 
 class Examples(NamedTuple):
@@ -78,12 +78,12 @@ def read_text(path: Place) -> str:
 
 
 def _bytes(path: Place) -> bytes:
-    if not processes.several():
+    if not multihost.is_distributed():
         with _readable(path):
             return path.read_bytes()
-    with processes.unanimous(), _readable(path):
-        size = stores.size(path)
-    processes.agree("data", {f"the size of {path}": size})
+    with multihost.raise_on_all(), _readable(path):
+        size = storage.size(path)
+    multihost.assert_equal("data", {f"the size of {path}": size})
 
     def read(part: slice) -> bytes:
         with _readable(path), path.open("rb") as file:
@@ -93,13 +93,13 @@ def _bytes(path: Place) -> bytes:
             raise InputError(f"{path} ends early: it changes while it is read")
         return held
 
-    return b"".join(processes.shared(size, read))
+    return b"".join(multihost.map_shards(size, read))
 
 
 @contextlib.contextmanager
 def _readable(path: Place) -> Iterator[None]:
     try:
-        with stores.reached(path):
+        with storage.store_errors(path):
             yield
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}; a readable file is needed here") from None

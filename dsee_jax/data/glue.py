@@ -3,10 +3,10 @@
 import logging
 from typing import NamedTuple
 
-from dsee_jax import processes, stores
 from dsee_jax.data.examples import Examples, Task, class_indices, read_text, scores
 from dsee_jax.errors import InputError, did_you_mean
-from dsee_jax.stores import Place
+from dsee_jax.runtime import multihost, storage
+from dsee_jax.runtime.storage import Place
 
 
 class Layout(NamedTuple):
@@ -118,8 +118,8 @@ def load(task: str, folder: str) -> Task:
             f"data.task: GLUE has no task {task!r}{did_you_mean(task, LAYOUTS)}; expected one of {', '.join(LAYOUTS)}"
         )
     layout = LAYOUTS[task]
-    root = stores.place(folder)
-    with processes.unanimous(), stores.reached(root):
+    root = storage.as_path(folder)
+    with multihost.raise_on_all(), storage.store_errors(root):
         root = _folder(root, layout)
     train = read_tsv(root / "train.tsv", layout)
     dev = {name: read_tsv(root / f"{name}.tsv", layout) for name in layout.dev}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dsee_jax.config import DataConfig
-from dsee_jax.data import text
+from dsee_jax.data import tables
 from dsee_jax.data.examples import Prompts, Task
 from dsee_jax.errors import InputError, did_you_mean
 
@@ -25,16 +25,16 @@ def load(config: DataConfig) -> Task:
         messages are not a chat that the assistant ends.
     """
     if config.source == "e2e":
-        paths = text.files(config, ["trainset.csv"], ["devset.csv"])
+        paths = tables.files(config, ["trainset.csv"], ["devset.csv"])
         name, read = "e2e", _meaning
     else:
         kind = config.source
-        paths = text.files(config, [f"train.{kind}"], [f"dev.{kind}", f"validation.{kind}"])
+        paths = tables.files(config, [f"train.{kind}"], [f"dev.{kind}", f"validation.{kind}"])
         name, read = config.task, _example
     found = {}
     for split, path in paths.items():
         prompts = Prompts([], [], [])
-        for line, row in text.rows(path, config.source):
+        for line, row in tables.rows(path, config.source):
             where = f"{path}:{line}"
             prompt, completion = read(row, where)
             if not completion.strip():

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from dsee_jax import processes
 from dsee_jax.data.examples import Prompts
 from dsee_jax.data.tokens import CHUNK, Tokens, check_ids
 from dsee_jax.errors import InputError
+from dsee_jax.runtime import multihost
 
 
 def encode(
@@ -34,7 +34,7 @@ def encode(
         is not below ``vocab_size``.
     """
     rows = list(zip(*examples, strict=True))
-    parts = processes.shared(len(rows), lambda part: _encoded(tokenizer, rows[part], ends))
+    parts = multihost.map_shards(len(rows), lambda part: _encoded(tokenizer, rows[part], ends))
     found = [pair for part in parts for pair in part]
     check_ids(max(max(map(max, filter(None, pair))) for pair in found), vocab_size)
     return found

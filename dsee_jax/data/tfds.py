@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from dsee_jax import processes, stores
 from dsee_jax.config import DataConfig
 from dsee_jax.data.examples import Examples, Task, class_indices, scores
-from dsee_jax.data.text import class_names
+from dsee_jax.data.tables import class_names
 from dsee_jax.errors import InputError, did_you_mean
+from dsee_jax.runtime import multihost, storage
 
 _PAIR = ("sentence1", "sentence2", "label")
 _COLUMNS = {  # where TFDS' own names for GLUE need no configuration
@@ -33,10 +33,10 @@ def _builder(name: str, folder: str) -> Any:
     if name.startswith("glue/"):
         import tensorflow_datasets.text.glue  # registers it: the automatic look-up needs TensorFlow
 
-    if stores.remote(folder):
+    if storage.remote(folder):
         # Only files of this machine are read record by record; the copy has the folders that the store has.
         inside = name.split(":")[0]
-        folder = str(stores.local(f"{folder.rstrip('/')}/{inside}")).removesuffix(inside)
+        folder = str(storage.download(f"{folder.rstrip('/')}/{inside}")).removesuffix(inside)
     try:
         builder = tfds.builder(name, data_dir=folder or None)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
@@ -79,7 +79,7 @@ def load(config: DataConfig) -> Task:
       InputError: the builder is unknown, not prepared, or not as ``array_record``; a column or split is missing; a label is
         outside the task.
     """
-    with processes.unanimous():
+    with multihost.raise_on_all():
         builder = _builder(config.task, config.dir)
     features = builder.info.features
     text, pair, label = _COLUMNS.get(config.task, (config.text, config.pair, config.label))
@@ -95,7 +95,7 @@ def load(config: DataConfig) -> Task:
     rows: dict[str, Sequence[Any]] = {}
     for split in splits:
         source = builder.as_data_source(split)
-        parts = processes.shared(len(source), _reader(source))
+        parts = multihost.map_shards(len(source), _reader(source))
         rows[split] = [row for part in parts for row in part]
 
     names = tuple(getattr(features[label], "names", None) or ())

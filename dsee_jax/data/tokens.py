@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dsee_jax import processes
 from dsee_jax.ckpt.folders import GENERATION, read_json
 from dsee_jax.data.examples import Examples
 from dsee_jax.errors import InputError
+from dsee_jax.runtime import multihost
 
 CHUNK = 8192  # examples encoded at once, which bounds the memory that Python lists take
 
@@ -77,7 +77,7 @@ def tokenize(tokenizer: Any, examples: Examples, max_length: int, *, vocab_size:
     special = tokenizer.num_special_tokens_to_add(pair=examples.pair is not None)
     if max_length <= special:
         raise InputError(f"data.max_length: {max_length} leaves no room for text; special tokens alone take {special}")
-    encoded = processes.shared(len(examples.text), lambda part: _encoded(tokenizer, examples, part, max_length))
+    encoded = multihost.map_shards(len(examples.text), lambda part: _encoded(tokenizer, examples, part, max_length))
     input_ids, token_type_ids, lengths = map(np.concatenate, zip(*encoded, strict=True))
     check_ids(int(input_ids.max()), vocab_size)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

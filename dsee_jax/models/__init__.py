@@ -16,12 +16,16 @@ import jax.numpy as jnp
 from dsee_jax import tree
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.models import bert, deberta, gpt2, llama, roberta, xlm_roberta
-from dsee_jax.units import Cuts, Units
+from dsee_jax.typing import Cuts, Units
 
 MODELS: dict[str, ModuleType] = {
     **{module.Config.model_type: module for module in (bert, deberta, gpt2, roberta, xlm_roberta)},
     **dict.fromkeys(llama.FAMILIES, llama),
 }
+
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+"""The arrays of a batch that the model takes; ``labels`` and ``weights`` are the loss's."""
 
 
 def find(model_type: str) -> ModuleType:

@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dsee_jax.layout import KERNEL, PLAIN, Layout
-from dsee_jax.models import encoder, heads
+from dsee_jax.hf_layout import KERNEL, PLAIN, Layout
+from dsee_jax.models import encoder, task_heads
 from dsee_jax.models.encoder import Embeddings, Encoder
 
 
@@ -63,12 +63,12 @@ class Bert(nn.Module):
         types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         positions = jnp.arange(input_ids.shape[1])[None]
         x = Embeddings(config, name="embeddings")(input_ids, positions, types, deterministic)
-        x = Encoder(config, name="encoder")(x, (mask != 0)[:, None, None, :], deterministic, heads.read(self.task))
+        x = Encoder(config, name="encoder")(x, (mask != 0)[:, None, None, :], deterministic, task_heads.read(self.task))
 
         def pool(first: jax.Array) -> jax.Array:
-            return jnp.tanh(heads.dense(config, config.hidden_size, "pooler")(first))
+            return jnp.tanh(task_heads.dense(config, config.hidden_size, "pooler")(first))
 
-        return heads.head(config, self.task, x, deterministic, pool=pool, rate=config.classifier_dropout)
+        return task_heads.head(config, self.task, x, deterministic, pool=pool, rate=config.classifier_dropout)
 
 
 Model = Bert
@@ -81,7 +81,7 @@ ARCHITECTURES = {
 }
 """Task -> Hugging Face's class."""
 
-HEAD = heads.HEAD
+HEAD = task_heads.HEAD
 """Paths that a task brings with it; created where a checkpoint lacks them."""
 
 PREFIX = "bert."
@@ -147,7 +147,7 @@ AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r".*/mlp/up/bias", ("mlp",)),
     (r".*/mlp/down/kernel", ("mlp", "embed")),
     (r".*/(attention/output|mlp/down)/bias", ("embed",)),
-    *heads.AXES,
+    *task_heads.AXES,
 )
 """(regex over whole paths, the logical name of each axis); None: an axis that nothing shares."""
 

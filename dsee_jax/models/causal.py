@@ -7,12 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dsee_jax import ops
 from dsee_jax.errors import InputError
-from dsee_jax.models import cache as caches
-from dsee_jax.models.cache import Cache, Context
+from dsee_jax.models.cache import Cache, Context, last, read
 from dsee_jax.models.layers import Bias, Dropout, JointDense, RmsNorm
 from dsee_jax.models.rope import rotate
+from dsee_jax.ops.nn import softmax
 from dsee_jax.stacks import STACK
 
 
@@ -103,7 +102,7 @@ class CausalAttention(nn.Module):
             visible &= context.distance < self.window
         query = query.reshape(*x.shape[:2], self.groups, self.per_group, self.head_size)
         scores = jnp.einsum("bqghd,bkgd->bghqk", query, key, preferred_element_type=jnp.float32) * self.scale
-        weights = ops.softmax(jnp.where(visible[:, None, None], scores, jnp.finfo(jnp.float32).min))
+        weights = softmax(jnp.where(visible[:, None, None], scores, jnp.finfo(jnp.float32).min))
         weights = self.dropout(weights, deterministic).astype(self.dtype)
         mixed = jnp.einsum("bghqk,bkgd->bqghd", weights, value)
         return self.output(mixed.reshape(*x.shape[:2], -1)), cache
@@ -214,12 +213,12 @@ class CausalModel(nn.Module):
         config, (embeddings, layer, depth, norm) = self.config, self.parts()
         if self.scan and config.uneven:
             raise InputError(f"layers that differ ({config.uneven}) cannot be scanned: set model.scan to false")
-        context, written = caches.read(input_ids, attention_mask, positions, cache)
+        context, written = read(input_ids, attention_mask, positions, cache)
         x = embeddings(input_ids, context.positions, deterministic)
         decoder = Decoder(layer, depth, self.scan, self.remat, name="decoder")
         x, written = decoder(x, context, self.rotation(context.positions), written, deterministic)
         if self.task == "sequence-classification":
-            x = caches.last(attention_mask, x)
+            x = last(attention_mask, x)
         elif last_only:
             x = x[:, -1:]
         x = norm(x)

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsee_jax.errors import InputError
-from dsee_jax.layout import KERNEL, PLAIN, Layout
-from dsee_jax.models import bert, encoder, heads, layers
+from dsee_jax.hf_layout import KERNEL, PLAIN, Layout
+from dsee_jax.models import bert, encoder, layers, task_heads
 from dsee_jax.models.bert import OLD_NAMES
 from dsee_jax.models.encoder import Embeddings, Encoder
 
@@ -217,7 +217,7 @@ class Deberta(nn.Module):
         positions = jnp.arange(input_ids.shape[1])[None] if config.position_biased_input else None
         embeddings = Embeddings(config, name="embeddings")
         x = embeddings(input_ids, positions, types if config.type_vocab_size else None, deterministic, mask)
-        seen, kept = mask != 0, heads.read(self.task)
+        seen, kept = mask != 0, task_heads.read(self.task)
         # Padding sees nothing, as a query too.
         pairs = seen[:, None, :, None] & seen[:, None, None, :]
         x = RelativeEncoder(config, name="encoder")(x, pairs, deterministic, kept)
@@ -225,11 +225,11 @@ class Deberta(nn.Module):
         def pool(first: jax.Array) -> jax.Array:
             first = layers.Dropout(config.pooler_dropout)(first, deterministic)
             return layers.ACTIVATIONS[config.pooler_hidden_act](
-                heads.dense(config, config.hidden_size, "pooler")(first)
+                task_heads.dense(config, config.hidden_size, "pooler")(first)
             )
 
         rate = config.cls_dropout if self.task == "sequence-classification" else None
-        return heads.head(config, self.task, x, deterministic, pool=pool, rate=rate)
+        return task_heads.head(config, self.task, x, deterministic, pool=pool, rate=rate)
 
 
 Model = Deberta
@@ -242,7 +242,7 @@ ARCHITECTURES = {
 }
 """Task -> Hugging Face's class."""
 
-HEAD = heads.HEAD
+HEAD = task_heads.HEAD
 
 PREFIX = "deberta."
 """Of every name but those of the heads; files of a bare ``DebertaModel`` lack it."""

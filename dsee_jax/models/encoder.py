@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dsee_jax.errors import InputError, did_you_mean
-from dsee_jax.models import fields
+from dsee_jax.models import hf_config
 from dsee_jax.models.layers import ACTIVATIONS, Attention, Dropout, LayerNorm, Mlp
 
 
@@ -60,13 +60,13 @@ class Config:
 
     def __post_init__(self) -> None:
         given = tuple(name for name in self.DROPOUTS if getattr(self, name) is not None)
-        fields.check(self, sizes=self.SIZES, rates=(*given, "layer_norm_eps", "initializer_range"))
+        hf_config.check(self, sizes=self.SIZES, rates=(*given, "layer_norm_eps", "initializer_range"))
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"'hidden_size' is {self.hidden_size}, not a multiple of 'num_attention_heads' = {self.num_attention_heads}"
             )
-        fields.check_widths(self, "kept_heads", self.num_hidden_layers, self.num_attention_heads)
-        fields.check_widths(self, "kept_neurons", self.num_hidden_layers, self.intermediate_size)
+        hf_config.check_widths(self, "kept_heads", self.num_hidden_layers, self.num_attention_heads)
+        hf_config.check_widths(self, "kept_neurons", self.num_hidden_layers, self.intermediate_size)
         for name, options in self.OPTIONS.items():
             if (value := getattr(self, name)) not in options:
                 near = did_you_mean(str(value), map(str, options))
@@ -81,7 +81,7 @@ class Config:
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], **run: Any) -> Self:
         """Read a parsed ``config.json``; ``run`` gives num_labels and dtype. Raises `InputError` as `fields.read` does."""
-        return fields.read(cls, config, fixed=cls.fixed(config), **run)
+        return hf_config.read(cls, config, fixed=cls.fixed(config), **run)
 
     def with_dropout(self, rate: float) -> Self:
         """Return this config with every dropout rate set to ``rate``, in [0, 1)."""

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from dsee_jax.errors import InputError, did_you_mean
-from dsee_jax.layout import KERNEL, PLAIN, Layout
-from dsee_jax.models import causal, fields
+from dsee_jax.hf_layout import KERNEL, PLAIN, Layout
+from dsee_jax.models import causal, hf_config
 from dsee_jax.models.cache import Context
 from dsee_jax.models.causal import CausalAttention, CausalModel
 from dsee_jax.models.layers import ACTIVATIONS, Dropout, LayerNorm, Mlp
@@ -63,7 +63,7 @@ class Config:
     """float32 or bfloat16: of the matrix products."""
 
     def __post_init__(self) -> None:
-        fields.check(
+        hf_config.check(
             self,
             sizes=("vocab_size", "n_embd", "n_layer", "n_head", "n_positions", "num_labels")
             + (() if self.n_inner is None else ("n_inner",)),
@@ -72,8 +72,8 @@ class Config:
         )
         if self.n_embd % self.n_head:
             raise InputError(f"'n_embd' is {self.n_embd}, not a multiple of 'n_head' = {self.n_head}")
-        fields.check_widths(self, "kept_heads", self.n_layer, self.n_head)
-        fields.check_widths(self, "kept_neurons", self.n_layer, self.neurons)
+        hf_config.check_widths(self, "kept_heads", self.n_layer, self.n_head)
+        hf_config.check_widths(self, "kept_neurons", self.n_layer, self.neurons)
         for name, options in (("activation_function", tuple(ACTIVATIONS)), ("dtype", ("float32", "bfloat16"))):
             if (value := getattr(self, name)) not in options:
                 near = did_you_mean(str(value), options)
@@ -82,7 +82,7 @@ class Config:
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], **run: Any) -> "Config":
         """Read a parsed ``config.json``; ``run`` gives num_labels and dtype. Raises `InputError` as `fields.read` does."""
-        return fields.read(cls, config, fixed=_FIXED, **run)
+        return hf_config.read(cls, config, fixed=_FIXED, **run)
 
     def with_dropout(self, rate: float) -> "Config":
         """Return this config with every dropout rate set to ``rate``, in [0, 1)."""

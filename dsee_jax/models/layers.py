@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsee_jax import ops
+from dsee_jax.ops.nn import dropout, gelu, gelu_tanh, layer_norm, rms_norm, silu, softmax
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": ops.gelu,
-    "gelu_new": ops.gelu_tanh,
-    "gelu_pytorch_tanh": ops.gelu_tanh,
+    "gelu": gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
     "relu": jax.nn.relu,
-    "silu": ops.silu,
+    "silu": silu,
 }
 """By the name that Hugging Face's ``hidden_act`` gives them."""
 
@@ -34,7 +34,7 @@ class LayerNorm(nn.Module):
         """Normalise ``x`` (..., width)."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return ops.layer_norm(x, scale, bias, self.epsilon).astype(self.dtype)
+        return layer_norm(x, scale, bias, self.epsilon).astype(self.dtype)
 
 
 class RmsNorm(nn.Module):
@@ -47,7 +47,7 @@ class RmsNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalise ``x`` (..., width)."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        return ops.rms_norm(x, scale, self.epsilon).astype(self.dtype)
+        return rms_norm(x, scale, self.epsilon).astype(self.dtype)
 
 
 class Dropout(nn.Module):
@@ -58,7 +58,7 @@ class Dropout(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
         """Drop entries of ``x`` unless ``deterministic``."""
-        return x if deterministic or not self.rate else ops.dropout(x, self.rate, key=self.make_rng("dropout"))
+        return x if deterministic or not self.rate else dropout(x, self.rate, key=self.make_rng("dropout"))
 
 
 class Bias(nn.Module):
@@ -185,7 +185,7 @@ class Attention(nn.Module):
         scores = self.scores(
             query / np.sqrt(self.terms * self.head_size).astype(query.dtype), key, deterministic, *context
         )
-        weights = ops.softmax(jnp.where(mask[..., :queries, :], scores, jnp.finfo(jnp.float32).min))
+        weights = softmax(jnp.where(mask[..., :queries, :], scores, jnp.finfo(jnp.float32).min))
         weights = self.dropout(weights, deterministic).astype(self.dtype)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
         return self.output(mixed.reshape(*query.shape[:2], self.heads * self.head_size))

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from dsee_jax.errors import InputError, did_you_mean
-from dsee_jax.layout import KERNEL, PLAIN, Layout
-from dsee_jax.models import causal, fields, rope
+from dsee_jax.hf_layout import KERNEL, PLAIN, Layout
+from dsee_jax.models import causal, hf_config, rope
 from dsee_jax.models.cache import Context
 from dsee_jax.models.causal import CausalAttention, CausalModel
 from dsee_jax.models.layers import ACTIVATIONS, Bias, JointDense, RmsNorm
@@ -89,7 +89,7 @@ class Config:
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         some = ("num_key_value_heads", "head_dim", "sliding_window")
-        fields.check(
+        hf_config.check(
             self,
             sizes=(
                 *(*sizes, "max_position_embeddings", "num_labels"),
@@ -112,8 +112,8 @@ class Config:
                 f"'num_attention_heads' is {self.num_attention_heads}, not a multiple of 'num_key_value_heads' = "
                 f"{self.groups}"
             )
-        fields.check_widths(self, "kept_heads", self.num_hidden_layers, self.groups)
-        fields.check_widths(self, "kept_neurons", self.num_hidden_layers, self.intermediate_size)
+        hf_config.check_widths(self, "kept_heads", self.num_hidden_layers, self.groups)
+        hf_config.check_widths(self, "kept_neurons", self.num_hidden_layers, self.intermediate_size)
         for name, options in (("hidden_act", tuple(ACTIVATIONS)), ("dtype", ("float32", "bfloat16"))):
             if (value := getattr(self, name)) not in options:
                 near = did_you_mean(str(value), options)
@@ -135,7 +135,9 @@ class Config:
         """Read a parsed ``config.json``; ``run`` gives num_labels and dtype. Raises `InputError` as `fields.read` does."""
         kind = config.get("model_type", cls.model_type)
         parameters, rest = rope.read(config)
-        return fields.read(cls, {**_DEFAULTS[kind], **rest, "rope_parameters": parameters}, fixed=_FIXED[kind], **run)
+        return hf_config.read(
+            cls, {**_DEFAULTS[kind], **rest, "rope_parameters": parameters}, fixed=_FIXED[kind], **run
+        )
 
     def with_dropout(self, rate: float) -> "Config":
         """Return this config with every dropout rate set to ``rate``, in [0, 1)."""

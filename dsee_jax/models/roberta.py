@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from dsee_jax.errors import InputError
-from dsee_jax.layout import Layout
-from dsee_jax.models import bert, heads
+from dsee_jax.hf_layout import Layout
+from dsee_jax.models import bert, task_heads
 from dsee_jax.models.bert import AXES, CUTS, OLD_NAMES
 from dsee_jax.models.encoder import Embeddings, Encoder
 from dsee_jax.models.layers import Dropout
@@ -81,14 +81,14 @@ class Roberta(nn.Module):
         mask = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
         types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         x = Embeddings(config, name="embeddings")(input_ids, positions(config, input_ids), types, deterministic)
-        x = Encoder(config, name="encoder")(x, (mask != 0)[:, None, None, :], deterministic, heads.read(self.task))
+        x = Encoder(config, name="encoder")(x, (mask != 0)[:, None, None, :], deterministic, task_heads.read(self.task))
 
         def pool(first: jax.Array) -> jax.Array:
             rate = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
             first = Dropout(rate)(first, deterministic)
-            return jnp.tanh(heads.dense(config, config.hidden_size, "pooler")(first))
+            return jnp.tanh(task_heads.dense(config, config.hidden_size, "pooler")(first))
 
-        return heads.head(config, self.task, x, deterministic, pool=pool, rate=config.classifier_dropout)
+        return task_heads.head(config, self.task, x, deterministic, pool=pool, rate=config.classifier_dropout)
 
 
 def positions(config: Config, input_ids: jax.Array) -> jax.Array:
@@ -107,7 +107,7 @@ ARCHITECTURES = {
 }
 """Task -> Hugging Face's class."""
 
-HEAD = heads.HEAD
+HEAD = task_heads.HEAD
 
 PREFIX = "roberta."
 """Of every name but those of the heads; files of a bare ``RobertaModel`` lack it."""

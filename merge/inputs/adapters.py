@@ -1,4 +1,4 @@
-"""Adapters as models: ours, and LoRA in PEFT's layout, folded into the tensors of their base while these are read."""
+"""Adapters as models: this library's and LoRA in PEFT's layout, folded into the tensors of the base as these are read."""
 
 import re
 from collections.abc import Mapping
@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from dsee_jax import layout as layouts
-from dsee_jax import tree
+from dsee_jax import hf_layout, tree
 from dsee_jax.ckpt import adapter, tensors
 from dsee_jax.ckpt.folders import read_json
 from dsee_jax.errors import InputError, did_you_mean
-from merge.inputs import lazies
-from merge.inputs.lazies import FLOATS, Lazy
+from merge.inputs import lazy
+from merge.inputs.lazy import FLOATS, Lazy
 
 PEFT_WEIGHTS, PEFT_CONFIG, PEFT_PICKLE = "adapter_model.safetensors", "adapter_config.json", "adapter_model.bin"
 
@@ -24,10 +23,10 @@ _REFUSED = (
     *("alora_invocation_tokens", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config", "velora_config"),
     *("megatron_config",),
 )
-"""Settings of PEFT that make an adapter something else than ``W + scale * B A``."""
+"""PEFT settings with which an adapter is not ``W + scale * B A``."""
 
 _CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
-"""Beginnings of ``init_lora_weights`` that changed the base too: the update alone is not the tuned model."""
+"""Prefixes of ``init_lora_weights`` with which PEFT changes the base too: the update alone is not the fine-tuned model."""
 
 
 def adapted(folder: Path, config: Mapping[str, Any], base: Mapping[str, Lazy]) -> tuple[dict[str, Lazy], list[Path]]:
@@ -39,8 +38,8 @@ def adapted(folder: Path, config: Mapping[str, Any], base: Mapping[str, Lazy]) -
       base: its tensors.
 
     Raises:
-      InputError: no adapter, a damaged one, a kind that is not supported, or one of another model: every tensor of the
-        adapter must have its place in the base.
+      InputError: no adapter, a damaged or unsupported adapter, or an adapter of another model: every tensor of the adapter
+        must match a tensor of the base.
     """
     if (folder / adapter.WEIGHTS).exists():
         return _ours(folder, config, base)
@@ -55,30 +54,30 @@ def adapted(folder: Path, config: Mapping[str, Any], base: Mapping[str, Lazy]) -
 
 
 def _ours(folder: Path, config: Mapping[str, Any], base: Mapping[str, Lazy]) -> tuple[dict[str, Lazy], list[Path]]:
-    from dsee_jax.ckpt import hf  # brings Flax and every architecture, which no other merge needs
+    from dsee_jax.ckpt import hf_names  # imports Flax and every architecture, which no other merge needs
 
-    kept, file = adapter.load(folder), folder / adapter.WEIGHTS
-    supports, params, masks = tree.flatten(kept.supports), tree.flatten(kept.params), tree.flatten(kept.masks)
+    saved, file = adapter.load(folder), folder / adapter.WEIGHTS
+    supports, params, masks = tree.flatten(saved.supports), tree.flatten(saved.params), tree.flatten(saved.masks)
     updates: dict[str, dict[str, np.ndarray]] = {path: {} for path in [*masks, *supports]}
-    for path, leaf in tree.flatten(kept.deltas).items():
-        kernel, _, part = path.rpartition("/")
-        updates.setdefault(kernel, {})[part] = np.asarray(leaf, np.float32)
+    for path, leaf in tree.flatten(saved.deltas).items():
+        parent, _, part = path.rpartition("/")
+        updates.setdefault(parent, {})[part] = np.asarray(leaf, np.float32)
     try:
-        scale = float(kept.config["scale"])
-        sparse = scale if kept.config["scale_sparse"] else 1.0
+        scale = float(saved.config["scale"])
+        sparse = scale if saved.config["scale_sparse"] else 1.0
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{folder / adapter.CONFIG} lacks 'scale' or 'scale_sparse': save the adapter again") from None
-    places = hf.stands(config, [*updates, *params], base)
-    found = dict(base)
+    places = hf_names.locations(config, [*updates, *params], base)
+    adapted_tensors = dict(base)
     for path, leaf in params.items():
         name, (transposed, *_) = places[path]
-        found[name] = lazies.held(leaf.T if transposed else leaf, file)
+        adapted_tensors[name] = lazy.from_array(leaf.T if transposed else leaf, file)
     for path, update in updates.items():
         name, layout = places[path]
-        lazy = _matrix(found, name, f"{file}: the update of {path!r}")
-        whole = lazy.shape[::-1] if layout.transposed else lazy.shape
-        # Of a tensor that several kernels share, the columns of this one; the others are folded in on top, each in its turn.
-        columns = layouts.outputs(layout, whole[1])
+        kernel = _matrix(adapted_tensors, name, f"{file}: the update of {path!r}")
+        whole = kernel.shape[::-1] if layout.transposed else kernel.shape
+        # The columns of this kernel in a tensor that several kernels share; each update is folded in on top of the last.
+        columns = hf_layout.outputs(layout, whole[1])
         shape = (whole[0], len(columns))
         support, mask = supports.get(path), masks.get(path)
         if not _fits(shape, update, support) or (mask is not None and mask.shape != shape):
@@ -99,15 +98,15 @@ def _ours(folder: Path, config: Mapping[str, Any], base: Mapping[str, Lazy]) -> 
             kept_whole = np.ones(whole, bool)
             kept_whole[:, columns] = mask
             bits = np.packbits(kept_whole.T if layout.transposed else kept_whole)
-        found[name] = lazies.adapted(lazy, file, factors=factors, sparse=spread, kept=bits)
+        adapted_tensors[name] = lazy.adapted(kernel, file, factors=factors, sparse=spread, kept=bits)
     also = [folder / adapter.MASKS] if masks else []
-    return found, [folder / adapter.CONFIG, file, *also]
+    return adapted_tensors, [folder / adapter.CONFIG, file, *also]
 
 
 def _fits(shape: tuple[int, ...], update: Mapping[str, np.ndarray], support: np.ndarray | None) -> bool:
-    """Say whether an update is whole, and of a kernel (in, out)."""
+    """Return whether an update is complete and fits a kernel of ``shape`` (in, out)."""
     shapes = {part: leaf.shape for part, leaf in update.items()}
-    low, values = {part: found for part, found in shapes.items() if part != "values"}, shapes.get("values")
+    low, values = {part: size for part, size in shapes.items() if part != "values"}, shapes.get("values")
     if low:
         rank = low.get("b", (0,))[:1]
         if low != {"a": (*shape[:1], *rank), "b": (*rank, *shape[1:])}:
@@ -122,7 +121,7 @@ def _peft(folder: Path, base: Mapping[str, Lazy]) -> tuple[dict[str, Lazy], list
     file, settings = folder / PEFT_WEIGHTS, read_json(folder / PEFT_CONFIG)
     _supported(folder / PEFT_CONFIG, settings)
     saved = settings.get("modules_to_save") or ()
-    found, pairs = dict(base), {}
+    adapted_tensors, pairs = dict(base), {}
     for name, stored in tensors.contents(file).items():
         inner = name.removeprefix(_PREFIX)
         pair = re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?", inner)
@@ -135,21 +134,21 @@ def _peft(folder: Path, base: Mapping[str, Lazy]) -> tuple[dict[str, Lazy], list
             continue
         inner = inner.replace(".base_layer.", ".")
         whole = any(f".{module}." in f".{inner}" for module in saved)
-        found[inner if whole else _name(inner, base, f"{file}: {name!r}")] = lazies.plain(stored)
+        adapted_tensors[inner if whole else _name(inner, base, f"{file}: {name!r}")] = lazy.plain(stored)
     for (module, embedding), parts in pairs.items():
         what = f"{file}: the update of {module!r}"
         if parts.keys() != {"A", "B"} or any(part.ndim != 2 for part in parts.values()):
             raise InputError(f"{what} is not a pair of matrices lora_A and lora_B: only these are supported")
         name = _name(f"{module}.weight", base, what)
-        lazy = _matrix(found, name, what)
+        kernel = _matrix(adapted_tensors, name, what)
         left, right = parts["B"], parts["A"]
         if embedding or settings.get("fan_in_fan_out"):
             left, right = right.T, left.T
-        if left.shape[1] != right.shape[0] or (left.shape[0], right.shape[1]) != lazy.shape:
-            raise InputError(f"{what} is {left.shape} times {right.shape}; {name!r} of the base is {lazy.shape}")
+        if left.shape[1] != right.shape[0] or (left.shape[0], right.shape[1]) != kernel.shape:
+            raise InputError(f"{what} is {left.shape} times {right.shape}; {name!r} of the base is {kernel.shape}")
         scale = _scale(settings, module, left.shape[1], folder / PEFT_CONFIG)
-        found[name] = lazies.adapted(lazy, file, factors=(left * np.float32(scale), right))
-    return found, [folder / PEFT_CONFIG, file]
+        adapted_tensors[name] = lazy.adapted(kernel, file, factors=(left * np.float32(scale), right))
+    return adapted_tensors, [folder / PEFT_CONFIG, file]
 
 
 def _supported(path: Path, settings: Mapping[str, Any]) -> None:
@@ -175,7 +174,7 @@ def _scale(settings: Mapping[str, Any], module: str, rank: int, path: Path) -> f
 
 
 def _name(name: str, base: Mapping[str, Lazy], what: str) -> str:
-    """Return the base's name for a tensor; one of the two may be stored without the prefix of the other."""
+    """Return the base's name for a tensor; either name may lack the model's prefix of the other."""
     if name in base:
         return name
     near = [other for other in base if name.endswith(f".{other}") or other.endswith(f".{name}")]
@@ -186,12 +185,12 @@ def _name(name: str, base: Mapping[str, Lazy], what: str) -> str:
     return near[0]
 
 
-def _matrix(found: Mapping[str, Lazy], name: str, what: str) -> Lazy:
-    if name not in found:
+def _matrix(base: Mapping[str, Lazy], name: str, what: str) -> Lazy:
+    if name not in base:
         raise InputError(
-            f"{what}: the base has no tensor {name!r}{did_you_mean(name, found)}; is it the adapter's base?"
+            f"{what}: the base has no tensor {name!r}{did_you_mean(name, base)}; is it the adapter's base?"
         )
-    lazy = found[name]
-    if len(lazy.shape) != 2 or lazy.dtype not in FLOATS:
-        raise InputError(f"{what}: {name!r} of the base is {lazy.dtype} {lazy.shape}; expected a matrix of floats")
-    return lazy
+    kernel = base[name]
+    if len(kernel.shape) != 2 or kernel.dtype not in FLOATS:
+        raise InputError(f"{what}: {name!r} of the base is {kernel.dtype} {kernel.shape}; expected a matrix of floats")
+    return kernel

@@ -1,8 +1,9 @@
 """The tokenizer of a merged model, and embeddings aligned by token: mergekit's ``tokenizer_source`` and ``tokenizer``.
 
-Where models have different vocabularies, row 7 of one embedding and row 7 of another are different tokens. Here the rows of
-every vocabulary tensor are put in the order of the merged tokenizer before a method sees them. A model that lacks a token
-gets its row from the base, else from the only model that has it, else the mean of those that have it, else zeros.
+Where models have different vocabularies, row 7 of one embedding and row 7 of another are different tokens. This module puts
+the rows of every vocabulary tensor in the order of the merged tokenizer before a method reads them. A model that lacks a
+token gets the token's row from the base, else from the only model with the token, else the mean over the models with the
+token, else zeros.
 """
 
 import json
@@ -16,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dsee_jax.errors import InputError, did_you_mean
-from dsee_jax.stores import Place
-from merge.inputs import lazies
-from merge.inputs.lazies import Lazy
+from dsee_jax.runtime.storage import Place
+from merge.inputs import lazy
+from merge.inputs.lazy import Lazy
 from merge.inputs.sources import Source, located
 
 log = logging.getLogger(__name__)
@@ -40,31 +41,31 @@ class Vocabulary(NamedTuple):
 
     tokenizer: Any  # of transformers
     tokens: Mapping[str, int]  # the row of each token
-    base: str | None  # whose rows models take that lack a token
-    known: int  # rows up to the last token
+    base: str | None  # the model that gives rows to models that lack a token
+    token_rows: int  # rows up to the last token
     rows: int  # with the padding; the vocab_size of the merged model
-    owned: Mapping[str, np.ndarray]  # {reference: int64 (known,)}: the row of each token in that model, -1: none
-    given: Mapping[int, tuple[str, int] | None]  # {row: (reference, row in it)} from the recipe; None: zeros
-    forced: frozenset[int]  # rows that take what is given even in models that have the token
+    row_of: Mapping[str, np.ndarray]  # {reference: int64 (token_rows,)}: the row of each token in that model, -1: none
+    donors: Mapping[int, tuple[str, int] | None]  # {row: (reference, row in that model)} from the recipe; None: zeros
+    forced: frozenset[int]  # rows that are taken from the donor even in models that have the token
 
 
 def vocab_size(source: Source) -> int | None:
-    """Return how many rows a model's config gives its embedding, or None where it does not say."""
+    """Return the rows of the embedding by a model's config, or None if the config does not say."""
     inner = source.config.get("text_config")
-    found = source.config.get("vocab_size", inner.get("vocab_size") if isinstance(inner, dict) else None)
-    return found if isinstance(found, int) and found > 0 else None
+    size = source.config.get("vocab_size", inner.get("vocab_size") if isinstance(inner, dict) else None)
+    return size if isinstance(size, int) and size > 0 else None
 
 
-def is_vocabulary(name: str, lazy: Lazy, size: int | None) -> bool:
-    """Say whether the rows of a tensor are tokens: it is named as an embedding or a head is and has one for each token."""
+def is_vocabulary(name: str, tensor: Lazy, size: int | None) -> bool:
+    """Return whether the rows of a tensor are tokens: the name is that of an embedding or a head, and it has ``size`` rows."""
     named = re.fullmatch(_NAMES, name) and not re.fullmatch(_NOT_TOKENS, name)
-    return bool(named) and bool(lazy.shape) and lazy.shape[0] == size
+    return bool(named) and bool(tensor.shape) and tensor.shape[0] == size
 
 
 def check(sources: Sequence[Source]) -> None:
-    """Refuse models whose vocabularies differ in size; warn where a row is another token in another model.
+    """Refuse models whose vocabularies differ in size; warn where a row is a different token in two models.
 
-    For recipes that say nothing of the tokenizer.
+    This is the check for recipes without a tokenizer.
 
     Raises:
       InputError: two models of different ``vocab_size``.
@@ -84,7 +85,7 @@ def check(sources: Sequence[Source]) -> None:
             if differ:
                 row = differ[0]
                 log.warning(
-                    "%d rows are other tokens in %s than in %s, and are merged as they stand: row %d is %r and %r; "
+                    "%d rows are other tokens in %s than in %s, and are merged row by row: row %d is %r and %r; "
                     "tokenizer_source would align them",
                     *(len(differ), other.reference, first.reference, row, theirs[row], ours[row]),
                 )
@@ -102,17 +103,17 @@ def build(
     """Decide the merged model's tokens.
 
     Args:
-      choice: ``base``, ``union`` (the base's tokens, then those that only others have, in the order of the models and of
-        their rows), or a model reference.
+      choice: ``base``, ``union`` (the base's tokens, then the other models' tokens, in the order of the models and of their
+        rows), or a model reference.
       sources: all models, the base among them.
       beside: the folder of the recipe.
       base: the reference of the base; None: no base, and ``base`` and ``union`` start from the first model's tokenizer.
-      tokens: ``{token: {source, force}}`` from the recipe: where the row of a token comes from in models that lack it, with
-        ``force`` in all. A source is a model, ``{kind: zero}`` or ``{kind: model_token, model, token | token_id}``.
+      tokens: ``{token: {source, force}}`` from the recipe: the source of a token's row in models that lack the token, with
+        ``force`` in all models. A source is a model, ``{kind: zero}`` or ``{kind: model_token, model, token | token_id}``.
       pad_to_multiple_of: round the rows up to a multiple of this.
 
     Raises:
-      InputError: no tokenizer where one is needed, or a token, model or row that there is not.
+      InputError: a tokenizer, token, model or row does not exist.
     """
     named = {source.reference: source for source in sources}
     first = named[base] if base is not None else sources[0]
@@ -126,7 +127,7 @@ def build(
             vocabularies[source.reference] = _fitting(opened.get_vocab(), source)
             added[source.reference] = opened.added_tokens_decoder
         else:
-            log.warning("%s has no tokenizer: taken to be that of %s", source.reference, first.reference)
+            log.warning("%s has no tokenizer: the tokenizer of %s is taken", source.reference, first.reference)
             vocabularies[source.reference] = _fitting(vocabularies[first.reference], source)
             added[source.reference] = {}
     if choice == "union":
@@ -137,21 +138,21 @@ def build(
         if token not in out.get_vocab():
             out.add_tokens(token)
     final = out.get_vocab()
-    known = max(final.values()) + 1
+    token_rows = max(final.values()) + 1
     step = pad_to_multiple_of or 1
-    owned = {}
+    row_of = {}
     for reference, vocabulary in vocabularies.items():
-        owned[reference] = np.full(known, -1, np.int64)
+        row_of[reference] = np.full(token_rows, -1, np.int64)
         for token, row in final.items():
-            owned[reference][row] = vocabulary.get(token, -1)
+            row_of[reference][row] = vocabulary.get(token, -1)
     rules = {token: entry for token, entry in (tokens or {}).items() if entry.get("source") or entry.get("force")}
-    given = {final[token]: _given(token, entry, named, vocabularies) for token, entry in rules.items()}
+    donors = {final[token]: _donor(token, entry, named, vocabularies) for token, entry in rules.items()}
     forced = frozenset(final[token] for token, entry in rules.items() if entry.get("force"))
-    return Vocabulary(out, final, base, known, -(-known // step) * step, owned, given, forced)
+    return Vocabulary(out, final, base, token_rows, -(-token_rows // step) * step, row_of, donors, forced)
 
 
 def _opened(folder: Path) -> Any:
-    # Its advice to install PyTorch is none to a program that only needs the tokenizer; it is given at the import.
+    # transformers advises at import to install PyTorch, which the tokenizer does not need.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
@@ -159,11 +160,11 @@ def _opened(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(str(folder))
     except Exception as error:  # a malformed tokenizer.json is a bare Exception
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"no tokenizer in {folder}; expected tokenizer.json and its like there ({reason})") from None
+        raise InputError(f"no tokenizer in {folder}; expected tokenizer.json and its companions ({reason})") from None
 
 
 def _fitting(vocabulary: Mapping[str, int], source: Source) -> dict[str, int]:
-    """Return the tokens that have a row in the model, by row."""
+    """Return the tokens that have a row in the model, ordered by row."""
     size = vocab_size(source) or len(vocabulary)
     return {token: row for token, row in sorted(vocabulary.items(), key=lambda pair: pair[1]) if row < size}
 
@@ -197,7 +198,7 @@ def _stripped(source: Source) -> Any:
 
 
 def _unite(out: Any, vocabularies: Mapping[str, Mapping[str, int]], added: Mapping[str, Mapping[int, Any]]) -> None:
-    """Add to a tokenizer the tokens that others have: plain ones first, then those that were added to others too."""
+    """Add the tokens of the other tokenizers to ``out``: plain tokens first, then their added tokens."""
     present, special = set(out.get_vocab()), {}
     for reference, vocabulary in vocabularies.items():
         kept = {info.content: info for _, info in sorted(added[reference].items()) if info.content in vocabulary}
@@ -209,10 +210,10 @@ def _unite(out: Any, vocabularies: Mapping[str, Mapping[str, int]], added: Mappi
     out.add_tokens([info for token, info in special.items() if token not in present])
 
 
-def _given(
+def _donor(
     token: str, entry: Mapping[str, Any], named: Mapping[str, Source], vocabularies: Mapping[str, Mapping[str, int]]
 ) -> tuple[str, int] | None:
-    """Return the model and row that a recipe names for a token, None for zeros."""
+    """Return the model and row that the recipe names for a token; None for zeros."""
     where, source = f"tokenizer.tokens.{token}.source", entry.get("source")
     wanted: Mapping[str, Any] = source if isinstance(source, Mapping) else {}
     if isinstance(source, str):
@@ -250,50 +251,50 @@ def align(vocabulary: Vocabulary, sources: Sequence[Source]) -> list[Source]:
       sources: as for `build`.
 
     Raises:
-      InputError: a tensor has rows of different shape in two models, or none in a model that the recipe takes a row from.
+      InputError: a tensor's rows differ in shape between two models, or a donor of the recipe lacks the tensor.
     """
     owners: dict[str, dict[str, Lazy]] = {}
     for source in sources:
-        for name, lazy in source.tensors.items():
-            if is_vocabulary(name, lazy, vocab_size(source)):
-                owners.setdefault(name, {})[source.reference] = lazy
+        for name, tensor in source.tensors.items():
+            if is_vocabulary(name, tensor, vocab_size(source)):
+                owners.setdefault(name, {})[source.reference] = tensor
     changed = {name: _aligned(name, vocabulary, models) for name, models in owners.items()}
-    found = []
+    aligned = []
     for source in sources:
         mine = {name: new[source.reference] for name, new in changed.items() if source.reference in new}
-        found.append(source._replace(tensors={**source.tensors, **mine}))
-    return found
+        aligned.append(source._replace(tensors={**source.tensors, **mine}))
+    return aligned
 
 
 def _aligned(name: str, vocabulary: Vocabulary, models: Mapping[str, Lazy]) -> dict[str, Lazy]:
     first = next(iter(models))
-    for reference, lazy in models.items():
-        if lazy.shape[1:] != models[first].shape[1:]:
+    for reference, tensor in models.items():
+        if tensor.shape[1:] != models[first].shape[1:]:
             raise InputError(
-                f"{name!r} is {models[first].shape} in {first!r} and {lazy.shape} in {reference!r}: only the number of rows "
+                f"{name!r} is {models[first].shape} in {first!r} and {tensor.shape} in {reference!r}: only the number of rows "
                 "may differ"
             )
-    old = {reference: vocabulary.owned[reference].copy() for reference in models}
+    old = {reference: vocabulary.row_of[reference].copy() for reference in models}
     forced = sorted(vocabulary.forced)
     lacking = np.any([rows < 0 for rows in old.values()], axis=0)
     lacking[forced] = True
     fills: dict[int, list[tuple[Lazy, int]]] = {}
     for row in np.flatnonzero(lacking).tolist():
-        if row in vocabulary.given:
-            given = vocabulary.given[row]
-            if given is not None and given[0] not in models:
+        if row in vocabulary.donors:
+            donor = vocabulary.donors[row]
+            if donor is not None and donor[0] not in models:
                 raise InputError(
-                    f"the recipe takes a token's row of {name!r} from {given[0]!r}, which has no such tensor"
+                    f"the recipe takes a token's row of {name!r} from {donor[0]!r}, which has no such tensor"
                 )
-            fills[row] = [] if given is None else [(models[given[0]], given[1])]
+            fills[row] = [] if donor is None else [(models[donor[0]], donor[1])]
             continue
         having = [reference for reference in models if old[reference][row] >= 0]
         chosen = [reference for reference in having if reference == vocabulary.base] or having
         fills[row] = [(models[reference], int(old[reference][row])) for reference in chosen]
-    padding = np.full(vocabulary.rows - vocabulary.known, -1, np.int64)
+    padding = np.full(vocabulary.rows - vocabulary.token_rows, -1, np.int64)
     for rows in old.values():
         rows[forced] = -1
     return {
-        reference: lazies.aligned(lazy, np.concatenate([old[reference], padding]), fills, vocabulary.known)
-        for reference, lazy in models.items()
+        reference: lazy.aligned(tensor, np.concatenate([old[reference], padding]), fills, vocabulary.token_rows)
+        for reference, tensor in models.items()
     }

@@ -1,21 +1,38 @@
-"""Ways to merge: a table of `merge.method.Method`, each a pure function of one leaf, computed in float32."""
+"""The merge methods: a table of `merge.method.Method`, each a pure function of one leaf, computed in float32."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from dsee_jax.errors import InputError, did_you_mean
+from dsee_jax.lazy import package
 from merge.method import Method
-from merge.methods import consensus, data, linear, lines, nearswap, rankmean, sce, spherical, stock
+from merge.methods import (
+    breadcrumbs,
+    dare,
+    della,
+    fisher_regmean,
+    linear,
+    lines,
+    model_stock,
+    nearswap,
+    rankmean,
+    sce,
+    spherical,
+    ties,
+)
+
+_SPARSE = ties.METHODS | dare.METHODS | della.METHODS | breadcrumbs.METHODS
+_ORDER = ("ties", "dare_ties", "della", "breadcrumbs_ties", "dare_linear", "della_linear", "breadcrumbs")
 
 METHODS: dict[str, Method] = (
     rankmean.METHODS
     | linear.METHODS
-    | consensus.METHODS
+    | {name: _SPARSE[name] for name in _ORDER}
     | spherical.METHODS
-    | stock.METHODS
+    | model_stock.METHODS
     | sce.METHODS
     | nearswap.METHODS
-    | data.METHODS
+    | fisher_regmean.METHODS
 )
 METHODS["lines"] = lines.over(METHODS["task_arithmetic"], "task_arithmetic")
 
@@ -23,11 +40,11 @@ METHODS["lines"] = lines.over(METHODS["task_arithmetic"], "task_arithmetic")
 def find(name: str, options: Mapping[str, Any] = {}) -> Method:
     """Return the method called ``name``.
 
-    ``lines`` works over the method that ``options`` name as ``method`` (in recipes) or ``over`` (in Python), whose options it
-    has besides its own.
+    ``lines`` works over another method, which ``options`` name as ``method`` (in recipes) or ``over`` (in Python), and takes
+    the options of that method besides its own.
 
     Raises:
-      InputError: no such method, or none that LiNeS could work over.
+      InputError: no such method, or a method that LiNeS cannot work over.
     """
     if name not in METHODS:
         raise InputError(
@@ -40,3 +57,6 @@ def find(name: str, options: Mapping[str, Any] = {}) -> Method:
         others = sorted(METHODS.keys() - {"lines"})
         raise InputError(f"lines over {inner!r}{did_you_mean(str(inner), others)}; expected one of {', '.join(others)}")
     return lines.over(METHODS[inner], inner)
+
+
+__getattr__, __dir__ = package(__name__, {})

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from dsee_jax.aliases import Array
 from dsee_jax.errors import InputError
+from dsee_jax.typing import Array
 from merge.leaf import Leaf, Tile, numbers
 from merge.method import Method, Option
 
@@ -29,7 +29,7 @@ def task_arithmetic(
 ) -> Any:
     """Return ``t0 + scale * sum_m w_m (t_m - t0)`` (Ilharco et al. 2023, arXiv 2212.04089).
 
-    ``normalize`` divides the sum by that of the weights. The other options that mergekit takes here change nothing.
+    ``normalize`` divides by the sum of the weights. The other options, which mergekit accepts here, change nothing.
     """
     weights = numbers(weight)
     return leaf.map(moved, weights * numbers(scale) / (weights.sum() if normalize else 1))
@@ -51,7 +51,7 @@ def moved(tile: Tile, weights: jax.Array) -> jax.Array:
 
 
 def check(where: str, *, weight: Any, normalize: Any = True, **others: Any) -> None:
-    """Refuse weights, if they are known, that sum to zero and are to be divided by their sum."""
+    """Raise `InputError` where known weights sum to 0 and are to be divided by their sum."""
     if normalize and not isinstance(weight, Tracer) and abs(sum(map(float, weight))) < 1e-8:
         raise InputError(f"{where}: the weights sum to 0 and cannot be normalized; change them or normalize: false")
 

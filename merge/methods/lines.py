@@ -1,19 +1,19 @@
-"""LiNeS: scale the merged change by the depth of its layer, on top of any other method."""
+"""LiNeS: scale the change that another method merged by the depth of its layer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
-from dsee_jax.aliases import Array
-from merge import select, units
+from dsee_jax.typing import Array
+from merge import topk, units
 from merge.leaf import Leaf, Tile, fold_all, numbers
 from merge.method import Method, Option
-from merge.select import Cut
+from merge.topk import Cut
 
 
 class Scaled(NamedTuple):
-    """A `Leaf` whose merged tensor's change from the base is multiplied by ``factor`` ()."""
+    """A `Leaf` that multiplies the merged tensor's change from the base by ``factor`` ()."""
 
     leaf: Leaf
     factor: Array
@@ -44,14 +44,14 @@ class Scaled(NamedTuple):
         return fold_all([scaled.leaf for scaled in leaves], *args, **static)
 
     def select(self, leaves: Sequence[Any], *args: Any, **static: Any) -> list[Cut]:  # noqa: D102
-        return select.largest([scaled.leaf for scaled in leaves], *args, **static)
+        return topk.largest([scaled.leaf for scaled in leaves], *args, **static)
 
 
 def over(inner: Method, name: str) -> Method:
     """Return LiNeS (Wang et al. 2024, arXiv 2410.17146) over the method ``inner``, called ``name``.
 
-    The merged change is multiplied by ``alpha + beta * l / (L - 1)`` in layer l of L, and by ``alpha`` outside of layers.
-    Its options are those of ``inner`` and its own.
+    The merged change is multiplied by ``alpha + beta * l / (L - 1)`` in layer l of L, and by ``alpha`` outside the layers.
+    The options are those of ``inner``, ``method``, ``alpha`` and ``beta``.
     """
 
     def merge(leaf: Leaf, *, factor: Any, over: str = name, alpha: Any = None, beta: Any = None, **options: Any) -> Any:
@@ -60,10 +60,10 @@ def over(inner: Method, name: str) -> Method:
     def prepare(leaves: Sequence[Leaf], options: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         depth = units.depths([leaf.name for leaf in leaves])
         factors = [
-            given["alpha"] + given["beta"] * (depth[leaf.name] or 0)
-            for leaf, given in zip(leaves, options, strict=True)
+            keywords["alpha"] + keywords["beta"] * (depth[leaf.name] or 0)
+            for leaf, keywords in zip(leaves, options, strict=True)
         ]
-        rest = [{key: value for key, value in given.items() if key not in OWN} for given in options]
+        rest = [{key: value for key, value in keywords.items() if key not in OWN} for keywords in options]
         extra = inner.prepare(leaves, rest) if inner.prepare else [{} for _ in leaves]
         return [{"factor": factor, **more} for factor, more in zip(factors, extra, strict=True)]
 

@@ -1,11 +1,11 @@
-"""NearSwap: take over the model where it is near to the base."""
+"""NearSwap: take the model where its change from the base is small."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from dsee_jax.aliases import Array
+from dsee_jax.typing import Array
 from merge.leaf import Leaf, Tile, numbers
 from merge.method import Method, Option
 

@@ -1,10 +1,10 @@
-"""RankMean (ACL 2024 Findings): coefficients from the ranks of each unit's change within its own model, without data.
+"""RankMean (ACL 2024 Findings): coefficients from the ranks of each group's change within its model, without data.
 
-    rank_m(u) = rank of sum |t_m - t0| over the tensors of unit u, among the units of model m, 1 = changed least
+    rank_m(u) = rank of sum |t_m - t0| over the tensors of group u, among the groups of model m, 1 = changed least
     c_m(u)    = rank_m(u) / sum_k rank_k(u)               ascending, the paper's
     c_m(u)   ~= 1 / (U + 1 - rank_m(u))                    reversed, normalised over the models
 
-The authors' code breaks ties by the order of the units; here tied units share their mean rank unless ``ties`` is ``order``.
+The authors' code breaks ties by the order of the groups; here tied groups share their mean rank unless ``ties`` is ``order``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsee_jax.aliases import Array
 from dsee_jax.errors import InputError, did_you_mean
+from dsee_jax.typing import Array
 from merge import units
 from merge.leaf import Leaf, Tile, fold_all, numbers, program
 from merge.method import Method, Option
@@ -23,59 +23,61 @@ from merge.methods.linear import weighted
 
 
 def rankmean(leaf: Leaf, *, coefficients: Array, **options: Any) -> Any:
-    """Return ``sum_m c_m t_m``, the ``coefficients`` (models,) of the tensor's unit as `prepare` found them."""
+    """Return ``sum_m c_m t_m``; ``coefficients`` (models,) are those of the tensor's group, from `prepare`."""
     return leaf.map(weighted, numbers(coefficients))
 
 
 def prepare(leaves: Sequence[Leaf], options: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return each leaf's ``coefficients`` (models,): its unit's, the plain mean outside every unit.
+    """Return each leaf's ``coefficients`` (models,): those of its group, or the plain mean outside every group.
 
-    In a unit also ``change`` (models,), what was ranked: the sum of |change| over that of the base's |values|. Options may
-    hold ``coefficients``, ``{unit: (models,)}``, in place of what the ranks give.
+    A leaf in a group also gets ``change`` (models,): the sum of |change| over the sum of the base's |values|. Options may
+    hold ``coefficients``, ``{group: (models,)}``, in place of the coefficients from the ranks.
     """
     shared = dict(options[0])
-    if any(dict(given) != shared for given in options):
+    if any(dict(keywords) != shared for keywords in options):
         raise InputError("rankmean's options hold for the whole model; give each one value, without a filter")
     where = units.of([leaf.name for leaf in leaves], shared.get("unit", "layer"))
     shares, changes = shared.pop("coefficients", None), {}
     if shares is None:
-        shares, changes = looked(leaves, **shared)
-    for unit in where.values():
-        if unit is not None and unit not in shares:
-            raise InputError(f"no coefficients of unit {unit!r}{did_you_mean(unit, shares)}; give those of every unit")
+        shares, changes = coefficients_and_changes(leaves, **shared)
+    for group in where.values():
+        if group is not None and group not in shares:
+            raise InputError(
+                f"no coefficients of unit {group!r}{did_you_mean(group, shares)}; give those of every unit"
+            )
     count = leaves[0].count
     plain = {"coefficients": np.full(count, 1 / count, np.float32)}
 
-    def extra(unit: str | None) -> dict[str, Any]:
-        if unit is None:
+    def extra(group: str | None) -> dict[str, Any]:
+        if group is None:
             return plain
-        change = {"change": changes[unit]} if changes else {}
-        return {"coefficients": shares[unit], **change}
+        change = {"change": changes[group]} if changes else {}
+        return {"coefficients": shares[group], **change}
 
     return [extra(where[leaf.name]) for leaf in leaves]
 
 
-def looked(
+def coefficients_and_changes(
     leaves: Sequence[Leaf],
     *,
     unit: str = "layer",
     order: Literal["ascending", "reversed"] = "ascending",
     ties: Literal["mean", "order"] = "mean",
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Return ``{unit: coefficients (models,)}`` and ``{unit: relative change (models,)}``, units by their numbers.
+    """Return ``{group: coefficients (models,)}`` and ``{group: relative change (models,)}``, groups by their numbers.
 
     See `ranks` for the options.
     """
     where = units.of([leaf.name for leaf in leaves], unit)
     inside = [leaf for leaf in leaves if where[leaf.name] is not None]
     sums: dict[str, Any] = {}
-    for leaf, found in zip(inside, fold_all(inside, _sizes), strict=True):
+    for leaf, sizes in zip(inside, fold_all(inside, _sizes), strict=True):
         name = where[leaf.name] or ""
-        sums[name] = jax.tree.map(lambda x, y: x + y, sums[name], found) if name in sums else found
+        sums[name] = jax.tree.map(lambda x, y: x + y, sums[name], sizes) if name in sums else sizes
     names = sorted(sums, key=units.natural)
-    # Ranks compare: a streamed sum's float64 would break ties that float32 leaves.
+    # In float32 also where streamed: float64 sums would break ties that float32 leaves.
     scores, base = (_stacked([sums[name][part] for name in names]) for part in (0, 1))
-    # A few numbers of files are weighed faster than a program is compiled.
+    # For the few numbers of a streamed merge NumPy is faster than compiling a program.
     weigh = _weighed if isinstance(scores, np.ndarray) else program(_weighed, "order", "ties")
     shares, changes = weigh(scores, base, order=order, ties=ties)
     return dict(zip(names, shares, strict=True)), dict(zip(names, changes, strict=True))
@@ -87,7 +89,7 @@ def _stacked(parts: Sequence[Array]) -> Array:
 
 
 def _weighed(scores: Array, base: Array, *, order: Any, ties: Any) -> tuple[Array, Array]:
-    """Return the coefficients and the relative changes, (units, models) as ``scores``; ``base`` (units,)."""
+    """Return the coefficients and the relative changes, (groups, models) like ``scores``; ``base`` is (groups,)."""
     xp, base = np if isinstance(scores, np.ndarray) else jnp, base[:, None]
     # A base of zeros has no relative change.
     changes = xp.where(base > 0, scores / xp.where(base > 0, base, 1), xp.nan)
@@ -95,17 +97,17 @@ def _weighed(scores: Array, base: Array, *, order: Any, ties: Any) -> tuple[Arra
 
 
 def ranks(scores: Array, *, descending: bool = False, ties: Literal["mean", "order"] = "mean") -> Array:
-    """Return the ranks (units,) float32, from 1, of ``scores`` (units,); ``descending`` gives the largest rank 1."""
+    """Return the ranks (groups,) float32, from 1, of ``scores`` (groups,); ``descending`` gives the largest rank 1."""
     xp = np if isinstance(scores, np.ndarray) else jnp
     across, down = scores[None, :], scores[:, None]
     before = (across > down) if descending else (across < down)
     equal = across == down
     if ties == "order":
         position = np.arange(scores.shape[0])
-        found = xp.sum(before | (equal & (position[None, :] <= position[:, None])), axis=1)
+        result = xp.sum(before | (equal & (position[None, :] <= position[:, None])), axis=1)
     else:
-        found = xp.sum(before, axis=1) + (xp.sum(equal, axis=1) + 1) / 2
-    return found.astype(xp.float32)
+        result = xp.sum(before, axis=1) + (xp.sum(equal, axis=1) + 1) / 2
+    return result.astype(xp.float32)
 
 
 def coefficients(
@@ -114,11 +116,11 @@ def coefficients(
     order: Literal["ascending", "reversed"] = "ascending",
     ties: Literal["mean", "order"] = "mean",
 ) -> Array:
-    """Return the coefficients (models, units), each column summing to 1, of the changes ``scores`` (models, units)."""
+    """Return the coefficients (models, groups), each column summing to 1, of the changes ``scores`` (models, groups)."""
     xp = np if isinstance(scores, np.ndarray) else jnp
-    found = xp.stack([ranks(row, descending=order == "reversed", ties=ties) for row in scores])
-    # Divided by one program wherever the ranks are from, so that files merge to what arrays merge to, bit by bit.
-    return xp.asarray(program(_shares, "order")(found, order=order))
+    ranked = xp.stack([ranks(row, descending=order == "reversed", ties=ties) for row in scores])
+    # One program divides the ranks of files and of arrays, so that both merge to the same bits.
+    return xp.asarray(program(_shares, "order")(ranked, order=order))
 
 
 def _shares(ranks: Array, *, order: str) -> Array:

@@ -1,4 +1,4 @@
-"""SCE: select what differs between models, weigh models by how much they changed, erase minority signs."""
+"""SCE: select the elements that differ between models, weigh models by their changes, erase minority signs."""
 
 from math import prod
 from typing import Any
@@ -6,25 +6,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from merge import select
+from merge import topk
 from merge.leaf import Leaf, Tile
 from merge.method import Method, Option
 from merge.methods.linear import UNUSED
-from merge.select import Cut
+from merge.topk import Cut
 
 
 def sce(leaf: Leaf, *, select_topk: float = 1.0, int8_mask: bool = False) -> Any:
     """Return the base plus the selected changes, of the majority's sign, weighted (Wan et al. 2024, arXiv 2408.07990).
 
-    Selected are the ``int(select_topk * n)`` elements of largest variance over the models, n being those that vary. A model's
-    weight is the mean square of its selected changes, over the sum of all models' (equal weights where that is below 1e-6, as
-    in mergekit).
+    The ``int(select_topk * n)`` elements of largest variance over the models are selected, of the n elements that vary. A
+    model's weight is the mean square of its selected changes, over the sum of all models' mean squares (equal weights where
+    that sum is below 1e-6, as in mergekit).
     """
     if select_topk >= 1:
         cut = Cut(jnp.full(1, -1, jnp.float32), jnp.zeros(1, jnp.uint32))
     else:
         varying = jnp.asarray(leaf.fold(_varying), jnp.float32)
-        (cut,) = select.largest([leaf], _variance, [jnp.floor(varying * jnp.float32(select_topk)).astype(jnp.uint32)])
+        (cut,) = topk.largest([leaf], _variance, [jnp.floor(varying * jnp.float32(select_topk)).astype(jnp.uint32)])
     squares = jnp.asarray(leaf.fold(_squares, cut), jnp.float32) / prod(leaf.shape)
     total = jnp.sum(squares)
     small = total < 1e-6
@@ -40,11 +40,11 @@ def _variance(tile: Tile) -> list[jax.Array]:
 
 
 def _rounded(product: jax.Array) -> jax.Array:
-    """Return a product as float32 in every program.
+    """Return a product rounded to float32 in every program.
 
-    Compilers may fuse it with a sum that takes it, and leave one rounding out: then the element at the cut has another
-    variance where it is compared than where the cut was found, and is lost. A maximum in between keeps them apart, and
-    keeps NaN.
+    A compiler may fuse the product with a later sum and skip a rounding. The element at the cut would then have another
+    variance in the comparison than in the search for the cut, and would be lost. A maximum between product and sum prevents
+    the fusion and propagates NaN.
     """
     return jnp.maximum(product, jnp.finfo(jnp.float32).min)
 

@@ -1,7 +1,7 @@
 """Interpolation on spheres: SLERP, NuSLERP, Multi-SLERP and the Karcher mean.
 
-Each result is a combination of the models whose coefficients follow from the models' lengths and distances. Cosines are taken
-from distances: models of one base lie so close together that float32 could not tell their scalar products from the lengths.
+Each result is a linear combination of the models, with coefficients from the models' lengths and distances. Cosines are
+computed from distances: models of one base are so close together that float32 scalar products would equal squared lengths.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dsee_jax.aliases import Array
+from dsee_jax.typing import Array
 from merge.leaf import Leaf, Tile
 from merge.method import Method, Option
 from merge.methods import linear
@@ -20,14 +20,14 @@ Weights = Sequence[float] | Array
 
 
 class Spread(NamedTuple):
-    """Squared lengths, one for each vector, and squared distances, one for each pair (i, j), i < j, in that order."""
+    """The squared length of each vector, and the squared distance of each pair (i, j), i < j, in that order."""
 
     lengths: Any
     apart: Any
 
 
 def spread(vectors: Sequence[jax.Array], axes: tuple[int, ...] | None = None) -> Spread:
-    """Return the `Spread` of ``vectors`` that run along ``axes`` (None: all); arrays of the other axes' shape."""
+    """Return the `Spread` of ``vectors`` along ``axes`` (None: all); its arrays have the shape of the other axes."""
 
     def total(values: jax.Array) -> jax.Array:
         return jnp.sum(jnp.square(values), axis=axes)
@@ -37,9 +37,9 @@ def spread(vectors: Sequence[jax.Array], axes: tuple[int, ...] | None = None) ->
 
 
 def slerp(leaf: Leaf, *, t: float | Array) -> Any:
-    """Return the base (t = 0) turned towards the model (t = 1) along the arc between them, as one vector (Shoemake 1985).
+    """Return the point at ``t`` of the arc from the base (t = 0) to the model (t = 1), as one vector (Shoemake 1985).
 
-    Straight where the cosine is beyond 0.9995 in size.
+    Where the cosine is above 0.9995 in magnitude, the interpolation is linear.
     """
     return leaf.map(_mixed, *_arc(_folded(leaf.fold(_inputs)), t, least=1e-8, straight=0.9995))
 
@@ -47,8 +47,8 @@ def slerp(leaf: Leaf, *, t: float | Array) -> Any:
 def nuslerp(leaf: Leaf, *, weight: Weights, nuslerp_flatten: bool = True, nuslerp_row_wise: bool = False) -> Any:
     """Return two models, or their changes where there is a base, interpolated at ``t = w_2 / (w_1 + w_2)``.
 
-    ``t`` is 1/2 where the weights sum to less than 1e-6. Vectors are the whole tensor when ``nuslerp_flatten``; else its rows
-    (along the last axis); with ``nuslerp_row_wise`` its columns (along all other axes), which is what mergekit so calls.
+    ``t`` is 1/2 where the weights sum to less than 1e-6. With ``nuslerp_flatten`` the tensor is one vector; else its rows
+    (along the last axis) are, or with ``nuslerp_row_wise`` its columns (along all other axes), under mergekit's name.
     """
     first, second = jnp.asarray(weight, jnp.float32)
     total = first + second
@@ -62,8 +62,8 @@ def nuslerp(leaf: Leaf, *, weight: Weights, nuslerp_flatten: bool = True, nusler
 def multislerp(leaf: Leaf, *, weight: Weights, normalize_weights: bool = True, eps: float = 1e-8) -> Any:
     """Return the weighted mean direction of the models, or of their changes, at the weighted mean length.
 
-    mergekit goes on to a tangent space at that mean; but the mean of the tangents there is zero, so this is its result. Where
-    the directions balance out, the weighted sum instead.
+    mergekit also averages in the tangent space at that mean; the mean of those tangents is zero, so the results are equal.
+    Where the directions cancel, the result is the weighted sum.
     """
     weights = jnp.asarray(weight, jnp.float32)
     if normalize_weights:
@@ -76,7 +76,7 @@ def multislerp(leaf: Leaf, *, weight: Weights, normalize_weights: bool = True, e
 def karcher(leaf: Leaf, *, max_iter: int = 10, tol: float = 1e-5) -> Any:
     """Return the mean direction on the sphere (Karcher 1977; arXiv 2603.04972) at the mean length of the models.
 
-    The mean is improved until its tangent is shorter than ``tol``, at most ``max_iter`` times.
+    The iteration stops when the mean tangent is shorter than ``tol``, or after ``max_iter`` steps.
     """
     if leaf.count == 1:
         return leaf.map(linear.weighted, jnp.ones(1, jnp.float32))
@@ -104,8 +104,8 @@ def _column_changes(tile: Tile) -> Spread:
 
 
 def _turned_rows(tile: Tile, t: jax.Array) -> jax.Array:
-    found = _arc(spread(tile.deltas, (-1,)), t)
-    return _turned(tile, *(part[..., None] for part in found))
+    factors = _arc(spread(tile.deltas, (-1,)), t)
+    return _turned(tile, *(part[..., None] for part in factors))
 
 
 def _turned(tile: Tile, first: jax.Array, second: jax.Array) -> jax.Array:
@@ -118,18 +118,20 @@ def _mixed(tile: Tile, first: jax.Array, second: jax.Array) -> jax.Array:
     return first * tile.origin + second * tile.values[0]
 
 
-def _arc(found: Spread, t: Any, *, least: float = 1e-7, straight: float | None = None) -> tuple[jax.Array, jax.Array]:
-    """Return the factors of two vectors at ``t`` of the arc between them; of the line where the arc is straight.
+def _arc(
+    distances: Spread, t: Any, *, least: float = 1e-7, straight: float | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Return the factors of two vectors for the point at ``t`` of the arc between them, or of the line for a straight arc.
 
-    Vectors no longer than ``least`` count as at a right angle to anything, as in mergekit.
+    A vector no longer than ``least`` counts as orthogonal to any other, as in mergekit.
     """
     t = jnp.asarray(t, jnp.float32)
-    (first, second), (apart,) = found
+    (first, second), (apart,) = distances
     short = (first <= least**2) | (second <= least**2)
     a, b = (jnp.sqrt(jnp.where(short, 1, square)) for square in (first, second))
     ratio = jnp.square(a - b) / (4 * a * b)
     sine = jnp.where(short, 0.5, jnp.clip(apart / (4 * a * b) - ratio, 0, 1))  # sin^2(angle / 2)
-    # Opposite vectors have no arc: those that float32 cannot tell from opposite ones. Equal ones need none.
+    # Vectors that are opposite in float32 have no unique arc; equal vectors need no arc.
     line = (sine < 1e-9) | (1 - sine < 1e-6 * (1 + ratio))
     if straight is not None:
         line = jnp.abs(1 - 2 * sine) > straight
@@ -142,12 +144,12 @@ def _arc(found: Spread, t: Any, *, least: float = 1e-7, straight: float | None =
     )
 
 
-def _squares(found: Spread, scales: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _squares(distances: Spread, scales: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the squared lengths (models,) and distances (models, models) of the vectors times ``scales`` (models,)."""
-    lengths, count = jnp.stack(found.lengths), len(found.lengths)
+    lengths, count = jnp.stack(distances.lengths), len(distances.lengths)
     rows, columns = jnp.triu_indices(count, 1)
     norms = jnp.sqrt(lengths)
-    turned = jnp.maximum(jnp.stack(found.apart) - jnp.square(norms[rows] - norms[columns]), 0)
+    turned = jnp.maximum(jnp.stack(distances.apart) - jnp.square(norms[rows] - norms[columns]), 0)
     scaled = norms * scales
     pairs = turned * scales[rows] * scales[columns] + jnp.square(scaled[rows] - scaled[columns])
     square = jnp.zeros((count, count), jnp.float32).at[rows, columns].set(pairs)
@@ -157,30 +159,30 @@ def _squares(found: Spread, scales: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _length(weights: jax.Array, lengths: jax.Array, apart: jax.Array) -> jax.Array:
     """Return |sum_m w_m u_m| from the squared lengths and distances of the vectors u."""
     square = jnp.sum(weights) * jnp.sum(weights * lengths) - jnp.sum(weights[:, None] * weights[None, :] * apart) / 2
-    # No slope at zero, rather than an infinite one.
+    # The gradient at zero is zero instead of infinite.
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
 @jax.jit
-def _direction(found: Spread, weights: jax.Array, eps: jax.Array) -> jax.Array:
-    norms = jnp.sqrt(jnp.stack(found.lengths))
+def _direction(distances: Spread, weights: jax.Array, eps: jax.Array) -> jax.Array:
+    norms = jnp.sqrt(jnp.stack(distances.lengths))
     scales = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms + eps, 1), 0)
-    mean = _length(weights, *_squares(found, scales))
-    # Float32 leaves so much of a sum that should vanish.
+    mean = _length(weights, *_squares(distances, scales))
+    # A sum that is zero in exact arithmetic leaves this much in float32.
     balanced = mean <= jnp.maximum(eps, 1e-3 * jnp.sum(jnp.abs(weights)))
     turned = jnp.sum(norms * weights) * weights * scales / jnp.where(balanced, 1, mean)
     return jnp.where(balanced, weights, turned)
 
 
 @partial(jax.jit, static_argnames="steps")
-def _karcher(found: Spread, tol: jax.Array, *, steps: int) -> jax.Array:
-    """Return the coefficients (models,) of the models. Points are held by their coefficients over the unit vectors."""
-    norms = jnp.sqrt(jnp.stack(found.lengths))
+def _karcher(distances: Spread, tol: jax.Array, *, steps: int) -> jax.Array:
+    """Return the coefficients (models,) of the models. A point is its coefficients over the unit vectors."""
+    norms = jnp.sqrt(jnp.stack(distances.lengths))
     count = norms.shape[0]
     valid = norms > tol
     scales = jnp.where(valid, 1 / jnp.where(valid, norms, 1), 0)
     shares = jnp.where(valid, 1.0, 0.0) / jnp.maximum(jnp.sum(valid), 1)
-    lengths, apart = _squares(found, scales)
+    lengths, apart = _squares(distances, scales)
     units = jnp.where(valid, 1.0, lengths)
 
     def unit(point: jax.Array, otherwise: jax.Array, least: Any) -> jax.Array:
@@ -194,7 +196,7 @@ def _karcher(found: Spread, tol: jax.Array, *, steps: int) -> jax.Array:
         cosines = jnp.clip(1 - jnp.square(away) / 2, -1, 1)
         half = jnp.clip(away / 2, 0, 1)
         angles = 2 * jnp.arctan2(half, jnp.sqrt(1 - jnp.square(half)))
-        # From the opposite point no direction leads nearer.
+        # No direction from the opposite point is shorter.
         still = (angles < tol) | (cosines < -1 + 1e-6)
         pulls = jnp.where(still, 0, shares * angles / jnp.where(still, 1, jnp.sin(angles)))
         tangent = pulls - jnp.sum(pulls * cosines) * point

@@ -1,4 +1,4 @@
-"""What tells where a merged model comes from: its model card, and its recipe with the SHA-256 of every input."""
+"""The provenance of a merged model: its model card, and its recipe with the SHA-256 of every input."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -37,13 +37,13 @@ def card(
       name: of the merged model.
       method: its key in the table of methods.
       about: the method's help, in one line; an ``arXiv`` number in it becomes a link.
-      models: the references of what was merged, the base apart.
+      models: the references of the merged models, without the base.
       base: the reference of the base, or None.
       recipe: the recipe as the user wrote it.
       options: of the method, as resolved.
       digests: ``{name of an input: SHA-256, hex}``.
     """
-    # The hub refuses a card whose base_model is no id; folders of this machine are none.
+    # The hub refuses a card whose base_model is not a hub id, such as a local folder.
     parts = [part.partition("@")[0] for model in ([base] if base else []) + list(models) for part in model.split("+")]
     ids = list(
         dict.fromkeys(part for part in parts if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", part) and not Path(part).exists())

@@ -1,6 +1,6 @@
-"""The plan of a merge: for every tensor of the result what is read, by which method it is merged, and with which options.
+"""The plan of a merge: the inputs, the method and the options for every tensor of the result.
 
-Made from a recipe and the headers of its models alone, so that whatever does not fit is said before anything is read.
+A plan needs only a recipe and the headers of its models, so that every mismatch is an error before any tensor is read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,21 +10,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dsee_jax.ckpt import cuts
+from dsee_jax.ckpt import kept_units
 from dsee_jax.ckpt.tensors import DTYPES
 from dsee_jax.errors import InputError
 from merge import units
-from merge.inputs.lazies import Lazy
+from merge.inputs.lazy import Lazy
 from merge.inputs.sources import Source
-from merge.planning import heads
-from merge.planning.rows import Row, place, rows
+from merge.planning import tied
+from merge.planning.matching import Row, place, rows
 from merge.recipes import settings
-from merge.recipes.document import shown
 from merge.recipes.recipe import DTYPES as WRITTEN
 from merge.recipes.recipe import Recipe
+from merge.recipes.strict_yaml import shown
 
 FLOATS = ("F64", "F32", "F16", "BF16")
-"""What is merged; tensors of whole numbers and truth values are copied."""
+"""The types that are merged; tensors of integers and booleans are copied."""
 
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
 
@@ -33,35 +33,33 @@ class Job(NamedTuple):
     """One tensor of the result."""
 
     name: str
-    method: str  # a key of the table of methods, or copy: the base's or first model's tensor as it is
+    method: str  # a key of METHODS, or copy: the tensor of the base or the first model, unchanged
     base: Lazy | None
     models: tuple[Lazy, ...]
-    statistics: tuple[Lazy, ...]  # one for each model, or none
-    options: Mapping[str, Any]  # by their names in recipes; those of each model are tuples
-    columns: tuple[int, ...]  # which of the plan's models each of `models` is
-    dtype: str  # written, as safetensors calls it
+    statistics: tuple[Lazy, ...]  # of each model, or empty
+    options: Mapping[str, Any]  # by their recipe names; options of each model are tuples
+    columns: tuple[int, ...]  # the index in the plan's models of each of `models`
+    dtype: str  # the written type, by its name in safetensors
 
     @property
     def inputs(self) -> tuple[Lazy, ...]:
-        """The base, where there is one, and the models."""
+        """The base, if any, and the models."""
         return self.models if self.base is None else (self.base, *self.models)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the result, as of every input."""
+        """The shape of the result and of every input."""
         return self.inputs[0].shape
 
 
 class Plan(NamedTuple):
-    """A whole merge. Jobs stand in the order of the origin's tensors, sliced layers in the order of the result."""
+    """A whole merge. Jobs are in the order of the origin's tensors, sliced layers in the order of the result."""
 
     recipe: Recipe
     jobs: tuple[Job, ...]
-    models: tuple[str, ...]  # references, in the recipe's order, bases apart
-    layers: (
-        tuple[int, ...] | None
-    )  # where slices choose them: which layer of the origin each is most like in its config
-    notes: tuple[str, ...]  # what a careful user should know
+    models: tuple[str, ...]  # references, in the recipe's order, without bases
+    layers: tuple[int, ...] | None  # with slices: for each layer, the layer of the origin whose config entries it gets
+    notes: tuple[str, ...]  # remarks for the user
 
 
 def plan(
@@ -69,17 +67,17 @@ def plan(
     sources: Mapping[str, Source],
     statistics: Mapping[Path, Mapping[str, Lazy]] | None = None,
 ) -> Plan:
-    """Return what to do for ``recipe``.
+    """Return the plan of ``recipe``.
 
     Args:
       recipe: from `merge.recipes.recipe.read`.
-      sources: the opened models by reference, for all of `Recipe.references`, their vocabularies aligned already where the
-        recipe has a tokenizer.
+      sources: the opened models by reference, for all of `Recipe.references`, with aligned vocabularies where the recipe has
+        a tokenizer.
       statistics: the opened files of statistics by path, ``{name of tensor: its statistic}``.
 
     Raises:
-      InputError: different architectures, or different cuts of one; missing, surplus or mismatched tensors; layers that are
-        not there; an option without value for a tensor; weights that sum to zero under ``normalize``; one line that names
+      InputError: different architectures or structural pruning; missing, surplus or mismatched tensors; missing layers; an
+        option without value for a tensor; weights that sum to zero under ``normalize``. The message is one line that names
         the tensor or key.
     """
     origin = sources[recipe.origin]
@@ -88,8 +86,8 @@ def plan(
         _same_cut(recipe, origin, source)
     views, notes = {}, []
     for reference in recipe.references:
-        views[reference], said = heads.fitted(origin, sources[reference])
-        notes += said
+        views[reference], remarks = tied.fitted(origin, sources[reference])
+        notes += remarks
     models = tuple(dict.fromkeys(entry.model for part in recipe.slices for entry in part.models))
     jobs = tuple(_job(recipe, row, views, models, statistics or {}) for row in rows(recipe, views))
     _weights_left(recipe, jobs)
@@ -136,7 +134,7 @@ def _job(
 
 
 def _options(recipe: Recipe, row: Row, names: Sequence[str]) -> dict[str, Any]:
-    """Resolve every option for one tensor: nearest level first, and each model by its own name of the tensor."""
+    """Resolve every option for one tensor: the nearest level first, and each model by the tensor's name in that model."""
     where, part, method = str(recipe.path), row.part, recipe.method
     shared = [(f"{part.key}.parameters", part.parameters), ("parameters", recipe.parameters)]
     options: dict[str, Any] = {
@@ -170,27 +168,27 @@ def _statistics(
     kind = recipe.method.statistics
     if kind == "none":
         return ()
-    held = [(entry, statistics[entry.statistics]) for entry in row.part.models if entry.statistics is not None]
-    found = [(entry, file[row.name]) for entry, file in held if row.name in file]
-    if len(found) < len(held) and (found or kind == "elements"):
-        entry = next(entry for entry, file in held if row.name not in file)
+    files = [(entry, statistics[entry.statistics]) for entry in row.part.models if entry.statistics is not None]
+    arrays = [(entry, file[row.name]) for entry, file in files if row.name in file]
+    if len(arrays) < len(files) and (arrays or kind == "elements"):
+        entry = next(entry for entry, file in files if row.name not in file)
         raise InputError(
             f"{recipe.path}: {entry.key}.statistics: {entry.statistics} lacks {shown(row.name)}; collect it again"
         )
     expected = shape if kind == "elements" else shape[-1:] * 2
-    for entry, lazy in found:
+    for entry, lazy in arrays:
         if lazy.shape != expected or (kind == "grams" and len(shape) != 2):
             raise InputError(
                 f"{recipe.path}: {entry.key}.statistics: {shown(row.name)} is {list(lazy.shape)} in {entry.statistics}; "
                 f"expected {list(expected)}, for a tensor of {list(shape)}"
             )
-    return tuple(lazy for _, lazy in found)
+    return tuple(lazy for _, lazy in arrays)
 
 
 def _same_shapes(recipe: Recipe, row: Row, inputs: Sequence[Lazy]) -> None:
     first, entry = inputs[0], row.part.inputs[0]
     for lazy, other in zip(inputs[1:], row.part.inputs[1:], strict=True):
-        kinds = [found.dtype if found.dtype not in FLOATS else "floating point" for found in (first, lazy)]
+        kinds = [tensor.dtype if tensor.dtype not in FLOATS else "floating point" for tensor in (first, lazy)]
         if kinds[0] != kinds[1]:
             raise InputError(
                 f"{recipe.path}: {shown(row.name)} is {kinds[0]} in {entry.model} and {kinds[1]} in {other.model}; "
@@ -221,21 +219,25 @@ def _same_architecture(recipe: Recipe, first: Source, other: Source) -> None:
 
 
 def _same_cut(recipe: Recipe, first: Source, other: Source) -> None:
-    """Refuse models of which different heads or neurons are left; their arrays may have equal shapes."""
+    """Refuse models with different remaining heads or neurons; their arrays may have equal shapes."""
     if recipe.sliced and other.kept:
         raise InputError(
-            f"{recipe.path}: slices: {other.folder} had heads or neurons cut out, layer by layer; export it with --format hf"
+            f"{recipe.path}: slices: {other.folder} is structurally pruned, layer by layer; export it with --format hf"
         )
-    if where := cuts.difference(first.kept, other.kept):
-        way_out = "merge models of one cut, or export each with --format hf first"
+    if where := kept_units.difference(first.kept, other.kept):
+        way_out = "merge models with the same heads and neurons, or export each with --format hf first"
         if not (first.kept and other.kept):
             dense = (other if first.kept else first).folder
-            way_out = f"{dense} was not cut: take the compact model that the others were tuned from, or {way_out}"
-        raise InputError(f"{recipe.path}: {first.folder} and {other.folder} are of two cuts: {where} differ; {way_out}")
+            way_out = (
+                f"{dense} is not pruned: take the compact model that the others were fine-tuned from, or {way_out}"
+            )
+        raise InputError(
+            f"{recipe.path}: {first.folder} and {other.folder} are pruned differently: {where} differ; {way_out}"
+        )
 
 
 def _layers(recipe: Recipe, origin: Source) -> tuple[int, ...]:
-    last = max((found[1] for name in origin.tensors if (found := place(name))), default=0)
+    last = max((position[1] for name in origin.tensors if (position := place(name))), default=0)
     numbers = []
     for part in recipe.slices:
         entry = next((entry for entry in part.inputs if entry.model == recipe.origin), part.inputs[0])

@@ -1,7 +1,7 @@
-"""The recipe of a merge: mergekit's YAML grammar, strictly checked, and a few keys of our own.
+"""The recipe of a merge: mergekit's YAML grammar, strictly checked, and a few keys of this package.
 
-Every sentence of the grammar is in `read`'s helpers, one for each mapping of the file. What mergekit has and this package has
-not is refused by name. Which methods and parameters there are is the table's business, ``merge.methods.METHODS``.
+`read` has a helper for each mapping of the file. Keys of mergekit that this package does not support are refused by name. The
+methods and their parameters are those of ``merge.methods.METHODS``.
 """
 
 import os
@@ -9,23 +9,23 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsee_jax import stores
 from dsee_jax.errors import InputError, did_you_mean
-from dsee_jax.stores import Place
+from dsee_jax.runtime import storage
+from dsee_jax.runtime.storage import Place
 from merge.method import Method
 from merge.methods import METHODS, find
-from merge.recipes import document, settings, vocabulary
-from merge.recipes.document import shown
+from merge.recipes import settings, strict_yaml, vocabulary
 from merge.recipes.settings import Settings
+from merge.recipes.strict_yaml import shown
 from merge.recipes.vocabulary import Tokenizer
 
 DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-"""What a recipe may name as type, and its name in safetensors."""
+"""The types that a recipe may name, and their names in safetensors."""
 
 _TOP = ("merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source")
 _TOP += ("tokenizer", "chat_template", "seed")
 _OTHER_METHODS = ("arcee_fusion", "ram", "ramplus_tl")
-"""Methods of mergekit 0.1.5 that are refused by name, unless the table has them."""
+"""Methods of mergekit 0.1.5 that are refused by name, unless METHODS has them."""
 
 
 class Input(NamedTuple):
@@ -39,16 +39,16 @@ class Input(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """Some layers of the result, and what they are merged from."""
+    """Some layers of the result, and the models that they are merged from."""
 
-    base: Input | None  # what changes are measured from; None for methods without a base
-    models: tuple[Input, ...]  # in the recipe's order, the base apart
+    base: Input | None  # changes are measured from it; None for methods without a base
+    models: tuple[Input, ...]  # in the recipe's order, without the base
     parameters: Settings
     key: str
 
     @property
     def inputs(self) -> tuple[Input, ...]:
-        """The base, where there is one, and the models."""
+        """The base, if any, and the models."""
         return (self.base, *self.models) if self.base else self.models
 
 
@@ -74,14 +74,14 @@ class Recipe(NamedTuple):
 
     @property
     def origin(self) -> str:
-        """The model whose config, tokenizer and names of tensors the result has: the base, or the first model."""
+        """The model that gives the result's config, tokenizer and tensor names: the base, or the first model."""
         return self.base_model or self.slices[0].inputs[0].model
 
     @property
     def references(self) -> tuple[str, ...]:
         """Every model to open, the origin first."""
-        found = [self.origin, *(entry.model for part in self.slices for entry in part.inputs)]
-        return tuple(dict.fromkeys(found))
+        models = [self.origin, *(entry.model for part in self.slices for entry in part.inputs)]
+        return tuple(dict.fromkeys(models))
 
 
 def read(path: str | os.PathLike[str]) -> Recipe:
@@ -91,21 +91,21 @@ def read(path: str | os.PathLike[str]) -> Recipe:
       path: the file; at most 1 MB.
 
     Raises:
-      InputError: not YAML, an unknown or unsupported key, method or parameter, a missing or contradictory one, or a value
-        that does not fit; one line that names the file and the key path.
+      InputError: the file is not YAML; a key, method or parameter is unknown, unsupported, missing or contradictory; or a
+        value is invalid. The message is one line that names the file and the key path.
     """
-    path = stores.place(path)
-    text, raw = document.read(path)
+    path = storage.as_path(path)
+    text, raw = strict_yaml.read(path)
     if not isinstance(raw, dict):
-        found = "is empty" if raw is None else f"holds {shown(raw)} at its top"
-        raise InputError(f"{path}: {found}; expected keys such as 'merge_method:' and 'models:'")
-    document.known(f"{path}: ", raw, _TOP)
+        content = "is empty" if raw is None else f"holds {shown(raw)} at its top"
+        raise InputError(f"{path}: {content}; expected keys such as 'merge_method:' and 'models:'")
+    strict_yaml.check_keys(f"{path}: ", raw, _TOP)
     raw = {key: value for key, value in raw.items() if value is not None}
     name, method = _method(path, raw)
     parameters = settings.read(f"{path}: parameters", raw.get("parameters"), {**method.each, **method.shared}, {}, name)
     if "seed" in raw:
         parameters = {**parameters, "seed": _seed(path, raw["seed"], name, method, parameters)}
-    base = document.text(f"{path}: base_model", raw["base_model"]) if "base_model" in raw else None
+    base = strict_yaml.text(f"{path}: base_model", raw["base_model"]) if "base_model" in raw else None
     forms = [form for form in ("models", "slices") if form in raw]
     if len(forms) != 1:
         what = "has both 'models' and 'slices'" if forms else "has neither 'models' nor 'slices'"
@@ -120,7 +120,7 @@ def read(path: str | os.PathLike[str]) -> Recipe:
         )
     tokenizer = None
     if "tokenizer_source" in raw:
-        tokenizer = Tokenizer(document.text(f"{path}: tokenizer_source", raw["tokenizer_source"]))
+        tokenizer = Tokenizer(strict_yaml.text(f"{path}: tokenizer_source", raw["tokenizer_source"]))
     if "tokenizer" in raw:
         tokenizer = vocabulary.read(f"{path}: tokenizer", raw["tokenizer"])
     return Recipe(
@@ -134,14 +134,14 @@ def read(path: str | os.PathLike[str]) -> Recipe:
         _dtype(f"{path}: dtype", raw.get("dtype")),
         _dtype(f"{path}: out_dtype", raw.get("out_dtype")),
         tokenizer,
-        document.text(f"{path}: chat_template", raw["chat_template"], document.LARGEST)
+        strict_yaml.text(f"{path}: chat_template", raw["chat_template"], strict_yaml.LARGEST)
         if "chat_template" in raw
         else None,
     )
 
 
 class _Reader(NamedTuple):
-    """What the readers of models and slices share."""
+    """The fields that the readers of models and slices share."""
 
     path: Place
     name: str
@@ -159,10 +159,10 @@ class _Reader(NamedTuple):
         return (self._slice(inputs, self.base, {}, "models"),)
 
     def slices(self, raw: Any) -> tuple[Slice, ...]:
-        return tuple(self._sources(key, item) for key, item in document.items(self.path, "slices", raw))
+        return tuple(self._sources(key, item) for key, item in strict_yaml.items(self.path, "slices", raw))
 
     def _sources(self, key: str, raw: Mapping[str, Any]) -> Slice:
-        document.known(f"{self.path}: {key}.", raw, ("sources", "base_model", "parameters"))
+        strict_yaml.check_keys(f"{self.path}: {key}.", raw, ("sources", "base_model", "parameters"))
         if raw.get("sources") is None:
             raise InputError(f"{self.path}: {key} lacks 'sources'; write a list of models with their layer_range")
         inputs = self._inputs(f"{key}.sources", raw["sources"], ("model", "layer_range", "parameters", "statistics"))
@@ -174,7 +174,7 @@ class _Reader(NamedTuple):
             )
         base = self.base
         if raw.get("base_model") is not None:
-            base = document.text(f"{self.path}: {key}.base_model", raw["base_model"])
+            base = strict_yaml.text(f"{self.path}: {key}.base_model", raw["base_model"])
             if self.method.base == "none":
                 raise InputError(f"{self.path}: {key}.base_model does nothing with {self.name}; list it as a source")
         if base is not None and self.method.base != "none" and all(entry.model != base for entry in inputs):
@@ -182,10 +182,11 @@ class _Reader(NamedTuple):
                 f"{self.path}: {key}.sources lack the base {shown(base)}; list it with the layer_range to measure from"
             )
         where = f"{self.path}: {key}.parameters"
-        found = settings.read(where, raw.get("parameters"), {**self.method.each, **self.method.shared}, {}, self.name)
-        return self._slice(inputs, base, found, key)
+        options = {**self.method.each, **self.method.shared}
+        parameters = settings.read(where, raw.get("parameters"), options, {}, self.name)
+        return self._slice(inputs, base, parameters, key)
 
-    def _slice(self, inputs: list[Input], base: str | None, found: Settings, key: str) -> Slice:
+    def _slice(self, inputs: list[Input], base: str | None, parameters: Settings, key: str) -> Slice:
         if self.method.base == "none":
             base = None
         if self.method.base == "required" and base is None:
@@ -196,17 +197,17 @@ class _Reader(NamedTuple):
             expected = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
             apart = " besides the base" if base is not None else ""
             raise InputError(f"{self.path}: {key} has {len(models)} model(s){apart}; {self.name} takes {expected}")
-        return Slice(next((entry for entry in inputs if entry.model == base), None), models, found, key)
+        return Slice(next((entry for entry in inputs if entry.model == base), None), models, parameters, key)
 
-    def _inputs(self, key: str, raw: Any, known: Collection[str]) -> list[Input]:
-        found: dict[str, Input] = {}
-        for where, item in document.items(self.path, key, raw):
-            document.known(f"{self.path}: {where}.", item, known)
+    def _inputs(self, key: str, raw: Any, keys: Collection[str]) -> list[Input]:
+        inputs: dict[str, Input] = {}
+        for where, item in strict_yaml.items(self.path, key, raw):
+            strict_yaml.check_keys(f"{self.path}: {where}.", item, keys)
             if item.get("model") is None:
                 raise InputError(f"{self.path}: {where} lacks 'model'; write model: PATH[@REVISION][+ADAPTER]")
-            model = document.text(f"{self.path}: {where}.model", item["model"])
-            if model in found:
-                raise InputError(f"{self.path}: {where}.model is {shown(model)}, as {found[model].key}; list it once")
+            model = strict_yaml.text(f"{self.path}: {where}.model", item["model"])
+            if model in inputs:
+                raise InputError(f"{self.path}: {where}.model is {shown(model)}, as {inputs[model].key}; list it once")
             parameters = settings.read(
                 f"{self.path}: {where}.parameters",
                 item.get("parameters"),
@@ -214,7 +215,7 @@ class _Reader(NamedTuple):
                 self.method.shared,
                 self.name,
             )
-            layers = _range(f"{self.path}: {where}", item.get("layer_range")) if "layer_range" in known else None
+            layers = _range(f"{self.path}: {where}", item.get("layer_range")) if "layer_range" in keys else None
             statistics = item.get("statistics")
             if statistics is None and self.method.statistics != "none":
                 raise InputError(
@@ -223,18 +224,18 @@ class _Reader(NamedTuple):
             if statistics is not None:
                 if self.method.statistics == "none":
                     raise InputError(f"{self.path}: {where}.statistics does nothing with {self.name}; leave it out")
-                written = stores.place(document.text(f"{self.path}: {where}.statistics", statistics))
-                beside = written if stores.remote(written) else self.path.parent / written
-                statistics = stores.local(beside if _exists(beside) or not _exists(written) else written)
-            found[model] = Input(model, parameters, layers, statistics, where)
-        return list(found.values())
+                written = storage.as_path(strict_yaml.text(f"{self.path}: {where}.statistics", statistics))
+                beside = written if storage.remote(written) else self.path.parent / written
+                statistics = storage.download(beside if _exists(beside) or not _exists(written) else written)
+            inputs[model] = Input(model, parameters, layers, statistics, where)
+        return list(inputs.values())
 
 
 def _method(path: Place, raw: Mapping[str, Any]) -> tuple[str, Method]:
-    """Return the method's name, and the method with the options of another where it goes on top of one."""
+    """Return the method's name, and the method; a method over another has the other's options too."""
     if "merge_method" not in raw:
         raise InputError(f"{path}: merge_method is missing; expected one of {', '.join(METHODS)}")
-    name = document.text(f"{path}: merge_method", raw["merge_method"])
+    name = strict_yaml.text(f"{path}: merge_method", raw["merge_method"])
     if name not in METHODS:
         if name in _OTHER_METHODS:
             raise InputError(
@@ -248,7 +249,7 @@ def _method(path: Place, raw: Mapping[str, Any]) -> tuple[str, Method]:
     if inner is None or "method" not in METHODS[name].shared:
         return name, METHODS[name]
     try:
-        return name, find(name, {"method": document.text(f"{path}: parameters.method", inner)})
+        return name, find(name, {"method": strict_yaml.text(f"{path}: parameters.method", inner)})
     except InputError as error:
         where = f"{path}: parameters.method"
         raise InputError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
@@ -263,7 +264,7 @@ def _seed(path: Place, raw: Any, name: str, method: Method, parameters: Settings
 
 
 def _complete(path: Place, name: str, method: Method, part: Slice, parameters: Settings) -> None:
-    """Raise where an option without default is set nowhere."""
+    """Raise `InputError` where an option without default is not set."""
     everywhere = {*parameters, *part.parameters}
     for key, option in method.shared.items():
         if option.default is None and key not in everywhere:
@@ -280,9 +281,9 @@ def _range(where: str, raw: Any) -> tuple[int, int]:
         raise InputError(f"{where} lacks 'layer_range'; write layer_range: [FIRST, LAST + 1]")
     good = isinstance(raw, list) and len(raw) == 2 and all(type(end) is int for end in raw)
     if not good or not 0 <= raw[0] < raw[1] < 1_000_000:
-        found = ", ".join(shown(end) for end in raw[:3]) if isinstance(raw, list) else shown(raw)
+        ends = ", ".join(shown(end) for end in raw[:3]) if isinstance(raw, list) else shown(raw)
         raise InputError(
-            f"{where}.layer_range is [{found}]; expected [FIRST, LAST + 1], whole numbers, the second larger"
+            f"{where}.layer_range is [{ends}]; expected [FIRST, LAST + 1], whole numbers, the second larger"
         )
     return raw[0], raw[1]
 
@@ -290,14 +291,14 @@ def _range(where: str, raw: Any) -> tuple[int, int]:
 def _exists(path: Place) -> bool:
     try:
         return path.exists()
-    except OSError:  # a name that no file can have
+    except OSError:  # the name is invalid for a file
         return False
 
 
 def _dtype(where: str, raw: Any) -> str | None:
     if raw is None:
         return None
-    name = document.text(where, raw).removeprefix("torch.")
+    name = strict_yaml.text(where, raw).removeprefix("torch.")
     if name not in DTYPES:
         raise InputError(f"{where} is {shown(raw)}{did_you_mean(name, DTYPES)}; expected one of {', '.join(DTYPES)}")
     return name

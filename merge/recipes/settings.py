@@ -1,6 +1,6 @@
-"""The settings of a recipe: a scalar, a gradient over the layers, or either for some tensors by their names.
+"""The settings of a recipe: a scalar, or a gradient over the layers, for all tensors or for some by their names.
 
-Every form is kept as a tuple of `Choice`, checked against the method's `Option`; `evaluate` gives the value of one tensor.
+Every form is stored as a tuple of `Choice`, checked against the method's `Option`; `evaluate` returns the value of one tensor.
 """
 
 import math
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from dsee_jax.errors import InputError, did_you_mean
 from merge.method import Option
-from merge.recipes.document import LONGEST, shown
+from merge.recipes.strict_yaml import LONGEST, shown
 
 
 class Choice(NamedTuple):
@@ -20,7 +20,7 @@ class Choice(NamedTuple):
 
 
 Setting: TypeAlias = tuple[Choice, ...]
-"""Tried in order; the first whose filter fits is taken. Where none fits, the next level of the recipe is asked."""
+"""The first choice whose filter matches is taken. If none matches, the next level of the recipe is searched."""
 
 Settings: TypeAlias = Mapping[str, Setting]
 
@@ -30,13 +30,13 @@ def read(where: str, raw: Any, options: Mapping[str, Option], elsewhere: Mapping
 
     Args:
       where: recipe path and key path, for errors.
-      raw: what YAML says there; None for nothing.
+      raw: the parsed YAML; None for nothing.
       options: the options that may be set here.
-      elsewhere: further options of the method, that may not be set here but at the top of the recipe.
+      elsewhere: options of the method that may be set at the top of the recipe only.
       method: its name, for errors.
 
     Raises:
-      InputError: an unknown option, or a value that its option refuses; one line that names the key path.
+      InputError: an unknown option, or an invalid value; one line that names the key path.
     """
     if raw is None:
         return {}
@@ -56,9 +56,9 @@ def read(where: str, raw: Any, options: Mapping[str, Option], elsewhere: Mapping
 
 
 def evaluate(where: str, setting: Setting, option: Option, name: str, t: float) -> Any:
-    """Return the value of ``setting`` for the tensor ``name`` at the relative depth ``t`` in [0, 1]; None: no filter fits.
+    """Return the value of ``setting`` for the tensor ``name`` at relative depth ``t`` in [0, 1]; None: no filter matches.
 
-    Numbers in a gradient are interpolated linearly; of other values stands ``values[int(t * (n - 1))]``.
+    Numbers in a gradient are interpolated linearly; for other values the result is ``values[int(t * (n - 1))]``.
     """
     for choice in setting:
         if choice.filter is None or choice.filter in name:
@@ -70,24 +70,24 @@ def evaluate(where: str, setting: Setting, option: Option, name: str, t: float) 
             if option.kind not in (int, float):
                 return values[low]
             high = min(low + 1, len(values) - 1)
-            found = (1 - (place - low)) * values[low] + (place - low) * values[high]
-            return found if option.kind is float else option.check(where, found)
+            value = (1 - (place - low)) * values[low] + (place - low) * values[high]
+            return value if option.kind is float else option.check(where, value)
     return None
 
 
 def lookup(where: str, key: str, option: Option, levels: Iterable[tuple[str, Settings]], name: str, t: float) -> Any:
-    """Return the value of the option ``key`` for one tensor: of the first of ``levels`` that has one, else the default.
+    """Return the value of the option ``key`` for one tensor: from the first of ``levels`` that has a value, else the default.
 
     Args:
       where: the recipe's path, for errors.
       key: the option's name.
-      option: what it may be.
+      option: its type, range and default.
       levels: ``(key path, settings)``, the nearest first.
       name: the tensor's name.
       t: its relative depth.
 
     Raises:
-      InputError: no level has a value for this tensor and there is no default.
+      InputError: no level has a value for this tensor, and the option has no default.
     """
     tried = []
     for path, settings in levels:
@@ -98,17 +98,17 @@ def lookup(where: str, key: str, option: Option, levels: Iterable[tuple[str, Set
             tried.append(f"{path}.{key}")
     if option.default is None:
         raise InputError(
-            f"{where}: {' and '.join(tried) or key} gives no value for {shown(name)}: no filter fits its name; "
+            f"{where}: {' and '.join(tried) or key} gives no value for {shown(name)}: no filter matches its name; "
             "add a last entry without filter"
         )
     return option.default
 
 
 def scalar(where: str, value: Any, option: Option) -> Any:
-    """Return one value in the option's type; text such as ``1e-3``, which YAML 1.1 does not take for a number, is one.
+    """Return one value in the option's type; text such as ``1e-3``, which YAML 1.1 does not read as a number, is accepted.
 
     Raises:
-      InputError: another type, not finite, or out of range.
+      InputError: a value of another type, not finite, or out of range.
     """
     if isinstance(value, str) and len(value) > LONGEST:
         raise InputError(f"{where} is text of {len(value)} characters; expected {option.expected}")

@@ -1,1 +1,5 @@
-"""How it is done from files to files: tiles, exact thresholds, shards, two passes."""
+"""Merging from files to files: tiles, exact thresholds, shards, and one or two passes."""
+
+from dsee_jax.lazy import package
+
+__getattr__, __dir__ = package(__name__, {})

@@ -1,10 +1,10 @@
-"""Streaming: a plan's tensors from files to files, in bounded memory, and an output that is there whole or not at all.
+"""Streaming: merge a plan's tensors from files to files, in bounded memory, with a complete output or none.
 
-Two passes where the method looks at the whole model first, one otherwise. Workers each take a tensor, read it tile by tile,
-compute it through JAX and write it at its place in its shard. Everything goes to a hidden folder beside the output, which
-takes the output's name at the end; what an interrupted merge has finished there, the next one verifies and keeps.
+The merge takes two passes where the method reads the whole model first, else one. Each worker takes a tensor, reads it tile
+by tile, computes it through JAX and writes it at its offset in its shard. All files are written to a hidden folder beside the
+output, which is renamed at the end. After an interruption the next merge verifies and keeps the finished shards.
 
-With several JAX processes, each looks at its share of the tensors and writes its share of the shards; process 0 does the rest.
+With several JAX processes, each reads its share of the tensors and writes its share of the shards; process 0 does the rest.
 """
 
 import contextlib
@@ -21,22 +21,22 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import numpy as np
 
-from dsee_jax import processes
 from dsee_jax.ckpt import tensors
 from dsee_jax.errors import InputError
+from dsee_jax.runtime import multihost
 from merge.method import Method
 from merge.methods import find
 from merge.planning.plan import Job, Plan
-from merge.streaming import shards, tiles, unfinished
+from merge.streaming import shards, staging, tiles
 
 Extras: TypeAlias = dict[str, dict[str, Any]]
-"""For each tensor the further keywords of its method, from a look at the whole model."""
+"""For each tensor the further keyword arguments of its method, from `Method.prepare`."""
 
 
 class Progress(NamedTuple):
-    """Who is told how the merge goes; called from several threads."""
+    """Callbacks that report progress; called from several threads."""
 
-    begin: Callable[[str, int], None] = lambda name, nbytes: None  # a pass over so many bytes
+    begin: Callable[[str, int], None] = lambda name, nbytes: None  # starts a pass over nbytes
     advance: Callable[[int], None] = lambda nbytes: None
 
 
@@ -47,11 +47,11 @@ def layout(plan: Plan, max_shard_size: str | int = "5GB") -> dict[str, list[str]
 
 def files(plan: Plan) -> list[Path]:
     """Return every file of weights that the plan reads, in order of use."""
-    found: dict[Path, None] = {}
+    unique: dict[Path, None] = {}
     for job in plan.jobs:
         for lazy in _inputs(job):
-            found |= dict.fromkeys(lazy.files)
-    return list(found)
+            unique |= dict.fromkeys(lazy.files)
+    return list(unique)
 
 
 def run(
@@ -67,37 +67,37 @@ def run(
     """Merge, and write the folder ``out``.
 
     Args:
-      plan: what to merge.
-      out: appears complete, or stays as it was.
-      finish: called when all tensors are written, with the folder that is to become ``out`` and what the method's look at the
-        whole model gave for each tensor: writes all that is around the weights.
-      max_shard_size: bytes, or such as ``5GB``.
-      overwrite: replace an ``out`` that is there.
-      allow_nonfinite: merge NaN and infinities as they are.
+      plan: the merge.
+      out: the output folder, replaced when the merge is complete.
+      finish: called when all tensors are written, with the folder that becomes ``out`` and the method's `Extras`; writes the
+        files beside the weights.
+      max_shard_size: bytes, or text such as ``5GB``.
+      overwrite: replace an existing ``out``.
+      allow_nonfinite: merge NaN and infinities instead of refusing them.
       progress: see `Progress`.
 
     Raises:
-      InputError: ``out`` may not be written, the disk is too small, or a source holds NaN or an infinity.
+      InputError: ``out`` may not be written, the disk is too small, or a source has a NaN or an infinity.
     """
     check_output(plan, out, overwrite=overwrite)
     placed = layout(plan, max_shard_size)
     folder = out.absolute().with_name(f".{out.absolute().name}.partial")
-    with unfinished.opened(folder, stamp(plan, placed), sum(map(_nbytes, plan.jobs))):
+    with staging.opened(folder, stamp(plan, placed), sum(map(_nbytes, plan.jobs))):
         extras = _merge(plan, placed, folder, allow_nonfinite, progress)
-        processes.together("every shard is written")
-        if processes.first():
+        multihost.barrier("every shard is written")
+        if multihost.is_main():
             if len(placed) > 1:
                 text = tensors.index_text(placed, sum(map(_nbytes, plan.jobs)))
                 (folder / tensors.INDEX).write_text(text)
             finish(folder, extras)
             for file in placed:
                 shards.mark(folder / file).unlink()
-            unfinished.finish(folder, out.absolute())
-        processes.together("the output has its name")
+            staging.finish(folder, out.absolute())
+        multihost.barrier("the output has its name")
 
 
 def check_output(plan: Plan, out: Path, *, overwrite: bool) -> None:
-    """Raise `InputError` where ``out`` is or holds an input, is there already, or has no folder to be in."""
+    """Raise `InputError` if ``out`` is or holds an input, exists already, or has no parent folder."""
     target = out.resolve()
     for file in files(plan):
         if target in file.absolute().parents or target in file.resolve().parents:
@@ -105,20 +105,20 @@ def check_output(plan: Plan, out: Path, *, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give another OUT_DIR")
     if out.exists() and not overwrite and any(out.iterdir()):
-        raise InputError(f"{out} is there already; give another OUT_DIR, or --overwrite to replace it")
+        raise InputError(f"{out} exists; give another OUT_DIR, or --overwrite to replace it")
     if not target.parent.is_dir():
-        raise InputError(f"{target.parent} is not a folder; make it, or give another OUT_DIR")
+        raise InputError(f"{target.parent} is not a folder; create it, or give another OUT_DIR")
 
 
 def _merge(
     plan: Plan, placed: Mapping[str, Sequence[str]], folder: Path, allow_nonfinite: bool, progress: Progress
 ) -> Extras:
-    """Look at the whole model where the method does, then write this process's shards that are not finished."""
+    """Prepare the method, then write this process's unfinished shards."""
     jobs = {job.name: job for job in plan.jobs}
-    mine = [file for number, file in enumerate(placed) if processes.mine(number)]
+    mine = [file for number, file in enumerate(placed) if multihost.owns(number)]
     todo = [file for file in mine if not shards.finished(folder / file)]
     with ThreadPoolExecutor(max(os.cpu_count() or 1, 2)) as workers, contextlib.ExitStack() as opened:
-        means = tiles.Means(workers, set(), allow_nonfinite, processes.mine, processes.gather)
+        means = tiles.Means(workers, set(), allow_nonfinite, multihost.owns, multihost.gather)
         extras = _prepare(plan, means, progress)
         progress.begin("merging", sum(_nbytes(jobs[name]) for file in todo for name in placed[file]))
         stop = threading.Event()
@@ -154,12 +154,12 @@ def _prepare(plan: Plan, means: tiles.Means, progress: Progress) -> Extras:
         return extras
     progress.begin("looking at the whole model", sum(lazy.nbytes for job in jobs for lazy in _inputs(job)))
     leaves = [_leaf(job, means._replace(read=progress.advance)) for job in jobs]
-    found = method.prepare(leaves, [method.keywords(job.options) for job in jobs])
-    return extras | {job.name: extra for job, extra in zip(jobs, found, strict=True)}
+    prepared = method.prepare(leaves, [method.keywords(job.options) for job in jobs])
+    return extras | {job.name: extra for job, extra in zip(jobs, prepared, strict=True)}
 
 
 def _one(job: Job, extra: Mapping[str, Any], means: tiles.Means, sink: tiles.Sink, stop: threading.Event) -> None:
-    """Write one tensor."""
+    """Merge or copy one tensor."""
     if stop.is_set():
         return
     if job.method == "copy":
@@ -167,13 +167,13 @@ def _one(job: Job, extra: Mapping[str, Any], means: tiles.Means, sink: tiles.Sin
         for start in range(0, size, tiles.TILE):
             sink(start, job.inputs[0].read(start, min(start + tiles.TILE, size)))
         return
-    method, given = _method(job), {}
+    method, grams = _method(job), {}
     if method.statistics == "grams" and job.statistics:
-        given["grams"] = [lazy.read(0, prod(lazy.shape)).reshape(lazy.shape) for lazy in job.statistics]
-    method.merge(_leaf(job, means, sink), **method.keywords(job.options), **extra, **given)
+        grams["grams"] = [lazy.read(0, prod(lazy.shape)).reshape(lazy.shape) for lazy in job.statistics]
+    method.merge(_leaf(job, means, sink), **method.keywords(job.options), **extra, **grams)
 
 
-def _leaf(job: Job, means: tiles.Means, sink: tiles.Sink = lambda start, stretch: None) -> tiles.Tiled:
+def _leaf(job: Job, means: tiles.Means, sink: tiles.Sink = lambda start, chunk: None) -> tiles.Tiled:
     method = _method(job)
     by_rows = method.by_rows(**method.keywords(job.options))
     statistics = job.statistics if method.statistics == "elements" else ()
@@ -193,8 +193,8 @@ def _nbytes(job: Job) -> int:
 
 
 def stamp(plan: Plan, placed: Mapping[str, Sequence[str]]) -> str:
-    """Return a digest of all that decides the bytes of the output; ``placed`` is `layout`'s."""
-    told = {
+    """Return a digest of everything that determines the output's bytes; ``placed`` is from `layout`."""
+    content = {
         "recipe": plan.recipe.text,
         "computed": [jax.__version__, jax.default_backend(), tiles.TILE],
         "jobs": [(job.name, job.method, repr(sorted(job.options.items())), job.dtype) for job in plan.jobs],
@@ -202,4 +202,4 @@ def stamp(plan: Plan, placed: Mapping[str, Sequence[str]]) -> str:
         "sources": [[str(file) for lazy in _inputs(job) for file in lazy.files] for job in plan.jobs],
         "placed": {file: list(names) for file, names in placed.items()},
     }
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""One shard being written: stretches of tensors in any order, gathered into blocks, each written past the system's cache.
+"""Writing one shard: chunks of tensors in any order are gathered into blocks, which bypass the page cache (O_DIRECT).
 
-Written through the cache, a model larger than what the system lets lie there is written twice as slowly, and only begins to
-reach the disk late. Where a file system cannot do without the cache, every block is synced.
+Through the page cache, a model larger than the limit on dirty pages is written half as fast, and reaches the disk late. On a
+file system without O_DIRECT every block is synced.
 """
 
 import errno
@@ -20,10 +20,10 @@ import numpy as np
 from dsee_jax.ckpt import tensors
 
 BLOCK = 8 << 20
-"""Bytes written at once, from one address in memory and in the file that both are multiples of a page."""
+"""Bytes written at once; offsets in memory and in the file are multiples of a page."""
 
 WAITING = 8
-"""Blocks that may wait for the disk; who brings more waits too."""
+"""Blocks that may wait for the disk; a thread with a further block waits."""
 
 _PAGE = 4096
 
@@ -32,17 +32,17 @@ class _Block(NamedTuple):
     """A block being filled."""
 
     data: np.ndarray  # uint8 (BLOCK,)
-    filled: list[int]  # bytes of each stretch so far
+    filled: list[int]  # bytes of each chunk so far
 
 
 class Shard(NamedTuple):
-    """A file of tensors that is not whole yet."""
+    """A file of tensors that is not complete yet."""
 
-    path: Path  # what it is called when it is
+    path: Path  # the name of the complete file
     descriptor: int
-    direct: bool  # past the cache
+    direct: bool  # O_DIRECT
     size: int
-    offsets: Mapping[str, int]  # where each tensor's bytes begin
+    offsets: Mapping[str, int]  # of each tensor's first byte
     blocks: dict[int, _Block]
     free: list[np.ndarray]
     lock: threading.Lock
@@ -52,17 +52,17 @@ class Shard(NamedTuple):
     closed: threading.Event
 
     def sink(self, name: str, advance: Callable[[int], None]) -> Callable[[int, np.ndarray], None]:
-        """Return what writes a stretch of the tensor ``name`` from a flat position on, and tells ``advance`` its bytes."""
+        """Return a function that writes a chunk of ``name`` at a flat position and calls ``advance`` with its bytes."""
         offset = self.offsets[name]
 
-        def write(position: int, stretch: np.ndarray) -> None:
-            self.put(offset + position * stretch.itemsize, stretch.view(np.uint8))
-            advance(stretch.nbytes)
+        def write(position: int, chunk: np.ndarray) -> None:
+            self.put(offset + position * chunk.itemsize, chunk.view(np.uint8))
+            advance(chunk.nbytes)
 
         return write
 
     def put(self, at: int, data: np.ndarray) -> None:
-        """Take bytes, uint8, for the file from the offset ``at`` on."""
+        """Take bytes, uint8, for the file at the offset ``at``."""
         while data.size:
             number, inside = divmod(at, BLOCK)
             part = data[: BLOCK - inside]
@@ -83,7 +83,7 @@ class Shard(NamedTuple):
             at, data = at + part.size, data[part.size :]
 
     def close(self, parts: Iterable[Future[Any]]) -> None:
-        """Wait for the tensors, sync, and rename; what went wrong in one of them is raised here."""
+        """Wait for the tensors, sync, and rename; raises the first error of the tensors."""
         try:
             for part in parts:
                 part.result()
@@ -96,7 +96,7 @@ class Shard(NamedTuple):
         mark(self.path).write_text(json.dumps({"size": self.size, "sha256": digests}))
 
     def abandon(self) -> None:
-        """Close the file; again does nothing."""
+        """Close the file; a second call does nothing."""
         self.writers.shutdown()
         with self.lock:
             if not self.closed.is_set():
@@ -121,10 +121,10 @@ class Shard(NamedTuple):
 
 
 def create(path: Path, arrays: Mapping[str, tuple[str, tuple[int, ...]]]) -> Shard:
-    """Return a new file for arrays ``{name: (type, shape)}``, its room on the disk taken.
+    """Return a new file for arrays ``{name: (type, shape)}``, with its disk space allocated.
 
     Raises:
-      OSError: there is no room for it.
+      OSError: the disk is too small.
     """
     begin, offsets, size = tensors.header(arrays)
     flags = os.O_CREAT | os.O_TRUNC | os.O_RDWR
@@ -132,7 +132,7 @@ def create(path: Path, arrays: Mapping[str, tuple[str, tuple[int, ...]]]) -> Sha
     try:
         descriptor = os.open(_unfinished(path), flags | direct, 0o666)
     except OSError as error:
-        if not direct or error.errno != errno.EINVAL:  # what a file system says that has no such thing
+        if not direct or error.errno != errno.EINVAL:  # the error of a file system without O_DIRECT
             raise
         descriptor, direct = os.open(_unfinished(path), flags, 0o666), 0
     try:
@@ -148,18 +148,18 @@ def create(path: Path, arrays: Mapping[str, tuple[str, tuple[int, ...]]]) -> Sha
 
 
 def finished(path: Path) -> bool:
-    """Return whether an earlier merge left this shard whole: its bytes are those that it wrote."""
+    """Return whether an earlier merge completed this shard, and its bytes have the recorded digests."""
     try:
-        said = json.loads(mark(path).read_text())
+        recorded = json.loads(mark(path).read_text())
         with path.open("rb") as file:
-            found = [hashlib.sha256(block).hexdigest() for block in iter(lambda: file.read(BLOCK), b"")]
-        return said == {"size": path.stat().st_size, "sha256": found}
+            digests = [hashlib.sha256(block).hexdigest() for block in iter(lambda: file.read(BLOCK), b"")]
+        return recorded == {"size": path.stat().st_size, "sha256": digests}
     except (OSError, ValueError):
         return False
 
 
 def mark(path: Path) -> Path:
-    """Return the file that says that a shard is whole; it does not belong in an output."""
+    """Return the path of the file that marks a shard as complete; the file is not part of the output."""
     return path.with_name(path.name + ".done")
 
 

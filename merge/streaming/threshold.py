@@ -1,8 +1,8 @@
-"""The exact k-th largest of numbers that are read in stretches, and which of those equal to it are kept.
+"""The exact k-th largest of numbers that are read in chunks, and the elements equal to it that are kept.
 
-Non-negative floats are ordered as their bits are, so all is counting of integers. A sample brackets the answer; one pass then
-counts what lies above the bracket and keeps what lies inside it. A bracket that missed, or that holds too much to keep, is
-mended by passes that only count. Exact in every case, in bounded memory.
+Non-negative floats are ordered like their bits, so the search counts integers. A sample brackets the answer. One pass then
+counts the elements above the bracket and collects those inside. If the bracket misses the answer, or holds too many elements
+to collect, further passes count by histogram. The result is exact in every case, in bounded memory.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -18,43 +18,45 @@ INFINITY = 0x7F800000
 """The bits of infinity in float32."""
 
 LIMIT = 1 << 21
-"""Elements of a tensor that are kept at once to look for the answer among them: 16 MB."""
+"""Elements of a tensor that are collected at most: 16 MB."""
 
 BINS = 1 << 16
 
 Pass: TypeAlias = Callable[[], tuple[Callable[[int, np.ndarray], None], Callable[[], Any]]]
-"""Begins a look at one tensor: returns what takes each stretch of it in turn, the position of its first element and its int32
-bits of non-negative float32, and what then returns what was found."""
+"""Starts a pass over one tensor. Returns two functions: the first takes each chunk in turn, as the position of its first
+element and the int32 bits of non-negative float32; the second then returns the pass's result."""
 
 
-class Found(NamedTuple):
-    """The smallest value kept, and for each tensor the position before which those equal to it are kept."""
+class Threshold(NamedTuple):
+    """The smallest value kept, and for each tensor the position before which equal elements are kept."""
 
-    threshold: float
-    ends: list[int]  # EVERY: wherever they are
+    value: float
+    ends: list[int]  # EVERY: at any position
 
 
-def search(sizes: Sequence[int], count: int, sample: np.ndarray | None = None) -> Generator[Pass, Sequence[Any], Found]:
-    """Return what keeps exactly the ``count`` largest; those equal to the smallest kept go in order of position.
+def search(
+    sizes: Sequence[int], count: int, sample: np.ndarray | None = None
+) -> Generator[Pass, Sequence[Any], Threshold]:
+    """Return the threshold that keeps exactly the ``count`` largest; of equal elements the first positions are kept.
 
-    Yields a `Pass` over every tensor, and is sent what each found. So that several searches can share one reading.
+    The generator yields a `Pass` over every tensor and is sent the results, so that several searches can share one reading.
 
     Args:
       sizes: elements of each tensor.
       count: how many to keep of all tensors together.
-      sample: int32 bits of some of the elements, to begin nearer.
+      sample: int32 bits of some of the elements, to start with a narrow bracket.
     """
     total = sum(sizes)
     if count <= 0 or count >= total:
-        return Found(float("inf") if count <= 0 else -1.0, [0] * len(sizes))
+        return Threshold(float("inf") if count <= 0 else -1.0, [0] * len(sizes))
     low, high, inside = (0, INFINITY, total) if sample is None else _bracket(sample, total, count)
     while True:
         if inside <= LIMIT:
             parts = yield partial(_collect, low, high)
             if all(part is not None for part in parts):
                 above = sum(part[0] for part in parts)
-                held = sum(part[1].size for part in parts)
-                if above < count <= above + held:
+                collected = sum(part[1].size for part in parts)
+                if above < count <= above + collected:
                     return _among(parts, count - above)
                 low, high, inside = (high + 1, INFINITY, total) if count <= above else (0, low - 1, total)
                 continue
@@ -75,35 +77,35 @@ def search(sizes: Sequence[int], count: int, sample: np.ndarray | None = None) -
 
 
 def together(
-    searches: Sequence[Generator[Pass, Sequence[Any], Found]],
+    searches: Sequence[Generator[Pass, Sequence[Any], Threshold]],
     look: Callable[[Mapping[int, Pass]], Sequence[Mapping[int, Any]]],
-) -> list[Found]:
-    """Return what the searches find, all of which get their passes from each reading.
+) -> list[Threshold]:
+    """Return the results of the searches, which share each reading of the tensors.
 
     ``look({number of the search: pass})`` returns for each tensor ``{number: result}``.
     """
-    found: dict[int, Found] = {}
+    results: dict[int, Threshold] = {}
     passes: dict[int, Pass] = {}
     parts: Sequence[Mapping[int, Any]] | None = None
-    while len(found) < len(searches):
-        for number, one in enumerate(searches):
-            if number not in found:
+    while len(results) < len(searches):
+        for number, search in enumerate(searches):
+            if number not in results:
                 try:
-                    passes[number] = next(one) if parts is None else one.send([part[number] for part in parts])
+                    passes[number] = next(search) if parts is None else search.send([part[number] for part in parts])
                 except StopIteration as done:
-                    found[number] = done.value
+                    results[number] = done.value
                     passes.pop(number, None)
         if passes:
             parts = look(passes)
-    return [found[number] for number in range(len(searches))]
+    return [results[number] for number in range(len(searches))]
 
 
 def _bracket(sample: np.ndarray, total: int, count: int) -> tuple[int, int, int]:
-    """Return bits that the answer lies between, most likely, and about how many elements do."""
+    """Return the bits of a bracket that most likely holds the answer, and the estimated number of elements inside."""
     size = sample.size
     ordered = np.sort(sample)
     middle, share = size * (1 - count / total), count / total
-    # Samples are taken in blocks, whose elements are alike: allow for more than independent draws would need.
+    # The sample is taken in blocks of similar elements: the margin is wider than for independent draws.
     margin = 6 * sqrt(size * share * (1 - share)) + 16
     first, last = int(middle - margin), int(middle + margin)
     low = int(ordered[first]) if first > 0 else 0
@@ -112,44 +114,44 @@ def _bracket(sample: np.ndarray, total: int, count: int) -> tuple[int, int, int]
     return low, high, int(total * within / size)
 
 
-def _within(low: int, high: int, stretch: np.ndarray) -> np.ndarray:
-    # One comparison for two: below ``low`` the difference wraps to something large.
-    return (stretch - np.int32(low)).view(np.uint32) <= np.uint32(high - low)
+def _within(low: int, high: int, chunk: np.ndarray) -> np.ndarray:
+    # One comparison instead of two: below ``low`` the difference wraps to a large number.
+    return (chunk - np.int32(low)).view(np.uint32) <= np.uint32(high - low)
 
 
 def _where(mask: np.ndarray, values: np.ndarray) -> np.ndarray:
-    # By their positions: three times as fast as by the mask itself.
+    # Indexing by positions is three times as fast as by the mask.
     return values[np.flatnonzero(mask)]
 
 
 def _collect(low: int, high: int) -> tuple[Callable[[int, np.ndarray], None], Callable[[], Any]]:
-    """Find how many lie above ``high``, and bits and positions of those from ``low``; None when there are too many."""
-    above, held, bits, places = 0, 0, [], []
+    """Count the elements above ``high``, and collect bits and positions from ``low`` up; None for more than `LIMIT`."""
+    above, collected, bits, places = 0, 0, [], []
 
-    def take(start: int, stretch: np.ndarray) -> None:
-        nonlocal above, held
-        above += int(np.count_nonzero(stretch > high))
-        if held <= LIMIT:
-            found = np.flatnonzero(_within(low, high, stretch))
-            bits.append(stretch[found])
-            places.append((found + start).astype(np.uint32))  # below `EVERY`, as all positions are
-            held += found.size
+    def take(start: int, chunk: np.ndarray) -> None:
+        nonlocal above, collected
+        above += int(np.count_nonzero(chunk > high))
+        if collected <= LIMIT:
+            inside = np.flatnonzero(_within(low, high, chunk))
+            bits.append(chunk[inside])
+            places.append((inside + start).astype(np.uint32))  # all positions are below `EVERY`
+            collected += inside.size
 
     def finish() -> Any:
-        return (above, _joined(bits), _joined(places)) if held <= LIMIT else None
+        return (above, _joined(bits), _joined(places)) if collected <= LIMIT else None
 
     return take, finish
 
 
 def _joined(pieces: list[np.ndarray]) -> np.ndarray:
-    """Return the pieces as one, and let go of them."""
-    found = np.concatenate(pieces)
+    """Return the concatenated pieces, and free them."""
+    joined = np.concatenate(pieces)
     pieces.clear()
-    return found
+    return joined
 
 
-def _among(parts: Sequence[tuple[int, np.ndarray, np.ndarray]], count: int) -> Found:
-    """Return the answer from the collected elements, of which the ``count`` largest are kept."""
+def _among(parts: Sequence[tuple[int, np.ndarray, np.ndarray]], count: int) -> Threshold:
+    """Return the threshold that keeps the ``count`` largest of the collected elements."""
     every = parts[0][1] if len(parts) == 1 else np.concatenate([bits for _, bits, _ in parts])
     answer = _kth(every, count)
     spare, ends = count - int(np.count_nonzero(every > answer)), []
@@ -157,11 +159,11 @@ def _among(parts: Sequence[tuple[int, np.ndarray, np.ndarray]], count: int) -> F
         equal = np.flatnonzero(bits == answer)
         ends.append(0 if spare <= 0 else EVERY if equal.size <= spare else int(places[equal[spare - 1]]) + 1)
         spare -= equal.size
-    return Found(_value(answer), ends)
+    return Threshold(_value(answer), ends)
 
 
 def _kth(values: np.ndarray, count: int) -> int:
-    """Return the ``count``-th largest of integers; by counting, which does not mind that many are equal."""
+    """Return the ``count``-th largest of integers by counting, which is as fast with many equal elements."""
     while True:
         low, high = int(values.min()), int(values.max())
         if low == high:
@@ -177,20 +179,20 @@ def _kth(values: np.ndarray, count: int) -> int:
 
 
 def _histogram(low: int, high: int, shift: int) -> tuple[Callable[[int, np.ndarray], None], Callable[[], Any]]:
-    """Find how many lie above ``high``, and the counts by ``(bits - low) >> shift`` of those between."""
+    """Count the elements above ``high``, and those from ``low`` to ``high`` by ``(bits - low) >> shift``."""
     above, bins = 0, np.zeros(((high - low) >> shift) + 1, np.int64)
 
-    def take(start: int, stretch: np.ndarray) -> None:
+    def take(start: int, chunk: np.ndarray) -> None:
         nonlocal above
-        inside = _where(_within(low, high, stretch), stretch)
-        above += int(np.count_nonzero(stretch > high))
+        inside = _where(_within(low, high, chunk), chunk)
+        above += int(np.count_nonzero(chunk > high))
         bins[:] += np.bincount((inside - low) >> shift, minlength=bins.size)
 
     return take, lambda: (above, bins)
 
 
-def _walk(answer: int, spare: int, equals: Sequence[int]) -> Generator[Pass, Sequence[int], Found]:
-    """Find the ends, reading again only where keeping those equal to ``answer`` stops in the middle of a tensor."""
+def _walk(answer: int, spare: int, equals: Sequence[int]) -> Generator[Pass, Sequence[int], Threshold]:
+    """Find the ends; reads again only if the last kept element equal to ``answer`` is inside a tensor."""
     ends: list[int] = []
     for number, equal in enumerate(equals):
         if 0 < spare < equal:
@@ -199,17 +201,17 @@ def _walk(answer: int, spare: int, equals: Sequence[int]) -> Generator[Pass, Seq
         else:
             ends.append(0 if spare <= 0 else EVERY)
         spare -= int(equal)
-    return Found(_value(answer), ends)
+    return Threshold(_value(answer), ends)
 
 
 def _position(answer: int, spare: int) -> tuple[Callable[[int, np.ndarray], None], Callable[[], int]]:
-    """Find one more than the position of the ``spare``-th element equal to ``answer``; 0: there are fewer."""
+    """Find the position after the ``spare``-th element equal to ``answer``; 0 if there are fewer."""
     left, end = spare, 0
 
-    def take(start: int, stretch: np.ndarray) -> None:
+    def take(start: int, chunk: np.ndarray) -> None:
         nonlocal left, end
         if left > 0:
-            equal = np.flatnonzero(stretch == answer)
+            equal = np.flatnonzero(chunk == answer)
             if equal.size >= left:
                 end = start + int(equal[left - 1]) + 1
             left -= equal.size

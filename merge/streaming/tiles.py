@@ -1,7 +1,7 @@
 """One tensor of all models in files: the same folds and map as in memory, over tiles of bounded size.
 
-Tiles of one size are compiled once, so the last tile of a tensor is filled up with zeros, in every model and the base: folds
-see changes of zero there, and the map's results there are dropped.
+Each tile size is compiled once, so the last tile of a tensor is padded with zeros, in every model and the base: folds see
+changes of zero in the padding, and the map's results in the padding are dropped.
 """
 
 import functools
@@ -15,30 +15,30 @@ import numpy as np
 
 from dsee_jax.ckpt import tensors
 from dsee_jax.errors import InputError
-from merge.inputs.lazies import Lazy
+from merge.inputs.lazy import Lazy
 from merge.leaf import Tile
-from merge.select import EVERY, Cut
 from merge.streaming import threshold
+from merge.topk import EVERY, Cut
 
 TILE = 1 << 20
-"""Elements in a tile: large enough to hide a call's cost, small enough for a few to stay in the processor's cache."""
+"""Elements in a tile: large enough to hide the cost of a call, small enough for a few tiles to fit the processor's cache."""
 
 _SMALLEST = 1 << 14
 _BLOCKS, _BLOCK = 64, 256
 
 Sink: TypeAlias = Callable[[int, np.ndarray], None]
-"""Takes the flat position of a stretch of the merged tensor, and the stretch."""
+"""Takes the flat position of a chunk of the merged tensor, and the chunk."""
 
 
 class Means(NamedTuple):
-    """What the tiles of every tensor share."""
+    """The resources that all tensors share."""
 
     workers: Executor
-    finite: set[str]  # names of the tensors that a pass has read whole, in every model, and found finite
+    finite: set[str]  # names of the tensors that an earlier pass checked in every model
     allow_nonfinite: bool = False
-    mine: Callable[[int], bool] = lambda number: True  # whether this process folds the leaf of that number
-    gather: Callable[[list[Any]], list[Any]] = lambda found: found  # every process's folds; None: another's
-    read: Callable[[int], None] = lambda nbytes: None  # told the bytes that are read
+    mine: Callable[[int], bool] = lambda number: True  # whether this process folds the leaf of this number
+    gather: Callable[[list[Any]], list[Any]] = lambda folds: folds  # exchanges the processes' folds; None: to receive
+    read: Callable[[int], None] = lambda nbytes: None  # called with the bytes read
 
 
 class Tiled(NamedTuple):
@@ -49,18 +49,18 @@ class Tiled(NamedTuple):
     models: tuple[Lazy, ...]
     statistics: tuple[Lazy, ...]
     by_rows: bool
-    dtype: str  # what the merged tensor is written in
+    dtype: str  # the written type
     sink: Sink
     means: Means
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the whole tensor."""
+        """The shape of the whole tensor."""
         return self.models[0].shape
 
     @property
     def count(self) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """How many models there are, the base apart."""
+        """The number of models, without the base."""
         return len(self.models)
 
     @property
@@ -75,7 +75,7 @@ class Tiled(NamedTuple):
 
     @property
     def columns(self) -> int:
-        """The length of what a tile must hold whole."""
+        """The number of elements that a tile must not split: a row, or 1."""
         return self.shape[-1] if self.by_rows and self.shape else 1
 
     def fold(self, function: Callable[..., Any], *args: Any, **static: Any) -> Any:
@@ -94,13 +94,13 @@ class Tiled(NamedTuple):
             self.sink(int(tile.start), merged.astype(tensors.DTYPES[self.dtype], copy=False))
 
     def fold_all(self, leaves: Sequence[Any], function: Callable[..., Any], *args: Any, **static: Any) -> list[Any]:
-        """Return every leaf's fold; this process does its share of them, and all get all."""
+        """Return every leaf's fold; each process computes its share, and all processes get all folds."""
         mine = [number for number in range(len(leaves)) if self.means.mine(number)]
         done = self.means.workers.map(lambda number: leaves[number].fold(function, *args, **static), mine)
-        found: list[Any] = [None] * len(leaves)
+        folds: list[Any] = [None] * len(leaves)
         for number, result in zip(mine, done, strict=True):
-            found[number] = result
-        return self.means.gather(found)
+            folds[number] = result
+        return self.means.gather(folds)
 
     def select(
         self,
@@ -111,7 +111,7 @@ class Tiled(NamedTuple):
         every_tie: bool = False,
         **static: Any,
     ) -> list[Cut]:
-        """Return `merge.select.largest` over files."""
+        """Return the cuts of `merge.topk.largest`, found in files."""
         compiled = _compiled(function, None, tuple(sorted(static.items())))
 
         def bits(tile: Tile, length: int) -> list[np.ndarray]:
@@ -120,49 +120,49 @@ class Tiled(NamedTuple):
         def look(passes: Mapping[int, threshold.Pass], leaf: Tiled) -> dict[int, Any]:
             begun = {model: begin() for model, begin in passes.items()}
             for tile, length in leaf.tiles():
-                found = bits(tile, length)
+                chunks = bits(tile, length)
                 for model, (take, _) in begun.items():
-                    take(int(tile.start), found[model])
+                    take(int(tile.start), chunks[model])
             return {model: result() for model, (_, result) in begun.items()}
 
         def look_all(passes: Mapping[int, threshold.Pass]) -> list[dict[int, Any]]:
-            one = functools.partial(look, passes)
-            # A single tensor is one worker's already: waiting for others here could wait for ever.
-            return [one(leaves[0])] if len(leaves) == 1 else list(self.means.workers.map(one, leaves))
+            work = functools.partial(look, passes)
+            # A single tensor already runs in a worker: submitting to the same pool could deadlock.
+            return [work(leaves[0])] if len(leaves) == 1 else list(self.means.workers.map(work, leaves))
 
         sizes = [leaf.size for leaf in leaves]
         sampled = len(leaves) == 1 and sizes[0] > _BLOCKS * _BLOCK
         samples = bits(*leaves[0].sample()) if sampled else [None] * len(counts)
         searches = [threshold.search(sizes, count, sample) for count, sample in zip(counts, samples, strict=True)]
-        found = threshold.together(searches, look_all)
-        heights = np.array([one.threshold for one in found], np.float32)
-        ends = np.array([one.ends for one in found], np.uint32)
+        thresholds = threshold.together(searches, look_all)
+        values = np.array([result.value for result in thresholds], np.float32)
+        ends = np.array([result.ends for result in thresholds], np.uint32)
         if every_tie:
             ends[:] = EVERY
-        return [Cut(heights, ends[:, number]) for number in range(len(leaves))]
+        return [Cut(values, ends[:, number]) for number in range(len(leaves))]
 
     def tiles(self) -> Iterator[tuple[Tile, int]]:
-        """Yield the tiles, and how many elements of each are the tensor's.
+        """Yield the tiles, each with the number of its elements that are not padding.
 
-        The first pass looks whether all is finite, while the tiles come into the processor's cache; the others do not touch
-        what their program does not read.
+        The first pass checks that all elements are finite, while the tiles are in the processor's cache. Later passes read
+        only what their program needs.
 
         Raises:
-          InputError: a NaN or an infinity, where they are not allowed; the message names the file and the tensor.
+          InputError: a NaN or an infinity that is not allowed; the message names the file and the tensor.
         """
         check = not self.means.allow_nonfinite and self.name not in self.means.finite
         columns = self.columns
         rows = max(self.size // columns, 1)
-        # One size serves all large tensors, and a few sizes all small ones: each size is compiled once.
-        held = min(max(TILE // columns, 1), 1 << (max(rows, _SMALLEST // columns, 1) - 1).bit_length())
-        for start in range(0, self.size, held * columns):
-            stop = min(start + held * columns, self.size)
-            yield self._tile([(start, stop)], held * columns, check=check), stop - start
+        # All large tensors share one tile size, and small tensors a few sizes: each size is compiled once.
+        height = min(max(TILE // columns, 1), 1 << (max(rows, _SMALLEST // columns, 1) - 1).bit_length())
+        for start in range(0, self.size, height * columns):
+            stop = min(start + height * columns, self.size)
+            yield self._tile([(start, stop)], height * columns, check=check), stop - start
         if check:
             self.means.finite.add(self.name)
 
     def sample(self) -> tuple[Tile, int]:
-        """Return a tile of short blocks from all over a tensor that is larger than that."""
+        """Return a tile of short blocks spread over a tensor of more than ``_BLOCKS * _BLOCK`` elements."""
         apart = self.size // _BLOCKS
         pieces = [(number * apart, number * apart + _BLOCK) for number in range(_BLOCKS)]
         return self._tile(pieces, _BLOCKS * _BLOCK, check=False), _BLOCKS * _BLOCK
@@ -174,12 +174,12 @@ class Tiled(NamedTuple):
             parts = [lazy.read(start, stop) for start, stop in pieces]
             if check and any(nonfinite(part) for part in parts):
                 raise InputError(
-                    f"{lazy.files[0]} holds NaN or infinity in {self.name!r}; give --allow-nonfinite to merge it all the same"
+                    f"{lazy.files[0]} holds NaN or infinity in {self.name!r}; give --allow-nonfinite to merge it anyway"
                 )
             self.means.read(sum(part.nbytes for part in parts))
-            held = sum(part.size for part in parts)
-            if held < length:
-                parts.append(np.zeros(length - held, parts[0].dtype))
+            size = sum(part.size for part in parts)
+            if size < length:
+                parts.append(np.zeros(length - size, parts[0].dtype))
             whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
             return whole.reshape(shape)
 
@@ -192,9 +192,9 @@ class Tiled(NamedTuple):
 
 
 def nonfinite(array: np.ndarray) -> bool:
-    """Return whether a floating-point array, contiguous, holds a NaN or an infinity."""
-    # An exponent of all ones makes the largest bits, of either sign: signed numbers show it where the sign is 0, unsigned
-    # ones where it is 1. Unlike isfinite these need no room, and know bfloat16.
+    """Return whether a contiguous floating-point array has a NaN or an infinity."""
+    # NaN and infinity have the largest bits of each sign: the maximum as signed integers finds them with the sign bit 0, the
+    # maximum as unsigned integers with the sign bit 1. Unlike isfinite this allocates nothing, and works for bfloat16.
     kind, infinity = {
         "float16": ("i2", 0x7C00),
         "bfloat16": ("i2", 0x7F80),
@@ -211,11 +211,11 @@ def nonfinite(array: np.ndarray) -> bool:
 def _compiled(
     function: Callable[..., Any], dtype: str | None, static: tuple[tuple[str, Any], ...]
 ) -> Callable[..., Any]:
-    """Return ``function`` compiled, its result in a type of safetensors."""
+    """Return ``function`` compiled, with the result in ``dtype``, a type of safetensors."""
 
     def run(tile: Tile, *args: Any) -> Any:
-        found = function(tile, *args, **dict(static))
-        # Without x64 there is no float64 to cast to: that one is left to NumPy.
-        return found if dtype in (None, "F64") else found.astype(tensors.DTYPES[dtype])
+        result = function(tile, *args, **dict(static))
+        # JAX has no float64 without x64: NumPy casts to F64 later.
+        return result if dtype in (None, "F64") else result.astype(tensors.DTYPES[dtype])
 
     return jax.jit(run)

@@ -10,9 +10,10 @@ from safetensors.numpy import load_file, save_file
 
 import decoders
 import dsee_jax
-from dsee_jax import compaction, models, tree, units
-from dsee_jax.ckpt import cuts, hf
+from dsee_jax import models, tree
+from dsee_jax.ckpt import hf, hf_names, hf_save, kept_units
 from dsee_jax.errors import InputError
+from dsee_jax.prune import compaction, units
 
 
 def files(folder):
@@ -31,7 +32,7 @@ def test_round_trip_is_bit_equal(tmp_path, variant):
     source = decoders.write(tmp_path / "a", shards=2, **decoders.VARIANTS[variant])
     model, params = hf.load_pretrained(source, "causal-lm")
     for size in ("5GB", "10KB"):
-        hf.save_pretrained(tmp_path / size, model, params, source=source, max_shard_size=size)
+        hf_save.save_pretrained(tmp_path / size, model, params, source=source, max_shard_size=size)
         same(files(tmp_path / size), files(source))
         again, found = hf.load_pretrained(tmp_path / size, "causal-lm")
         assert again == model
@@ -48,7 +49,7 @@ def test_what_says_how_to_generate_is_kept(tmp_path):
     source = decoders.write(tmp_path / "a", num_hidden_layers=1)
     (source / "generation_config.json").write_text('{"eos_token_id": [7, 8]}\n')
     model, params = hf.load_pretrained(source, "causal-lm")
-    hf.save_pretrained(tmp_path / "b", model, params, source=source)
+    hf_save.save_pretrained(tmp_path / "b", model, params, source=source)
     assert (tmp_path / "b" / "generation_config.json").read_text() == '{"eos_token_id": [7, 8]}\n'
 
 
@@ -79,7 +80,7 @@ def test_names_without_the_prefix(tmp_path, variant):
     """As the first GPT-2 was released, and as a bare model is written."""
     source = decoders.write(tmp_path / "a", **decoders.VARIANTS[variant])
     model, params = hf.load_pretrained(source, "features")
-    hf.save_pretrained(tmp_path / "b", model, params, source=source)
+    hf_save.save_pretrained(tmp_path / "b", model, params, source=source)
     assert not any(name.startswith(("model.", "transformer.")) for name in files(tmp_path / "b"))
     jax.tree.map(np.testing.assert_array_equal, hf.load_pretrained(tmp_path / "b", "features")[1], params)
     if variant == "gpt2":
@@ -113,13 +114,13 @@ def test_a_cut_model_is_written_and_read(tmp_path, variant):
     }
     masks = units.masks(params, models.cuts(model), kept)
     small, small_params = dsee_jax.compact(model, params, masks)
-    hf.save_pretrained(tmp_path / "b", small, small_params, source=source, kept=kept)
+    hf_save.save_pretrained(tmp_path / "b", small, small_params, source=source, kept=kept)
     again, found = hf.load_pretrained(tmp_path / "b", "causal-lm")
     assert again == small
     jax.tree.map(np.testing.assert_array_equal, found, small_params)
-    whole, dense = compaction.expand(again, found, cuts.read(tmp_path / "b"))
-    hf.save_pretrained(tmp_path / "c", whole, dense, source=source)
-    masked = hf.named(model, dsee_jax.masks.apply(params, masks))
+    whole, dense = compaction.expand(again, found, kept_units.read(tmp_path / "b"))
+    hf_save.save_pretrained(tmp_path / "c", whole, dense, source=source)
+    masked = hf_names.hf_tensors(model, dsee_jax.masks.apply(params, masks))
     for name, x in files(tmp_path / "c").items():
         np.testing.assert_array_equal(x, masked[name], err_msg=name)
 

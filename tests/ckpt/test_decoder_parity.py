@@ -10,8 +10,8 @@ import pytest
 import decoders
 import dsee_jax
 import tiny
-from dsee_jax import generation
-from dsee_jax.ckpt import hf
+from dsee_jax.ckpt import hf, hf_save
+from dsee_jax.generation import decoding
 from dsee_jax.models import cache as caches
 
 CACHED = ("llama", "llama, llama3", "llama, yarn", "mistral", "qwen2, windows above", "qwen3", "gpt2")
@@ -124,7 +124,7 @@ def test_generated_tokens(tmp_path, variant, options):
     """Greedy and beams on a batch padded on the left; words that end a text are frequent, and several."""
     theirs = _made(tmp_path / "a", "AutoModelForCausalLM", decoders.config(**decoders.VARIANTS[variant]))
     model, params = hf.load_pretrained(tmp_path / "a", "causal-lm")
-    ids, mask = generation.pad_left([[7, 9, 11, 6, 8], [10, 12], [5, 20, 30], [6]])
+    ids, mask = decoding.pad_left([[7, 9, 11, 6, 8], [10, 12], [5, 20, 30], [6]])
     for eos in ((), (8, 17, 22)):
         given = {"new_tokens": 12, "eos": eos, "pad": 1} | options
         found = dsee_jax.generate(model, params, ids, mask, **given)
@@ -151,7 +151,7 @@ def test_generated_beyond_the_positions_of_the_pretraining(tmp_path, variant):
     fields = decoders.config(**decoders.VARIANTS[variant])
     theirs = _made(tmp_path / "a", "AutoModelForCausalLM", fields)
     model, params = hf.load_pretrained(tmp_path / "a", "causal-lm")
-    ids, mask = generation.pad_left([[7, 9, 11, 6, 8, 5]])
+    ids, mask = decoding.pad_left([[7, 9, 11, 6, 8, 5]])
     new = model.config.longest - 6
     assert new + 6 > fields["max_position_embeddings"]
     given = {"new_tokens": new, "eos": (), "pad": 1}
@@ -167,7 +167,7 @@ def test_an_exported_classifier_takes_several_texts(tmp_path):
 
     decoders.write(tmp_path / "a", model_type="gpt2", pad_token_id=None)
     model, params = hf.load_pretrained(tmp_path / "a", "sequence-classification", 3)
-    hf.save_pretrained(tmp_path / "b", model, params, source=tmp_path / "a")
+    hf_save.save_pretrained(tmp_path / "b", model, params, source=tmp_path / "a")
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "b").eval()
     batch = decoders.sides(tiny.batch(pad=theirs.config.pad_token_id), "right")
     found = np.asarray(jax.jit(model.apply)({"params": params}, **batch))
@@ -192,7 +192,7 @@ def test_a_real_llama_tells_the_same_story(shared, options):
     tokenizer, theirs = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
     model, params = hf.load_pretrained(folder, "causal-lm")
     prompts = ("Once upon a time, there was a little girl named Lily.", "Tom had a dog.", "The sun")
-    ids, mask = generation.pad_left([tokenizer(prompt)["input_ids"] for prompt in prompts])
+    ids, mask = decoding.pad_left([tokenizer(prompt)["input_ids"] for prompt in prompts])
     given = {"new_tokens": 80, "eos": (2,), "pad": 1} | options
     found = dsee_jax.generate(model, params, ids, mask, **given)
     np.testing.assert_array_equal(found, _search(theirs, ids, mask, **given))
@@ -229,7 +229,7 @@ def test_what_we_write_gives_equal_logits(tmp_path, variant):
     ):
         model, params = hf.load_pretrained(source, task)
         params = jax.tree.map(lambda leaf: 0.9 * leaf, params)
-        hf.save_pretrained(tmp_path / task, model, params, source=source, max_shard_size="10KB")
+        hf_save.save_pretrained(tmp_path / task, model, params, source=source, max_shard_size="10KB")
         theirs = getattr(transformers, kind).from_pretrained(tmp_path / task).eval()
         assert type(theirs).__name__ == dsee_jax.models.architecture(model)
         with torch.no_grad():

@@ -18,9 +18,9 @@ from transformers import AutoConfig, AutoTokenizer
 
 import tiny
 from dsee_jax import tree
-from dsee_jax.ckpt import hf
+from dsee_jax.ckpt import hf, hf_names, hf_save
 from dsee_jax.errors import InputError
-from dsee_jax.layout import Layout
+from dsee_jax.hf_layout import Layout
 
 
 def _same(left, right):
@@ -122,7 +122,7 @@ def test_a_tensor_that_three_params_share(tmp_path):
         np.testing.assert_array_equal(found, by_head[:, part].reshape(24, 24).T)
     np.testing.assert_array_equal(tree.get(params, "encoder/layer_1/attention/value/bias"), stored[f"{name}.v_bias"])
     assert "bias" not in tree.get(params, "encoder/layer_1/attention/key")
-    named = hf.names(model)["encoder/layer_1/attention/key/kernel"]
+    named = hf_names.names(model)["encoder/layer_1/attention/key/kernel"]
     assert named == (f"{name}.in_proj.weight", Layout(True, 1, 3, 8))
     short = stored | {f"{name}.in_proj.weight": np.zeros((48, 24), np.float32)}
     with pytest.raises(InputError, match=r"in_proj.weight' has shape \(48, 24\); .* asks for \(72, 24\) \(were heads"):
@@ -139,13 +139,13 @@ def test_other_heads_are_passed_over_or_made(tmp_path, caplog, family):
             model, params = hf.load_pretrained(folder, task)
         assert "not used: " in caplog.text
         assert params.keys() - {"embeddings", "encoder"} == head
-        hf.save_pretrained(tmp_path / task, model, params)
+        hf_save.save_pretrained(tmp_path / task, model, params)
         caplog.clear()
         _same(hf.load_pretrained(tmp_path / task, task)[1], params)
         assert not caplog.text
     tagger, _ = hf.load_pretrained(tmp_path / "features", "token-classification", num_labels=5)
     params = tiny.params(tagger, jnp.zeros((1, 1), jnp.int32))
-    hf.save_pretrained(tmp_path / "tags", tagger, params, labels=tuple("abcde"))
+    hf_save.save_pretrained(tmp_path / "tags", tagger, params, labels=tuple("abcde"))
     assert json.loads((tmp_path / "tags/config.json").read_text())["id2label"]["4"] == "e"
     assert load_file(tmp_path / "tags/model.safetensors")["classifier.weight"].shape == (5, 24)
     _same(hf.load_pretrained(tmp_path / "tags", "token-classification", num_labels=5)[1], params)
@@ -389,7 +389,7 @@ def test_round_trip_is_bit_equal(tmp_path, size, family):
     """In, out: the same names, the same bits, in one file or in shards; transposed and shared kernels are the regression."""
     source = tiny.bert(tmp_path / "a", labels=3, model_type=family)
     model, params = hf.load_pretrained(source, num_labels=3)
-    hf.save_pretrained(tmp_path / "b", model, params, source=source, max_shard_size=size)
+    hf_save.save_pretrained(tmp_path / "b", model, params, source=source, max_shard_size=size)
     files = sorted((tmp_path / "b").glob("*.safetensors"))
     assert (len(files) > 1) == (size == "10KB")
     found = {name: x for file in files for name, x in load_file(file).items()}
@@ -410,14 +410,14 @@ def test_written_folder_opens_without_torch(tmp_path):
     """AutoConfig and AutoTokenizer agree with the source; unused fields of the source are kept, labels follow the model."""
     source = tiny.bert(tmp_path / "a", head=False, finetuning_task="rte", torch_dtype="float16", _name_or_path="q")
     model, params = hf.load_pretrained(source, num_labels=4)
-    hf.save_pretrained(tmp_path / "b", model, params, source=source, labels=("n", "e", "s", "w"))
+    hf_save.save_pretrained(tmp_path / "b", model, params, source=source, labels=("n", "e", "s", "w"))
     config = AutoConfig.from_pretrained(tmp_path / "b")
     assert (config.architectures, config.num_labels) == (["BertForSequenceClassification"], 4)
     assert config.id2label == {0: "n", 1: "e", 2: "s", 3: "w"}
-    hf.save_pretrained(tmp_path / "c", model, params, source=source)
+    hf_save.save_pretrained(tmp_path / "c", model, params, source=source)
     assert AutoConfig.from_pretrained(tmp_path / "c").label2id["LABEL_3"] == 3
     with pytest.raises(InputError, match="labels has 3 names; the model has num_labels = 4"):
-        hf.save_pretrained(tmp_path / "d", model, params, labels=("a", "b", "c"))
+        hf_save.save_pretrained(tmp_path / "d", model, params, labels=("a", "b", "c"))
     written = json.loads((tmp_path / "b/config.json").read_text())
     assert (written["finetuning_task"], written["dtype"]) == ("rte", "float32")
     assert not {"torch_dtype", "_name_or_path", "num_labels"} & written.keys()
@@ -430,7 +430,7 @@ def test_written_folder_opens_without_torch(tmp_path):
 def test_features_are_written_as_a_bare_model(tmp_path):
     """Names without the prefix, as Hugging Face writes BertModel."""
     model, params = hf.load_pretrained(tiny.bert(tmp_path / "a"), "features")
-    hf.save_pretrained(tmp_path / "b", model, params)
+    hf_save.save_pretrained(tmp_path / "b", model, params)
     assert "embeddings.LayerNorm.bias" in load_file(tmp_path / "b/model.safetensors")
     assert json.loads((tmp_path / "b/config.json").read_text())["architectures"] == ["BertModel"]
     _same(hf.load_pretrained(tmp_path / "b", "features")[1], params)
@@ -439,9 +439,9 @@ def test_features_are_written_as_a_bare_model(tmp_path):
 def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
     """Neither the folder nor what was written beside it; what stood there stays."""
     model, params = hf.load_pretrained(tiny.bert(tmp_path / "a"))
-    hf.save_pretrained(tmp_path / "out/b", model, params)
+    hf_save.save_pretrained(tmp_path / "out/b", model, params)
     with pytest.raises(InputError, match="exists: give a new folder, or pass overwrite=True"):
-        hf.save_pretrained(tmp_path / "out/b", model, params)
+        hf_save.save_pretrained(tmp_path / "out/b", model, params)
     changed = jax.tree.map(lambda leaf: leaf + 1, params)
 
     def fail(folder, *args, **options):
@@ -451,10 +451,10 @@ def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(hf.tensors, "write", fail)
         with pytest.raises(OSError, match="disk full"):
-            hf.save_pretrained(tmp_path / "out/b", model, changed, overwrite=True)
+            hf_save.save_pretrained(tmp_path / "out/b", model, changed, overwrite=True)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["b"]
     _same(hf.load_pretrained(tmp_path / "out/b")[1], params)
-    hf.save_pretrained(tmp_path / "out/b", model, changed, overwrite=True)
+    hf_save.save_pretrained(tmp_path / "out/b", model, changed, overwrite=True)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["b"]
     _same(hf.load_pretrained(tmp_path / "out/b")[1], changed)
 
@@ -468,7 +468,7 @@ def test_params_that_are_not_the_models_are_refused(tmp_path):
         (params | {"classifier": {"kernel": jnp.zeros((24, 3)), "bias": jnp.zeros(2)}}, r"has shape \(3, 24\) as"),
     ):
         with pytest.raises(InputError, match=message):
-            hf.save_pretrained(tmp_path / "b", model, wrong)
+            hf_save.save_pretrained(tmp_path / "b", model, wrong)
     assert not (tmp_path / "b").exists()
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tiny
-from dsee_jax.ckpt import hf
+from dsee_jax.ckpt import hf, hf_save
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
 
@@ -105,7 +105,7 @@ def test_every_family_and_head(tmp_path, variant, task):
         _close(found, _theirs(tmp_path / "a", batch, CLASSES[task]))
     for size in ("5GB", "10KB"):
         folder = tmp_path / size
-        hf.save_pretrained(folder, model, params, source=tmp_path / "a", max_shard_size=size)
+        hf_save.save_pretrained(folder, model, params, source=tmp_path / "a", max_shard_size=size)
         left = load_file(tmp_path / "a" / "model.safetensors")
         right = {name: x for file in folder.glob("*.safetensors") for name, x in load_file(file).items()}
         # A bare model of transformers has a pooler that no output here reads.
@@ -167,7 +167,7 @@ def test_what_we_write_gives_equal_logits(tmp_path):
     source, batch = tiny.bert(tmp_path / "a", labels=3), tiny.batch()
     _, model, params = _ours(source, batch, num_labels=3)
     params = jax.tree.map(lambda leaf: 0.9 * leaf, params)
-    hf.save_pretrained(tmp_path / "b", model, params, source=source, max_shard_size="10KB")
+    hf_save.save_pretrained(tmp_path / "b", model, params, source=source, max_shard_size="10KB")
     found = np.asarray(model.apply({"params": params}, **batch))
     _close(found, _theirs(tmp_path / "b", batch))
 
@@ -193,7 +193,7 @@ def test_reads_what_transformers_writes(tmp_path, kind, size):
     if kind == "BertForSequenceClassification":
         found, ours, params = _ours(tmp_path / "a", batch)
         _close(found, _theirs(tmp_path / "a", batch))
-        hf.save_pretrained(tmp_path / "b", ours, params, source=tmp_path / "a", max_shard_size=size)
+        hf_save.save_pretrained(tmp_path / "b", ours, params, source=tmp_path / "a", max_shard_size=size)
         left, right = (
             {name: x for file in folder.glob("*.safetensors") for name, x in load_file(file).items()}
             for folder in (tmp_path / "a", tmp_path / "b")

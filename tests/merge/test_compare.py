@@ -12,7 +12,7 @@ import tiny
 from dsee_jax.errors import InputError
 from merge import compare
 from merge.inputs import sources
-from merge.inputs.lazies import Lazy
+from merge.inputs.lazy import Lazy
 
 
 def source(arrays, asked=None):

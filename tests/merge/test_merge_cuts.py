@@ -11,8 +11,9 @@ import pytest
 import checkpoints
 import dsee_jax
 import tiny
-from dsee_jax import compaction, models, units
-from dsee_jax.ckpt import adapter, cuts, hf
+from dsee_jax import models
+from dsee_jax.ckpt import adapter, hf, hf_save, kept_units
+from dsee_jax.prune import compaction, units
 from merge import __main__ as command
 
 
@@ -32,7 +33,7 @@ def family(folder, *heads):
         weights = jax.tree.map(lambda leaf: np.asarray(leaf + number * 0.1 * draw.normal(size=leaf.shape)), weights)  # noqa: B023
         weights = jax.tree.map(lambda leaf: leaf.astype(np.float32), weights)
         out = folder / (f"model_{number - 1}" if number else "base")
-        hf.save_pretrained(out, small, weights, source=folder / "dense", kept=kept(head))
+        hf_save.save_pretrained(out, small, weights, source=folder / "dense", kept=kept(head))
     return kept(heads[0])
 
 
@@ -46,14 +47,14 @@ def test_siblings_of_one_cut(tmp_path, method):
     cut = family(tmp_path, 1, 1)
     recipe = checkpoints.recipe(tmp_path, method, each={} if method == "rankmean" else {"weight": 1})
     assert command.main([str(recipe), str(tmp_path / "out")]) == 0
-    assert cuts.difference(cuts.read(tmp_path / "out"), cut) is None
+    assert kept_units.difference(kept_units.read(tmp_path / "out"), cut) is None
     small, params = hf.load_pretrained(tmp_path / "out")
     assert (small.config.kept_heads, small.config.kept_neurons) == ((2, 2), (40, 0))
     if method == "linear":
         a, b = (hf.load_pretrained(tmp_path / f"model_{number}")[1] for number in range(2))
         jax.tree.map(lambda x, a, b: np.testing.assert_allclose(x, (a + b) / 2, atol=1e-6), params, a, b)
-    whole, dense = compaction.expand(small, params, cuts.read(tmp_path / "out"))
-    hf.save_pretrained(tmp_path / "full", whole, dense, source=tmp_path / "out")
+    whole, dense = compaction.expand(small, params, kept_units.read(tmp_path / "out"))
+    hf_save.save_pretrained(tmp_path / "full", whole, dense, source=tmp_path / "out")
     assert "kept_heads" not in json.loads((tmp_path / "full" / "config.json").read_text())
     found = logits(*hf.load_pretrained(tmp_path / "full"))
     np.testing.assert_allclose(found, logits(small, params), atol=1e-5)
@@ -83,13 +84,13 @@ def test_a_dense_base_of_compact_models(tmp_path, capsys):
     shutil.rmtree(tmp_path / "base")
     (tmp_path / "dense").rename(tmp_path / "base")
     recipe = checkpoints.recipe(tmp_path, "task_arithmetic", each={"weight": 1})
-    words = (tmp_path / "model_0", f"{tmp_path / 'base'} was not cut: take the compact model", "--format hf")
+    words = (tmp_path / "model_0", f"{tmp_path / 'base'} is not pruned: take the compact model", "--format hf")
     refused(tmp_path, recipe, capsys, *words)
 
 
 def test_a_compact_model_that_lost_its_units(tmp_path, capsys):
     family(tmp_path, 1, 1)
-    (tmp_path / "model_1" / cuts.KEPT).unlink()
+    (tmp_path / "model_1" / kept_units.KEPT).unlink()
     recipe = checkpoints.recipe(tmp_path, "linear", each={"weight": 1})
     refused(tmp_path, recipe, capsys, tmp_path / "model_1" / "kept.safetensors is missing")
 
@@ -101,7 +102,7 @@ def test_slices_of_cut_models(tmp_path, capsys):
         "merge_method: passthrough\nslices: [{sources: [{model: model_0, layer_range: [0, 2]}]}, "
         "{sources: [{model: model_1, layer_range: [0, 1]}]}]\n"
     )
-    refused(tmp_path, recipe, capsys, "had heads or neurons cut out, layer by layer")
+    refused(tmp_path, recipe, capsys, "is structurally pruned, layer by layer")
 
 
 @pytest.mark.parametrize("head", [None, 1, 2])
@@ -111,7 +112,7 @@ def test_adapters(tmp_path, capsys, head):
     model, params = hf.load_pretrained(tmp_path / "base")
     path = "encoder/layer_0/mlp/up/kernel"  # of one shape in all of them
     config = dsee_jax.DeltaConfig(targets=(path,), rank=2, nonzeros=0)
-    deltas, supports = dsee_jax.deltas.init(params, config, key=jax.random.key(0))
+    deltas, supports = dsee_jax.deltas.create.init(params, config, key=jax.random.key(0))
     about = {"scale": config.scale, "scale_sparse": True}
     (tmp_path / "adapter").mkdir()
     made = adapter.Adapter(deltas, supports, {}, {}, about, {} if head is None else kept(head))

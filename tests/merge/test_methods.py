@@ -16,8 +16,8 @@ import merge
 from dsee_jax.errors import InputError
 from merge import noise
 from merge.leaf import Tile, positions
-from merge.methods import consensus, find
-from merge.select import Cut
+from merge.methods import dare, find, sparsify, ties
+from merge.topk import Cut
 
 SHAPES = {"embed": (5, 4), "layers/0/kernel": (5, 4), "layers/1/kernel": (5, 4), "layers/1/bias": (7,), "scalar": ()}
 
@@ -468,15 +468,15 @@ def test_gradients_with_respect_to_weights(name):
         np.testing.assert_allclose(gradient[model], slope, rtol=0.03, atol=0.03)
 
 
-@pytest.mark.parametrize("sparse", [consensus._dropped, consensus._trimmed])
+@pytest.mark.parametrize("sparse", [dare._dropped, ties._trimmed])
 def test_every_element_is_read_once(sparse):
     """Compiled, an election over many models is one loop: no operation but the fused one makes a whole tensor."""
     rule = (np.zeros((3, 2), np.uint32), jnp.full(3, 0.5))
-    if sparse is consensus._trimmed:
+    if sparse is ties._trimmed:
         rule = Cut(jnp.full(3, 0.5), jnp.zeros(3, jnp.uint32))
     tile = Tile(jnp.zeros((8, 128)), tuple(jnp.ones((8, 128)) for _ in range(3)), jnp.uint32(0))
     static = {"sparse": sparse, "elect": True, "normalize": True, "vote": "weighted"}
-    merged = jax.jit(consensus._merged, static_argnames=tuple(static))
+    merged = jax.jit(sparsify._merged, static_argnames=tuple(static))
     lowered = merged.lower(tile, rule, jnp.ones(3), jnp.ones(3), jnp.float32(1), **static)
     entry = lowered.compile().as_text().split("ENTRY")[1]
     made = [line for line in entry.splitlines() if "= f32[8,128]" in line and "parameter(" not in line]

@@ -128,7 +128,7 @@ def test_attached_is_materialised(variant):
     """Updates on every kernel, the joint ones of query, key and value and of gate and up among them."""
     model, params = made(variant)
     config = dsee_jax.DeltaConfig(targets=(".*/kernel",), rank=2, nonzeros=9, support="random")
-    deltas, supports = dsee_jax.deltas.init(params, config, key=jax.random.key(0))
+    deltas, supports = dsee_jax.deltas.create.init(params, config, key=jax.random.key(0))
     draw = np.random.default_rng(0)
     deltas = jax.tree.map(lambda leaf: draw.normal(0, 0.2, leaf.shape).astype(np.float32), deltas)
     attached = jax.jit(functools.partial(dsee_jax.apply, model))(params, deltas, supports, {"input_ids": ids()})

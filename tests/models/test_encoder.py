@@ -12,7 +12,7 @@ import decoders
 import dsee_jax
 import tiny
 from dsee_jax import models, tree
-from dsee_jax.ckpt import hf
+from dsee_jax.ckpt import hf_names
 from dsee_jax.errors import InputError
 
 FAMILIES = [name for name in tiny.FAMILIES if name != "xlm-roberta"]
@@ -79,7 +79,7 @@ def test_tables_cover_every_param_once(family):
     for task in TASKS:
         model, params = _model(family, task, num_hidden_layers=2, **more)
         flat |= tree.flatten(params)
-        theirs = [name for name, _ in hf.names(model).values()]
+        theirs = [name for name, _ in hf_names.names(model).values()]
         shared = sum(layout.parts - 1 for _, _, layout in tables.HF_NAMES if layout.part == 0)
         assert len(theirs) - len(set(theirs)) == 2 * shared
     ours, _, _ = zip(*tables.HF_NAMES, strict=True)
@@ -124,7 +124,7 @@ def test_heads_of_positions_take_updates(family, task):
     """Attached to every kernel, the head's too, as folded into it."""
     model, params = _model(family, task)
     config = dsee_jax.DeltaConfig(targets=(".*/kernel",), rank=2, nonzeros=3, support="random")
-    deltas, supports = dsee_jax.deltas.init(params, config, key=jax.random.key(0))
+    deltas, supports = dsee_jax.deltas.create.init(params, config, key=jax.random.key(0))
     deltas = jax.tree.map(lambda leaf: leaf + 0.1, deltas)
     attached = dsee_jax.apply(model, params, deltas, supports, _batch(model))
     folded = _run(model, dsee_jax.materialize(params, deltas, supports), **_batch(model))

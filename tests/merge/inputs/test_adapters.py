@@ -9,9 +9,10 @@ from safetensors.numpy import save_file
 
 import decoders
 import tiny
-from dsee_jax import deltas, masks, tree
-from dsee_jax.ckpt import adapter, hf
+from dsee_jax import masks, tree
+from dsee_jax.ckpt import adapter, hf, hf_names
 from dsee_jax.config import DeltaConfig
+from dsee_jax.deltas import create, fold
 from dsee_jax.errors import InputError
 from merge.inputs import sources
 
@@ -29,7 +30,7 @@ def ours(folder, *, scale_sparse=True, head=True, family="bert"):
     config = DeltaConfig(
         targets=(".*/(query|value|up)/kernel",), rank=3, alpha=5.0, nonzeros=7, scale_sparse=scale_sparse
     )
-    updates, supports = deltas.init(params, config, key=jax.random.key(0))
+    updates, supports = create.init(params, config, key=jax.random.key(0))
     updates = jax.tree.map(lambda leaf: RANDOM.normal(size=leaf.shape).astype(np.float32), updates)
     kept = {"encoder/layer_0/attention/query/kernel", "encoder/layer_1/attention/output/kernel"}
     cut = tree.unflatten({path: RANDOM.random(tree.get(params, path).shape) < 0.5 for path in kept})
@@ -39,7 +40,9 @@ def ours(folder, *, scale_sparse=True, head=True, family="bert"):
     (folder / "adapter").mkdir()
     adapter.save(folder / "adapter", adapter.Adapter(updates, supports, new, cut, about, {}))
     tuned = masks.apply(tree.unflatten({**tree.flatten(params), **tree.flatten(new)}), cut)
-    return hf.named(model, deltas.materialize(tuned, updates, supports, scale=config.scale, scale_sparse=scale_sparse))
+    return hf_names.hf_tensors(
+        model, fold.materialize(tuned, updates, supports, scale=config.scale, scale_sparse=scale_sparse)
+    )
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "deberta"])
@@ -61,7 +64,7 @@ def test_ours_on_a_decoder(tmp_path, family):
     decoders.write(tmp_path / "base", **decoders.VARIANTS[family])
     model, params = hf.load_pretrained(tmp_path / "base", "causal-lm")
     config = DeltaConfig(targets=(".*/(query|value|up)/kernel",), rank=3, alpha=5.0, nonzeros=7)
-    updates, supports = deltas.init(params, config, key=jax.random.key(0))
+    updates, supports = create.init(params, config, key=jax.random.key(0))
     updates = jax.tree.map(lambda leaf: RANDOM.normal(size=leaf.shape).astype(np.float32), updates)
     pruned = [
         f"decoder/layer_{layer}/attention/{name}/kernel" for layer, name in ((0, "query"), (1, "key"), (1, "output"))
@@ -70,8 +73,8 @@ def test_ours_on_a_decoder(tmp_path, family):
     (tmp_path / "adapter").mkdir()
     about = {"scale": config.scale, "scale_sparse": True}
     adapter.save(tmp_path / "adapter", adapter.Adapter(updates, supports, {}, cut, about, {}))
-    folded = deltas.materialize(masks.apply(params, cut), updates, supports, scale=config.scale)
-    expected, source = hf.named(model, folded), sources.open_source("base+adapter", tmp_path)
+    folded = fold.materialize(masks.apply(params, cut), updates, supports, scale=config.scale)
+    expected, source = hf_names.hf_tensors(model, folded), sources.open_source("base+adapter", tmp_path)
     assert source.tensors.keys() == expected.keys()
     for name, lazy in source.tensors.items():
         np.testing.assert_allclose(whole(lazy), expected[name], rtol=1e-5, atol=1e-6, err_msg=name)

@@ -75,7 +75,7 @@ def test_union_adds_what_only_others_have(two):
     found = opened(two, "one", "two")
     decided = tokenizer.build("union", found, two, base="one")
     assert decided.tokens == {"<unk>": 0, "a": 1, "b": 2, "c": 3, "<x>": 4, "d": 5, "e": 6, "<y>": 7}
-    assert (decided.known, decided.rows) == (8, 8)
+    assert (decided.token_rows, decided.rows) == (8, 8)
     one, other = tokenizer.align(decided, found)
     assert rows(one) == [[1, 0], [1, 1], [1, 2], [1, 3], [1, 4], [2, 2], [2, 4], [2, 5]]
     assert rows(other) == [[2, 0], [2, 3], [1, 2], [2, 1], [1, 4], [2, 2], [2, 4], [2, 5]]
@@ -128,7 +128,7 @@ def test_the_recipe_gives_rows_to_tokens(two):
 def test_padding_is_the_mean_of_all_rows(two):
     found = opened(two, "one", "two")
     decided = tokenizer.build("base", found, two, base="one", pad_to_multiple_of=4)
-    assert (decided.known, decided.rows) == (5, 8)
+    assert (decided.token_rows, decided.rows) == (5, 8)
     assert rows(tokenizer.align(decided, found)[0])[4:] == [[1, 4], *[[1, 2]] * 3]
     assert tokenizer.build("base", found, two, base="one", pad_to_multiple_of=5).rows == 5
 

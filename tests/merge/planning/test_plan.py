@@ -8,9 +8,9 @@ import pytest
 from hypothesis import strategies as st
 
 from dsee_jax.errors import InputError
-from merge.inputs.lazies import Lazy
+from merge.inputs.lazy import Lazy
 from merge.inputs.sources import Source
-from merge.planning import overview, plan
+from merge.planning import describe, plan
 from merge.recipes import recipe
 
 SIZES = {"F32": 4, "BF16": 2, "I64": 8}
@@ -158,7 +158,7 @@ def test_tied_heads(planned, tied):
     found = planned(TIES, *sources)
     job = next(job for job in found.jobs if job.name == "lm_head.weight")
     assert job.models[1] is sources[2].tensors["model.embed.weight"]
-    assert found.notes == ("b does not store lm_head.weight: its model.embed.weight is taken, to which it is tied",)
+    assert found.notes == ("b does not store lm_head.weight: the tied model.embed.weight is taken",)
     none = planned(TIES, *(opened(name, tied=tied, head=False) for name in "tab"))
     assert (len(none.jobs), none.notes) == (8, ())
 
@@ -224,7 +224,7 @@ def test_what_does_not_fit(planned, text, others, message):
 def test_the_overview_fits_a_screen(planned):
     """It names models, bytes, types, shards, ranges and the first tensors."""
     found = planned(TIES.replace("density: 0.5", "density: [0.2, 0.4]"), opened("b", tied=True, head=False))
-    text = overview.describe(found, [("model.safetensors", [job.name for job in found.jobs])])
+    text = describe.describe(found, [("model.safetensors", [job.name for job in found.jobs])])
     assert len(text.splitlines()) <= 40
     for expected in (
         "ties",
@@ -234,7 +234,7 @@ def test_the_overview_fits_a_screen(planned):
         "in 1 file(s), 9 F32",
         "density          model 0: 0.2 to 0.4, model 1: 0.2 to 0.4",
         "normalize        true",
-        "its model.embed.weight is taken",
+        "the tied model.embed.weight is taken",
         "model.layers.0.mlp.weight  [4, 8]  weight=1/1 density=0.2/0.2",
     ):
         assert expected in text
@@ -244,7 +244,7 @@ def test_the_overview_of_much(planned):
     """Many slices and shards are counted, not listed."""
     slices = "\n".join("  - sources: [{model: a, layer_range: [0, 3]}]" for _ in range(40))
     found = planned(f"merge_method: passthrough\nslices:\n{slices}")
-    text = overview.describe(found, [(f"{number}.safetensors", [job.name]) for number, job in enumerate(found.jobs)])
+    text = describe.describe(found, [(f"{number}.safetensors", [job.name]) for number, job in enumerate(found.jobs)])
     assert len(text.splitlines()) <= 40
     assert "... and 34 more slices" in text
 
@@ -271,6 +271,6 @@ def test_any_headers(planned, headers, same, text):
         for name, header in zip("tab", headers, strict=True)
     ]
     try:
-        overview.describe(planned(text.replace("RANGE", "[0, 1]"), *sources))
+        describe.describe(planned(text.replace("RANGE", "[0, 1]"), *sources))
     except InputError as error:
         assert "\n" not in str(error)  # noqa: PT017

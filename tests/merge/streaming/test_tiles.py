@@ -8,8 +8,8 @@ import pytest
 
 from dsee_jax.ckpt import tensors
 from dsee_jax.errors import InputError
-from merge import select
-from merge.inputs import lazies
+from merge import topk
+from merge.inputs import lazy
 from merge.leaf import Whole
 from merge.methods import METHODS, find
 from merge.streaming import tiles
@@ -59,7 +59,7 @@ def leaves(tmp_path, method, dtype, by_rows, engine, outputs):
         folder = tmp_path / f"{number}"
         folder.mkdir()
         tensors.write(folder, tree)
-        opened.append({name: lazies.plain(stored) for name, stored in tensors.index(folder).items()})
+        opened.append({name: lazy.plain(stored) for name, stored in tensors.index(folder).items()})
     base_lazy, *rest = opened
     models, statistics = rest[: count(method)], rest[count(method) :]
     use = method.base != "none"
@@ -148,7 +148,7 @@ def test_streamed_selection_is_exact(tmp_path, monkeypatch, size, levels):
     for number in range(2):
         (tmp_path / str(number)).mkdir()
         tensors.write(tmp_path / str(number), {"x": values[number]})
-        opened.append(lazies.plain(tensors.index(tmp_path / str(number))["x"]))
+        opened.append(lazy.plain(tensors.index(tmp_path / str(number))["x"]))
     with ThreadPoolExecutor(2) as workers:
         make = lambda lazy: tiles.Tiled(
             "x", None, (lazy,), (), False, "F32", lambda *_: None, tiles.Means(workers, set())
@@ -158,14 +158,14 @@ def test_streamed_selection_is_exact(tmp_path, monkeypatch, size, levels):
             flat = np.abs(values if both else values[:1])
             for share in (0, 0.003, 0.5, 0.97, 1):
                 kept = int(share * flat.size)
-                cuts = select.largest(part, select.magnitudes, [kept])
+                cuts = topk.largest(part, topk.magnitudes, [kept])
                 places = np.arange(size, dtype=np.uint32)
                 mask = np.concatenate([cut.kept(0, row, places) for cut, row in zip(cuts, flat, strict=True)])
                 order = np.lexsort((np.arange(flat.size), -flat.ravel()))[:kept]
                 assert mask.sum() == kept
                 assert mask[order].all()
                 if 0 < kept < flat.size:
-                    cuts = select.largest(part, select.magnitudes, [kept], every_tie=True)
+                    cuts = topk.largest(part, topk.magnitudes, [kept], every_tie=True)
                     mask = np.concatenate([cut.kept(0, row, places) for cut, row in zip(cuts, flat, strict=True)])
                     np.testing.assert_array_equal(
                         mask, flat.ravel() >= flat.ravel()[order[-1]], "all ties with the last"

@@ -1,0 +1,140 @@
+"""Tasks of one's own: a folder with ``train.csv`` and ``dev.csv``, or the same in JSON lines."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dsee_jax.config import DataConfig
+from dsee_jax.data.examples import Examples, Task, class_indices, read_text, scores
+from dsee_jax.errors import InputError, did_you_mean
+from dsee_jax.runtime import multihost, storage
+from dsee_jax.runtime.storage import Place
+
+
+class _Columns(NamedTuple):
+    """The wanted columns of one file as text, and where each row stands."""
+
+    text: list[str]
+    pair: list[str] | None
+    label: list[str]
+    lines: list[int]
+
+
+def _csv_rows(path: Place) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    header: list[str] = []
+    try:
+        for row in reader:
+            if row and not header:
+                header = row
+            elif row and len(row) != len(header):
+                raise InputError(
+                    f"{path}:{reader.line_num}: the row has {len(row)} columns, expected {len(header)} separated by "
+                    f"commas: {', '.join(header)}"
+                )
+            elif row:
+                yield reader.line_num, dict(zip(header, row, strict=True))
+    except csv.Error as error:
+        raise InputError(f"{path}:{reader.line_num}: not CSV: {error}") from None
+
+
+def _jsonl_rows(path: Place) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{path}:{number}: expected one JSON object a line, found {line[:40]!r}")
+        yield number, row
+
+
+def rows(path: Place, source: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield ``(line, {column: value})`` of a file of ``source`` csv or jsonl; raises `InputError` with file and line."""
+    return _jsonl_rows(path) if source == "jsonl" else _csv_rows(path)
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _columns(path: Place, config: DataConfig) -> _Columns:
+    columns = _Columns([], [] if config.pair else None, [], [])
+    named = [("text", config.text, columns.text), ("label", config.label, columns.label)]
+    if columns.pair is not None:
+        named.append(("pair", config.pair, columns.pair))
+    for line, row in rows(path, config.source):
+        for key, column, values in named:
+            value = row.get(column)
+            if value is None or (key != "label" and not isinstance(value, str)):
+                found = (
+                    f"no column {column!r}{did_you_mean(column, row)}" if value is None else f"{column!r} is no text"
+                )
+                raise InputError(f"{path}:{line}: {found}; data.{key} names one of {', '.join(map(repr, row))}")
+            values.append(_as_text(value))
+        columns.lines.append(line)
+    if not columns.lines:
+        raise InputError(f"{path}: no rows; expected labelled examples")
+    return columns
+
+
+def class_names(values: Sequence[str]) -> tuple[str, ...]:
+    """Return the different values, sorted: as numbers if all are whole numbers, else as text."""
+    names = set(values)
+    if all(name.removeprefix("-").isdecimal() for name in names):
+        return tuple(sorted(names, key=int))
+    return tuple(sorted(names))
+
+
+@multihost.raise_on_all()
+def files(config: DataConfig, train: Sequence[str], dev: Sequence[str]) -> dict[str, Place]:
+    """Return the paths of train and dev in ``data.dir``: as the config names them, else the first there is of those given.
+
+    Raises `InputError` where there is no such folder or file.
+    """
+    folder, found = storage.as_path(config.dir), {}
+    with storage.store_errors(folder):
+        there = folder.is_dir()
+    if not there:
+        raise InputError(f"data.dir: no folder {str(folder)!r}; give the folder that holds {train[0]}")
+    for split, named, usual in (("train", config.train_file, train), ("dev", config.dev_file, dev)):
+        paths = [folder / name for name in ([named] if named else usual)]
+        with storage.store_errors(folder):
+            found[split] = next((path for path in paths if path.is_file()), None)
+        if found[split] is None:
+            key = f"data.{split}_file" if named else "data.dir"
+            raise InputError(f"{key}: no file {' or '.join(map(str, paths))}")
+    return found
+
+
+def load(config: DataConfig) -> Task:
+    """Read ``data.dir``'s train and dev (or validation) files, by the columns that ``config`` names.
+
+    The name of the task is ``data.task``. JSON labels that are not text count as their JSON: ``1``, ``true``.
+
+    Raises:
+      InputError: with the file and line: a file is missing, empty or malformed, a column is missing, a label is outside
+        ``data.labels`` (or outside those of the training file), or all labels of the training file are equal.
+    """
+    kind = config.source
+    paths = files(config, [f"train.{kind}"], [f"dev.{kind}", f"validation.{kind}"])
+    columns = {split: _columns(path, config) for split, path in paths.items()}
+    classes = () if config.regression else config.labels or class_names(columns["train"].label)
+    if len(classes) == 1:
+        raise InputError(
+            f"{paths['train']}: every label is {classes[0]!r}; a task needs two classes, or data.regression"
+        )
+
+    def examples(split: str) -> Examples:
+        text, pair, label, lines = columns[split]
+
+        def where(index: int) -> str:
+            return f"{paths[split]}:{lines[index]}"
+
+        return Examples(text, pair, class_indices(label, classes, where) if classes else scores(label, where))
+
+    return Task(config.task, tuple(classes), examples("train"), {"dev": examples("dev")})

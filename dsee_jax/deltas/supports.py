@@ -1,0 +1,56 @@
+"""Where a sparse update may live, on one array: exact top-k, and the selectors of coordinates.
+
+A selector takes a kernel ``w`` (in, out) and returns a *support*: int32 (nonzeros, 2), the row (input) and column (output)
+of exactly that many different entries, in row-major order. All of them work under ``jax.jit`` and ``jax.vmap``.
+Not-a-number counts as the lowest score there is, and -0.0 as 0.0.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from dsee_jax.deltas import decompose
+from dsee_jax.errors import InputError
+from dsee_jax.ops.topk import ordered
+from dsee_jax.typing import Array, Key
+
+
+def coordinates(index: Array, columns: int) -> jax.Array:
+    """Return the support (nonzeros, 2), in row-major order, of flat indices (nonzeros,) into a kernel with ``columns``."""
+    index = jnp.sort(jnp.asarray(index, jnp.int32))
+    return jnp.stack([index // columns, index % columns], axis=-1)
+
+
+def magnitude(w: Array, nonzeros: int, *, key: Key | None = None) -> jax.Array:
+    """Support of the largest ``|w|``; ties go to the lowest flat index. ``key`` is not used."""
+    del key
+    _check(w, nonzeros)
+    return coordinates(jax.lax.top_k(ordered(jnp.abs(w)).ravel(), nonzeros)[1], w.shape[1])
+
+
+def random(w: Array, nonzeros: int, *, key: Key) -> jax.Array:
+    """Support drawn without replacement, every set equally likely."""
+    _check(w, nonzeros)
+    # The highest of as many random numbers: a permutation would sort them all.
+    return coordinates(jax.lax.top_k(jax.random.bits(key, (w.size,)), nonzeros)[1], w.shape[1])
+
+
+def grebsmo(w: Array, nonzeros: int, *, key: Key, rank: int = 0) -> jax.Array:
+    """Support of what stands out most from a low-rank matrix (`decompose.grebsmo`; the default of DSEE).
+
+    ``rank`` is that of the low-rank part, up to half of the smaller side; 0 stands for a quarter of it, at most 96.
+    """
+    _check(w, nonzeros)
+    return coordinates(decompose.spikes(w, rank or min(min(w.shape) // 4, 96), nonzeros, key=key), w.shape[1])
+
+
+def _check(w: Array, nonzeros: int) -> None:
+    if w.ndim != 2:
+        raise InputError(f"a kernel (in, out) is expected, found the shape {w.shape}: use jax.vmap over leading axes")
+    if not 0 <= nonzeros <= w.size:
+        raise InputError(f"nonzeros is {nonzeros} for a kernel of {w.size} entries: use 0 to {w.size}")
+
+
+SUPPORTS: dict[str, Callable[..., jax.Array]] = {"grebsmo": grebsmo, "magnitude": magnitude, "random": random}
+"""Every selector by name: ``select(w, nonzeros, *, key)``."""

@@ -1,0 +1,17 @@
+"""Text from decoders: tokens from prompts, and prompts and texts as strings."""
+
+from typing import TYPE_CHECKING
+
+from dsee_jax.lazy import package
+
+if TYPE_CHECKING:
+    from dsee_jax.generation.decoding import generate, pad_left
+
+__all__ = ["generate", "pad_left"]
+
+_PUBLIC = {
+    "generate": "decoding",
+    "pad_left": "decoding",
+}
+
+__getattr__, __dir__ = package(__name__, _PUBLIC)

@@ -1,0 +1,317 @@
+"""Text generation: greedy, sampled, and by beam search, in one compiled loop over a cache.
+
+Works on anything that `dsee_jax.deltas.apply` runs as causal-lm: plain, with updates attached, folded, or compacted.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dsee_jax.deltas import attach, fold
+from dsee_jax.errors import InputError
+from dsee_jax.models.cache import create, take
+from dsee_jax.typing import Array, Deltas, Key, Params, Supports
+
+_NEVER = -1e9  # a score that no sequence has, as Hugging Face's
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to choose the next token.
+
+    Raises:
+      InputError: a value out of its range, or beams that are to be sampled.
+    """
+
+    new_tokens: int = 64
+    """The most tokens to add."""
+    eos: tuple[int, ...] = ()
+    """A row ends with any of these; they are part of it."""
+    pad: int = 0
+    """What follows the end of a row."""
+    beams: int = 1
+    """Above 1: beam search, the sequence of the highest score of so many."""
+    length_penalty: float = 1.0
+    """beams: a score is the sum of log probabilities over length ** length_penalty."""
+    early_stopping: bool = False
+    """beams: stop as soon as there are as many ended sequences as beams."""
+    temperature: float = 0.0
+    """0: the most probable token. Above: sample from the softmax of logits / temperature."""
+    top_k: int = 0
+    """Sample among the k most probable; 0: all."""
+    top_p: float = 1.0
+    """Sample among the most probable whose probabilities first sum to p or more, in (0, 1]."""
+    repetition_penalty: float = 1.0
+    """Above 1: logits (beams: log probabilities) of tokens that are in the prompt or were chosen are divided by it where they
+    are positive and multiplied where they are negative (arXiv 1909.05858, section 4.1)."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("new_tokens", 1), ("beams", 1), ("top_k", 0), ("temperature", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; expected {least} or more")
+        if not self.repetition_penalty > 0:
+            raise InputError(f"repetition_penalty is {self.repetition_penalty}; expected a number above 0, 1 for none")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p is {self.top_p}; expected a number in (0, 1]")
+        if self.temperature == 0 and (self.top_k or self.top_p < 1):
+            raise InputError("top_k and top_p choose what to sample from: give a temperature above 0 with them")
+        if self.beams > 1 and self.temperature:
+            raise InputError(f"beams is {self.beams} and temperature {self.temperature}: beam search does not sample")
+
+
+def pad_left(rows: Sequence[Sequence[int]], *, pad: int = 0, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids and mask, int32 (rows, length) each, of token lists, padded on the left to a ``multiple`` of tokens."""
+    length = -(-max(map(len, rows)) // multiple) * multiple
+    ids, mask = np.full((len(rows), length), pad, np.int32), np.zeros((len(rows), length), np.int32)
+    for number, row in enumerate(rows):
+        ids[number, length - len(row) :] = row
+        mask[number, length - len(row) :] = 1
+    return ids, mask
+
+
+def generate(
+    model: Any,
+    params: Params,
+    input_ids: Array,
+    attention_mask: Array | None = None,
+    *,
+    deltas: Deltas | None = None,
+    supports: Supports | None = None,
+    scale: float = fold.SCALE,
+    scale_sparse: bool = True,
+    key: Key | None = None,
+    **options: Any,
+) -> jax.Array:
+    """Return the tokens that go on from prompts: int32 (batch, new_tokens), filled with ``pad`` after the end of a row.
+
+    Greedy and beam search choose as Hugging Face's do.
+
+    Args:
+      model: as from ``load_pretrained(path, task="causal-lm")``, or compacted.
+      params: its params.
+      input_ids: int (batch, length), padded on the left; see `pad_left`. Each length and each set of options compiles anew.
+      attention_mask: (batch, length), 0 = padding; None: none.
+      deltas, supports, scale, scale_sparse: updates to attach, as `dsee_jax.apply` takes them.
+      key: decides what is sampled.
+      **options: of `Options`.
+
+    Raises:
+      InputError: an option out of range, padding on the right, a row without tokens, a sampling without a key, or prompts that
+        with the new tokens are longer than the model's positions.
+    """
+    chosen = Options(**options)
+    ids = jnp.asarray(input_ids, jnp.int32)
+    mask = (
+        np.ones(ids.shape, np.int32) if attention_mask is None else (np.asarray(attention_mask) != 0).astype(np.int32)
+    )
+    if getattr(model, "task", "causal-lm") != "causal-lm":
+        raise InputError(f"the model has the task {model.task!r}: load it with task='causal-lm' to generate")
+    if not ids.size or not mask[:, -1].all():
+        raise InputError("a prompt has no tokens or is padded on the right: pad on the left (generation.pad_left)")
+    longest, most = model.config.longest, int(mask.sum(1).max())
+    if longest is not None and most + chosen.new_tokens > longest:
+        raise InputError(
+            f"a prompt of {most} tokens and {chosen.new_tokens} new ones are more than the model's {longest} positions: "
+            "shorten the prompt or ask for fewer"
+        )
+    if chosen.temperature and key is None:
+        raise InputError("sampling needs a key: pass key=jax.random.key(seed)")
+    trees = {"params": params, "deltas": deltas or {}, "supports": supports or {}}
+    key = jax.random.key(0) if key is None else key
+    return _compiled(model, chosen, scale, scale_sparse, trees, ids, jnp.asarray(mask), key)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _compiled(
+    model: Any,
+    options: Options,
+    scale: float,
+    scale_sparse: bool,
+    trees: dict[str, Any],
+    ids: jax.Array,
+    mask: jax.Array,
+    key: Key,
+) -> jax.Array:
+    def step(tokens: jax.Array, mask: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+        """Return the logits (rows, vocabulary) behind ``tokens`` (rows, length) and the cache with them."""
+        batch = {"input_ids": tokens, "attention_mask": mask, "cache": cache, "last_only": True}
+        found, cache = attach.apply(
+            model, trees["params"], trees["deltas"], trees["supports"], batch, scale=scale, scale_sparse=scale_sparse
+        )
+        return found[:, -1], cache
+
+    capacity = ids.shape[1] + options.new_tokens - 1
+    logits, cache = step(ids, mask, create(model, ids.shape[0], capacity))
+    words = 0 if options.repetition_penalty == 1 else logits.shape[-1]
+    seen = _marked(jnp.zeros((len(ids), words), bool), ids, mask != 0)
+    if options.beams > 1:
+        return _beam_search(step, logits, cache, seen, options)
+    return _one_by_one(step, logits, cache, seen, options, key)
+
+
+def _marked(seen: jax.Array, tokens: jax.Array, real: Any = True) -> jax.Array:
+    """Return bool ``seen`` (rows, words; 0 where none matters) with ``tokens`` (rows, n) marked where ``real``."""
+    if not seen.shape[-1]:
+        return seen
+    return seen.at[jnp.arange(len(seen))[:, None], tokens].max(real)
+
+
+def _penalized(scores: jax.Array, seen: jax.Array, options: Options) -> jax.Array:
+    """Return scores (..., vocabulary) with those of tokens ``seen`` lowered."""
+    penalty = options.repetition_penalty
+    if penalty == 1:
+        return scores
+    return jnp.where(seen, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
+
+
+class _Rows(NamedTuple):
+    """The loop of one sequence a row."""
+
+    count: jax.Array  # () int32: tokens chosen # pyright: ignore[reportIncompatibleMethodOverride]
+    tokens: jax.Array  # (rows, new_tokens)
+    ended: jax.Array  # (rows,) bool
+    logits: jax.Array  # (rows, vocabulary) of the next token
+    seen: jax.Array  # (rows, vocabulary) bool: in the prompt or chosen
+    cache: Any
+
+
+def _one_by_one(step: Any, logits: jax.Array, cache: Any, seen: jax.Array, options: Options, key: Key) -> jax.Array:
+    rows = logits.shape[0]
+
+    def choose(state: _Rows) -> tuple[jax.Array, jax.Array, jax.Array]:
+        logits = _penalized(state.logits, state.seen, options)
+        if options.temperature:
+            drawn = jax.random.categorical(jax.random.fold_in(key, state.count), filtered(logits, options))
+        else:
+            drawn = jnp.argmax(logits, axis=-1)
+        token = jnp.where(state.ended, options.pad, drawn).astype(jnp.int32)
+        tokens = jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.count))
+        return token, tokens, state.ended | _ends(token, options)
+
+    def go_on(state: _Rows) -> _Rows:
+        token, tokens, ended = choose(state)
+        logits, cache = step(token[:, None], jnp.ones((rows, 1), jnp.int32), state.cache)
+        return _Rows(state.count + 1, tokens, ended, logits, _marked(state.seen, token[:, None]), cache)
+
+    tokens = jnp.full((rows, options.new_tokens), options.pad, jnp.int32)
+    state = _Rows(jnp.zeros((), jnp.int32), tokens, jnp.zeros(rows, bool), logits, seen, cache)
+    # The last token is chosen behind the loop: nothing is to be computed from it.
+    state = jax.lax.while_loop(lambda s: (s.count < options.new_tokens - 1) & ~jnp.all(s.ended), go_on, state)
+    return choose(state)[1]
+
+
+def _ends(tokens: jax.Array, options: Options) -> jax.Array:
+    return jnp.isin(tokens, jnp.asarray(options.eos, jnp.int32))
+
+
+def filtered(logits: jax.Array, options: Options) -> jax.Array:
+    """Return logits (rows, vocabulary) over the temperature, -inf where top_k or, after it, top_p leaves a token out."""
+    scores = logits / options.temperature
+    if 0 < options.top_k < scores.shape[-1]:
+        least = jax.lax.top_k(scores, options.top_k)[0][:, -1:]
+        scores = jnp.where(scores < least, -jnp.inf, scores)
+    if options.top_p < 1:
+        order = jnp.sort(scores, axis=-1, descending=True)
+        probabilities = jax.nn.softmax(order, axis=-1)
+        # Those whose predecessors do not yet reach p; the first always.
+        taken = jnp.cumsum(probabilities, axis=-1) - probabilities < options.top_p
+        least = jnp.min(jnp.where(taken, order, jnp.inf), axis=-1, keepdims=True)
+        scores = jnp.where(scores < least, -jnp.inf, scores)
+    return scores
+
+
+class _Beams(NamedTuple):
+    """The loop of a beam search: of every row the beams that go on, and the best of those that have ended."""
+
+    count: jax.Array  # () int32: tokens chosen # pyright: ignore[reportIncompatibleMethodOverride]
+    tokens: jax.Array  # (rows, beams, new_tokens)
+    scores: jax.Array  # (rows, beams): sums of log probabilities
+    done_tokens: jax.Array  # (rows, beams, new_tokens)
+    done_scores: jax.Array  # (rows, beams): best first, with the length penalty
+    done: jax.Array  # (rows, beams) bool: whether there is such a one
+    improvable: jax.Array  # (rows, 1) bool: whether a beam may still become better than the worst of them
+    blocked: jax.Array  # () bool: whether all that could follow has ended
+    log_probs: jax.Array  # (rows, beams, vocabulary) of the next token
+    seen: jax.Array  # (rows, beams, vocabulary) bool: in the prompt or chosen
+    cache: Any  # of rows * beams rows
+
+
+def _beam_search(step: Any, logits: jax.Array, cache: Any, seen: jax.Array, options: Options) -> jax.Array:
+    """Hugging Face's beam search, its bounds on what may still improve included."""
+    rows, beams, new = logits.shape[0], options.beams, options.new_tokens
+    candidates = max(2, 1 + len(options.eos)) * beams
+
+    def gather(values: jax.Array, places: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(values, places.reshape(*places.shape, *(1,) * (values.ndim - 2)), axis=1)
+
+    def choose(state: _Beams) -> tuple[_Beams, jax.Array]:
+        """Return the state with one more token, and the beams (rows, beams) that it goes on from."""
+        size = state.log_probs.shape[-1]
+        log_probs = _penalized(state.log_probs, state.seen, options)
+        sums = (log_probs + state.scores[:, :, None]).reshape(rows, beams * size)
+        sums, places = jax.lax.top_k(sums, candidates)
+        origin, token = places // size, (places % size).astype(jnp.int32)
+        tokens = gather(state.tokens, origin)
+        tokens = jax.lax.dynamic_update_slice(tokens, token[:, :, None], (0, 0, state.count))
+        length = state.count + 1
+        ended = _ends(token, options) | (length >= new)
+        scores, kept = jax.lax.top_k(sums + ended * _NEVER, beams)
+        # Only the best candidates may end; the others are there so that enough go on.
+        done = ended & (jnp.arange(candidates) < beams)[None]
+        done_scores = sums / length.astype(jnp.float32) ** options.length_penalty + ~done * _NEVER
+        full = jnp.all(state.done, axis=1, keepdims=True) & options.early_stopping
+        done_scores += full * _NEVER + ~state.improvable * _NEVER
+        merged = jnp.concatenate([state.done_scores, done_scores], axis=1)
+        done_scores, best = jax.lax.top_k(merged, beams)
+        done_tokens = gather(jnp.concatenate([state.done_tokens, tokens], axis=1), best)
+        done = gather(jnp.concatenate([state.done, done], axis=1), best)
+        possible = scores[:, :1] / length.astype(jnp.float32) ** options.length_penalty
+        worst = jnp.where(done, jnp.min(done_scores, axis=1, keepdims=True), _NEVER)
+        state = state._replace(
+            count=length,
+            tokens=gather(tokens, kept),
+            scores=scores,
+            done_tokens=done_tokens,
+            done_scores=done_scores,
+            done=done,
+            improvable=state.improvable & jnp.any(possible > worst, axis=1, keepdims=True),
+            blocked=jnp.all(ended),
+        )
+        return state, gather(origin, kept)
+
+    def unfinished(state: _Beams) -> jax.Array:
+        stopped = jnp.all(state.done) & options.early_stopping
+        return jnp.any(state.improvable) & ~stopped & ~state.blocked
+
+    def go_on(state: _Beams) -> _Beams:
+        state, origin = choose(state)
+        cache = take(state.cache, (jnp.arange(rows)[:, None] * beams + origin).reshape(-1))
+        last = jax.lax.dynamic_slice_in_dim(state.tokens, state.count - 1, 1, axis=2).reshape(-1, 1)
+        logits, cache = step(last, jnp.ones((rows * beams, 1), jnp.int32), cache)
+        seen = gather(state.seen, origin).reshape(rows * beams, state.seen.shape[-1])
+        seen = _marked(seen, last).reshape(state.seen.shape)
+        return state._replace(log_probs=jax.nn.log_softmax(logits).reshape(rows, beams, -1), seen=seen, cache=cache)
+
+    empty = jnp.full((rows, beams, new), options.pad, jnp.int32)
+    state = _Beams(
+        count=jnp.zeros((), jnp.int32),
+        tokens=empty,
+        # All beams start alike: the first alone counts.
+        scores=jnp.where(jnp.arange(beams) > 0, _NEVER, 0.0)[None] * jnp.ones((rows, 1)),
+        done_tokens=empty,
+        done_scores=jnp.full((rows, beams), _NEVER),
+        done=jnp.zeros((rows, beams), bool),
+        improvable=jnp.ones((rows, 1), bool),
+        blocked=jnp.zeros((), bool),
+        log_probs=jnp.broadcast_to(jax.nn.log_softmax(logits)[:, None], (rows, beams, logits.shape[-1])),
+        seen=jnp.broadcast_to(seen[:, None], (rows, beams, seen.shape[-1])),
+        cache=take(cache, jnp.repeat(jnp.arange(rows), beams)),
+    )
+    state = jax.lax.while_loop(lambda s: unfinished(s) & (s.count < new - 1), go_on, state)
+    state = jax.lax.cond(unfinished(state), lambda s: choose(s)[0], lambda s: s, state)
+    return state.done_tokens[:, 0]

@@ -1,0 +1,23 @@
+"""Which weights, heads and neurons of a model go: masks of whole trees, and the smaller model that they leave."""
+
+from typing import TYPE_CHECKING
+
+from dsee_jax.lazy import package
+
+if TYPE_CHECKING:
+    from dsee_jax.prune.compaction import compact, expand
+    from dsee_jax.prune.units import structured
+    from dsee_jax.prune.weights import cubic, nm, unstructured
+
+__all__ = ["compact", "cubic", "expand", "nm", "structured", "unstructured"]
+
+_PUBLIC = {
+    "compact": "compaction",
+    "expand": "compaction",
+    "structured": "units",
+    "cubic": "weights",
+    "nm": "weights",
+    "unstructured": "weights",
+}
+
+__getattr__, __dir__ = package(__name__, _PUBLIC)

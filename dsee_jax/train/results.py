@@ -1,0 +1,141 @@
+"""What a run leaves: the adapter, the model in Hugging Face layout, and the figures of ``metrics.json``."""
+
+import dataclasses
+import platform
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+
+from dsee_jax import models, stacks, tree
+from dsee_jax.ckpt import adapter, folders, hf_save, kept_units
+from dsee_jax.ckpt.folders import ADAPTER, MODEL
+from dsee_jax.deltas import fold
+from dsee_jax.masks import apply as apply_masks
+from dsee_jax.metrics import flops
+from dsee_jax.prune import compaction
+from dsee_jax.runtime import multihost, storage
+from dsee_jax.runtime.storage import Place
+from dsee_jax.train.setup import Setup
+from dsee_jax.typing import Masks, Params
+
+
+def final_params(setup: Setup, trained: dict[str, Any], masks: Masks) -> Params:
+    """Return the model's own weights at the end: pruned, with the trained head; updates are not folded in."""
+    params = tree.unflatten({**tree.flatten(setup.params), **tree.flatten(trained["params"])})
+    return apply_masks(params, masks) if masks else params
+
+
+def split_updates(
+    setup: Setup, final: Setup, trained: dict[str, Any], masks: Masks
+) -> tuple[Setup, Setup, dict[str, Any], Masks]:
+    """Return all that `results` and `write` take, in memory of this process and with layers apart, as files have them."""
+    if multihost.is_distributed():
+        final = final._replace(params=multihost.to_host(final.params), supports=multihost.to_host(final.supports))
+        trained, masks = multihost.to_host((trained, masks))
+    if not getattr(setup.model, "scan", False):
+        return setup, final, trained, masks
+
+    def layers(values: Any) -> dict[str, Any]:
+        return stacks.unstack(multihost.to_host(values))
+
+    params = layers(final.params)
+    # What is cut is never scanned: the end has the shapes of the start.
+    setup = final._replace(
+        model=setup.model.clone(scan=False),
+        params=params,
+        prunable=[path for path in tree.flatten(params) if stacks.place(path)[0] in setup.prunable],
+        trained={part: layers(values) for part, values in setup.trained.items()},
+        supports=layers(final.supports),
+    )
+    return setup, setup, {part: layers(values) for part, values in trained.items()}, layers(masks)
+
+
+def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Place) -> dict[str, Any]:
+    """Write ``adapter/`` (where there are updates) and ``model/`` below ``out``; return ``{"model_bytes": ...}``.
+
+    ``model/`` holds the pruned weights and the tuned head, a compact checkpoint where units were cut out; the updates stay
+    factors, in ``adapter/`` beside it, so that the zeros stay zeros.
+    """
+    config = setup.config
+    final = final_params(setup, trained, masks)
+    labels = setup.data.task.labels
+    kept = compaction.composed(kept_units.read(setup.folder), setup.kept)
+    hf_save.save_pretrained(
+        out / MODEL, setup.model, final, source=setup.folder, labels=labels, kept=kept, overwrite=True
+    )
+    total = _bytes(out / MODEL)
+    if config.delta.rank or config.delta.nonzeros:
+        head = tree.split(trained["params"], setup.head)[0]
+        about = {
+            "format": "dsee_jax adapter 1",
+            "scale": config.delta.scale,
+            "scale_sparse": config.delta.scale_sparse,
+            "delta": dataclasses.asdict(config.delta),
+            "task": setup.data.task.name,
+            "labels": list(labels),
+            "base": config.model.path,
+            "base_sha256": adapter.fingerprint(setup.folder),
+        } | ({"kept": setup.model.config.widths} if setup.kept else {})
+        with folders.whole(out / ADAPTER, overwrite=True) as staging:
+            adapter.save(staging, adapter.Adapter(trained["deltas"], setup.supports, head, masks, about, kept))
+        total += storage.size(out / ADAPTER / adapter.WEIGHTS)
+    return {"model_bytes": total}
+
+
+def _bytes(folder: Place) -> int:
+    return sum(storage.size(path) for path in folder.glob("*.safetensors"))
+
+
+def results(
+    setup: Setup, final: Setup, trained: dict[str, Any], masks: Masks, stages: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the figures that depend on the seed and the input alone (`metrics.json` less times, memory and bytes).
+
+    ``setup`` is the run's at its start, ``final`` at its end, which differ where units were cut out. Counts of parameters are
+    those of the start; ``trainable_fraction`` is the trained share of the backbone (everything but the head, which
+    ``head_parameters`` counts). ``weight_sparsity`` counts what is zero or gone of the prunable kernels. ``flops_per_token``
+    counts the backbone's kernels, zeros left out, factors included, and ``flops_per_example`` attention as well, for an
+    example of the length ``data.max_length``; see `dsee_jax.metrics.flops`.
+    """
+    before, *done = stages
+    params = final_params(final, trained, masks)
+    flat, head = tree.flatten(setup.params), set(setup.head)
+    backbone = {path: leaf for path, leaf in flat.items() if path not in head}
+    size = sum(int(np.prod(leaf.shape)) for leaf in backbone.values())
+    moving = [path for path in tree.flatten(setup.trained["params"]) if path not in head]
+    count = fold.count(setup.trained["deltas"]) + sum(int(np.prod(flat[path].shape)) for path in moving)
+    kernels = [path for path in backbone if path.endswith("/kernel")]
+    dense = flops.dense(setup.params, kernels)
+    left = set(tree.flatten(params))
+    used = flops.sparse(params, (path for path in kernels if path in left)) + flops.factors(trained["deltas"])
+    prunable, length = flops.dense(setup.params, setup.prunable), setup.config.data.max_length
+    heads = models.cuts(setup.model).get("heads", ())
+    device = jax.devices()[0]
+    return {
+        "task": setup.data.task.name,
+        "seed": setup.config.train.seed,
+        "before": before["metrics"],
+        "stages": done,
+        "final": done[-1]["metrics"],
+        "trainable_parameters": count,
+        "trainable_fraction": count / size,
+        "head_parameters": sum(int(np.prod(flat[path].shape)) for path in setup.head),
+        "backbone_parameters": size,
+        "weight_sparsity": 1 - flops.sparse(params, final.prunable) / prunable if prunable else 0.0,
+        "kept": {kind: list(widths) for kind, widths in final.model.config.widths.items()},
+        "flops_per_token": {"dense": 2 * dense, "final": 2 * used},
+        "flops_per_example": {
+            "length": length,
+            "dense": 2 * flops.example(dense, setup.params, heads, length),
+            "final": 2 * flops.example(used, params, heads, length),
+        },
+        "flops_ratio": used / dense,
+        "environment": {
+            "jax": jax.__version__,
+            "flax": flax.__version__,
+            "device": f"{device.platform}: {device.device_kind}",
+            "python": platform.python_version(),
+        },
+    }

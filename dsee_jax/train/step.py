@@ -1,0 +1,143 @@
+"""One optimiser step and one evaluation step, as pure functions for ``jit``.
+
+The trained values are one tree: ``deltas`` (the updates), ``params`` (the task head, or every weight in full fine-tuning)
+and, in the search for a ticket, ``coefficients`` (`dsee_jax.prune.earlybert`). Only this tree is differentiated and has
+optimiser state; the other params enter as constants.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from dsee_jax import tree
+from dsee_jax.config import DeltaConfig
+from dsee_jax.deltas import attach
+from dsee_jax.masks import apply as apply_masks
+from dsee_jax.models import INPUTS
+from dsee_jax.prune import earlybert
+from dsee_jax.typing import Array, Cuts, Key, Masks, Params, Supports
+
+
+class State(NamedTuple):
+    """What a step changes."""
+
+    step: jax.Array  # shape=(), dtype=int32; steps done in this stage
+    trained: dict[str, Any]  # {"deltas": Deltas, "params": Params, ...}; the leaves that the optimiser moves
+    optimizer: optax.OptState
+
+
+class Frozen(NamedTuple):
+    """What a step reads."""
+
+    params: Params  # the params that are not trained, pruned entries 0
+    supports: Supports
+    masks: Masks  # of trained params only; frozen ones are masked once, when the mask is drawn
+
+
+def losses(logits: Array, labels: Array, *, regression: bool) -> jax.Array:
+    """Return the loss of each example in float32: cross-entropy in nats, or the squared error for regression.
+
+    Args:
+      logits: (batch, classes), or (batch, 1) for regression.
+      labels: (batch,) int32 classes, or float32 targets.
+      regression: which of the two.
+    """
+    logits = logits.astype(jnp.float32)
+    if regression:
+        return jnp.square(logits[:, 0] - labels)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def predict(
+    model: nn.Module,
+    trained: Mapping[str, Any],
+    frozen: Frozen,
+    batch: Any,
+    delta: DeltaConfig,
+    *,
+    cuts: Cuts | None = None,
+    **options: Any,
+) -> Any:
+    """Return the model's logits (batch, classes) with the updates attached, and the coefficients where ``trained`` has any.
+
+    ``cuts`` is ``models.cuts(model)``; coefficients without it raise `InputError`. ``options`` are those of
+    `dsee_jax.deltas.apply`.
+    """
+    with earlybert.attached(trained.get("coefficients", {}), cuts or {}):
+        return attach.apply(
+            model,
+            tree.join(frozen.params, trained["params"]),
+            trained["deltas"],
+            frozen.supports,
+            {name: batch[name] for name in INPUTS},
+            scale=delta.scale,
+            scale_sparse=delta.scale_sparse,
+            **options,
+        )
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    delta: DeltaConfig,
+    *,
+    regression: bool,
+    parts: Callable[[Mapping[str, Array]], int] = lambda batch: 1,
+    cuts: Cuts | None = None,
+    penalty: float = 0.0,
+    joined: bool = True,
+) -> Callable[[State, Frozen, Mapping[str, Array], Key, Array], tuple[State, jax.Array]]:
+    """Return the pure function ``(state, frozen, batch, key, rate) -> (state, loss)``; ``optimizer`` is as `optim.adamw`.
+
+    The loss is the mean over the batch's rows, each with its ``weights`` entry (0 for filler rows). ``parts`` says in how
+    many equal micro-batches a batch is computed; gradients are summed, so the result does not depend on it (dropout aside).
+    The dropout key is ``key`` folded with the step and the number of the micro-batch.
+
+    ``joined`` is that of `dsee_jax.deltas.apply`.
+
+    The search for a ticket: ``trained`` has ``coefficients``, ``cuts`` is ``models.cuts(model)``, and ``penalty`` times the
+    sum of ``|c|`` is minimised with the loss. It is not in the loss that is returned, which thus compares between stages.
+    """
+
+    def summed(trained: dict[str, Any], frozen: Frozen, batch: Mapping[str, Array], key: Key) -> jax.Array:
+        options = {"cuts": cuts, "joined": joined, "deterministic": False, "rngs": {"dropout": key}}
+        logits = predict(model, trained, frozen, batch, delta, **options)
+        return jnp.sum(losses(logits, batch["labels"], regression=regression) * batch["weights"])
+
+    def step(
+        state: State, frozen: Frozen, batch: Mapping[str, Array], key: Key, rate: Array
+    ) -> tuple[State, jax.Array]:
+        key = jax.random.fold_in(key, state.step)
+        count = parts(batch)
+        if count == 1:
+            total, gradient = jax.value_and_grad(summed)(state.trained, frozen, batch, jax.random.fold_in(key, 0))
+        else:
+            # Every count-th row: where rows are divided over devices, each part of the batch is too.
+            split = jax.tree.map(
+                lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), dict(batch)
+            )
+
+            def add(carry: Any, part: Any) -> tuple[Any, None]:
+                micro, number = part
+                found = jax.value_and_grad(summed)(state.trained, frozen, micro, jax.random.fold_in(key, number))
+                return jax.tree.map(jnp.add, carry, found), None
+
+            start = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, state.trained))
+            (total, gradient), _ = jax.lax.scan(add, start, (split, jnp.arange(count)))
+        rows = jnp.sum(batch["weights"])
+        gradient = jax.tree.map(lambda g: g / rows, gradient)
+        if penalty:
+            pull = jax.grad(earlybert.penalty)(state.trained["coefficients"])
+            pulled = jax.tree.map(lambda g, p: g + penalty * p, gradient["coefficients"], pull)
+            gradient = gradient | {"coefficients": pulled}
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trained)
+        trained: Any = jax.tree.map(lambda w, u: w - rate * u, state.trained, updates)
+        if frozen.masks:
+            trained = trained | {"params": apply_masks(trained["params"], frozen.masks)}
+        return State(state.step + 1, trained, optimizer_state), total / rows
+
+    return step

@@ -1,0 +1,60 @@
+"""The trees of this library, by name; what is true and what is small, said once.
+
+Four trees share one set of paths such as ``encoder/layer_0/attention/query/kernel``:
+
+========  =============================================================  ==================================
+tree      leaves                                                         who changes it
+========  =============================================================  ==================================
+params    the pretrained weights and the task head                       loader, pruning, merging; the head: the optimiser
+deltas    at touched kernels a dict of ``a``, ``b`` and/or ``values``    the optimiser, and nothing else
+supports  at the same kernels, int32 coordinates of ``values``           selectors, once
+masks     at pruned kernels, bool, **True = kept**                       pruning
+========  =============================================================  ==================================
+
+A tree holds only the paths it touches, never ``None`` (to JAX a ``None`` is an empty node, not a leaf).
+Kernels have shape ``(in, out)``, so ``y = x @ W``. ``sparsity`` is the fraction of zeros, in ``[0, 1)``.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import numpy as np
+
+Array: TypeAlias = jax.Array | np.ndarray
+Key: TypeAlias = jax.Array
+"""A PRNG key from ``jax.random.key``."""
+
+Tree: TypeAlias = Mapping[str, Any]
+"""Nested dicts of arrays."""
+
+Params: TypeAlias = Mapping[str, Any]
+"""Nested dicts; kernels ``(in, out)``, biases ``(out,)``, embeddings ``(rows, width)``."""
+
+Delta: TypeAlias = Mapping[str, Array]
+"""The update of one kernel: ``a`` (in, r) and ``b`` (r, out), and/or ``values`` (nnz,)."""
+
+Deltas: TypeAlias = Mapping[str, Any]
+"""Nested dicts ending in a `Delta` at each touched kernel."""
+
+Supports: TypeAlias = Mapping[str, Any]
+"""Nested dicts; at each kernel with ``values``, int32 (nnz, 2): row (input) and column (output), in row-major order."""
+
+Masks: TypeAlias = Mapping[str, Any]
+"""Nested dicts of bool arrays shaped like their kernel. True = kept."""
+
+Rules: TypeAlias = Sequence[tuple[str, Any]]
+"""Ordered ``(regex, value)``; the first regex that matches a whole path gives that path its value."""
+
+
+class Units(NamedTuple):
+    """The units of one kind in one layer."""
+
+    axes: Mapping[
+        str, tuple[int, int]
+    ]  # path of a param -> (axis, entries of a unit on it); units in one order everywhere
+    scored: tuple[str, ...]  # kernels (in, out) whose columns of a unit make its score
+
+
+Cuts: TypeAlias = Mapping[str, Sequence[Units]]
+"""By kind (``heads``, ``neurons``), for every layer in order."""

@@ -1,0 +1,138 @@
+"""Tensors that are read in chunks, in bounded memory: as stored, with an adapter folded in, or with reordered rows."""
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dsee_jax.ckpt import tensors
+from dsee_jax.ckpt.tensors import DTYPES, Stored
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""The types that are merged; tensors of other types are copied."""
+
+_BLOCK = 1 << 20
+
+
+class Lazy(NamedTuple):
+    """A tensor that is read in chunks.
+
+    ``read(start, stop)`` returns the flat elements [start, stop) in row-major order, in ``dtype``, perhaps read-only. It takes
+    the memory of the chunk plus a row, and raises `InputError` where a file has become shorter.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str  # of `read`'s result, by its name in safetensors
+    files: tuple[Path, ...]  # the files that `read` reads, the tensor's own first
+    nbytes: int  # of the whole tensor on disk
+    read: Callable[[int, int], np.ndarray]
+
+
+def plain(stored: Stored) -> Lazy:
+    """Return a tensor as stored in its file, memory-mapped."""
+    return Lazy(
+        stored.shape,
+        stored.dtype,
+        (stored.file,),
+        stored.nbytes,
+        lambda start, stop: tensors.mapped(stored, start, stop),
+    )
+
+
+def from_array(array: np.ndarray, file: Path) -> Lazy:
+    """Return a small tensor in memory, read from ``file``, in float32."""
+    flat = np.ascontiguousarray(array, np.float32).ravel()
+    return Lazy(array.shape, "F32", (file,), flat.nbytes, lambda start, stop: flat[start:stop])
+
+
+def adapted(
+    base: Lazy,
+    file: Path,
+    *,
+    factors: tuple[np.ndarray, np.ndarray] | None = None,
+    sparse: tuple[np.ndarray, np.ndarray] | None = None,
+    kept: np.ndarray | None = None,
+) -> Lazy:
+    """Return ``kept * base + left @ right + sparse`` in float32.
+
+    Args:
+      base: a matrix (rows, columns).
+      file: of the adapter.
+      factors: ``left`` (rows, rank), scaled, and ``right`` (rank, columns), float32.
+      sparse: flat positions (nonzeros,) int64, ascending, and float32 values (nonzeros,), scaled.
+      kept: the mask as bits in row-major order, uint8 (ceil(rows * columns / 8),); 1 = kept.
+    """
+    columns = base.shape[1]
+
+    def read(start: int, stop: int) -> np.ndarray:
+        chunk = base.read(start, stop).astype(np.float32)
+        if kept is not None:
+            bits = np.unpackbits(kept[start // 8 : -(-stop // 8)])[start % 8 :][: stop - start]
+            chunk[bits == 0] = 0
+        if factors is not None:
+            first, last = start // columns, -(-stop // columns)
+            update = (factors[0][first:last] @ factors[1]).ravel()
+            chunk += update[start - first * columns : stop - first * columns]
+        if sparse is not None:
+            positions, values = sparse
+            low, high = np.searchsorted(positions, [start, stop])
+            np.add.at(chunk, positions[low:high] - start, values[low:high])
+        return chunk
+
+    return Lazy(base.shape, "F32", (*base.files, file), base.nbytes, read)
+
+
+def aligned(source: Lazy, rows: np.ndarray, fills: Mapping[int, Sequence[tuple[Lazy, int]]], token_rows: int) -> Lazy:
+    """Return a tensor with reordered and new rows: an embedding or an output matrix of another vocabulary.
+
+    The type is the source's where rows are only moved, and F32 where rows are means or come from tensors of another type.
+
+    Args:
+      source: (old rows, ...).
+      rows: int64 (new rows,), the row of ``source`` for each new row; -1: no row.
+      fills: for a new row without a row of ``source``, the rows of other tensors whose mean it is; a missing entry gives
+        zeros.
+      token_rows: the rows from this number on are padding, the mean of all rows before.
+    """
+    width = prod(source.shape[1:])
+    parts = [part for row in fills.values() for part in row]
+    means = token_rows < len(rows) or any(len(row) > 1 for row in fills.values())
+    mixed = any(lazy.dtype != source.dtype for lazy, _ in parts)
+    dtype = "F32" if means or mixed else source.dtype
+
+    def gather(first: int, last: int) -> np.ndarray:
+        """Return rows [first, last), all below ``token_rows``, as (rows, width)."""
+        gathered, here = np.zeros((last - first, width), DTYPES[dtype]), rows[first:last]
+        # Most neighbouring rows stay neighbours: read each run of rows at once.
+        breaks = np.flatnonzero((np.diff(here) != 1) | (here[:-1] < 0)) + 1
+        for begin, end in itertools.pairwise([0, *breaks.tolist(), last - first]):
+            old = int(here[begin]) if end > begin else -1
+            if old >= 0:
+                gathered[begin:end] = source.read(old * width, (old + end - begin) * width).reshape(-1, width)
+        for row in np.flatnonzero(here < 0).tolist():
+            taken = [lazy.read(old * width, (old + 1) * width) for lazy, old in fills.get(first + row, ())]
+            if taken:
+                gathered[row] = taken[0] if len(taken) == 1 else np.mean(np.asarray(taken, np.float64), axis=0)
+        return gathered
+
+    @functools.cache
+    def mean() -> np.ndarray:
+        total, step = np.zeros(width), max(_BLOCK // width, 1)
+        for first in range(0, token_rows, step):
+            total += gather(first, min(first + step, token_rows)).sum(axis=0, dtype=np.float64)
+        return total / token_rows
+
+    def read(start: int, stop: int) -> np.ndarray:
+        first, last = start // width, -(-stop // width)
+        chunk = gather(min(first, token_rows), min(last, token_rows))
+        if last > token_rows:
+            padding = np.broadcast_to(mean().astype(chunk.dtype), (last - max(first, token_rows), width))
+            chunk = np.concatenate([chunk, padding])
+        return chunk.ravel()[start - first * width : stop - first * width]
+
+    files = tuple(dict.fromkeys((*source.files, *(file for lazy, _ in parts for file in lazy.files))))
+    return Lazy((len(rows), *source.shape[1:]), dtype, files, source.nbytes, read)

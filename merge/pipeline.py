@@ -1,0 +1,151 @@
+"""A merge from its recipe to its output files: opened models, aligned vocabularies, plan, model card, heat map."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dsee_jax.ckpt import tensors
+from merge import units
+from merge.inputs import lazy, tokenizer
+from merge.inputs.sources import Source, open_source
+from merge.outputs import card, heatmap, metadata
+from merge.planning import plan
+from merge.recipes import recipe, strict_yaml
+from merge.streaming import engine
+
+PICTURE = "merge_coefficients.png"
+
+
+class Prepared(NamedTuple):
+    """A merge that is ready to run."""
+
+    recipe: recipe.Recipe
+    sources: Mapping[str, Source]  # by reference, with aligned vocabularies
+    plan: plan.Plan
+    vocabulary: tokenizer.Vocabulary | None
+    config: Mapping[str, Any]  # the merged model's config.json
+    files: Mapping[str, Path]  # all files that are read, by their names in the card
+
+
+def read(path: str | os.PathLike[str]) -> Prepared:
+    """Read a recipe and the headers of its models.
+
+    Raises:
+      InputError: the recipe, a model or a file of statistics is invalid.
+    """
+    parsed = recipe.read(path)
+    beside = parsed.path.absolute().parent if isinstance(parsed.path, Path) else parsed.path.parent
+    sources = {reference: open_source(reference, beside) for reference in parsed.references}
+    files = {name: file for source in sources.values() for name, file in source.files.items()}
+    entries = [entry for part in parsed.slices for entry in part.models if entry.statistics is not None]
+    places = {str(entry.statistics): Path(str(entry.statistics)) for entry in entries}
+    files |= places
+    statistics = {
+        place: {name: lazy.plain(stored) for name, stored in tensors.contents(place).items()}
+        for place in places.values()
+    }
+    vocabulary = None
+    if parsed.tokenizer is None:
+        tokenizer.check(list(sources.values()))
+    else:
+        vocabulary = tokenizer.build(
+            parsed.tokenizer.source,
+            list(sources.values()),
+            beside,
+            base=parsed.base_model,
+            tokens=parsed.tokenizer.tokens,
+            pad_to_multiple_of=parsed.tokenizer.pad_to_multiple_of,
+        )
+        sources = {source.reference: source for source in tokenizer.align(vocabulary, list(sources.values()))}
+    merge_plan = plan.plan(parsed, sources, statistics)
+    kinds = [job.dtype for job in merge_plan.jobs if job.method != "copy"]
+    config = metadata.config(
+        sources[parsed.origin].config,
+        dtype=max(set(kinds), key=kinds.count) if kinds else None,
+        layers=merge_plan.layers,
+        vocab_size=None if vocabulary is None else vocabulary.rows,
+    )
+    return Prepared(parsed, sources, merge_plan, vocabulary, config, files)
+
+
+@contextlib.contextmanager
+def input_digests(ready: Prepared) -> Iterator[Callable[[], dict[str, str]]]:
+    """Hash all inputs in the background; yields a function that waits for and returns ``{name: SHA-256}``."""
+    stopped = threading.Event()
+
+    def go_on(nbytes: int) -> None:
+        if stopped.is_set():
+            raise InterruptedError
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(metadata.hashes, ready.files.values(), go_on)
+
+        def digests() -> dict[str, str]:
+            hashes = future.result()
+            return {name: hashes[file] for name, file in ready.files.items()}
+
+        try:
+            yield digests
+        finally:
+            stopped.set()
+
+
+def write_metadata(
+    ready: Prepared, folder: Path, name: str, extras: engine.Extras, digests: Mapping[str, str]
+) -> list[str]:
+    """Write all files but the weights into ``folder``; return lines for the user.
+
+    Args:
+      ready: the merge.
+      folder: the folder of the merged weights.
+      name: of the merged model.
+      extras: from `merge.streaming.engine.run`.
+      digests: ``{name: SHA-256}`` of every file read.
+    """
+    parsed, origin = ready.recipe, ready.sources[ready.recipe.origin]
+    options = {key: option.default for key, option in parsed.method.shared.items()}
+    resolved = strict_yaml.parse(str(parsed.path), parsed.text)
+    resolved["parameters"] = options | (resolved.get("parameters") or {})
+    template = None
+    if parsed.chat_template is not None:
+        template = metadata.chat_template(parsed.chat_template, [source.folder for source in ready.sources.values()])
+    metadata.write(
+        folder,
+        origin.folder,
+        ready.config,
+        tokenizer=None if ready.vocabulary is None else ready.vocabulary.tokenizer,
+        template=template,
+        card=card.card(
+            name,
+            method=parsed.name,
+            about=parsed.method.help,
+            models=ready.plan.models,
+            base=parsed.base_model,
+            recipe=parsed.text,
+            options=resolved["parameters"],
+            digests=digests,
+        ),
+        recipe=card.recipe_text(resolved, digests),
+    )
+    return _shares(ready, folder, extras)
+
+
+def _shares(ready: Prepared, folder: Path, extras: engine.Extras) -> list[str]:
+    """Draw RankMean's heat map; return its table and the picture's path, or nothing for other methods."""
+    jobs = [job for job in ready.plan.jobs if "change" in extras[job.name]]
+    if not jobs:
+        return []
+    where = units.of([job.name for job in jobs], jobs[0].options["unit"])
+    groups = {group: extras[job.name] for job in jobs if (group := where[job.name]) is not None}
+    names = sorted(groups, key=units.natural)
+    shares, changes = (
+        np.stack([np.asarray(groups[name][key]) for name in names]) for key in ("coefficients", "change")
+    )
+    table = heatmap.table(names, ready.plan.models, shares, changes)
+    return [table, heatmap.heatmap(folder / PICTURE, names, ready.plan.models, shares, changes)]

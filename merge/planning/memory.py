@@ -1,0 +1,112 @@
+"""Accelerator memory of a merge in memory: the plan's program, compiled for a topology you do not have.
+
+Every tensor of every model is sharded over all devices, along its longest axis that the number of devices divides; a tensor
+without such an axis is replicated. A merge from files to files (`merge.streaming`) needs little memory: a few tiles at a time.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dsee_jax.ckpt.tensors import DTYPES
+from dsee_jax.plan import roofline
+from merge.leaf import Whole
+from merge.methods import find
+from merge.planning.plan import Job, Plan
+
+log = logging.getLogger(__name__)
+
+AXES = ("data", "fsdp", "tensor")
+"""The mesh axes, named as those of a training run; all devices are on ``fsdp``."""
+
+
+def program(plan: Plan) -> Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, jax.Array]]:
+    """Return ``run(origin, others)``, which returns the merged tensors by name, in the types that are written.
+
+    ``origin`` holds for every tensor the base, or the copied tensor, or for a method without a base the first model.
+    ``others`` holds for every merged tensor ``{"models": (...), "statistics": (...)}``, without the model in ``origin``.
+    """
+    merged = [job for job in plan.jobs if job.method != "copy"]
+    method = find(merged[0].method, merged[0].options) if merged else None
+
+    def run(origin: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, jax.Array]:
+        result = {job.name: origin[job.name].astype(DTYPES[job.dtype]) for job in plan.jobs if job.method == "copy"}
+        if method is None:
+            return result
+        leaves = [_leaf(job, origin[job.name], others[job.name], method.statistics) for job in merged]
+        options = [method.keywords(job.options) for job in merged]
+        extras: list[dict[str, Any]] = method.prepare(leaves, options) if method.prepare else [{} for _ in merged]
+        for job, leaf, keywords, extra in zip(merged, leaves, options, extras, strict=True):
+            grams = {}
+            if method.statistics == "grams" and job.statistics:
+                grams = {"grams": list(others[job.name]["statistics"])}
+            merged_tensor = method.merge(leaf, **keywords, **extra, **grams)
+            result[job.name] = jnp.asarray(merged_tensor).reshape(job.shape).astype(DTYPES[job.dtype])
+        return result
+
+    return run
+
+
+def _leaf(job: Job, origin: Any, others: Mapping[str, Any], kind: str) -> Whole:
+    base, models = (origin, others["models"]) if job.base else (None, (origin, *others["models"]))
+    lined = [value if value.ndim else value.reshape(1) for value in (models if base is None else (base, *models))]
+    statistics = tuple(others["statistics"]) if kind == "elements" else ()
+    return Whole(job.name, None if base is None else lined[0], tuple(lined[base is not None :]), statistics)
+
+
+def arguments(plan: Plan, where: Mesh) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arguments of `program` as shapes with shardings."""
+
+    def shaped(lazy: Any) -> jax.ShapeDtypeStruct:
+        shape = tuple(lazy.shape)
+        return jax.ShapeDtypeStruct(
+            shape, DTYPES[lazy.dtype], sharding=NamedSharding(where, _divided(shape, where.size))
+        )
+
+    origin, others = {}, {}
+    for job in plan.jobs:
+        first, *rest = job.inputs
+        origin[job.name] = shaped(first)
+        if job.method != "copy":
+            others[job.name] = {"models": tuple(map(shaped, rest)), "statistics": tuple(map(shaped, job.statistics))}
+    return origin, others
+
+
+def _divided(shape: tuple[int, ...], count: int) -> PartitionSpec:
+    fitting = [axis for axis, size in enumerate(shape) if size % count == 0]
+    if not fitting:
+        return PartitionSpec()
+    longest = max(fitting, key=lambda axis: shape[axis])
+    return PartitionSpec(*(AXES if axis == longest else None for axis in range(len(shape))))
+
+
+def _mesh(devices: Sequence[Any]) -> Mesh:
+    shape = (1, len(devices), 1)
+    try:
+        # Neighbours on a mesh axis are neighbours in the network, where the devices have coordinates.
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    except (AssertionError, NotImplementedError, ValueError):
+        log.warning("devices are laid on the mesh %s in their own order, not along their links", shape)
+        grid = np.reshape(np.array(devices, dtype=object), shape)
+    return Mesh(grid, AXES)
+
+
+def compiled(plan: Plan, topology: str = "") -> dict[str, Any]:
+    """Compile the merge for a topology, and return its memory, FLOPs and times, as `dsee_jax.plan.roofline.compiled` does.
+
+    Raises:
+      InputError: no such topology, from `dsee_jax.plan.roofline.devices`.
+    """
+    devices = roofline.devices(topology)
+    where = _mesh(devices)
+    chip = roofline.CHIPS.get(topology.partition(":")[0])
+    # The origin's buffers are donated to the merged tensors.
+    figures = roofline.compiled(program(plan), arguments(plan, where), where, chip, donated=(0,))
+    about = {"topology": topology or f"{len(devices)} x {devices[0].device_kind}", "devices": len(devices)}
+    return about | {"memory": chip.memory if chip else None, "mesh": dict(where.shape)} | figures

@@ -1,0 +1,402 @@
+"""The commands as a person uses them: bad input is one line and writes nothing; the verbs on a finished run."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import dsee_jax
+import runs
+import tiny
+import train
+from dsee_jax import __main__ as command
+from dsee_jax.ckpt import adapter, folders, hf, kept_units
+from dsee_jax.train import loop
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def no_weights(folder):
+    shutil.move(folder / "base" / "model.safetensors", folder / "base" / "pytorch_model.bin")
+
+
+def truncated(folder):
+    path = folder / "base" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def small_embedding(folder):
+    tiny.bert(folder / "base", num_hidden_layers=1, vocab_size=len(tiny.VOCABULARY) - 25)
+
+
+def five_heads(folder):
+    config = folder / "base" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_attention_heads": 5}))
+
+
+def a_cut_of_other_widths(folder):
+    kept_units.write(folder / "base", {"heads": {"layer_0": np.array([True, False, True])}})
+
+
+def a_cut_of_more_heads(folder):
+    kept_units.write(folder / "base", {"heads": {"layer_0": np.ones(4, bool)}})
+
+
+def label(folder):
+    with (folder / "data" / "dev.csv").open("a") as file:
+        file.write("a cat,perhaps\n")
+
+
+def empty(folder):
+    (folder / "data" / "train.csv").write_text("")
+
+
+def short_row(folder):
+    (folder / "data" / "RTE").mkdir()
+    header = "index\tsentence1\tsentence2\tlabel\n"
+    for name in ("train", "dev"):
+        (folder / "data" / "RTE" / f"{name}.tsv").write_text(f"{header}0\ta\tb\tentailment\n1\ta\tb\n")
+
+
+def other_run(folder):
+    (folder / "run").mkdir()
+    other = runs.config(folder, train__seed=5)
+    (folder / "run" / "config.yaml").write_text(dsee_jax.train.config_file.dump(other))
+
+
+def other_files(folder):
+    (folder / "run").mkdir()
+    (folder / "run" / "thesis.tex").write_text("precious")
+
+
+BAD = {
+    "no model": (None, {"model__path": "/nowhere/model"}, "model folder /nowhere/model does not exist"),
+    "pickle": (no_weights, {}, "pytorch_model.bin is a pickle"),
+    "truncated": (truncated, {}, "model.safetensors is not a whole safetensors file"),
+    "unknown key": (None, {"train__learning_rat": 1}, "(did you mean 'learning_rate'?)"),
+    "a rule that matches nothing": (None, {"delta__targets": [".*/querry/kernel"]}, "'.*/querry/kernel' takes nothing"),
+    "a rule of pruning": (None, {"prune__targets": ["decoder/.*"]}, "'decoder/.*' takes nothing"),
+    "prune what is no kernel": (None, {"prune__targets": [".*/bias"]}, "expected a kernel (in, out)"),
+    "groups that do not fit": (None, {"prune__kind": "nm", "prune__m": 5}, "prune.m is 5;"),
+    "a score of nothing": (None, {"prune__score": "AB", "delta__rank": 0}, "prune.score 'AB'"),
+    "nonzeros": (None, {"delta__nonzeros": 577}, "delta.nonzeros is 577;"),
+    "sparsity": (None, {"prune__sparsity": 1.0}, "prune.sparsity is 1.0; expected"),
+    "all heads": (None, {"prune__kind": "structured", "prune__heads": 1.0}, "prune.heads is 1.0; expected a fraction"),
+    "all neurons": (
+        None,
+        {"prune__kind": "structured", "prune__neurons": 1.0},
+        "prune.neurons is 1.0; expected a fraction in [0, 1) or a whole number: 1.0 leaves none",
+    ),
+    "heads that do not divide": (five_heads, {}, "'hidden_size' is 24, not a multiple of 'num_attention_heads' = 5"),
+    "a dense model with units of a cut": (a_cut_of_other_widths, {}, "kept.safetensors: the model has the widths"),
+    "units of another model": (a_cut_of_more_heads, {}, "kept.safetensors: layer 0 has 3 heads and the cut is of 4"),
+    "too many heads": (None, {"prune__kind": "structured", "prune__heads": 4}, "prune.heads is 4 and there are 3"),
+    "nothing to cut": (None, {"prune__kind": "structured"}, "prune.heads is 0; expected more than 0"),
+    "a unit in part": (
+        None,
+        {"prune__kind": "structured", "prune__heads": 1, "prune__targets": [".*/query/kernel"]},
+        "prune.targets leaves out 'encoder/layer_0/attention/key/kernel'",
+    ),
+    "label": (label, {}, "dev.csv:22: label 'perhaps' is outside the task"),
+    "empty file": (empty, {}, "train.csv: the file is empty"),
+    "short row": (short_row, {"data__source": "glue", "data__task": "rte"}, "train.tsv:3: the row has 3 columns"),
+    "vocabulary": (small_embedding, {}, "vocabulary larger than the embedding"),
+    "too long": (None, {"data__max_length": 64}, "data.max_length is 64;"),
+    "another run's folder": (other_run, {}, "belongs to another config: train.seed is 5 there and 0 here"),
+    "a folder of other things": (other_files, {}, "it is no run's"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, name):
+    spoil, options, message = BAD[name]
+    arguments = runs.arguments(tmp_path, **options)
+    if spoil:
+        spoil(tmp_path)
+    before = files(tmp_path)
+    assert train.main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    assert said.err.startswith("train.py: ")
+    assert message in said.err
+    assert files(tmp_path) == before
+    assert said.out == ""
+
+
+def test_bad_input_from_the_shell(tmp_path):
+    """Exit status 2, and nothing on stderr but the line, though a head was created and transformers was imported."""
+    arguments = runs.arguments(tmp_path)
+    shutil.rmtree(tmp_path / "base")
+    tiny.bert(tmp_path / "base", head=False, vocab_size=len(tiny.VOCABULARY) - 25)
+    found = subprocess.run(
+        [sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True, env=dict(os.environ)
+    )
+    assert found.returncode == 2
+    assert found.stderr.count("\n") == 1
+    assert "vocabulary larger than the embedding" in found.stderr
+    assert "classifier/kernel, pooler/bias, pooler/kernel: created at random" in found.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_fault_of_the_program_is_not_hidden(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "prepare", lambda config: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train.main(runs.arguments(tmp_path))
+
+
+@pytest.mark.parametrize("arguments", [[], ["evaluate"], ["export"], ["report"], ["inspect"], ["statistics"]])
+def test_help(capsys, arguments):
+    with pytest.raises(SystemExit) as stop:
+        command.main([*arguments, "--help"])
+    assert stop.value.code == 0
+    assert "usage: " in capsys.readouterr().out
+
+
+@pytest.mark.smoke
+def test_help_of_the_main_job(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--help"])
+    assert stop.value.code == 0
+    assert train.main(["--keys"]) == 0
+    assert "delta.nonzeros = 64" in capsys.readouterr().out
+
+
+def test_an_unknown_verb(capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.main(["evaluat", "x"])
+    assert stop.value.code == 2
+    assert "invalid choice: 'evaluat'" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def finished(finished_run):
+    """The folder of a finished run, and its results."""
+    run = finished_run("dsee") / "run"
+    return run, json.loads((run / folders.METRICS).read_text())
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("overrides", [[], ["--train.batch_size=4"]])
+def test_evaluate(finished, capsys, overrides):
+    """From the files alone, whatever the batches."""
+    assert command.main(["evaluate", str(finished[0]), *overrides]) == 0
+    assert json.loads(capsys.readouterr().out) == pytest.approx(finished[1]["final"], abs=1e-6)
+
+
+def logits(folder, kept=None):
+    model, params = dsee_jax.load_pretrained(folder)
+    options = {name: kept.config[name] for name in ("scale", "scale_sparse")} if kept else {}
+    deltas, supports = (kept.deltas, kept.supports) if kept else (None, None)
+    return np.asarray(dsee_jax.apply(model, params, deltas, supports, tiny.batch(), **options))
+
+
+@pytest.mark.smoke
+def test_export_folded(finished, tmp_path, capsys):
+    """Any reader of the folder gets the logits of the model with its updates attached."""
+    run = finished[0]
+    assert command.main(["export", str(run), str(tmp_path / "out"), "--format", "hf"]) == 0
+    attached = logits(run / "model", adapter.load(run / "adapter"))
+    np.testing.assert_allclose(logits(tmp_path / "out"), attached, atol=1e-5)
+    assert np.abs(logits(run / "model") - attached).max() > 1e-3
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["id2label"] == {"0": "no", "1": "yes"}
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+    capsys.readouterr()
+    assert command.main(["export", str(run), str(tmp_path / "out"), "--format", "hf"]) == 2
+    assert "exists" in capsys.readouterr().err
+
+
+def test_export_folded_of_values_that_are_not_scaled(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run, ignore=shutil.ignore_patterns("checkpoints"))
+    kept = adapter.load(run / "adapter")
+    assert kept.config["scale"] != 1
+    adapter.save(run / "adapter", kept._replace(config=kept.config | {"scale_sparse": False}))
+    assert command.main(["export", str(run), str(tmp_path / "out"), "--format", "hf"]) == 0
+    np.testing.assert_allclose(
+        logits(tmp_path / "out"), logits(run / "model", adapter.load(run / "adapter")), atol=1e-5
+    )
+
+
+def test_export_with_factors(finished, tmp_path):
+    run, out = finished[0], tmp_path / "out"
+    assert command.main(["export", str(run), str(out), "--format", "hf", "--factors"]) == 0
+    assert (out / "model.safetensors").read_bytes() == (run / "model" / "model.safetensors").read_bytes()
+    jax.tree.map(np.testing.assert_array_equal, adapter.load(out / "adapter")[:4], adapter.load(run / "adapter")[:4])
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("default")
+def test_export_folded_opens_elsewhere(finished, tmp_path):
+    """Hugging Face transformers on torch gives the same logits."""
+    torch = pytest.importorskip("torch")
+    from transformers import BertForSequenceClassification
+
+    assert command.main(["export", str(finished[0]), str(tmp_path / "out"), "--format", "hf"]) == 0
+    theirs = BertForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        found = theirs(**{name: torch.from_numpy(x).long() for name, x in tiny.batch().items()}).logits.numpy()
+    np.testing.assert_allclose(logits(tmp_path / "out"), found, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def cut(finished_run):
+    """The folder of a finished run that cut heads and neurons out, and its results."""
+    run = finished_run("structured") / "run"
+    return run, json.loads((run / folders.METRICS).read_text())
+
+
+def test_evaluate_a_cut_model(cut, capsys):
+    assert command.main(["evaluate", str(cut[0])]) == 0
+    assert json.loads(capsys.readouterr().out) == pytest.approx(cut[1]["final"], abs=1e-6)
+
+
+def test_export_a_cut_model(cut, tmp_path, capsys):
+    """Compact and in full shape: the logits of the model with its updates attached, from smaller and larger files."""
+    run = cut[0]
+    attached = logits(run / "model", adapter.load(run / "adapter"))
+    for form in ("hf", "compact"):
+        assert command.main(["export", str(run), str(tmp_path / form), "--format", form]) == 0
+        np.testing.assert_allclose(logits(tmp_path / form), attached, atol=1e-5)
+    small, large = (hf.load_pretrained(tmp_path / form) for form in ("compact", "hf"))
+    assert small[0].config.kept_neurons == (24,)
+    assert large[0].config == hf.load_pretrained(run.parent / "base")[0].config
+    assert "kept_heads" not in json.loads((tmp_path / "hf" / "config.json").read_text())
+    keep = kept_units.read(tmp_path / "compact")["neurons"]["layer_0"]
+    up = np.asarray(large[1]["encoder"]["layer_0"]["mlp"]["up"]["kernel"])
+    np.testing.assert_array_equal((up != 0).any(0), keep)
+    assert command.main(["export", str(run), str(tmp_path / "x"), "--format", "compact", "--factors"]) == 0
+    np.testing.assert_allclose(logits(tmp_path / "x", adapter.load(tmp_path / "x" / "adapter")), attached, atol=1e-5)
+    capsys.readouterr()
+    assert command.main(["export", str(run), str(tmp_path / "y"), "--format", "hf", "--factors"]) == 2
+    assert "use it with --format compact" in capsys.readouterr().err
+
+
+def test_export_compact_of_a_model_that_was_not_cut(finished, tmp_path, capsys):
+    assert command.main(["export", str(finished[0]), str(tmp_path / "out"), "--format", "compact"]) == 2
+    assert "cut no heads or neurons out" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cut_model_with_the_files_of_another(cut, finished, tmp_path, capsys):
+    """Weights of one cut with the config, or the adapter, of another model: refused by name, never read as they come."""
+    spoilt = tmp_path / "run"
+    shutil.copytree(cut[0], spoilt, ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copyfile(finished[0] / "model" / "config.json", spoilt / "model" / "config.json")
+    assert command.main(["evaluate", str(spoilt)]) == 2
+    assert "kept.safetensors: the model has the widths" in capsys.readouterr().err
+    (spoilt / "model" / "kept.safetensors").unlink()
+    assert command.main(["evaluate", str(spoilt)]) == 2
+    assert "were heads or neurons cut? then take the config.json" in capsys.readouterr().err
+    shutil.rmtree(spoilt / "model")
+    shutil.copytree(finished[0] / "model", spoilt / "model")
+    assert command.main(["evaluate", str(spoilt)]) == 2
+    assert "are of two cuts: the heads of layer 0 differ" in capsys.readouterr().err
+    (spoilt / "adapter" / "kept.safetensors").unlink()
+    assert command.main(["evaluate", str(spoilt)]) == 2
+    assert "they are of two models, or of two cuts of one" in capsys.readouterr().err
+
+
+def refused(run, out, capsys, *words):
+    """By every verb that opens the model and its adapter, in one line."""
+    for arguments in (["evaluate", str(run)], ["export", str(run), str(out)]):
+        assert command.main(arguments) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        for word in words:
+            assert str(word) in said
+    assert not out.exists()
+
+
+def rolled(folder):
+    """Another cut, of equal widths."""
+    units = kept_units.read(folder)
+    kept_units.write(folder, jax.tree.map(lambda flags: np.roll(flags, 1), units))
+
+
+@pytest.mark.parametrize("part", ["model", "adapter"])
+def test_equal_shapes_of_two_cuts(cut, tmp_path, capsys, part):
+    """The units of the model, or a foreign adapter: nothing but kept.safetensors tells them apart."""
+    spoilt = tmp_path / "run"
+    shutil.copytree(cut[0], spoilt, ignore=shutil.ignore_patterns("checkpoints"))
+    rolled(spoilt / part)
+    words = (spoilt / "adapter", spoilt / "model", "are of two cuts: the heads of layer 0 differ")
+    refused(spoilt, tmp_path / "out", capsys, *words)
+
+
+def test_an_adapter_of_the_dense_model_that_fits_the_shapes_of_the_cut(cut, finished, tmp_path, capsys):
+    spoilt = tmp_path / "run"
+    shutil.copytree(cut[0], spoilt, ignore=shutil.ignore_patterns("checkpoints", "adapter"))
+    made = adapter.load(finished[0] / "adapter")
+    (spoilt / "adapter").mkdir()
+    adapter.save(spoilt / "adapter", made._replace(deltas={}, supports={}, masks={}))
+    refused(spoilt, tmp_path / "out", capsys, "are of two cuts: the heads of layer 0 differ")
+
+
+def test_units_that_did_not_make_the_model(cut, tmp_path, capsys):
+    """Another run's kept.safetensors, of other widths: told from config.json, also where there is no adapter."""
+    spoilt = tmp_path / "run"
+    shutil.copytree(cut[0], spoilt, ignore=shutil.ignore_patterns("checkpoints"))
+    kept_units.write(spoilt / "model", {"heads": {"layer_0": np.array([True, False, False])}})
+    refused(spoilt, tmp_path / "out", capsys, spoilt / "model" / "kept.safetensors", "the cut leaves")
+    with pytest.raises(dsee_jax.errors.InputError, match="it and config.json must be written together"):
+        dsee_jax.load_pretrained(spoilt / "model")
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("default")
+def test_a_cut_model_opens_elsewhere(cut, tmp_path):
+    """Hugging Face transformers on torch gives the same logits from the full shape with zeros."""
+    torch = pytest.importorskip("torch")
+    from transformers import BertForSequenceClassification
+
+    assert command.main(["export", str(cut[0]), str(tmp_path / "out"), "--format", "hf"]) == 0
+    theirs = BertForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        found = theirs(**{name: torch.from_numpy(x).long() for name, x in tiny.batch().items()}).logits.numpy()
+    attached = logits(cut[0] / "model", adapter.load(cut[0] / "adapter"))
+    np.testing.assert_allclose(attached, found, atol=1e-5)
+
+
+def test_report(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run, ignore=shutil.ignore_patterns("checkpoints"))
+    assert command.main(["report", str(run)]) == 0
+    said = capsys.readouterr().out
+    for text in ("after pruning", "50.0% of the prunable kernels", str(run / "adapter")):
+        assert text in said.replace("\n", " ")
+
+
+@pytest.mark.smoke
+def test_inspect(finished, tmp_path, capsys):
+    run = finished[0]
+    arguments = ["inspect", str(run.parent / "base"), str(run / "model"), "--json", str(tmp_path / "found.json")]
+    assert command.main(arguments) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [row["layer"] for row in found["layers"]] == ["0", "other"]
+    assert 0.4 < found["layers"][0]["zeros"] < 0.6
+    assert "only after: bert.pooler.dense.bias" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "report", "export"])
+def test_a_folder_that_is_no_finished_run(tmp_path, capsys, verb):
+    assert command.main([verb, str(tmp_path), *(["out", "--format", "hf"] if verb == "export" else [])]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert str(tmp_path) in said
+
+
+def test_a_run_without_its_adapter_is_not_evaluated(finished, tmp_path, capsys):
+    """The updates are part of the model: without them the figures would be another model's."""
+    shutil.copytree(finished[0], tmp_path / "run", ignore=shutil.ignore_patterns("adapter", "checkpoints"))
+    assert command.main(["evaluate", str(tmp_path / "run")]) == 2
+    assert "adapter_config.json: missing" in capsys.readouterr().err

@@ -1,0 +1,94 @@
+"""CSV and JSON lines, by the columns of the configuration."""
+
+import numpy as np
+import pytest
+
+from dsee_jax.config import DataConfig
+from dsee_jax.data import tables
+from dsee_jax.errors import InputError
+
+
+def write(folder, **files):
+    for name, content in files.items():
+        (folder / name.replace("_", ".")).write_text(content, encoding="utf-8")
+
+
+def test_csv_pairs(tmp_path):
+    """Quoted fields may hold commas, quotes and line breaks; classes are sorted, and as numbers when they are."""
+    write(
+        tmp_path,
+        train_csv='premise,hypothesis,label\n"Yes, ""so"".",No.,10\n"two\nlines",b,2\n',
+        dev_csv="label,premise,hypothesis\n2,c,d\n",
+    )
+    task = tables.load(
+        DataConfig(source="csv", task="mine", dir=str(tmp_path), text="premise", pair="hypothesis", label="label")
+    )
+    assert (task.name, task.labels, task.num_labels) == ("mine", ("2", "10"), 2)
+    assert task.train.text == ['Yes, "so".', "two\nlines"]
+    assert task.train.pair == ["No.", "b"]
+    np.testing.assert_array_equal(task.train.labels, [1, 0])
+    assert task.dev["dev"].text == ["c"]
+    np.testing.assert_array_equal(task.dev["dev"].labels, [0])
+
+
+def test_jsonl_regression_and_validation_file(tmp_path):
+    write(
+        tmp_path,
+        train_jsonl='{"s": "a", "y": 0.5}\n\n{"s": "b", "y": "2"}\n',
+        validation_jsonl='{"y": 3, "s": "c"}\n',
+    )
+    task = tables.load(DataConfig(source="jsonl", dir=str(tmp_path), text="s", label="y", regression=True))
+    assert task.regression
+    assert task.train.pair is None
+    assert task.train.labels.dtype == np.float32
+    np.testing.assert_array_equal(task.train.labels, [0.5, 2.0])
+    np.testing.assert_array_equal(task.dev["dev"].labels, [3.0])
+
+
+def test_given_classes_keep_their_order(tmp_path):
+    write(
+        tmp_path,
+        train_jsonl='{"sentence1": "a", "label": true}\n{"sentence1": "b", "label": false}\n',
+        dev_jsonl='{"sentence1": "c", "label": true}\n',
+    )
+    task = tables.load(DataConfig(source="jsonl", dir=str(tmp_path), labels=("true", "false")))
+    assert task.labels == ("true", "false")
+    np.testing.assert_array_equal(task.train.labels, [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("source", "train", "parts"),
+    [
+        ("csv", "sentence1,label\na,x\nb\n", [":3:", "1 columns, expected 2"]),
+        ("csv", "sentence1,label\na,x\nb,y,z\n", [":3:", "3 columns, expected 2"]),
+        ("csv", "sentence,label\na,x\n", [":2:", "no column 'sentence1'", "did you mean 'sentence'", "data.text"]),
+        ("csv", 'sentence1,label\na,x\n"b,y\n', [":3:", "not CSV"]),
+        ("csv", "sentence1,label\n", ["no rows"]),
+        ("csv", "", ["empty"]),
+        ("csv", "sentence1,label\na,x\nb,x\n", ["every label is 'x'"]),
+        ("jsonl", '{"sentence1": "a", "label": "x"}\n{"sentence1": "a"\n', [":2:", "not JSON"]),
+        ("jsonl", '{"sentence1": "a", "label": "x"}\n["a", "x"]\n', [":2:", "one JSON object"]),
+        ("jsonl", '{"sentence1": "a", "label": "x"}\n{"sentence1": 3, "label": "x"}\n', [":2:", "no text"]),
+    ],
+)
+def test_bad_train_file(tmp_path, source, train, parts):
+    write(tmp_path, **{f"train_{source}": train, f"dev_{source}": train or "x"})
+    with pytest.raises(InputError) as error:
+        tables.load(DataConfig(source=source, dir=str(tmp_path)))
+    assert "\n" not in str(error.value)
+    for part in (f"train.{source}", *parts):
+        assert part in str(error.value)
+
+
+def test_label_of_dev_unknown_in_training(tmp_path):
+    write(tmp_path, train_csv="sentence1,label\na,yes\nb,no\n", dev_csv="sentence1,label\na,yes\nb,maybe\n")
+    with pytest.raises(InputError, match=r"dev\.csv:3: label 'maybe' is outside the task; expected one of 'no', 'yes'"):
+        tables.load(DataConfig(source="csv", dir=str(tmp_path)))
+
+
+def test_missing_files(tmp_path):
+    with pytest.raises(InputError, match=r"no folder .*train\.csv"):
+        tables.load(DataConfig(source="csv", dir=str(tmp_path / "nowhere")))
+    write(tmp_path, train_csv="sentence1,label\na,yes\nb,no\n")
+    with pytest.raises(InputError, match=r"no file .*dev\.csv or .*validation\.csv"):
+        tables.load(DataConfig(source="csv", dir=str(tmp_path)))

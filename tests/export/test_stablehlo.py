@@ -1,0 +1,200 @@
+"""The exported program: run where neither this library nor flax is, it gives the logits of the run's model."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from safetensors.numpy import load_file, save_file
+
+import decoders
+import dsee_jax
+import tiny
+from dsee_jax import __main__ as command
+from dsee_jax import models, tree
+from dsee_jax.export import stablehlo
+from dsee_jax.models import bert
+from dsee_jax.ops import dense, nn
+from dsee_jax.train import reopen
+
+KINDS = {"dense": "lora", "masked": "dsee", "compact": "structured"}
+SHAPES = ((1, 1), (3, 12), (5, 32), (3, 7))
+"""Rows and lengths; 32 is all positions there are."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(kind, marks=() if kind == "compact" else pytest.mark.slow) for kind in KINDS],
+)
+def run(request, finished_run, tmp_path_factory):
+    """A finished run of each kind and its exported folder."""
+    folder, out = finished_run(KINDS[request.param]), tmp_path_factory.mktemp(request.param) / "out"
+    assert command.main(["export", str(folder / "run"), str(out), "--format", "stablehlo"]) == 0
+    return folder / "run", out
+
+
+def batches():
+    return [tiny.batch(rows=rows, length=length, padded=length > 10) for rows, length in SHAPES]
+
+
+def logits(run, *batches):
+    """Of each batch, from the model that `evaluate` scores, updates attached."""
+    _, _, model, params, kept = reopen.opened(run)
+    options = {"scale": kept.config["scale"], "scale_sparse": kept.config["scale_sparse"]}
+    return [dsee_jax.apply(model, params, kept.deltas, kept.supports, batch, **options) for batch in batches]
+
+
+ALONE = """
+import pathlib, runpy, sys
+for name in ("dsee_jax", "flax", "merge", "transformers"):
+    sys.modules[name] = None  # importing one raises
+import numpy as np
+from safetensors.numpy import load_file, save_file
+folder = pathlib.Path(sys.argv[1])
+program = runpy.run_path(str(folder / "run.py"))["load"](folder)
+given, found = load_file(sys.argv[2]), {}
+for number in range(len(given) // 3):
+    inputs = [given[f"{number}.{name}"] for name in ("input_ids", "attention_mask", "token_type_ids")]
+    found[str(number)] = np.asarray(program(*inputs))
+assert not [name for name, module in sys.modules.items() if module and name.startswith(("dsee_jax", "flax."))]
+save_file(found, sys.argv[3])
+"""
+
+
+def test_it_runs_without_this_library(run, tmp_path):
+    """In a process without our code or flax: any batch and length, the logits of the model with its updates attached."""
+    given = {f"{n}.{name}": x for n, batch in enumerate(batches()) for name, x in batch.items()}
+    save_file(given, tmp_path / "inputs")
+    files = [str(run[1]), str(tmp_path / "inputs"), str(tmp_path / "outputs")]
+    subprocess.run([sys.executable, "-c", ALONE, *files], check=True, cwd=tmp_path)
+    found = load_file(tmp_path / "outputs")
+    for number, expected in enumerate(logits(run[0], *batches())):
+        np.testing.assert_allclose(found[str(number)], expected, atol=1e-5)
+
+
+def test_the_folder_says_how_to_call_it(run):
+    said = json.loads((run[1] / "signature.json").read_text())
+    assert [(each["name"], each["dtype"], each["shape"]) for each in said["inputs"]] == [
+        (name, "int32", ["batch", "length"]) for name in ("input_ids", "attention_mask", "token_type_ids")
+    ]
+    assert said["output"] == {"dtype": "float32", "shape": ["batch", 2], "what": "logits, one a label"}
+    assert said["labels"] == ["no", "yes"]
+    assert (said["longest"], said["pad_token_id"], said["jax"]) == (32, 0, jax.__version__)
+    program = export.deserialize(bytearray((run[1] / "model.stablehlo").read_bytes()))
+    assert set(said["platforms"]) == set(program.platforms) == {"cpu", "cuda", "tpu"}
+    names = {path.name for path in run[1].iterdir()}
+    assert names >= {"run.py", "weights.safetensors", "tokenizer.json"}
+    # The weights are there once, and nothing of the machine.
+    program = (run[1] / "model.stablehlo").read_bytes()
+    assert len(program) < 100_000
+    assert str(pathlib.Path(stablehlo.__file__).parent).encode() not in program
+    assert str(pathlib.Path(jax.__file__).parents[1]).encode() not in program
+
+
+def test_the_example_of_the_folder(run):
+    """Rows of ids on the command line; a row that is too long is one line."""
+    rows = [[2, 7, 9, 3], [2, 3]]
+    command = [sys.executable, str(run[1] / "run.py")]
+    found = subprocess.run([*command, json.dumps(rows)], capture_output=True, text=True, check=True)
+    ids, mask = np.array([[2, 7, 9, 3], [2, 3, 0, 0]]), np.array([[1, 1, 1, 1], [1, 1, 0, 0]])
+    (expected,) = logits(run[0], {"input_ids": ids, "attention_mask": mask, "token_type_ids": 0 * ids})
+    np.testing.assert_allclose(json.loads(found.stdout), expected, atol=1e-5)
+    long = subprocess.run([*command, json.dumps([[2] * 33])], capture_output=True, text=True)
+    assert (long.returncode, long.stderr) == (1, "a row has 33 tokens; the model has 32 positions: cut it\n")
+
+
+def test_longer_than_the_positions_is_refused_before_it_runs(run):
+    program = export.deserialize(bytearray((run[1] / "model.stablehlo").read_bytes()))
+    weights = load_file(run[1] / "weights.safetensors")
+    with pytest.raises(ValueError) as error:
+        program.call(weights, *tiny.batch(length=33, padded=False).values())
+    assert "constraint length <= 32" in str(error.value) + str(error.value.__cause__)
+
+
+def test_weights_of_another_shape_are_refused(run):
+    program = export.deserialize(bytearray((run[1] / "model.stablehlo").read_bytes()))
+    weights = load_file(run[1] / "weights.safetensors")
+    name = "encoder/layer_0/attention/query/kernel"
+    with pytest.raises(ValueError, match="Shape mismatch .*query/kernel"):
+        program.call(weights | {name: weights[name][:, 1:]}, *tiny.batch().values())
+
+
+def test_bad_input_writes_nothing(run, tmp_path, capsys):
+    before = {path: path.read_bytes() for path in run[1].iterdir()}
+    assert command.main(["export", str(run[0]), str(run[1]), "--format", "stablehlo"]) == 2
+    assert "exists: give a new folder" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in run[1].iterdir()} == before
+    for arguments, message in (
+        ([str(run[0]), str(tmp_path / "x"), "--factors"], "--factors: stablehlo has one way to hold updates"),
+        ([str(tmp_path), str(tmp_path / "x")], "is no finished run"),
+    ):
+        assert command.main(["export", *arguments, "--format", "stablehlo"]) == 2
+        assert message in capsys.readouterr().err
+    shutil.copytree(run[0], tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "metrics.json"))
+    assert command.main(["export", str(tmp_path / "run"), str(tmp_path / "x"), "--format", "stablehlo"]) == 2
+    assert "is no finished run: it lacks config.yaml or metrics.json" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layers_that_lost_everything(dtype):
+    """And a model that computes in 16 bits."""
+    widths = {"kept_heads": [0, 1], "kept_neurons": [9, 0]}
+    model = bert.Bert(bert.Config.from_hf(tiny.config(**widths), dtype=dtype))
+    params = tiny.params(model, jnp.zeros((1, 1), jnp.int32))
+    program = export.deserialize(stablehlo.exported(model, params).serialize())
+    for batch in batches()[:2]:
+        expected = jax.jit(model.apply)({"params": params}, *batch.values())
+        found = program.call(tree.flatten(params), *batch.values())
+        np.testing.assert_allclose(found, expected, atol=1e-5 if dtype == "float32" else 0.05)
+
+
+def test_gradient_rules_and_barriers_lower_everywhere():
+    """What is not in the program of inference: the backward rules of `dsee_jax.ops`, for each platform."""
+    x, w, b = jnp.ones((2, 3, 8)), jnp.ones((8, 8)), jnp.ones(8)
+    delta = {"a": jnp.ones((8, 2)), "b": jnp.ones((2, 8)), "values": jnp.ones(3)}
+    support = jnp.zeros((3, 2), jnp.int32)
+
+    def loss(x, delta):
+        y = dense.dense(x, w, b, delta, support, scale=2.0)
+        y = nn.layer_norm(nn.gelu(y) + nn.gelu_tanh(y), b, b, 1e-6)
+        return jnp.sum(nn.softmax(nn.dropout(y, 0.1, key=jax.random.key(0))) ** 2)
+
+    gradient = jax.jit(jax.grad(loss, (0, 1)))
+    program = export.deserialize(export.export(gradient, platforms=stablehlo.PLATFORMS)(x, delta).serialize())
+    assert "optimization_barrier" in program.mlir_module()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), program.call(x, delta), gradient(x, delta))
+
+
+def test_the_library_is_not_in_the_example():
+    text = pathlib.Path(stablehlo.run_template.__file__).read_text()
+    assert "dsee_jax" not in text
+    assert "flax" not in text
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        "gpt2",
+        pytest.param("deberta", marks=pytest.mark.slow),
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("roberta", "llama", "mistral", "qwen3")),
+    ],
+)
+def test_every_family_is_exported(family):
+    """One program at two shapes, padded rows too, gives the logits of the model; some families know no longest input."""
+    fields = decoders.config(model_type=family) if family in decoders.KINDS else tiny.config(family)
+    module = models.find(family)
+    model = module.Model(module.Config.from_hf(fields), "sequence-classification")
+    params = jax.tree.map(jnp.asarray, tiny.params(model, jnp.zeros((1, 1), jnp.int32)))
+    program = stablehlo.exported(model, params)
+    for rows, length in ((1, 4), (3, 12)):
+        batch = tiny.batch(rows=rows, length=length, padded=length > 4)
+        batch["token_type_ids"] = np.zeros_like(batch["input_ids"])
+        found = program.call(tree.flatten(params), *(jnp.asarray(batch[name], jnp.int32) for name in models.INPUTS))
+        np.testing.assert_allclose(found, model.apply({"params": params}, **batch), atol=1e-5)

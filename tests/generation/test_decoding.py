@@ -1,0 +1,186 @@
+"""Generation against loops without a cache and exhaustive search; Hugging Face's own in tests/ckpt/test_decoder_parity.py."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import decoders
+import dsee_jax
+import tiny
+from dsee_jax import models
+from dsee_jax.errors import InputError
+from dsee_jax.generation import decoding
+from dsee_jax.prune import units
+
+PROMPTS = ([7, 9, 11, 6, 8], [10, 12], [5, 20, 30])
+FAMILIES = ("llama", "mistral", "gpt2")
+
+
+@functools.cache
+def made(variant="llama", **changes):
+    fields = decoders.config(**decoders.VARIANTS[variant], **changes)
+    module = models.find(fields["model_type"])
+    model = module.Model(module.Config.from_hf(fields), "causal-lm")
+    return model, tiny.params(model, jnp.zeros((1, 1), jnp.int32))
+
+
+@functools.cache
+def whole(model):
+    return jax.jit(model.apply)
+
+
+def log_probs(model, params, rows):
+    """Of every next token, float64 (rows, length, vocabulary), from scratch."""
+    logits = whole(model)({"params": params}, np.asarray(rows, np.int32))
+    return np.asarray(jax.nn.log_softmax(logits), np.float64)
+
+
+def new(model, params, prompts=PROMPTS, **options):
+    return np.asarray(dsee_jax.generate(model, params, *decoding.pad_left(prompts), **options))
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_greedy_is_the_most_probable_each_time(variant):
+    """A padded batch equals every prompt alone, read from the start for every token."""
+    model, params = made(variant)
+    found = new(model, params, new_tokens=9)
+    for prompt, row in zip(PROMPTS, found, strict=True):
+        tokens = [*prompt]
+        for token in row:
+            padded = np.zeros((1, 16), np.int32)
+            padded[0, : len(tokens)] = tokens
+            assert token == log_probs(model, params, padded)[0, len(tokens) - 1].argmax()
+            tokens.append(token)
+
+
+def test_a_row_ends_with_its_end_of_text():
+    model, params = made()
+    free = new(model, params, new_tokens=9)
+    eos = int(free[0, 4])
+    found = new(model, params, new_tokens=9, eos=(36, eos), pad=3)
+    for row, expected in zip(found, free, strict=True):
+        ends = [place for place, token in enumerate(expected) if token in (36, eos)]
+        stop = ends[0] + 1 if ends else 9
+        np.testing.assert_array_equal(row, [*expected[:stop], *[3] * (9 - stop)])
+
+
+def test_one_token_is_as_good_as_many():
+    model, params = made()
+    for options in ({}, {"beams": 3}, {"temperature": 1.0, "key": jax.random.key(0)}):
+        assert new(model, params, new_tokens=1, **options).shape == (3, 1)
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_enough_beams_find_the_best_of_all(variant):
+    """As many beams as words: nothing of two tokens is left out, so the search is exhaustive."""
+    model, params = made(variant)
+    words = model.config.vocab_size
+    prompt = PROMPTS[0]
+    first = log_probs(model, params, [[*prompt, 0]])[0, len(prompt) - 1]
+    rows = [[*prompt, word] for word in range(words)]
+    second = log_probs(model, params, rows)[:, -1]
+    best = np.unravel_index((first[:, None] + second).argmax(), (words, words))
+    np.testing.assert_array_equal(new(model, params, [prompt], new_tokens=2, beams=words)[0], best)
+
+
+def test_beams_weigh_length():
+    """With an end of text anywhere, the score of each candidate is its mean log probability: the best of all is found."""
+    model, params = made()
+    prompt, words, eos = PROMPTS[2], model.config.vocab_size, 9
+    first = log_probs(model, params, [[*prompt, 0]])[0, len(prompt) - 1]
+    second = log_probs(model, params, [[*prompt, word] for word in range(words)])[:, -1]
+    for penalty in (0.0, 1.0, 3.0):
+        scores = {(eos, 0): first[eos]}
+        pairs = itertools.product(range(words), range(words))
+        scores |= {(a, b): (first[a] + second[a, b]) / 2**penalty for a, b in pairs if a != eos}
+        best = max(scores, key=scores.__getitem__)
+        found = new(model, params, [prompt], new_tokens=2, beams=words, eos=(eos,), length_penalty=penalty)
+        np.testing.assert_array_equal(found[0], best)
+
+
+def test_updates_attached_folded_and_cut():
+    """The same tokens, greedy and by beams, from updates attached and folded; from a masked model and the smaller one."""
+    model, params = made("llama", num_key_value_heads=3)
+    config = dsee_jax.DeltaConfig(targets=("decoder/.*/kernel",), rank=2, nonzeros=9, support="random")
+    deltas, supports = dsee_jax.deltas.create.init(params, config, key=jax.random.key(0))
+    draw = np.random.default_rng(0)
+    deltas = jax.tree.map(lambda leaf: draw.normal(0, 0.2, leaf.shape).astype(np.float32), deltas)
+    folded = dsee_jax.materialize(params, deltas, supports)
+    cuts = dsee_jax.models.cuts(model)
+    left = {"heads": {"layer_0": np.zeros(3, bool), "layer_1": np.array([True, False, True])}}
+    masks = units.masks(folded, cuts, left | {"neurons": {"layer_1": np.arange(40) % 2 == 0}})
+    small, small_params = dsee_jax.compact(model, folded, masks)
+    assert small.config.widths == {"heads": (0, 2), "neurons": (40, 20)}
+    for options in ({}, {"beams": 3}):
+        attached = new(model, params, deltas=deltas, supports=supports, new_tokens=6, **options)
+        np.testing.assert_array_equal(attached, new(model, folded, new_tokens=6, **options))
+        masked = new(model, dsee_jax.masks.apply(folded, masks), new_tokens=6, **options)
+        np.testing.assert_array_equal(new(small, small_params, new_tokens=6, **options), masked)
+        assert (masked != attached).any()
+
+
+def test_what_is_left_to_sample_from():
+    """Literals: probabilities 0.5, 0.25, 0.15, 0.1 at temperature 1."""
+    logits = jnp.log(jnp.array([[0.25, 0.5, 0.1, 0.15]]))
+    left = lambda **options: np.isfinite(decoding.filtered(logits, decoding.Options(**{"temperature": 1.0} | options)))[
+        0
+    ].tolist()
+    assert left() == [True] * 4
+    assert left(top_k=2) == [True, True, False, False]
+    assert left(top_k=9) == [True] * 4
+    assert left(top_p=0.4) == [False, True, False, False]
+    assert left(top_p=0.7) == [True, True, False, False]
+    assert left(top_p=0.8) == [True, True, False, True]
+    assert left(top_k=3, top_p=0.8) == [True, True, False, False]
+    halved = decoding.filtered(logits, decoding.Options(temperature=0.5))
+    np.testing.assert_allclose(halved, 2 * logits, rtol=1e-6)
+
+
+def test_sampling_follows_the_probabilities():
+    """Of 2,000 draws every word comes as often as the model says, within four standard errors; the key decides."""
+    model, params = made("llama", initializer_range=0.1)
+    prompt, draws = list(PROMPTS[0]), 2000
+    expected = np.exp(log_probs(model, params, [prompt])[0, -1])
+    options = {"new_tokens": 1, "temperature": 1.0}
+    found = new(model, params, [prompt] * draws, key=jax.random.key(1), **options)[:, 0]
+    shares = np.bincount(found, minlength=len(expected)) / draws
+    assert (np.abs(shares - expected) <= 4 * np.sqrt(expected * (1 - expected) / draws) + 1e-3).all()
+    again, other = (new(model, params, [prompt] * 50, key=jax.random.key(k), **options)[:, 0] for k in (1, 2))
+    np.testing.assert_array_equal(again, new(model, params, [prompt] * 50, key=jax.random.key(1), **options)[:, 0])
+    assert (again != other).any()
+    sharp = new(model, params, new_tokens=5, temperature=1e-4, key=jax.random.key(0))
+    np.testing.assert_array_equal(sharp, new(model, params, new_tokens=5))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"new_tokens": 0}, "new_tokens is 0; expected 1 or more"),
+        ({"beams": 0}, "beams is 0"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": 1.0, "top_p": 0.0}, r"top_p is 0.0; expected a number in \(0, 1\]"),
+        ({"top_k": 4}, "give a temperature above 0"),
+        ({"beams": 2, "temperature": 1.0}, "beam search does not sample"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0; expected a number above 0"),
+        ({"temperature": 1.0, "new_tokens": 4}, "sampling needs a key"),
+        ({"new_tokens": 28}, "a prompt of 5 tokens and 28 new ones are more than the model's 32 positions"),
+    ],
+)
+def test_what_cannot_be_is_named(options, message):
+    with pytest.raises(InputError, match=message):
+        new(*made("gpt2"), **options)
+
+
+def test_prompts_that_cannot_be_are_named():
+    model, params = made()
+    for ids, mask in (([[5, 6, 0]], [[1, 1, 0]]), ([[], []], None)):
+        with pytest.raises(InputError, match="a prompt has no tokens or is padded on the right"):
+            dsee_jax.generate(model, params, np.array(ids, np.int32), mask and np.array(mask))
+    with pytest.raises(InputError, match="the model has the task 'features': load it with task='causal-lm'"):
+        dsee_jax.generate(model.clone(task="features"), params, np.array([[5]], np.int32))
+    ids, mask = decoding.pad_left([[1, 2], [3]], pad=9, multiple=4)
+    assert (ids.tolist(), mask.tolist()) == ([[9, 9, 1, 2], [9, 9, 9, 3]], [[0, 0, 1, 1], [0, 0, 0, 1]])

@@ -1,0 +1,114 @@
+"""``python -m dsee_jax generate``: models, runs and their updates, prompts that cannot be."""
+
+import json
+
+import pytest
+
+import decoders
+import runs
+from dsee_jax import __main__ as command
+from dsee_jax.export import run
+from dsee_jax.generation import pipeline
+from dsee_jax.train import loop
+
+PROMPT = "the cat sees a"
+
+
+def said(capsys, *arguments):
+    assert command.main(["generate", *map(str, arguments)]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_story_goes_on(shared, capsys):
+    """A real Llama, as Hugging Face's goes on; at the end of text it stops."""
+    start = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
+    folder = shared / "data" / "stories260k"
+    found = said(capsys, folder, "--prompt", start, "--new-tokens", "40")
+    assert found.startswith(
+        f"{start} One day, she saw a big, red ball. She wanted to play with it, but it was too high."
+    )
+
+
+def test_prompts_of_a_file_and_options(tmp_path, capsys):
+    """All prompts are one batch, and each is as it would be alone; JSON for programs; the seed decides what is sampled."""
+    folder = decoders.write(tmp_path / "a")
+    (tmp_path / "prompts.txt").write_text("no dog\nsome red bird runs\n")
+    both = said(capsys, folder, "--prompt", PROMPT, "--file", tmp_path / "prompts.txt", "--new-tokens", 5).splitlines()
+    assert [line.startswith(prompt) for line, prompt in zip(both, (PROMPT, "no dog", "some red"), strict=True)] == [
+        True
+    ] * 3
+    alone = said(capsys, folder, "--prompt", "no dog", "--new-tokens", 5, "--json")
+    assert json.loads(alone) == {"prompt": "no dog", "completion": both[1].removeprefix("no dog")}
+    sample = ["--temperature", 1.0, "--top-k", 20, "--top-p", 0.9, "--new-tokens", 5]
+    first, again, other = (said(capsys, folder, "--prompt", PROMPT, *sample, "--seed", s) for s in (1, 1, 2))
+    assert first == again != other
+
+
+def test_the_end_of_text_is_the_files(tmp_path):
+    """generation_config.json before config.json before the tokenizer; what it ends with is not written."""
+    folder = decoders.write(tmp_path / "a", eos_token_id=9)
+    assert pipeline.opened(folder).eos == (9,)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8]}))
+    writer = pipeline.opened(folder)
+    assert writer.eos == (7, 8)
+    word = pipeline.complete(writer._replace(eos=()), [PROMPT], new_tokens=8)[0].split()[0]
+    ending = writer._replace(eos=(3, writer.tokenizer.convert_tokens_to_ids(word)))
+    assert pipeline.complete(ending, [PROMPT], new_tokens=8) == [""]
+
+
+def test_what_a_models_files_ask_for(tmp_path, caplog):
+    """A penalty of repetition is heeded where a user does not say otherwise; what is not done here is named."""
+    folder = decoders.write(tmp_path / "a")
+    plain = pipeline.complete(pipeline.opened(folder), [PROMPT], new_tokens=8)
+    (folder / "generation_config.json").write_text(json.dumps({"repetition_penalty": 1.9, "min_length": 0}))
+    assert not caplog.records
+    writer = pipeline.opened(folder)
+    assert pipeline.complete(writer, [PROMPT], new_tokens=8) != plain
+    assert pipeline.complete(writer, [PROMPT], new_tokens=8, repetition_penalty=1.0) == plain
+    (folder / "generation_config.json").write_text(json.dumps({"no_repeat_ngram_size": 3}))
+    pipeline.opened(folder)
+    assert "no_repeat_ngram_size = 3, which is not done here" in caplog.text
+
+
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.exhaustive)])
+def test_a_run_and_its_exports_say_the_same(tmp_path, family):
+    """Updates attached from adapter/, kept as factors in an export, and folded."""
+    decoders.write(tmp_path / "base", tie_word_embeddings=True, **decoders.VARIANTS[family])
+    runs.table(tmp_path / "data")
+    options = {"train__epochs": 0.4, "train__retune_epochs": 0.2, "train__learning_rate": 0.3}
+    loop.run(runs.config(tmp_path, **options), say=lambda text: None)
+    run.export(tmp_path / "run", tmp_path / "factors", factors=True)
+    run.export(tmp_path / "run", tmp_path / "folded")
+    tuned, factors, folded, plain = (
+        pipeline.opened(tmp_path / name) for name in ("run", "factors", "folded", "run/model")
+    )
+    assert tuned.updates
+    assert factors.updates
+    assert not folded.updates
+    texts = [pipeline.complete(writer, [PROMPT, "no"], new_tokens=8) for writer in (tuned, factors, folded, plain)]
+    assert texts[0] == texts[1] == texts[2] != texts[3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "there is no prompt: give --prompt TEXT or --file FILE"),
+        (["--file", "nothing.txt"], "--file nothing.txt: cannot be read"),
+        (["--prompt", "a", "--beams", "0"], "beams is 0; expected 1 or more"),
+        (["--prompt", "a", "--new-tokens", "31"], "more than the model's 32 positions: shorten the prompt"),
+        (["--prompt", "the " * 40], "has 42 tokens and the model 32 positions, which leaves no room: shorten it"),
+        (["--prompt", "a", "--beam", "2", "b"], "generate takes no 'b'"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, capsys, arguments, message):
+    folder = decoders.write(tmp_path / "a")
+    assert command.main(["generate", str(folder), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_an_encoder_does_not_generate(tmp_path, capsys):
+    runs.settings(tmp_path)
+    assert command.main(["generate", str(tmp_path / "base"), "--prompt", "a"]) == 2
+    assert "task 'causal-lm' is not supported" in capsys.readouterr().err

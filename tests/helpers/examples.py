@@ -1,0 +1,23 @@
+"""A tiny model with a batch of examples of several lengths, for sums over examples."""
+
+import numpy as np
+
+import dsee_jax
+import tiny
+from dsee_jax import models
+
+
+def case(folder, *, labels=2, layers=1, family="bert"):
+    """A model, its params, and a batch of four examples of two lengths, the last one a filler."""
+    model, params = dsee_jax.load_pretrained(
+        tiny.bert(folder, labels=labels, num_hidden_layers=layers, model_type=family), num_labels=labels
+    )
+    batch = tiny.batch(rows=4, length=10, types=model.config.type_vocab_size)
+    batch["attention_mask"][2:] = batch["attention_mask"][:2]
+    return model, params, batch | {"weights": np.array([1, 1, 1, 0], np.float32)}
+
+
+def alone(batch, row):
+    """One example of a batch without its padding."""
+    length = int(batch["attention_mask"][row].sum())
+    return {name: batch[name][row : row + 1, :length] for name in models.INPUTS}

@@ -1,0 +1,180 @@
+"""What `test_sharding` runs in a process that has eight simulated devices: ``python meshes.py JOB FOLDER``."""
+
+import functools
+import json
+import pathlib
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import decoders
+import runs
+import tiny
+from dsee_jax import models, tree
+from dsee_jax.config import DeltaConfig, MeshConfig
+from dsee_jax.deltas import create
+from dsee_jax.prune import weights
+from dsee_jax.train import loop, sharding, step
+
+ONE = (1, 1, 1)
+MESHES = ((8, 1, 1), (1, 4, 2), (2, 2, 2))
+SIZES = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+"""What eight devices divide, and two whole heads."""
+
+FAMILIES = {
+    **{name: tiny.config(name, **SIZES) for name in ("bert", "deberta")},  # RoBERTa's tables are BERT's
+    "gpt2": decoders.config(model_type="gpt2", n_embd=32, n_head=4),
+    "llama": decoders.config(**SIZES, num_key_value_heads=2),
+    "llama, scanned": decoders.config(**SIZES, num_key_value_heads=2),
+}
+DELTA = DeltaConfig(targets=(".*/(query|value|up|output)/kernel",), rank=3, nonzeros=5, support="random")
+
+
+def mesh(shape):
+    if shape == ONE:
+        return Mesh(np.array(jax.devices()[:1]).reshape(ONE), sharding.AXES)
+    return sharding.mesh(MeshConfig(*shape), batch_size=16)
+
+
+@functools.cache
+def made(name):
+    """A model, its params, its task head's paths and a batch of sixteen."""
+    fields = FAMILIES[name]
+    module = models.find(fields["model_type"])
+    causal = fields["model_type"] in decoders.KINDS
+    model = module.Model(module.Config.from_hf(fields), "causal-lm" if causal else "sequence-classification")
+    model = model.clone(config=model.config.with_dropout(0.0), **({"scan": True} if "scanned" in name else {}))
+    ids = np.random.default_rng(0).integers(5, fields["vocab_size"], (16, 12)).astype(np.int32)
+    params = jax.device_get(jax.jit(model.init)(jax.random.key(0), ids)["params"])
+    batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": 0 * ids}
+    if causal:
+        head, answers = [], {"labels": np.roll(ids, -1, 1), "weights": np.ones(ids.shape, np.float32)}
+    else:
+        head = tree.select(module.HEAD, tree.flatten(params))
+        answers = {"labels": ids[:, 1] % 2, "weights": np.ones(16, np.float32)}
+    return model, params, head, batch | answers
+
+
+def steps(name, shape):
+    """Two steps of training; return what was trained, the losses and the compiled program."""
+    model, params, head, batch = made(name)
+    where = mesh(shape)
+    # Adam would make equal steps of unequal rounding errors.
+    placed, optimizer = sharding.placement(where, model), optax.trace(0.9)
+    updates, supports = jax.jit(lambda p: create.init(p, DELTA, key=jax.random.key(1)))(params)
+    trained_head, rest = tree.split(params, head)
+    trained = {"deltas": jax.tree.map(lambda leaf: leaf + 0.05, updates), "params": trained_head}
+    inner = step.train_step(
+        model, optimizer, DELTA, regression=False, joined=shape[2] == 1, parts=lambda batch: 2 if shape[1] == 4 else 1
+    )
+
+    def run(state, *args):
+        with sharding.rows_divided(where):
+            new, loss = inner(state, *args)
+        return jax.lax.with_sharding_constraint(new, sharding.shardings(placed, new)), loss
+
+    state = sharding.place(placed, step.State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained)))
+    frozen = sharding.place(placed, step.Frozen(rest, supports, {}))
+    args = (frozen, sharding.split(where, batch), jax.random.key(0), jnp.float32(1e-2))
+    compiled, losses = jax.jit(run).lower(state, *args).compile(), []
+    for _ in range(2):
+        state, loss = compiled(state, *args)
+        losses.append(float(loss))
+    return jax.device_get(state.trained), losses, compiled.as_text(), frozen.params
+
+
+def reduced(text, kernels):
+    """How many of the all-reduces of a program are of the shape of a kernel."""
+    shapes = {f"f32[{','.join(map(str, shape))}]" for shape in kernels}
+    return sum(
+        shape in shapes
+        for line in re.findall(r"= (.*?) all-reduce(?:-start)?\(", text)
+        for shape in re.findall(r"\w+\[[\d,]*\]", line)
+    )
+
+
+def all_steps(_, families=tuple(FAMILIES), shapes=MESHES):
+    found = {}
+    for name in families:
+        trained, losses, _, params = steps(name, ONE)
+        kernels = {leaf.shape for path, leaf in tree.flatten(params).items() if path.endswith("kernel")}
+        for shape in shapes:
+            other, also, text, placed = steps(name, shape)
+            largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(trained))
+            apart = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), trained, other)
+            matrices = [leaf for path, leaf in tree.flatten(placed).items() if path.endswith(("kernel", "embedding"))]
+            held = [leaf.addressable_shards[0].data.size / leaf.size for leaf in matrices]
+            found[f"{name} {shape}"] = {
+                "losses": float(np.abs(np.array(losses) - also).max()),
+                "trained": max(jax.tree.leaves(apart)) / float(largest),
+                "reduced": reduced(text, kernels),
+                "head": sum(path.endswith("kernel") for path in tree.flatten(trained["params"])),
+                "held": max(held),
+            }
+    return found
+
+
+def pruning(_):
+    """Masks of sharded kernels against those of whole ones, and the largest thing that counting gathers."""
+    where, generator = mesh((2, 2, 2)), np.random.default_rng(0)
+    whole = {n: {"kernel": generator.normal(size=(32, 64)).round(1).astype(np.float32)} for n in ("a", "b")}
+    placed = jax.device_put(whole, NamedSharding(where, PartitionSpec("fsdp", "tensor")))
+    found = {}
+    for name, draw in {
+        "global": lambda params: weights.unstructured(params, {}, {}, [".*"], score="W", sparsity=0.4),
+        "tensor": lambda params: weights.unstructured(params, {}, {}, [".*"], score="W", sparsity=0.4, scope="tensor"),
+        "nm": lambda params: weights.nm(params, {}, {}, [".*"], score="W"),
+    }.items():
+        same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), draw(whole), draw(placed))
+        found[name] = all(jax.tree.leaves(same))
+    ranks = [leaf.view(jnp.uint32) for leaf in jax.tree.leaves(placed)]
+    texts = [
+        weights._count.lower(ranks, np.uint32(7)).compile().as_text(),
+        weights.highest.lower(ranks[0], 7).compile().as_text(),
+    ]
+    gathered = [re.findall(r"= \(?(\w+\[[\d,]*\])\S* all-gather", text) for text in texts]
+    return found | {"gathered": [shape for shapes in gathered for shape in shapes]}
+
+
+def all_runs(folder, names=None):
+    """The figures of whole runs on a mixed mesh."""
+    found = {}
+    for name in names or RUNS:
+        pruned = RUNS[name]
+        config = runs.config(
+            folder, **pruned, mesh__data=2, mesh__fsdp=2, mesh__tensor=2, output_dir=str(folder / name)
+        )
+        loop.run(config, say=lambda text: None)
+        found[name] = runs.figures(folder / name)
+    return found
+
+
+RUNS = {
+    "unstructured": {"prune__sparsity": 0.5, "delta__support": "grebsmo"},
+    "structured": {"prune__kind": "structured", "prune__heads": 1, "prune__neurons": 0.25, "prune__scope": "tensor"},
+    "cubic": {
+        "prune__sparsity": 0.5,
+        "prune__schedule": "cubic",
+        "prune__schedule_updates": 3,
+        "prune__score": "WANDA",
+        "prune__scope": "output",
+    },
+}
+
+JOBS = {
+    "pruning": pruning,
+    "steps": all_steps,
+    "runs": all_runs,
+    # One of each kind: an encoder and scanned layers on a mesh of all three axes; a run that cuts.
+    "some steps": lambda folder: all_steps(folder, ("bert", "llama, scanned"), ((2, 2, 2),)),
+    "some runs": lambda folder: all_runs(folder, ("structured",)),
+}
+
+
+if __name__ == "__main__":
+    print(json.dumps(JOBS[sys.argv[1]](pathlib.Path(sys.argv[2]))))

@@ -1,0 +1,120 @@
+"""Configuration, tokenizer files and digests of a merged model."""
+
+import hashlib
+import json
+import threading
+
+import pytest
+
+import tiny
+from dsee_jax.errors import InputError
+from merge.outputs import metadata
+
+
+def test_hashes_are_sha256_and_progress_is_every_byte(tmp_path):
+    """Empty files and files larger than a buffer; a file named twice is read once."""
+    contents = {"a": b"", "b": b"abc", "c": bytes(range(256)) * 10_000}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    told, lock = [], threading.Lock()
+
+    def progress(nbytes):
+        with lock:
+            told.append(nbytes)
+
+    files = [tmp_path / name for name in contents]
+    found = metadata.hashes([*files, files[2]], progress)
+    assert found == {tmp_path / name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    assert sum(told) == 3 + 2_560_000
+
+
+def test_a_file_that_is_gone_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="gone cannot be read"):
+        metadata.hashes([tmp_path / "gone"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"torch_dtype": "float32", "x": 1}, {"torch_dtype": "bfloat16", "x": 1}),
+        ({"dtype": "float32"}, {"dtype": "bfloat16"}),
+        ({"dtype": "float32", "torch_dtype": "float32"}, {"dtype": "bfloat16", "torch_dtype": "bfloat16"}),
+        ({}, {"dtype": "bfloat16"}),
+    ],
+)
+def test_config_says_the_written_type(fields, expected):
+    assert metadata.config(fields, dtype="BF16") == expected
+    assert metadata.config(fields) == fields
+
+
+def test_config_says_the_written_layers_and_rows():
+    """Lists with one entry a layer follow the layers; other lists of that length do not."""
+    fields = {"num_hidden_layers": 3, "layer_types": ["full", "sliding", "none"], "sizes": [1, 2, 3], "vocab_size": 7}
+    found = metadata.config(fields, layers=[0, 1, 1, 2], vocab_size=9)
+    types = ["full", "sliding", "sliding", "none"]
+    assert found == fields | {"num_hidden_layers": 4, "layer_types": types, "vocab_size": 9}
+    assert fields["num_hidden_layers"] == 3
+    assert metadata.config({"n_layer": 2}, layers=[0]) == {"n_layer": 1}
+
+
+def test_config_of_a_model_of_text_and_more():
+    fields = {"text_config": {"num_hidden_layers": 2, "vocab_size": 7, "x": 1}, "y": 2}
+    found = metadata.config(fields, layers=[1, 0, 1], vocab_size=8)
+    assert found == {"text_config": {"num_hidden_layers": 3, "vocab_size": 8, "x": 1}, "y": 2}
+    assert fields["text_config"]["vocab_size"] == 7
+
+
+def test_config_that_cannot_say_what_changes():
+    with pytest.raises(InputError, match=r"nothing of its layers: expected one of num_hidden_layers"):
+        metadata.config({}, layers=[0])
+    with pytest.raises(InputError, match=r"nothing of its rows of the embedding: expected one of vocab_size"):
+        metadata.config({}, vocab_size=5)
+
+
+def test_the_chat_template_that_most_models_have(tmp_path):
+    """From its own file, or from a field of tokenizer_config.json: one text, or several by name."""
+    for name in "abcd":
+        (tmp_path / name).mkdir()
+    (tmp_path / "a" / "chat_template.jinja").write_text("{{ one }}")
+    (tmp_path / "b" / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ two }}\n"}))
+    several = [{"name": "tools", "template": "{{ one }}"}, {"name": "default", "template": "{{ two }}"}]
+    (tmp_path / "c" / "tokenizer_config.json").write_text(json.dumps({"chat_template": several}))
+    folders = [tmp_path / name for name in "abcd"]
+    assert metadata.chat_template("auto", folders) == "{{ two }}"
+    assert metadata.chat_template("auto", folders[3:]) is None
+    assert metadata.chat_template("{{ mine }}", folders) == "{{ mine }}"
+    with pytest.raises(InputError, match="'chatml'; expected auto or the text"):
+        metadata.chat_template("chatml", folders)
+
+
+def test_write_takes_the_tokenizer_of_the_donor(tmp_path):
+    """Byte by byte, with the generation config; nothing else of its folder."""
+    donor, out = tiny.bert(tmp_path / "donor"), tmp_path / "out"
+    (donor / "generation_config.json").write_text("{}")
+    (donor / "training_args.bin").write_bytes(b"x")
+    out.mkdir()
+    metadata.write(out, donor, {"b": 1, "a": "é"}, card="the card", recipe="the: recipe\n")
+    copied = ["generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"]
+    written = ["README.md", "config.json", "merge_recipe.yml"]
+    assert sorted(path.name for path in out.iterdir()) == sorted(copied + written)
+    for name in copied:
+        assert (out / name).read_bytes() == (donor / name).read_bytes()
+    assert (out / "config.json").read_text(encoding="utf-8") == '{\n  "a": "é",\n  "b": 1\n}\n'
+    assert (out / "README.md").read_text() == "the card"
+    assert (out / "merge_recipe.yml").read_text() == "the: recipe\n"
+
+
+def test_write_puts_the_merged_tokenizer_and_template_in_place_of_the_donors(tmp_path):
+    from transformers import AutoTokenizer
+
+    donor, out = tiny.bert(tmp_path / "donor"), tmp_path / "out"
+    settings = json.loads((donor / "tokenizer_config.json").read_text()) | {"chat_template": "{{ old }}"}
+    (donor / "tokenizer_config.json").write_text(json.dumps(settings))
+    merged = AutoTokenizer.from_pretrained(donor)
+    merged.add_tokens("<new>")
+    out.mkdir()
+    metadata.write(out, donor, {}, tokenizer=merged, template="{{ new }}", card="", recipe="")
+    again = AutoTokenizer.from_pretrained(out)
+    assert again.get_vocab() == merged.get_vocab()
+    assert again.chat_template == "{{ new }}"
+    assert "chat_template" not in json.loads((out / "tokenizer_config.json").read_text())

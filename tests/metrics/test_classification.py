@@ -1,0 +1,44 @@
+"""Scores: literals worked by hand, and GLUE's choice of metrics by task."""
+
+import numpy as np
+import pytest
+
+from dsee_jax.metrics import classification
+
+
+def logits(classes):
+    return np.eye(2)[classes] * 4.0
+
+
+def test_literals():
+    labels, predictions = np.array([1, 1, 0, 0]), np.array([1, 0, 0, 0])
+    assert classification.accuracy(predictions, labels) == 0.75
+    assert classification.f1(predictions, labels) == pytest.approx(2 / 3)
+    assert classification.matthews(predictions, labels) == pytest.approx(1 / np.sqrt(3))
+    assert classification.pearson(np.array([1.0, 2, 3]), np.array([2.0, 4, 6])) == pytest.approx(1)
+    assert classification.spearman(np.array([1.0, 2, 30]), np.array([3.0, 2, 1])) == pytest.approx(-1)
+    assert classification.pearson(np.zeros(3), np.array([1.0, 2, 3])) == 0
+
+
+@pytest.mark.parametrize(
+    ("task", "regression", "expected"),
+    [
+        ("cola", False, ["matthews", "loss"]),
+        ("mrpc", False, ["accuracy", "f1", "loss"]),
+        ("glue/qqp", False, ["accuracy", "f1", "loss"]),
+        ("stsb", True, ["pearson", "spearman", "loss"]),
+        ("rte", False, ["accuracy", "loss"]),
+        ("mine", True, ["pearson", "spearman", "loss"]),
+    ],
+)
+def test_metrics_by_task(task, regression, expected):
+    labels = np.array([0, 1, 1, 0])
+    values = labels[:, None] * 1.0 if regression else logits(labels)
+    assert list(classification.score(task, values, labels, regression=regression)) == expected
+
+
+def test_losses():
+    found = classification.score("rte", logits(np.array([0, 0])), np.array([0, 1]), regression=False)["loss"]
+    assert found == pytest.approx(np.mean([np.log1p(np.exp(-4)), np.log1p(np.exp(4))]))
+    squared = classification.score("stsb", np.array([[1.0], [2.0]]), np.array([0.0, 4.0]), regression=True)["loss"]
+    assert squared == pytest.approx(2.5)

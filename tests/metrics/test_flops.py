@@ -1,0 +1,64 @@
+"""Multiply-adds a token, by hand and by the compiler."""
+
+import jax
+import numpy as np
+import pytest
+
+import dsee_jax
+import tiny
+from dsee_jax import masks, models, tree
+from dsee_jax.metrics import flops
+from dsee_jax.prune import units
+
+PARAMS = {
+    "a": {"kernel": np.array([[1.0, 0.0, -2.0], [0.0, -0.0, 3.0]]), "bias": np.ones(3)},
+    "layers": {"kernel": np.stack([np.eye(4), np.zeros((4, 4))])},
+}
+
+
+def test_dense_and_sparse():
+    """A 2 x 3 kernel with 3 nonzeros, and a stack of two 4 x 4 with 4; a -0.0 is a zero; only what is named counts."""
+    assert flops.dense(PARAMS, ["a/kernel"]) == 6
+    assert flops.dense(PARAMS, ["a/kernel", "layers/kernel"]) == 6 + 32
+    assert flops.sparse(PARAMS, ["a/kernel", "layers/kernel"]) == 3 + 4
+    assert flops.dense(PARAMS, []) == 0
+
+
+def test_factors():
+    """r (in + out) + nnz."""
+    update = {"a": np.ones((2, 2)), "b": np.ones((2, 3)), "values": np.ones(5)}
+    assert flops.factors({"a": {"kernel": update}}) == 2 * (2 + 3) + 5
+    assert flops.factors({}) == flops.factors(None) == 0
+
+
+def bert(**changes):
+    """Two layers of MiniLM's size, without a head: every position of every layer is computed."""
+    sizes = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536, "max_position_embeddings": 128}
+    return models.find("bert").Model(
+        models.find("bert").Config.from_hf(tiny.config(**sizes)).with_widths(**changes), "features"
+    )
+
+
+@pytest.mark.parametrize(
+    "widths", [{}, {"heads": (8, 4), "neurons": (1000, 600)}, {"heads": (0, 12), "neurons": (1536, 0)}], ids=str
+)
+@pytest.mark.parametrize("length", [32, 128])
+def test_what_xla_counts(widths, length):
+    """Dense and compacted, within two percent of the compiler's own count of one example."""
+    model = bert(**widths)
+    params, ids = models.shapes(model), jax.ShapeDtypeStruct((1, length), np.int32)
+    kernels = [path for path in tree.flatten(params) if path.endswith("/kernel")]
+    found = flops.example(flops.dense(params, kernels), params, models.cuts(model)["heads"], length)
+    compiled = jax.jit(lambda params, ids: model.apply({"params": params}, ids)).lower(params, ids).compile()
+    assert 2 * found == pytest.approx(compiled.cost_analysis()["flops"], rel=0.02)
+
+
+def test_masked_costs_what_compacted_costs():
+    """Zeros skipped, the masked model of full shape does the work of the smaller one."""
+    model = models.find("bert").Model(models.find("bert").Config.from_hf(tiny.config()))
+    params = tiny.params(model, np.zeros((1, 1), np.int32))
+    cut = units.structured(params, None, None, models.cuts(model), heads=0.34, neurons=0.4, scope="global")
+    _, small = dsee_jax.compact(model, params, cut)
+    count = lambda values: [path for path in tree.flatten(values) if path.endswith("/kernel")]
+    masked = masks.apply(params, cut)
+    assert flops.sparse(masked, count(params)) == flops.dense(small, count(small)) < flops.dense(params, count(params))

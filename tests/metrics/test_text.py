@@ -1,0 +1,82 @@
+"""Scores of texts next to the numbers of the outside implementations, on a fixed handful of texts.
+
+The numbers were made once, with case ignored, by sacrebleu 2.6.0 (BLEU), by the scorer of the E2E challenge
+(github.com/tuetschek/e2e-metrics, 1b9c4d8): mteval-v13a-sig.pl (NIST where all texts have as many references, to 4 digits),
+metrics/pymteval.py (NIST) and Rouge of pycocoevalcap behind the PTBTokenizer of Stanford CoreNLP 3.4.1 (ROUGE-L).
+"""
+
+import pytest
+
+from dsee_jax.errors import InputError
+from dsee_jax.metrics import text
+
+pytest.importorskip("sacrebleu", reason="needs sacrebleu (extra `text`)")
+
+TEXTS = [
+    "The Wrestlers is a cheap coffee shop near the river.",
+    "Zizzi serves Italian food; it's rated 5 out of 5.",
+    "In the city centre, Cotto offers high-priced, family-friendly meals (£20-25) and isn't rated well.",
+    "The Punter Punter Punter is by the sea.",
+    "a pub",
+]
+REFERENCES = [
+    [
+        "The Wrestlers is a coffee shop by the river. It is cheap.",
+        "Near the river, the Wrestlers is a cheap coffee shop.",
+    ],
+    [
+        "Zizzi, rated 5 out of 5, serves Italian food.",
+        "It's an Italian place called Zizzi.",
+        "Zizzi has 5 of 5 stars.",
+    ],
+    [
+        "Cotto is a family-friendly place in the city centre; its meals cost £20-25 and its rating isn't good.",
+        "Family friendly, high priced and low rated: Cotto, in the centre of the city.",
+    ],
+    ["The Punter is a restaurant by the sea.", "By the sea stands The Punter, a restaurant."],
+    ["There is a pub called The Mill."],
+]
+
+
+@pytest.mark.parametrize(
+    ("texts", "most", "bleu", "nist", "rouge_l"),
+    [
+        # mteval-v13a-sig.pl: NIST 5.2168, BLEU 0.4009
+        (4, 2, 40.0945249282933, 5.216812471950268, 0.6550457153873305),
+        (4, 3, 40.0945249282933, 5.237259714134787, 0.6550457153873305),
+        # mteval-v13a-sig.pl: NIST 3.8328, BLEU 0.2726
+        (5, 1, 27.2575737015545, 3.8327837762172865, None),
+        # pymteval counts fewer than no n-grams in a text that is shorter than n, so no number of its for NIST here
+        (5, 3, 36.229965572659495, None, 0.6048312742966193),
+    ],
+)
+def test_the_numbers_of_the_reference_implementations(texts, most, bleu, nist, rouge_l):
+    found = text.score(TEXTS[:texts], [some[:most] for some in REFERENCES[:texts]])
+    assert tuple(found) == text.NAMES
+    assert found["bleu"] == pytest.approx(bleu, rel=1e-9)
+    assert nist is None or found["nist"] == pytest.approx(nist, rel=1e-9)
+    assert rouge_l is None or found["rouge_l"] == pytest.approx(rouge_l, rel=1e-9)
+
+
+def test_rouge_l_by_hand():
+    """a c of a b c and a c d e: P 1, R 2/3 of the first reference, and F with beta 1.2; the same words are 1."""
+    expected = 2.44 * (2 / 3) / (2 / 3 + 1.44)
+    assert text.rouge_l(["a c"], [["a b c", "a c d e"]]) == pytest.approx(expected)
+    assert text.rouge_l(["A, c!"], [["a c."]]) == 1
+    assert text.rouge_l(["", "x"], [["a"], ["y"]]) == 0
+
+
+def test_ends_of_the_range():
+    """A text that is its own reference, and one that shares nothing or says nothing."""
+    same = text.score(TEXTS, [[text] for text in TEXTS])
+    assert same["bleu"] == pytest.approx(100)
+    assert same["rouge_l"] == 1
+    assert same["nist"] > text.nist(TEXTS, REFERENCES)
+    for nothing in (["x y z"], [""]):
+        assert text.score(nothing, [["a b c"]]) == {"bleu": 0, "nist": 0, "rouge_l": 0}
+
+
+@pytest.mark.parametrize(("texts", "references"), [([], []), (["a"], []), (["a"], [[]])])
+def test_texts_without_references_are_refused(texts, references):
+    with pytest.raises(InputError, match="each text needs one or more"):
+        text.score(texts, references)

@@ -1,0 +1,251 @@
+"""config.json: every field is used, checked or known to change nothing."""
+
+import dataclasses
+import json
+
+import pytest
+
+import decoders
+import tiny
+from dsee_jax.errors import InputError
+from dsee_jax.models import MODELS, bert, find, hf_config, llama, rope
+
+
+def test_reads_what_it_writes():
+    """from_hf(write(config)) is the config; the run decides labels and dtype, not the file."""
+    for name in MODELS.keys() - {*decoders.KINDS}:
+        module = MODELS[name]
+        config = module.Config.from_hf(tiny.config(name, kept_heads=[2, 0]))
+        assert module.Config.from_hf(hf_config.write(config)) == config
+    config = bert.Config.from_hf(tiny.config(classifier_dropout=0.3), num_labels=3, dtype="bfloat16")
+    assert (config.hidden_size, config.classifier_dropout, config.num_labels) == (24, 0.3, 3)
+    assert bert.Config.from_hf(hf_config.write(config), num_labels=3, dtype="bfloat16") == config
+
+
+def test_fields_that_change_nothing_are_passed_over():
+    """What released BERT and MiniLM configs carry, and the storage dtype of the file."""
+    extra = {
+        "_name_or_path": "x",
+        "transformers_version": "4.8.2",
+        "gradient_checkpointing": False,
+        "use_cache": True,
+        "directionality": "bidi",
+        "pooler_fc_size": 768,
+        "torch_dtype": "float16",
+        "dtype": "float16",
+        "bos_token_id": None,
+        "tie_word_embeddings": True,
+        "position_embedding_type": "absolute",
+        "is_decoder": False,
+        "id2label": {"0": "a"},
+    }
+    assert bert.Config.from_hf(tiny.config(**extra)) == bert.Config.from_hf(tiny.config())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"position_embedding_type": "relative_key"}, "'position_embedding_type' is 'relative_key'.*only 'absolute'"),
+        ({"is_decoder": True}, "'is_decoder' is True, which is not implemented"),
+        ({"add_cross_attention": True}, "'add_cross_attention' is True"),
+        ({"quantization_config": {"bits": 8}}, "'quantization_config' is {'bits': 8}"),
+        ({"auto_map": {"AutoModel": "x.Y"}}, "'auto_map'"),
+        (
+            {"hidden_act": "gelu_fast"},
+            "'hidden_act' is 'gelu_fast'.*implemented: gelu, gelu_new, gelu_pytorch_tanh, relu, silu",
+        ),
+        ({"layer_norm_epsilon": 1e-5, "layer_norm_eps": None}, "unknown field 'layer_norm_epsilon'"),
+        ({"clasifier_dropout": 0.2}, r"unknown field 'clasifier_dropout' \(did you mean 'classifier_dropout'\?\)"),
+        ({"num_attention_heads": 5}, "'hidden_size' is 24, not a multiple of 'num_attention_heads' = 5"),
+        ({"vocab_size": 0}, "'vocab_size' is 0; expected a whole number from 1"),
+        ({"hidden_size": "24"}, "'hidden_size' is '24'; expected a whole number"),
+        ({"hidden_dropout_prob": 1.0}, r"'hidden_dropout_prob' is 1.0; expected a number in \[0, 1\)"),
+    ],
+)
+def test_refused_by_name(change, message):
+    """A field that would change the result, or that nobody knows, stops the reading."""
+    with pytest.raises(InputError, match=message):
+        bert.Config.from_hf(tiny.config(**change))
+
+
+@pytest.mark.parametrize("family", [name for name in MODELS if name not in decoders.KINDS])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"is_decoder": True}, "'is_decoder' is True, which is not implemented; only False is"),
+        ({"hiden_act": "relu"}, r"unknown field 'hiden_act'"),
+        ({"vocab_size": 0}, "'vocab_size' is 0; expected a whole number from 1"),
+        ({"kept_heads": [4, 1]}, "'kept_heads' holds 4; expected whole numbers from 0 to 3"),
+    ],
+)
+def test_every_encoder_refuses_by_name(family, change, message):
+    with pytest.raises(InputError, match=message):
+        MODELS[family].Config.from_hf(tiny.config(family, **change))
+
+
+def test_missing_size_names_the_near_field():
+    """Sizes have no default, so that a typo never means BERT-base."""
+    config = tiny.config()
+    config["intermediate_sizes"] = config.pop("intermediate_size")
+    with pytest.raises(InputError, match=r"'intermediate_size' is missing.*did you mean 'intermediate_sizes'"):
+        bert.Config.from_hf(config)
+
+
+def test_run_choices_are_checked():
+    """dtype and num_labels come from the command line."""
+    with pytest.raises(InputError, match=r"'dtype' is 'float16'.*implemented: float32, bfloat16"):
+        bert.Config.from_hf(tiny.config(), dtype="float16")
+    with pytest.raises(InputError, match="'num_labels' is 0"):
+        bert.Config.from_hf(tiny.config(), num_labels=0)
+
+
+def test_unknown_model_type_lists_the_known():
+    """One line with the nearest name and all there are."""
+    with pytest.raises(InputError, match=r"'brt' is not supported \(did you mean 'bert'\?\); supported: bert"):
+        find("brt")
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_config_is_a_frozen_hashable_dataclass(kind):
+    """Models are static arguments of jit."""
+    given = decoders.config(model_type=kind) if kind in decoders.KINDS else tiny.config(kind)
+    config = MODELS[kind].Config.from_hf(given)
+    assert config.model_type == kind
+    assert hash(config) == hash(dataclasses.replace(config))
+
+
+@pytest.mark.parametrize("variant", decoders.VARIANTS)
+def test_decoders_read_what_they_write(variant):
+    """Every option comes back, and a cut with it."""
+    config = find(decoders.config(**decoders.VARIANTS[variant])["model_type"]).Config.from_hf
+    first = config(decoders.config(**decoders.VARIANTS[variant]))
+    assert config({"model_type": first.model_type, **hf_config.write(first)}) == first
+    cut = first.with_widths(heads=[1, 0], neurons=[0, 7])
+    assert json.loads(json.dumps(hf_config.write(cut)))["kept_heads"] == [1, 0]
+    assert config({"model_type": first.model_type, **json.loads(json.dumps(hf_config.write(cut)))}) == cut
+
+
+def test_both_layouts_of_rotary_parameters_are_read():
+    """rope_theta and rope_scaling of earlier versions, rope_parameters of today."""
+    old = {"rope_parameters": None, "rope_theta": 1e6, "rope_scaling": {"type": "linear", "factor": 2}}
+    new = {"rope_parameters": {"rope_type": "linear", "factor": 2, "rope_theta": 1e6}}
+    read = lambda fields: llama.Config.from_hf(decoders.config(**fields))
+    assert read(old) == read(new)
+    assert read({"rope_parameters": None}).rope_parameters == rope.DEFAULT
+    assert read({"rope_parameters": None, "rope_theta": 7.0}).rope_parameters == rope.Rope(rope_theta=7.0)
+    assert read(old | new) == read(new)
+
+
+def test_a_parameter_of_another_scaling_is_named(caplog):
+    llama.Config.from_hf(decoders.config(rope_parameters={"rope_type": "linear", "factor": 2, "beta_fast": 4}))
+    assert "'rope_type' 'linear' does not read 'beta_fast'" in caplog.text
+    caplog.clear()
+    for variant in ("llama, linear", "llama, dynamic", "llama, llama3", "llama, yarn"):
+        llama.Config.from_hf(decoders.config(**decoders.VARIANTS[variant]))
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"rope_parameters": {"rope_type": "longrope"}},
+            "'rope_type' 'longrope' is not implemented.*implemented: default",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "factor": 2}},
+            "'low_freq_factor' is missing, which .* 'llama3' needs",
+        ),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2, "finetuned": True}}, "unknown parameter 'finetuned'"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": "2"}}, "'factor' is '2'; expected a number above 0"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "'partial_rotary_factor' is not implemented"),
+        ({"rope_parameters": [1]}, r"'rope_parameters' is \[1\]; expected an object"),
+        (
+            {"rope_parameters": {"rope_theta": 5.0}, "rope_theta": 7.0},
+            "'rope_theta' is 7.0 and 5.0: keep the one that is meant",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 3}, "rope_scaling": {"type": "linear", "factor": 2}},
+            "'rope_scaling' is .*2.* and 'rope_parameters' .*3.*: keep the one that is meant",
+        ),
+        ({"partial_rotary_factor": 0.5}, "unknown field 'partial_rotary_factor'"),
+        ({"pretraining_tp": 2}, "'pretraining_tp' is 2, which is not implemented"),
+        ({"sliding_window": 8}, "'sliding_window' is 8, which is not implemented"),
+        ({"model_type": "mistral", "attention_bias": True}, "'attention_bias' is True, which is not implemented"),
+        ({"model_type": "qwen2", "attention_bias": False}, "'attention_bias' is False, which is not implemented"),
+        ({"model_type": "qwen2", "use_mrope": True}, "'use_mrope' is True"),
+        ({"model_type": "qwen3", "layer_types": ["full_attention"]}, "'layer_types' is .*for each of the 2 layers"),
+        (
+            {"model_type": "qwen3", "layer_types": ["sliding_attention"] * 2},
+            "'layer_types' is .*with use_sliding_window",
+        ),
+        ({"num_key_value_heads": 4}, "'num_attention_heads' is 6, not a multiple of 'num_key_value_heads' = 4"),
+        ({"hidden_size": 25}, "'hidden_size' is 25, not a multiple"),
+        ({"head_dim": 5}, "a head has 5 entries; rotary positions need an even number"),
+        ({"hidden_act": "swish"}, "'hidden_act' is 'swish'"),
+        ({"model_type": ["llama"]}, r"'model_type' \['llama'\] is not supported"),
+        ({"rope_parameters": {"rope_type": ["linear"]}}, r"'rope_type' \['linear'\] is not implemented"),
+        ({"attention_bias": "false"}, "'attention_bias' is 'false'; expected true or false"),
+        ({"tie_word_embeddings": 1}, "'tie_word_embeddings' is 1; expected true or false"),
+        ({"model_type": "qwen3", "layer_types": 5}, "'layer_types' is 5; expected full_attention"),
+        ({"model_type": "qwen2", "max_window_layers": "1"}, "'max_window_layers' is '1'; expected a whole number"),
+        ({"model_type": "gpt2", "scale_attn_weights": "no"}, "'scale_attn_weights' is 'no'; expected true or false"),
+        ({"model_type": "gpt2", "n_head": 5}, "'n_embd' is 24, not a multiple of 'n_head' = 5"),
+        ({"model_type": "gpt2", "add_cross_attention": True}, "'add_cross_attention' is True"),
+        ({"model_type": "gpt2", "n_inner": 0}, "'n_inner' is 0"),
+        ({"model_type": "gpt2", "activation_function": "mish"}, "'activation_function' is 'mish'"),
+        ({"model_type": "gpt2", "n_ctxs": 3}, "unknown field 'n_ctxs'"),
+    ],
+)
+def test_decoders_refuse_by_name(change, message):
+    with pytest.raises(InputError, match=message):
+        find(change.get("model_type", "llama")).Config.from_hf(decoders.config(**change))
+
+
+@pytest.mark.parametrize("kind", sorted(MODELS))
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"quantization_config": {"bits": 4}}, "'quantization_config' is .* which is not implemented"),
+        ({"vocab_size": 0}, "'vocab_size' is 0; expected a whole number from 1"),
+        ({"attention_sinks": 4}, "unknown field 'attention_sinks'"),
+    ],
+)
+def test_every_family_refuses_what_none_has(kind, change, message):
+    made = tiny.config if kind in tiny.FAMILIES else decoders.config
+    with pytest.raises(InputError, match=message):
+        find(kind).Config.from_hf(made(**{"model_type": kind} | change))
+
+
+def test_windows_that_are_null_are_off():
+    """As in Hugging Face's classes; of mistral, which has no such field, the window counts."""
+    fields = {"model_type": "qwen2", "use_sliding_window": None, "sliding_window": 4, "max_window_layers": 0}
+    assert llama.Config.from_hf(decoders.config(**fields)).windows == (None, None)
+    assert llama.Config.from_hf(decoders.config(model_type="mistral", sliding_window=4)).windows == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "longest"),
+    [
+        ({"rope_type": "default"}, 32),
+        ({"rope_type": "linear", "factor": 3.0}, 96),
+        ({"rope_type": "dynamic", "factor": 2.5}, 80),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}, 64),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}, 32),
+        ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}, 32),
+    ],
+)
+def test_scaled_positions_are_for_longer_texts(parameters, longest):
+    assert llama.Config.from_hf(decoders.config(rope_parameters=parameters)).longest == longest
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_field_that_transformers_writes_is_known(name):
+    """A config of its defaults, every field written out by its own class, says what fields that need saying do here."""
+    from transformers import CONFIG_MAPPING
+
+    written = json.loads(CONFIG_MAPPING[name]().to_json_string(use_diff=False))
+    config = find(name).Config.from_hf(written)
+    for field in dataclasses.fields(config):
+        if field.default is dataclasses.MISSING:
+            assert getattr(config, field.name) == written[field.name]

@@ -1,0 +1,259 @@
+"""The fast operations against plain autodiff of what they stand for, in float64."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dsee_jax.ops import dense, nn
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def random(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
+
+
+def problem(leading, width=10, outputs=(6, 7, 5), kinds=("ab+values", "", "values")):
+    """x, and of each member kernel, bias (None for the second), delta and support, one coordinate of it repeated."""
+    x = random(0, *leading, width)
+    kernels, biases, deltas, supports = [], [], [], []
+    for number, (out, kind) in enumerate(zip(outputs, kinds, strict=True)):
+        kernels.append(random(10 + number, width, out))
+        biases.append(None if number == 1 else random(20 + number, out))
+        delta = {}
+        if "ab" in kind:
+            delta |= {"a": random(30 + number, width, 2), "b": random(40 + number, 2, out)}
+        if "values" in kind:
+            delta |= {"values": random(50 + number, 4)}
+        deltas.append(delta)
+        supports.append(jnp.array([[0, 1], [3, 2], [3, 2], [9, 4]], jnp.int32) if "values" in kind else None)
+    return x, tuple(kernels), tuple(biases), tuple(deltas), tuple(supports)
+
+
+def plain(x, kernels, biases, deltas, supports, *, scale, scale_sparse=True):
+    """The same with kernels materialised."""
+    outputs = []
+    for kernel, bias, delta, support in zip(kernels, biases, deltas, supports, strict=True):
+        if "a" in delta:
+            kernel = kernel + scale * delta["a"] @ delta["b"]
+        if "values" in delta:
+            kernel = kernel.at[tuple(support.T)].add((scale if scale_sparse else 1.0) * delta["values"])
+        outputs.append(x @ kernel + (0.0 if bias is None else bias.reshape((1,) * (x.ndim - 1) + (-1,))))
+    return tuple(outputs)
+
+
+def close(found, expected, tolerance=1e-11):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), found, expected)
+
+
+def weighed(function, supports, **options):
+    """A scalar that depends on every output entry differently."""
+
+    def loss(x, kernels, biases, deltas):
+        outputs = function(x, kernels, biases, deltas, supports, **options)
+        return sum(jnp.sum(jnp.sin(y) * (number + 1)) for number, y in enumerate(outputs))
+
+    return loss
+
+
+# Two rows are too few to fold, the others fold.
+@pytest.mark.parametrize(
+    ("leading", "scale_sparse"), [((2,), True), ((2, 1), False), ((40,), False), ((8, 5), True), ((2, 3, 7), True)]
+)
+@pytest.mark.usefixtures("x64")
+def test_joint_dense_and_every_gradient_equal_the_materialised_form(leading, scale_sparse):
+    *arguments, supports = problem(leading)
+    options = {"scale": 1.7, "scale_sparse": scale_sparse}
+    close(dense.joint_dense(*arguments, supports, **options), plain(*arguments, supports, **options))
+    found, expected = (
+        jax.jit(jax.grad(weighed(function, supports, **options), argnums=(0, 1, 2, 3)))(*arguments)
+        for function in (dense.joint_dense, plain)
+    )
+    close(found, expected)
+
+
+@pytest.mark.parametrize("argument", [0, 1, 2, 3])
+@pytest.mark.usefixtures("x64")
+def test_each_gradient_alone_is_right_too(argument):
+    """What is not differentiated is not computed; what is must not be lost with it."""
+    *arguments, supports = problem((8, 5))
+    found, expected = (
+        jax.grad(weighed(function, supports, scale=2.0), argnums=argument)(*arguments)
+        for function in (dense.joint_dense, plain)
+    )
+    close(found, expected)
+
+
+@pytest.mark.usefixtures("x64")
+def test_an_output_that_is_not_used_gets_no_gradient():
+    x, kernels, biases, deltas, supports = problem((40,))
+
+    def loss(function, deltas):
+        return jnp.sum(function(x, kernels, biases, deltas, supports, scale=2.0)[2] ** 2)
+
+    close(*(jax.grad(functools.partial(loss, function))(deltas) for function in (dense.joint_dense, plain)))
+
+
+@pytest.mark.parametrize("leading", [(2,), (40,)])
+@pytest.mark.usefixtures("x64")
+def test_dense_under_vmap_scan_and_remat(leading):
+    """Stacked layers: vmap over kernels, scan through them, with and without remat."""
+    layers, width = 3, 10
+    x, w, bias = random(0, *leading, width), random(1, layers, width, width) / 4, random(2, layers, width)
+    delta = {"a": random(3, layers, width, 2), "b": random(4, layers, 2, width), "values": random(5, layers, 4)}
+    support = jnp.tile(jnp.array([[0, 1], [3, 2], [5, 5], [9, 4]], jnp.int32), (layers, 1, 1))
+
+    def through(wrap, dense, x, w, bias, delta):
+        def body(x, layer):
+            return jnp.tanh(dense(x, *layer, scale=0.5)), None
+
+        return jnp.sum(jax.lax.scan(wrap(body), x, (w, bias, delta, support))[0] ** 2)
+
+    def side_by_side(dense, x, w, bias, delta):
+        return jnp.sum(jnp.sin(jax.vmap(lambda *layer: dense(x, *layer, scale=0.5))(w, bias, delta, support)))
+
+    def plain_dense(x, kernel, bias, delta, support, *, scale):
+        return plain(x, (kernel,), (bias,), (delta,), (support,), scale=scale)[0]
+
+    def gradient(function, dense, argnums):
+        return jax.jit(jax.grad(functools.partial(function, dense), argnums))(x, w, bias, delta)
+
+    for function, argnums in (
+        (functools.partial(through, lambda f: f), 3),
+        (functools.partial(through, jax.checkpoint), (0, 1, 2, 3)),
+        (side_by_side, (0, 1, 2, 3)),
+    ):
+        close(gradient(function, dense.dense, argnums), gradient(function, plain_dense, argnums))
+
+
+def products(function, *arguments):
+    """Shapes of the results of all matrix products in the jaxpr, inner jaxprs included."""
+    return re.findall(r"f32(\[[\d,]*\]) = dot_general", str(jax.make_jaxpr(function)(*arguments)))
+
+
+@pytest.mark.parametrize("rows", [3, 64])
+def test_the_backward_forms_no_gradient_of_a_frozen_kernel(rows):
+    """Tuning must cost two large products, not three; and it must not lose the third when the kernel is trained."""
+    x, w = jnp.ones((rows, 20)), jnp.ones((20, 30))
+    delta, support = (
+        {"a": jnp.ones((20, 2)), "b": jnp.ones((2, 30)), "values": jnp.ones(4)},
+        jnp.zeros((4, 2), jnp.int32),
+    )
+
+    def loss(x, w, delta):
+        return jnp.sum(dense.dense(x, w, None, delta, support, scale=1.0) ** 2)
+
+    _, tuning = jax.vjp(lambda x, delta: loss(x, w, delta), x, delta)
+    _, training = jax.vjp(loss, x, w, delta)
+    folded = 1 if rows == 64 else 0  # A @ B, added to the kernel anew
+    assert products(tuning, jnp.ones(())).count("[20,30]") == folded
+    assert products(training, jnp.ones(())).count("[20,30]") == folded + 1
+
+
+def test_in_bfloat16_a_small_update_is_not_lost():
+    """Added to a bfloat16 kernel of ones, an update of 2**-10 would round away."""
+    x = jnp.ones((256, 64), jnp.bfloat16)
+    delta = {"a": jnp.full((64, 1), 2.0**-10), "b": jnp.ones((1, 32))}
+    kernel = jnp.tile(jnp.array([[1.0], [-1.0]]), (32, 32))
+    y = dense.dense(x, kernel, None, delta, None, scale=1.0)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(y.astype(jnp.float32), 64 * 2.0**-10)
+    gradient = jax.grad(
+        lambda delta: jnp.sum(dense.dense(x, kernel, None, delta, None, scale=1.0).astype(jnp.float32))
+    )(delta)
+    assert gradient["a"].dtype == jnp.float32
+    np.testing.assert_allclose(gradient["a"], 256 * 32)
+
+
+def test_values_without_a_support_are_refused():
+    with pytest.raises(ValueError, match="supports"):
+        dense.dense(jnp.ones((2, 3)), jnp.ones((3, 3)), None, {"values": jnp.ones(1)}, None, scale=1.0)
+
+
+def plain_norm(x, scale, bias):
+    return jax.nn.standardize(x, axis=-1, epsilon=1e-6) * scale.reshape(1, 1, -1) + bias.reshape(1, 1, -1)
+
+
+def plain_rms_norm(x, scale):
+    return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6) * scale.reshape(1, 1, -1)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "shapes"),
+    [
+        (nn.gelu, functools.partial(jax.nn.gelu, approximate=False), [(3, 50)]),
+        (nn.gelu_tanh, functools.partial(jax.nn.gelu, approximate=True), [(3, 50)]),
+        (nn.silu, lambda x: x / (1 + jnp.exp(-x)), [(3, 50)]),
+        (lambda x, s: nn.rms_norm(x, s, 1e-6), plain_rms_norm, [(2, 3, 8), (8,)]),
+        (lambda x, s, b: nn.layer_norm(x, s, b, 1e-6), plain_norm, [(2, 3, 8), (8,), (8,)]),
+        (nn.softmax, lambda x: jnp.exp(x) / jnp.sum(jnp.exp(x), -1, keepdims=True), [(2, 3, 8)]),
+    ],
+    ids=["gelu", "gelu_tanh", "silu", "rms_norm", "layer_norm", "softmax"],
+)
+@pytest.mark.usefixtures("x64")
+def test_values_and_gradients_equal_plain_autodiff(ours, theirs, shapes):
+    arguments = [3 * random(number, *shape) for number, shape in enumerate(shapes)]
+    close(ours(*arguments), theirs(*arguments))
+    for argnums in (0, tuple(range(len(arguments)))):
+        close(
+            *(
+                jax.jit(jax.grad(lambda *a, f=f: jnp.sum(jnp.sin(f(*a)) * f(*a)), argnums))(*arguments)
+                for f in (ours, theirs)
+            )
+        )
+    tangents = [random(9 + number, *shape) for number, shape in enumerate(shapes)]
+    close(*(jax.jvp(f, arguments, tangents) for f in (ours, theirs)))
+
+
+def test_layer_norm_of_bfloat16_takes_its_statistics_in_float32():
+    x = (1000 + jnp.arange(64.0)).astype(jnp.bfloat16)[None]
+    y = nn.layer_norm(x, jnp.ones(64), jnp.zeros(64), 0.0)
+    assert y.dtype == jnp.float32
+    exact = np.asarray(x, np.float64)
+    np.testing.assert_allclose(y, (exact - exact.mean()) / exact.std(), atol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropout_has_its_rate_keeps_the_mean_and_drops_independently(rate):
+    """Four standard errors each: of the rate, and of the correlation with neighbours and with other keys."""
+    shape, key = (500, 800), jax.random.key(3)
+    masks = np.stack([nn.dropout(jnp.ones(shape), rate, key=jax.random.fold_in(key, n)) > 0 for n in range(3)])
+    count = masks[0].size
+    bound = 4 * np.sqrt(rate * (1 - rate) / count)
+    centred = masks - (1 - rate)
+    for number, one in enumerate(centred):
+        assert abs(one.mean()) < bound
+        assert np.abs(one.mean(0)).max() < 5.5 * np.sqrt(rate * (1 - rate) / shape[0])
+        assert np.abs(one.mean(1)).max() < 5.5 * np.sqrt(rate * (1 - rate) / shape[1])
+        pairs = [one[:, 1:] * one[:, :-1], one[1:] * one[:-1], one[:, 2:] * one[:, :-2], one * centred[number - 1]]
+        for pair in pairs:
+            assert abs(pair.mean()) < 4 * rate * (1 - rate) / np.sqrt(pair.size)
+    y = nn.dropout(jnp.full(shape, 2.0), rate, key=key)
+    np.testing.assert_allclose(np.unique(y), [0.0, 2.0 / (1 - rate)], rtol=1e-6)
+
+
+def test_hash_bits_are_uniform():
+    """Chi-square of the top and the bottom byte over 2**20 draws: 255 degrees of freedom, standard deviation 22.6."""
+    bits = np.asarray(nn._hash_bits(jax.random.key(1), (1 << 20,)))
+    for byte in (bits >> 24, bits & 255):
+        counts = np.bincount(byte, minlength=256)
+        assert abs(((counts - 4096) ** 2 / 4096).sum() - 255) < 4 * 22.6
+    assert np.array_equal(bits, np.asarray(nn._hash_bits(jax.random.key(1), (1 << 10, 1 << 10))).ravel())
+
+
+def test_dropout_differentiates_as_the_mask_and_maps_over_keys():
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jnp.ones((3, 40))
+    y = jax.vmap(lambda x, key: nn.dropout(x, 0.3, key=key))(x, keys)
+    assert len(np.unique(np.asarray(y), axis=0)) == 3
+    gradient = jax.grad(lambda x: jnp.sum(nn.dropout(x, 0.3, key=keys[1])))(x[1])
+    np.testing.assert_array_equal(gradient, y[1])
+    np.testing.assert_array_equal(nn.dropout(x, 0.0, key=keys[0]), x)

@@ -1,0 +1,92 @@
+"""What goes into kernels: sums over a batch next to NumPy, example by example."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+import decoders
+import tiny
+from dsee_jax import stacks, tree
+from dsee_jax.ckpt import hf, hf_names
+from dsee_jax.models.layers import JointDense
+from dsee_jax.prune import calibration
+from examples import alone, case
+
+
+def captured(model, params, example):
+    """The inputs of every Dense and joint projection, as (tokens, in)."""
+    seen = {}
+
+    def intercept(call, args, kwargs, context):
+        module = context.module
+        if context.method_name == "__call__" and isinstance(module, (nn.Dense, JointDense)):
+            for name in getattr(module, "joint", ("",)):
+                path = "/".join([*module.path, *([name] if name else []), "kernel"])
+                seen[path] = np.asarray(args[0]).reshape(-1, args[0].shape[-1])
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(intercept):
+        model.apply({"params": params}, **example, deterministic=True)
+    return seen
+
+
+def test_gram_is_numpy_over_the_inputs_of_examples_without_padding(tmp_path):
+    """Padding and filler rows do not count; the last layer goes on with the first position of each example alone."""
+    model, params, batch = case(tmp_path / "hf", layers=2)
+    found = jax.jit(lambda p, b: calibration.gram(model, p, b))(params, batch)
+    inputs = [captured(model, params, alone(batch, row)) for row in range(3)]
+    kernels = [path for path in tree.flatten(params) if path.endswith("/kernel")]
+    assert sorted(found) == sorted(kernels)
+    for path, part in found.items():
+        x = np.concatenate([seen[path] for seen in inputs]).astype(np.float64)
+        assert int(part["count"]) == len(x)
+        np.testing.assert_allclose(part["sum"], x.T @ x, rtol=1e-4, atol=1e-4, err_msg=path)
+    tokens = int(batch["attention_mask"][:3].sum())
+    assert int(found["encoder/layer_0/mlp/up/kernel"]["count"]) == tokens
+    assert int(found["encoder/layer_1/mlp/up/kernel"]["count"]) == int(found["classifier/kernel"]["count"]) == 3
+
+
+def test_gram_of_what_is_of_no_example(tmp_path):
+    """Embeddings of distances count once a batch; kernels that share a tensor share its input, and so its matrix."""
+    model, params, batch = case(tmp_path / "hf", family="deberta")
+    found = calibration.gram(model, params, batch)
+    rows = np.asarray(params["encoder"]["distance"]["embedding"], np.float64)
+    for name in ("position_key", "position_query"):
+        part = found[f"encoder/layer_0/attention/{name}/kernel"]
+        assert int(part["count"]) == 10
+        np.testing.assert_allclose(part["sum"], rows.T @ rows, rtol=1e-4, atol=1e-4)
+    assert hf_names.names(model).keys() >= found.keys()
+    shared = {"encoder/layer_0/attention/query/kernel", "encoder/layer_0/attention/value/kernel"}
+    one, other = (found[path] for path in shared)
+    np.testing.assert_array_equal(one["sum"], other["sum"])
+
+
+def test_squares_are_the_diagonal_of_gram(tmp_path):
+    model, params, batch = case(tmp_path / "hf", layers=2)
+    gram, squares = calibration.gram(model, params, batch), calibration.squares(model, params, batch)
+    assert gram.keys() == squares.keys()
+    for path, part in squares.items():
+        np.testing.assert_allclose(part["sum"], np.diag(gram[path]["sum"]), rtol=1e-5)
+        assert part["count"] == gram[path]["count"]
+
+
+def test_sizes_are_over_all_batches(tmp_path):
+    """Of batches of other lengths too; a token counts as any other, whatever its batch."""
+    model, params, batch = case(tmp_path / "hf", layers=2)
+    first = alone(batch, 0) | {"weights": batch["weights"][:1]}
+    found = calibration.sizes(model, params, [first, batch])
+    parts = [calibration.squares(model, params, each) for each in (first, batch)]
+    for path, size in found.items():
+        total, count = (sum(np.asarray(part[path][name]) for part in parts) for name in ("sum", "count"))
+        np.testing.assert_allclose(size, np.sqrt(total / count), rtol=1e-5)
+
+
+def test_sizes_of_scanned_layers_are_those_of_layers_apart(tmp_path):
+    decoders.write(tmp_path / "hf", **decoders.VARIANTS["llama"])
+    batch = tiny.batch(rows=3, length=8) | {"weights": np.ones((3, 8), np.float32)}
+    model, params = hf.load_pretrained(tmp_path / "hf", "causal-lm")
+    apart = calibration.sizes(model, params, [batch])
+    scanned = calibration.sizes(model.clone(scan=True, remat=True), stacks.stack(params), [batch])
+    assert scanned.keys() == {stacks.place(path)[0] for path in apart}
+    for path, size in tree.flatten(stacks.stack(tree.unflatten(apart))).items():
+        np.testing.assert_allclose(scanned[path], size, rtol=1e-5)

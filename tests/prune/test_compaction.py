@@ -1,0 +1,259 @@
+"""Smaller arrays give the logits of the masked model, updates included; and back to full shape."""
+
+import functools
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import decoders
+import dsee_jax
+import tiny
+from dsee_jax import masks, models, tree
+from dsee_jax.ckpt import hf, hf_save, kept_units
+from dsee_jax.errors import InputError
+from dsee_jax.models import bert
+from dsee_jax.prune import compaction, units
+
+KEY = jax.random.key(0)
+LAYERS, HEADS, NEURONS = 2, 3, 40
+DELTA = dsee_jax.DeltaConfig(targets=(r"(en|de)coder/.*/kernel",), rank=2, nonzeros=9, support="random")
+"""Updates on every kernel that is cut, on either axis."""
+
+FAMILIES = {
+    **{
+        name: (tiny.config(name, num_hidden_layers=LAYERS), "sequence-classification")
+        for name in ("bert", "roberta", "xlm-roberta", "deberta")
+    },
+    "llama": (decoders.config(num_key_value_heads=3), "causal-lm"),
+    "llama with biases": (
+        decoders.config(num_key_value_heads=3, attention_bias=True, mlp_bias=True),
+        "sequence-classification",
+    ),
+    "mistral": (decoders.config(model_type="mistral", num_key_value_heads=3, sliding_window=4), "causal-lm"),
+    "qwen2": (decoders.config(model_type="qwen2", num_key_value_heads=3), "sequence-classification"),
+    "gpt2": (decoders.config(model_type="gpt2", n_inner=NEURONS), "causal-lm"),
+    "qwen3": (decoders.config(model_type="qwen3", num_key_value_heads=3, head_dim=6), "features"),
+}
+"""All with the layers, heads (or groups of them) and neurons above."""
+
+
+def families(*quick):
+    """Every family; those that are not named are left to the exhaustive tier."""
+    marks = {True: (), False: pytest.mark.exhaustive}
+    return pytest.mark.parametrize("family", [pytest.param(name, marks=marks[name in quick]) for name in FAMILIES])
+
+
+@functools.cache
+def whole(family="bert"):
+    """A tiny model with updates everywhere: ``(model, params, deltas, supports)``."""
+    fields, task = FAMILIES[family]
+    module = models.find(fields["model_type"])
+    model = module.Model(module.Config.from_hf(fields), task)
+    params = tiny.params(model, jnp.zeros((1, 1), jnp.int32))
+    deltas, supports = dsee_jax.deltas.create.init(params, DELTA, key=KEY)
+    draw = np.random.default_rng(1)
+    deltas = jax.tree.map(lambda x: jnp.asarray(draw.normal(0, 0.2, x.shape), jnp.float32), deltas)
+    return model, jax.tree.map(jnp.asarray, params), deltas, supports
+
+
+def flags(heads, neurons):
+    """A tree of kept units from lists of bools a layer."""
+    return {
+        kind: {units.layer(number): np.array(keep, bool) for number, keep in enumerate(layers)}
+        for kind, layers in (("heads", heads), ("neurons", neurons))
+        if layers
+    }
+
+
+def cut(kept, family="bert"):
+    """All of the tiny model, cut: ``(model, params, deltas, supports)``."""
+    model, params, deltas, supports = whole(family)
+    plan = compaction.plan(model, kept, deltas, supports)
+    small, small_params = dsee_jax.compact(model, params, units.masks(params, models.cuts(model), kept))
+    return (
+        small,
+        small_params,
+        compaction.cut_tree({"deltas": deltas}, plan)["deltas"],
+        compaction.cut_supports(supports, plan),
+    )
+
+
+def logits(model, params, deltas=None, supports=None):
+    batch = tiny.batch(types=model.config.type_vocab_size)
+    return np.asarray(jax.jit(functools.partial(dsee_jax.apply, model))(params, deltas, supports, batch))
+
+
+def close(found, expected):
+    np.testing.assert_allclose(found, expected, atol=1e-5 * max(1, np.abs(expected).max()))
+
+
+def same(kept, family="bert"):
+    """Masked, cut and expanded models agree, bare and with updates."""
+    model, params, deltas, supports = whole(family)
+    given = units.masks(params, models.cuts(model), kept)
+    small, small_params, small_deltas, small_supports = cut(kept, family)
+    close(logits(small, small_params), logits(model, masks.apply(params, given)))
+    folded = masks.apply(dsee_jax.materialize(params, deltas, supports), given)
+    attached = logits(small, small_params, small_deltas, small_supports)
+    close(attached, logits(model, folded))
+    small_folded = dsee_jax.materialize(small_params, small_deltas, small_supports)
+    back, dense = compaction.expand(small, small_folded, kept)
+    assert back == model
+    for path, leaf in tree.flatten(folded).items():
+        np.testing.assert_allclose(tree.get(dense, path), leaf, atol=1e-6)
+    assert all(leaf.size for leaf in jax.tree.leaves((small_params, small_deltas, small_supports)))
+    assert all(leaf.size for leaf in jax.tree.leaves(models.shapes(small)))
+    shapes = {path: leaf.shape for path, leaf in tree.flatten(small_params).items()}
+    assert shapes == {path: leaf.shape for path, leaf in tree.flatten(models.shapes(small)).items()}
+
+
+def some(size):
+    """Any flags, but none and all of them more often than chance would have it."""
+    return st.one_of(
+        st.just([False] * size), st.just([True] * size), st.lists(st.booleans(), min_size=size, max_size=size)
+    )
+
+
+@pytest.mark.slow
+@hypothesis.given(
+    st.lists(some(HEADS), min_size=LAYERS, max_size=LAYERS), st.lists(some(NEURONS), min_size=LAYERS, max_size=LAYERS)
+)
+@hypothesis.settings(max_examples=5, deadline=None)
+def test_masked_is_compacted(heads, neurons):
+    same(flags(heads, neurons))
+
+
+@families("bert", "deberta", "gpt2", "qwen3")
+def test_nothing_left_in_any_layer(family):
+    same(flags([[False] * HEADS] * LAYERS, [[False] * NEURONS] * LAYERS), family)
+
+
+@families("bert", "deberta", "gpt2", "llama with biases")
+def test_layers_that_differ(family):
+    """One loses all of its heads and some neurons, the other one head and all neurons."""
+    same(flags([[0, 0, 0], [1, 0, 1]], [[1, 0] * 20, [0] * 40]), family)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attached_is_materialised(family):
+    model, params, deltas, supports = whole(family)
+    folded = dsee_jax.materialize(params, deltas, supports)
+    kernels = [path for path in tree.flatten(params) if "coder/" in path and path.endswith("/kernel")]
+    assert len(tree.flatten(deltas)) == 3 * len(kernels)
+    close(logits(model, params, deltas, supports), logits(model, folded))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_compact_checkpoint(family, tmp_path):
+    """Written and read again, a layer without heads in it; then the dense shape, bit for bit what was masked."""
+    model, params, *_ = whole(family)
+    kept = flags([[0, 0, 0], [1, 0, 1]], [[1, 0] * 20, [1] * 40])
+    small, small_params, *_ = cut(kept, family)
+    hf_save.save_pretrained(tmp_path / "small", small, small_params, kept=kept)
+    again, read = hf.load_pretrained(tmp_path / "small", model.task)
+    assert again == small
+    jax.tree.map(np.testing.assert_array_equal, read, small_params)
+    back, dense = compaction.expand(again, read, kept_units.read(tmp_path / "small"))
+    assert back == model
+    masked = masks.apply(params, units.masks(params, models.cuts(model), kept))
+    for path, leaf in tree.flatten(masked).items():
+        np.testing.assert_array_equal(tree.get(dense, path), leaf)
+
+
+def test_widths_are_in_the_config_and_all_is_none():
+    model, params, deltas, supports = whole()
+    given = units.structured(params, deltas, supports, models.cuts(model), heads=1, neurons=0.4, scope="global")
+    small, small_params = dsee_jax.compact(model, params, given)
+    assert (sum(small.config.kept_heads), sum(small.config.kept_neurons)) == (2 * 3 - 1, 80 - 32)
+    assert small_params["encoder"]["layer_1"]["mlp"]["up"]["kernel"].shape == (24, small.config.kept_neurons[1])
+    assert hash(small.config) != hash(model.config)
+    nothing, same_params = dsee_jax.compact(model, params, {})
+    assert nothing == model
+    jax.tree.map(np.testing.assert_array_equal, same_params, params)
+
+
+def test_one_cut_after_another():
+    """The second counts what the first left; both together are one cut of the first model."""
+    first = flags([[1, 0, 1], [0, 1, 1]], [[1] * 30 + [0] * 10, [0] * 40])
+    second = flags([[0, 1], [1, 1]], [])
+    both = compaction.composed(first, second)
+    small, params, *_ = cut(first)
+    smaller, again = dsee_jax.compact(small, params, units.masks(params, models.cuts(small), second))
+    once, expected, *_ = cut(both)
+    assert once == smaller
+    jax.tree.map(np.testing.assert_array_equal, again, expected)
+    assert both["heads"]["layer_0"].tolist() == [False, False, True]
+
+
+def test_the_state_of_an_optimiser_is_cut_along():
+    """A step of the cut model from the cut state is the cut of a step of the whole model."""
+    model, params, deltas, supports = whole()
+    kept = flags([[1, 0, 1], [0, 0, 0]], [[1] * 7 + [0] * 33, [0] * 40])
+    trained = {"deltas": deltas, "params": params}
+    optimizer = optax.adamw(1e-2)
+    gradient = jax.tree.map(lambda x: jnp.cos(7 * x), trained)
+    update = jax.jit(optimizer.update)
+    _, state = update(gradient, optimizer.init(trained), trained)
+    plan = compaction.plan(model, kept, deltas, supports)
+    updates, after = update(gradient, state, trained)
+    small = [compaction.cut_tree(value, plan) for value in (gradient, state, trained)]
+    found, small_after = update(*small)
+    jax.tree.map(np.testing.assert_array_equal, found, compaction.cut_tree(updates, plan))
+    jax.tree.map(np.testing.assert_array_equal, small_after, compaction.cut_tree(after, plan))
+    small_params = small[2]["params"]["encoder"]["layer_1"]
+    assert set(small_params["attention"]) == {"output"}
+    assert set(small_params["mlp"]["down"]) == {"bias"}
+    assert "attention" not in small[2]["deltas"]["encoder"].get("layer_1", {})
+
+
+def test_supports_count_what_is_left():
+    *_, deltas, supports = whole()
+    kept = flags([[0, 1, 1], [1, 1, 1]], [[0, 1] * 20, [1] * 40])
+    *_, small_deltas, small_supports = cut(kept)
+    places, values = (tree.get(part, "encoder/layer_0/mlp/down/kernel") for part in (supports, deltas))
+    left = np.asarray(places)[:, 0] % 2 == 1
+    assert 0 < left.sum() < 9
+    expected = np.asarray(places)[left] // np.array([[2, 1]])
+    np.testing.assert_array_equal(tree.get(small_supports, "encoder/layer_0/mlp/down/kernel"), expected)
+    found = tree.get(small_deltas, "encoder/layer_0/mlp/down/kernel/values")
+    np.testing.assert_array_equal(found, values["values"][left])
+    untouched = "encoder/layer_1/mlp/up/kernel"
+    np.testing.assert_array_equal(tree.get(small_supports, untouched), tree.get(supports, untouched))
+
+
+def test_gradients_flow_through_empty_layers():
+    small, params, deltas, supports = cut(flags([[0] * 3, [1, 0, 0]], [[0] * 40, [0] * 40]))
+    loss = lambda deltas: jnp.sum(dsee_jax.apply(small, params, deltas, supports, tiny.batch()) ** 2)
+    for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(deltas)):
+        assert np.isfinite(leaf).all()
+
+
+def test_a_cut_of_another_model_is_refused():
+    model, params, *_ = whole()
+    with pytest.raises(InputError, match="layer 0 has 3 heads and the cut is of 4: it was made from another model"):
+        compaction.plan(model, flags([[1, 1, 0, 1], [1, 1, 1]], []))
+    small, small_params, *_ = cut(flags([[1, 0, 1], [1, 1, 1]], []))
+    with pytest.raises(InputError, match="the model has the widths .* and the cut leaves"):
+        compaction.expand(small, small_params, flags([[1, 0, 0], [1, 1, 1]], []))
+    given = units.structured(params, None, None, models.cuts(model), heads=1, score="W")
+    with pytest.raises(InputError, match="the mask of .*/query/kernel' is of 3 heads; the model has 2 there"):
+        dsee_jax.compact(small, small_params, given)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kept_heads": [3]}, "'kept_heads' is .*expected one number for each of the 2 layers"),
+        ({"kept_heads": [3, 4]}, "'kept_heads' holds 4; expected whole numbers from 0 to 3"),
+        ({"kept_neurons": [40, 1.5]}, "'kept_neurons' holds 1.5"),
+        ({"kept_neurons": 12}, "'kept_neurons' is 12"),
+    ],
+)
+def test_widths_that_cannot_be(change, message):
+    with pytest.raises(InputError, match=message):
+        bert.Config.from_hf(tiny.config(**change))

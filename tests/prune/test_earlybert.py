@@ -1,0 +1,343 @@
+"""EarlyBERT: coefficients are on the units they name, the draw is exact, and a search finds what was made useless."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tiny
+from dsee_jax import compact, masks, models, tree, typing
+from dsee_jax.ckpt import hf
+from dsee_jax.config import DeltaConfig, TrainConfig
+from dsee_jax.deltas import attach, create, fold
+from dsee_jax.errors import InputError
+from dsee_jax.prune import earlybert, units
+from dsee_jax.train import optim, step
+
+KEY = jax.random.key(0)
+QUICKLY = {"xla_backend_optimization_level": 0}
+"""What is compiled quickly will do for arrays this small."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """``(model, params, cuts, coefficients)``; coefficients are positive and not 1, and relu(c x) = c relu(x)."""
+    folder = tiny.bert(tmp_path_factory.mktemp("tickets") / "base", hidden_act="relu")
+    model, params = hf.load_pretrained(folder)
+    cuts = models.cuts(model)
+    return model, params, cuts, shaken(earlybert.init(cuts, params))
+
+
+def ones(heads, neurons):
+    """Coefficients of 1 for so many heads and neurons a layer."""
+    return {
+        kind: {f"layer_{number}": jnp.ones(width) for number, width in enumerate(widths)}
+        for kind, widths in (("heads", heads), ("neurons", neurons))
+    }
+
+
+def shaken(coefficients, *, low=0.5, high=1.5):
+    noise = np.random.default_rng(0)
+    return jax.tree.map(lambda c: jnp.asarray(noise.uniform(low, high, c.shape), jnp.float32), coefficients)
+
+
+def attached(model, params, cuts, coefficients, batch, updates=None, supports=None):
+    with earlybert.attached(coefficients, cuts):
+        return attach.apply(model, params, updates, supports, batch)
+
+
+def test_the_start_is_the_pretrained_model(made):
+    model, params, cuts, _ = made
+    start = earlybert.init(cuts, params)
+    assert jax.tree.map(jnp.shape, start) == jax.tree.map(jnp.shape, ones((3, 3), (40, 40)))
+    jax.tree.map(np.testing.assert_array_equal, earlybert.scaled(params, start, cuts), params)
+    batch = tiny.batch()
+    expected = attach.apply(model, params, None, None, batch)
+    np.testing.assert_array_equal(attached(model, params, cuts, start, batch), expected)
+
+
+def multiplied(params, coefficients):
+    """Params whose units compute ``c`` times what they did, by their own weights: what is on the way in, not read out."""
+    flat = {path: np.array(leaf) for path, leaf in tree.flatten(params).items()}
+    for kind, name, entries in (("heads", "attention/value", 8), ("neurons", "mlp/up", 1)):
+        for layer, c in coefficients[kind].items():
+            for leaf in ("kernel", "bias"):
+                flat[f"encoder/{layer}/{name}/{leaf}"] *= np.broadcast_to(
+                    np.repeat(c, entries), flat[f"encoder/{layer}/{name}/{leaf}"].shape
+                )
+    return tree.unflatten(flat)
+
+
+def test_activations_rows_and_the_units_own_weights_are_one_function(made):
+    """The third way needs no code of this library: a head's context is linear in its values, relu in what it is given."""
+    model, params, cuts, coefficients = made
+    batch = tiny.batch()
+    plain, expected, rows = (
+        attach.apply(model, p, None, None, batch)
+        for p in (params, multiplied(params, coefficients), earlybert.scaled(params, coefficients, cuts))
+    )
+    assert np.max(np.abs(expected - plain)) > 0.1
+    np.testing.assert_allclose(rows, expected, atol=1e-5)
+    np.testing.assert_allclose(attached(model, params, cuts, coefficients, batch), expected, atol=1e-5)
+
+
+def test_updates_of_the_reading_kernels_are_scaled_too(made):
+    model, params, cuts, coefficients = made
+    config = DeltaConfig(targets=(".*/(output|down)/kernel",), rank=2, nonzeros=5, support="magnitude")
+    updates, supports = create.init(params, config, key=KEY)
+    updates = jax.tree.map(lambda x: x + 0.2, updates)
+    batch = tiny.batch()
+    folded = earlybert.scaled(fold.materialize(params, updates, supports), coefficients, cuts)
+    expected = attach.apply(model, folded, None, None, batch)
+    found = attached(model, params, cuts, coefficients, batch, updates, supports)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_gradients_of_both_forms_agree(made):
+    model, params, cuts, coefficients = made
+    batch = tiny.batch()
+    loss = lambda logits: jnp.sum(jnp.sin(logits))
+    on_activations = lambda p, c: loss(attached(model, p, cuts, c, batch))
+    on_rows = lambda p, c: loss(attach.apply(model, earlybert.scaled(p, c, cuts), None, None, batch))
+    found, expected = (
+        jax.jit(jax.grad(form, argnums=(0, 1)), compiler_options=QUICKLY)(params, coefficients)
+        for form in (on_activations, on_rows)
+    )
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), found, expected)
+    assert all(np.all(c != 0) for c in found[1]["heads"].values())
+
+
+def test_bfloat16_products_and_float32_coefficients(made):
+    model, params, cuts, coefficients = made
+    low = model.clone(config=dataclasses.replace(model.config, dtype="bfloat16"))
+    batch = tiny.batch()
+    slope = lambda model: jax.jit(
+        jax.grad(lambda c: jnp.sum(attached(model, params, cuts, c, batch))), compiler_options=QUICKLY
+    )
+    found, expected = slope(low)(coefficients), slope(model)(coefficients)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert x.dtype == jnp.float32
+        np.testing.assert_allclose(x, y, atol=0.05 * np.max(np.abs(y)))
+
+
+class Stranger(nn.Module):
+    """A model that knows nothing of this library."""
+
+    @nn.compact
+    def __call__(self, x):
+        for number in range(2):
+            x = x + nn.Dense(4, use_bias=False, name=f"out_{number}")(nn.tanh(nn.Dense(6, name=f"in_{number}")(x)))
+        return x
+
+
+def test_any_linen_model_with_a_table_takes_coefficients():
+    cuts = {
+        "neurons": [
+            typing.Units({f"in_{i}/kernel": (1, 1), f"in_{i}/bias": (0, 1), f"out_{i}/kernel": (0, 1)}, ())
+            for i in (0, 1)
+        ]
+    }
+    x = jax.random.normal(KEY, (3, 4), jnp.bfloat16)
+    params = Stranger().init(KEY, x)["params"]
+    coefficients = shaken(earlybert.init(cuts, params))
+    expected = Stranger().apply({"params": earlybert.scaled(params, coefficients, cuts)}, x)
+    with earlybert.attached(coefficients, cuts):
+        found = Stranger().apply({"params": params}, x)
+    assert found.dtype == expected.dtype
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_penalty_by_hand():
+    assert float(earlybert.penalty({"heads": {"a": np.array([1.0, -2.0])}, "neurons": {"b": np.array([0.5])}})) == 3.5
+    assert float(earlybert.penalty({})) == 0
+
+
+def test_equal_coefficients_lose_exact_counts():
+    """BERT-base: 4 of 12 heads a layer, 14,746 of 36,864 neurons; the authors' strict quantile would take all."""
+    kept = earlybert.draw(ones((12,) * 12, (3072,) * 12))
+    for mask in kept["heads"].values():
+        np.testing.assert_array_equal(mask, np.arange(12) < 8)
+    neurons = np.concatenate([kept["neurons"][f"layer_{number}"] for number in range(12)])
+    np.testing.assert_array_equal(neurons, np.arange(36864) < 36864 - 14746)
+
+
+def test_draw_by_hand():
+    """Heads compare within their layer, neurons over the model: layer 1 loses all of its neurons and layer 0 none."""
+    coefficients = {
+        "heads": {"layer_0": jnp.array([0.1, 0.1, -0.3, 0.2]), "layer_1": jnp.array([9.0, 7.0, 8.0, 7.0])},
+        "neurons": {"layer_0": jnp.array([0.9, -0.8, 0.7]), "layer_1": jnp.array([0.1, 0.2])},
+    }
+    drawn = lambda **options: jax.tree.map(np.ndarray.tolist, earlybert.draw(coefficients, **options))
+    assert drawn(heads=0.5, neurons=0.4) == {
+        "heads": {"layer_0": [False, False, True, True], "layer_1": [True, False, True, False]},
+        "neurons": {"layer_0": [True, True, True], "layer_1": [False, False]},
+    }
+    assert drawn(heads=2, neurons=2) == drawn(heads=0.5, neurons=0.4)
+    assert drawn(heads=0.5, neurons=0.4, signed=True) == {
+        "heads": {"layer_0": [True, False, False, True], "layer_1": [True, False, True, False]},
+        "neurons": {"layer_0": [True, False, True], "layer_1": [False, True]},
+    }
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.25, 0.4, 0.99])
+def test_draw_equals_a_stable_sort(fraction):
+    """Coefficients with many ties, against NumPy; layers of unlike width, 10 after 2."""
+    coefficients = shaken(ones((8,) * 11, range(1, 12)), low=-1, high=1)
+    coefficients = jax.tree.map(lambda c: np.round(8 * c) / 8, coefficients)
+    kept = earlybert.draw(coefficients, heads=fraction, neurons=fraction)
+
+    def highest(scores):
+        order = np.argsort(-np.abs(scores), kind="stable")
+        mask = np.zeros(scores.shape, bool)
+        mask[order[: scores.size - round(fraction * scores.size)]] = True
+        return mask
+
+    for layer, c in coefficients["heads"].items():
+        np.testing.assert_array_equal(kept["heads"][layer], highest(c))
+    found, scores = (
+        np.concatenate([x["neurons"][f"layer_{number}"] for number in range(11)]) for x in (kept, coefficients)
+    )
+    np.testing.assert_array_equal(found, highest(scores))
+
+
+def test_a_ticket_attached_masked_and_cut_is_one_model(made):
+    """A kept unit has the coefficient 1, one that goes 0; layer 1 loses all of its neurons."""
+    model, params, cuts, coefficients = made
+    coefficients = coefficients | {"neurons": coefficients["neurons"] | {"layer_1": jnp.full(40, 0.1)}}
+    kept = earlybert.draw(coefficients, neurons=0.6)
+    drawn = units.masks(params, cuts, kept)
+    by_score = functools.partial(units.structured, params, None, None, cuts, score=coefficients)
+    scored = masks.intersect(by_score(heads=1 / 3), by_score(neurons=0.6, scope="global"))
+    jax.tree.map(np.testing.assert_array_equal, drawn, scored)
+    small, cut = compact(model, params, drawn)
+    assert small.config.widths == {"heads": (2, 2), "neurons": (32, 0)}
+    batch = tiny.batch()
+    expected = attach.apply(small, cut, None, None, batch)
+    assert np.max(np.abs(expected - attach.apply(model, params, None, None, batch))) > 0.1
+    np.testing.assert_allclose(attached(model, params, cuts, kept, batch), expected, atol=1e-5)
+    again = earlybert.init(models.cuts(small), cut)
+    assert jax.tree.map(jnp.shape, again) == {
+        "heads": {"layer_0": (2,), "layer_1": (2,)},
+        "neurons": {"layer_0": (32,)},
+    }
+    np.testing.assert_allclose(attached(small, cut, models.cuts(small), again, batch), expected, atol=1e-5)
+
+
+def test_distance_by_hand():
+    one = {"heads": {"a": np.array([True, False]), "b": np.array([True] * 2)}, "neurons": {"a": np.array([True] * 3)}}
+    other = {"heads": {"a": np.array([False, True]), "b": np.array([True] * 2)}, "neurons": {"a": np.array([True] * 3)}}
+    assert earlybert.distance(one, other) == earlybert.distance(other, one) == {"heads": 0.5, "neurons": 0.0}
+    assert earlybert.distance(one, jax.tree.map(np.logical_not, one)) == {"heads": 1.0, "neurons": 1.0}
+
+
+def test_what_a_log_keeps_by_hand():
+    coefficients = {"heads": {"layer_0": np.float32([1, 0.5])}, "neurons": {"layer_0": np.float32([4, 0, 1, 2, 3])}}
+    assert earlybert.summary(coefficients) == {
+        "heads": {"layer_0": [1.0, 0.5]},
+        "neurons": {"layer_0": [0.0, 1.0, 2.0, 3.0, 4.0]},
+    }
+    kept = {"heads": {"layer_0": np.array([True, False])}, "neurons": {"layer_0": np.arange(9) % 8 == 7}}
+    assert earlybert.packed(kept) == {"heads": {"layer_0": "80"}, "neurons": {"layer_0": "0100"}}
+
+
+def test_settled_when_every_one_of_the_last_is_under_the_tolerance():
+    far, near, mixed = ({"heads": h, "neurons": n} for h, n in ((0.5, 0.5), (0.01, 0.02), (0.01, 0.5)))
+    settled = lambda *found, **options: earlybert.settled(found, **{"tolerance": 0.1, "patience": 2} | options)
+    assert settled(far, near, near)
+    assert not settled(near, far, near)
+    assert not settled(near, near, mixed)
+    assert not settled(near)
+    assert not settled()
+    assert settled(near, patience=1)
+    assert not settled({"heads": 0.0, "neurons": 0.0}, patience=1, tolerance=0.0)
+
+
+def errors():
+    equal, odd, deep = ones((3, 3), (40, 40)), ones((5,), ()), ones((), (40,) * 3)
+    return {
+        "all heads": (lambda model, params, cuts: earlybert.draw(equal, heads=1.0), "heads is 1.0"),
+        "fewer than no neurons": (lambda model, params, cuts: earlybert.draw(equal, neurons=-0.1), "neurons is -0.1"),
+        "more heads than there are": (lambda model, params, cuts: earlybert.draw(equal, heads=4), "heads is 4 .* 3 to"),
+        "rows of other units": (lambda model, params, cuts: earlybert.scaled(params, odd, cuts), "24 inputs.* for 40"),
+        "inputs of other units": (
+            lambda model, params, cuts: attached(model, params, cuts, odd, tiny.batch()),
+            "24 inputs",
+        ),
+        "no such layer": (lambda model, params, cuts: earlybert.scaled(params, deep, cuts), "neurons of layer_2"),
+        "no table": (lambda model, params, cuts: attached(model, params, {}, equal, tiny.batch()), "heads of layer_0"),
+        "another model": (lambda model, params, cuts: stranger_within(equal, cuts), "reached no"),
+    }
+
+
+def stranger_within(coefficients, cuts):
+    with earlybert.attached(coefficients, cuts):
+        Stranger().init(KEY, jnp.ones((1, 4)))
+
+
+@pytest.mark.parametrize("name", errors())
+def test_errors_name_what_is_wrong(made, name):
+    call, message = errors()[name]
+    with pytest.raises(InputError, match=message):
+        call(*made[:3])
+
+
+DEAD = {
+    "heads": {"layer_0": [1], "layer_1": [0]},
+    "neurons": {"layer_0": [*range(0, 40, 2)], "layer_1": [*range(7, 19)]},
+}
+"""A third of the heads of each layer and 32 of 80 neurons."""
+
+
+def deadened(params):
+    """Params whose units in DEAD give 0 and are read by nobody: no gradient revives them, and none holds their coefficient."""
+    flat = {path: np.array(leaf) for path, leaf in tree.flatten(params).items()}
+    for kind, given, read, entries in (
+        ("heads", "attention/value", "attention/output", 8),
+        ("neurons", "mlp/up", "mlp/down", 1),
+    ):
+        for layer, dead in DEAD[kind].items():
+            index = [entries * unit + entry for unit in dead for entry in range(entries)]
+            flat[f"encoder/{layer}/{given}/kernel"][:, index] = 0
+            flat[f"encoder/{layer}/{given}/bias"][index] = 0
+            flat[f"encoder/{layer}/{read}/kernel"][index] = 0
+    return tree.unflatten(flat)
+
+
+@pytest.fixture(scope="module")
+def search(tmp_path_factory):
+    """A search of 30 steps: sentences whose first word decides the label, every weight trained with the coefficients."""
+    model, params = hf.load_pretrained(tiny.bert(tmp_path_factory.mktemp("search") / "base"))
+    params, cuts, optimizer = deadened(params), models.cuts(model), optim.adamw(TrainConfig())
+    one = step.train_step(model, optimizer, DeltaConfig(), regression=False, cuts=cuts, penalty=1e-4)
+    one = jax.jit(one, donate_argnums=0, compiler_options=QUICKLY)
+
+    def run():
+        trained = {
+            "deltas": {},
+            "params": jax.tree.map(jnp.array, params),
+            "coefficients": earlybert.init(cuts, params),
+        }
+        state, losses = step.State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained)), []
+        for number in range(30):
+            batch = tiny.batch(rows=16, length=8, padded=False, seed=number % 4)
+            batch |= {"labels": batch["input_ids"][:, 0] % 2, "weights": np.ones(16, np.float32)}
+            state, loss = one(state, step.Frozen({}, {}, {}), batch, KEY, 1e-2)
+            losses.append(float(loss))
+        return state.trained["coefficients"], losses
+
+    return run
+
+
+def test_a_search_draws_away_what_was_made_useless(search):
+    found, losses = search()
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+    kept = earlybert.draw(found, heads=1 / 3, neurons=0.4)
+    assert jax.tree.map(lambda mask: np.flatnonzero(~mask).tolist(), kept) == DEAD
+
+
+def test_a_search_repeats_itself(search):
+    jax.tree.map(np.testing.assert_array_equal, search()[0], search()[0])

@@ -1,0 +1,163 @@
+"""Heads and neurons: scores by hand, masks of whole units and back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dsee_jax import tree, typing
+from dsee_jax.errors import InputError
+from dsee_jax.prune import units
+
+KEY = jax.random.key(0)
+
+
+def layer(number):
+    """Two heads of two entries, three neurons, in a model 2 wide."""
+    name = f"l{number}"
+    heads = {f"{name}/{part}": (1, 2) for part in ("q", "v")} | {f"{name}/o": (0, 2)}
+    return (
+        typing.Units(heads, (f"{name}/q", f"{name}/v")),
+        typing.Units({f"{name}/up": (1, 1), f"{name}/bias": (0, 1), f"{name}/down": (0, 1)}, (f"{name}/up",)),
+    )
+
+
+CUTS = {"heads": [layer(0)[0], layer(1)[0]], "neurons": [layer(0)[1], layer(1)[1]]}
+
+
+def model():
+    params = {}
+    for number, sign in enumerate((1.0, -1.0)):
+        params[f"l{number}"] = {
+            "q": sign * jnp.array([[1.0, 2, 3, 4], [0, 0, 0, 1]]),
+            "v": jnp.array([[5.0, 0, 0, 0], [0, 0, 1, 0]]) + number,
+            "o": jnp.ones((4, 2)),
+            "up": jnp.array([[1.0, -3, 2], [1, 0, -2]]) * (number + 1),
+            "bias": jnp.ones(3),
+            "down": jnp.ones((3, 2)),
+        }
+    deltas = {"l0": {"q": {"a": jnp.ones((2, 1)), "b": jnp.array([[0.0, 0, -1, 2]]), "values": jnp.array([10.0])}}}
+    return params, deltas, {"l0": {"q": jnp.array([[1, 0]])}}
+
+
+def kept(masks):
+    """The kept units as lists of 0 and 1."""
+    flat = tree.flatten(units.kept(model()[0], CUTS, masks))
+    return {path: np.asarray(flag).astype(int).tolist() for path, flag in flat.items()}
+
+
+@pytest.mark.parametrize(
+    ("score", "scale_sparse", "heads"),
+    [
+        ("W", True, [[8, 9], [3 + 8 + 1, 8 + 5]]),
+        # D = 2 * [[0, 0, -1, 2], [10, 0, -1, 2]] at the query of layer 0; all others have none.
+        ("ABS", True, [[20, 12], [0, 0]]),
+        ("ABS", False, [[10, 12], [0, 0]]),
+        ("AB", True, [[0, 12], [0, 0]]),
+        ("WABS", True, [[3 + 20 + 5, 1 + 8 + 2 + 5 + 1], [12, 13]]),
+    ],
+)
+def test_scores_of_heads_by_hand(score, scale_sparse, heads):
+    params, deltas, supports = model()
+    found = units.scores(params, deltas, supports, CUTS["heads"], score, scale=2.0, scale_sparse=scale_sparse)
+    np.testing.assert_allclose(found, heads)
+
+
+@pytest.mark.parametrize("score", ["W", "ABS", "WABS"])
+def test_scores_of_neurons_without_an_update_are_their_weights(score):
+    params, deltas, supports = model()
+    np.testing.assert_allclose(units.scores(params, deltas, supports, CUTS["neurons"], score), [[2, 3, 4], [4, 6, 8]])
+
+
+def test_random_scores():
+    params, *_ = model()
+    draw = lambda key: np.concatenate(units.scores(params, None, None, CUTS["neurons"], "random", key=key)).tolist()
+    assert draw(KEY) == draw(KEY) != draw(jax.random.key(1))
+    assert len(set(draw(KEY))) == 6
+
+
+def test_within_layers_and_over_all():
+    params, deltas, supports = model()
+    args = (params, deltas, supports, CUTS)
+    assert kept(units.structured(*args, heads=0.5, neurons=1, score="W")) == {
+        "heads/layer_0": [0, 1],
+        "heads/layer_1": [0, 1],
+        "neurons/layer_0": [0, 1, 1],
+        "neurons/layer_1": [0, 1, 1],
+    }
+    found = units.structured(*args, heads=2, neurons=0.5, score="W", scope="global")
+    assert kept(found) == {
+        "heads/layer_0": [0, 0],
+        "heads/layer_1": [1, 1],
+        # 2, 3 and one of the equal 4s go: the one at the lower index stays.
+        "neurons/layer_0": [0, 0, 1],
+        "neurons/layer_1": [0, 1, 1],
+    }
+
+
+def test_masks_of_all_that_goes_with_a_unit():
+    params, deltas, supports = model()
+    masks = tree.flatten(units.structured(params, deltas, supports, CUTS, heads=1, neurons=1, score="W"))
+    assert {path.partition("/")[2] for path in masks} == {"q", "v", "o", "up", "bias", "down"}
+    assert masks["l0/q"].astype(int).tolist() == [[0, 0, 1, 1]] * 2
+    assert masks["l0/o"].astype(int).tolist() == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    assert masks["l0/bias"].astype(int).tolist() == [0, 1, 1]
+    assert masks["l0/down"].astype(int).tolist() == [[0, 0], [1, 1], [1, 1]]
+
+
+def test_given_scores():
+    params, *_ = model()
+    given = {"heads": {"layer_0": np.array([0.5, 0.5]), "layer_1": np.array([0.1, 0.9])}}
+    assert kept(units.structured(params, None, None, CUTS, heads=1, score=given)) == {
+        "heads/layer_0": [1, 0],
+        "heads/layer_1": [0, 1],
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"heads": 1.0}, r"heads is 1\.0; expected a fraction in \[0, 1\) or a whole number: 1\.0 leaves none"),
+        ({"neurons": -0.1}, r"neurons is -0\.1"),
+        ({"heads": 3}, "heads is 3 and there are 2 to compare"),
+        ({"neurons": 7, "scope": "global"}, "neurons is 7 and there are 6"),
+        ({"heads": 1, "score": "WABSS"}, "did you mean 'WABS'"),
+        ({"heads": 1, "score": "NABS"}, "score is 'NABS'"),
+        ({"heads": 1, "score": "random"}, "needs a key"),
+        ({"heads": 1, "scope": "layer"}, "scope is 'layer'"),
+        ({"heads": 1, "score": {"heads": {"layer_0": np.ones(2), "layer_1": np.ones(3)}}}, "given scores of heads"),
+        ({"heads": 1, "score": {"neurons": {"layer_0": np.ones(3)}}}, "given scores of heads"),
+    ],
+)
+def test_bad_input_is_named(options, message):
+    with pytest.raises(InputError, match=message):
+        units.structured(*model(), CUTS, **options)
+
+
+def test_masks_that_are_not_of_whole_units():
+    params, deltas, supports = model()
+    masks = tree.flatten(units.structured(params, deltas, supports, CUTS, heads=1, score="W"))
+
+    def spoiled(**changes):
+        return tree.unflatten({path: mask for path, mask in (masks | changes).items() if mask is not None})
+
+    for masks_, message in (
+        (spoiled(**{"l0/q": masks["l0/q"].at[0, 3].set(False)}), "'l0/q' cuts unit 1 in part"),
+        (spoiled(**{"l0/v": ~masks["l0/v"]}), "'l0/q' cuts heads and 'l0/v' has another one"),
+        (spoiled(**{"l0/o": None}), "'l0/q' cuts heads and 'l0/o' has none"),
+        (spoiled(**{"l0/norm": jnp.ones(2, bool)}), "'l0/norm' is none of heads or neurons"),
+    ):
+        with pytest.raises(InputError, match=message):
+            units.kept(params, CUTS, masks_)
+
+
+def test_units_that_do_not_divide():
+    params, *_ = model()
+    params["l0"]["q"] = params["l0"]["q"][:, :3]
+    with pytest.raises(InputError, match="'l0/q' has 3 entries on axis 1; units of 2 do not divide it"):
+        units.structured(params, None, None, CUTS, heads=1, score="W")
+    params["l0"]["q"] = params["l0"]["q"][:, :2]
+    with pytest.raises(
+        InputError, match="'l0/. has 1 units and|'l0/.' has 2 units and 'l0/q' 1: they are cut together"
+    ):
+        units.structured(params, None, None, CUTS, heads=1, score="W")

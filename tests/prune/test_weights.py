@@ -1,0 +1,290 @@
+"""Pruning of trees: exact counts, pools, ties, updates, gradual schedules."""
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dsee_jax import tree
+from dsee_jax.errors import InputError
+from dsee_jax.prune import weights
+from dsee_jax.prune.scores import SCORES
+
+KEY = jax.random.key(0)
+
+
+def kept(masks):
+    return {path: np.asarray(mask).astype(int).tolist() for path, mask in tree.flatten(masks).items()}
+
+
+def model(dtype=jnp.float32):
+    """Two updated kernels, one with a sparse part only, one without an update, and a bias."""
+    draw = np.random.default_rng(0)
+    array = lambda *shape: jnp.asarray(draw.normal(size=shape), jnp.float32)
+    params = {
+        "q": {"kernel": array(8, 6).astype(dtype), "bias": array(6)},
+        "v": {"kernel": array(8, 6).astype(dtype)},
+        "f": {"kernel": array(8, 4).astype(dtype)},
+        "stack": {"kernel": array(3, 4, 6).astype(dtype)},
+    }
+    deltas = {
+        "q": {"kernel": {"a": array(8, 2), "b": array(2, 6), "values": array(2)}},
+        "v": {"kernel": {"a": array(8, 2), "b": array(2, 6)}},
+        "stack": {"kernel": {"a": array(3, 4, 2), "b": array(3, 2, 6), "values": array(3, 2)}},
+    }
+    supports = {
+        "q": {"kernel": jnp.array([[0, 1], [5, 2]], jnp.int32)},
+        "stack": {"kernel": jnp.array([[[0, 0], [1, 1]], [[0, 5], [2, 2]], [[1, 0], [3, 5]]], jnp.int32)},
+    }
+    return params, deltas, supports
+
+
+def inputs(params):
+    """A size of every input of every kernel."""
+    return {
+        path: np.linspace(1, 2, leaf[..., 0].size, dtype=np.float32).reshape(leaf.shape[:-1])
+        for path, leaf in tree.flatten(params).items()
+        if path.endswith("/kernel")
+    }
+
+
+def dense_update(delta, support, shape, scale, sparse_scale):
+    """The update of one kernel, written out."""
+    out = scale * np.asarray(delta["a"], np.float64) @ np.asarray(delta["b"], np.float64)
+    if "values" in delta:
+        for index, value in zip(np.asarray(support).reshape(-1, 2), np.asarray(delta["values"]).ravel(), strict=True):
+            out[tuple(index)] += sparse_scale * value
+    return out.reshape(shape)
+
+
+def test_global_and_tensor_scope_literals():
+    params = {
+        "a": {"kernel": jnp.array([[1.0, -2.0], [3.0, -4.0]])},
+        "b": {"kernel": jnp.array([[5.0, 6.0], [-7.0, 0.5]])},
+    }
+    args = (params, None, None, [".*/kernel"])
+    assert kept(weights.unstructured(*args, score="W")) == {"a/kernel": [[0, 0], [0, 1]], "b/kernel": [[1, 1], [1, 0]]}
+    both = kept(weights.unstructured(*args, score="W", scope="tensor"))
+    assert both == {"a/kernel": [[0, 0], [1, 1]], "b/kernel": [[0, 1], [1, 0]]}
+
+
+def test_ties_keep_the_lowest_index_in_the_order_of_the_tree():
+    params = {"b": {"kernel": jnp.ones((2, 2))}, "a": {"kernel": -jnp.ones((2, 2))}}
+    masks = weights.unstructured(params, {}, {}, [".*"], score="W", sparsity=0.25)
+    assert kept(masks) == {"a/kernel": [[1, 1], [1, 1]], "b/kernel": [[1, 1], [0, 0]]}
+
+
+@pytest.mark.parametrize("score", ["WABS", "WAB", "ABS", "AB", "NABS", "NAB", "W"])
+@pytest.mark.parametrize("scale_sparse", [True, False])
+def test_scores_read_the_update(score, scale_sparse):
+    """Against the definitions written out in NumPy; a kernel without an update scores |W|."""
+    params, deltas, supports = model()
+    masks = weights.unstructured(
+        params, deltas, supports, ["(q|v|f)/kernel"], score=score, scale=3.0, scale_sparse=scale_sparse, scope="tensor"
+    )
+    for name in "qvf":
+        w = np.asarray(params[name]["kernel"], np.float64)
+        expected = np.abs(w)
+        if name != "f" and score != "W":
+            delta = deltas[name]["kernel"]
+            support = supports.get(name, {}).get("kernel")
+            if score.endswith("AB"):
+                delta = {"a": delta["a"], "b": delta["b"]}
+            d = dense_update(delta, support, w.shape, 3.0, 3.0 if scale_sparse else 1.0)
+            expected = np.abs(w + d) if score.startswith("W") else np.abs(d)
+            expected = 1 / expected if score.startswith("N") else expected
+        np.testing.assert_array_equal(masks[name]["kernel"], expected >= np.median(expected))
+
+
+@hypothesis.given(
+    st.sampled_from(sorted(SCORES)),
+    st.sampled_from(["global", "tensor", "output"]),
+    st.floats(0, 1, exclude_max=True),
+    st.booleans(),
+)
+@hypothesis.settings(max_examples=30, deadline=None)
+def test_counts_are_exact(score, scope, sparsity, tied):
+    """Any score, scope and sparsity; kernels in bfloat16 and stacked ones, each layer by itself; all equal or not."""
+    params, deltas, supports = model(jnp.bfloat16)
+    if tied:
+        params, deltas = (jax.tree.map(jnp.zeros_like, part) for part in (params, deltas))
+    masks = tree.flatten(
+        weights.unstructured(
+            *(params, deltas, supports, [".*/kernel"]),
+            score=score,
+            scope=scope,
+            sparsity=sparsity,
+            key=KEY,
+            inputs=inputs(params),
+        )
+    )
+    apart = [layer for mask in masks.values() for layer in (mask if mask.ndim == 3 else [mask])]
+    if scope == "output":
+        apart = [column for mask in apart for column in mask.T]
+    groups = [apart] if scope == "global" else [[mask] for mask in apart]
+    for group in groups:
+        total = sum(mask.size for mask in group)
+        assert sum(int((~mask).sum()) for mask in group) == round(sparsity * total)
+    assert all(masks[f"{name}/kernel"].shape == params[name]["kernel"].shape for name in params)
+
+
+def test_wanda_prunes_what_small_inputs_multiply():
+    """Literals: |W| times the size of the row's input, compared within the kernel or within each column."""
+    params = {"a": {"kernel": jnp.array([[1.0, 2.0], [3.0, -4.0], [5.0, 0.0], [7.0, 9.0]])}}
+    args = {"score": "WANDA", "inputs": {"a/kernel": jnp.array([9.0, 1.0, 2.0, 0.1])}}
+    # scores [[9, 18], [3, 4], [10, 0], [.7, .9]]
+    each = kept(weights.unstructured(params, None, None, [".*"], scope="tensor", **args))
+    assert each == {"a/kernel": [[1, 1], [0, 1], [1, 0], [0, 0]]}
+    of_outputs = weights.unstructured(params, None, None, [".*"], scope="output", sparsity=0.25, **args)
+    assert kept(of_outputs) == {"a/kernel": [[1, 1], [1, 1], [1, 0], [0, 1]]}
+    assert kept(weights.nm(params, None, None, [".*"], n=1, m=2, **args)) == {
+        "a/kernel": [[1, 1], [0, 0], [1, 0], [0, 1]]
+    }
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, r"of 'a/kernel' needs inputs of the shape \(4,\); found nothing"),
+        ({"a/kernel": jnp.ones(3)}, r"found \(3,\)"),
+    ],
+)
+def test_wanda_without_fitting_inputs(inputs, message):
+    with pytest.raises(InputError, match=message):
+        weights.unstructured({"a": {"kernel": jnp.ones((4, 2))}}, None, None, [".*"], score="WANDA", inputs=inputs)
+
+
+def test_columns_shrink_as_they_are_pruned_again():
+    """scope output under the gradual schedule: what is gone stays gone and the count is exact in every column."""
+    params = {"kernel": jax.random.normal(KEY, (8, 5))}
+    options = {"score": "W", "scope": "output"}
+    before = weights.unstructured(params, None, None, [".*"], sparsity=0.25, **options)
+    moved = {"kernel": params["kernel"][::-1]}
+    after = weights.unstructured(moved, None, None, [".*"], sparsity=0.5, keep=before, **options)
+    assert (np.asarray(after["kernel"]).sum(0) == 4).all()
+    assert (before["kernel"] | ~after["kernel"]).all()
+
+
+def test_a_score_that_is_no_number_goes_first():
+    params = {"kernel": jnp.array([[jnp.nan, 0.0], [-jnp.inf, -0.0]])}
+    assert kept(weights.unstructured(params, None, None, ["kernel"], score="W", sparsity=0.25)) == {
+        "kernel": [[0, 1], [1, 1]]
+    }
+
+
+def test_a_pool_of_its_own():
+    """Global ABS takes the updated kernel first, as its definition says; with a pool of its own it does not."""
+    params = {"q": {"kernel": jnp.ones((4, 4))}, "f": {"kernel": jnp.arange(1.0, 17).reshape(4, 4)}}
+    deltas = {"q": {"kernel": {"a": jnp.full((4, 1), 0.01), "b": jnp.arange(1.0, 5)[None]}}}
+    mixed = weights.unstructured(params, deltas, {}, [".*"], score="ABS")
+    assert (mixed["q"]["kernel"].sum(), mixed["f"]["kernel"].sum()) == (0, 16)
+    rules = [("q/kernel", {"score": "ABS", "sparsity": 0.25}), (".*", True)]
+    masks = weights.unstructured(params, deltas, {}, rules, score="W", sparsity=0.75)
+    assert masks["q"]["kernel"].astype(int).tolist() == [[0, 1, 1, 1]] * 4
+    assert masks["f"]["kernel"].astype(int).tolist() == [[0] * 4] * 3 + [[1] * 4]
+
+
+def test_false_and_unmatched_paths_are_left_out():
+    params, deltas, supports = model()
+    rules = [("v/kernel", False), ("[qv]/kernel", True)]
+    assert list(tree.flatten(weights.unstructured(params, deltas, supports, rules))) == ["q/kernel"]
+
+
+def test_masks_only_shrink_along_the_cubic():
+    """Gradual pruning while the weights move: what is pruned stays so, and the count is exact at every step."""
+    masks, draw = None, np.random.default_rng(0)
+    for step in range(5):
+        params = {"a": {"kernel": draw.normal(size=(6, 8))}, "b": {"kernel": draw.normal(size=(6, 4))}}
+        params["a"]["kernel"][0] = np.nan
+        params = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), params)
+        sparsity = weights.cubic(step / 4, final=0.5)
+        new = weights.unstructured(params, None, None, [".*"], score="W", sparsity=sparsity, keep=masks)
+        flat = tree.flatten(new)
+        assert sum(int((~mask).sum()) for mask in flat.values()) == round(sparsity * 72)
+        if masks:
+            assert all(not (flat[path] & ~mask).any() for path, mask in tree.flatten(masks).items())
+        masks = new
+    less = weights.unstructured(params, None, None, [".*"], score="W", sparsity=0.1, keep=masks)
+    assert jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), less, masks))
+
+
+def test_random_is_reproducible_and_differs_between_kernels():
+    params = {name: {"kernel": jnp.ones((8, 8))} for name in "ab"}
+    draw = lambda key: weights.unstructured(params, None, None, [".*"], score="random", scope="tensor", key=key)
+    once = draw(KEY)
+    assert kept(once) == kept(draw(KEY)) != kept(draw(jax.random.key(1)))
+    assert once["a"]["kernel"].tolist() != once["b"]["kernel"].tolist()
+
+
+def test_cubic_literals():
+    assert weights.cubic(0.5, final=0.5) == 0.4375
+    assert [weights.cubic(t, final=0.5) for t in (-1, 0, 1, 2)] == [0, 0, 0.5, 0.5]
+    assert weights.cubic(0.5, initial=0.4, final=0.8) == pytest.approx(0.75)
+
+
+def test_nm_along_the_inputs():
+    params = {"a": {"kernel": jnp.array([[4.0], [-3.0], [2.0], [1.0]])}, "b": {"kernel": jnp.ones((2, 8, 3))}}
+    masks = weights.nm(params, None, None, [("a/kernel", {"n": 1, "m": 2}), (".*", True)])
+    assert masks["a"]["kernel"].astype(int).ravel().tolist() == [1, 0, 1, 0]
+    assert (masks["b"]["kernel"].reshape(2, 2, 4, 3).astype(int) == jnp.array([1, 1, 0, 0]).reshape(1, 1, 4, 1)).all()
+
+
+def test_nm_reads_the_update():
+    """By its update the last two inputs of four matter, by its weight the first two."""
+    params = {"kernel": jnp.array([[4.0], [3.0], [2.0], [1.0]])}
+    deltas = {"kernel": {"a": jnp.array([[1.0], [2.0], [3.0], [4.0]]), "b": jnp.array([[0.01]])}}
+    assert kept(weights.nm(params, deltas, {}, ["kernel"], score="ABS")) == {"kernel": [[0], [0], [1], [1]]}
+    assert kept(weights.nm(params, deltas, {}, ["kernel"])) == {"kernel": [[1], [1], [0], [0]]}
+
+
+@pytest.mark.parametrize(
+    ("rules", "options", "message"),
+    [
+        (["q/kernel"], {"sparsity": 1.0}, r"sparsity is 1\.0, expected a fraction of zeros in \[0, 1\)"),
+        (["q/kernel"], {"sparsity": -0.1}, r"sparsity is -0\.1"),
+        (["q/kernel"], {"score": "WABSS"}, "did you mean 'WABS'"),
+        (["q/kernel"], {"score": "random"}, "needs a key"),
+        (["q/kernel"], {"scope": "layer"}, "scope is 'layer'"),
+        (["q/kernle"], {}, "takes nothing.*did you mean 'q/kernel'"),
+        (["q/.*"], {}, "q/bias"),
+        ([("q/kernel", {"sparsty": 0.1})], {}, "did you mean 'sparsity'"),
+        ([("q/kernel", 0.5)], {}, "use True, False or a mapping"),
+        (["q/kernel"], {"keep": {"v": {"kernel": jnp.ones((8, 6), bool)}}}, "same kernels"),
+    ],
+)
+def test_bad_input_is_named(rules, options, message):
+    params, deltas, supports = model()
+    with pytest.raises(InputError, match=message):
+        weights.unstructured(params, deltas, supports, rules, **options)
+
+
+def test_more_bad_input_is_named():
+    with pytest.raises(InputError, match="'kernel': 2:4 needs .* found 6"):
+        weights.nm({"kernel": jnp.ones((6, 2))}, None, None, ["kernel"])
+    deltas = {"kernel": {"values": jnp.ones(1)}}
+    with pytest.raises(InputError, match="'AB' of 'kernel' needs a low-rank update"):
+        weights.unstructured(
+            {"kernel": jnp.ones((4, 2))}, deltas, {"kernel": jnp.zeros((1, 2), int)}, ["kernel"], score="AB"
+        )
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.77])
+def test_global_magnitude_is_torchs(sparsity):
+    torch = pytest.importorskip("torch")
+    from torch.nn.utils import prune as torch_prune
+
+    draw = np.random.default_rng(0)
+    weights = [draw.normal(size=shape).astype(np.float32) for shape in ((6, 8), (8, 5), (5, 3))]
+    layers = [torch.nn.Linear(w.shape[0], w.shape[1]) for w in weights]
+    for layer, w in zip(layers, weights, strict=True):
+        layer.weight.data = torch.tensor(w.T.copy())
+    torch_prune.global_unstructured(
+        [(layer, "weight") for layer in layers], pruning_method=torch_prune.L1Unstructured, amount=sparsity
+    )
+    params = {str(number): {"kernel": jnp.asarray(w)} for number, w in enumerate(weights)}
+    masks = weights.unstructured(params, None, None, [".*"], score="W", sparsity=sparsity)
+    for number, layer in enumerate(layers):
+        np.testing.assert_array_equal(masks[str(number)]["kernel"], layer.weight_mask.numpy().T.astype(bool))

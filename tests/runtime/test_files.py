@@ -1,0 +1,39 @@
+"""The log of a run: rewinding to a checkpoint, and lines cut short by a crash."""
+
+import os
+
+from dsee_jax.runtime import files
+
+
+def test_rewind_keeps_finished_stages_and_earlier_steps(tmp_path):
+    path = tmp_path / "log.jsonl"
+    records = [
+        {"stage": s, "step": n} for s, n in (("tune", 1), ("tune", 2), ("retune", 1), ("retune", 2), ("retune", 3))
+    ]
+    for record in records:
+        files.append(path, record)
+    files.rewind(path, ["tune"], "retune", 2)
+    assert files.read(path) == records[:4]
+
+
+def test_a_line_cut_short_is_left_out(tmp_path):
+    path = tmp_path / "log.jsonl"
+    files.append(path, {"a": 1})
+    with path.open("a") as file:
+        file.write('{"a": ')
+    assert files.read(path) == [{"a": 1}]
+    assert files.read(tmp_path / "none") == []
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path):
+    files.write(tmp_path / "m.json", {"a": 1})
+    files.write(tmp_path / "m.json", {"a": 2})
+    assert (tmp_path / "m.json").read_text() == '{\n "a": 2\n}\n'
+    assert [path.name for path in tmp_path.iterdir()] == ["m.json"]
+
+
+def test_a_file_is_whole_on_the_disk_before_it_has_its_name(tmp_path, syncs_and_renames):
+    """Else a crash of the machine could leave an empty file under the name."""
+    files.write_text(tmp_path / "m.json", "12345")
+    file = os.stat(tmp_path / "m.json").st_ino
+    assert syncs_and_renames == [("synced", file, 5), ("renamed", file, 5)]

@@ -1,0 +1,262 @@
+"""Jobs of several processes: the figures of one, whoever dies; and what is said where they cannot work together."""
+
+import argparse
+import json
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import jobs
+import meshes
+import runs
+import tiny
+from dsee_jax.ckpt import folders
+from dsee_jax.errors import InputError
+from dsee_jax.runtime import multihost, preemption
+from dsee_jax.train import loop
+
+
+def test_one_process_is_no_job():
+    """Nothing is joined, and what brings processes together gives back what it is given."""
+    parser = argparse.ArgumentParser()
+    multihost.arguments(parser)
+    multihost.join(parser.parse_args([]))
+    assert not multihost.is_distributed()
+    assert multihost.is_main()
+    assert multihost.owns(3)
+    multihost.barrier("here")
+    assert multihost.gather([1, "b"]) == [1, "b"]
+    assert multihost.allgather_objects(2.5) == [2.5]
+    assert multihost.map_shards(3, lambda part: (part.start, part.stop)) == [(0, 3)]
+    multihost.assert_equal("config", {"train.seed": 1})
+    found = multihost.to_host({"a": jax.numpy.arange(3), "b": {"c": np.ones(2)}})
+    assert isinstance(found["a"], np.ndarray)
+    assert found["a"].tolist() == [0, 1, 2]
+    assert found["b"]["c"].sum() == 2
+    with pytest.raises(KeyError), multihost.exit_on_failure():
+        raise KeyError
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "message"),
+    [
+        (["--process=2", "--processes=2"], {}, "--process is 2 of --processes 2; use 0 to 1"),
+        (["--coordinator=here", "--processes=2", "--process=0"], {}, "--coordinator is 'here'; expected HOST:PORT"),
+        (
+            ["--distributed"],
+            {},
+            "nothing here tells of a job .*: give --coordinator=HOST:PORT --processes=N --process=I",
+        ),
+        (["--distributed"], {"JAX_PROCESS_ID": "one"}, "JAX_PROCESS_ID is 'one' in the environment; expected a number"),
+        (["--distributed"], {"JAX_PROCESS_ID": "3", "JAX_NUM_PROCESSES": "2"}, "--process is 3 of --processes 2"),
+    ],
+)
+def test_flags_that_name_no_job(monkeypatch, flags, environment, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    parser = argparse.ArgumentParser()
+    multihost.arguments(parser)
+    monkeypatch.setattr(jax.distributed, "initialize", _no_cluster)
+    with pytest.raises(InputError, match=message):
+        multihost.join(parser.parse_args(flags))
+
+
+def _no_cluster(*args, **options):
+    # What JAX says where it finds no cluster; in this process its backend runs already.
+    raise ValueError("coordinator_address should be defined.")
+
+
+def made(folder):
+    tiny.bert(folder / "base", num_hidden_layers=1, head=False, **meshes.SIZES)
+    runs.table(folder / "data")
+
+
+def close(found, expected):
+    """Equal figures up to rounding: sums over processes are taken in another order."""
+    found, expected = runs.figures(found), runs.figures(expected)
+    for here, there in zip(found["stages"], expected["stages"], strict=True):
+        assert here["metrics"] == pytest.approx(there["metrics"], rel=1e-4), here["name"]
+    for key in ("weight_sparsity", "kept", "flops_per_token", "model_bytes", "trainable_parameters"):
+        assert found[key] == expected[key], key
+
+
+KINDS = {
+    "cubic, WANDA": (4, meshes.RUNS["cubic"] | {"delta__support": "grebsmo", "mesh__data": 2, "mesh__fsdp": 2}),
+    "random, divided in two": (
+        2,
+        {"prune__kind": "nm", "prune__score": "random", "mesh__data": 1, "mesh__tensor": 2, "train__full": True}
+        | {"delta__rank": 0, "delta__nonzeros": 0, "train__learning_rate": 1e-3},
+    ),
+    "structured": (2, meshes.RUNS["structured"] | {"mesh__data": 1, "mesh__fsdp": 2}),
+    "earlybert": (
+        2,
+        {"prune__kind": "earlybert", "prune__heads": 1, "prune__neurons": 0.4, "prune__search": 2.0, "mesh__tensor": 2}
+        | {"mesh__data": 1},
+    ),
+}
+
+
+TOLD = (
+    "import sys; from dsee_jax.data import tokens; given = tokens._encoded; "
+    "tokens._encoded = lambda tokenizer, examples, part, *rest: "
+    "(print('encodes', part.start, part.stop, file=sys.stderr), given(tokenizer, examples, part, *rest))[1]"
+)
+"""Makes a process say which texts it encodes."""
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.slow if kind in ("cubic, WANDA", "structured") else pytest.mark.exhaustive)
+        for kind in KINDS
+    ],
+)
+def test_the_figures_of_one_process(tmp_path, kind):
+    """Two and four processes, weights, rows and texts divided over them; each file is written once, and whole."""
+    made(tmp_path)
+    count, options = KINDS[kind]
+    alone = {key: value for key, value in options.items() if not key.startswith("mesh")}
+    loop.run(runs.config(tmp_path, **alone, output_dir=str(tmp_path / "one")), say=lambda text: None)
+    ended = jobs.run(count, *runs.arguments(tmp_path, **options, output_dir=str(tmp_path / "job")), last=TOLD)
+    assert [status for status, *_ in ended] == [0] * count, ended
+    for rows in (40, 20):
+        assert f"encodes {rows - rows // count} {rows}\n" in ended[-1][2]
+    assert "figures" in ended[0][1]
+    assert not any(said for _, said, _ in ended[1:])
+    close(tmp_path / "job", tmp_path / "one")
+    for name in ("model/model.safetensors", "adapter/adapter.safetensors", "adapter/masks.safetensors"):
+        if (tmp_path / "one" / name).exists():
+            one, job = (load_file(tmp_path / run / name) for run in ("one", "job"))
+            assert one.keys() == job.keys()
+            for path in one:
+                np.testing.assert_allclose(
+                    job[path].astype(np.float32), one[path].astype(np.float32), atol=1e-4, err_msg=path
+                )
+    if kind != "structured":
+        return
+    again = jobs.run(
+        2, "evaluate", tmp_path / "job", "--mesh.fsdp=1", "--mesh.tensor=1", "--mesh.data=2", program="dsee_jax"
+    )
+    assert [status for status, *_ in again] == [0, 0], again
+    assert json.loads(again[0][1]) == pytest.approx(runs.figures(tmp_path / "job")["final"], rel=1e-5)
+
+
+LONG = {"train__checkpoint_every": 1, "train__epochs": 6, "train__retune_epochs": 6, "train__eval_every": 10}
+
+
+def logged(run):
+    path = run / loop.LOG
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+@pytest.mark.slow
+def test_processes_that_die(tmp_path):
+    """Whenever one of four is killed, the others end with one line, at once; two others, on another mesh, go on.
+
+    A checkpoint is being written at every step, so that each death falls into one.
+    """
+    made(tmp_path)
+    options = LONG | {"prune__sparsity": 0.5}
+    loop.run(runs.config(tmp_path, **options, output_dir=str(tmp_path / "one")), say=lambda text: None)
+    run = tmp_path / "job"
+    shape = {"mesh__data": 2, "mesh__fsdp": 2}
+    for victim, lines in ((2, 2), (0, 9)):
+        started = jobs.start(4, *runs.arguments(tmp_path, **options, **shape, output_dir=str(run)))
+        while logged(run) < lines and all(process.poll() is None for process in started):
+            time.sleep(0.01)
+        started[victim].send_signal(signal.SIGKILL)
+        begin = time.monotonic()
+        ended = jobs.end(started)
+        assert ended[victim][0] == -signal.SIGKILL, ended
+        assert time.monotonic() - begin < 2 * multihost.SILENCE
+        for number, (status, _, said) in enumerate(ended):
+            # Where the first is gone, JAX's runtime may end the others before they notice.
+            ours = "another one is gone or cannot be reached" in said and "start all of them again" in said
+            assert number == victim or (status == 1 and ours) or (victim == 0 and "another task died" in said), ended
+    assert not (run / folders.METRICS).exists()
+    shape = {"mesh__data": 1, "mesh__tensor": 2}
+    ended = jobs.run(2, *runs.arguments(tmp_path, **options, **shape, output_dir=str(run)))
+    assert [status for status, *_ in ended] == [0, 0], ended
+    assert "going on at step" in ended[0][1]
+    close(run, tmp_path / "one")
+
+
+SIGTERM = (
+    "import os, signal; from dsee_jax.train import {0}; before = {0}.{1}; "
+    "{0}.{1} = lambda *args, **options: (os.kill(os.getpid(), signal.SIGTERM), before(*args, **options))[1]"
+)
+"""What a process runs first to send itself the signal whenever a function is called."""
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_them(tmp_path):
+    """Both save the same step and end alike, whenever it comes: between stages, while they load, in the middle of a stage."""
+    made(tmp_path)
+    options = LONG | {"train__checkpoint_every": 1000, "prune__sparsity": 0.5}
+    loop.run(runs.config(tmp_path, **options, output_dir=str(tmp_path / "one")), say=lambda text: None)
+    run = tmp_path / "job"
+    arguments = runs.arguments(tmp_path, **options, mesh__data=1, mesh__fsdp=2, output_dir=str(run))
+    for number, (where, function) in enumerate((("pruning", "draw"), ("loop", "prepare")), 1):
+        ended = jobs.run(2, *arguments, last=SIGTERM.format(where, function))
+        assert [status for status, *_ in ended] == [preemption.STATUS] * 2, ended
+        for *_, said in ended:
+            assert f"SIGTERM: saved at step {number} of 30 of stage retune" in said
+    before = logged(run)
+    started = jobs.start(2, *arguments)
+    while logged(run) <= before and all(process.poll() is None for process in started):
+        time.sleep(0.01)
+    started[1].send_signal(signal.SIGTERM)
+    ended = jobs.end(started)
+    assert [status for status, *_ in ended] == [preemption.STATUS] * 2, ended
+    (step,) = {said.partition("saved at ")[2].splitlines()[0] for *_, said in ended}
+    said = []
+    loop.run(runs.config(tmp_path, **options, output_dir=str(run)), say=said.append)
+    number, stage = step.split()[1], step.split("stage ")[1].split(";")[0]
+    assert str(said[0]).endswith(f"going on at step {number} of stage {stage}")
+    close(run, tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        pytest.param(
+            "import jax; jax.__version__ = '0.4.2'",
+            "process 1 of this job differs from process 0 in its versions: jax is '0.4.2'",
+            marks=pytest.mark.exhaustive,
+        ),
+        pytest.param(
+            "import pathlib; given = pathlib.Path.is_file; "
+            "pathlib.Path.is_file = lambda self: self.name != 'dev.csv' and given(self)",
+            "data.dir: no file",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "from dsee_jax.runtime import storage; given = storage.size; storage.size = lambda path: given(path) + 1",
+            "process 1 of this job differs from process 0 in its data: the size of",
+            marks=pytest.mark.exhaustive,
+        ),
+        pytest.param(
+            "from dsee_jax import errors; from dsee_jax.data import tokens; "
+            "tokens._encoded = lambda *given: (_ for _ in ()).throw(errors.InputError('no such text'))",
+            "no such text",
+            marks=pytest.mark.exhaustive,
+        ),
+        pytest.param(
+            "--train.seed=5",
+            "process 1 of this job differs from process 0 in its config: train.seed is 5 there and 0 here",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_processes_that_do_not_fit_together(tmp_path, last, message):
+    """Each of them says so, and nothing is written."""
+    made(tmp_path)
+    ended = jobs.run(2, *runs.arguments(tmp_path, output_dir=str(tmp_path / "run")), last=last)
+    for status, _, said in ended:
+        assert status == 2, ended
+        assert message in said
+    assert not (tmp_path / "run").exists()

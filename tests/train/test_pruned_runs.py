@@ -1,0 +1,178 @@
+"""Whole runs on a tiny checkpoint that prune: N:M, structured, EarlyBERT, gradual schedules."""
+
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from dsee_jax import tree
+from dsee_jax.ckpt import adapter, hf, kept_units
+from dsee_jax.prune import earlybert
+from dsee_jax.runtime import files
+from dsee_jax.train import loop, pruning, stages
+from runs import run
+
+
+@pytest.mark.smoke
+def test_n_m(tmp_path):
+    results, out = run(tmp_path, prune__kind="nm", train__epochs=0.2, train__retune_epochs=0.2)
+    assert results["weight_sparsity"] == 0.5
+    for mask in tree.flatten(adapter.load(out / "adapter").masks).values():
+        np.testing.assert_array_equal(mask.reshape(-1, 4, mask.shape[1]).sum(1), 2)
+
+
+@pytest.mark.smoke
+def test_structured(tmp_path):
+    """One of three heads and 16 of 40 neurons go: every array is smaller, and the figures say so."""
+    results, out = run(tmp_path, prune__kind="structured", prune__heads=1, prune__neurons=0.4, train__epochs=1)
+    kernels, left = 4 * 24 * 24 + 2 * 24 * 40, 4 * 24 * 16 + 2 * 24 * 24
+    assert results["kept"] == {"heads": [2], "neurons": [24]}
+    assert results["weight_sparsity"] == pytest.approx(1 - left / kernels)
+    kept = adapter.load(out / "adapter")
+    assert kept.masks == {}
+    assert kept.config["kept"] == results["kept"]
+    factors = sum(leaf.size for leaf in tree.flatten(kept.deltas).values())
+    # Query and value are 24 x 16 now; a value whose column went is gone.
+    assert 2 * 2 * (24 + 16) <= factors <= 2 * (2 * (24 + 16) + 5)
+    assert results["flops_per_token"] == {"dense": 2 * kernels, "final": 2 * (left + factors)}
+    # Scores and mixing: 16 entries of every head that is left, with each of 16 positions.
+    assert results["flops_per_example"] == {
+        "length": 16,
+        "dense": 2 * 16 * (kernels + 2 * 16 * 24),
+        "final": 2 * 16 * (left + factors + 2 * 16 * 16),
+    }
+    assert results["trainable_parameters"] == 2 * (2 * (24 + 24) + 5)
+    fields = json.loads((out / "model" / "config.json").read_text())
+    assert (fields["kept_heads"], fields["kept_neurons"], fields["intermediate_size"]) == ([2], [24], 40)
+    units = tree.flatten(kept_units.read(out / "model"))
+    assert {path: int(flags.sum()) for path, flags in units.items()} == {"heads/layer_0": 2, "neurons/layer_0": 24}
+    _, before = hf.load_pretrained(tmp_path / "base")
+    _, after = hf.load_pretrained(out / "model")
+    up = lambda params: np.asarray(params["encoder"]["layer_0"]["mlp"]["up"]["kernel"])
+    np.testing.assert_array_equal(up(after), up(before)[:, units["neurons/layer_0"]])
+
+
+@pytest.mark.smoke
+def test_earlybert(tmp_path):
+    """Search, draw, rewind, tune: the model is smaller, and what the ticket keeps of it is what was pretrained."""
+    results, out = run(
+        tmp_path, prune__kind="earlybert", prune__heads=1, prune__neurons=0.4, prune__search=0.8, prune__check_every=2
+    )
+    assert [stage["name"] for stage in results["stages"]] == ["draw", "tune"]
+    assert results["kept"] == {"heads": [2], "neurons": [24]}
+    assert not adapter.load(out / "adapter").masks
+    log = [record for record in files.read(out / loop.LOG) if record["stage"] == "search"]
+    checks = [record for record in log if "kept" in record]
+    # 4 of 5 steps an epoch.
+    assert [record["step"] for record in checks] == [2, 4]
+    assert checks[0]["distance"] == {}
+    assert all(0 <= distance <= 1 for distance in checks[1]["distance"].values())
+    # Warmed up at step 0.4 of 4, and no further down.
+    assert log[-2]["learning_rate"] == pytest.approx(1e-2)
+    learned = np.asarray(checks[-1]["coefficients"]["heads"]["layer_0"])
+    assert learned.shape == (3,)
+    assert (learned != 1).all()
+    kept = kept_units.read(out / "model")
+    np.testing.assert_array_equal(kept["heads"]["layer_0"], learned > learned.min())
+    assert earlybert.packed(kept) == checks[-1]["kept"]
+    _, before = hf.load_pretrained(tmp_path / "base")
+    _, after = hf.load_pretrained(out / "model")
+    up = lambda params: np.asarray(params["encoder"]["layer_0"]["mlp"]["up"]["kernel"])
+    np.testing.assert_array_equal(up(after), up(before)[:, kept["neurons"]["layer_0"]])
+
+
+def test_a_ticket_is_tuned_from_where_it_was_pretrained(tmp_path, monkeypatch):
+    """Full fine-tuning moved every weight in the search; tuning begins as if it had not been."""
+    begun = []
+    fit = stages.fit
+
+    def watched(setup, compiled, stage, trained, *rest):
+        begun.append(jax.tree.map(np.array, trained["params"]))
+        return fit(setup, compiled, stage, trained, *rest)
+
+    monkeypatch.setattr(stages, "fit", watched)
+    _, out = run(
+        tmp_path, prune__kind="earlybert", prune__heads=1, prune__search=1, train__epochs=0.2,
+        delta__rank=0, delta__nonzeros=0, train__full=True, train__learning_rate=1e-2,
+    )  # fmt: skip
+    (found,) = begun
+    _, before = hf.load_pretrained(tmp_path / "base")
+    columns = np.repeat(kept_units.read(out / "model")["heads"]["layer_0"], 8)
+    kernel = lambda params: np.asarray(params["encoder"]["layer_0"]["attention"]["query"]["kernel"])
+    np.testing.assert_array_equal(kernel(found), kernel(before)[:, columns])
+
+
+def test_a_search_ends_when_the_mask_is_at_rest(tmp_path):
+    """Every distance is below 1, so two checks after the first are enough; a large penalty pulls every coefficient down."""
+    results, out = run(
+        tmp_path, prune__kind="earlybert", prune__neurons=0.4, prune__search=2, prune__check_every=1,
+        prune__tolerance=1, prune__patience=2, prune__penalty=100, delta__rank=0, delta__nonzeros=0,
+        train__full=True, train__learning_rate=1e-3,
+    )  # fmt: skip
+    assert results["stages"][0]["steps"] == 3
+    assert results["kept"] == {"heads": [3], "neurons": [24]}
+    last = files.read(out / loop.LOG)[3 * 2]
+    assert (last["stage"], last["step"]) == ("search", 3)
+    assert all(max(values) < 1 for layers in last["coefficients"].values() for values in layers.values())
+
+
+@pytest.mark.slow
+def test_full_fine_tuning_of_a_cut_model_and_on_from_it(tmp_path):
+    """Every weight moves on in smaller arrays; a run that starts from the compact checkpoint cuts it once more."""
+    cut = {"prune__kind": "structured", "prune__scope": "global", "train__epochs": 0.2, "train__retune_epochs": 0.2}
+    full = {"delta__rank": 0, "delta__nonzeros": 0, "train__full": True, "train__learning_rate": 1e-3}
+    results, out = run(tmp_path, prune__heads=3, prune__neurons=10, **cut, **full)
+    assert results["kept"] == {"heads": [0], "neurons": [30]}
+    assert not (out / "adapter").exists()
+    again, _ = run(
+        tmp_path, prune__neurons=0.5, model__path=str(out / "model"), output_dir=str(tmp_path / "again"),
+        delta__targets=[".*/mlp/(up|down)/kernel"], **cut,
+    )  # fmt: skip
+    assert again["kept"] == {"heads": [0], "neurons": [15]}
+    first, both = (tree.flatten(kept_units.read(folder / "model")) for folder in (out, tmp_path / "again"))
+    assert [flags.sum() for flags in both.values()] == [0, 15]
+    assert not (both["neurons/layer_0"] & ~first["neurons/layer_0"]).any()
+    emptied, _ = run(
+        tmp_path, prune__neurons=40, output_dir=str(tmp_path / "empty"), delta__targets=[".*/mlp/up/kernel"], **cut
+    )
+    assert emptied["kept"] == {"heads": [3], "neurons": [0]}
+
+
+def test_masks_of_a_gradual_schedule_only_shrink(tmp_path, monkeypatch):
+    """Cubic: drawn again in the re-tuning, each mask within the one before; the last has the whole sparsity."""
+    drawn = []
+    draw = pruning.draw
+
+    def watched(*args):
+        drawn.append(tree.flatten(draw(*args)))
+        return tree.unflatten(drawn[-1])
+
+    monkeypatch.setattr(pruning, "draw", watched)
+    results, out = run(
+        tmp_path,
+        prune__schedule="cubic",
+        prune__schedule_updates=4,
+        prune__sparsity=0.75,
+        train__epochs=0.2,
+        train__eval_every=1,
+    )
+    assert len(drawn) == 4
+    for earlier, later in itertools.pairwise(drawn):
+        for path in earlier:
+            assert not np.any(np.asarray(later[path]) & ~np.asarray(earlier[path]))
+    sizes = [1 - sum(int(m.sum()) for m in masks.values()) / sum(m.size for m in masks.values()) for masks in drawn]
+    np.testing.assert_allclose(sizes, [0.75 * (1 - (1 - t) ** 3) for t in (0.25, 0.5, 0.75, 1)], atol=2e-4)
+    assert results["weight_sparsity"] == 0.75
+    # Until the last cut, at step 4 of 10, no evaluation may count as the best.
+    assert results["stages"][-1]["best_step"] > 4
+    assert tree.flatten(adapter.load(out / "adapter").masks).keys() == drawn[-1].keys()
+
+
+@pytest.mark.parametrize(("schedule", "epochs"), [("one_shot", 0), ("cubic", 0), ("cubic", 0.2)])
+def test_the_whole_sparsity_is_reached_however_short_the_retuning(tmp_path, schedule, epochs):
+    """No step, or one step, is too few for a schedule of ten updates: all is cut in the stage prune."""
+    results, _ = run(tmp_path, prune__schedule=schedule, train__epochs=0.2, train__retune_epochs=epochs)
+    assert [stage["name"] for stage in results["stages"]] == ["tune", "prune", "retune"][: 3 if epochs else 2]
+    assert results["weight_sparsity"] == 0.5

@@ -1,0 +1,69 @@
+"""When a run prunes, and what its steps read afterwards."""
+
+import jax
+import numpy as np
+import pytest
+
+import dsee_jax
+import runs
+from dsee_jax import masks, tree
+from dsee_jax.config import PruneConfig
+from dsee_jax.data.batches import Batches
+from dsee_jax.prune import calibration
+from dsee_jax.train import pruning, setup
+
+
+def cubic(**options):
+    return PruneConfig(schedule="cubic", **options)
+
+
+def test_one_shot_cuts_once():
+    assert pruning.sparsities(PruneConfig(sparsity=0.7), 100) == {0: 0.7}
+
+
+def test_cubic_by_hand():
+    """1 - (1 - t)^3 at thirds of the way, on the steps 0 to 49 of 100 (half of the way to the last, 99)."""
+    found = pruning.sparsities(cubic(sparsity=0.54, schedule_updates=3), 100)
+    assert list(found) == [0, 25, 50]
+    assert list(found.values()) == pytest.approx([0.38, 0.52, 0.54])
+
+
+@pytest.mark.parametrize("total", [0, 1, 2, 3, 7])
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 1.0])
+def test_all_is_cut_before_the_last_step(total, fraction):
+    found = pruning.sparsities(cubic(sparsity=0.5, schedule_fraction=fraction), total)
+    assert min(found) == 0
+    assert max(found) <= max(total - 1, 0)
+    assert found[max(found)] == 0.5
+    assert list(found.values()) == sorted(found.values())
+
+
+def test_wanda_reads_the_inputs_of_the_model_as_it_is(tmp_path):
+    """Against scores written out: |W| by the inputs of the tuned, masked weights on the first batches of training; exact."""
+    options = {"prune__score": "WANDA", "prune__scope": "tensor", "prune__calibration": 12}
+    made = setup.prepare(runs.config(tmp_path, **options, delta__targets=["encoder/.*/kernel"]))
+    moved = jax.tree.map(lambda leaf: leaf + 0.3, made.trained["deltas"])
+    trained = made.trained | {"deltas": moved}
+    before = pruning.draw(made, made.trained, {}, 0.25)
+    found = tree.flatten(pruning.draw(made, trained, before, 0.5))
+
+    weights = masks.apply(tree.join(tree.split(made.params, made.head)[1], trained["params"]), before)
+    scale = {"scale": made.config.delta.scale, "scale_sparse": made.config.delta.scale_sparse}
+    source = Batches(made.data.train, 8, 1.0, made.config.train.seed, made.data.edges)
+    expected = calibration.sizes(
+        made.model, dsee_jax.materialize(weights, moved, made.supports, **scale), [source[0], source[1]]
+    )
+    plain = calibration.sizes(made.model, made.params, [source[0], source[1]])
+    differ = False
+    for path, kept in found.items():
+        old = np.asarray(tree.get(before, path))
+
+        def lowest(sizes, path=path, old=old):
+            score = np.abs(np.asarray(tree.get(made.params, path))) * np.asarray(sizes[path])[:, None]
+            score[~old] = -1
+            return score > np.sort(score, axis=None)[score.size // 2 - 1]
+
+        np.testing.assert_array_equal(kept, lowest(expected))
+        assert not (np.asarray(kept) & ~old).any()
+        differ |= (lowest(expected) != lowest(plain)).any()
+    assert differ, "the inputs of the pretrained model would have done as well"

@@ -1,0 +1,173 @@
+"""Runs that die and are started again: the figures are those of a run that was left alone, value for value."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.numpy import load_file
+
+import runs
+from dsee_jax.ckpt import folders
+from dsee_jax.runtime import files, preemption
+from dsee_jax.train import loop, stages
+
+TRAIN = pathlib.Path(__file__).parents[2] / "train.py"
+
+CONFIGS = {
+    "dsee, cubic": {"prune__schedule": "cubic", "prune__schedule_updates": 3},
+    "structured": {"prune__kind": "structured", "prune__heads": 1, "prune__neurons": 0.4},
+    "earlybert": {"prune__kind": "earlybert", "prune__heads": 1, "prune__neurons": 0.4, "prune__search": 2.0},
+    "full": {"delta__rank": 0, "delta__nonzeros": 0, "train__full": True, "train__learning_rate": 1e-3},
+}
+DEATHS = {
+    "dsee": [("tune", 8), ("prune", 0), ("retune", 8)],
+    "earlybert": [("search", 4), ("search", 8), ("draw", 0), ("tune", 8)],
+}
+"""(stage, step) whose log line is the last thing that a run does, by the kind of its stages."""
+EVERY = {"train__eval_every": 4, "train__checkpoint_every": 3, "train__epochs": 3}
+
+
+def same(found, expected):
+    """Equal figures, equal logs (speeds aside), no line twice."""
+    assert runs.figures(found) == runs.figures(expected)
+    logs = [files.read(run / loop.LOG) for run in (found, expected)]
+    for records in logs:
+        seen = [(record["stage"], record["step"], *record) for record in records]
+        assert len(set(seen)) == len(seen)
+        for record in records:
+            record.pop("tokens_per_second", None)
+    assert logs[0] == logs[1]
+    for name in ("model/model.safetensors", "adapter/adapter.safetensors", "adapter/masks.safetensors"):
+        assert (found / name).exists() == (expected / name).exists()
+        if (found / name).exists():
+            left, right = (load_file(run / name) for run in (found, expected))
+            assert {key: array.tobytes() for key, array in left.items()} == {k: x.tobytes() for k, x in right.items()}
+
+
+class Death(Exception):
+    """Stands for whatever ends a process."""
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "dsee, cubic",
+        pytest.param("earlybert", marks=pytest.mark.slow),
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("structured", "full")),
+    ],
+)
+def test_a_run_that_died_once_in_every_stage(tmp_path, monkeypatch, config):
+    """Between checkpoints, in mid-epoch, after the cut, and while the results are written."""
+    options = EVERY | CONFIGS[config]
+    loop.run(runs.config(tmp_path, **options), say=lambda text: None)
+    append = files.append
+
+    def at(stage, step):
+        def dying(path, record):
+            append(path, record)
+            if (record["stage"], record["step"]) == (stage, step):
+                raise Death
+
+        return "append", dying
+
+    def unwritten(path, value):
+        raise Death
+
+    again = runs.config(tmp_path, output_dir=str(tmp_path / "again"), **options)
+    for name, function in (
+        *(at(*death) for death in DEATHS["earlybert" if config == "earlybert" else "dsee"]),
+        ("write", unwritten),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(files, name, function)
+            with pytest.raises(Death):
+                loop.run(again, say=lambda text: None)
+        assert not (tmp_path / "again" / folders.METRICS).exists()
+    loop.run(again, say=lambda text: None)
+    same(tmp_path / "again", tmp_path / "run")
+
+
+def start(arguments):
+    environment = os.environ | {"JAX_NUMPY_RANK_PROMOTION": "raise"}
+    return subprocess.Popen(
+        [sys.executable, str(TRAIN), *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+def kill_when(arguments, condition):
+    """Start a run and SIGKILL it as soon as ``condition()`` holds; return whether it died of that."""
+    process = start(arguments)
+    while process.poll() is None and not condition():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("config", "stage"),
+    [
+        ("dsee, cubic", "tune"),
+        pytest.param("dsee, cubic", "retune", marks=pytest.mark.slow),
+        pytest.param("earlybert", "search", marks=pytest.mark.slow),
+    ],
+)
+def test_sigterm_saves_the_step_and_stops(tmp_path, monkeypatch, config, stage):
+    """At a step that would not have been saved; the run goes on after it, to the same figures."""
+    options = EVERY | {"train__checkpoint_every": 100} | CONFIGS[config]
+    loop.run(runs.config(tmp_path, **options), say=lambda text: None)
+    again = runs.config(tmp_path, output_dir=str(tmp_path / "again"), **options)
+    steps, count = [], stages.count
+
+    def counting(batch):
+        steps.append(batch)
+        if len(steps) == {"tune": 6, "retune": 21, "search": 6}[stage]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return count(batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "count", counting)
+        with pytest.raises(preemption.Preempted, match=rf"step 6 of 1[05] of stage {stage}"):
+            loop.run(again, say=lambda text: None)
+    said = []
+    loop.run(again, say=said.append)
+    assert f"of stage {stage}" in str(said[0])
+    assert runs.figures(tmp_path / "again") == runs.figures(tmp_path / "run")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "dsee, cubic" else pytest.mark.exhaustive)
+        for name in CONFIGS
+    ],
+)
+def test_a_run_that_is_killed_in_every_stage(tmp_path, config):
+    """SIGKILL of the real command at a few instants of each stage; nobody gets to tidy up."""
+    options = EVERY | CONFIGS[config]
+    process = start(runs.arguments(tmp_path, **options))
+    _, said = process.communicate()
+    assert (process.returncode, said) == (0, b"")
+    run = tmp_path / "again"
+    command = runs.arguments(tmp_path, output_dir=str(run), **options)
+
+    def logged(stage, count):
+        return lambda: sum(r["stage"] == stage for r in files.read(run / loop.LOG)) >= count
+
+    stages = ("search", "draw", "tune") if config == "earlybert" else ("tune", "prune", "retune")
+    instants = [
+        *(logged("before", 1), logged(stages[0], 2), logged(stages[0], 6), logged(stages[1], 1)),
+        *(logged(stages[2], 1), logged(stages[2], 5)),
+        lambda: (run / ".model.partial").exists() or (run / "model").exists(),
+    ]
+    killed = [kill_when(command, instant) for instant in instants]
+    assert all(killed[:-1])  # writing a tiny model may be over before the signal arrives
+    process = start(command)
+    _, said = process.communicate()
+    assert (process.returncode, said) == (0, b"")
+    same(run, tmp_path / "run")

@@ -1,0 +1,209 @@
+"""Where arrays lie: the tables on abstract meshes, and whole steps and runs on eight simulated devices."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+
+import meshes
+import runs
+import tiny
+from dsee_jax import models
+from dsee_jax.config import MeshConfig, TrainConfig
+from dsee_jax.deltas import create
+from dsee_jax.errors import InputError
+from dsee_jax.train import loop, optim, sharding, step
+
+P = PartitionSpec
+
+
+def abstract(data=1, fsdp=1, tensor=1):
+    return AbstractMesh((data, fsdp, tensor), sharding.AXES)
+
+
+def on_eight_devices(job, folder):
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    environment = dict(os.environ, XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    this = [sys.executable, meshes.__file__, job, str(folder)]
+    done = subprocess.run(this, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def model(name="bert", **changes):
+    fields = meshes.FAMILIES[name] | changes
+    module = models.find(fields["model_type"])
+    return module.Model(module.Config.from_hf(fields), "features")
+
+
+def test_a_mesh_of_what_there_is():
+    """On the one device of the tests."""
+    assert dict(sharding.mesh(MeshConfig(-1, 1, 1), batch_size=3).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert dict(sharding.mesh(MeshConfig(1, -1, 1), batch_size=3).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    for sizes, message in (
+        ((2, 1, 1), "the mesh data 2 x fsdp 1 x tensor 1 does not fit 1 devices: its sizes must multiply to 1"),
+        ((-1, 1, 3), "the mesh data -1 x fsdp 1 x tensor 3 does not fit 1 devices"),
+        ((-1, -1, 1), "mesh.data and mesh.fsdp are -1; only one of them can take what is left"),
+        ((0, 1, 1), "mesh.data is 0; use a number of devices, or -1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            sharding.mesh(MeshConfig(*sizes), batch_size=8)
+
+
+class Chip:
+    """A device of a TPU that says where it stands, as those of topologies do."""
+
+    platform, device_kind, core_on_chip, slice_index, process_index = "tpu", "TPU v5 lite", 0, 0, 0
+
+    def __init__(self, number, column, row):
+        self.id, self.coords = number, (column, row, 0)
+
+
+CHIPS = [Chip(4 * row + column, column, row) for row in range(4) for column in range(4)]
+
+
+def test_neighbours_on_a_mesh_axis_are_linked(caplog):
+    """Four by four chips as 2 x 8: an axis may take one dimension of the links and a part of the other."""
+    laid = sharding.mesh(MeshConfig(2, 8, 1), batch_size=16, devices=CHIPS).devices[:, :, 0]
+    halves = [{chip.coords for chip in row} for row in laid]
+    assert halves == [{(x, y, 0) for x in range(4) for y in rows} for rows in ((0, 1), (2, 3))] or halves == [
+        {(x, y, 0) for x in columns for y in range(4)} for columns in ((0, 1), (2, 3))
+    ]
+    for row in laid:
+        places = np.array([chip.coords for chip in row])
+        assert (np.abs(np.diff(places[::2], axis=0)).sum(1) == 1).all()
+    assert not caplog.records
+
+
+def test_links_that_nobody_knows_are_said(monkeypatch, caplog):
+    def refuse(*args, **options):
+        raise NotImplementedError
+
+    monkeypatch.setattr(sharding.mesh_utils, "create_device_mesh", refuse)
+    laid = sharding.mesh(MeshConfig(2, 8, 1), batch_size=16, devices=CHIPS).devices
+    assert [chip.id for chip in laid.ravel()] == list(range(16))
+    assert "in their own order, not along their links" in caplog.text
+
+
+def test_where_params_lie():
+    """Width over fsdp, heads, neurons and words over tensor; vectors of the width are whole."""
+    placed = sharding.placement(abstract(2, 4, 2), model())
+    expected = {
+        "embeddings/word/embedding": P(None, "fsdp"),  # 37 words: no other than 1 divides them
+        "embeddings/position/embedding": P(None, "fsdp"),
+        "embeddings/norm/scale": P(None),
+        "encoder/layer_0/attention/query/kernel": P("fsdp", "tensor"),
+        "encoder/layer_0/attention/query/bias": P("tensor"),
+        "encoder/layer_1/attention/output/kernel": P("tensor", "fsdp"),
+        "encoder/layer_1/mlp/up/kernel": P("fsdp", "tensor"),
+        "encoder/layer_1/mlp/down/kernel": P("tensor", "fsdp"),
+        "encoder/layer_1/mlp/down/bias": P(None),
+    }
+    assert {path: placed.specs[path] for path in expected} == expected
+    even = sharding.placement(abstract(2, 4, 2), model(vocab_size=40))
+    assert even.specs["embeddings/word/embedding"] == P("tensor", "fsdp")
+    alone = sharding.placement(abstract(8), model())
+    assert {axis for spec in alone.specs.values() for axis in spec} == {None}
+
+
+def test_layers_of_a_stack_are_not_divided():
+    module = models.find("llama")
+    stacked = module.Model(module.Config.from_hf(meshes.FAMILIES["llama"]), scan=True)
+    placed = sharding.placement(abstract(1, 4, 2), stacked)
+    assert placed.specs["decoder/layers/attention/value/kernel"] == P(None, "fsdp", "tensor")
+    assert placed.specs["decoder/layers/attention_norm/scale"] == P(None, None)
+
+
+def test_where_everything_else_lies():
+    """Updates and moments as their kernels, masks as theirs, supports and values everywhere."""
+    bert = model()
+    placed = sharding.placement(abstract(2, 4, 2), bert)
+    params = bert.init(jax.random.key(0), np.ones((1, 4), np.int32))["params"]
+    updates, supports = create.init(params, meshes.DELTA, key=jax.random.key(0))
+    optimizer = optim.adamw(TrainConfig())
+    trained = {"deltas": updates, "params": {}}
+    state = step.State(np.zeros((), np.int32), trained, optimizer.init(trained))
+    kernel = lambda tree: tree["encoder"]["layer_0"]["attention"]["query"]["kernel"]
+    moment = next(part.mu for part in sharding.shardings(placed, state).optimizer if hasattr(part, "mu"))
+    for found in (sharding.shardings(placed, state).trained, moment):
+        assert {name: where.spec for name, where in kernel(found["deltas"]).items()} == {
+            "a": P("fsdp", None),
+            "b": P(None, "tensor"),
+            "values": P(),
+        }
+    frozen = sharding.shardings(placed, step.Frozen(params, supports, {"encoder": params["encoder"]}))
+    assert kernel(frozen.params).spec == kernel(frozen.masks).spec == P("fsdp", "tensor")
+    assert kernel(frozen.supports).spec == P()
+
+
+@pytest.mark.parametrize(
+    ("axes", "name", "changes", "message"),
+    [
+        ({"tensor": 3}, "bert", {}, "mesh.tensor is 3; layer 0 has 4 heads, which it does not divide: use 1, 2 or 4"),
+        ({"tensor": 4}, "llama", {}, "mesh.tensor is 4; layer 0 has 2 heads, which it does not divide: use 1 or 2"),
+        ({"tensor": 4}, "bert", {"intermediate_size": 66}, "mesh.tensor is 4; layer 0 has 66 neurons"),
+        (
+            {"fsdp": 5},
+            "gpt2",
+            {},
+            "mesh.fsdp is 5; the axis 'embed' of '.*' has 32 entries, which it does not divide: use 1, 2, 4, 8, 16 or 32",
+        ),
+    ],
+)
+def test_what_does_not_divide(axes, name, changes, message):
+    with pytest.raises(InputError, match=message):
+        sharding.placement(abstract(**axes), model(name, **changes))
+
+
+def test_what_was_cut_need_not_divide():
+    """Three heads are left of four: attention is whole on every device, the width still divided."""
+    cut = model()
+    cut = cut.clone(config=cut.config.with_widths(heads=[3, 4]))
+    placed = sharding.placement(abstract(1, 2, 2), cut)
+    assert placed.specs["encoder/layer_0/attention/query/kernel"] == P("fsdp", None)
+    assert placed.specs["encoder/layer_0/attention/query/bias"] == P(None)
+
+
+SOME_AND_ALL = [
+    pytest.param("some ", marks=pytest.mark.slow, id="some"),
+    pytest.param("", marks=pytest.mark.exhaustive, id="all"),
+]
+
+
+@pytest.mark.parametrize("which", SOME_AND_ALL)
+def test_steps(tmp_path, which):
+    """Two steps of every architecture on every mesh are those of one device; of a kernel's size only heads are summed."""
+    for case, found in on_eight_devices(f"{which}steps", tmp_path).items():
+        assert found["losses"] < 1e-5, (case, found)
+        assert found["trained"] < 1e-4, (case, found)
+        assert found["reduced"] <= found["head"], (case, found)
+        divided = eval(case[case.index("(") :])
+        assert found["held"] <= 1 / divided[1], (case, found)
+
+
+@pytest.mark.slow
+def test_pruning(tmp_path):
+    """Masks of kernels divided over devices are those of whole ones, and no device sees a whole kernel."""
+    assert on_eight_devices("pruning", tmp_path) == {"global": True, "tensor": True, "nm": True, "gathered": []}
+
+
+@pytest.mark.parametrize("which", SOME_AND_ALL)
+def test_runs(tmp_path, which):
+    """Tuned, pruned or cut, and tuned again over data 2 x fsdp 2 x tensor 2: the figures of one device."""
+    tiny.bert(tmp_path / "base", num_hidden_layers=1, head=False, **meshes.SIZES)
+    runs.table(tmp_path / "data")
+    found = on_eight_devices(f"{which}runs", tmp_path)
+    for name in found:
+        config = runs.config(tmp_path, **meshes.RUNS[name], output_dir=str(tmp_path / f"{name} alone"))
+        loop.run(config, say=lambda text: None)
+        alone = runs.figures(tmp_path / f"{name} alone")
+        for here, there in zip(alone["stages"], found[name]["stages"], strict=True):
+            assert there["metrics"] == pytest.approx(here["metrics"], rel=1e-4), name
+        for key in ("weight_sparsity", "kept", "flops_per_token", "model_bytes"):
+            assert found[name][key] == alone[key], (name, key)

@@ -1,0 +1,222 @@
+"""One optimiser step: what it differentiates, what it leaves alone, and what must not change its result."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import tiny
+from dsee_jax import masks as mask_trees
+from dsee_jax import models, tree
+from dsee_jax.ckpt import hf
+from dsee_jax.config import DeltaConfig, TrainConfig
+from dsee_jax.deltas import create
+from dsee_jax.errors import InputError
+from dsee_jax.prune import earlybert
+from dsee_jax.train import optim, step
+
+KEY = jax.random.key(0)
+DELTA = DeltaConfig(targets=(".*/(query|up|down)/kernel",), rank=2, nonzeros=5, support="magnitude")
+OPTIMIZER = optim.adamw(TrainConfig())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return tiny.bert(tmp_path_factory.mktemp("step") / "base", num_hidden_layers=1, **rates)
+
+
+def made(folder, *, full=False, dtype="float32"):
+    """``(model, state, frozen)``; the updates are moved off their start so that every part of them has a gradient."""
+    model, params = hf.load_pretrained(folder, dtype=dtype)
+    head = tree.select(["pooler/.*", "classifier/.*"], tree.flatten(params))
+    deltas, supports = ({}, {}) if full else create.init(params, DELTA, key=KEY)
+    noise = np.random.default_rng(0)
+    deltas = jax.tree.map(lambda leaf: leaf + noise.normal(0, 0.1, leaf.shape).astype(np.float32), deltas)
+    moving, rest = (params, {}) if full else tree.split(params, head)
+    trained = {"deltas": deltas, "params": moving}
+    state = step.State(jnp.zeros((), jnp.int32), trained, OPTIMIZER.init(trained))
+    return model, state, step.Frozen(rest, supports, {})
+
+
+def batch(rows=8, **options):
+    found = tiny.batch(rows=rows, length=16, **options)
+    return found | {"labels": np.arange(rows, dtype=np.int32) % 2, "weights": np.ones(rows, np.float32)}
+
+
+@functools.cache
+def program(model, parts):
+    """A compiled step; what is compiled quickly will do for arrays this small."""
+    function = step.train_step(model, OPTIMIZER, DELTA, regression=False, parts=lambda _: parts)
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def one_step(model, state, frozen, batch, parts=1):
+    return program(model, parts)(state, frozen, batch, KEY, 1e-2)
+
+
+def summed(equation):
+    """How many terms each entry of a matrix product sums."""
+    (axes, _), _ = equation.params["dimension_numbers"]
+    return int(np.prod([equation.invars[0].aval.shape[axis] for axis in axes]))
+
+
+def products(jaxpr):
+    """The shapes of the results of all matrix products of a jaxpr and of those within it, A @ B left out.
+
+    The forward pass may fold ``A @ B`` into a kernel; that sums over the rank, a gradient over rows or tokens.
+    """
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general" and summed(equation) != DELTA.rank:
+            found += [variable.aval.shape for variable in equation.outvars]
+        for value in jax.tree.leaves(dict(equation.params)):
+            inner = getattr(value, "jaxpr", value)
+            found += products(inner) if hasattr(inner, "eqns") else []
+    return found
+
+
+def test_only_updates_and_head_are_moved_and_have_optimiser_state(folder):
+    model, state, frozen = made(folder)
+    paths = set(tree.flatten(state.trained))
+    assert {path.split("/")[-2] for path in paths if path.startswith("params/")} == {"pooler", "classifier"}
+    shapes = {leaf.shape for leaf in jax.tree.leaves(state.trained)} | {()}
+    assert {leaf.shape for leaf in jax.tree.leaves(state.optimizer)} <= shapes
+    after, _ = one_step(model, state, frozen, batch())
+    moved = {
+        path
+        for path, leaf in tree.flatten(after.trained).items()
+        if not np.array_equal(leaf, tree.get(state.trained, path))
+    }
+    assert moved == paths
+    assert int(after.step) == 1
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_no_gradient_of_a_frozen_kernel_is_formed(folder, full):
+    """Looked up in the program: width 24, 40 neurons; the only 24 x 24 product is the gradient of the pooler's kernel.
+
+    Full fine-tuning shows that the search finds such products where they are.
+    """
+    model, state, frozen = made(folder, full=full)
+    function = step.train_step(model, OPTIMIZER, DELTA, regression=False)
+    found = products(jax.make_jaxpr(function)(state, frozen, batch(), KEY, 1e-2).jaxpr)
+    wide = [shape for shape in found if shape in {(24, 40), (40, 24), (24, 72), (72, 24)}]
+    square = [shape for shape in found if shape == (24, 24)]
+    if full:
+        assert len(wide) >= 3
+        assert len(square) >= 2
+    else:
+        assert wide == []
+        assert len(square) == 1
+
+
+def variants():
+    """Spellings of one batch of 8 rows."""
+    whole = batch()
+    longer = {k: np.pad(x, ((0, 0), (0, 9))) if x.ndim == 2 else x for k, x in whole.items()}
+    filled = {k: np.concatenate([x, x[:4]]) for k, x in whole.items()}
+    filled["weights"][8:] = 0
+    return {
+        "padded to a greater length": (longer, 1),
+        "in another order": ({k: x[::-1] for k, x in whole.items()}, 1),
+        "filled up with rows of weight 0": (filled, 1),
+        "accumulated in 2 parts": (whole, 2),
+        "accumulated in 8 parts": (whole, 8),
+        "filled up, in parts of which one is all filler": (filled, 3),
+    }
+
+
+@pytest.mark.parametrize("name", variants())
+def test_the_spelling_of_a_batch_does_not_change_the_step(folder, name):
+    model, state, frozen = made(folder)
+    expected, expected_loss = one_step(model, state, frozen, batch())
+    other, parts = variants()[name]
+    found, loss = one_step(model, state, frozen, other, parts)
+    assert float(loss) == pytest.approx(float(expected_loss), rel=1e-5)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), found.trained, expected.trained)
+
+
+def test_pruned_weights_stay_exactly_zero(folder):
+    """Full fine-tuning with momentum and weight decay: bit for bit 0.0 after every step, the others move."""
+    model, state, frozen = made(folder, full=True)
+    before = tree.flatten(state.trained["params"])
+    paths = tree.select(["encoder/.*/kernel"], before)
+    masks = tree.unflatten({path: np.random.default_rng(0).random(before[path].shape) < 0.5 for path in paths})
+    # One dense step first: the moments of what is pruned then are not zero.
+    state, _ = one_step(model, state, frozen, batch())
+    state = state._replace(trained=state.trained | {"params": mask_trees.apply(state.trained["params"], masks)})
+    frozen = frozen._replace(masks=masks)
+    for _ in range(2):
+        state, _ = one_step(model, state, frozen, batch())
+        for path, mask in tree.flatten(masks).items():
+            values = np.asarray(tree.get(state.trained["params"], path))
+            assert not values[~mask].view(np.uint32).any()
+            assert np.all(values[mask] != np.asarray(before[path])[mask])
+
+
+def test_bfloat16_products_and_float32_weights(folder):
+    model, state, frozen = made(folder, dtype="bfloat16")
+    after, loss = one_step(model, state, frozen, batch())
+    _, expected = one_step(*made(folder), batch())
+    assert float(loss) == pytest.approx(float(expected), rel=0.05)
+    assert {leaf.dtype for leaf in jax.tree.leaves(after.trained)} == {jnp.dtype("float32")}
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.trained))
+
+
+def searching(folder, **options):
+    """``(state, frozen, step, run)`` of a search whose update is the gradient; kernels are frozen, coefficients not 1."""
+    model, state, frozen = made(folder)
+    cuts = models.cuts(model)
+    noise = np.random.default_rng(1)
+    start = earlybert.init(cuts, tree.join(frozen.params, state.trained["params"]))
+    coefficients = jax.tree.map(lambda c: jnp.asarray(noise.normal(0, 1, c.shape), jnp.float32), start)
+    plain = optax.identity()
+    state = step.State(state.step, state.trained | {"coefficients": coefficients}, plain.init(None))
+    function = step.train_step(model, plain, DELTA, regression=False, cuts=cuts, **options)
+    quick = jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+    return state, frozen, function, lambda batch: quick(state, frozen, batch, KEY, 1.0)
+
+
+def test_the_penalty_pulls_coefficients_and_nothing_else(folder):
+    """It adds penalty * sign(c) to the gradient, and nothing to the loss that is returned; in parts as well as at once."""
+    state, _, _, run = searching(folder)
+    free, loss = run(batch())
+    for parts in (1, 4):
+        *_, run = searching(folder, penalty=0.25, parts=lambda _, parts=parts: parts)
+        pulled, same = run(batch())
+        assert float(same) == pytest.approx(float(loss), rel=1e-5)
+        expected = free.trained | {
+            "coefficients": jax.tree.map(
+                lambda after, c: after - 0.25 * np.sign(c), free.trained["coefficients"], state.trained["coefficients"]
+            )
+        }
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), pulled.trained, expected)
+    moved = jax.tree.map(lambda x, y: not np.array_equal(x, y), free.trained, state.trained)
+    assert all(jax.tree.leaves(moved))
+
+
+def test_a_search_forms_no_gradient_of_a_frozen_kernel(folder):
+    state, frozen, function, _ = searching(folder, penalty=1e-4)
+    found = products(jax.make_jaxpr(function)(state, frozen, batch(), KEY, 1.0).jaxpr)
+    assert not {(24, 40), (40, 24), (24, 72), (72, 24)} & set(found)
+    assert found.count((24, 24)) == 1
+
+
+def test_coefficients_without_a_table_are_refused(folder):
+    model, state, frozen = made(folder)
+    trained = state.trained | {"coefficients": {"heads": {"layer_0": jnp.ones(3)}}}
+    with pytest.raises(InputError, match="heads of layer_0"):
+        step.predict(model, trained, frozen, batch(), DELTA)
+
+
+def test_losses():
+    """By hand: -log softmax, and the squared error; in float32 whatever the logits are."""
+    logits = jnp.array([[0.0, np.log(3)], [0.0, 0.0]], jnp.bfloat16)
+    found = step.losses(logits, np.array([1, 0]), regression=False)
+    np.testing.assert_allclose(found, [np.log(4 / 3), np.log(2)], rtol=5e-3)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(step.losses(jnp.array([[1.5], [2.0]]), np.array([1.0, 4.0]), regression=True), [0.25, 4])

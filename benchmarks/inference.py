@@ -6,8 +6,8 @@ The finished model is what ``export`` writes: updates folded in, and of a run th
 Throughput is that of the compiled program, warm, the two models in turns; each turn's ratio is of two calls that stood next
 to each other. The process keeps the memory that it frees, as all commands do (`dsee_jax.runtime.malloc`; ``--trim`` leaves
 it to the C library). Memory is measured in a process for each model that loads it and answers one batch: the peak of the
-whole process (Python, JAX, loading and compiling included), and XLA's analysis of the program (its arguments, which are weights and a batch,
-and temporaries). Wants an otherwise idle machine.
+whole process (Python, JAX, loading and compiling included), and XLA's analysis of the program (arguments, which are weights
+and a batch, and temporaries). The machine must be idle otherwise.
 """
 
 import argparse

@@ -149,7 +149,7 @@ def step_times(tickets: dict[str, dict[str, Any]], options: argparse.Namespace) 
 
     from dsee_jax.models import cuts
     from dsee_jax.prune import earlybert
-    from dsee_jax.train import config_file, pruning, setup, sharding, stages, step
+    from dsee_jax.train import config_file, programs, pruning, setup, sharding, stages, step
 
     with tempfile.TemporaryDirectory() as folder:
         places = [f"--data.dir={options.data}", f"--output_dir={folder}/run"]
@@ -159,7 +159,7 @@ def step_times(tickets: dict[str, dict[str, Any]], options: argparse.Namespace) 
     batches = [sharding.split(found.placed.mesh, source[number]) for number in range(BATCHES)]
 
     def looped(one: setup.Setup, *, searching: bool = False) -> Callable[[], float]:
-        compiled = stages.programs(one, searching=searching)
+        compiled = programs.make_programs(one, searching=searching)
         more = {"coefficients": earlybert.init(cuts(one.model), one.params)} if searching else {}
         trained = sharding.place(one.placed, jax.tree.map(jnp.copy, one.trained | more))
         frozen = sharding.place(one.placed, pruning.freeze(one, {}))

@@ -22,7 +22,7 @@ from dsee_jax.config import Config, check, model_task
 from dsee_jax.deltas import create
 from dsee_jax.errors import InputError
 from dsee_jax.plan import roofline
-from dsee_jax.train import evaluation, inputs, optim, setup, sharding, stages, step
+from dsee_jax.train import evaluation, inputs, optim, programs, setup, sharding, step
 
 DONATED = {"train": (0,), "evaluate": ()}
 """The arguments of each step that its results take the place of."""
@@ -72,7 +72,7 @@ def abstract(config: Config, found: list[Any], *, labels: int = 2) -> tuple[dict
         _lying(jax.ShapeDtypeStruct((), jnp.float32), whole),
     )
     causal = task == "causal-lm"
-    run = stages.step(model, optimizer, config, placed, regression=labels == 1 and not causal)
+    run = programs.sharded_step(model, optimizer, config, placed, regression=labels == 1 and not causal)
     predict = evaluation.predictor(model, config, placed, causal=causal)
     return {"train": (run, args), "evaluate": (predict, (args[0].trained, *args[1:3]))}, placed
 

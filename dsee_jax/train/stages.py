@@ -1,309 +1,193 @@
-"""The stages of a run that train: the search for a ticket, tuning, re-tuning; each resumes where its last checkpoint is."""
+"""The stages of a run, each a function ``(session, run) -> run``; `STAGES` is the table of them.
 
-import time
+A stage that trains (search, tune, retune) resumes from its newest checkpoint. The stages between them (draw, prune) are done
+again where a run died in them.
+"""
+
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 
 from dsee_jax import models
 from dsee_jax.ckpt import checkpoints
 from dsee_jax.ckpt.folders import LOG
 from dsee_jax.config import Config
-from dsee_jax.data.batches import Batches, count, iterate, micro_batches
+from dsee_jax.data.batches import Batches
 from dsee_jax.prune import earlybert
-from dsee_jax.runtime import console, files, preemption
-from dsee_jax.runtime.storage import Place
-from dsee_jax.train import evaluation, optim, pruning, sharding
-from dsee_jax.train.setup import Setup, keys
-from dsee_jax.train.step import State, train_step
+from dsee_jax.runtime import console, files
+from dsee_jax.train import evaluation, optim, pruning, sharding, trainer
+from dsee_jax.train.programs import make_programs
+from dsee_jax.train.setup import Setup
+from dsee_jax.train.trainer import Hooks, Point, Run, Session, Stage
 from dsee_jax.typing import Masks
 
-LOG_EVERY = 10
-"""Steps between log lines: reading a loss waits for the device."""
 CHECKS = 10
-"""Of the mask in a search, where the config does not say how often."""
+"""Checks of a search, where the config does not say how often."""
 
 
-class Stage(NamedTuple):
-    """One stage of training."""
-
-    name: str
-    epochs: float
-    learning_rate: float
-    offset: int  # what its step 0 is numbered among the checkpoints of the run
-
-
-class Progress(NamedTuple):
-    """How far a run has come; kept with each checkpoint as JSON, beside the state and the masks."""
-
-    stage: str  # the stage of training that the state belongs to
-    step: int  # steps done in it
-    data: Any  # the state of its data iterator; None at step 0
-    best: dict[str, Any] | None  # {"mark", "step", "metrics"} of its best evaluation
-    done: list[dict[str, Any]]  # {"name", "metrics"} of the stages that are finished
-    seconds: float  # spent training so far
-    tokens: int  # trained on so far, padding not counted
-    distances: list[dict[str, float]]  # of the masks of consecutive checks of a search, `tickets.distance`
+def names(config: Config) -> tuple[str, ...]:
+    """Return the stages of a run in order."""
+    if config.prune.kind == "earlybert":
+        return "search", "draw", "tune"
+    if config.prune.kind == "none":
+        return ("tune",)
+    return ("tune", "prune", "retune") if config.train.retune_epochs else ("tune", "prune")
 
 
-class Programs(NamedTuple):
-    """What is compiled, once for all stages that train one model."""
+def search(session: Session, run: Run) -> Run:
+    """Search for a ticket (EarlyBERT, arXiv 2101.00063, section 3); the masks of the returned run are the units it keeps.
 
-    optimizer: optax.GradientTransformation
-    step: Callable[..., tuple[State, jax.Array]]
-    evaluate: Callable[[dict[str, Any], Masks], dict[str, float]]
-    write: Callable[[dict[str, Any], Masks], dict[str, float]]  # scores of written texts; none where none are asked for
+    The run's parameters are trained together with one coefficient for each head and neuron, under the L1 penalty. The
+    learning rate stays at its peak after the warm-up: a falling rate alone would bring the masks to rest. The ticket is the
+    mask of the last step or, where ``prune.tolerance`` is above 0, the mask that stopped moving. The trained values are
+    dropped.
+    """
+    setup, prune = run.setup, run.setup.config.prune
+    run = run._replace(programs=make_programs(setup, searching=True))
+    stage = training_stage(setup, "search")
+    total = len(stage.source)
+    period = prune.check_every or max(total // CHECKS, 1)
+    coefficients = earlybert.init(models.cuts(setup.model), setup.params)
+    begin = sharding.place(setup.placed, setup.trained | {"coefficients": coefficients})
 
+    def due(done: int) -> bool:
+        return done % period == 0 or done == total
 
-def step(
-    model: Any, optimizer: optax.GradientTransformation, config: Config, placed: sharding.Placement, **options: Any
-) -> Callable[..., tuple[State, jax.Array]]:
-    """Return `dsee_jax.train.step.train_step` of a config over the mesh of ``placed``, not yet compiled."""
+    def check(point: Point, done: int) -> tuple[Point, str]:
+        learned = jax.device_get(point.state.trained["coefficients"])
+        kept = earlybert.draw(learned, heads=prune.heads, neurons=prune.neurons)
+        moved = earlybert.distance(point.masks, kept) if point.masks else {}
+        record = {"coefficients": earlybert.summary(learned), "kept": earlybert.packed(kept), "distance": moved}
+        files.append(session.out / LOG, {"stage": stage.name, "step": done, **record})
+        distances = [*point.progress.distances, moved] if moved else point.progress.distances
+        return point._replace(masks=kept, progress=point.progress._replace(distances=distances)), console.line(moved)
 
-    def parts(batch: Any) -> int:
-        rows, length = batch["input_ids"].shape
-        return micro_batches(rows, length, config.data.batch_tokens)
-
-    one = train_step(
-        model,
-        optimizer,
-        config.delta,
-        parts=parts,
-        joined=placed.mesh.shape["tensor"] == 1,
-        **options,
+    # A checkpoint at the last check of a settled search resumes to no further step.
+    hooks = Hooks(
+        due,
+        check,
+        saved=lambda done: done == total,
+        over=lambda progress: earlybert.settled(progress.distances, tolerance=prune.tolerance, patience=prune.patience),
     )
-
-    def divided(state: State, *args: Any) -> tuple[State, jax.Array]:
-        with sharding.rows_divided(placed.mesh):
-            new, loss = one(state, *args)
-        # What a step changes stays where it is.
-        return jax.lax.with_sharding_constraint(new, sharding.shardings(placed, new)), loss
-
-    return divided
+    state = trainer.start(session, run, stage, begin)
+    frozen = sharding.place(setup.placed, pruning.freeze(setup, {}))
+    point = trainer.fit(session, run, stage, Point(state, frozen, run.masks, run.progress), hooks)
+    return run._replace(masks=point.masks, progress=point.progress)
 
 
-def programs(setup: Setup, *, searching: bool = False) -> Programs:
-    """Return the jitted functions of a run; ``searching`` trains coefficients of heads and neurons as well."""
-    config, optimizer = setup.config, optim.adamw(setup.config.train)
-    options = {"cuts": models.cuts(setup.model), "penalty": config.prune.penalty} if searching else {}
-    run = step(setup.model, optimizer, config, setup.placed, regression=setup.data.task.regression, **options)
-    score = evaluation.evaluator(setup.model, config, setup.data, setup.placed)
-    write = evaluation.writer(setup.model, config, setup.data, setup.placed)
-    return Programs(
-        optimizer,
-        jax.jit(run, donate_argnums=0),
-        lambda trained, masks: score(trained, pruning.freeze(setup, masks)),
-        lambda trained, masks: write(trained, pruning.freeze(setup, masks)),
-    )
+def draw(session: Session, run: Run) -> Run:
+    """Cut the heads and neurons that the search did not keep, and return to the pretrained weights."""
+    setup = pruning.smaller(run.setup, run.masks)
+    run = run._replace(setup=setup, programs=make_programs(setup), trained=setup.trained, masks={})
+    drawn = scored(session, run, "draw") | {"steps": run.progress.step}
+    progress = run.progress._replace(stage="tune", step=0, data=None, done=[*run.progress.done, drawn])
+    return run._replace(progress=progress)
 
 
-def stages(setup: Setup) -> list[Stage]:
-    """Return the stages of training of a run, in order."""
-    train, prune = setup.config.train, setup.config.prune
-    tune = Stage("tune", train.epochs, train.learning_rate, 0)
-    if prune.kind == "earlybert":
-        search = tune._replace(name="search", epochs=prune.search)
-        return [search, tune._replace(offset=len(batches(setup, search.epochs)) + 1)]
-    if prune.kind == "none" or not train.retune_epochs:
-        return [tune]
-    rate = train.retune_learning_rate or train.learning_rate
-    return [tune, Stage("retune", train.retune_epochs, rate, len(batches(setup, train.epochs)) + 1)]
+def tune(session: Session, run: Run) -> Run:
+    """Train the updates and the head on the weights as they are, and return them as of their best evaluation."""
+    return _train(session, run, "tune", {})
+
+
+def prune(session: Session, run: Run) -> Run:
+    """Prune the weights; heads and neurons are cut out, which makes a smaller model with programs of its own."""
+    masks = pruning.draw(run.setup, run.trained, {}, _sparsities(run.setup)[0])
+    setup, trained, masks = pruning.apply_cut(run.setup, run.trained, masks)
+    compiled = make_programs(setup) if setup.kept else run.programs
+    run = run._replace(setup=setup, programs=compiled, trained=trained, masks=masks)
+    done = [*run.progress.done, scored(session, run, "prune")]
+    return run._replace(progress=run.progress._replace(stage="retune", step=0, data=None, best=None, done=done))
+
+
+def retune(session: Session, run: Run) -> Run:
+    """Train on after pruning; a gradual schedule draws larger masks on the way."""
+    return _train(session, run, "retune", _sparsities(run.setup))
+
+
+STAGES: dict[str, Callable[[Session, Run], Run]] = {
+    "search": search,
+    "draw": draw,
+    "tune": tune,
+    "prune": prune,
+    "retune": retune,
+}
+"""Every stage by its name; `names` says which of them a run has."""
+
+
+def scored(session: Session, run: Run, name: str) -> dict[str, Any]:
+    """Return ``{"name", "metrics"}`` of the model at the start of the next stage; log and say the metrics."""
+    metrics = run.programs.write(run.trained, run.masks) | run.programs.evaluate(run.trained, run.masks)
+    files.append(session.out / LOG, {"stage": name, "step": 0, "metrics": metrics})
+    session.say(f"{name}: {console.line(metrics)}")
+    return {"name": name, "metrics": metrics}
 
 
 def batches(setup: Setup, epochs: float) -> Batches:
-    """Return the training batches of so many epochs, by step."""
+    """Return the training batches of ``epochs`` passes over the data, by step."""
     train = setup.config.train
     return Batches(setup.data.train, train.batch_size, epochs=epochs, seed=train.seed, edges=setup.data.edges)
 
 
-def fit(
-    setup: Setup,
-    compiled: Programs,
-    stage: Stage,
-    trained: dict[str, Any] | None,
-    masks: Masks,
-    progress: Progress,
-    store: checkpoints.Store,
-    out: Place,
-) -> tuple[dict[str, Any], Masks, Progress]:
-    """Train one stage, or the rest of it, and return what was trained at its best evaluation.
+def training_stage(setup: Setup, name: str) -> Stage:
+    """Return a stage that trains: search, tune or retune."""
+    train = setup.config.train
+    epochs = {"search": setup.config.prune.search, "tune": train.epochs, "retune": train.retune_epochs}
+    order = [stage for stage in names(setup.config) if stage in epochs]
+    source = batches(setup, epochs[name])
+    peak = train.retune_learning_rate if name == "retune" else 0.0
+    schedule = optim.warmed if name == "search" else optim.schedule
+    rate = schedule(peak or train.learning_rate, len(source), train.warmup)
+    # A stage of n steps has n + 1 checkpoints at most: one before its first step.
+    offset = sum(len(batches(setup, epochs[earlier])) + 1 for earlier in order[: order.index(name)])
+    return Stage(name, source, rate, offset)
 
-    ``trained`` is what the stage starts from, or None to go on from the newest checkpoint, whose record ``progress`` is.
-    Raises `Preempted` after the step at which SIGTERM came, when that step is saved.
-    """
-    train, source = setup.config.train, batches(setup, stage.epochs)
-    total = len(source)
-    rate = optim.schedule(stage.learning_rate, total, train.warmup)
-    begin = sharding.place(setup.placed, trained or setup.trained)
-    state = _begin(compiled, setup.placed, begin, store, stage, setup.kept or masks, progress, resumed=trained is None)
-    frozen = sharding.place(setup.placed, pruning.freeze(setup, masks))
-    prunings = pruning.sparsities(setup.config.prune, total) if stage.name == "retune" else {}
-    period = train.eval_every or source.steps_per_epoch
+
+def _sparsities(setup: Setup) -> dict[int, float]:
+    """Return the sparsity by step of the re-tuning; step 0 is the stage prune."""
+    config = setup.config
+    steps = len(batches(setup, config.train.retune_epochs)) if config.train.retune_epochs else 0
+    return pruning.sparsities(config.prune, steps)
+
+
+def _train(session: Session, run: Run, name: str, sparsities: dict[int, float]) -> Run:
+    """Train a stage, or the rest of it; at each step of ``sparsities`` but 0 the masks are drawn again."""
+    setup, train, stage = run.setup, run.setup.config.train, training_stage(run.setup, name)
+    total = len(stage.source)
+    period = train.eval_every or stage.source.steps_per_epoch
     evaluations = {*range(period, total, period), total}
-    every = train.checkpoint_every or total
-    merit = evaluation.selection_score(setup.data.task)
-    key, stream = _dropout(train.seed, stage), _stream(source, progress)
-    pending: list[tuple[jax.Array, int]] = []
-    tick = time.perf_counter()
-    with console.bar(stage.name, progress.step, total) as advance:
-        for number in range(progress.step, total):
-            if number in prunings and number:
-                masks = pruning.draw(setup, state.trained, masks, prunings[number])
-                state = state._replace(trained=pruning.masked(state.trained, masks))
-                frozen = sharding.place(setup.placed, pruning.freeze(setup, masks))
-            batch = next(stream)
-            state, loss = compiled.step(state, frozen, sharding.split(setup.placed.mesh, batch), key, rate(number))
-            pending.append((loss, count(batch)))
-            done, stopping = number + 1, preemption.asked()
-            if done % LOG_EVERY == 0 or done in evaluations or done % every == 0 or stopping:
-                progress = _log(out, stage, done, rate(number), pending, tick, progress, advance)
-                tick = time.perf_counter()
-            if done in evaluations:
-                found = compiled.evaluate(state.trained, masks)
-                files.append(out / LOG, {"stage": stage.name, "step": done, "metrics": found})
-                # Until the last cut is made the model is not yet the one asked for.
-                ready = done > max(prunings, default=0)
-                if ready and (progress.best is None or merit(found) > merit(progress.best["metrics"])):
-                    mark = stage.offset + done
-                    checkpoints.save_best(store, mark, _copy(state.trained))
-                    progress = progress._replace(best={"mark": mark, "step": done, "metrics": found})
-                advance(done, console.line(found))
-                tick = time.perf_counter()
-            if done in evaluations or done % every == 0 or stopping:
-                progress = progress._replace(step=done, data=stream.get_state())
-                files.flush(out / LOG)
-                checkpoints.save(store, stage.offset + done, _copy(state), setup.kept or masks, progress._asdict())
-            if stopping:
-                raise preemption.Preempted(f"step {done} of {total} of stage {stage.name}")
-    best: Any = progress.best
-    kept = checkpoints.restore_best(store, best["mark"], begin)
-    found = compiled.write(kept, masks) | best["metrics"]
-    finished = {"name": stage.name, "metrics": found, "best_step": best["step"], "steps": total}
-    return kept, masks, progress._replace(done=[*progress.done, finished])
+    score = evaluation.selection_score(setup.data.task)
 
+    def frozen(masks: Masks) -> Any:
+        return sharding.place(setup.placed, pruning.freeze(setup, masks))
 
-def search(
-    setup: Setup,
-    compiled: Programs,
-    stage: Stage,
-    kept: Masks,
-    progress: Progress,
-    store: checkpoints.Store,
-    out: Place,
-    *,
-    resumed: bool,
-) -> tuple[Masks, Progress]:
-    """Search for a ticket (EarlyBERT, arXiv 2101.00063, section 3), or do the rest of it; return the units that it keeps.
+    def redraw(point: Point, number: int) -> Point:
+        if not number or number not in sparsities:
+            return point
+        masks = pruning.draw(setup, point.state.trained, point.masks, sparsities[number])
+        state = point.state._replace(trained=pruning.masked(point.state.trained, masks))
+        return point._replace(state=state, frozen=frozen(masks), masks=masks)
 
-    What the run trains is trained together with a coefficient for every head and neuron, under the L1 penalty. The rate
-    stays where the warm-up brings it: were it to fall, the mask would come to rest for that alone. The ticket is the mask of
-    the last step or, where ``prune.tolerance`` is above 0, the mask that stopped moving. Of what was trained nothing is kept.
+    def evaluate(point: Point, done: int) -> tuple[Point, str]:
+        metrics = run.programs.evaluate(point.state.trained, point.masks)
+        files.append(session.out / LOG, {"stage": name, "step": done, "metrics": metrics})
+        best = point.progress.best
+        # Before the last cut the model is not yet as sparse as asked for.
+        if done > max(sparsities, default=0) and (best is None or score(metrics) > score(best["metrics"])):
+            mark = stage.offset + done
+            checkpoints.save_best(session.store, mark, trainer.copy(point.state.trained))
+            best = {"mark": mark, "step": done, "metrics": metrics}
+        return point._replace(progress=point.progress._replace(best=best)), console.line(metrics)
 
-    Args:
-      kept: of the last check, where the search is resumed.
-      resumed: go on from the newest checkpoint, whose record ``progress`` is.
-    """
-    train, prune, source = setup.config.train, setup.config.prune, batches(setup, stage.epochs)
-    total = len(source)
-    rate = optim.warmed(stage.learning_rate, total, train.warmup)
-    period = prune.check_every or max(total // CHECKS, 1)
-    every = train.checkpoint_every or total
-    coefficients = earlybert.init(models.cuts(setup.model), setup.params)
-    begin = sharding.place(setup.placed, setup.trained | {"coefficients": coefficients})
-    state = _begin(compiled, setup.placed, begin, store, stage, kept, progress, resumed=resumed)
-    frozen = sharding.place(setup.placed, pruning.freeze(setup, {}))
-    key, stream = _dropout(train.seed, stage), _stream(source, progress)
-    pending: list[tuple[jax.Array, int]] = []
-    tick = time.perf_counter()
-    with console.bar(stage.name, progress.step, total) as advance:
-        for number in range(progress.step, total):
-            # Where a checkpoint has the last check and no more, the search was over.
-            if _settled(prune, progress):
-                break
-            batch = next(stream)
-            state, loss = compiled.step(state, frozen, sharding.split(setup.placed.mesh, batch), key, rate(number))
-            pending.append((loss, count(batch)))
-            done, stopping = number + 1, preemption.asked()
-            checked = done % period == 0 or done == total
-            if done % LOG_EVERY == 0 or checked or done % every == 0 or stopping:
-                progress = _log(out, stage, done, rate(number), pending, tick, progress, advance)
-                tick = time.perf_counter()
-            if checked:
-                learned = jax.device_get(state.trained["coefficients"])
-                before, kept = kept, earlybert.draw(learned, heads=prune.heads, neurons=prune.neurons)
-                moved = earlybert.distance(before, kept) if before else {}
-                record = {"coefficients": earlybert.summary(learned), "kept": earlybert.packed(kept), "distance": moved}
-                files.append(out / LOG, {"stage": stage.name, "step": done, **record})
-                progress = progress._replace(distances=[*progress.distances, moved] if moved else progress.distances)
-            progress = progress._replace(step=done)
-            if done % every == 0 or done == total or stopping:
-                progress = progress._replace(data=stream.get_state())
-                files.flush(out / LOG)
-                checkpoints.save(store, stage.offset + done, _copy(state), kept, progress._asdict())
-            if stopping:
-                raise preemption.Preempted(f"step {done} of {total} of stage {stage.name}")
-    return kept, progress
-
-
-def _settled(pruning: Any, progress: Progress) -> bool:
-    return earlybert.settled(progress.distances, tolerance=pruning.tolerance, patience=pruning.patience)
-
-
-def _begin(
-    compiled: Programs,
-    placed: sharding.Placement,
-    trained: dict[str, Any],
-    store: checkpoints.Store,
-    stage: Stage,
-    masks: Masks,
-    progress: Progress,
-    *,
-    resumed: bool,
-) -> State:
-    """Return the state that a stage starts from, after it was saved, or the one of the newest checkpoint."""
-    state = State(jnp.zeros((), jnp.int32), _copy(trained), compiled.optimizer.init(trained))
-    state = sharding.place(placed, state)
-    if resumed:
-        return checkpoints.restore(store, state)
-    checkpoints.save(store, stage.offset, _copy(state), masks, progress._asdict())
-    return state
-
-
-def _dropout(seed: int, stage: Stage) -> jax.Array:
-    return jax.random.fold_in(keys(seed)["dropout"], stage.offset)
-
-
-def _stream(source: Batches, progress: Progress) -> Any:
-    stream = iterate(source)
-    if progress.data is not None:
-        stream.set_state(progress.data)
-    return stream
-
-
-def _log(
-    out: Place,
-    stage: Stage,
-    done: int,
-    rate: Any,
-    pending: list[tuple[jax.Array, int]],
-    tick: float,
-    progress: Progress,
-    advance: Callable[[int, str], None],
-) -> Progress:
-    """Log the mean loss since the last line, which waits for the device; return progress with the time and tokens added."""
-    mean = float(np.mean([float(loss) for loss, _ in pending]))
-    seconds, tokens = time.perf_counter() - tick, sum(tokens for _, tokens in pending)
-    pending.clear()
-    record = {"stage": stage.name, "step": done, "loss": mean, "learning_rate": float(rate)}
-    files.append(out / LOG, record | {"tokens_per_second": tokens / seconds})
-    advance(done, f"loss {mean:.4f}")
-    return progress._replace(seconds=progress.seconds + seconds, tokens=progress.tokens + tokens)
-
-
-def _copy(values: Any) -> Any:
-    """Copy what is saved in the background: on the CPU Orbax reads the very buffers that the next step is given to reuse."""
-    return jax.tree.map(jnp.copy, values)
+    begin = sharding.place(setup.placed, run.trained or setup.trained)
+    state = trainer.start(session, run, stage, begin)
+    point = Point(state, frozen(run.masks), run.masks, run.progress)
+    hooks = Hooks(evaluations.__contains__, evaluate, evaluations.__contains__, before=redraw)
+    point = trainer.fit(session, run, stage, point, hooks)
+    best: Any = point.progress.best
+    trained = checkpoints.restore_best(session.store, best["mark"], begin)
+    metrics = run.programs.write(trained, point.masks) | best["metrics"]
+    finished = {"name": name, "metrics": metrics, "best_step": best["step"], "steps": total}
+    session.say(f"{name}: {console.line(metrics)}")
+    progress = point.progress._replace(done=[*point.progress.done, finished])
+    return run._replace(trained=trained, masks=point.masks, progress=progress)

@@ -16,7 +16,7 @@ from dsee_jax import __main__ as command
 from dsee_jax import tree
 from dsee_jax.errors import InputError
 from dsee_jax.plan import roofline, run
-from dsee_jax.train import config_file, setup, stages
+from dsee_jax.train import config_file, programs, setup
 
 
 def asked(folder, **overrides):
@@ -31,7 +31,7 @@ def test_what_is_trained_and_held_is_that_of_the_run(tmp_path):
     begun = setup.prepare(config)
     leaves = jax.tree.leaves(begun.trained)
     assert found["trained"] == sum(leaf.size for leaf in leaves)
-    compiled = stages.programs(begun)
+    compiled = programs.make_programs(begun)
     state = jax.eval_shape(lambda: {"trained": begun.trained, "optimizer": compiled.optimizer.init(begun.trained)})
     frozen = [
         leaf for path, leaf in tree.flatten(begun.params).items() if path not in tree.flatten(begun.trained["params"])

@@ -19,7 +19,7 @@ from dsee_jax.errors import InputError
 from dsee_jax.export import run as export_run
 from dsee_jax.generation import pipeline
 from dsee_jax.runtime import files
-from dsee_jax.train import loop, reopen, setup, stages, step
+from dsee_jax.train import loop, programs, reopen, setup, step
 
 pytest.importorskip("sacrebleu", reason="needs sacrebleu (extra `text`)")
 
@@ -164,7 +164,7 @@ def test_training_in_bfloat16_is_close(tmp_path, family):
 def test_packed_and_unpacked_dev_sets_have_equal_scores(prepared):
     scores = []
     for made in prepared:
-        compiled = stages.programs(made)
+        compiled = programs.make_programs(made)
         scores.append(compiled.write(made.trained, {}) | compiled.evaluate(made.trained, {}))
     assert prepared[1].data.dev["dev"].size < prepared[0].data.dev["dev"].size
     assert scores[1] == pytest.approx(scores[0], rel=1e-5)

@@ -86,13 +86,13 @@ def test_earlybert(tmp_path):
 def test_a_ticket_is_tuned_from_where_it_was_pretrained(tmp_path, monkeypatch):
     """Full fine-tuning moved every weight in the search; tuning begins as if it had not been."""
     begun = []
-    fit = stages.fit
+    tune = stages.STAGES["tune"]
 
-    def watched(setup, compiled, stage, trained, *rest):
-        begun.append(jax.tree.map(np.array, trained["params"]))
-        return fit(setup, compiled, stage, trained, *rest)
+    def watched(session, state):
+        begun.append(jax.tree.map(np.array, state.trained["params"]))
+        return tune(session, state)
 
-    monkeypatch.setattr(stages, "fit", watched)
+    monkeypatch.setitem(stages.STAGES, "tune", watched)
     _, out = run(
         tmp_path, prune__kind="earlybert", prune__heads=1, prune__search=1, train__epochs=0.2,
         delta__rank=0, delta__nonzeros=0, train__full=True, train__learning_rate=1e-2,

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 import runs
 from dsee_jax.ckpt import folders
 from dsee_jax.runtime import files, preemption
-from dsee_jax.train import loop, stages
+from dsee_jax.train import loop, trainer
 
 TRAIN = pathlib.Path(__file__).parents[2] / "train.py"
 
@@ -121,7 +121,7 @@ def test_sigterm_saves_the_step_and_stops(tmp_path, monkeypatch, config, stage):
     options = EVERY | {"train__checkpoint_every": 100} | CONFIGS[config]
     loop.run(runs.config(tmp_path, **options), say=lambda text: None)
     again = runs.config(tmp_path, output_dir=str(tmp_path / "again"), **options)
-    steps, count = [], stages.count
+    steps, count = [], trainer.count
 
     def counting(batch):
         steps.append(batch)
@@ -130,7 +130,7 @@ def test_sigterm_saves_the_step_and_stops(tmp_path, monkeypatch, config, stage):
         return count(batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "count", counting)
+        patch.setattr(trainer, "count", counting)
         with pytest.raises(preemption.Preempted, match=rf"step 6 of 1[05] of stage {stage}"):
             loop.run(again, say=lambda text: None)
     said = []

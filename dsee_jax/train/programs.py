@@ -1,0 +1,74 @@
+"""The compiled functions of a run: the training step over a mesh, evaluation, and generation for the text metrics."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from dsee_jax import models
+from dsee_jax.config import Config
+from dsee_jax.data.batches import micro_batches
+from dsee_jax.train import evaluation, optim, pruning, sharding
+from dsee_jax.train.setup import Setup
+from dsee_jax.train.step import State, train_step
+from dsee_jax.typing import Masks
+
+Step = Callable[..., tuple[State, jax.Array]]
+"""``(state, frozen, batch, key, rate) -> (state, loss)``, see `dsee_jax.train.step.train_step`."""
+
+Score = Callable[[dict[str, Any], Masks], dict[str, float]]
+"""``(trained, masks) -> metrics``."""
+
+
+class Programs(NamedTuple):
+    """The jitted functions of one model, shared by all stages that train this model."""
+
+    optimizer: optax.GradientTransformation
+    step: Step
+    evaluate: Score
+    write: Score  # metrics of generated texts; empty where the config asks for none
+
+
+def sharded_step(
+    model: Any, optimizer: optax.GradientTransformation, config: Config, placed: sharding.Placement, **options: Any
+) -> Step:
+    """Return the training step of a config over the mesh of ``placed``, not yet compiled.
+
+    ``options`` are those of `dsee_jax.train.step.train_step`.
+    """
+
+    def parts(batch: Any) -> int:
+        rows, length = batch["input_ids"].shape
+        return micro_batches(rows, length, config.data.batch_tokens)
+
+    joined = placed.mesh.shape["tensor"] == 1
+    one = train_step(model, optimizer, config.delta, parts=parts, joined=joined, **options)
+
+    def step(state: State, *args: Any) -> tuple[State, jax.Array]:
+        with sharding.rows_divided(placed.mesh):
+            new, loss = one(state, *args)
+        # The new state keeps the shardings of the old one.
+        return jax.lax.with_sharding_constraint(new, sharding.shardings(placed, new)), loss
+
+    return step
+
+
+def make_programs(setup: Setup, *, searching: bool = False) -> Programs:
+    """Return the jitted functions of a run.
+
+    Args:
+      setup: the run; its model decides the programs.
+      searching: the step also trains the coefficients of heads and neurons, under their penalty.
+    """
+    config, optimizer = setup.config, optim.adamw(setup.config.train)
+    options = {"cuts": models.cuts(setup.model), "penalty": config.prune.penalty} if searching else {}
+    step = sharded_step(setup.model, optimizer, config, setup.placed, regression=setup.data.task.regression, **options)
+    evaluate = evaluation.evaluator(setup.model, config, setup.data, setup.placed)
+    write = evaluation.writer(setup.model, config, setup.data, setup.placed)
+    return Programs(
+        optimizer,
+        jax.jit(step, donate_argnums=0),
+        lambda trained, masks: evaluate(trained, pruning.freeze(setup, masks)),
+        lambda trained, masks: write(trained, pruning.freeze(setup, masks)),
+    )

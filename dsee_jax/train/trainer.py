@@ -1,0 +1,158 @@
+"""The step loop of every stage that trains: batches, steps, log lines, checkpoints and SIGTERM; hooks do the rest."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dsee_jax.ckpt import checkpoints
+from dsee_jax.ckpt.folders import LOG
+from dsee_jax.data.batches import Batches, count, iterate
+from dsee_jax.runtime import console, files, preemption
+from dsee_jax.runtime.storage import Place
+from dsee_jax.train import sharding
+from dsee_jax.train.programs import Programs
+from dsee_jax.train.setup import Setup, keys
+from dsee_jax.train.step import Frozen, State
+from dsee_jax.typing import Masks
+
+LOG_EVERY = 10
+"""Steps between log lines: reading a loss waits for the device."""
+
+
+class Session(NamedTuple):
+    """The outputs of a run, the same in all of its stages."""
+
+    store: checkpoints.Store
+    out: Place  # the folder of the run
+    say: Callable[[Any], None]  # takes the lines for a person
+
+
+class Progress(NamedTuple):
+    """The record of a run so far; each checkpoint keeps it as JSON, beside the state and the masks."""
+
+    stage: str  # the training stage that the state belongs to
+    step: int  # steps done in this stage
+    data: Any  # the state of its data iterator; None at step 0
+    best: dict[str, Any] | None  # {"mark", "step", "metrics"} of its best evaluation
+    done: list[dict[str, Any]]  # {"name", "metrics"} of the finished stages
+    seconds: float  # of training so far
+    tokens: int  # trained on so far, without padding
+    distances: list[dict[str, float]]  # between the masks of consecutive checks of a search, `earlybert.distance`
+
+
+class Run(NamedTuple):
+    """A run between two stages."""
+
+    setup: Setup  # with the model as it is now: smaller once heads and neurons are cut
+    programs: Programs
+    trained: Any  # the start of the next stage; None: resume from the newest checkpoint, whose record is ``progress``
+    masks: Masks  # of the pruned weights; after a search, the units that stay
+    progress: Progress
+
+
+class Stage(NamedTuple):
+    """One stage of training."""
+
+    name: str
+    source: Batches
+    rate: Callable[[int], Any]  # the learning rate by step
+    offset: int  # the number of its step 0 among the checkpoints of the run
+
+
+class Point(NamedTuple):
+    """The loop between two steps."""
+
+    state: State
+    frozen: Frozen
+    masks: Masks  # saved with each checkpoint
+    progress: Progress
+
+
+class Hooks(NamedTuple):
+    """The differences between the stages of training; ``done`` counts the finished steps of the stage."""
+
+    due: Callable[[int], bool]  # done -> whether to visit
+    visit: Callable[[Point, int], tuple[Point, str]]  # (point, done) -> (point, note beside the progress bar)
+    saved: Callable[[int], bool]  # done -> whether to save, besides every ``train.checkpoint_every`` steps
+    before: Callable[[Point, int], Point] = lambda point, number: point  # before step ``number``
+    over: Callable[[Progress], bool] = lambda progress: False  # whether the stage ends before its next step
+
+
+def start(session: Session, run: Run, stage: Stage, trained: dict[str, Any]) -> State:
+    """Return the first state of a stage, already saved; where ``run`` resumes, the state of the newest checkpoint."""
+    state = State(jnp.zeros((), jnp.int32), copy(trained), run.programs.optimizer.init(trained))
+    state = sharding.place(run.setup.placed, state)
+    if run.trained is None:
+        return checkpoints.restore(session.store, state)
+    masks = run.setup.kept or run.masks
+    checkpoints.save(session.store, stage.offset, copy(state), masks, run.progress._asdict())
+    return state
+
+
+def fit(session: Session, run: Run, stage: Stage, point: Point, hooks: Hooks) -> Point:
+    """Do the steps of a stage from ``point`` on, and return the point after the last one.
+
+    Raises:
+      Preempted: SIGTERM came; the step during which it came is finished and saved.
+    """
+    setup, total = run.setup, len(stage.source)
+    every = setup.config.train.checkpoint_every or total
+    key = jax.random.fold_in(keys(setup.config.train.seed)["dropout"], stage.offset)
+    stream: Any = iterate(stage.source)
+    if point.progress.data is not None:
+        stream.set_state(point.progress.data)
+    pending: list[tuple[jax.Array, int]] = []
+    tick = time.perf_counter()
+    with console.bar(stage.name, point.progress.step, total) as advance:
+        for number in range(point.progress.step, total):
+            if hooks.over(point.progress):
+                break
+            point = hooks.before(point, number)
+            batch, rate = next(stream), stage.rate(number)
+            rows = sharding.split(setup.placed.mesh, batch)
+            state, loss = run.programs.step(point.state, point.frozen, rows, key, rate)
+            pending.append((loss, count(batch)))
+            done, stopping = number + 1, preemption.asked()
+            point = point._replace(state=state, progress=point.progress._replace(step=done))
+            due, saving = hooks.due(done), hooks.saved(done) or done % every == 0 or stopping
+            if done % LOG_EVERY == 0 or due or saving:
+                figures, progress = _read(pending, tick, point.progress)
+                record = {"stage": stage.name, "step": done, "loss": figures[0], "learning_rate": float(rate)}
+                files.append(session.out / LOG, record | {"tokens_per_second": figures[1]})
+                advance(done, f"loss {figures[0]:.4f}")
+                point, tick = point._replace(progress=progress), time.perf_counter()
+            if due:
+                point, note = hooks.visit(point, done)
+                advance(done, note)
+                tick = time.perf_counter()
+            if saving:
+                point = point._replace(progress=point.progress._replace(data=stream.get_state()))
+                files.flush(session.out / LOG)
+                checkpoint = (copy(point.state), setup.kept or point.masks, point.progress._asdict())
+                checkpoints.save(session.store, stage.offset + done, *checkpoint)
+            if stopping:
+                raise preemption.Preempted(f"step {done} of {total} of stage {stage.name}")
+    return point
+
+
+def _read(
+    pending: list[tuple[jax.Array, int]], tick: float, progress: Progress
+) -> tuple[tuple[float, float], Progress]:
+    """Return (mean loss, tokens per second) since the last log line, and progress with the time and tokens added.
+
+    Reading the losses waits for the device; ``pending`` is empty afterwards.
+    """
+    loss = float(np.mean([float(loss) for loss, _ in pending]))
+    seconds, tokens = time.perf_counter() - tick, sum(tokens for _, tokens in pending)
+    pending.clear()
+    progress = progress._replace(seconds=progress.seconds + seconds, tokens=progress.tokens + tokens)
+    return (loss, tokens / seconds), progress
+
+
+def copy(values: Any) -> Any:
+    """Copy a tree that is saved in the background: on the CPU Orbax reads the very buffers that the next step reuses."""
+    return jax.tree.map(jnp.copy, values)

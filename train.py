@@ -1,4 +1,4 @@
-"""Run every stage of a config: ``python train.py CONFIG.yaml [--section.key=value ...]``; with no CONFIG, the demo."""
+"""Run every stage of a config: ``python train.py CONFIG.yaml [--section.key=value ...]``; without CONFIG, the demo."""
 
 import argparse
 import logging
@@ -7,18 +7,20 @@ from pathlib import Path
 
 
 def main(arguments: list[str]) -> int:
-    """Return the exit status: 0; 2 for bad input (one line on stderr, nothing written); 143 where SIGTERM came, saved.
+    """Run the config and return the exit status.
 
-    1 where a store takes no more, and of a process of a job where another one died.
+    0: done. 1: a store failed, or another process of the job died. 2: bad input; stderr has one line and nothing is written.
+    143: stopped by SIGTERM, after a checkpoint was saved.
     """
     parser = argparse.ArgumentParser(
         description="Fine-tune a pretrained transformer with DSEE: tune -> prune -> retune -> evaluate -> export. "
-        "Run again with the same output_dir it resumes; finished work is not redone.",
-        epilog="Any key of the config can be overridden, as in --train.seed=1 --delta.rank=8. --keys lists them all.",
+        "The same command with the same output_dir resumes the run; finished work is not repeated.",
+        epilog="Options of the form --section.key=value override the config, as in --train.seed=1 --delta.rank=8. "
+        "--keys lists all keys.",
     )
     demo = Path(__file__).parent / "configs" / "demo.yaml"
     parser.add_argument("config", nargs="?", default=demo, help="a YAML file (default: configs/demo.yaml)")
-    parser.add_argument("--keys", action="store_true", help="list every key with its default and meaning, and leave")
+    parser.add_argument("--keys", action="store_true", help="list every key with its default and meaning, and exit")
 
     from dsee_jax.errors import InputError
     from dsee_jax.runtime import malloc, multihost, preemption, storage
@@ -31,7 +33,7 @@ def main(arguments: list[str]) -> int:
         print(config_file.describe())
         return 0
     malloc.keep_freed_memory()
-    # What the library says on the way (a head that is created) belongs to the report; stderr is for errors.
+    # Log messages of the library (a new task head) belong to the report on stdout; stderr is for errors.
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
     try:
         settings = config_file.read(options.config, overrides)
@@ -47,10 +49,10 @@ def main(arguments: list[str]) -> int:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except storage.StoreError as error:
-        print(f"train.py: {error}; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(f"train.py: {error}; the same command resumes from the last checkpoint", file=sys.stderr)
         return 1
     except preemption.Preempted as stopped:
-        print(f"train.py: SIGTERM: saved at {stopped}; the same command goes on from there", file=sys.stderr)
+        print(f"train.py: SIGTERM: saved at {stopped}; the same command resumes from there", file=sys.stderr)
         return preemption.STATUS
     return 0
 

@@ -1,4 +1,4 @@
-"""DSEE in JAX: tune pretrained transformers by low-rank + sparse updates, prune them, and keep them small.
+"""DSEE in JAX: tune pretrained transformers by low-rank + sparse updates, and prune them to sparse or smaller models.
 
 model, params = dsee_jax.load_pretrained(path, num_labels=2)
 deltas, supports = dsee_jax.deltas.init(params, dsee_jax.DeltaConfig(rank=16, nonzeros=64), key=jax.random.key(0))

@@ -1,4 +1,4 @@
-"""``python -m dsee_jax VERB ...``: commands for finished runs, checkpoints and configs."""
+"""Work with finished runs, checkpoints and configs: ``python -m dsee_jax VERB ...``."""
 
 import argparse
 import sys
@@ -13,26 +13,30 @@ VERBS = {
     for module in (evaluate, export, report, inspect, statistics, generate, plan)
 }
 OVERRIDES = ("evaluate", "statistics", "plan")
-"""The verbs that take ``--section.key=value`` overrides of a config."""
+"""The verbs that accept ``--section.key=value`` overrides of a config."""
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all verbs."""
-    top = argparse.ArgumentParser(prog="python -m dsee_jax", description=__doc__)
+    top = argparse.ArgumentParser(
+        prog="python -m dsee_jax",
+        description="Work with finished runs, checkpoints and configs. VERB --help explains a verb.",
+    )
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, module in VERBS.items():
         summary = (module.__doc__ or "").rstrip(".")
-        module.add_arguments(verbs.add_parser(name, help=summary, description=module.DESCRIPTION))
+        example = f"example: {module.EXAMPLE}"
+        module.add_arguments(verbs.add_parser(name, help=summary, description=module.DESCRIPTION, epilog=example))
     return top
 
 
 def main(arguments: list[str]) -> int:
-    """Return the exit status: 0; 2 for bad input (one line on stderr, nothing written); 1 where a store took no output."""
+    """Return the exit status: 0; 2 for bad input (one line on stderr, no output written); 1 if a store rejects the output."""
     options, rest = parser().parse_known_args(arguments)
     malloc.keep_freed_memory()
     try:
         if rest and options.verb not in OVERRIDES:
-            raise InputError(f"{options.verb} takes no {rest[0]!r}; see --help")
+            raise InputError(f"{options.verb} does not accept {rest[0]!r}; see --help")
         options.overrides = rest
         VERBS[options.verb].run(options)
     except InputError as error:

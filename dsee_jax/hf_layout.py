@@ -1,9 +1,9 @@
-"""How a param of ours stands in a tensor of a file: as it is, transposed, or as one of several that share the tensor.
+"""The layout of a param in a tensor of a file: unchanged, transposed, or as one of several parts of the tensor.
 
-A file may keep the kernels of query, key and value in one tensor. Here each has a path of its own, so that rules, updates and
-cuts name it; `HF_NAMES` then gives several paths one name, each with its part. Parts have equal widths and share the last axis
-of ours, the outputs. Along it a tensor is ``(turns, parts, block)``: side by side is one turn, of blocks as wide as a part;
-with blocks of a head's size the parts take turns head by head.
+A file may store the kernels of query, key and value in one tensor. In this library each kernel has its own path, for rules,
+updates and pruning; the names of an architecture then map several paths to one tensor, each with its part. Parts have equal
+widths and share the last axis of our param, the outputs. Along this axis a tensor is ``(turns, parts, block)``. Adjacent parts
+are one turn with blocks as wide as a part; with blocks of the head size, the parts alternate head by head.
 """
 
 from collections.abc import Sequence
@@ -11,17 +11,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+LAYER = r"(?:^|[./_])(?:layers?|h|blocks?)[./_](?P<unit>\d+)(?=[./])"
+"""The number of a transformer layer, in Hugging Face's names and in the paths of this library."""
+
 
 class Layout(NamedTuple):
-    """One param in one tensor."""
+    """The layout of one param in one tensor."""
 
     transposed: bool = False
     """The file has (out, in), ours is (in, out)."""
     part: int = 0
-    """Which of the tensor's parts this param is, from 0."""
+    """The index of this param among the parts of the tensor, from 0."""
     parts: int = 1
+    """The number of params that share the tensor."""
     block: str | int = 0
-    """Outputs of a part at one turn: a number, or the attribute of the config that says it. 0: all, side by side."""
+    """Outputs of a part per turn: a number, or the config attribute that holds the number. 0: all outputs, in one turn."""
 
 
 PLAIN = Layout()
@@ -36,18 +40,18 @@ def resolved(layout: Layout, config: Any) -> Layout:
 def stored_shape(layout: Layout, shape: Sequence[int]) -> tuple[int, ...]:
     """Return the shape of the file's tensor for a param of ``shape`` (..., out)."""
     *rest, out = shape
-    whole = (*rest, out * layout.parts)
-    return whole[::-1] if layout.transposed else whole
+    shared = (*rest, out * layout.parts)
+    return shared[::-1] if layout.transposed else shared
 
 
 def to_ours(layout: Layout, array: np.ndarray) -> np.ndarray:
-    """Return the param (..., out) that a file's tensor holds at a resolved layout; a view where there is one."""
+    """Return the param (..., out) in a tensor of a file, at a resolved layout; a view where possible."""
     array = array.T if layout.transposed else array
     return array if layout.parts == 1 else _turns(layout, array)[..., layout.part, :].reshape(*array.shape[:-1], -1)
 
 
 def to_hf(layouts: Sequence[Layout], arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the file's tensor of all its parts, each (..., out), in any order: the inverse of `to_ours`."""
+    """Return the tensor of the file from all its parts, each (..., out), in any order: the inverse of `to_ours`."""
     first = layouts[0]
     if first.parts == 1:
         (array,) = arrays
@@ -60,9 +64,9 @@ def to_hf(layouts: Sequence[Layout], arrays: Sequence[np.ndarray]) -> np.ndarray
 
 
 def outputs(layout: Layout, size: int) -> np.ndarray:
-    """Return where on the shared axis of a tensor, of ``size`` entries, the outputs of a param stand: int64 (out,).
+    """Return the indices of the outputs of a param on the shared axis of a tensor, which has ``size`` entries: int64 (out,).
 
-    None stand there when that many entries are no whole number of turns: the tensor is of another model.
+    The result is empty if ``size`` is not a multiple of a turn: the tensor then belongs to another model.
     """
     if size % (layout.parts * (int(layout.block) or 1)):
         return np.zeros(0, np.int64)

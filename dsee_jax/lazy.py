@@ -1,4 +1,4 @@
-"""Lazy packages: a submodule or a public name is imported at its first use, so that ``import dsee_jax`` takes no time."""
+"""Lazy packages: a submodule or a public name is imported at its first use, so ``import dsee_jax`` is fast."""
 
 import importlib
 import pkgutil
@@ -12,7 +12,7 @@ def package(name: str, public: Mapping[str, str]) -> tuple[Callable[[str], Any],
 
     Args:
       name: the ``__name__`` of the package.
-      public: ``{name: the submodule that defines it}``.
+      public: ``{name: defining submodule}``.
     """
 
     def get(attribute: str) -> Any:

@@ -1,6 +1,6 @@
 """Masks of kernels: bool trees at the pruned paths only. True = kept.
 
-A pruned weight is exactly 0.0: masks select and never multiply, so that no -0.0 and no not-a-number is left behind.
+A pruned weight is exactly 0.0: masks select and never multiply, so no -0.0 and no NaN remains.
 """
 
 import jax
@@ -13,10 +13,10 @@ from dsee_jax.typing import Array, Masks, Params
 
 
 def apply(params: Params, masks: Masks) -> dict[str, jax.Array]:
-    """Return ``params`` with every entry whose mask is False set to 0; paths without a mask stay as they are.
+    """Return ``params`` with every entry whose mask is False set to 0; paths without a mask are unchanged.
 
     Raises:
-      InputError: a mask stands where ``params`` has nothing, or has another shape than its kernel.
+      InputError: a mask has no kernel in ``params``, or another shape than its kernel.
     """
     flat = tree.flatten(params)
     for path, mask in tree.flatten(masks).items():
@@ -24,9 +24,9 @@ def apply(params: Params, masks: Masks) -> dict[str, jax.Array]:
             raise InputError(f"the mask of {path!r} has the shape {mask.shape}, its kernel {flat[path].shape}")
 
     def pruned(w: Array, mask: Array) -> Array:
-        # What is in memory stays there; a device may be too small for it.
-        own = np if isinstance(w, np.ndarray) and isinstance(mask, np.ndarray) else jnp
-        return own.where(mask, w, own.zeros((), w.dtype))
+        # NumPy arrays stay on the host; a device may be too small for them.
+        numpy = np if isinstance(w, np.ndarray) and isinstance(mask, np.ndarray) else jnp
+        return numpy.where(mask, w, numpy.zeros((), w.dtype))
 
     return tree.map_at(pruned, params, masks)
 
@@ -39,7 +39,7 @@ def density(masks: Masks) -> float:
 
 
 def intersect(a: Masks, b: Masks) -> dict[str, jax.Array]:
-    """Return the masks that keep what both keep. A path that is missing in one tree is kept whole by it."""
+    """Return the masks of the entries that both trees keep. A tree keeps all entries of a path that it lacks."""
     left, right = tree.flatten(a), tree.flatten(b)
     both = {path: jnp.logical_and(left[path], right[path]) for path in left if path in right}
     return tree.unflatten(left | right | both)

@@ -1,7 +1,7 @@
 """Nested dicts by path: ordered rules, selection, splitting, mapping.
 
-A path joins the keys with ``/``: ``encoder/layer_0/attention/query/kernel``. Rules are ``(regex, value)`` pairs, tried in
-order; a regex must match the *whole* path. A rule that takes no leaf is an error, and so is a leaf that no rule takes.
+A path joins the keys by ``/``: ``encoder/layer_0/attention/query/kernel``. Rules are ``(regex, value)`` pairs, tried in
+order; a regex must match the complete path. A rule without a leaf is an error, and so is a leaf without a rule.
 """
 
 import re
@@ -15,7 +15,7 @@ _REQUIRED: Any = object()
 
 
 def flatten(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
-    """Return ``{path: leaf}``, keys sorted at every level as JAX does; ``is_leaf`` stops the descent at a dict it accepts."""
+    """Return ``{path: leaf}``, keys sorted at every level as JAX does; a dict that ``is_leaf`` accepts is a leaf."""
     flat: dict[str, Any] = {}
 
     def visit(prefix: str, node: Any) -> None:
@@ -42,7 +42,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def get(tree: Tree, path: str) -> Any:
-    """Return what stands at ``path``; raises `InputError` with the nearest path where nothing does."""
+    """Return the leaf or subtree at ``path``; raises `InputError` with the nearest path if there is none."""
     node: Any = tree
     for key in path.split("/"):
         if not isinstance(node, Mapping) or key not in node:
@@ -52,59 +52,61 @@ def get(tree: Tree, path: str) -> Any:
 
 
 def assign(rules: Rules, paths: Iterable[str], default: Any = _REQUIRED) -> dict[str, Any]:
-    """Give each path the value of the first rule that matches it.
+    """Return the value of the first matching rule for each path.
 
     Args:
       rules: ordered ``(regex, value)``; each must be the first match of at least one path.
       paths: the paths to cover.
-      default: the value of paths that no rule matches; without it such a path is an error.
+      default: the value of paths that no rule matches; without a default, such a path is an error.
 
     Returns:
       ``{path: value}`` in the order of ``paths``.
 
     Raises:
-      InputError: a regex does not compile, a rule takes nothing, or a path is left over and there is no default.
+      InputError: a regex does not compile, a rule is the first match of no path, or a path has no rule and no default.
     """
     try:
         compiled = [(re.compile(pattern), value) for pattern, value in rules]
     except re.error as error:
         raise InputError(f"rule {error.pattern!r} is not a regular expression: {error}") from None
     paths = list(paths)
-    taken: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     used: set[int] = set()
     for path in paths:
         for number, (pattern, value) in enumerate(compiled):
             if pattern.fullmatch(path):
                 used.add(number)
-                taken[path] = value
+                values[path] = value
                 break
         else:
             if default is _REQUIRED:
                 listed = ", ".join(repr(pattern) for pattern, _ in rules)
-                raise InputError(f"no rule matches {path!r}; the rules are {listed}: add one that covers it")
-            taken[path] = default
+                raise InputError(f"no rule matches {path!r}; the rules are {listed}: add a rule that covers the path")
+            values[path] = default
     for number, (pattern, _) in enumerate(compiled):
         if number not in used:
             shadowed = any(pattern.fullmatch(path) for path in paths)
-            why = "an earlier rule takes all it matches" if shadowed else "a rule must match a whole path"
-            raise InputError(f"rule {pattern.pattern!r} takes nothing: {why}{did_you_mean(pattern.pattern, paths)}")
-    return taken
+            reason = "earlier rules match all of its paths" if shadowed else "a rule must match a complete path"
+            raise InputError(
+                f"rule {pattern.pattern!r} matches nothing: {reason}{did_you_mean(pattern.pattern, paths)}"
+            )
+    return values
 
 
 def select(patterns: Iterable[str], paths: Iterable[str]) -> list[str]:
-    """Return the paths that at least one pattern matches whole, in their order; raises `InputError` as `assign` does.
+    """Return the paths that at least one pattern matches completely, in their order; raises `InputError` as `assign` does.
 
-    Unlike rules, patterns may overlap; one that matches nothing is still an error.
+    Unlike rules, patterns may overlap; a pattern that matches nothing is still an error.
     """
     paths = list(paths)
     chosen: set[str] = set()
     for pattern in patterns:
-        chosen.update(path for path, taken in assign([(pattern, True)], paths, default=False).items() if taken)
+        chosen.update(path for path, matches in assign([(pattern, True)], paths, default=False).items() if matches)
     return [path for path in paths if path in chosen]
 
 
 def split(tree: Tree, paths: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return ``(chosen, rest)``: two trees that hold the leaves at ``paths`` and all others."""
+    """Return ``(chosen, rest)``: the tree of the leaves at ``paths``, and the tree of all other leaves."""
     flat, wanted = flatten(tree), set(paths)
     for path in wanted - flat.keys():
         get(tree, path)
@@ -118,15 +120,15 @@ def join(*trees: Tree) -> dict[str, Any]:
     for tree in trees:
         for path, leaf in flatten(tree).items():
             if path in flat:
-                raise InputError(f"{path!r} is in two of the trees to join; each path may stand in one")
+                raise InputError(f"{path!r} is in two of the trees to join; each path may be in one tree only")
             flat[path] = leaf
     return unflatten(flat)
 
 
 def map_at(function: Callable[..., Any], tree: Tree, *partials: Tree) -> dict[str, Any]:
-    """Replace each leaf of ``tree`` at a path of ``partials[0]`` by ``function(leaf, *partial_leaves)``; keep the others.
+    """Replace each leaf of ``tree`` at a path of ``partials[0]`` by ``function(leaf, *partial_leaves)``; keep other leaves.
 
-    The partial trees must have equal paths, all of them in ``tree``; anything else raises `InputError`.
+    Raises `InputError` unless the partial trees have equal paths, all of them in ``tree``.
     """
     flat, parts = flatten(tree), [flatten(partial) for partial in partials]
     for part in parts:

@@ -1,4 +1,4 @@
-"""The trees of this library, by name; what is true and what is small, said once.
+"""The types of the trees of this library.
 
 Four trees share one set of paths such as ``encoder/layer_0/attention/query/kernel``:
 
@@ -11,12 +11,12 @@ supports  at the same kernels, int32 coordinates of ``values``           selecto
 masks     at pruned kernels, bool, **True = kept**                       pruning
 ========  =============================================================  ==================================
 
-A tree holds only the paths it touches, never ``None`` (to JAX a ``None`` is an empty node, not a leaf).
+A tree holds only the paths that it concerns, and never ``None`` (in JAX, ``None`` is an empty node and no leaf).
 Kernels have shape ``(in, out)``, so ``y = x @ W``. ``sparsity`` is the fraction of zeros, in ``[0, 1)``.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import numpy as np
@@ -44,17 +44,25 @@ Masks: TypeAlias = Mapping[str, Any]
 """Nested dicts of bool arrays shaped like their kernel. True = kept."""
 
 Rules: TypeAlias = Sequence[tuple[str, Any]]
-"""Ordered ``(regex, value)``; the first regex that matches a whole path gives that path its value."""
+"""Ordered ``(regex, value)``; a path has the value of the first regex that matches the complete path."""
+
+
+class Module(Protocol):
+    """A Linen module, as far as the wings below the models use it."""
+
+    def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run the module."""
+        ...
 
 
 class Units(NamedTuple):
     """The units of one kind in one layer."""
 
-    axes: Mapping[
-        str, tuple[int, int]
-    ]  # path of a param -> (axis, entries of a unit on it); units in one order everywhere
-    scored: tuple[str, ...]  # kernels (in, out) whose columns of a unit make its score
+    axes: Mapping[str, tuple[int, int]]
+    """Path of a param -> (axis, entries of a unit along that axis). All params hold the units in the same order."""
+    scored: tuple[str, ...]
+    """Kernels (in, out); the columns of a unit make its score."""
 
 
 Cuts: TypeAlias = Mapping[str, Sequence[Units]]
-"""By kind (``heads``, ``neurons``), for every layer in order."""
+"""The units of every layer in order, by kind (``heads``, ``neurons``)."""

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from dsee_jax.ckpt.folders import MODEL_CONFIG
 from dsee_jax.ckpt.tensors import byte_size
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import malloc, multihost, storage
@@ -20,7 +21,7 @@ EXAMPLE = """\
 a recipe, in mergekit's grammar:
 
   merge_method: rankmean        # see --methods
-  base_model: BASE              # a folder beside the recipe or here, a hub id, or any of these +ADAPTER
+  base_model: BASE              # a folder beside the recipe or in the working folder, a hub id, or any of these +ADAPTER
   models:
     - model: TUNED_A
     - model: TUNED_B
@@ -68,7 +69,7 @@ class _Methods(argparse.Action):
         sys.exit(0)
 
 
-def comparing() -> argparse.ArgumentParser:
+def compare_parser() -> argparse.ArgumentParser:
     """Return the parser of a comparison."""
     top = argparse.ArgumentParser(
         prog="python -m merge compare", description="Print the difference of two checkpoints."
@@ -81,7 +82,7 @@ def comparing() -> argparse.ArgumentParser:
     return top
 
 
-def distance(options: argparse.Namespace) -> None:
+def print_comparison(options: argparse.Namespace) -> None:
     """Print the difference of two checkpoints."""
     a, b = (open_source(reference, Path()) for reference in (options.a, options.b))
     print(compare.table(compare.compare(a, b, unit=options.unit)))
@@ -126,27 +127,27 @@ def _run(ready: pipeline.Prepared, out: Path, options: argparse.Namespace) -> li
 
 
 def _run_and_upload(ready: pipeline.Prepared, out: storage.Place, options: argparse.Namespace) -> list[str]:
-    """Merge on local disk, then upload to a store; after an interruption the same command resumes."""
+    """Merge on local disk, then upload to a store; after an interruption, the same command resumes."""
     if multihost.is_distributed():
         raise InputError(
             f"{out}: processes that merge together write one folder; give a folder on a disk that all processes share"
         )
-    read = [*engine.files(ready.plan), *(source.folder / "config.json" for source in ready.sources.values())]
-    for path in [str(ready.recipe.path), *filter(None, map(storage.origin, read))]:
+    inputs = [*engine.files(ready.plan), *(source.folder / MODEL_CONFIG for source in ready.sources.values())]
+    for path in [str(ready.recipe.path), *filter(None, map(storage.origin, inputs))]:
         if path.startswith(f"{str(out).rstrip('/')}/"):
             raise InputError(f"{out} holds the input {path}; give another OUT_DIR")
     scratch, stamp = storage.scratch(out), engine.stamp(ready.plan, engine.layout(ready.plan, options.max_shard_size))
     merged, lines = scratch / out.name, []
     # An earlier run may have completed the same merge: only the upload is left.
-    whole = scratch / "whole"
-    if not (whole.is_file() and whole.read_text() == stamp):
+    complete = scratch / "whole"
+    if not (complete.is_file() and complete.read_text() == stamp):
         with storage.store_errors(out):
             if not options.overwrite and out.exists():
                 raise InputError(f"{out} exists; give another OUT_DIR, or --overwrite to replace it")
-        whole.unlink(missing_ok=True)
+        complete.unlink(missing_ok=True)
         storage.clear(merged)
         lines = _run(ready, merged, options)
-        whole.write_text(stamp)
+        complete.write_text(stamp)
     storage.upload(merged, out)
     storage.clear(scratch)
     return lines
@@ -156,9 +157,9 @@ def _compile(plan: Plan, topology: str, file: storage.Place | None) -> None:
     """Print the accelerator memory and time of the merge, and write the figures to ``file``."""
     from dsee_jax.plan.roofline import tables
     from dsee_jax.runtime import console, files
-    from merge.planning.memory import compiled
+    from merge.planning import memory
 
-    figures = compiled(plan, topology)
+    figures = memory.analyze(plan, topology)
     if file:
         files.write(file, figures)
     for table in tables(figures, title="the merge, all models in memory"):
@@ -193,9 +194,9 @@ def _progress() -> Iterator[engine.Progress]:
 def main(arguments: list[str]) -> int:
     """Return the exit status: 0, or 2 for bad input (one line on stderr, no OUT_DIR)."""
     compares = arguments[:1] == ["compare"]
-    options = comparing().parse_args(arguments[1:]) if compares else parser().parse_args(arguments)
+    options = compare_parser().parse_args(arguments[1:]) if compares else parser().parse_args(arguments)
     try:
-        (distance if compares else merge)(options)
+        (print_comparison if compares else merge)(options)
     except InputError as error:
         print(f"merge: {error}", file=sys.stderr)
         return 2

@@ -1,11 +1,13 @@
-"""The difference of two checkpoints, computed tile by tile: no checkpoint and no tensor is loaded whole."""
+"""The difference of two checkpoints, computed tile by tile: no checkpoint and no tensor is in memory as a whole."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
 
-from dsee_jax.ckpt import tensors
+from dsee_jax.ckpt import differences
+from dsee_jax.ckpt.differences import Difference
 from dsee_jax.errors import InputError
 from merge import units
 from merge.inputs.lazy import Lazy
@@ -13,8 +15,6 @@ from merge.inputs.sources import Source
 
 TILE = 2**20
 """Elements read at once from each checkpoint."""
-OTHER = "other"
-"""The row of tensors that are in no group."""
 
 
 class Row(NamedTuple):
@@ -38,29 +38,6 @@ class Comparison(NamedTuple):
     reshaped: list[tuple[str, tuple[int, ...], tuple[int, ...]]]  # name, shape in a, shape in b
 
 
-class _Sums(NamedTuple):
-    """Sums over tiles and tensors."""
-
-    size: int = 0
-    change: float = 0.0  # sum of (b - a)^2
-    a: float = 0.0  # sum of a^2
-    b: float = 0.0
-    product: float = 0.0  # sum of a b
-    equal: int = 0
-    largest: float = 0.0
-
-    def plus(self, other: "_Sums") -> "_Sums":
-        sums = _Sums._make(x + y for x, y in zip(self, other, strict=True))
-        # np.maximum propagates NaN; max() may not.
-        return sums._replace(largest=float(np.maximum(self.largest, other.largest)))
-
-    def row(self, unit: str) -> Row:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            change = 0.0 if self.change == 0 else float(np.sqrt(np.divide(self.change, self.a)))
-            cosine = float(np.divide(self.product, np.sqrt(self.a) * np.sqrt(self.b)))
-        return Row(unit, self.size, change, self.largest, float(np.clip(cosine, -1, 1)), self.equal / max(self.size, 1))
-
-
 def compare(a: Source, b: Source, *, unit: str = "tensor") -> Comparison:
     """Return the change from ``a`` to ``b``, one row per group: layers by number, tensors in the order of ``a``.
 
@@ -70,46 +47,36 @@ def compare(a: Source, b: Source, *, unit: str = "tensor") -> Comparison:
     Args:
       a: one checkpoint.
       b: the other; changes are relative to ``a``.
-      unit: as in `units.of`; tensors in no group share the last row, ``other``.
+      unit: as in `units.of`; tensors in no group share the last row, `differences.OTHER`.
 
     Raises:
       InputError: no tensor has the same name and shape in both checkpoints, or ``unit`` is invalid.
     """
-    pairs = tensors.paired(a.tensors, b.tensors)
-    shapes = [(name, a.tensors[name].shape, b.tensors[theirs].shape) for name, theirs in pairs.items()]
-    reshaped = [entry for entry in shapes if entry[1] != entry[2]]
-    alike = [name for name, ours, theirs in shapes if ours == theirs]
-    if not alike:
+    matches = differences.matches(a.tensors, b.tensors)
+    reshaped = {name for name, *_ in matches.reshaped}
+    common = [name for name in matches.names if name not in reshaped]
+    if not common:
         raise InputError(
             f"{a.folder} and {b.folder} have no tensor of one name and shape: expected two checkpoints of one model"
         )
-    where = units.of(alike, unit)
-    sums: dict[str, _Sums] = {}
-    for name in alike:
-        key = where[name] or OTHER
-        sums[key] = sums.get(key, _Sums()).plus(_tensor(a.tensors[name], b.tensors[pairs[name]]))
-    order = sorted(sums, key=lambda key: (key == OTHER, int(key) if key.isdigit() else 0))
-    whole = _Sums()
-    for part in sums.values():
-        whole = whole.plus(part)
-    only_a = [name for name in a.tensors if name not in pairs]
-    only_b = [name for name in b.tensors if name not in set(pairs.values())]
-    return Comparison([sums[key].row(key) for key in order], whole.row("all"), only_a, only_b, reshaped)
+    groups = units.of(common, unit)
+    changes = {name: differences.total(_tiles(a.tensors[name], b.tensors[matches.names[name]])) for name in common}
+    sums = differences.grouped(changes, groups)
+    rows = [_row(group, each) for group, each in sums.items()]
+    return Comparison(
+        rows, _row("all", differences.total(sums.values())), matches.only_a, matches.only_b, matches.reshaped
+    )
 
 
-def _tensor(a: Lazy, b: Lazy) -> _Sums:
-    size, total = int(np.prod(a.shape)), _Sums()
+def _tiles(a: Lazy, b: Lazy) -> Iterator[Difference]:
+    size = prod(a.shape)
     for start in range(0, size, TILE):
         stop = min(start + TILE, size)
-        x, y = (np.asarray(side.read(start, stop)).astype(np.float64).ravel() for side in (a, b))
-        same = int(np.count_nonzero(x == y))
-        # inf - inf is NaN, which the row shows.
-        with np.errstate(invalid="ignore"):
-            d = y - x
-        change, squares, others, product = (float(np.vdot(p, q)) for p, q in ((d, d), (x, x), (y, y), (x, y)))
-        largest = float(np.max(np.abs(d)))
-        total = total.plus(_Sums(stop - start, change, squares, others, product, same, largest))
-    return total
+        yield differences.difference(*(np.asarray(side.read(start, stop)).astype(np.float64) for side in (a, b)))
+
+
+def _row(unit: str, sums: Difference) -> Row:
+    return Row(unit, sums.size, sums.relative, sums.largest, sums.cosine, sums.share(sums.equal))
 
 
 def table(comparison: Comparison, *, most: int = 10) -> str:

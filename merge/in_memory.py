@@ -27,22 +27,22 @@ def merge(
     """Return the merge of ``models``, computed in float32; the structure and each tensor's dtype are the base's.
 
     The function works under ``jit`` and ``grad`` (with respect to numbers such as ``weight``, ``scale``, ``t`` and
-    ``coefficients``), and on sharded arrays. A tensor's name is its path in the tree, keys joined by ``/``. Tensors of other
-    types than floating point are taken from the base.
+    ``coefficients``), and on sharded arrays. A tensor's name is its path in the tree, keys joined by ``/``. Tensors that
+    are not floating point are copied from the base.
 
     Args:
       base: the model that all models were fine-tuned from: a pytree of arrays. None for methods without a base; then the
-        structure, the dtypes and the tensors of other types than floating point come from the first model. Methods that mix
-        whole models (``linear``, ``karcher``...) do not merge the base; ``slerp`` and ``nearswap`` interpolate from the base
-        to the only model.
+        structure, the dtypes and the tensors that are not floating point come from the first model. Methods that combine the
+        models themselves (``linear``, ``karcher``...) ignore the base; ``slerp`` and ``nearswap`` interpolate from the base to
+        the only model.
       models: trees with the names and shapes of ``base``.
-      method: a key of `METHODS`, which lists the options, their ranges and their meaning.
-      statistics: for ``fisher``: for each model a tree of mean squared gradients, with the model's structure and shapes.
-      grams: for ``regmean``: for each model ``{name: (in, in)}`` of some matrices, which are (out, in) as in Hugging Face's
-        layout.
-      **options: an option of each model is a number for all models, or a sequence with a number for each; the default of
-        ``weight`` is 1. mergekit's ``lambda`` is ``scale`` here, and the method under ``lines`` is ``over``. ``rankmean``
-        also takes ``coefficients``, the result of `rankmean_coefficients`.
+      method: a key of `METHODS`, a table of the options, their ranges and their meaning.
+      statistics: for ``fisher``: per model a tree of mean squared gradients, with the model's structure and shapes.
+      grams: for ``regmean``: per model ``{name: (in, in)}``, the Gram matrices of some tensors, which are (out, in) as in
+        Hugging Face's layout.
+      **options: a per-model option is one number for all models, or a sequence with one number per model; ``weight`` defaults
+        to 1. mergekit's ``lambda`` is named ``scale``, and the inner method of ``lines`` is named ``over``. ``rankmean`` also
+        takes ``coefficients``, the result of `rankmean_coefficients`.
 
     Raises:
       InputError: unknown method or option, a value out of range, too few or too many models, or trees that do not match; the
@@ -51,24 +51,24 @@ def merge(
     definition = find(method, options)
     keywords = _options(definition, method, options, len(models))
     if definition.base == "required" and base is None:
-        raise InputError(f"{method} measures changes from a base; give the base and not None")
+        raise InputError(f"{method} measures changes from a base; give the base, not None")
     fewest, most = definition.models
     if models and not fewest <= len(models) <= (most or len(models)):
         expected = f"{fewest}" if most == fewest else f"at least {fewest}"
         raise InputError(f"{method} merges {expected} besides the base; found {len(models)}")
-    flat, others = _matched(base, models)
+    flat, others = _flattened(base, models)
     first = flat or others[0]
-    squares = [_named(tree) for tree in statistics or ()]
+    squares = [_by_name(tree) for tree in statistics or ()]
     for number, tree in enumerate(squares):
-        _match(f"statistics {number}", tree, first, "the models")
+        _check_same_tensors(f"statistics {number}", tree, first, "the models")
     names = [name for name, leaf in first.items() if jnp.issubdtype(leaf.dtype, jnp.floating)]
     use_base = definition.base != "none" or method == "lines"
     leaves = [
         Whole(
             name,
-            _lined(flat[name]) if flat and use_base else None,
-            tuple(_lined(other[name]) for other in others),
-            tuple(_lined(tree[name]) for tree in squares),
+            _at_least_1d(flat[name]) if flat and use_base else None,
+            tuple(_at_least_1d(other[name]) for other in others),
+            tuple(_at_least_1d(tree[name]) for tree in squares),
         )
         for name in names
     ]
@@ -76,12 +76,12 @@ def merge(
     if definition.prepare and leaves:
         extra = definition.prepare(leaves, [keywords] * len(leaves))
     if grams is not None:
-        extra = [more | _grams(leaf.name, grams, len(models)) for leaf, more in zip(leaves, extra, strict=True)]
+        extra = [own | _grams(leaf.name, grams, len(models)) for leaf, own in zip(leaves, extra, strict=True)]
     merged = dict(first)
-    for leaf, more in zip(leaves, extra, strict=True):
-        like = first[leaf.name]
-        result = definition.merge(leaf, **keywords | more)
-        merged[leaf.name] = result.reshape(like.shape).astype(jax.dtypes.canonicalize_dtype(like.dtype))
+    for leaf, own in zip(leaves, extra, strict=True):
+        target = first[leaf.name]
+        result = definition.merge(leaf, **keywords | own)
+        merged[leaf.name] = result.reshape(target.shape).astype(jax.dtypes.canonicalize_dtype(target.dtype))
     structure = jax.tree.structure(models[0] if base is None else base)
     return jax.tree.unflatten(structure, merged.values())
 
@@ -103,12 +103,13 @@ def rankmean_coefficients(
       models: trees with the paths and shapes of ``base``.
       unit: ``layer``, ``tensor``, or a regular expression with a group named ``unit``.
       order: ``ascending`` is the paper's; see `merge.methods.rankmean`.
-      ties: equal changes share their ``mean`` rank, or rank in ``order`` of the groups as in the authors' code.
+      ties: ``mean``: equal changes share their mean rank; ``order``: they rank in the order of the groups, as in the authors'
+        code.
     """
     keywords = _options(METHODS["rankmean"], "rankmean", {"unit": unit, "order": order, "ties": ties}, len(models))
-    flat, others = _matched(base, models)
+    flat, others = _flattened(base, models)
     leaves = [
-        Whole(name, _lined(leaf), tuple(_lined(other[name]) for other in others))
+        Whole(name, _at_least_1d(leaf), tuple(_at_least_1d(other[name]) for other in others))
         for name, leaf in flat.items()
         if jnp.issubdtype(leaf.dtype, jnp.floating)
     ]
@@ -116,7 +117,7 @@ def rankmean_coefficients(
 
 
 def _options(method: Method, name: str, options: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """Return every option of ``method`` by its keyword, checked."""
+    """Return the checked value of every option of ``method``, by keyword."""
     accepted = {KEYWORDS.get(key, key): option for key, option in {**method.each, **method.shared}.items()}
     each = {KEYWORDS.get(key, key) for key in method.each}
     extra = {"coefficients"} if name == "rankmean" or options.get("over") == "rankmean" else set()
@@ -137,7 +138,7 @@ def _options(method: Method, name: str, options: Mapping[str, Any], count: int) 
 
 
 def _each(where: str, option: Option, value: Any, count: int) -> Any:
-    """Return ``value`` as a sequence or an array with a value for each of ``count`` models."""
+    """Return ``value`` as a sequence or an array of ``count`` values, one per model."""
     if isinstance(value, Tracer):
         if value.shape not in ((), (count,)):
             raise InputError(
@@ -168,12 +169,12 @@ def _grams(name: str, grams: Sequence[Mapping[str, Array]], count: int) -> dict[
     return {"grams": matrices} if matrices else {}
 
 
-def _lined(leaf: Array) -> Array:
+def _at_least_1d(leaf: Array) -> Array:
     """Return the leaf with at least one axis, as methods expect."""
     return leaf if leaf.ndim else leaf.reshape(1)
 
 
-def _named(tree: Any) -> dict[str, Array]:
+def _by_name(tree: Any) -> dict[str, Array]:
     """Return ``{name: array}`` in the order of the tree."""
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {
@@ -182,19 +183,19 @@ def _named(tree: Any) -> dict[str, Array]:
     }
 
 
-def _matched(base: Any, models: Sequence[Any]) -> tuple[dict[str, Array], list[dict[str, Array]]]:
-    flat, others = _named(base), [_named(model) for model in models]
+def _flattened(base: Any, models: Sequence[Any]) -> tuple[dict[str, Array], list[dict[str, Array]]]:
+    flat, others = _by_name(base), [_by_name(model) for model in models]
     if not others:
         raise InputError("no models to merge; give at least one")
     for number, other in enumerate(others):
         if base is not None:
-            _match(f"model {number}", other, flat, "the base")
+            _check_same_tensors(f"model {number}", other, flat, "the base")
         else:
-            _match(f"model {number}", other, others[0], "model 0")
+            _check_same_tensors(f"model {number}", other, others[0], "model 0")
     return flat, others
 
 
-def _match(which: str, tree: Mapping[str, Array], expected: Mapping[str, Array], other: str) -> None:
+def _check_same_tensors(which: str, tree: Mapping[str, Array], expected: Mapping[str, Array], other: str) -> None:
     for name in tree.keys() ^ expected.keys():
         present, absent = (which, other) if name in tree else (other, which)
         near = did_you_mean(name, expected if name in tree else tree)

@@ -20,14 +20,14 @@ from dsee_jax.typing import Array
 class Tile(NamedTuple):
     """The same range of one tensor in every model; all arrays have one shape and their stored types.
 
-    For a method by rows the last axis is the tensor's whole last axis, so that rows can be summed over axis -1: the shape is
-    (rows, columns) for a streamed tensor and the tensor's own in memory. Otherwise the shape is any.
+    For a method that works by rows, the last axis is the tensor's complete last axis: the shape is (rows, columns) for a
+    streamed tensor, and the tensor's shape in memory. For other methods the shape is arbitrary.
     """
 
     base: Array | None
     models: tuple[Array, ...]
     start: Array | np.uint32 | int  # the flat position of the first element in the whole tensor
-    statistics: tuple[Array, ...] = ()  # one for each model, of the tile's shape: the weights of `fisher`
+    statistics: tuple[Array, ...] = ()  # one per model, of the tile's shape: the Fisher information
 
     @property
     def origin(self) -> jax.Array:
@@ -48,7 +48,7 @@ class Tile(NamedTuple):
 
     @property
     def positions(self) -> jax.Array:
-        """The flat position in the whole tensor of every element, uint32 (wraps beyond 2**32 elements)."""
+        """Every element's flat position in the whole tensor, uint32 (wraps beyond 2**32 elements)."""
         return positions(self.models[0].shape, self.start)
 
 
@@ -124,16 +124,16 @@ class Whole(NamedTuple):
 
 
 def numbers(values: Any) -> Array:
-    """Return ``values`` in float32: a JAX array, perhaps traced, if they are one, else a NumPy array.
+    """Return ``values`` in float32: a JAX array, perhaps traced, for a JAX array, else a NumPy array.
 
-    NumPy is faster here: outside of a compiled program each JAX operation is compiled separately in each process.
+    NumPy is faster here: outside a compiled program, every process compiles every JAX operation separately.
     """
     return jnp.asarray(values, jnp.float32) if isinstance(values, jax.Array) else np.asarray(values, np.float32)
 
 
 @cache
 def program(function: Callable[..., Any], *static: str) -> Callable[..., Any]:
-    """Return ``function`` compiled, once for each shape of its arrays and each value of the arguments named ``static``."""
+    """Return ``function`` compiled once per shape of its arrays and per value of the arguments named ``static``."""
     return jax.jit(function, static_argnames=static)
 
 

@@ -25,13 +25,13 @@ class Option(NamedTuple):
           InputError: a value of another type or out of range; the message begins with ``where``.
         """
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        good = {
+        valid = {
             float: number,
             int: number and value == int(value) if number and abs(value) < 2**63 else False,
             bool: isinstance(value, bool) or value in (0, 1),
             str: isinstance(value, str),
         }[self.kind]
-        if not good:
+        if not valid:
             raise InputError(f"{where} is {value!r}; expected {self.expected}")
         if number and not (self.low < value <= self.high or (value == self.low and not self.low_open)):
             raise InputError(f"{where} is {value!r}; expected {self.expected}")
@@ -57,10 +57,10 @@ KEYWORDS = {"lambda": "scale", "method": "over"}
 
 
 class Method(NamedTuple):
-    """A way to merge.
+    """A merge method: its function, its options, and the inputs that it needs.
 
-    ``merge(leaf, **options, **extra)`` returns the merged tensor, float32, through the leaf's folds and one map. Every option
-    of ``each`` is a sequence with a value for each model, every option of ``shared`` is one value; both are passed under the
+    ``merge(leaf, **options, **extra)`` returns the merged tensor, float32, through the leaf's folds and one map. An option
+    in ``each`` is a sequence with one value per model, an option in ``shared`` is one value; both are passed under the
     option's keyword. ``prepare(leaves, options)``, if not None, reads the whole model first: from all leaves and the options
     of each leaf it returns ``extra``, further keyword arguments for each leaf.
     """
@@ -69,17 +69,17 @@ class Method(NamedTuple):
     each: Mapping[str, Option]
     shared: Mapping[str, Option]
     help: str  # one line, with the paper
-    # required: changes are measured from a base; optional: a base may be given; none: a base counts as one of the models
+    # required: changes are measured from a base; optional: a base is accepted; none: a base counts as one of the models
     base: Literal["required", "optional", "none"] = "required"
-    models: tuple[int, int | None] = (1, None)  # the fewest and the most models, without the base
-    by_rows: Callable[..., bool] = lambda **options: False  # whether tiles must hold whole rows, given the options
+    models: tuple[int, int | None] = (1, None)  # minimum and maximum number of models, without the base
+    by_rows: Callable[..., bool] = lambda **options: False  # whether tiles must hold complete rows under these options
     exact: bool = True  # False: the method draws random numbers
-    # statistics of data for every tensor of every model. elements: `Tile.statistics`; grams: matrices, the keyword ``grams``
+    # data statistics of every model: elements, one array per tensor, `Tile.statistics`; grams, matrices, the keyword ``grams``
     statistics: Literal["none", "elements", "grams"] = "none"
     # check(where, **options) raises InputError, beginning with ``where``, for options that contradict each other
     check: Callable[..., None] = lambda where, **options: None
     prepare: Callable[[Sequence[Leaf], Sequence[Mapping[str, Any]]], list[dict[str, Any]]] | None = None
 
     def keywords(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return ``options``, given by their recipe names, under the keywords of ``merge``."""
+        """Return ``options``, whose keys are recipe names, under the keywords of ``merge``."""
         return {KEYWORDS.get(name, name): value for name, value in options.items()}

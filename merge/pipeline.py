@@ -30,7 +30,7 @@ class Prepared(NamedTuple):
     plan: plan.Plan
     vocabulary: tokenizer.Vocabulary | None
     config: Mapping[str, Any]  # the merged model's config.json
-    files: Mapping[str, Path]  # all files that are read, by their names in the card
+    files: Mapping[str, Path]  # every input file, by its name in the card
 
 
 def read(path: str | os.PathLike[str]) -> Prepared:
@@ -44,11 +44,11 @@ def read(path: str | os.PathLike[str]) -> Prepared:
     sources = {reference: open_source(reference, beside) for reference in parsed.references}
     files = {name: file for source in sources.values() for name, file in source.files.items()}
     entries = [entry for part in parsed.slices for entry in part.models if entry.statistics is not None]
-    places = {str(entry.statistics): Path(str(entry.statistics)) for entry in entries}
-    files |= places
+    statistics_files = {str(entry.statistics): Path(str(entry.statistics)) for entry in entries}
+    files |= statistics_files
     statistics = {
-        place: {name: lazy.plain(stored) for name, stored in tensors.contents(place).items()}
-        for place in places.values()
+        file: {name: lazy.plain(stored) for name, stored in tensors.contents(file).items()}
+        for file in statistics_files.values()
     }
     vocabulary = None
     if parsed.tokenizer is None:
@@ -64,10 +64,10 @@ def read(path: str | os.PathLike[str]) -> Prepared:
         )
         sources = {source.reference: source for source in tokenizer.align(vocabulary, list(sources.values()))}
     merge_plan = plan.plan(parsed, sources, statistics)
-    kinds = [job.dtype for job in merge_plan.jobs if job.method != "copy"]
+    dtypes = [job.dtype for job in merge_plan.jobs if job.method != "copy"]
     config = metadata.config(
         sources[parsed.origin].config,
-        dtype=max(set(kinds), key=kinds.count) if kinds else None,
+        dtype=max(set(dtypes), key=dtypes.count) if dtypes else None,
         layers=merge_plan.layers,
         vocab_size=None if vocabulary is None else vocabulary.rows,
     )
@@ -76,15 +76,15 @@ def read(path: str | os.PathLike[str]) -> Prepared:
 
 @contextlib.contextmanager
 def input_digests(ready: Prepared) -> Iterator[Callable[[], dict[str, str]]]:
-    """Hash all inputs in the background; yields a function that waits for and returns ``{name: SHA-256}``."""
+    """Hash all inputs in the background; yields a function that waits for ``{name: SHA-256}`` and returns it."""
     stopped = threading.Event()
 
-    def go_on(nbytes: int) -> None:
+    def raise_if_stopped(nbytes: int) -> None:
         if stopped.is_set():
             raise InterruptedError
 
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(metadata.hashes, ready.files.values(), go_on)
+        future = pool.submit(metadata.hashes, ready.files.values(), raise_if_stopped)
 
         def digests() -> dict[str, str]:
             hashes = future.result()
@@ -99,14 +99,14 @@ def input_digests(ready: Prepared) -> Iterator[Callable[[], dict[str, str]]]:
 def write_metadata(
     ready: Prepared, folder: Path, name: str, extras: engine.Extras, digests: Mapping[str, str]
 ) -> list[str]:
-    """Write all files but the weights into ``folder``; return lines for the user.
+    """Write every file beside the weights into ``folder``; return lines for the user.
 
     Args:
       ready: the merge.
       folder: the folder of the merged weights.
       name: of the merged model.
       extras: from `merge.streaming.engine.run`.
-      digests: ``{name: SHA-256}`` of every file read.
+      digests: ``{name: SHA-256}`` of every input file.
     """
     parsed, origin = ready.recipe, ready.sources[ready.recipe.origin]
     options = {key: option.default for key, option in parsed.method.shared.items()}

@@ -8,9 +8,7 @@ import re
 from collections.abc import Sequence
 
 from dsee_jax.errors import InputError
-
-LAYER = r"(?:^|[./_])(?:layers?|h|blocks?)[./_](?P<unit>\d+)(?=[./])"
-"""The number of a transformer layer, in the names of Hugging Face and of this library."""
+from dsee_jax.hf_layout import LAYER
 
 
 def of(names: Sequence[str], unit: str) -> dict[str, str | None]:
@@ -30,7 +28,7 @@ def of(names: Sequence[str], unit: str) -> dict[str, str | None]:
     except re.error as error:
         raise InputError(f"unit {unit!r} is neither layer, tensor nor a regular expression: {error}") from None
     if "unit" not in pattern.groupindex:
-        raise InputError(f"unit {unit!r} names no group; write (?P<unit>...) around what tells units apart")
+        raise InputError(f"unit {unit!r} names no group; write (?P<unit>...) around the part that names the unit")
     groups = {name: match["unit"] if (match := pattern.search(name)) else None for name in names}
     if not any(groups.values()):
         raise InputError(f"unit {unit!r} matches no tensor; the first is {next(iter(names), None)!r}")

@@ -1,4 +1,4 @@
-"""Every test runs on the CPU, with implicit rank promotion an error (warnings are errors too, see pyproject.toml)."""
+"""Every test runs on the CPU. Implicit rank promotion is an error; so are warnings (see pyproject.toml)."""
 
 import importlib.metadata
 import os
@@ -12,15 +12,15 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     CACHE = tempfile.TemporaryDirectory(prefix="compiled-")
-    # Equal programs are compiled once for all processes of a session: workers and commands inherit it.
+    # Workers and commands inherit the cache, so equal programs are compiled once per session.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-# An entry that another process is writing, or died writing, is compiled again, which commands need not tell.
+# A cache entry that another process has not finished is compiled again; commands do not print this warning.
 os.environ.setdefault("PYTHONWARNINGS", "ignore:Error reading persistent compilation cache entry")
 
 if "XLA_FLAGS" not in os.environ:
-    # Tiny models spend their time in compilation. XLA's own passes stay as users have them; LLVM's are left out, and so
-    # is the slower emitter of fusions, a flag that jax 0.12 does not know. `XLA_FLAGS= pytest` switches this off.
+    # Tests of tiny models spend most time in compilation. XLA's passes stay at their defaults; LLVM's optimisations are
+    # off, and so is the slower fusion emitter, by a flag that jax 0.12 does not have. `XLA_FLAGS= pytest` keeps the defaults.
     os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     if importlib.metadata.version("jax").startswith("0.10."):
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
@@ -31,7 +31,7 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# A busy machine is no failure: tests measure no time.
+# Tests measure no time: a busy machine must not fail them.
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 
@@ -40,7 +40,7 @@ SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 @pytest.fixture
 def shared() -> pathlib.Path:
-    """The folder of real data and outside outputs beside the checkout; tests that need it skip where it is absent."""
+    """The folder of real data and reference outputs beside the checkout; without the folder the test is skipped."""
     if not (SHARED / "data").is_dir():
         pytest.skip(f"needs the data folder {SHARED}")
     return SHARED
@@ -55,7 +55,7 @@ def minilm() -> pathlib.Path:
 
 @pytest.fixture
 def syncs_and_renames(monkeypatch) -> list[tuple[str, int, int]]:
-    """A list that grows by ("synced" or "renamed", inode, size of the file) at each `os.fsync` and `os.replace`."""
+    """A list of ("synced" or "renamed", inode, file size), with an entry for each `os.fsync` and `os.replace` so far."""
     calls, sync, replace = [], os.fsync, os.replace
 
     def synced(descriptor):
@@ -73,7 +73,7 @@ def syncs_and_renames(monkeypatch) -> list[tuple[str, int, int]]:
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory) -> Callable[[str], pathlib.Path]:
-    """``finished_run(kind)``: the folder of a finished run of `runs.FINISHED`, made once for all workers; only read it."""
+    """``finished_run(kind)``: the folder of a finished run of `runs.FINISHED`, which all workers share; tests only read it."""
     import runs
 
     own = tmp_path_factory.getbasetemp()

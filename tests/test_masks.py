@@ -1,4 +1,4 @@
-"""Masks select exactly, combine, and come back from a file."""
+"""Masks: exact selection, intersection, and files."""
 
 import hypothesis
 import hypothesis.extra.numpy as hnp
@@ -25,7 +25,7 @@ def test_apply_leaves_positive_zero_and_no_nan(dtype):
     assert out["q"]["bias"] is bias
 
 
-def test_apply_refuses_masks_that_do_not_fit():
+def test_misshapen_mask_is_refused():
     with pytest.raises(InputError, match="did you mean 'q/kernel'"):
         masks.apply({"q": {"kernel": jnp.ones((2, 2))}}, {"q": {"kernle": jnp.ones((2, 2), bool)}})
     with pytest.raises(InputError, match=r"'q/kernel' has the shape \(2,\)"):
@@ -63,8 +63,8 @@ def test_unpack_inverts_pack(mask):
 @hypothesis.settings(
     max_examples=5, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
 )
-def test_save_and_load(tmp_path, seed):
-    """Transposed and jax arrays too; one bit an entry; nothing else is left in the folder."""
+def test_masks_are_read_back(tmp_path, seed):
+    """Also for transposed and JAX arrays; one bit per entry; no other file remains in the folder."""
     draw = np.random.default_rng(seed)
     tree = {
         "q": {"kernel": (draw.random((64, 30)) > 0.5).T},
@@ -78,12 +78,12 @@ def test_save_and_load(tmp_path, seed):
     assert (tmp_path / "masks.safetensors").stat().st_size < 64 * 30 // 8 + 3 * 8 * 5 // 8 + 600
 
 
-def test_load_names_what_it_cannot_read(tmp_path):
+def test_unreadable_file_is_named(tmp_path):
     with pytest.raises(InputError, match="none.safetensors"):
         packed_masks.load(tmp_path / "none.safetensors")
-    (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0")
-    with pytest.raises(InputError, match="cut.safetensors"):
-        packed_masks.load(tmp_path / "cut.safetensors")
+    (tmp_path / "damaged.safetensors").write_bytes(b"\x10\0\0")
+    with pytest.raises(InputError, match="damaged.safetensors"):
+        packed_masks.load(tmp_path / "damaged.safetensors")
     safetensors.numpy.save_file({"w": np.ones(3)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="not one of masks"):
         packed_masks.load(tmp_path / "other.safetensors")

@@ -1,4 +1,4 @@
-"""Layers stacked and apart: one model, one set of files, whichever way it runs."""
+"""Stacked layers: equal models, runs and files with and without scan."""
 
 import functools
 import json
@@ -27,20 +27,20 @@ BOTH = pytest.mark.parametrize("family", FAMILIES)
 
 @functools.cache
 def made(family, layers=3, **changes):
-    """A model, its params, and updates that are not 0."""
+    """Return a model, its params, nonzero updates, their supports and the config of the updates."""
     depth = {"llama": "num_hidden_layers", "gpt2": "n_layer"}[family]
     fields = decoders.config(**(decoders.VARIANTS[family] | {depth: layers} | changes))
-    model = models.find(family).Model(models.find(family).Config.from_hf(fields))
+    model = models.find(family).model(models.find(family).config.from_hf(fields))
     params = tiny.params(model, jnp.zeros((1, 1), jnp.int32))
     config = dsee_jax.DeltaConfig(targets=(".*/(query|up)/kernel",), rank=2, nonzeros=3, support="random")
     deltas, supports = create.init(params, config, key=jax.random.key(0))
     return model, params, jax.tree.map(lambda leaf: leaf + 0.1, deltas), supports, config
 
 
-def same(found, expected):
-    found, expected = tree.flatten(found), tree.flatten(expected)
-    assert found.keys() == expected.keys()
-    for path, leaf in found.items():
+def same(actual, expected):
+    actual, expected = tree.flatten(actual), tree.flatten(expected)
+    assert actual.keys() == expected.keys()
+    for path, leaf in actual.items():
         np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
 
 
@@ -48,7 +48,7 @@ def ids(length=7):
     return tiny.batch(rows=2, length=length, padded=False)["input_ids"]
 
 
-def test_paths():
+def test_paths_of_stacks():
     assert stacks.place("decoder/layer_10/mlp/up/kernel") == ("decoder/layers/mlp/up/kernel", 10)
     assert stacks.place("layer_0/bias") == ("layers/bias", 0)
     assert stacks.place("embeddings/word/embedding") == ("embeddings/word/embedding", None)
@@ -61,22 +61,22 @@ def test_paths():
 
 
 @BOTH
-def test_stacked_and_apart(family):
-    """In the order of the layers' numbers (layer_10 sorts before layer_2), NumPy or not; as the model that scans asks."""
+def test_unstack_inverts_stack(family):
+    """In numeric order of the layers (as text, layer_10 precedes layer_2), for NumPy and JAX arrays, in the scanned shapes."""
     model, params, deltas, supports, _ = made(family, layers=12)
     for values in (params, deltas, supports, multihost.to_host(params)):
         same(stacks.unstack(stacks.stack(values)), values)
     path = "decoder/layers/mlp/up/kernel"
-    whole = tree.get(stacks.stack(params), path)
-    np.testing.assert_array_equal(whole[10], tree.get(params, "decoder/layer_10/mlp/up/kernel"))
-    asked = tree.flatten(models.shapes(model.clone(scan=True)))
-    assert {path: leaf.shape for path, leaf in asked.items()} == {
+    stacked = tree.get(stacks.stack(params), path)
+    np.testing.assert_array_equal(stacked[10], tree.get(params, "decoder/layer_10/mlp/up/kernel"))
+    shapes = tree.flatten(models.shapes(model.clone(scan=True)))
+    assert {path: leaf.shape for path, leaf in shapes.items()} == {
         path: leaf.shape for path, leaf in tree.flatten(stacks.stack(params)).items()
     }
 
 
-def test_layers_that_differ():
-    with pytest.raises(InputError, match=r"layer 1 has no 'layer_1/bias', which another has"):
+def test_layers_that_differ_are_refused():
+    with pytest.raises(InputError, match=r"layer 1 has no 'layer_1/bias', which another layer has"):
         stacks.stack({"layer_0": {"bias": np.zeros(1)}, "layer_1": {"scale": np.zeros(1)}})
     with pytest.raises(InputError, match=r"'layers/bias' has the shapes \(1,\), \(2,\) in its layers"):
         stacks.stack({"layer_0": {"bias": np.zeros(1)}, "layer_1": {"bias": np.zeros(2)}})
@@ -94,8 +94,8 @@ def test_layers_that_differ():
         pytest.param(False, "gpt2", marks=pytest.mark.slow),
     ],
 )
-def test_one_function(family, remat):
-    """Logits, and gradients of every update, with the updates attached and folded."""
+def test_scanned_model_equals_layered_model(family, remat):
+    """Logits, and the gradients of every update, with attached and folded updates."""
     model, params, deltas, supports, _ = made(family)
 
     def logits(model, params, supports, deltas):
@@ -112,14 +112,14 @@ def test_one_function(family, remat):
     folded = fold.materialize(stacks.stack(params), stacks.stack(deltas), stacks.stack(supports))
     same(stacks.unstack(folded), fold.materialize(params, deltas, supports))
     gradient = jax.jit(jax.grad(functools.partial(loss, model, params, supports)))(deltas)
-    found = jax.jit(jax.grad(lambda deltas: jnp.sum(jnp.tanh(scanned(deltas)))))(stacks.stack(deltas))
+    actual = jax.jit(jax.grad(lambda deltas: jnp.sum(jnp.tanh(scanned(deltas)))))(stacks.stack(deltas))
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient))
-    for path, leaf in tree.flatten(stacks.unstack(found)).items():
+    for path, leaf in tree.flatten(stacks.unstack(actual)).items():
         np.testing.assert_allclose(leaf, tree.get(gradient, path), atol=1e-5 * largest, err_msg=path)
 
 
-def test_what_is_kept_for_the_backward_pass():
-    """Remat keeps what goes from layer to layer; a program that scans does not grow with the depth."""
+def test_scan_and_remat_save_code_and_memory():
+    """Remat keeps only the outputs of layers; the size of a scanned program does not depend on the depth."""
     model, params, deltas, supports, _ = made("llama", layers=12)
 
     def compiled(model, params, supports, deltas):
@@ -130,24 +130,24 @@ def test_what_is_kept_for_the_backward_pass():
     plain = compiled(model, params, supports, deltas)
     scan, remat = (compiled(model.clone(scan=True, remat=remat), *stacked) for remat in (False, True))
     assert len(scan.as_text()) < len(plain.as_text()) / 3
-    kept = [each.memory_analysis().temp_size_in_bytes for each in (scan, remat)]
-    assert kept[1] < kept[0] / 2
+    temporaries = [each.memory_analysis().temp_size_in_bytes for each in (scan, remat)]
+    assert temporaries[1] < temporaries[0] / 2
 
 
 @pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.exhaustive)])
-def test_updates_begin_alike(family):
-    """The same random numbers and coordinates, layer for layer, by every selector."""
+def test_initial_updates_are_equal(family):
+    """Every selector gives equal random numbers and coordinates per layer."""
     _, params, _, _, config = made(family, layers=12)
     for support in ("random", "magnitude", "grebsmo"):
-        asked = dsee_jax.DeltaConfig(targets=config.targets, rank=2, nonzeros=3, support=support)
-        apart, stacked = (create.init(p, asked, key=jax.random.key(1)) for p in (params, stacks.stack(params)))
-        for found, expected in zip(stacked, apart, strict=True):
-            same(stacks.unstack(found), expected)
+        delta = dsee_jax.DeltaConfig(targets=config.targets, rank=2, nonzeros=3, support=support)
+        layered, stacked = (create.init(p, delta, key=jax.random.key(1)) for p in (params, stacks.stack(params)))
+        for actual, expected in zip(stacked, layered, strict=True):
+            same(stacks.unstack(actual), expected)
 
 
 @BOTH
 @pytest.mark.parametrize("beams", [1, 3])
-def test_texts_are_the_same(family, beams):
+def test_generated_tokens_are_equal(family, beams):
     model, params, *_ = made(family)
     write = functools.partial(decoding.generate, new_tokens=5, beams=beams)
     expected = write(model, params, ids())
@@ -155,20 +155,20 @@ def test_texts_are_the_same(family, beams):
 
 
 @BOTH
-def test_files_are_the_same(tmp_path, family):
-    """Read stacked from shards smaller than a stack, and written again byte for byte."""
+def test_files_are_equal(tmp_path, family):
+    """Stacked params are read from shards smaller than a stack, and are written again byte for byte."""
     model, params, *_ = made(family)
-    hf_save.save_pretrained(tmp_path / "apart", model, params, max_shard_size=20_000)
-    read, stacked = hf.load_pretrained(tmp_path / "apart", "causal-lm", scan=True, remat=True)
+    hf_save.save_pretrained(tmp_path / "layered", model, params, max_shard_size=20_000)
+    read, stacked = hf.load_pretrained(tmp_path / "layered", "causal-lm", scan=True, remat=True)
     assert (read.scan, read.remat) == (True, True)
     same(stacked, stacks.stack(params))
-    hf_save.save_pretrained(tmp_path / "again", read, stacked, max_shard_size=20_000, source=tmp_path / "apart")
-    written = {path.name: path.read_bytes() for path in (tmp_path / "apart").iterdir()}
+    hf_save.save_pretrained(tmp_path / "again", read, stacked, max_shard_size=20_000, source=tmp_path / "layered")
+    written = {path.name: path.read_bytes() for path in (tmp_path / "layered").iterdir()}
     assert written == {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
 
 
-def test_read_in_another_type(tmp_path):
-    """bfloat16, rounded from what the file holds; what is written again says so and reads back bit for bit."""
+def test_params_are_read_in_another_dtype(tmp_path):
+    """bfloat16 params are rounded from the file, written with this dtype, and read back bit for bit."""
     model, params, *_ = made("llama")
     hf_save.save_pretrained(tmp_path / "wide", model, params)
     read, narrow = hf.load_pretrained(tmp_path / "wide", "causal-lm", param_dtype="bfloat16")
@@ -180,15 +180,15 @@ def test_read_in_another_type(tmp_path):
         hf.load_pretrained(tmp_path / "wide", "causal-lm", param_dtype="float16")
 
 
-def test_read_to_where_it_belongs(tmp_path):
-    """Every param comes with the sharding that was asked for it, stacked ones under their own paths."""
+def test_params_have_their_shardings(tmp_path):
+    """Every param has the requested sharding, stacked params by their own paths."""
     model, params, *_ = made("llama")
     hf_save.save_pretrained(tmp_path / "base", model, params)
     mesh, seen = Mesh(np.array(jax.devices()[:1]), ("all",)), []
 
-    def sharding(asked):
-        seen.append(asked)
-        axes = {path: leaf.ndim for path, leaf in tree.flatten(models.shapes(asked)).items()}
+    def sharding(model):
+        seen.append(model)
+        axes = {path: leaf.ndim for path, leaf in tree.flatten(models.shapes(model)).items()}
         return lambda path: NamedSharding(mesh, PartitionSpec(*[None] * (axes[path] - 1), "all"))
 
     read, stacked = hf.load_pretrained(tmp_path / "base", "causal-lm", scan=True, sharding=sharding)
@@ -199,9 +199,9 @@ def test_read_to_where_it_belongs(tmp_path):
 
 def test_encoders_are_not_scanned(tmp_path):
     tiny.bert(tmp_path / "bert")
-    with pytest.raises(InputError, match="layers of 'bert' cannot be scanned, those of decoders can: scan=False"):
+    with pytest.raises(InputError, match="layers of 'bert' cannot be scanned, only those of decoders: use scan=False"):
         hf.load_pretrained(tmp_path / "bert", scan=True)
-    with pytest.raises(InputError, match="layers of 'bert' cannot be computed again, .*: remat=False"):
+    with pytest.raises(InputError, match="layers of 'bert' cannot be recomputed, .*: use remat=False"):
         hf.load_pretrained(tmp_path / "bert", remat=True)
 
 
@@ -212,27 +212,29 @@ def test_encoders_are_not_scanned(tmp_path):
         pytest.param("tensor", "WANDA", marks=pytest.mark.exhaustive),
     ],
 )
-def test_a_run_is_the_same(tmp_path, scope, score):
-    """Tuned, pruned and tuned again; every figure up to rounding, the same weights zero, files for either."""
+def test_scanned_run_equals_layered_run(tmp_path, scope, score):
+    """Tune, prune and retune: equal figures up to rounding, equal zeros, equal names in files."""
     pytest.importorskip("sacrebleu", reason="needs sacrebleu (extra `text`)")
     decoders.write(tmp_path / "base", tie_word_embeddings=True, eos_token_id=9, **decoders.VARIANTS["llama"])
     pruned = {"prune__sparsity": 0.5, "prune__scope": scope, "prune__score": score}
-    common = runs.writing(tmp_path, **pruned, train__epochs=0.6, train__retune_epochs=0.6)
-    found = []
-    for name, own in (("apart", {}), ("scanned", {"model__scan": True, "model__remat": True})):
+    common = runs.causal_lm(tmp_path, **pruned, train__epochs=0.6, train__retune_epochs=0.6)
+    results = []
+    for name, own in (("layered", {}), ("scanned", {"model__scan": True, "model__remat": True})):
         config = runs.config(tmp_path, **common, **own, output_dir=str(tmp_path / name))
-        found.append(loop.run(config, say=lambda text: None))
-    apart, scanned = found
+        results.append(loop.run(config, say=lambda text: None))
+    layered, scanned = results
     for name in ("weight_sparsity", "flops_per_token", "flops_per_example", "trainable_parameters", "model_bytes"):
-        assert scanned[name] == apart[name], name
-    for before, after in zip(apart["stages"], scanned["stages"], strict=True):
+        assert scanned[name] == layered[name], name
+    for before, after in zip(layered["stages"], scanned["stages"], strict=True):
         assert after["metrics"] == pytest.approx(before["metrics"], rel=1e-3)
-    masks = [adapter.load(tmp_path / name / "adapter").masks for name in ("apart", "scanned")]
+    masks = [adapter.load(tmp_path / name / "adapter").masks for name in ("layered", "scanned")]
     moved = [np.mean(a != b) for a, b in zip(*(tree.flatten(mask).values() for mask in masks), strict=True)]
     assert max(moved) < 0.01
     assert tree.flatten(masks[0]).keys() == tree.flatten(masks[1]).keys()
 
 
-def test_cuts_need_layers_apart(tmp_path):
-    with pytest.raises(InputError, match="model.scan is True; expected false: structured leaves layers that differ"):
+def test_structured_pruning_refuses_scan(tmp_path):
+    with pytest.raises(
+        InputError, match="model.scan is True; expected false: structured leaves layers of different shapes"
+    ):
         runs.config(tmp_path, model__scan=True, prune__kind="structured", prune__heads=1)

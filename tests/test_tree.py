@@ -1,4 +1,4 @@
-"""Paths and rules: what is claimed is covered, and what is left over is an error."""
+"""Paths and rules of trees: every path needs a rule, and every rule a path."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_join_inverts_split(value, random):
     assert tree.join(chosen, rest) == value
 
 
-def test_the_first_rule_that_matches_the_whole_path_wins():
+def test_first_matching_rule_wins():
     paths = ["encoder/layer_0/kernel", "encoder/layer_1/kernel", "head/kernel"]
     rules = [("encoder/layer_0/.*", "a"), (".*/kernel", "b")]
     assert tree.assign(rules, paths) == dict(zip(paths, "abb", strict=True))
@@ -46,30 +46,30 @@ def test_the_first_rule_that_matches_the_whole_path_wins():
     ("rules", "message"),
     [
         ([("encoder/.*", 1)], "no rule matches 'head/kernel'"),
-        ([(".*", 1), ("head/.*", 2)], "'head/.*' takes nothing: an earlier rule takes all"),
+        ([(".*", 1), ("head/.*", 2)], "'head/.*' matches nothing: earlier rules match all of its paths"),
         ([("head/kernl", 2), (".*", 1)], "did you mean 'head/kernel'"),
-        ([("head", 2), (".*", 1)], "must match a whole path"),
+        ([("head", 2), (".*", 1)], "must match a complete path"),
         ([("(", 1)], r"'\(' is not a regular expression"),
     ],
 )
-def test_rules_that_do_not_cover_or_take_nothing_are_errors(rules, message):
+def test_uncovered_path_and_unused_rule_are_errors(rules, message):
     with pytest.raises(InputError, match=message):
         tree.assign(rules, tree.flatten(TREE))
 
 
-def test_select_keeps_the_order_of_the_paths_and_patterns_may_overlap():
+def test_select_keeps_the_order_of_paths():
     paths = list(tree.flatten(TREE))
     assert tree.select([".*/kernel", "encoder/.*"], paths) == paths
-    with pytest.raises(InputError, match="takes nothing"):
+    with pytest.raises(InputError, match="matches nothing"):
         tree.select(["encoder/.*", "decoder/.*"], paths)
 
 
-def test_map_at_touches_the_partial_paths_only():
+def test_map_at_changes_partial_paths_only():
     assert tree.map_at(lambda x, y: x + y, TREE, {"head": {"kernel": 10}}) == TREE | {"head": {"kernel": 14}}
     with pytest.raises(InputError, match=r"no 'haed/kernel'.*did you mean 'head/kernel'"):
         tree.map_at(lambda x, y: x, TREE, {"haed": {"kernel": 0}})
 
 
-def test_a_path_in_two_trees_cannot_be_joined():
+def test_path_in_two_trees_cannot_be_joined():
     with pytest.raises(InputError, match="'head/kernel' is in two"):
         tree.join(TREE, {"head": {"kernel": np.zeros(2)}})

@@ -1,4 +1,4 @@
-"""Checkpoints compared, statistics over training data, and pictures of a run."""
+"""Comparisons of checkpoints, statistics over training data, and pictures of a run."""
 
 from dsee_jax.lazy import package
 

@@ -1,13 +1,13 @@
-"""The adapter of a run: what was trained, where it lives, and what was cut, in one small folder.
+"""The adapter of a run: updates, supports, task head, masks and kept units, in one small folder.
 
 ::
 
     adapter_config.json   scale, scale_sparse, the delta section of the config, task, labels, SHA-256 of the base
     adapter.safetensors   deltas/<kernel path>/{a, b, values}, supports/<kernel path>, params/<path> (the task head)
-    masks.safetensors     one bit a weight, where the run pruned
-    kept.safetensors      one bit a head and a neuron, where the model was cut
+    masks.safetensors     one bit per weight, if the run pruned weights
+    kept.safetensors      one bit per head and neuron, if the model was structurally pruned
 
-The pretrained model, its masks, the head and the updates together are the tuned model.
+The pretrained model, the masks, the head and the updates together are the tuned model.
 """
 
 import hashlib
@@ -15,16 +15,14 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from dsee_jax import tree
-from dsee_jax.ckpt import kept_units, packed_masks
+from dsee_jax.ckpt import kept_units, packed_masks, tensors
+from dsee_jax.ckpt.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MASKS
 from dsee_jax.errors import InputError
 from dsee_jax.typing import Deltas, Masks, Params, Supports
-
-CONFIG, WEIGHTS, MASKS = "adapter_config.json", "adapter.safetensors", "masks.safetensors"
 
 
 class Adapter(NamedTuple):
@@ -33,21 +31,19 @@ class Adapter(NamedTuple):
     deltas: Deltas
     supports: Supports
     params: Params  # the task head
-    masks: Masks  # True = kept; empty where nothing was pruned
+    masks: Masks  # True = kept; empty if no weight was pruned
     config: dict[str, Any]
-    kept: Masks  # the heads and neurons of the model it is for; empty where none were cut
+    kept: Masks  # True = kept: the heads and neurons of its model; empty if none were pruned
 
 
 def save(folder: Path, adapter: Adapter) -> None:
     """Write an adapter into an existing folder."""
     parts = {"deltas": adapter.deltas, "supports": adapter.supports, "params": adapter.params}
-    # safetensors writes the memory of a strided view as it lies, in the wrong order.
-    flat = {path: np.ascontiguousarray(leaf) for path, leaf in tree.flatten(parts).items()}
-    save_file(flat, folder / WEIGHTS)
+    tensors.save(folder / ADAPTER_WEIGHTS, tree.flatten(parts))
     if adapter.masks:
         packed_masks.save(folder / MASKS, adapter.masks)
     kept_units.write(folder, adapter.kept)
-    (folder / CONFIG).write_text(json.dumps(adapter.config, indent=1) + "\n", encoding="utf-8")
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(adapter.config, indent=1) + "\n", encoding="utf-8")
 
 
 def load(folder: Path) -> Adapter:
@@ -57,11 +53,11 @@ def load(folder: Path) -> Adapter:
       InputError: the folder or one of its files is missing or damaged.
     """
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        parts = tree.unflatten(load_file(folder / WEIGHTS))
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        parts = tree.unflatten(load_file(folder / ADAPTER_WEIGHTS))
     except FileNotFoundError as error:
         raise InputError(
-            f"{error.filename or folder / WEIGHTS}: missing; an adapter is {CONFIG} and {WEIGHTS}"
+            f"{error.filename or folder / ADAPTER_WEIGHTS}: missing; an adapter is {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}"
         ) from None
     except (ValueError, AttributeError, TypeError, RecursionError, SafetensorError) as error:
         raise InputError(f"{folder}: damaged adapter: {error}") from None
@@ -70,18 +66,18 @@ def load(folder: Path) -> Adapter:
     return Adapter(deltas, supports, params, masks, config, kept_units.read(folder))
 
 
-def check(folder: Path, model: Path, params: Params, kept: Adapter) -> None:
-    """Raise `InputError` where the adapter of ``folder`` is of another base than the ``params`` of ``model``.
+def check(folder: Path, model: Path, params: Params, saved: Adapter) -> None:
+    """Raise `InputError` unless the adapter ``saved`` in ``folder`` fits the ``params`` of ``model``.
 
-    Or of another cut of it, which may have the same shapes.
+    The heads and neurons must be the same ones: other units may have the same shapes.
     """
-    # An adapter that says its widths alone is told by its shapes.
-    where = (
-        None if "kept" in kept.config and not kept.kept else kept_units.difference(kept_units.read(model), kept.kept)
+    # Old adapters hold the widths only; their shapes are compared below.
+    difference = (
+        None if "kept" in saved.config and not saved.kept else kept_units.difference(kept_units.read(model), saved.kept)
     )
-    if where:
-        raise InputError(f"{folder} and {model} are of two cuts: {where} differ; both must be of one run")
-    flat, coordinates, deltas = (tree.flatten(one) for one in (params, kept.supports, kept.deltas))
+    if difference:
+        raise InputError(f"{folder} and {model} were pruned differently: {difference} differ; both must be of one run")
+    flat, coordinates, deltas = (tree.flatten(one) for one in (params, saved.supports, saved.deltas))
     for path in dict.fromkeys(part.rpartition("/")[0] for part in deltas):
         shape = flat[path].shape[-2:] if path in flat else ()
         a, b = (deltas.get(f"{path}/{part}") for part in "ab")
@@ -89,7 +85,7 @@ def check(folder: Path, model: Path, params: Params, kept: Adapter) -> None:
         if not fits or (path in coordinates and (coordinates[path] >= shape).any()):
             raise InputError(
                 f"{folder}: the update of {path!r} does not fit {model}, which has {shape or 'none'} there: "
-                "they are of two models, or of two cuts of one"
+                "the adapter belongs to another model, or to the same model pruned differently"
             )
 
 

@@ -1,8 +1,8 @@
-"""Checkpoints of a run, through Orbax: asynchronous, whole or absent, the newest and the best kept.
+"""Checkpoints of a run through Orbax, written in the background, each complete or absent; the newest and the best are kept.
 
-Two series below one folder: ``last`` (to resume: state, masks and a JSON record) and ``best`` (what was trained, at the best
-evaluation of the stage). Both are numbered by a mark that only grows during a run, so that a resumed run finds what it
-would write again.
+A folder has two series: ``last`` (the state, the masks and a JSON record, to resume from) and ``best`` (the trained parameters
+at the best evaluation of the stage). Both series number their checkpoints by a mark that only grows during a run, so that a
+resumed run recognises the checkpoints that exist already.
 """
 
 import contextlib
@@ -20,18 +20,18 @@ from dsee_jax.runtime.storage import Place
 from dsee_jax.typing import Masks
 
 KEPT = 2
-"""Checkpoints kept in each series: the newest, and one before it while the newest is being written."""
+"""Checkpoints kept in each series: the newest, and the one before, which is needed until the newest is complete."""
 
 
 class Store(NamedTuple):
-    """The two series of one run."""
+    """The two series of checkpoints of a run."""
 
     last: ocp.CheckpointManager
     best: ocp.CheckpointManager
 
 
 class _Series(ocp.CheckpointManager):
-    """A manager that leaves the question whether the job must stop to `dsee_jax.runtime.preemption`."""
+    """A manager that leaves preemption to `dsee_jax.runtime.preemption`."""
 
     def reached_preemption(self, step: int) -> bool:
         del step
@@ -40,9 +40,9 @@ class _Series(ocp.CheckpointManager):
 
 @contextlib.contextmanager
 def opened(folder: Place) -> Iterator[Store]:
-    """Open (or make) the series below ``folder``; on leaving, wait until all that was handed over is on disk."""
+    """Open or create the series in ``folder``; at the end, wait until all checkpoints are on the disk."""
     logging.getLogger("absl").setLevel(logging.ERROR)
-    # Process 0 says what is there: on a shared disk the others may not see it yet.
+    # Process 0 lists the checkpoints: on a shared disk the other processes may see them later.
     options = ocp.CheckpointManagerOptions(
         max_to_keep=KEPT, enable_async_checkpointing=True, single_host_load_and_broadcast=True
     )
@@ -51,7 +51,7 @@ def opened(folder: Place) -> Iterator[Store]:
     try:
         yield store
     except BaseException as error:
-        # In a job, what ends one process alone leaves the others in the middle of something: they do not come to wait here.
+        # In a job, an error on one process leaves the others in the middle of a step: closing would wait for them.
         if not multihost.is_distributed() or isinstance(error, Preempted):
             _close(store)
         raise
@@ -64,13 +64,13 @@ def _close(store: Store) -> None:
 
 
 def save(store: Store, mark: int, state: Any, masks: Masks, record: dict[str, Any]) -> None:
-    """Hand a checkpoint over to be written in the background; what of ``best`` it refers to is finished first.
+    """Start to write a checkpoint in the background, after the checkpoints of ``best`` that it refers to are complete.
 
     Args:
       store: an opened store.
-      mark: the number of the checkpoint; one that exists is left as it is.
+      mark: the number of the checkpoint; an existing checkpoint of this number is kept unchanged.
       state: any pytree of arrays.
-      masks: bool masks, may be empty.
+      masks: bool masks, True = kept; may be empty.
       record: JSON values.
     """
     store.best.wait_until_finished()
@@ -83,28 +83,30 @@ def save(store: Store, mark: int, state: Any, masks: Masks, record: dict[str, An
 
 
 def latest(store: Store, where: Callable[[Any], Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Return ``(record, masks)`` of the newest checkpoint, or None when there is none.
+    """Return ``(record, masks)`` of the newest checkpoint, or None without a checkpoint.
 
-    ``where``: a function of the abstract masks that returns where each of them goes, a tree of shardings. They may have been
-    saved from other devices; without it they return to the same.
+    ``where``: a function from the abstract masks to a tree of their shardings. The masks may have been saved from other
+    devices; without ``where`` they are restored to the same devices.
     """
     mark = store.last.latest_step()
     if mark is None:
         return None
     items: dict[str, Any] = {"record": ocp.args.JsonRestore()}
-    # The names are known at once; the metadata behind them only to a store that has read or written such an item.
+    # keys(): a store knows the metadata of an item only after it has read or written one.
     if "masks" in store.last.item_metadata(mark).keys():  # noqa: SIM118
-        items["masks"] = ocp.args.StandardRestore(where and _there(store.last.directory / str(mark) / "masks", where))
+        items["masks"] = ocp.args.StandardRestore(
+            where and _abstract(store.last.directory / str(mark) / "masks", where)
+        )
     restored = store.last.restore(mark, args=ocp.args.Composite(**items))
     return restored["record"], restored.get("masks") or {}
 
 
-def _there(folder: Any, where: Callable[[Any], Any]) -> Any:
-    """Return what a saved tree of arrays is to be restored as."""
+def _abstract(folder: Any, where: Callable[[Any], Any]) -> Any:
+    """Return a saved tree of arrays as shapes and types, with the shardings of ``where``."""
     with ocp.StandardCheckpointer() as reader:
-        found: Any = reader.metadata(folder)
+        metadata: Any = reader.metadata(folder)
     like = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), getattr(found, "item_metadata", found)
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), getattr(metadata, "item_metadata", metadata)
     )
     return jax.tree.map(lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), like, where(like))
 
@@ -117,9 +119,9 @@ def restore(store: Store, like: Any) -> Any:
 
 
 def save_best(store: Store, mark: int, trained: Any) -> None:
-    """Hand over what was trained, as the best so far of its stage; one that exists is left as it is.
+    """Start to write the trained parameters as the best so far of their stage; an existing checkpoint is kept unchanged.
 
-    The checkpoint that refers to the best before this one is finished first: the best that it replaces may go then.
+    The checkpoint that refers to the previous best is completed first, because the previous best may be deleted now.
     """
     store.last.wait_until_finished()
     if mark not in store.best.all_steps():
@@ -127,7 +129,7 @@ def save_best(store: Store, mark: int, trained: Any) -> None:
 
 
 def restore_best(store: Store, mark: int, like: Any) -> Any:
-    """Return what `save_best` was given under ``mark``."""
+    """Return the trained parameters that `save_best` wrote under ``mark``."""
     store.best.wait_until_finished()
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     return store.best.restore(mark, args=ocp.args.Composite(trained=ocp.args.StandardRestore(target)))["trained"]

@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from dsee_jax import models
-from dsee_jax.ckpt import folders, kept_units, tensors
-from dsee_jax.ckpt.folders import GENERATION, TOKENIZER_FILES, read_json
+from dsee_jax.ckpt import kept_units, tensors
+from dsee_jax.ckpt.folders import GENERATION, MODEL_CONFIG, TOKENIZER_FILES, read_json
 from dsee_jax.ckpt.hf_names import hf_tensors
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.errors import InputError
 from dsee_jax.models import hf_config
+from dsee_jax.models.architecture import Model
+from dsee_jax.runtime import files
 from dsee_jax.typing import Masks, Params
 
 
 def save_pretrained(
     path: str | os.PathLike[str],
-    model: Any,
+    model: Model,
     params: Params,
     *,
     source: str | Path | None = None,
@@ -30,58 +32,59 @@ def save_pretrained(
 ) -> None:
     """Write a folder that `load_pretrained` and Hugging Face ``transformers`` open with equal results.
 
-    That of a model that was cut is a compact checkpoint, which says its widths in config.json and opens here alone; write
-    what `dsee_jax.prune.compaction.expand` makes of it for others. ``path`` is whole or not there (`dsee_jax.ckpt.folders`).
+    The folder of a structurally pruned model is a compact checkpoint: config.json holds its widths, and only this library
+    opens it. For other tools, pass the model through `dsee_jax.prune.compaction.expand` first. ``path`` is complete or absent
+    (`dsee_jax.runtime.files`).
 
     Args:
-      path: the folder to make; its parents are made too.
+      path: the new folder; missing parents are created.
       model: as from `load_pretrained`.
-      params: all its params; masks and updates already folded in.
-      source: the folder the model came from (what `resolve` takes): tokenizer files are copied from it, and fields of its
-        config.json that this library does not use are kept.
-      labels: names of the classes, in the order of the logits; empty: those of the source, or LABEL_0 ...
-      kept: the units there were before any cut, True = kept, to put beside the weights.
+      params: all params of the model, with masks and updates folded in.
+      source: the original folder of the model, see `resolve`. Its tokenizer files are copied, and the config.json fields that
+        this library does not use are kept.
+      labels: names of the classes, in the order of the logits; empty: the names of the source, or LABEL_0 ...
+      kept: for a structurally pruned model, all units before any pruning, True = kept; written beside the weights.
       max_shard_size: bytes, or a text such as "5GB"; larger weights are split over several files.
-      overwrite: replace what stands at ``path``.
+      overwrite: replace a folder at ``path``.
 
     Raises:
-      InputError: ``path`` exists and is not an empty folder (without ``overwrite``), ``params`` are not the model's, or
-        ``labels`` are not as many as its classes.
+      InputError: ``path`` exists and is not an empty folder (without ``overwrite``), ``params`` do not belong to the
+        model, or the number of ``labels`` is not the number of classes.
     """
     origin = None if source is None else resolve(source)
     arrays, config = hf_tensors(model, params), _config(model, origin, labels)
     kinds = {str(array.dtype) for array in arrays.values()}
     config["dtype"] = kinds.pop() if len(kinds) == 1 else "float32"
-    with folders.whole(path, overwrite=overwrite) as staging:
+    with files.folder(path, overwrite=overwrite) as staging:
         tensors.write(staging, arrays, max_shard_size=max_shard_size)
-        (staging / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        (staging / MODEL_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         kept_units.write(staging, kept)
         if origin is not None:
             copy_files(origin, staging, (*TOKENIZER_FILES, GENERATION))
 
 
 def copy_files(source: Path, folder: Path, names: Iterable[str] = TOKENIZER_FILES) -> None:
-    """Copy files of one folder, as many as it has of those named, into another."""
+    """Copy the files ``names``, as far as they exist, from one folder to another."""
     for name in names:
         if (source / name).exists():
             shutil.copyfile(source / name, folder / name)
 
 
-def _config(model: Any, origin: Path | None, labels: Sequence[str]) -> dict[str, Any]:
-    config = read_json(origin / "config.json") if origin else {}
+def _config(model: Model, origin: Path | None, labels: Sequence[str]) -> dict[str, Any]:
+    config = read_json(origin / MODEL_CONFIG) if origin else {}
     for name in ("_name_or_path", "torch_dtype", "transformers_version"):
         config.pop(name, None)
     own = hf_config.write(model.config)
     config = {name: value for name, value in config.items() if name not in hf_config.names(model.config)} | own
     config |= {"model_type": model.config.model_type}
-    config["architectures"] = [models.architecture(model)]
+    config["architectures"] = [models.class_name(model)]
     if model.task == "sequence-classification" and model.config.pad_token_id is None:
-        # Hugging Face's decoders take the last token that is not this one; without it they refuse more than one text.
+        # Hugging Face's decoders classify at the last token that is not padding; without a padding id they take one text only.
         end = config.get("eos_token_id")
         config["pad_token_id"] = next(iter(end), 0) if isinstance(end, list) else end or 0
     count = model.config.num_labels
     if labels and len(labels) != count:
-        raise InputError(f"labels has {len(labels)} names; the model has num_labels = {count}: give one each")
+        raise InputError(f"labels has {len(labels)} names; the model has num_labels = {count}: give one name per label")
     if model.task not in ("features", "causal-lm") and (labels or len(config.get("id2label") or ()) != count):
         names = list(labels) or [f"LABEL_{number}" for number in range(count)]
         config["id2label"] = {str(number): name for number, name in enumerate(names)}

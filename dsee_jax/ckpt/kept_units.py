@@ -1,6 +1,6 @@
-"""The cut that a folder is of: which heads and neurons of the first model its arrays hold, in ``kept.safetensors``.
+"""The kept heads and neurons of a structurally pruned model, in ``kept.safetensors`` beside its arrays. True = kept.
 
-Two models of equal shapes may hold different units; their arrays then mean nothing to one another.
+Two models of equal shapes may hold different units; their arrays are then unrelated.
 """
 
 from pathlib import Path
@@ -8,33 +8,31 @@ from pathlib import Path
 import numpy as np
 
 from dsee_jax.ckpt import packed_masks
+from dsee_jax.ckpt.folders import KEPT
 from dsee_jax.typing import Masks
-
-KEPT = "kept.safetensors"
-"""Beside the weights of a model that was cut, or of an adapter that was tuned on one."""
 
 
 def read(folder: Path) -> Masks:
-    """Return the units that a folder's arrays are made of, `dsee_jax.prune.units`; none where nothing was cut."""
+    """Return the kept units of a folder, see `dsee_jax.prune.units`; empty if no unit was pruned."""
     return packed_masks.load(folder / KEPT) if (folder / KEPT).exists() else {}
 
 
 def write(folder: Path, kept: Masks | None) -> None:
-    """Write the units into a folder; nothing where nothing was cut."""
+    """Write the kept units into a folder; write no file if no unit was pruned."""
     if kept:
         packed_masks.save(folder / KEPT, kept)
 
 
 def difference(a: Masks, b: Masks) -> str | None:
-    """Return where two cuts of one model first differ, as ``the heads of layer 3``; None where they are the same.
+    """Return the first difference of the kept units of two models, as ``the heads of layer 3``; None if they are equal.
 
-    A kind or a layer that is absent is whole.
+    An absent kind or layer keeps all units.
     """
-    layers = {name for cut in (a, b) for found in cut.values() for name in found}
+    layers = {name for kept in (a, b) for masks in kept.values() for name in masks}
     # As numbers: layer_2 before layer_10.
     for name in sorted(layers, key=lambda name: (len(name), name)):
         for kind in sorted({*a, *b}):
-            left, right = (cut.get(kind, {}).get(name) for cut in (a, b))
+            left, right = (kept.get(kind, {}).get(name) for kept in (a, b))
             ones = np.ones_like(right if left is None else left)
             if not np.array_equal(ones if left is None else left, ones if right is None else right):
                 return f"the {kind} of {name.replace('_', ' ')}"

@@ -1,4 +1,4 @@
-"""Masks in files: one bit per entry, in safetensors."""
+"""Masks in safetensors files, one bit per entry."""
 
 import json
 import os
@@ -6,25 +6,26 @@ import pathlib
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from dsee_jax import tree
+from dsee_jax.ckpt import tensors
 from dsee_jax.errors import InputError
+from dsee_jax.runtime import atomic
 from dsee_jax.typing import Array, Masks
 
 _FORMAT = "dsee_jax.masks.1"
 
 
 def pack(mask: Array) -> np.ndarray:
-    """Return a mask as uint8 (ceil(size / 8),): its bits in row-major order, the highest bit of a byte first."""
+    """Return the bits of a mask as uint8 (ceil(size / 8),), in row-major order, the highest bit of a byte first."""
     return np.packbits(np.asarray(mask, bool).ravel())
 
 
 def unpack(packed: Array, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the bool mask of ``shape`` that `pack` made ``packed`` (bytes,) from.
+    """Return the bool mask of ``shape`` from the bytes (ceil(size / 8),) of `pack`.
 
     Raises:
-      InputError: the number of bytes is not that of ``shape``.
+      InputError: the number of bytes is wrong for ``shape``.
     """
     size = int(np.prod(shape))
     if packed.shape != (-(-size // 8),):
@@ -33,24 +34,19 @@ def unpack(packed: Array, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def save(path: str | os.PathLike[str], masks: Masks) -> None:
-    """Write masks as a safetensors file, one bit an entry; a file at ``path`` is replaced at once or not at all."""
-    target = pathlib.Path(path)
+    """Write masks to a safetensors file, completely or not at all (`dsee_jax.runtime.atomic`)."""
     flat = tree.flatten(masks)
     shapes = json.dumps({name: list(mask.shape) for name, mask in flat.items()})
-    packed = {name: np.ascontiguousarray(pack(mask)) for name, mask in flat.items()}
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        safetensors.numpy.save_file(packed, temporary, metadata={"format": _FORMAT, "shapes": shapes})
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    packed = {name: pack(mask) for name, mask in flat.items()}
+    with atomic.file(pathlib.Path(path)) as partial:
+        tensors.save(partial, packed, metadata={"format": _FORMAT, "shapes": shapes})
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read masks that `save` wrote.
+    """Read the masks of a file from `save`.
 
     Raises:
-      InputError: there is no such file, or it is not a whole file of masks.
+      InputError: the file is missing, damaged, or holds no masks.
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:

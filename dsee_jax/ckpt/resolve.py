@@ -1,10 +1,11 @@
-"""Where a model is: a folder, an installed package or a hub id becomes a local folder."""
+"""The local folder of a model, from a folder, an installed package, a store or a hub id."""
 
 import importlib
 import re
 from pathlib import Path
 
 from dsee_jax.ckpt import tensors
+from dsee_jax.ckpt.folders import ADAPTER_CONFIG, MODEL_CONFIG
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import storage
 
@@ -15,14 +16,14 @@ def resolve(path: str | Path, revision: str | None = None, *, weights: bool = Tr
     """Return the local folder of a model.
 
     Args:
-      path: a folder; ``package:NAME``, an installed package with ``get_model_path()``; a folder of a store
-        (`dsee_jax.runtime.storage`); or a hub id such as ``org/name``. The configuration, safetensors and tokenizer files of a
-        store or of the hub are downloaded, or taken from the cache.
+      path: a folder; ``package:NAME``, an installed package with ``get_model_path()``; a folder in a store
+        (`dsee_jax.runtime.storage`); or a hub id such as ``org/name``. From a store or the hub, the configuration, safetensors
+        and tokenizer files are downloaded or taken from the cache.
       revision: a branch, tag or commit of a hub id; None: the newest.
-      weights: of a hub id or a store, whether they are wanted; without them only its JSON is downloaded.
+      weights: false: download only the JSON files from the hub or a store.
 
     Raises:
-      InputError: there is no such folder, package or hub id, or the hub cannot be reached.
+      InputError: the folder, package or hub id does not exist, or the hub cannot be reached.
     """
     text = str(path)
     if text.startswith("package:"):
@@ -42,11 +43,11 @@ def resolve(path: str | Path, revision: str | None = None, *, weights: bool = Tr
         raise InputError(
             f"the model folder {text} does not exist (here: {Path.cwd()}): give an existing folder or a hub id"
         )
-    import huggingface_hub  # brings a whole HTTP client, which no folder on the disk needs
+    import huggingface_hub  # imports an HTTP client, which a local folder does not need
     import huggingface_hub.errors
 
     try:
-        found = huggingface_hub.snapshot_download(
+        folder = huggingface_hub.snapshot_download(
             text,
             revision=revision,
             allow_patterns=list(_HUB_FILES if weights else ("*.json",)),
@@ -55,22 +56,22 @@ def resolve(path: str | Path, revision: str | None = None, *, weights: bool = Tr
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
-            f"{text!r} is no folder here and could not be had from the hub ({type(error).__name__}: {reason}): "
-            "give an existing folder, or a hub id with the network on"
+            f"{text!r} is no local folder and could not be downloaded from the hub ({type(error).__name__}: {reason}): "
+            "give an existing folder, or a hub id with network access"
         ) from None
-    if weights and not any(Path(found).glob("*.safetensors")):
+    if weights and not any(Path(folder).glob("*.safetensors")):
         _refuse_pickles(text, revision)
-    return Path(found)
+    return Path(folder)
 
 
 def _stored(url: str, weights: bool) -> Path:
-    held = storage.listdir(url)
-    if not {"config.json", "adapter_config.json"} & set(held):
+    names = storage.listdir(url)
+    if not {MODEL_CONFIG, ADAPTER_CONFIG} & set(names):
         raise InputError(
-            f"{url} is no folder of a model: it has no config.json, but {', '.join(held[:4]) or 'no files'}"
+            f"{url} is not the folder of a model: it has no config.json, but {', '.join(names[:4]) or 'no files'}"
         )
-    if weights and not any(name.endswith(".safetensors") for name in held) and (found := tensors.pickled(held)):
-        file, convert = found
+    if weights and not any(name.endswith(".safetensors") for name in names) and (pickle := tensors.pickled(names)):
+        file, convert = pickle
         raise InputError(
             f"{url}/{file} is a pickle, which can run code when opened, and is not read; expected {tensors.SINGLE}: copy the "
             f"folder to a machine where torch is installed, run there: {convert}, and copy it back"
@@ -79,16 +80,16 @@ def _stored(url: str, weights: bool) -> Path:
 
 
 def _refuse_pickles(name: str, revision: str | None) -> None:
-    """Raise `InputError` for a repository of the hub whose weights are pickles; say nothing where the hub does not."""
+    """Raise `InputError` for a repository of the hub whose weights are pickles; do nothing if the hub does not list it."""
     import huggingface_hub
     import huggingface_hub.errors
 
     try:
-        held = huggingface_hub.list_repo_files(name, revision=revision)
+        names = huggingface_hub.list_repo_files(name, revision=revision)
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError):
         return
-    if found := tensors.pickled(held):
-        file, convert = found
+    if pickle := tensors.pickled(names):
+        file, convert = pickle
         raise InputError(
             f"{name!r} has its weights in {file} alone, a pickle, which can run code when opened, and is not read; where "
             f"torch is installed: hf download {name} --local-dir DIR, run in DIR: {convert}, and give DIR"

@@ -1,7 +1,7 @@
 """Named arrays in safetensors files, single or sharded: headers first, then one array at a time.
 
-Whole arrays are read with plain file reads, not through a memory map, whose pages would count as used memory until the end;
-`mapped` is for stretches of arrays that never lie in memory whole.
+`read` reads an array by plain file reads: the pages of a memory map would count as used memory until the end. `mapped` reads
+a part of an array through a memory map.
 """
 
 import fnmatch
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as serialized
 
 from dsee_jax.errors import InputError
 from dsee_jax.typing import Array
@@ -35,7 +36,7 @@ DTYPES: dict[str, Any] = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-"""The types of safetensors that are read, by their names in a header."""
+"""The supported types of safetensors, by their names in a header."""
 
 _NAMES = {np.dtype(kind): name for name, kind in DTYPES.items()}
 
@@ -49,11 +50,11 @@ _CONVERT = (
 
 
 _LARGEST = 32 << 20
-"""Bytes of JSON that are parsed: enough for some 300,000 tensors, and far from what would fill the memory."""
+"""The most bytes of JSON that are parsed: enough for some 300,000 tensors, and few enough for any memory."""
 
 
 class Stored(NamedTuple):
-    """Where one array lies on disk."""
+    """The location of one array on disk."""
 
     file: Path
     dtype: str  # a key of DTYPES
@@ -66,14 +67,14 @@ def index(folder: Path) -> dict[str, Stored]:
     """Return ``{name: where}`` of ``model.safetensors``, or of all shards of its index, from their headers alone.
 
     Raises:
-      InputError: no safetensors (a pickle is refused with the way out), a file that is truncated or not safetensors, a
-        shard that is missing, or an index that does not agree with its shards.
+      InputError: no safetensors (for a pickle, with the command that converts it), a file that is truncated or not
+        safetensors, a missing shard, or an index that disagrees with its shards.
     """
     if (folder / SINGLE).exists():
         return contents(folder / SINGLE)
     if not (folder / INDEX).exists():
-        if found := pickled(path.name for path in folder.glob("*")):
-            name, convert = found
+        if pickle := pickled(path.name for path in folder.glob("*")):
+            name, convert = pickle
             raise InputError(
                 f"{folder / name} is a pickle, which can run code when opened, and is not read; expected {SINGLE}: "
                 f"where torch is installed, run there: {convert}"
@@ -92,20 +93,19 @@ def index(folder: Path) -> dict[str, Stored]:
 
 
 def pickled(names: Iterable[str]) -> tuple[str, str] | None:
-    """Return the pickle of weights among the files of a folder, or its first shard, and the command that converts it."""
-    found = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in PICKLES)]
-    # What a trainer leaves beside the weights is none.
-    found = sorted(name for name in found if not _NOT_WEIGHTS.fullmatch(name))
-    if not found:
+    """Return the pickle of weights (or its first shard) among the files of a folder, and the command that converts it."""
+    pickles = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in PICKLES)]
+    pickles = sorted(name for name in pickles if not _NOT_WEIGHTS.fullmatch(name))
+    if not pickles:
         return None
-    name = next((name for name in found if name.startswith(("pytorch_model", "model"))), found[0])
+    name = next((name for name in pickles if name.startswith(("pytorch_model", "model"))), pickles[0])
     return name, _CONVERT % re.sub(r"-\d+-of-\d+", "-*", name)
 
 
 def _placed(path: Path) -> dict[str, str]:
     try:
         placed = json.loads(path.read_bytes())["weight_map"] if path.stat().st_size <= _LARGEST else {}
-        # A shard stands beside its index; anything else would read files elsewhere on the disk.
+        # A shard must be in the folder of its index; other paths would read files elsewhere on the disk.
         good = all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_ .+=-]{0,200}\.safetensors", file) for file in placed.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         good, placed = False, {}
@@ -125,7 +125,7 @@ def contents(file: Path) -> dict[str, Stored]:
             size = int.from_bytes(opened.read(8), "little")
         if size > min(_LARGEST, file.stat().st_size):
             raise ValueError(f"its header claims {size} bytes")
-        # Checks the lengths and the order of everything; maps the file, and touches none of its arrays.
+        # safe_open checks the lengths and the order of all arrays without reading them.
         with safe_open(file, framework="numpy") as checked:
             names = set(checked.keys())
         with file.open("rb") as opened:
@@ -133,7 +133,7 @@ def contents(file: Path) -> dict[str, Stored]:
             header = json.loads(opened.read(size))
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         reason = ascii(" ".join(str(error).split())[:200])[1:-1]
-        raise InputError(f"{file} is not a whole safetensors file ({reason}): download or copy it again") from None
+        raise InputError(f"{file} is not a complete safetensors file ({reason}): download or copy it again") from None
     stored = {}
     for name in sorted(names):
         start, end = header[name]["data_offsets"]
@@ -142,7 +142,7 @@ def contents(file: Path) -> dict[str, Stored]:
 
 
 def read(stored: Stored) -> np.ndarray:
-    """Return one array, its own copy, in the type of the file.
+    """Return a copy of one array, in the type of the file.
 
     Raises:
       InputError: a type that is not in `DTYPES`, or a file that has become shorter.
@@ -150,7 +150,7 @@ def read(stored: Stored) -> np.ndarray:
     dtype = _dtype(stored)
     flat = np.fromfile(stored.file, dtype, stored.nbytes // dtype.itemsize, offset=stored.offset)
     if flat.nbytes != stored.nbytes:
-        raise InputError(f"{stored.file} ends early: it has changed since it was opened")
+        raise InputError(f"{stored.file} ends early: the file has changed since it was opened")
     return flat.reshape(stored.shape)
 
 
@@ -160,65 +160,67 @@ def mapped(stored: Stored, start: int, stop: int) -> np.ndarray:
     Raises:
       InputError: a type that is not in `DTYPES`, or a file that has become shorter.
     """
-    dtype, found = _dtype(stored), every_byte(stored.file)
+    dtype, content = _dtype(stored), every_byte(stored.file)
     offset = stored.offset + start * dtype.itemsize
     end = stored.offset + stop * dtype.itemsize
-    if end > found.size:
-        raise InputError(f"{stored.file} ends early: it has changed since it was opened")
-    return found[offset:end].view(dtype)
+    if end > content.size:
+        raise InputError(f"{stored.file} ends early: the file has changed since it was opened")
+    return content[offset:end].view(dtype)
 
 
 def every_byte(file: Path) -> np.ndarray:
-    """Return all bytes of a file, (size,) uint8, read-only, through the one memory map that all who ask share.
+    """Return all bytes of a file, (size,) uint8, read-only, through one shared memory map per file.
 
     Raises:
-      OSError: it cannot be read.
+      OSError: the file cannot be read.
     """
-    said = file.stat()
-    return _map(file, said.st_ino, said.st_size, said.st_mtime_ns)
+    stat = file.stat()
+    return _map(file, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=256)
 def _map(file: Path, inode: int, size: int, changed: int) -> np.ndarray:
-    """Return the map of a file; the numbers tell it from one that takes its place."""
+    """Return the map of a file; the numbers distinguish the file from a later one at the same path."""
     return np.memmap(file, np.uint8, "r").view(np.ndarray) if size else np.empty(0, np.uint8)
 
 
 def _dtype(stored: Stored) -> np.dtype[Any]:
     if stored.dtype not in DTYPES:
-        raise InputError(f"{stored.file} stores {stored.dtype}, which is not read; expected one of {', '.join(DTYPES)}")
+        raise InputError(
+            f"{stored.file} stores {stored.dtype}, which is not supported; expected one of {', '.join(DTYPES)}"
+        )
     return np.dtype(DTYPES[stored.dtype])
 
 
 def paired(a: Iterable[str], b: Iterable[str]) -> dict[str, str]:
-    """Return the names of ``b`` by those of ``a``; one side may have a prefix that the other, a bare model, lacks."""
+    """Return ``{name in a: name in b}``; one side may have a prefix that the other side, a bare model, lacks."""
 
     def bare(name: str) -> str:
         rest = name.partition(".")[2]
         # Two dots: what is left of "classifier.weight" would pair with any weight.
         return rest if rest.count(".") >= 2 else name
 
-    known = {bare(name): name for name in b} | {name: name for name in b}
-    return {name: known.get(name) or known[bare(name)] for name in a if name in known or bare(name) in known}
+    names = {bare(name): name for name in b} | {name: name for name in b}
+    return {name: names.get(name) or names[bare(name)] for name in a if name in names or bare(name) in names}
 
 
 def byte_size(text: str | int) -> int:
     """Return the bytes of ``"5GB"``, ``"500 MB"`` (powers of 1000, as Hugging Face counts) or of a number.
 
     Raises:
-      InputError: anything else, or less than one byte.
+      InputError: the text is no size, or less than one byte.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", str(text).strip(), re.IGNORECASE)
-    size = int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " ")) if found else 0
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", str(text).strip(), re.IGNORECASE)
+    size = int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ")) if match else 0
     if size < 1:
-        raise InputError(f"{text!r} is not a size; expected a number of bytes, or one like '500MB' or '5GB'")
+        raise InputError(f"{text!r} is not a size; expected a number of bytes, or a text like '500MB' or '5GB'")
     return size
 
 
 def shards(sizes: Mapping[str, int], *, max_shard_size: str | int = "5GB") -> dict[str, list[str]]:
-    """Return ``{file: names}`` of arrays of these bytes: ``model.safetensors``, or shards in order, none larger than the size.
+    """Return ``{file: names}`` for arrays of these bytes: ``model.safetensors``, or shards in order, none above the limit.
 
-    An array larger than that gets a shard of its own.
+    An array above the limit gets a shard of its own.
     """
     limit = byte_size(max_shard_size)
     parts: list[list[str]] = [[]]
@@ -235,9 +237,9 @@ def shards(sizes: Mapping[str, int], *, max_shard_size: str | int = "5GB") -> di
 
 
 def header(arrays: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, dict[str, int], int]:
-    """Return how a file of arrays ``{name: (type, shape)}`` begins, the offset from its start of each array, and its size.
+    """Return the header of a file of arrays ``{name: (type, shape)}``, the offset of each array, and the size of the file.
 
-    Types are keys of `DTYPES`. Arrays follow in the order given, from a multiple of 64 bytes.
+    Types are keys of `DTYPES`. The arrays follow the header in their order, from a multiple of 64 bytes.
     """
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offsets, end = {}, 0
@@ -251,15 +253,25 @@ def header(arrays: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, di
 
 
 def index_text(files: Mapping[str, Sequence[str]], nbytes: int) -> str:
-    """Return the content of `INDEX` for shards ``{file: names}`` that hold ``nbytes`` of arrays."""
+    """Return the content of `INDEX` for shards ``{file: names}`` with ``nbytes`` bytes of arrays."""
     placed = {name: file for file, names in files.items() for name in names}
     return json.dumps({"metadata": {"total_size": nbytes}, "weight_map": placed}, indent=2, sort_keys=True) + "\n"
 
 
-def write(folder: Path, arrays: Mapping[str, Array], *, max_shard_size: str | int = "5GB") -> None:
-    """Write ``model.safetensors``, or shards and their index when the arrays are larger than ``max_shard_size``.
+def save(file: Path, arrays: Mapping[str, Array], metadata: dict[str, str] | None = None) -> None:
+    """Write one safetensors file of any arrays, by the library's own serializer; `write` is for large models."""
+    file.write_bytes(serialized({name: _contiguous(array) for name, array in arrays.items()}, metadata))
 
-    Any strides will do: a transposed view is written as what it shows.
+
+def _contiguous(array: Array) -> np.ndarray:
+    """Return an array in row-major memory: safetensors writes the memory of a strided view as it lies, in the wrong order."""
+    return np.ascontiguousarray(array)
+
+
+def write(folder: Path, arrays: Mapping[str, Array], *, max_shard_size: str | int = "5GB") -> None:
+    """Write ``model.safetensors``, or shards and their index if the arrays are larger than ``max_shard_size``.
+
+    Arrays may have any strides, such as transposed views.
     """
     files = shards({name: array.nbytes for name, array in arrays.items()}, max_shard_size=max_shard_size)
     for file, names in files.items():
@@ -267,7 +279,6 @@ def write(folder: Path, arrays: Mapping[str, Array], *, max_shard_size: str | in
         with (folder / file).open("wb") as opened:
             opened.write(begin)
             for name in names:
-                # A view must be written as what it shows, and not as the memory behind it.
-                opened.write(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data)
+                opened.write(_contiguous(arrays[name]).reshape(-1).view(np.uint8).data)
     if len(files) > 1:
         (folder / INDEX).write_text(index_text(files, sum(int(array.nbytes) for array in arrays.values())))

@@ -1,4 +1,4 @@
-"""The verbs of ``python -m dsee_jax``, one per file: its flags beside the function that runs it."""
+"""The verbs of ``python -m dsee_jax``, one per file: the description, an example, the flags and the function of each verb."""
 
 from dsee_jax.lazy import package
 

@@ -1,4 +1,4 @@
-"""Print the final metrics again, from the files of a run."""
+"""Compute the metrics of a finished run again, from its files."""
 
 import argparse
 import json
@@ -6,9 +6,11 @@ import json
 from dsee_jax.errors import InputError
 
 DESCRIPTION = (
-    "Load model/ and adapter/ of a finished run, evaluate them on the dev set of its config and print the metrics as "
-    "JSON. Keys of the config can be overridden, for instance --data.max_length=64 or --data.dir=ELSEWHERE."
+    "Load model/ and adapter/ of a finished run, evaluate them on the dev sets of its config and print the metrics as "
+    "JSON. Needs the data of the run. --section.key=value overrides a key of the config, for instance "
+    "--data.dir=NEW_DIR."
 )
+EXAMPLE = "python -m dsee_jax evaluate runs/demo --train.batch_size=64"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,12 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the verb with its parsed flags."""
+    """Print the metrics of a finished run."""
     from dsee_jax.runtime import multihost, storage
-    from dsee_jax.train import reopen
+    from dsee_jax.train import finished_run
 
     multihost.join(options)
     with multihost.exit_on_failure(InputError):
-        found = reopen.evaluate(storage.download(options.run), options.overrides)
+        metrics = finished_run.evaluate(storage.download(options.run), options.overrides)
     if multihost.is_main():
-        print(json.dumps(found, indent=1))
+        print(json.dumps(metrics, indent=1))

@@ -1,32 +1,37 @@
-"""Write the model of a run for another tool."""
+"""Write the model of a finished run in the format of another tool."""
 
 import argparse
 
-DESCRIPTION = "Write a finished run's model as one folder, for another tool."
+DESCRIPTION = (
+    "Write the model of a finished run to a new folder: as a Hugging Face model, a compact checkpoint, a StableHLO "
+    "program or a PEFT adapter. Needs the folder of the run and its data files."
+)
+EXAMPLE = "python -m dsee_jax export runs/demo OUT --format hf"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the verb."""
     parser.add_argument("run", metavar="RUN_DIR", help="the output_dir of a finished run")
-    parser.add_argument("out", metavar="OUT", help="the folder to make")
+    parser.add_argument("out", metavar="OUT", help="the new folder")
     parser.add_argument(
         "--format",
         choices=["hf", "compact", "stablehlo", "peft"],
         default="hf",
-        help="hf: any tool opens it, what was cut out is zeros again; compact: only what was kept, for this library; "
-        "stablehlo: a program for any batch and length that runs with jax alone; peft: the low-rank updates and the head of a "
-        "run without sparse values and pruning",
+        help="hf: a Hugging Face folder for any tool, with zeros for pruned heads and neurons; compact: a smaller folder "
+        "without pruned heads and neurons, for this library; stablehlo: a program for any batch and length that needs "
+        "only jax; "
+        "peft: the low-rank factors and the task head, of a run without sparse values and pruning; default hf",
     )
     parser.add_argument(
         "--factors",
         action="store_true",
-        help="keep the pruned weights sparse and put the updates beside them in OUT/adapter; "
-        "without it they are folded in, and any tool gets the tuned logits",
+        help="hf and compact: keep the pruned weights sparse and write the updates to OUT/adapter; by default the updates are "
+        "folded into the weights, so that any tool computes the tuned logits",
     )
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the verb with its parsed flags."""
+    """Write the folder and print its path."""
     from dsee_jax.export import run
     from dsee_jax.runtime import storage
 

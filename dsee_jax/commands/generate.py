@@ -1,4 +1,4 @@
-"""Go on from prompts with a decoder."""
+"""Generate text from prompts with a decoder."""
 
 import argparse
 import json
@@ -6,45 +6,62 @@ import json
 from dsee_jax.errors import InputError
 
 DESCRIPTION = (
-    "Go on from prompts with a decoder: a Hugging Face folder, hub id or package:NAME, or the output_dir of a run, whose "
-    "updates stay attached. All prompts are one batch. By default the most probable token is taken each time, until "
-    "the model's end of text or --new-tokens; --beams searches for the most probable text, --temperature samples."
+    "Generate text from prompts with a decoder: a Hugging Face folder, hub id or package:NAME, or the output_dir of a "
+    "run, with its updates attached. All prompts are one batch. By default each token is the most probable one, up to "
+    "an end of text or --new-tokens; --beams searches for the most probable text, --temperature samples."
 )
+EXAMPLE = 'python -m dsee_jax generate runs/writer --prompt "Once upon a time" --beams 4'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the verb."""
     parser.add_argument("model", metavar="MODEL", help="a model folder, hub id, package:NAME or RUN_DIR")
-    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="may be given several times")
-    parser.add_argument("--file", metavar="FILE", help="one prompt a line, after those of --prompt")
-    parser.add_argument("--new-tokens", type=int, default=64, metavar="N", help="the most to add; default 64")
-    parser.add_argument("--beams", type=int, default=1, metavar="N", help="beam search with so many; default 1: none")
     parser.add_argument(
-        "--length-penalty", type=float, default=1.0, metavar="X", help="beams: above 0 prefers longer texts; default 1"
+        "--prompt", action="append", default=[], metavar="TEXT", help="a prompt; repeat the flag for several prompts"
     )
+    parser.add_argument("--file", metavar="FILE", help="a text file with one prompt per line; added to --prompt")
+    parser.add_argument("--new-tokens", type=int, default=64, metavar="N", help="the most new tokens; default 64")
+    parser.add_argument("--beams", type=int, default=1, metavar="N", help="beam search with N beams; default 1: off")
     parser.add_argument(
-        "--early-stopping", action="store_true", help="beams: stop once as many texts ended as there are beams"
+        "--length-penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="beams: a value above 0 prefers longer texts; default 1",
     )
+    parser.add_argument("--early-stopping", action="store_true", help="beams: stop as soon as N texts have ended")
     parser.add_argument(
         "--repetition-penalty",
         type=float,
         metavar="X",
-        help="above 1: less of what was said; default: as the model's files",
+        help="above 1: fewer repeated tokens; default: the value in the model's files",
     )
     parser.add_argument(
-        "--temperature", type=float, default=0.0, metavar="X", help="sample; 1: as probable as the model says"
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="above 0: sample; 1 = the model's probabilities; default 0",
     )
-    parser.add_argument("--top-k", type=int, default=0, metavar="N", help="sample among the N most probable tokens")
     parser.add_argument(
-        "--top-p", type=float, default=1.0, metavar="X", help="sample among those that make up X of all"
+        "--top-k", type=int, default=0, metavar="N", help="sample from the N most probable tokens; default 0: all"
     )
-    parser.add_argument("--seed", type=int, default=0, help="decides what is sampled; default 0")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the matrix products")
-    parser.add_argument("--json", action="store_true", help="an object a line: prompt, completion")
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="sample from the most probable tokens with total probability X; default 1",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="decides the samples; default 0")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the matrix products; default float32"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line: prompt, completion")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the verb with its parsed flags."""
+    """Print every prompt with its completion."""
     import jax
 
     from dsee_jax.generation import pipeline
@@ -55,14 +72,13 @@ def run(options: argparse.Namespace) -> None:
         try:
             prompts += storage.download(options.file).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--file {options.file}: cannot be read ({error})") from None
+            raise InputError(f"--file {options.file}: not readable ({error})") from None
     if not prompts:
-        raise InputError("there is no prompt: give --prompt TEXT or --file FILE")
+        raise InputError("no prompt: give --prompt TEXT or --file FILE")
     chosen = {name: getattr(options, name) for name in pipeline.CHOICES}
     if options.repetition_penalty is not None:
         chosen["repetition_penalty"] = options.repetition_penalty
-    writer = pipeline.opened(options.model, dtype=options.dtype)
-    for prompt, text in zip(
-        prompts, pipeline.complete(writer, prompts, key=jax.random.key(options.seed), **chosen), strict=True
-    ):
+    writer = pipeline.load(options.model, dtype=options.dtype)
+    texts = pipeline.complete(writer, prompts, key=jax.random.key(options.seed), **chosen)
+    for prompt, text in zip(prompts, texts, strict=True):
         print(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False) if options.json else prompt + text)

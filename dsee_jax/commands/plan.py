@@ -1,40 +1,48 @@
-"""Compile a run's training step ahead of time, and tell what it takes and what bounds it."""
+"""Predict memory and time of a run on devices you do not have, without weights and data."""
 
 import argparse
 
 DESCRIPTION = (
-    "Lower and compile the training step of a config with no weights and no data, for the devices here or for a TPU "
-    "topology that need not be there, and tell: bytes a chip against its memory, operations and bytes of a step, every "
-    "collective with its bytes and mesh axis, the roofline and what bounds it. model.path may be a folder with a "
-    "config.json alone. Keys of the config can be overridden, for instance --mesh.fsdp=16."
+    "Compile the training step and the evaluation step of a config ahead of time, for the local devices or for a TPU "
+    "topology you do not have, and print their costs: bytes per chip against the memory of a chip, FLOPs and memory "
+    "traffic per step, every collective with its bytes and mesh axes, and a lower bound on the time of a step by a "
+    "roofline. Needs no weights and no data: model.path may be a folder with only a config.json. --section.key=value "
+    "overrides a key of the config."
 )
+EXAMPLE = "python -m dsee_jax plan configs/minilm_sst2_dsee.yaml --topology v5e:4x4"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the verb."""
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file of train.py")
+    parser.add_argument("config", metavar="CONFIG", help="the YAML config of a run, as for train.py")
     parser.add_argument(
-        "--topology", default="", metavar="KIND:SHAPE", help="v5e:4x4, v5e:16x16, v6e:16x16, v5p:4x4x8 (extra `tpu`)"
+        "--topology",
+        default="",
+        metavar="KIND:SHAPE",
+        help="a TPU topology, for instance v5e:4x4, v5e:16x16, v6e:16x16 or v5p:4x4x8; needs the extra `tpu`; default: the "
+        "local devices",
     )
-    parser.add_argument("--labels", type=int, default=2, metavar="N", help="of a classifier; 1: regression; default 2")
     parser.add_argument(
-        "--largest", action="store_true", help="search for the largest batch that fits; compiles several times"
+        "--labels", type=int, default=2, metavar="N", help="classes of a classifier; 1 = regression; default 2"
     )
-    parser.add_argument("--json", metavar="FILE", help="write all figures there as well")
+    parser.add_argument(
+        "--largest", action="store_true", help="also search for the largest batch that fits; compiles several times"
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write all figures to this file")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the verb with its parsed flags."""
+    """Print the costs of the steps of a config."""
     from dsee_jax.plan import roofline, run
     from dsee_jax.runtime import console, files, storage
     from dsee_jax.train import config_file
 
     file = storage.target(options.json, "--json") if options.json else None
-    asked = config_file.read(options.config, options.overrides)
-    found = run.plan(asked, options.topology, labels=options.labels)
+    config = config_file.read(options.config, options.overrides)
+    figures = run.plan(config, options.topology, labels=options.labels)
     if options.largest:
-        found["largest_batch"] = run.largest(asked, options.topology, labels=options.labels)
+        figures["largest_batch"] = run.largest_batch(config, options.topology, labels=options.labels)
     if file:
-        files.write(file, found)
-    for table in roofline.tables(found):
+        files.write(file, figures)
+    for table in roofline.tables(figures):
         console.show(table)

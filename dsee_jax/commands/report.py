@@ -1,13 +1,15 @@
-"""Print the tables of a finished run again, and draw it."""
+"""Print the tables of a finished run, and draw its pictures."""
 
 import argparse
 
 from dsee_jax.errors import InputError
 
 DESCRIPTION = (
-    "Print the scores and costs of a finished run, and draw pictures into its folder (extra `plot`): its curves, which "
-    "heads and neurons were kept, the share of zeros of every kernel, the search for a ticket."
+    "Print the scores and costs of a finished run, and draw pictures into its folder: the curves of loss and metrics, "
+    "the kept heads and neurons, the fraction of zeros in every kernel, the search for a ticket. Pictures need the "
+    "extra `plot`."
 )
+EXAMPLE = "python -m dsee_jax report runs/demo"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,16 +18,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the verb with its parsed flags."""
+    """Print the tables, draw the pictures and print their paths."""
     from dsee_jax.analysis import pictures
-    from dsee_jax.ckpt.folders import read_json
+    from dsee_jax.ckpt.folders import METRICS, read_json
     from dsee_jax.runtime import console, storage
-    from dsee_jax.train.report import final
+    from dsee_jax.train.report import show
 
     place, run = storage.as_path(options.run), storage.download(options.run)
-    if not (run / "metrics.json").exists():
-        raise InputError(f"{place} is no finished run: it has no metrics.json")
-    final(read_json(run / "metrics.json"), place, console.show)
+    if not (run / METRICS).exists():
+        raise InputError(f"{place} is no finished run: it has no {METRICS}")
+    show(read_json(run / METRICS), place, console.show)
     for name, file in pictures.draw(run, console.show).items():
         if storage.remote(place):
             storage.upload(file, place / file.name)

@@ -1,4 +1,4 @@
-"""Examples in, batches out: `load` a task, `tokenize` it, cut it into `Batches`."""
+"""The data of a run: `load` reads a task, `tokens.tokenize` encodes its texts, `batches.Batches` groups them into batches."""
 
 import dataclasses
 from typing import Any
@@ -17,15 +17,18 @@ __getattr__, __dir__ = package(__name__, {})
 
 
 def load(config: DataConfig, *, seed: int, causal: bool = False) -> Task:
-    """Return the task that ``config`` names; ``config.examples`` training examples are drawn with ``seed``.
+    """Return the task that ``config`` names, with ``config.examples`` of its training examples, drawn with ``seed``.
 
-    ``causal``: csv and jsonl hold prompts and completions.
+    Args:
+      config: the section ``data`` of a run.
+      seed: decides which training examples are drawn.
+      causal: True where csv and jsonl files hold prompts and completions.
 
     Raises:
-      InputError: the data cannot be read or are not what the task expects; see the module of each source.
+      InputError: the data cannot be read or do not fit the task; the module of each source lists its errors.
     """
     if config.source in ("glue", "csv", "jsonl", "e2e") and not config.dir:
-        raise InputError(f"data.dir: empty; data.source {config.source!r} reads files: give their folder")
+        raise InputError(f"data.dir: empty; data.source {config.source!r} reads files: set data.dir to their folder")
     match config.source:
         case "glue":
             task = glue.load(config.task, config.dir)
@@ -41,7 +44,7 @@ def load(config: DataConfig, *, seed: int, causal: bool = False) -> Task:
 
 
 def _draw(examples: Examples | Prompts, count: int, seed: int) -> Examples | Prompts:
-    """Return ``count`` of the examples, in their order; 0 for all of them."""
+    """Return ``count`` random examples in their original order; 0 = all examples."""
     total = len(examples[0])
     if not 0 <= count <= total:
         raise InputError(f"data.examples: {count} of {total} training examples; expected 0 (all) to {total}")
@@ -49,8 +52,8 @@ def _draw(examples: Examples | Prompts, count: int, seed: int) -> Examples | Pro
         return examples
     rows = np.sort(np.random.default_rng(seed).permutation(total)[:count])
     columns: Any = examples
-    made: Any = type(examples)
-    taken = (
+    kind: Any = type(examples)
+    drawn = (
         column[rows] if isinstance(column, np.ndarray) else column and [column[r] for r in rows] for column in columns
     )
-    return made(*taken)
+    return kind(*drawn)

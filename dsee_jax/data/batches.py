@@ -1,18 +1,18 @@
-"""Batches of examples of similar length: deterministic, random access, resumable.
+"""Batches of examples of similar length: deterministic, with random access by step, resumable.
 
-All arrays of a batch have ``batch_size`` rows and a length out of few (`bucket_edges`), so that few shapes are compiled.
+Every array of a batch has ``batch_size`` rows and one of a few lengths (`bucket_edges`), so that few shapes are compiled.
 A batch is a dict of NumPy arrays:
 
 ==================  ================  ==========================================================
 ``input_ids``       (rows, length)    int32
-``attention_mask``  (rows, length)    int32: 1 at tokens, 0 at padding; of packed texts 1, 2, 3 ...
+``attention_mask``  (rows, length)    int32: 1 = token, 0 = padding; in packed rows the text's number, 1, 2, 3 ...
 ``token_type_ids``  (rows, length)    int32
 ``labels``          (rows,)           int32 classes or float32 scores
-``weights``         (rows,)           float32: 1, and 0 for the rows that fill up a partial batch
+``weights``         (rows,)           float32: 1 = example, 0 = filler row of a partial batch
 ==================  ================  ==========================================================
 
-Of texts to write, ``labels`` (int32: the token that follows) and ``weights`` (1 where that is of a response) are of the shape
-(rows, length). Rows that fill up repeat a real example, so that nothing computed from them is undefined.
+For causal-lm ``labels`` (int32: the next token) and ``weights`` (1 where the next token belongs to a response) have the shape
+(rows, length). A filler row repeats a real example, so that every value computed from it is finite.
 """
 
 import dataclasses
@@ -29,24 +29,24 @@ Batch = dict[str, np.ndarray]
 
 
 def bucket_edges(lengths: np.ndarray, *, limit: int = 16, padding: float = 0.08) -> np.ndarray:
-    """Return the padded lengths to use, int64 (edges,), increasing; each example is padded to the first that holds it.
+    """Return the padded lengths, int64 (edges,), increasing; an example is padded to the first edge that is long enough.
 
-    For each number of edges the positions are the best there are, found by a dynamic programme over the histogram of
-    the lengths. The number is the smallest for which less than ``padding`` of all positions is padding, at most
-    ``limit``. Batches that lie across two edges add about 0.01 to that.
+    For a given number of edges the edges are optimal: a dynamic program over the histogram of lengths finds those with the
+    least padding. The number of edges is the smallest, up to ``limit``, for which less than ``padding`` of all positions is
+    padding. Batches with examples of two buckets add about 0.01 to that fraction.
 
     Args:
       lengths: (n,) int, tokens of each example, n > 0.
-      limit: the most edges, > 0.
-      padding: the fraction of padding to go below.
+      limit: the largest number of edges, > 0.
+      padding: the fraction of padding to stay below.
     """
     sizes, counts = np.unique(lengths, return_counts=True)
     total = np.concatenate([[0], np.cumsum(counts)])
-    # cost[i, j]: positions that the sizes i..j take when they are padded to size j
+    # cost[i, j]: positions of the examples of sizes i..j, padded to size j
     cost = np.where(np.tri(len(sizes), dtype=bool).T, sizes * (total[1:] - total[:-1, None]), np.inf)
-    best, previous = cost[0], []  # best[j]: positions that the sizes 0..j take with the edges so far, the last at j
+    best, previous = cost[0], []  # best[j]: positions of sizes 0..j with the last edge at j
     while best[-1] * (1 - padding) >= sizes @ counts and len(previous) + 1 < min(limit, len(sizes)):
-        candidates = best[:-1, None] + cost[1:]  # [i, j]: the edge before j is at i
+        candidates = best[:-1, None] + cost[1:]  # [i, j]: the previous edge is at i, the last at j
         previous.append(candidates.argmin(0))
         best = candidates.min(0)
     chosen = [len(sizes) - 1]
@@ -55,29 +55,29 @@ def bucket_edges(lengths: np.ndarray, *, limit: int = 16, padding: float = 0.08)
     return sizes[chosen[::-1]].astype(np.int64)
 
 
-def epoch_plan(buckets: np.ndarray, batch_size: int, *, seed: int, epoch: int) -> np.ndarray:
-    """Return which examples go together in one epoch, int64 (batches, batch_size), -1 for rows to fill up.
+def epoch_batches(buckets: np.ndarray, batch_size: int, *, seed: int, epoch: int) -> np.ndarray:
+    """Return the example indices of every batch of one epoch, int64 (batches, batch_size); -1 = filler row.
 
-    The permutation of ``(seed, epoch)`` is sorted by bucket, kept as it is within each, and cut into batches, which are
-    then shuffled: so a batch is a random choice out of one bucket, but for the few that lie across a boundary. Every example
-    appears once; the rows to fill up stand at the end of the batch of the shortest examples.
+    The permutation of ``(seed, epoch)`` is sorted stably by bucket and divided into batches, which are then shuffled. So
+    a batch is a random sample of one bucket, except for the few batches across a bucket boundary. Every example appears
+    once. The filler rows are at the end of the batch with the shortest examples.
 
     Args:
-      buckets: (n,) int, the place of each example's padded length among the edges.
-      batch_size: examples of a batch.
+      buckets: (n,) int, index of each example's padded length among the edges.
+      batch_size: examples per batch.
       seed: decides the order, together with ``epoch``.
       epoch: counted from 0.
     """
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(len(buckets))
     order = order[np.argsort(-buckets[order], kind="stable")]
-    plan = np.full((math.ceil(len(order) / batch_size), batch_size), -1)
-    plan.reshape(-1)[: len(order)] = order
-    return rng.permutation(plan)
+    rows = np.full((math.ceil(len(order) / batch_size), batch_size), -1)
+    rows.reshape(-1)[: len(order)] = order
+    return rng.permutation(rows)
 
 
 def assemble(tokens: Tokens, rows: np.ndarray, edges: np.ndarray) -> Batch:
-    """Return the batch of the examples ``rows``: int (batch_size,), -1 for rows to fill up, never at the first place."""
+    """Return the batch of the examples ``rows``: int (batch_size,), -1 = filler row; the first row is never a filler."""
     real = (rows >= 0).astype(np.float32)
     rows = np.where(rows >= 0, rows, rows[0])
     lengths = tokens.offsets[rows + 1] - tokens.offsets[rows]
@@ -96,52 +96,53 @@ def assemble(tokens: Tokens, rows: np.ndarray, edges: np.ndarray) -> Batch:
     return inputs | {"labels": np.where(inside, tokens.labels[places], np.int32(0)), "weights": weights}
 
 
-def count(batch: Batch) -> int:
-    """Return the tokens of a batch, padding and rows that fill up left out."""
+def count_tokens(batch: Batch) -> int:
+    """Return the number of tokens in a batch, without padding and filler rows."""
     rows = batch["weights"].reshape(len(batch["weights"]), -1).any(1)
     return int((batch["attention_mask"] != 0).sum(1) @ rows)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batches:
-    """The batches of a stage of training, by step: ``batches[step]`` depends on the fields and on ``step`` alone."""
+    """The batches of a training stage: ``batches[step]`` depends on the fields and on ``step`` alone."""
 
     tokens: Tokens
     batch_size: int
     epochs: float
-    """May be a fraction."""
+    """Passes over the examples; may be a fraction."""
     seed: int
     edges: np.ndarray
     """The padded lengths, from `bucket_edges`."""
-    _plans: dict[int, np.ndarray] = dataclasses.field(default_factory=dict, init=False, repr=False)
+    _epoch: dict[int, np.ndarray] = dataclasses.field(default_factory=dict, init=False, repr=False)
+    """The `epoch_batches` of the latest epoch that was read."""
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches that hold every example once."""
+        """The number of batches that contain every example once."""
         return math.ceil(self.tokens.size / self.batch_size)
 
     def __len__(self) -> int:
-        # 1e-9: 0.1 epochs of 30 steps are 3 steps, though 0.1 * 30 is a little more than 3
+        # In floating point 0.1 * 30 is slightly more than 3; 0.1 epochs of 30 steps are 3 steps.
         return math.ceil(self.epochs * self.steps_per_epoch - 1e-9)
 
     def __getitem__(self, index: int) -> Batch:
         if not 0 <= index < len(self):
             raise IndexError(f"step {index} of {len(self)}")
-        epoch, place = divmod(index, self.steps_per_epoch)
-        plan = self._plans.get(epoch)
-        if plan is None:
+        epoch, position = divmod(index, self.steps_per_epoch)
+        rows = self._epoch.get(epoch)
+        if rows is None:
             buckets = np.searchsorted(self.edges, self.tokens.lengths)
-            plan = epoch_plan(buckets, self.batch_size, seed=self.seed, epoch=epoch)
-            self._plans.clear()
-            self._plans[epoch] = plan
-        return assemble(self.tokens, plan[place], self.edges)
+            rows = epoch_batches(buckets, self.batch_size, seed=self.seed, epoch=epoch)
+            self._epoch.clear()
+            self._epoch[epoch] = rows
+        return assemble(self.tokens, rows[position], self.edges)
 
 
 def iterate(batches: Batches, *, start: int = 0, prefetch: int = 8) -> grain.DatasetIterator:
-    """Return a grain iterator over ``batches`` from step ``start`` on; a thread keeps ``prefetch`` of them ready.
+    """Return a grain iterator over ``batches`` that starts at step ``start``; a thread prefetches ``prefetch`` batches.
 
-    ``get_state()`` is a small dict of ints to put in a checkpoint; ``set_state`` of an iterator over equal batches goes
-    on behind the last batch that was taken, wherever in an epoch that was.
+    ``get_state()`` returns a small dict of ints for a checkpoint. After ``set_state`` an iterator over equal batches resumes
+    at the next batch, also in the middle of an epoch.
     """
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
     iterator = iter(grain.MapDataset.source(batches).to_iter_dataset(options))
@@ -150,10 +151,10 @@ def iterate(batches: Batches, *, start: int = 0, prefetch: int = 8) -> grain.Dat
 
 
 def eval_batches(tokens: Tokens, batch_size: int, edges: np.ndarray) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Yield batches, longest examples first, that hold every example once, each with the indices of its examples.
+    """Yield ``(batch, indices)``, longest examples first; every example is in one batch.
 
-    The indices are int64 (r,), r <= batch_size: row ``i`` of the batch is example ``indices[i]``, and rows from ``r`` on
-    fill up (weight 0).
+    The indices are int64 (r,), r <= batch_size: row ``i`` of the batch is example ``indices[i]``; the rows from ``r`` on are
+    filler rows (weight 0).
     """
     order = np.argsort(-tokens.lengths, kind="stable")
     for start in range(0, len(order), batch_size):
@@ -162,10 +163,10 @@ def eval_batches(tokens: Tokens, batch_size: int, edges: np.ndarray) -> Iterator
 
 
 def micro_batches(rows: int, length: int, batch_tokens: int) -> int:
-    """Return into how many equal parts to cut a batch (rows, length) so that a part has ``batch_tokens`` positions at most.
+    """Return the number of equal micro-batches of a batch (rows, length), each of at most ``batch_tokens`` positions.
 
-    The number divides ``rows`` and is the smallest that does; 0 ``batch_tokens`` means no limit. Raises `InputError` if even
-    one row is too long.
+    The number is the smallest divisor of ``rows`` that satisfies the limit; 1 where ``batch_tokens`` is 0 (no limit). Raises
+    `InputError` if a single row exceeds the limit.
     """
     if not batch_tokens:
         return 1

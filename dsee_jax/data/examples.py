@@ -1,4 +1,4 @@
-"""Labelled texts and the task they belong to: what every source of data makes."""
+"""Labelled texts, prompts with completions, and the task they belong to: the result of every data source."""
 
 import contextlib
 import dataclasses
@@ -13,47 +13,47 @@ from dsee_jax.runtime.storage import Place
 
 
 class Examples(NamedTuple):
-    """Texts with their labels, ``n`` of them."""
+    """``n`` texts with their labels."""
 
     text: list[str]
-    """The (first) sentence of each."""
+    """The (first) sentence of each example."""
     pair: list[str] | None
-    """The second sentence of each, or None where the task has one sentence."""
+    """The second sentence of each example; None for tasks of single sentences."""
     labels: np.ndarray
     """(n,): int32 index of the class, or float32 for regression."""
 
 
 class Prompts(NamedTuple):
-    """Prompts with what is to follow them, ``n`` of them; a prompt may come more than once."""
+    """``n`` prompts with their completions; equal prompts may repeat."""
 
     prompt: list[str | list[dict[str, Any]]]
-    """Texts, or the messages of chats so far, each with ``role`` and ``content``."""
+    """Each a text, or the messages of a chat, dicts with ``role`` and ``content``."""
     completion: list[str]
-    """What follows; after messages, the content of the assistant's next one."""
+    """The text after each prompt; for a chat the content of the assistant's next message."""
     where: list[str]
-    """``train.jsonl:12``: where each stands, for messages."""
+    """The file and line of each, such as ``train.jsonl:12``, for error messages."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is to be learnt, and what it is measured on."""
+    """Training examples, dev sets and class names."""
 
     name: str
-    """``rte``, ``toy``, ...: what the metrics go by."""
+    """``rte``, ``toy``, ...; decides the metrics."""
     labels: tuple[str, ...]
-    """The class names in the order of their index; empty for regression and causal-lm."""
+    """The class names by class index; empty for regression and causal-lm."""
     train: Examples | Prompts
     dev: Mapping[str, Examples | Prompts]
-    """Under ``dev``; MNLI has ``dev_matched`` and ``dev_mismatched``."""
+    """Dev sets by name: ``dev``, or ``dev_matched`` and ``dev_mismatched`` for MNLI."""
 
     @property
     def causal(self) -> bool:
-        """Whether the task is to write."""
+        """Whether the task is to generate text (causal-lm)."""
         return isinstance(self.train, Prompts)
 
     @property
     def regression(self) -> bool:
-        """Whether the label is a number to predict."""
+        """Whether the labels are numbers."""
         return not self.labels and not self.causal
 
     @property
@@ -63,9 +63,9 @@ class Task:
 
 
 def read_text(path: Place) -> str:
-    """Return the UTF-8 text of a file, without a byte-order mark; raises `InputError` if it cannot be read or is empty.
+    """Return the UTF-8 text of a file, without a byte-order mark; raises `InputError` if it is unreadable or empty.
 
-    Of several processes each reads a part of its bytes, which they exchange.
+    In a distributed run each process reads one part of the bytes and all-gathers the others.
     """
     try:
         text = _bytes(path).decode("utf-8-sig")
@@ -88,28 +88,29 @@ def _bytes(path: Place) -> bytes:
     def read(part: slice) -> bytes:
         with _readable(path), path.open("rb") as file:
             file.seek(part.start)
-            held = bytes(file.read(part.stop - part.start))
-        if len(held) < part.stop - part.start:
-            raise InputError(f"{path} ends early: it changes while it is read")
-        return held
+            content = bytes(file.read(part.stop - part.start))
+        if len(content) < part.stop - part.start:
+            raise InputError(f"{path} is shorter than at the start of the read: another program changes the file")
+        return content
 
     return b"".join(multihost.map_shards(size, read))
 
 
 @contextlib.contextmanager
 def _readable(path: Place) -> Iterator[None]:
+    """Raise `InputError` for an OSError or store error."""
     try:
         with storage.store_errors(path):
             yield
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}; a readable file is needed here") from None
+        raise InputError(f"{path}: {error.strerror or error}; expected a readable file") from None
 
 
 def class_indices(values: Sequence[str], classes: Sequence[str], where: Callable[[int], str]) -> np.ndarray:
-    """Return int32 (n,): the index of each value in ``classes``.
+    """Return the index of each value in ``classes``, int32 (n,).
 
-    ``where(i)`` names the place of value ``i``, for instance ``train.tsv:12``, for the `InputError` that is raised when
-    it is not one of the classes.
+    Raises `InputError` for a value that is no class; ``where(i)`` is the location of value ``i`` in the message, for
+    instance ``train.tsv:12``.
     """
     index = {name: number for number, name in enumerate(classes)}
     for number, value in enumerate(values):
@@ -125,7 +126,7 @@ def class_indices(values: Sequence[str], classes: Sequence[str], where: Callable
 def scores(
     values: Sequence[str], where: Callable[[int], str], bounds: tuple[float, float] = (-np.inf, np.inf)
 ) -> np.ndarray:
-    """Return float32 (n,): the values as numbers; one that is not a finite number within ``bounds`` is an `InputError`."""
+    """Return the values as numbers, float32 (n,); raises `InputError` for a value that is not finite or outside ``bounds``."""
     low, high = bounds
     numbers = np.empty(len(values), np.float32)
     for number, value in enumerate(values):

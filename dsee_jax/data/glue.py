@@ -1,4 +1,4 @@
-"""The nine GLUE tasks in their original TSV layout (Wang et al., 2019): tab separated, and quotes are plain text."""
+"""The nine GLUE tasks in their original TSV layout (Wang et al., 2019): tab-separated columns, quotes are plain text."""
 
 import logging
 from typing import NamedTuple
@@ -10,25 +10,28 @@ from dsee_jax.runtime.storage import Place
 
 
 class Layout(NamedTuple):
-    """How the files of one task look."""
+    """The file layout of one task."""
 
     folder: str
-    """The name of the task's folder within GLUE."""
+    """The name of the task's folder in GLUE."""
     text: str
+    """The column of the (first) sentence."""
     pair: str
-    """The column of the second sentence; empty for tasks with one."""
+    """The column of the second sentence; empty for tasks of single sentences."""
     label: str
+    """The column of the label."""
     values: tuple[str, ...] = ()
-    """The classes as the files write them, in order; empty for regression."""
+    """The label values of the files, by class index; empty for regression."""
     labels: tuple[str, ...] = ()
-    """The classes' names, where the files write numbers."""
+    """The class names, where the label values are numbers."""
     columns: tuple[str, ...] = ()
     """The columns of files without a header line."""
     dev: tuple[str, ...] = ("dev",)
+    """The names of the dev files."""
     bounds: tuple[float, float] = (0.0, 0.0)
-    """The range of a regression's label."""
+    """The range of a regression label."""
     torn: float = 0.0
-    """The largest share of rows that line breaks within a sentence tore; so few are left out and said."""
+    """The tolerated fraction of incomplete rows, from line breaks inside sentences; such rows are skipped with a warning."""
 
 
 _ENTAILMENT = ("entailment", "not_entailment")
@@ -59,40 +62,39 @@ LAYOUTS = {
 
 
 def read_tsv(path: Place, layout: Layout) -> Examples:
-    """Read the examples of one file of a task.
+    """Return the examples of one file of a task.
 
     Raises:
-      InputError: with the file, and the line where there is one: the file is missing, empty or not UTF-8, a column is
-        missing, a row has too few columns, or a label is outside the task.
+      InputError: the file is missing, empty or not UTF-8, a column is missing, a row has too few columns, or a label is
+        outside the task; the message has the file and, where known, the line.
     """
     lines = [line.removesuffix("\r") for line in read_text(path).split("\n")]
     header = layout.columns or tuple(lines[0].split("\t"))
     first = 1 if layout.columns else 2
-    wanted = [column for column in (layout.text, layout.pair, layout.label) if column]
-    for name in wanted:
+    for name in filter(None, (layout.text, layout.pair, layout.label)):
         if name not in header:
             raise InputError(
                 f"{path}:1: no column {name!r}{did_you_mean(name, header)}; the header line has "
                 f"{', '.join(map(repr, header))}"
             )
     rows = [(number, line.split("\t")) for number, line in enumerate(lines[first - 1 :], first) if line]
-    whole = [(number, row) for number, row in rows if len(row) >= len(header)]
-    if len(rows) - len(whole) > layout.torn * len(rows):
+    complete = [(number, row) for number, row in rows if len(row) >= len(header)]
+    if len(rows) - len(complete) > layout.torn * len(rows):
         number, row = next((number, row) for number, row in rows if len(row) < len(header))
         raise InputError(
             f"{path}:{number}: the row has {len(row)} columns, expected {len(header)} separated by tabs: {', '.join(header)}"
         )
-    if len(whole) < len(rows):
-        logging.getLogger(__name__).warning("%s: left out %d torn rows", path, len(rows) - len(whole))
-    if not whole:
+    if len(complete) < len(rows):
+        logging.getLogger(__name__).warning("%s: skipped %d incomplete rows", path, len(rows) - len(complete))
+    if not complete:
         raise InputError(f"{path}: no rows below the header line; expected labelled examples")
 
     def column(name: str) -> list[str]:
-        place = header.index(name)
-        return [row[place] for _, row in whole]
+        index = header.index(name)
+        return [row[index] for _, row in complete]
 
     def where(index: int) -> str:
-        return f"{path}:{whole[index][0]}"
+        return f"{path}:{complete[index][0]}"
 
     values = column(layout.label)
     labels = class_indices(values, layout.values, where) if layout.values else scores(values, where, layout.bounds)
@@ -100,19 +102,21 @@ def read_tsv(path: Place, layout: Layout) -> Examples:
 
 
 def _folder(root: Place, layout: Layout) -> Place:
-    """Return the folder of a task's files."""
+    """Return the folder of a task's files: ``root`` or its subfolder."""
     if not root.is_dir():
-        raise InputError(f"data.dir: no folder {str(root)!r}; give the folder that holds {layout.folder}/train.tsv")
+        raise InputError(
+            f"data.dir: no folder {str(root)!r}; set data.dir to the folder with {layout.folder}/train.tsv"
+        )
     inner = root / layout.folder
     if inner.is_dir():
         root = inner
     elif not (root / "train.tsv").is_file():
-        raise InputError(f"data.dir: looked for {inner / 'train.tsv'} and {root / 'train.tsv'} and found neither")
+        raise InputError(f"data.dir: looked for {inner / 'train.tsv'} and {root / 'train.tsv'}; neither exists")
     return root
 
 
 def load(task: str, folder: str) -> Task:
-    """Read ``task`` (a key of `LAYOUTS`) from GLUE's folder or the task's own; raises `InputError`, as `read_tsv` does."""
+    """Return ``task`` (a key of `LAYOUTS`) from GLUE's folder or from the task's own folder; raises like `read_tsv`."""
     if task not in LAYOUTS:
         raise InputError(
             f"data.task: GLUE has no task {task!r}{did_you_mean(task, LAYOUTS)}; expected one of {', '.join(LAYOUTS)}"

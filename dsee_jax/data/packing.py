@@ -1,4 +1,4 @@
-"""Several texts in one row, so that little of a batch is padding."""
+"""Packing: several texts per row, so that batches have little padding."""
 
 import bisect
 
@@ -8,15 +8,16 @@ from dsee_jax.data.tokens import Tokens
 
 
 def pack(tokens: Tokens, length: int) -> Tokens:
-    """Return tokens of rows of at most ``length``, each of one or more texts, numbered 1, 2, 3 ... in ``segments``.
+    """Return rows of at most ``length`` tokens, each of one or more texts, numbered 1, 2, 3 ... in ``segments``.
 
-    The longest text goes first, each into the fullest row that has room for it (best fit decreasing): no two rows would fit
-    into one. Which texts share a row depends on their lengths and order alone, so epochs differ in the order of rows.
-    A decoder reads ``segments`` as its attention mask: texts do not see each other and each begins at position 0.
+    Best fit decreasing: texts are placed from the longest to the shortest, each into the fullest row with enough space, so
+    that no two rows fit into one. The texts of a row depend on the lengths and the order of texts alone; epochs differ in
+    the order of rows. A decoder reads ``segments`` as its attention mask: texts do not attend to each other, and each starts
+    at position 0.
 
     Args:
-      tokens: texts to write, none longer than ``length``, not yet packed.
-      length: tokens of a row.
+      tokens: causal-lm texts, none longer than ``length``, not yet packed.
+      length: the most tokens of a row.
     """
     lengths = tokens.lengths
     rows: list[list[int]] = []

@@ -1,8 +1,8 @@
-"""Prompts with what is to follow them: CSV or JSON lines of one's own, and the E2E NLG dataset from its CSV.
+"""Prompts with their completions: your CSV or JSON lines, and the E2E NLG dataset from its CSV.
 
-A line of JSON is ``{"prompt": ..., "completion": ...}`` or ``{"messages": [{"role": ..., "content": ...}, ...]}``, of which
-the last is the assistant's and is what is to be learnt; a CSV has the columns prompt and completion. Lines of one prompt are
-references of one input.
+A JSON line is ``{"prompt": ..., "completion": ...}`` or ``{"messages": [{"role": ..., "content": ...}, ...]}``. The last
+message is the assistant's; its content is the completion. A CSV has the columns prompt and completion. Lines with equal
+prompts are several references for one input.
 """
 
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ from dsee_jax.errors import InputError, did_you_mean
 
 
 def load(config: DataConfig) -> Task:
-    """Read the train and dev files of ``data.dir``; the task's name is ``data.task``, or e2e.
+    """Return the task of the train and dev files in ``data.dir``, named ``data.task``, or e2e.
 
-    E2E (Novikova et al. 2017, arXiv 1706.09254): the prompt is the meaning representation as it stands in the column ``mr``,
-    the completion a space and the text of ``ref``.
+    E2E (Novikova et al. 2017, arXiv 1706.09254): the prompt is the meaning representation in the column ``mr``, the
+    completion a space and the text in the column ``ref``.
 
     Raises:
-      InputError: with the file and line: a file is missing, empty or malformed, a column is missing, a completion is empty, or
-        messages are not a chat that the assistant ends.
+      InputError: a file is missing, empty or malformed, a column is missing, a completion is empty, or messages are no chat
+        that ends with the assistant's; the message has the file and line.
     """
     if config.source == "e2e":
         paths = tables.files(config, ["trainset.csv"], ["devset.csv"])
@@ -31,21 +31,21 @@ def load(config: DataConfig) -> Task:
         kind = config.source
         paths = tables.files(config, [f"train.{kind}"], [f"dev.{kind}", f"validation.{kind}"])
         name, read = config.task, _example
-    found = {}
+    splits = {}
     for split, path in paths.items():
         prompts = Prompts([], [], [])
         for line, row in tables.rows(path, config.source):
             where = f"{path}:{line}"
             prompt, completion = read(row, where)
             if not completion.strip():
-                raise InputError(f"{where}: what is to follow the prompt is empty: give a text or take the line out")
+                raise InputError(f"{where}: the completion is empty: add a text or delete the line")
             prompts.prompt.append(prompt)
             prompts.completion.append(completion)
             prompts.where.append(where)
         if not prompts.where:
             raise InputError(f"{path}: no rows; expected prompts and completions")
-        found[split] = prompts
-    return Task(name, (), found["train"], {"dev": found["dev"]})
+        splits[split] = prompts
+    return Task(name, (), splits["train"], {"dev": splits["dev"]})
 
 
 def _meaning(row: Mapping[str, Any], where: str) -> tuple[str, str]:
@@ -65,20 +65,22 @@ def _texts(row: Mapping[str, Any], names: tuple[str, str], where: str, expected:
             near = did_you_mean(name, row.keys() - set(names))
             raise InputError(f"{where}: no {name!r}{near}; expected {expected}, found {', '.join(map(repr, row))}")
         if not isinstance(row[name], str):
-            raise InputError(f"{where}: {name!r} is {str(row[name])[:40]!r}; expected a text")
+            raise InputError(f"{where}: {name!r} is {str(row[name])[:40]!r}; expected a string")
     return row[names[0]], row[names[1]]
 
 
 def _chat(messages: Any, where: str) -> tuple[list[dict[str, Any]], str]:
     """Return all messages but the last, and the content of the last."""
     if not isinstance(messages, list) or len(messages) < 2:
-        raise InputError(f"{where}: 'messages' is {str(messages)[:40]!r}; expected a list of two messages or more")
+        raise InputError(f"{where}: 'messages' is {str(messages)[:40]!r}; expected a list of two or more messages")
     for number, message in enumerate(messages):
         if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise InputError(f"{where}: message {number} is {str(message)[:40]!r}; expected texts 'role' and 'content'")
+            raise InputError(
+                f"{where}: message {number} is {str(message)[:40]!r}; expected strings 'role' and 'content'"
+            )
     *before, last = messages
     if last["role"] != "assistant":
         raise InputError(
-            f"{where}: the last message is of {last['role']!r}; expected the assistant's, which is to be learnt"
+            f"{where}: the last message has the role {last['role']!r}; expected 'assistant', whose message is the completion"
         )
     return before, last["content"]

@@ -1,20 +1,20 @@
-"""Prompts with the reference texts that generated texts are scored against."""
+"""Dev-set prompts with their reference texts, against which generated texts are scored."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 
-class Exercise(NamedTuple):
-    """Prompts, each with the texts that people wrote for it."""
+class References(NamedTuple):
+    """Different prompts, each with the texts that people wrote for it."""
 
     tokenizer: Any
-    ends: tuple[int, ...]  # tokens that end a text
-    pad: int
-    prompts: list[list[int]]  # token ids, all different
-    references: list[list[str]]  # one or more of each prompt
+    ends: tuple[int, ...]  # end-of-text token ids
+    pad: int  # padding token id
+    prompts: list[list[int]]  # token ids of each prompt, no two equal
+    texts: list[list[str]]  # one or more per prompt
 
 
-def exercise(
+def group_by_prompt(
     tokenizer: Any,
     ends: tuple[int, ...],
     pad: int,
@@ -22,13 +22,13 @@ def exercise(
     completions: Sequence[str],
     *,
     most: int = 0,
-) -> Exercise:
-    """Return the different prompts of ``pairs`` (ids of a prompt, ids of what follows), each with all its completions.
+) -> References:
+    """Return the different prompts of ``pairs`` (ids of a prompt, ids of its response), each with all its completions.
 
-    ``most``: only the first so many prompts; 0: all.
+    ``most`` limits the result to the first prompts; 0 = all prompts.
     """
-    found: dict[tuple[int, ...], list[str]] = {}
+    groups: dict[tuple[int, ...], list[str]] = {}
     for (prompt, _), completion in zip(pairs, completions, strict=True):
-        found.setdefault(tuple(prompt), []).append(completion.strip())
-    prompts, references = [list(prompt) for prompt in found], list(found.values())
-    return Exercise(tokenizer, ends, pad, prompts[: most or None], references[: most or None])
+        groups.setdefault(tuple(prompt), []).append(completion.strip())
+    prompts, texts = [list(prompt) for prompt in groups], list(groups.values())
+    return References(tokenizer, ends, pad, prompts[: most or None], texts[: most or None])

@@ -1,4 +1,4 @@
-"""Tasks of one's own: a folder with ``train.csv`` and ``dev.csv``, or the same in JSON lines."""
+"""Your own tasks: a folder with ``train.csv`` and ``dev.csv``, or ``train.jsonl`` and ``dev.jsonl``."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from dsee_jax.runtime.storage import Place
 
 
 class _Columns(NamedTuple):
-    """The wanted columns of one file as text, and where each row stands."""
+    """The configured columns of one file as text, and the line number of each row."""
 
     text: list[str]
     pair: list[str] | None
@@ -49,12 +49,12 @@ def _jsonl_rows(path: Place) -> Iterator[tuple[int, Mapping[str, Any]]]:
         except json.JSONDecodeError as error:
             raise InputError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from None
         if not isinstance(row, dict):
-            raise InputError(f"{path}:{number}: expected one JSON object a line, found {line[:40]!r}")
+            raise InputError(f"{path}:{number}: expected one JSON object per line, found {line[:40]!r}")
         yield number, row
 
 
 def rows(path: Place, source: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yield ``(line, {column: value})`` of a file of ``source`` csv or jsonl; raises `InputError` with file and line."""
+    """Yield ``(line number, {column: value})`` of a csv or jsonl file; raises `InputError` with the file and line."""
     return _jsonl_rows(path) if source == "jsonl" else _csv_rows(path)
 
 
@@ -64,17 +64,17 @@ def _as_text(value: Any) -> str:
 
 def _columns(path: Place, config: DataConfig) -> _Columns:
     columns = _Columns([], [] if config.pair else None, [], [])
-    named = [("text", config.text, columns.text), ("label", config.label, columns.label)]
+    targets = [("text", config.text, columns.text), ("label", config.label, columns.label)]
     if columns.pair is not None:
-        named.append(("pair", config.pair, columns.pair))
+        targets.append(("pair", config.pair, columns.pair))
     for line, row in rows(path, config.source):
-        for key, column, values in named:
+        for key, column, values in targets:
             value = row.get(column)
             if value is None or (key != "label" and not isinstance(value, str)):
-                found = (
+                problem = (
                     f"no column {column!r}{did_you_mean(column, row)}" if value is None else f"{column!r} is no text"
                 )
-                raise InputError(f"{path}:{line}: {found}; data.{key} names one of {', '.join(map(repr, row))}")
+                raise InputError(f"{path}:{line}: {problem}; set data.{key} to one of {', '.join(map(repr, row))}")
             values.append(_as_text(value))
         columns.lines.append(line)
     if not columns.lines:
@@ -83,7 +83,7 @@ def _columns(path: Place, config: DataConfig) -> _Columns:
 
 
 def class_names(values: Sequence[str]) -> tuple[str, ...]:
-    """Return the different values, sorted: as numbers if all are whole numbers, else as text."""
+    """Return the different values, sorted as numbers if all are integers, else as text."""
     names = set(values)
     if all(name.removeprefix("-").isdecimal() for name in names):
         return tuple(sorted(names, key=int))
@@ -92,33 +92,35 @@ def class_names(values: Sequence[str]) -> tuple[str, ...]:
 
 @multihost.raise_on_all()
 def files(config: DataConfig, train: Sequence[str], dev: Sequence[str]) -> dict[str, Place]:
-    """Return the paths of train and dev in ``data.dir``: as the config names them, else the first there is of those given.
+    """Return the paths of the train and dev files in ``data.dir``.
 
-    Raises `InputError` where there is no such folder or file.
+    These are ``data.train_file`` and ``data.dev_file`` where set, else the first file of ``train`` and of ``dev`` that exists.
+    Raises `InputError` for a folder or file that does not exist.
     """
-    folder, found = storage.as_path(config.dir), {}
+    folder, files = storage.as_path(config.dir), {}
     with storage.store_errors(folder):
-        there = folder.is_dir()
-    if not there:
-        raise InputError(f"data.dir: no folder {str(folder)!r}; give the folder that holds {train[0]}")
-    for split, named, usual in (("train", config.train_file, train), ("dev", config.dev_file, dev)):
-        paths = [folder / name for name in ([named] if named else usual)]
+        exists = folder.is_dir()
+    if not exists:
+        raise InputError(f"data.dir: no folder {str(folder)!r}; set data.dir to the folder with {train[0]}")
+    for split, chosen, defaults in (("train", config.train_file, train), ("dev", config.dev_file, dev)):
+        paths = [folder / name for name in ([chosen] if chosen else defaults)]
         with storage.store_errors(folder):
-            found[split] = next((path for path in paths if path.is_file()), None)
-        if found[split] is None:
-            key = f"data.{split}_file" if named else "data.dir"
+            files[split] = next((path for path in paths if path.is_file()), None)
+        if files[split] is None:
+            key = f"data.{split}_file" if chosen else "data.dir"
             raise InputError(f"{key}: no file {' or '.join(map(str, paths))}")
-    return found
+    return files
 
 
 def load(config: DataConfig) -> Task:
-    """Read ``data.dir``'s train and dev (or validation) files, by the columns that ``config`` names.
+    """Return the task of the train and dev (or validation) files in ``data.dir``, named ``data.task``.
 
-    The name of the task is ``data.task``. JSON labels that are not text count as their JSON: ``1``, ``true``.
+    ``data.text``, ``data.pair`` and ``data.label`` name the columns. A JSON label that is no string stands for its JSON
+    text, such as ``1`` or ``true``.
 
     Raises:
-      InputError: with the file and line: a file is missing, empty or malformed, a column is missing, a label is outside
-        ``data.labels`` (or outside those of the training file), or all labels of the training file are equal.
+      InputError: a file is missing, empty or malformed, a column is missing, a label is outside ``data.labels`` (or outside
+        the labels of the training file), or all training labels are equal; the message has the file and line.
     """
     kind = config.source
     paths = files(config, [f"train.{kind}"], [f"dev.{kind}", f"validation.{kind}"])
@@ -126,7 +128,7 @@ def load(config: DataConfig) -> Task:
     classes = () if config.regression else config.labels or class_names(columns["train"].label)
     if len(classes) == 1:
         raise InputError(
-            f"{paths['train']}: every label is {classes[0]!r}; a task needs two classes, or data.regression"
+            f"{paths['train']}: every label is {classes[0]!r}; a task needs two classes, or data.regression: true"
         )
 
     def examples(split: str) -> Examples:

@@ -12,7 +12,7 @@ from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.runtime import multihost, storage
 
 _PAIR = ("sentence1", "sentence2", "label")
-_COLUMNS = {  # where TFDS' own names for GLUE need no configuration
+_COLUMNS = {  # (text, pair, label) in TFDS, so that GLUE needs no configuration
     "glue/cola": ("sentence", "", "label"),
     "glue/sst2": ("sentence", "", "label"),
     "glue/mrpc": _PAIR,
@@ -27,16 +27,16 @@ _DEV = {"validation": "dev", "validation_matched": "dev_matched", "validation_mi
 
 
 def _builder(name: str, folder: str) -> Any:
-    """Return the dataset builder; raises `InputError` if it is unknown or its files are not there to be read."""
+    """Return the dataset builder; raises `InputError` if it is unknown or its ``array_record`` files do not exist."""
     import tensorflow_datasets as tfds
 
     if name.startswith("glue/"):
-        import tensorflow_datasets.text.glue  # registers it: the automatic look-up needs TensorFlow
+        import tensorflow_datasets.text.glue  # registers the builders; the automatic look-up needs TensorFlow
 
     if storage.remote(folder):
-        # Only files of this machine are read record by record; the copy has the folders that the store has.
-        inside = name.split(":")[0]
-        folder = str(storage.download(f"{folder.rstrip('/')}/{inside}")).removesuffix(inside)
+        # array_record reads local files only; the local copy keeps the folder structure of the store.
+        dataset = name.split(":")[0]
+        folder = str(storage.download(f"{folder.rstrip('/')}/{dataset}")).removesuffix(dataset)
     try:
         builder = tfds.builder(name, data_dir=folder or None)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
@@ -54,8 +54,12 @@ def _builder(name: str, folder: str) -> Any:
     return builder
 
 
-def _reader(source: Any) -> Callable[[slice], list[Any]]:
-    return lambda part: list(source.__getitems__(range(part.start, part.stop)))
+def _reader(source: Any, columns: Sequence[str]) -> Callable[[slice], list[dict[str, Any]]]:
+    def read(part: slice) -> list[dict[str, Any]]:
+        rows = source.__getitems__(range(part.start, part.stop))
+        return [{column: row[column] for column in columns} for row in rows]
+
+    return read
 
 
 def _text(value: Any) -> str:
@@ -64,20 +68,20 @@ def _text(value: Any) -> str:
 
 def _strings(rows: Sequence[Any], column: str, name: str) -> list[str]:
     if rows and not isinstance(rows[0][column], bytes):
-        raise InputError(f"data.text, data.pair: {column!r} of {name!r} is no text; name a column that is")
+        raise InputError(f"data.text, data.pair: {column!r} of {name!r} is no text; choose a text column")
     return [row[column].decode() for row in rows]
 
 
 def load(config: DataConfig) -> Task:
-    """Read the splits train and validation (MNLI: validation_matched and _mismatched) of the builder ``data.task``.
+    """Return the task of the splits train and validation (MNLI: validation_matched and _mismatched) of builder ``data.task``.
 
-    Columns are ``data.text``, ``data.pair`` and ``data.label``, but for ``glue/*`` those of TFDS. A floating-point label
-    makes a regression, a ClassLabel brings its names. The task's name is ``rte`` for ``glue/rte``. Of several processes each
-    reads a part of the records, which they exchange.
+    The columns are ``data.text``, ``data.pair`` and ``data.label``; for ``glue/*`` those of TFDS. A floating-point label
+    makes the task a regression; a ClassLabel supplies the class names. The task's name is ``rte`` for ``glue/rte``. In a
+    distributed run each process reads one part of the records and all-gathers the others.
 
     Raises:
-      InputError: the builder is unknown, not prepared, or not as ``array_record``; a column or split is missing; a label is
-        outside the task.
+      InputError: the builder is unknown, not prepared, or not in ``array_record`` files; a column or split is missing; a
+        label is outside the task.
     """
     with multihost.raise_on_all():
         builder = _builder(config.task, config.dir)
@@ -95,7 +99,7 @@ def load(config: DataConfig) -> Task:
     rows: dict[str, Sequence[Any]] = {}
     for split in splits:
         source = builder.as_data_source(split)
-        parts = multihost.map_shards(len(source), _reader(source))
+        parts = multihost.map_shards(len(source), _reader(source, [*filter(None, (text, pair, label))]))
         rows[split] = [row for part in parts for row in part]
 
     names = tuple(getattr(features[label], "names", None) or ())

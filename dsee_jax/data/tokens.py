@@ -1,4 +1,4 @@
-"""Texts to token ids by a Hugging Face fast tokenizer, ragged: no padding is kept."""
+"""Token ids of texts from a Hugging Face fast tokenizer, stored end to end without padding."""
 
 import os
 import pathlib
@@ -7,52 +7,52 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dsee_jax.ckpt.folders import GENERATION, read_json
+from dsee_jax.ckpt.folders import GENERATION, MODEL_CONFIG, read_json
 from dsee_jax.data.examples import Examples
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import multihost
 
-CHUNK = 8192  # examples encoded at once, which bounds the memory that Python lists take
+CHUNK = 8192  # examples per tokenizer call; bounds the memory of Python lists
 
 
 class Tokens(NamedTuple):
-    """Tokenised examples laid end to end: example ``i`` is ``input_ids[offsets[i]:offsets[i + 1]]``."""
+    """Tokenised examples, concatenated: example ``i`` is ``input_ids[offsets[i]:offsets[i + 1]]``."""
 
     input_ids: np.ndarray
     """(tokens,) int32."""
     token_type_ids: np.ndarray
-    """(tokens,) int32: 1 in the second sentence where the model tells sentences apart, else 0."""
+    """(tokens,) int32: 1 in the second sentence where the tokenizer has token types, else 0."""
     offsets: np.ndarray
     """(n + 1,) int64."""
     labels: np.ndarray
-    """(n,): int32 classes or float32 scores; of texts to write (tokens,) int32: the token that follows each."""
+    """(n,): int32 classes or float32 scores; for causal-lm (tokens,) int32: the next token of each."""
     pad_id: int
-    """The id to fill up with."""
+    """The padding id."""
     weights: np.ndarray | None = None
-    """Of texts to write, (tokens,) float32: 1 where the token that follows is of a response, else 0."""
+    """For causal-lm (tokens,) float32: 1 where the next token belongs to a response, else 0."""
     segments: np.ndarray | None = None
-    """Of packed texts, (tokens,) int32: the number of a token's text in its row, from 1; None: a text a row."""
+    """For packed texts (tokens,) int32: the number of each token's text in its row, from 1; None: one text per row."""
 
     @property
     def size(self) -> int:
-        """n, how many examples there are; of packed texts, rows."""
+        """n, the number of examples; of rows for packed texts."""
         return len(self.offsets) - 1
 
     @property
     def lengths(self) -> np.ndarray:
-        """(n,) int64: tokens of each example."""
+        """(n,) int64: the number of tokens of each example."""
         return np.diff(self.offsets)
 
 
 def load_tokenizer(path: str | pathlib.Path) -> Any:
-    """Open the fast tokenizer of a Hugging Face folder or hub id; raises `InputError` if there is none."""
-    # Its advice to install PyTorch is none to a program that only needs the tokenizer; it is given at the import.
+    """Return the fast tokenizer of a Hugging Face folder or hub id; raises `InputError` if it has none."""
+    # At import transformers advises to install PyTorch, which the tokenizer does not need.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(str(path))
-    except Exception as error:  # a malformed tokenizer.json is a bare Exception
+    except Exception as error:  # a malformed tokenizer.json raises a bare Exception
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"model.path: no tokenizer in {str(path)!r}; expected tokenizer.json or vocab.txt beside config.json ({reason})"
@@ -60,32 +60,31 @@ def load_tokenizer(path: str | pathlib.Path) -> Any:
 
 
 def tokenize(tokenizer: Any, examples: Examples, max_length: int, *, vocab_size: int) -> Tokens:
-    """Encode texts, or pairs of texts, with the tokenizer's special tokens; of several processes each does a part of them.
+    """Return the `Tokens` of texts, or pairs of texts, in their order, with the tokenizer's special tokens.
+
+    In a distributed run each process encodes one part of the examples.
 
     Args:
       tokenizer: from `load_tokenizer`.
-      examples: ``n`` of them.
-      max_length: the most tokens of one example, special ones included; the longer sentence of a pair is cut first.
+      examples: ``n`` examples.
+      max_length: the most tokens of one example, special tokens included; the longer sentence of a pair is truncated first.
       vocab_size: rows of the model's embedding.
 
-    Returns:
-      The `Tokens` of the ``n`` examples, in their order.
-
     Raises:
-      InputError: ``max_length`` leaves no room for text, or an id is not below ``vocab_size``.
+      InputError: ``max_length`` leaves no room for text, or an id is not less than ``vocab_size``.
     """
     special = tokenizer.num_special_tokens_to_add(pair=examples.pair is not None)
     if max_length <= special:
         raise InputError(f"data.max_length: {max_length} leaves no room for text; special tokens alone take {special}")
-    encoded = multihost.map_shards(len(examples.text), lambda part: _encoded(tokenizer, examples, part, max_length))
+    encoded = multihost.map_shards(len(examples.text), lambda part: _encode_part(tokenizer, examples, part, max_length))
     input_ids, token_type_ids, lengths = map(np.concatenate, zip(*encoded, strict=True))
     check_ids(int(input_ids.max()), vocab_size)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return Tokens(input_ids, token_type_ids, offsets, examples.labels, tokenizer.pad_token_id or 0)
 
 
-def _encoded(tokenizer: Any, examples: Examples, part: slice, max_length: int) -> tuple[np.ndarray, ...]:
-    """Return the ids, the token types and the lengths of some examples."""
+def _encode_part(tokenizer: Any, examples: Examples, part: slice, max_length: int) -> tuple[np.ndarray, ...]:
+    """Return ids and token types, (tokens,) int32 each, and lengths, int64, of the examples ``part``."""
     typed = "token_type_ids" in tokenizer.model_input_names
     ids, types, lengths = [], [], []
     for start in range(part.start, part.stop, CHUNK):
@@ -107,7 +106,7 @@ def _encoded(tokenizer: Any, examples: Examples, part: slice, max_length: int) -
 
 
 def check_ids(largest: int, vocab_size: int) -> None:
-    """Raise `InputError` for an id that the embedding has no row for."""
+    """Raise `InputError` if the ``largest`` id has no row in an embedding of ``vocab_size`` rows."""
     if largest >= vocab_size:
         raise InputError(
             f"model.path: vocabulary larger than the embedding: the tokenizer gives id {largest}, the embedding has "
@@ -116,14 +115,14 @@ def check_ids(largest: int, vocab_size: int) -> None:
 
 
 def ends(folder: pathlib.Path, tokenizer: Any) -> tuple[int, ...]:
-    """Return the ends of text that the first of generation_config.json, config.json and the tokenizer names."""
-    for name in (GENERATION, "config.json"):
-        found = read_json(folder / name).get("eos_token_id") if (folder / name).exists() else None
-        if found is not None:
-            return tuple(found) if isinstance(found, list) else (found,)
+    """Return the end-of-text ids in generation_config.json, else in config.json, else of the tokenizer."""
+    for name in (GENERATION, MODEL_CONFIG):
+        ids = read_json(folder / name).get("eos_token_id") if (folder / name).exists() else None
+        if ids is not None:
+            return tuple(ids) if isinstance(ids, list) else (ids,)
     return () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
 
 
-def padding(tokenizer: Any, ends: Sequence[int]) -> int:
-    """Return the id to pad with; a tokenizer without one pads with the end of text, which no mask lets through."""
+def pad_id(tokenizer: Any, ends: Sequence[int]) -> int:
+    """Return the padding id of a tokenizer, else an end-of-text id (the attention mask hides padding), else 0."""
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (*ends, 0)[0]

@@ -1,9 +1,9 @@
-"""An embedded task that needs language and no network: natural language inference over a small grammar.
+"""A built-in task that needs language and no network: natural language inference over a small grammar.
 
-A premise and a hypothesis such as *"all hungry dogs run"* and *"some poodles do not move"*: does the first entail the
-second, contradict it, or neither? Sentences are a quantifier, a noun phrase, perhaps a negation and a verb phrase;
-phrases are ordered by inclusion (poodles are dogs, hungry dogs are dogs, who runs in the park runs). The label is not
-written but decided, by looking for a model of the two sentences (see `relation`).
+A premise and a hypothesis such as *"all hungry dogs run"* and *"some poodles do not move"*: does the premise entail the
+hypothesis, contradict it, or neither? A sentence is a quantifier, a noun phrase, an optional negation and a verb phrase.
+Phrases are ordered by inclusion: poodles are dogs, hungry dogs are dogs, whoever runs in the park runs. The label is computed
+by a search for models of the two sentences (`relation`).
 """
 
 import functools
@@ -16,7 +16,7 @@ from dsee_jax.data.examples import Examples, Task
 
 LABELS = ("entailment", "neutral", "contradiction")
 
-_NOUNS = {  # word: the next wider word
+_NOUNS = {  # word: its hypernym
     "animals": "",
     "dogs": "animals",
     "poodles": "dogs",
@@ -49,7 +49,7 @@ _PLACES = ("", "in the park", "at night", "near the river", "on sundays")
 
 
 class Form(NamedTuple):
-    """A sentence form: ``universal`` says all of the nouns (else some), ``positive`` that they do (else do not)."""
+    """A sentence form: ``universal`` = all of the nouns (else some), ``positive`` = they do (else they do not)."""
 
     template: str
     universal: bool
@@ -66,7 +66,7 @@ FORMS = (
 
 
 class Phrase(NamedTuple):
-    """A head word and what narrows it, which may be empty."""
+    """A head word and a modifier, which may be empty."""
 
     head: str
     modifier: str
@@ -87,8 +87,8 @@ class Sentence(NamedTuple):
 
 
 @functools.cache
-def below(narrow: Phrase, wide: Phrase) -> bool:
-    """Whether everything that ``narrow`` describes, ``wide`` describes too, by the words alone."""
+def is_included(narrow: Phrase, wide: Phrase) -> bool:
+    """Whether ``wide`` describes everything that ``narrow`` describes, by the meaning of the words."""
     if wide.modifier not in ("", narrow.modifier):
         return False
     head = narrow.head
@@ -98,13 +98,13 @@ def below(narrow: Phrase, wide: Phrase) -> bool:
 
 
 def _order(first: Phrase, second: Phrase) -> tuple[bool, bool]:
-    return below(first, second), below(second, first)
+    return is_included(first, second), is_included(second, first)
 
 
 @functools.cache
 def _relation(premise: Form, hypothesis: Form, nouns: tuple[bool, bool], verbs: tuple[bool, bool]) -> int:
-    """`relation` for sentences whose noun and verb phrases include each other as said: (first in second, second in first)."""
-    kinds = [  # a kind of individual: is it described by noun 1, noun 2, verb 1, verb 2?
+    """Return `relation` by form and by the inclusions of nouns and verbs: (first in second, second in first) each."""
+    kinds = [  # a kind of individual: whether noun 1, noun 2, verb 1, verb 2 describe it
         kind
         for kind in itertools.product((False, True), repeat=4)
         if not (nouns[0] and kind[0] > kind[1])
@@ -130,12 +130,13 @@ def _relation(premise: Form, hypothesis: Form, nouns: tuple[bool, bool], verbs: 
 
 
 def relation(premise: Sentence, hypothesis: Sentence) -> int:
-    """Return the index in `LABELS` of how the sentences are related, decided exactly.
+    """Return the exact relation of two sentences, as an index of `LABELS`.
 
-    Sentences speak of sets. A model says which kinds of individual exist, a kind being a choice of the four phrases
-    that describe it, within the inclusions of the words; each noun describes somebody. "All" and "no" forbid kinds,
-    "some" and "not all" ask for one; a model exists if what is asked for is not wholly forbidden. The premise entails the
-    hypothesis if no model has it with the hypothesis' negation, contradicts it if no model has both.
+    Sentences are statements about sets. A model is a set of existing kinds of individuals. A kind is a choice of the four
+    phrases that describe it, subject to the inclusions of the words; each noun describes at least one individual. "All" and
+    "no" exclude kinds; "some" and "not all" require one of several kinds. A model exists if no requirement is fully excluded.
+    The premise entails the hypothesis if no model satisfies it together with the negated hypothesis. The premise contradicts
+    the hypothesis if no model satisfies both.
     """
     return _relation(
         FORMS[premise.form],
@@ -146,17 +147,17 @@ def relation(premise: Sentence, hypothesis: Sentence) -> int:
 
 
 _EQUAL, _NARROWER, _WIDER = (True, True), (True, False), (False, True)
-# How the noun phrases and the verb phrases of a pair include each other: one of the two differs at most.
+# Inclusions of the noun phrases and of the verb phrases of a pair; at most one of the two is not equal.
 _ORDERS = ((_EQUAL, _EQUAL), (_NARROWER, _EQUAL), (_WIDER, _EQUAL), (_EQUAL, _NARROWER), (_EQUAL, _WIDER))
-_SHARES = ((3, 3, 2, 1, 1), (2, 2, 2, 1, 1), (2, 1, 1, 1, 1))  # of premise forms, hypothesis forms, orders
+_SHARES = ((3, 3, 2, 1, 1), (2, 2, 2, 1, 1), (2, 1, 1, 1, 1))  # weights of premise forms, hypothesis forms, orders
 
 
 @functools.cache
 def _cells() -> tuple[np.ndarray, np.ndarray]:
-    """Return int (cells, 3) of premise form, hypothesis form and order, and float (cells,): how often to draw each.
+    """Return int (cells, 3) of premise form, hypothesis form and order, and float (cells,), the probability of each cell.
 
-    No single one of the three may tell the label: iterative proportional fitting gives every class the same share, and
-    within every class the forms and orders the same shares, `_SHARES`.
+    None of the three predicts the label alone: iterative proportional fitting gives every class the same probability, and
+    within every class the forms and orders the probabilities `_SHARES`.
     """
     cells = np.array(list(itertools.product(*(range(len(shares)) for shares in _SHARES))))
     labels = np.array([_relation(FORMS[p], FORMS[h], *_ORDERS[order]) for p, h, order in cells])
@@ -170,7 +171,7 @@ def _cells() -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def _pairs(heads: tuple[str, ...], modifiers: tuple[str, ...]) -> dict[tuple[bool, bool], list[tuple[Phrase, Phrase]]]:
-    """Return all pairs of phrases by their order."""
+    """Return all pairs of phrases, grouped by their inclusions."""
     phrases = [Phrase(head, modifier) for head in heads for modifier in modifiers]
     pairs: dict[tuple[bool, bool], list[tuple[Phrase, Phrase]]] = {}
     for first, second in itertools.product(phrases, repeat=2):
@@ -179,17 +180,17 @@ def _pairs(heads: tuple[str, ...], modifiers: tuple[str, ...]) -> dict[tuple[boo
 
 
 def generate(train: int = 4000, dev: int = 800, *, seed: int = 0) -> dict[str, list[tuple[Sentence, Sentence]]]:
-    """Draw ``train`` and ``dev`` different pairs of premise and hypothesis, the same for the same seed.
+    """Return ``train`` and ``dev`` different pairs of premise and hypothesis, drawn with ``seed``.
 
-    A quarter of the combinations of form, noun and verb is held out: no sentence of a training pair is such a
-    combination, and the hypothesis of every dev pair is. The classes of a split differ in size by one at most.
+    A quarter of the combinations of form, noun and verb is held out: no training sentence has such a combination, every dev
+    hypothesis has one. Class sizes of a split differ by at most one.
     """
     rng = np.random.default_rng(seed)
     combinations = list(itertools.product(range(len(FORMS)), _NOUNS, _VERBS))
     held_out = {combinations[number] for number in rng.permutation(len(combinations))[: len(combinations) // 4]}
     cells, shares = _cells()
     nouns, verbs = _pairs(tuple(_NOUNS), _ADJECTIVES), _pairs(tuple(_VERBS), _PLACES)
-    found: dict[str, dict[tuple[Sentence, Sentence], None]] = {"train": {}, "dev": {}}
+    splits: dict[str, dict[tuple[Sentence, Sentence], None]] = {"train": {}, "dev": {}}
     room = {
         (split, label): (size + label) // len(LABELS)
         for split, size in (("train", train), ("dev", dev))
@@ -202,16 +203,16 @@ def generate(train: int = 4000, dev: int = 800, *, seed: int = 0) -> dict[str, l
             for pairs, part in zip((nouns, verbs), _ORDERS[order], strict=True)
         )
         pair = Sentence(premise, noun[0], verb[0]), Sentence(hypothesis, noun[1], verb[1])
-        held = [(sentence.form, sentence.noun.head, sentence.verb.head) in held_out for sentence in pair]
-        split, label = "dev" if held[1] else "train", relation(*pair)
-        if room[split, label] and not (held[0] and split == "train") and pair not in found[split]:
-            found[split][pair] = None
+        reserved = [(sentence.form, sentence.noun.head, sentence.verb.head) in held_out for sentence in pair]
+        split, label = "dev" if reserved[1] else "train", relation(*pair)
+        if room[split, label] and not (reserved[0] and split == "train") and pair not in splits[split]:
+            splits[split][pair] = None
             room[split, label] -= 1
-    return {split: list(pairs) for split, pairs in found.items()}
+    return {split: list(pairs) for split, pairs in splits.items()}
 
 
 def load() -> Task:
-    """Return the task: 4000 training and 800 dev pairs in three classes of equal frequency, always the same ones."""
+    """Return the task: 4000 training and 800 dev pairs in three balanced classes; every call returns the same pairs."""
     splits = {
         name: Examples(
             [premise.text for premise, _ in pairs],

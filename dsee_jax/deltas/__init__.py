@@ -1,4 +1,4 @@
-"""Low-rank + sparse updates of pretrained kernels: created, attached to a running model, folded into its weights."""
+"""Low-rank + sparse updates of pretrained kernels: created, attached to a running model, or folded into the weights."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Updates attached to a Linen model while it runs: an interceptor of every ``nn.Dense`` and of every joint projection."""
+"""Updates attached to a running Linen model by an interceptor of every ``nn.Dense`` and every joint projection."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from flax.linen.dtypes import promote_dtype
 from dsee_jax.deltas.fold import SCALE, kernels
 from dsee_jax.errors import InputError
 from dsee_jax.ops import dense
-from dsee_jax.typing import Deltas, Params, Supports
+from dsee_jax.typing import Deltas, Module, Params, Supports
 
 
 def interceptor(
@@ -17,8 +17,13 @@ def interceptor(
 ) -> Callable[..., Any]:
     """Return a function for ``flax.linen.intercept_methods`` that adds the collections ``delta`` and ``support`` to kernels.
 
-    It acts on ``nn.Dense`` and on joint projections; every other module runs as it is. The paths of the kernels it has
-    updated are added to ``seen``. Without ``joined`` the kernels of a joint projection are multiplied one by one.
+    The interceptor acts on ``nn.Dense`` and on joint projections (modules with an attribute ``joint``).
+
+    Args:
+      scale: alpha / rank.
+      scale_sparse: whether S is scaled too.
+      seen: receives the paths of the updated kernels.
+      joined: False multiplies by the kernels of a joint projection one by one.
     """
 
     def intercept(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
@@ -26,15 +31,15 @@ def interceptor(
         if context.method_name != "__call__" or module.scope is None or not (names or isinstance(module, nn.Dense)):
             return call(*args, **kwargs)
         prefix = "/".join(module.path)
-        # A Dense is the joint projection of one kernel which it holds itself.
+        # A Dense counts as a joint projection of one kernel, which the Dense itself holds.
         read = (
             (lambda kind, name: _variable(module, kind, name))
             if names
             else (lambda kind, _: module.variables.get(kind))
         )
         deltas = [(read("delta", name) or {}).get("kernel", {}) for name in names or ("",)]
-        apart = not joined and names and module.has_variable("params", names[0])
-        if not any(deltas) and not apart:
+        one_by_one = not joined and names and module.has_variable("params", names[0])
+        if not any(deltas) and not one_by_one:
             return call(*args, **kwargs)
         if seen is not None:
             paths = ("/".join(filter(None, (prefix, name, "kernel"))) for name in names or ("",))
@@ -48,7 +53,7 @@ def interceptor(
         cast = [{k: next(values) for k in ("kernel", "bias") if k in p} for p in parameters]
         parts = [(p["kernel"], p.get("bias"), d, s) for p, d, s in zip(cast, deltas, supports, strict=True)]
         options = {"scale": scale, "scale_sparse": scale_sparse}
-        if apart:
+        if one_by_one:
             return tuple(dense.dense(x, *part, **options) for part in parts)
         outputs = dense.joint_dense(x, *zip(*parts, strict=True), **options)
         return outputs if names else outputs[0]
@@ -61,7 +66,7 @@ def _variable(module: nn.Module, collection: str, name: str) -> Any:
 
 
 def apply(
-    model: nn.Module,
+    model: Module,
     params: Params,
     deltas: Deltas | None,
     supports: Supports | None,
@@ -75,21 +80,21 @@ def apply(
     """Run a Linen model with its updates attached.
 
     Args:
-      model: any Linen module; its kernels with updates must be those of ``nn.Dense`` or of a joint projection.
-      params: its params.
-      deltas, supports: as from `init`; None for none.
-      batch: a mapping becomes keyword arguments of the model, a tuple positional ones, anything else the only one.
+      model: any Linen module; updated kernels must belong to an ``nn.Dense`` or a joint projection.
+      params: the params of the model.
+      deltas, supports: as from `init`; None for no updates.
+      batch: a mapping holds keyword arguments of the model, a tuple positional arguments; anything else is the only argument.
       scale: alpha / rank.
       scale_sparse: whether S is scaled too.
-      joined: multiply by the kernels of a joint projection at once; not where their outputs are divided over devices, which
-        would have to move them.
-      **options: passed to ``model.apply``: ``deterministic``, ``rngs``, ``method`` ...
+      joined: multiply by the kernels of a joint projection at once. False where their outputs are sharded over devices, as the
+        joint product would move them.
+      **options: passed to ``model.apply``, such as ``deterministic``, ``rngs`` and ``method``.
 
     Returns:
-      What the model returns. Differentiable with respect to ``deltas`` alone: no gradient of a kernel is ever formed.
+      The outputs of the model. Differentiable with respect to ``deltas`` alone: no gradient of a kernel is formed.
 
     Raises:
-      InputError: an update belongs to no module that takes one; nothing is ignored silently.
+      InputError: an update reached no module that takes updates.
     """
     variables = {"params": params, "delta": deltas or {}, "support": supports or {}}
     args, kwargs = (
@@ -105,9 +110,9 @@ def apply(
 
 
 def _all_seen(paths: Iterable[str], seen: set[str]) -> None:
-    left = [path for path in paths if path not in seen]
-    if left:
+    missed = [path for path in paths if path not in seen]
+    if missed:
         raise InputError(
-            f"the update of {left[0]!r} reached no nn.Dense or joint projection ({len(left)} such): "
-            "take it out of delta.targets, or fold it with materialize"
+            f"the update of {missed[0]!r} reached no nn.Dense or joint projection ({len(missed)} such): "
+            "remove its kernel from delta.targets, or fold the updates with materialize"
         )

@@ -13,29 +13,29 @@ from dsee_jax.deltas.supports import SUPPORTS
 from dsee_jax.errors import InputError
 from dsee_jax.typing import Array, Key, Params
 
-_AT_ONCE = 1 << 28
-"""Bytes of float32 kernels whose supports are chosen in one call: all query and value kernels of a RoBERTa-large, and of a
-larger model no more than leaves room for the copies that the selectors make."""
+_CHUNK_BYTES = 1 << 28
+"""The most bytes of float32 kernels whose supports are chosen in one call: all query and value kernels of a RoBERTa-large. The
+selectors make several copies of their input."""
 
 
 def init(params: Params, config: DeltaConfig, *, key: Key) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Create the updates of every kernel that ``config.targets`` selects; the start equals the pretrained model exactly.
+    """Create the updates of every kernel that ``config.targets`` matches; the updated model still equals the pretrained model.
 
-    ``a`` (in, rank) is normal with standard deviation 0.02; ``b`` (rank, out) and ``values`` (nonzeros,) are 0. Supports are
-    chosen from the pretrained kernels, those of one shape in one vmapped call (many large ones in several). Kernels with a
-    leading layer axis (scanned models) get stacked updates, each layer's what it would be by itself.
+    ``a`` (in, rank) is normal with standard deviation 0.02. ``b`` (rank, out) and ``values`` (nonzeros,) are 0. Supports are
+    chosen from the pretrained kernels. A stacked kernel (layers, in, out) of a scanned model gets stacked updates, equal to
+    those of its layers as separate kernels.
 
     Args:
-      params: the pretrained tree; targets must be floating kernels of two axes (in, out), or three (layers, in, out).
+      params: the pretrained tree; targets must be floating kernels (in, out) or (layers, in, out).
       config: targets, rank, nonzeros, support.
-      key: decides ``a`` and the random choices of the selectors; folded with the index of the kernel among the targets,
-        those of scanned models taken layer by layer.
+      key: decides ``a`` and the random choices of the selectors; folded with the index of the kernel among the targets, every
+        layer of a stacked kernel counted.
 
     Returns:
       ``(deltas, supports)``; both empty when rank and nonzeros are 0.
 
     Raises:
-      InputError: a target matches nothing or no kernel, or rank or nonzeros do not fit it.
+      InputError: a target matches nothing or an array that is no kernel, or rank or nonzeros are too large for a kernel.
     """
     if not config.rank and not config.nonzeros:
         return {}, {}
@@ -59,12 +59,12 @@ def init(params: Params, config: DeltaConfig, *, key: Key) -> tuple[dict[str, An
 
 
 def _keys(chosen: Mapping[str, Array], key: Key) -> dict[str, Key]:
-    """Return the keys (layers,) of every kernel; a kernel of two axes is one layer."""
+    """Return the keys (layers,) of every kernel; a kernel (in, out) is one layer."""
 
     def layers(path: str, w: Array) -> list[str]:
-        found = stacks.paths(path, w.shape[0]) if w.ndim == 3 else [path]
-        # One that is stacked under another name than `stacks.STACK` still needs a key a layer.
-        return [f"{path}/{n:09}" for n in range(w.shape[0])] if w.ndim == 3 and found == [path] else found
+        paths = stacks.paths(path, w.shape[0]) if w.ndim == 3 else [path]
+        # A kernel that is stacked under another name than `stacks.STACK` also needs one key per layer.
+        return [f"{path}/{n:09}" for n in range(w.shape[0])] if w.ndim == 3 and paths == [path] else paths
 
     names = {path: layers(path, w) for path, w in chosen.items()}
     order = tree.flatten(tree.unflatten({name: 0 for each in names.values() for name in each}))
@@ -77,7 +77,7 @@ def _keys(chosen: Mapping[str, Array], key: Key) -> dict[str, Key]:
 
 def _check(path: str, w: Array, config: DeltaConfig) -> None:
     if w.ndim not in (2, 3) or not jnp.issubdtype(w.dtype, jnp.floating):
-        raise InputError(f"delta.targets takes {path!r}, which is {w.dtype}{w.shape}; expected a kernel (in, out)")
+        raise InputError(f"delta.targets matches {path!r}, which is {w.dtype}{w.shape}; expected a kernel (in, out)")
     rows, columns = w.shape[-2:]
     if not 0 <= config.rank <= min(rows, columns):
         raise InputError(f"delta.rank is {config.rank}; {path!r} is {rows} x {columns}: use 0 to {min(rows, columns)}")
@@ -97,17 +97,17 @@ def _supports(chosen: Mapping[str, Array], keys: Mapping[str, Key], config: Delt
     by_shape: dict[tuple[int, ...], list[str]] = {}
     for path, w in chosen.items():
         by_shape.setdefault(w.shape, []).append(path)
-    found: dict[str, Array] = {}
+    supports: dict[str, Array] = {}
     for shape, paths in by_shape.items():
-        # One matrix an index: a stacked kernel counts as as many matrices as it has layers.
+        # All kernels of one shape, and all layers of stacked kernels, go through one vmapped call, in chunks.
         stacked = jnp.concatenate([jnp.reshape(chosen[path], (-1, *shape[-2:])) for path in paths])
         layers = stacked.shape[0] // len(paths)
         split = jax.vmap(lambda each: jax.random.split(each, 1)[0])(jnp.concatenate([keys[path] for path in paths]))
         pick = jax.vmap(functools.partial(_pick, select, config.nonzeros, options))
-        at_once = max(1, _AT_ONCE // (4 * shape[-2] * shape[-1]))
-        parts = [slice(start, start + at_once) for start in range(0, len(stacked), at_once)]
+        chunk = max(1, _CHUNK_BYTES // (4 * shape[-2] * shape[-1]))
+        parts = [slice(start, start + chunk) for start in range(0, len(stacked), chunk)]
         picked = jnp.concatenate([jax.block_until_ready(pick(stacked[part], split[part])) for part in parts])
         for number, path in enumerate(paths):
             part = picked[number * layers : (number + 1) * layers]
-            found[path] = part if len(shape) == 3 else part[0]
-    return found
+            supports[path] = part if len(shape) == 3 else part[0]
+    return supports

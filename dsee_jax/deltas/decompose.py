@@ -1,15 +1,15 @@
-"""One matrix taken apart: low rank plus a few spikes (GreBsmo), and truncated singular value decompositions.
+"""Decompositions of one matrix: low rank plus a few spikes (GreBsmo), and truncated singular value decompositions.
 
-`grebsmo` is the split of DSEE (arXiv 2111.00160, section 3.2, after Zhou and Tao's greedy bilateral smoothing): U, V and S
-take turns. What is different from the authors' code, and why:
+`grebsmo` is the decomposition of DSEE (arXiv 2111.00160, section 3.2, after Zhou and Tao's greedy bilateral smoothing), which
+updates U, V and S in turn. It differs from the authors' code in three points:
 
-- The rank stays at or under half of the smaller side, so there is always something left for S to explain. It is taken whole
-  from the start: entries that enter S while the rank is still too low are slow to leave it again.
-- S is the ``nonzeros`` entries that stand out most, by an exact top-k and not by a threshold that few entries may pass.
-- A low-rank part with spare rank would bend towards the spikes and hide them. So the columns are dealt into two halves at
-  random, anew in every round, and the basis fitted to one half explains the other: a spike never takes part in its own
-  prediction. What is left is divided by its standard deviation under noise (a studentised residual), since a row that the
-  basis holds on to leaves little.
+- The rank is at most half of the smaller side, so that a residual is left for S. The full rank is used from the first round:
+  entries that enter S while the rank is too low are slow to leave S.
+- S holds the ``nonzeros`` entries that stand out most, by an exact top-k instead of a threshold that few entries may pass.
+- A low-rank part with spare rank would fit the spikes and hide them. Each round therefore splits the columns at random into
+  two halves, and the basis fitted to one half predicts the other: a spike takes no part in its own prediction. The residual
+  is divided by its standard deviation under noise (a studentised residual), because a row that dominates the basis leaves a
+  small residual.
 """
 
 import functools
@@ -22,14 +22,16 @@ from dsee_jax.errors import InputError
 from dsee_jax.typing import Array, Key
 
 ROUNDS = 10
-"""Turns of U, V and S."""
+"""Rounds of updates of U, V and S."""
+
 _LEAST_FREE = 0.5
-"""Divisor, at least, of a residual that becomes a value of S: a smaller one could make noise into a spike."""
+"""The smallest divisor of a residual that becomes a value of S; a smaller divisor could turn noise into a spike."""
 
 _LEAST_SHARE = 1e-4
-"""What rounding leaves of the variance of a row that a basis explains wholly."""
+"""The smallest share of the variance of a row that a basis leaves; rounding makes smaller shares meaningless."""
+
 _BLOCK = 48
-"""Triangular matrices up to this size are inverted by solving."""
+"""The largest size of triangular matrices that are inverted by solving."""
 
 _barrier = jax.lax.optimization_barrier
 
@@ -48,14 +50,14 @@ def svd(w: Array, rank: int) -> tuple[jax.Array, jax.Array, jax.Array]:
 def randomized_svd(
     w: Array, rank: int, *, key: Key, oversample: int = 8, iterations: int = 2
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return nearly what `svd` does, at a small part of its cost (Halko, Martinsson and Tropp 2011, algorithms 4.4 and 5.1).
+    """Approximate `svd` at a small part of its cost (Halko, Martinsson and Tropp 2011, algorithms 4.4 and 5.1).
 
     Args:
       w: (in, out).
-      rank: how many singular values.
+      rank: the number of singular values.
       key: draws the test matrix.
-      oversample: columns of the test matrix beyond ``rank``; cut to what the matrix has.
-      iterations: power iterations; more of them help where the singular values fall slowly.
+      oversample: columns of the test matrix beyond ``rank``; the total is at most min(in, out).
+      iterations: power iterations; slowly falling singular values need more.
 
     Raises:
       InputError: rank is not within 0 .. min(in, out).
@@ -75,14 +77,14 @@ def grebsmo(w: Array, rank: int, nonzeros: int = 64, *, key: Key) -> tuple[jax.A
     """Split a matrix into ``u @ v + s`` and a small rest.
 
     Args:
-      w: (in, out), any floating dtype; computed in float32.
-      rank: of ``u @ v``, from 0 to half of the smaller side.
-      nonzeros: entries of ``s``.
-      key: draws the start and the halves.
+      w: (in, out), any floating dtype; the computation is float32.
+      rank: the rank of ``u @ v``, from 0 to half of the smaller side.
+      nonzeros: the number of entries of ``s``.
+      key: draws the initial basis and the halves.
 
     Returns:
-      ``u`` (in, rank) with orthonormal columns, ``v`` (rank, out), and ``s`` (in, out), 0 but at `spikes` where it is
-      ``w - u @ v``.
+      ``u`` (in, rank) with orthonormal columns, ``v`` (rank, out), and ``s`` (in, out), which is ``w - u @ v`` at `spikes`
+      and 0 elsewhere.
 
     Raises:
       InputError: rank or nonzeros is out of range.
@@ -105,11 +107,11 @@ def grebsmo(w: Array, rank: int, nonzeros: int = 64, *, key: Key) -> tuple[jax.A
 
 @functools.partial(jax.jit, static_argnames=("rank", "nonzeros"))
 def spikes(w: Array, rank: int, nonzeros: int, *, key: Key) -> jax.Array:
-    """Return the ``nonzeros`` flat indices, all different, where ``w`` (in, out) stands out most from a matrix of low rank.
+    """Return the ``nonzeros`` different flat indices where ``w`` (in, out) stands out most from a low-rank matrix.
 
-    They come in the order of how much they stand out. Arguments and errors as of `grebsmo`; for rank 0 they are the largest
-    ``|w|``. Memory: a few times ``w``. Everything is a matrix product, a small Cholesky factor or a top-k, so many matrices
-    go well under one ``jax.vmap``.
+    The index that stands out most comes first. Arguments and errors are those of `grebsmo`. For rank 0 the result is the
+    indices of the largest ``|w|``. Memory: a few times ``w``. All steps are matrix products, small Cholesky factors or a
+    top-k, and run well under ``jax.vmap`` over many matrices.
     """
     _check_rank(w, rank, min(w.shape) // 2)
     if not 0 <= nonzeros <= w.size:
@@ -123,16 +125,16 @@ def spikes(w: Array, rank: int, nonzeros: int, *, key: Key) -> jax.Array:
     start, *keys = jax.random.split(key, ROUNDS + 1)
     bases = jax.random.normal(start, (2, w.shape[0], rank))
     with jax.default_matmul_precision("highest"):
-        _, found = jax.lax.scan(
+        _, indices = jax.lax.scan(
             lambda carry, key: _round(w, carry[0], carry[1], nonzeros, key), (bases, jnp.zeros_like(w)), jnp.stack(keys)
         )
-    return found[-1]
+    return indices[-1]
 
 
 def _round(w: jax.Array, bases: jax.Array, s: jax.Array, nonzeros: int, key: Key):
-    """One turn of U, V and S; ``bases`` (2, in, rank), one for each half of the columns.
+    """Update U, V and S once; ``bases`` (2, in, rank) holds one basis for each half of the columns.
 
-    The barriers keep XLA's CPU compiler from computing a gather or a sum again in each of its consumers: four times faster.
+    The barriers keep XLA's CPU compiler from recomputing a gather or a sum in each of its consumers: four times faster.
     """
     columns = w.shape[1]
     half = columns // 2
@@ -142,7 +144,7 @@ def _round(w: jax.Array, bases: jax.Array, s: jax.Array, nonzeros: int, key: Key
     left, right = clean[:, :half], clean[:, half:]
     bases = _barrier(_fit(jnp.stack([left, right[:, -half:]]), bases))
     rest = jnp.concatenate([_without(left, bases[1]), _without(right, bases[0])], axis=1)
-    # Of the variance of a noise entry in row i, a basis that other columns made leaves the share `free`.
+    # A basis fitted to other columns leaves the share `free` of the variance of a noise entry in row i.
     free = jnp.maximum(1 - jnp.sum(bases * bases, axis=2), _LEAST_SHARE)
     free = jnp.where((back < half)[None, :], free[1][:, None], free[0][:, None])
     free, rest = _barrier((free, jnp.take(rest, back, axis=1)))
@@ -152,7 +154,7 @@ def _round(w: jax.Array, bases: jax.Array, s: jax.Array, nonzeros: int, key: Key
 
 
 def _fit(x: jax.Array, u: jax.Array) -> jax.Array:
-    """One power iteration for the column spaces of a stack ``x`` (n, in, columns) from ``u`` (n, in, rank)."""
+    """Return bases of the column spaces of a stack ``x`` (n, in, columns): one power iteration from ``u`` (n, in, rank)."""
     return _orthonormal(x @ _orthonormal(_transposed(x) @ u, 1), 2)
 
 
@@ -161,7 +163,7 @@ def _without(x: jax.Array, u: jax.Array) -> jax.Array:
 
 
 def _orthonormal(x: jax.Array, passes: int) -> jax.Array:
-    """Orthonormal columns by repeated shifted Cholesky-QR (Fukaya et al. 2020): matrix products where QR would be a loop."""
+    """Orthonormalise columns by repeated shifted Cholesky-QR (Fukaya et al. 2020), which is made of matrix products."""
     tiny, eps = jnp.finfo(x.dtype).tiny, jnp.finfo(x.dtype).eps
     x = x / jnp.maximum(jnp.max(jnp.abs(x), axis=(1, 2), keepdims=True), tiny)
     eye = jnp.eye(x.shape[2])[None]
@@ -173,10 +175,10 @@ def _orthonormal(x: jax.Array, passes: int) -> jax.Array:
 
 
 def _inverse(lower: jax.Array) -> jax.Array:
-    """Inverses of lower triangular matrices (n, size, size), mostly by products: solving is ten times slower on a CPU.
+    """Invert lower triangular matrices (n, size, size), mostly by products: solving is ten times slower on a CPU.
 
-    All diagonal blocks are solved in one call, after which blocks merge in pairs. Not one call each: in jaxlib 0.10 batched
-    LAPACK calls that nothing orders wait for each other's threads for ever. For the same reason both halves are stacked.
+    One call solves all diagonal blocks, which then merge in pairs. One call per block would deadlock: in jaxlib 0.10, batched
+    LAPACK calls without an order between them wait for each other's threads. Both halves are stacked for the same reason.
     """
     size = lower.shape[1]
     levels = max(0, math.ceil(math.log2(size / _BLOCK)))
@@ -185,7 +187,7 @@ def _inverse(lower: jax.Array) -> jax.Array:
     lower = jnp.pad(lower, ((0, 0), (0, len(spare)), (0, len(spare)))).at[:, spare, spare].set(1)
 
     def blocks(width: int, row: int, step: int) -> jax.Array:
-        """Blocks of this width, each ``row`` below the diagonal, one every ``step`` along it."""
+        """Return the blocks of ``width`` that lie ``row`` below the diagonal, one every ``step`` along the diagonal."""
         starts = range(0, lower.shape[1] - row, step)
         return jnp.stack([lower[:, i + row : i + row + width, i : i + width] for i in starts], axis=1)
 
@@ -215,6 +217,6 @@ def _float32(w: Array) -> jax.Array:
 
 def _check_rank(w: Array, rank: int, limit: int) -> None:
     if w.ndim != 2:
-        raise InputError(f"a matrix (in, out) is expected, found the shape {w.shape}: use jax.vmap over leading axes")
+        raise InputError(f"expected a matrix (in, out), found the shape {w.shape}: use jax.vmap over leading axes")
     if not 0 <= rank <= limit:
         raise InputError(f"rank is {rank} for a matrix of {w.shape[0]} x {w.shape[1]}: use 0 to {limit}")

@@ -1,16 +1,16 @@
-"""Low-rank + sparse updates of frozen kernels (DSEE, arXiv 2111.00160, section 3): create, attach, fold, count.
+"""Low-rank + sparse updates folded into frozen kernels (DSEE, arXiv 2111.00160, section 3).
 
     W_eff = W + scale * (A @ B + scatter(support, values))
 
-Before and after, for one kernel of a model that was never edited::
+The arrays of one kernel::
 
-    params    query/kernel (768, 768)                        frozen
+    params    query/kernel (768, 768)                                 frozen
     deltas    query/kernel/{a (768, 16), b (16, 768), values (64,)}   trained
-    supports  query/kernel (64, 2)                           int32, fixed
+    supports  query/kernel (64, 2)                                    int32, fixed
 
-`apply` runs a Linen model with its updates attached: they travel as the collections ``delta`` and ``support``, and an
-interceptor reads them at each ``nn.Dense`` and at each joint projection (a module with an attribute ``joint`` that names
-the children which hold the kernels). For code that is not Linen, `materialize` gives plain params.
+`materialize` gives plain params for code that is not Linen. `dsee_jax.deltas.apply` runs a Linen model with its updates
+attached: they are the collections ``delta`` and ``support``, which an interceptor reads at each ``nn.Dense`` and at each joint
+projection (a module whose attribute ``joint`` names the children that hold the kernels).
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from dsee_jax.errors import InputError
 from dsee_jax.typing import Array, Delta, Deltas, Params, Supports
 
 SCALE = 2.0
-"""alpha / rank of the authors' settings (32 / 16), the default of `DeltaConfig`; pass ``config.scale`` for any other."""
+"""alpha / rank of the authors' settings (32 / 16) and of a default `DeltaConfig`. Pass ``config.scale`` for other settings."""
 
 _PARTS = frozenset({"a", "b", "values"})
 
@@ -41,19 +41,23 @@ def _first(node: Mapping[str, Any]) -> Any:
 
 
 def kernels(deltas: Deltas | None) -> dict[str, Delta]:
-    """Return ``{kernel path: delta}``, paths sorted at every level."""
+    """Return ``{kernel path: delta}``; paths are sorted at every level."""
     return tree.flatten(deltas, is_leaf=_is_delta) if deltas else {}
 
 
 def count(deltas: Deltas | None) -> int:
-    """Return how many numbers the updates train (coordinates are not trained and not counted)."""
+    """Return the number of trained parameters of the updates; coordinates are not trained and do not count."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(deltas))
 
 
 def effective(w: Array, delta: Delta, support: Array | None, *, scale: float, scale_sparse: bool = True) -> jax.Array:
-    """Return ``w + scale * (a @ b + S)`` for one kernel (in, out) or a stack of them (layers, in, out), in ``w``'s dtype.
+    """Return ``w + scale * (a @ b + S)`` for a kernel (in, out) or a stack of kernels (layers, in, out).
 
-    The sum is taken in float32 (float64 for a float64 kernel). With ``scale_sparse`` false S is added unscaled.
+    The sum is float32 (float64 for a float64 kernel). The result has the dtype of ``w``. If ``scale_sparse`` is False, S is
+    added unscaled.
+
+    Raises:
+      InputError: the delta has values and there is no support.
     """
     if w.ndim > 2:
         return jax.vmap(lambda w, d, s: effective(w, d, s, scale=scale, scale_sparse=scale_sparse))(w, delta, support)
@@ -62,7 +66,7 @@ def effective(w: Array, delta: Delta, support: Array | None, *, scale: float, sc
         total = total + scale * jnp.matmul(delta["a"], delta["b"], precision="highest")
     if "values" in delta:
         if support is None:
-            raise InputError("a delta has values and no support: pass the supports that were made with it")
+            raise InputError("a delta has values and no support: pass the supports that were created with the delta")
         total = total.at[support[:, 0], support[:, 1]].add((scale if scale_sparse else 1.0) * delta["values"])
     return total.astype(w.dtype)
 
@@ -70,24 +74,24 @@ def effective(w: Array, delta: Delta, support: Array | None, *, scale: float, sc
 def updates(
     w: Array, delta: Delta | None, support: Array | None, *, scale: float, scale_sparse: bool = True
 ) -> tuple[jax.Array, jax.Array]:
-    """Return ``scale * a @ b`` and ``scale * (a @ b + S)``, shaped like the kernel ``w``; zeros where there is no delta."""
+    """Return ``scale * a @ b`` and ``scale * (a @ b + S)``, dense, shaped like the kernel ``w``; zeros without a delta."""
     zeros = jnp.zeros(w.shape)
     if delta is None:
         return zeros, zeros
     factors = {name: delta[name] for name in ("a", "b") if name in delta}
-    whole = effective(zeros, delta, support, scale=scale, scale_sparse=scale_sparse)
-    return effective(zeros, factors, None, scale=scale), whole
+    update = effective(zeros, delta, support, scale=scale, scale_sparse=scale_sparse)
+    return effective(zeros, factors, None, scale=scale), update
 
 
 def materialize(
     params: Params, deltas: Deltas | None, supports: Supports | None, *, scale: float = SCALE, scale_sparse: bool = True
 ) -> dict[str, Any]:
-    """Return plain params with every update folded into its kernel; equal to `apply` up to rounding.
+    """Return plain params with every update folded into its kernel; equal to attached updates up to rounding.
 
     Args:
-      params: the tree that holds the kernels, of any framework whose params are nested dicts.
-      deltas: updates at some of its paths, or None.
-      supports: coordinates of the sparse updates, or None when there are none.
+      params: the tree of kernels, from any framework whose params are nested dicts.
+      deltas: updates at some paths of ``params``, or None.
+      supports: the coordinates of the sparse updates, or None for no sparse updates.
       scale: alpha / rank.
       scale_sparse: whether S is scaled too.
 

@@ -1,8 +1,8 @@
-"""Where a sparse update may live, on one array: exact top-k, and the selectors of coordinates.
+"""Selectors of the coordinates of a sparse update, for one kernel.
 
-A selector takes a kernel ``w`` (in, out) and returns a *support*: int32 (nonzeros, 2), the row (input) and column (output)
-of exactly that many different entries, in row-major order. All of them work under ``jax.jit`` and ``jax.vmap``.
-Not-a-number counts as the lowest score there is, and -0.0 as 0.0.
+A selector takes a kernel ``w`` (in, out) and returns a *support*, int32 (nonzeros, 2): the row (input) and column (output) of
+exactly ``nonzeros`` different entries, in row-major order. All selectors work under ``jax.jit`` and ``jax.vmap``.
+Not-a-number counts as the lowest score, and -0.0 as 0.0.
 """
 
 from collections.abc import Callable
@@ -23,23 +23,23 @@ def coordinates(index: Array, columns: int) -> jax.Array:
 
 
 def magnitude(w: Array, nonzeros: int, *, key: Key | None = None) -> jax.Array:
-    """Support of the largest ``|w|``; ties go to the lowest flat index. ``key`` is not used."""
+    """Return the support of the largest ``|w|``; ties go to the lowest flat index. ``key`` is not used."""
     del key
     _check(w, nonzeros)
     return coordinates(jax.lax.top_k(ordered(jnp.abs(w)).ravel(), nonzeros)[1], w.shape[1])
 
 
 def random(w: Array, nonzeros: int, *, key: Key) -> jax.Array:
-    """Support drawn without replacement, every set equally likely."""
+    """Return a support drawn without replacement; all sets of entries are equally likely."""
     _check(w, nonzeros)
-    # The highest of as many random numbers: a permutation would sort them all.
+    # The top-k of random numbers, as a permutation would sort all of them.
     return coordinates(jax.lax.top_k(jax.random.bits(key, (w.size,)), nonzeros)[1], w.shape[1])
 
 
 def grebsmo(w: Array, nonzeros: int, *, key: Key, rank: int = 0) -> jax.Array:
-    """Support of what stands out most from a low-rank matrix (`decompose.grebsmo`; the default of DSEE).
+    """Return the support of the entries that stand out most from a low-rank matrix (`decompose.grebsmo`, as in DSEE).
 
-    ``rank`` is that of the low-rank part, up to half of the smaller side; 0 stands for a quarter of it, at most 96.
+    ``rank`` is the rank of that matrix, up to half of the smaller side of ``w``. 0: a quarter of the smaller side, at most 96.
     """
     _check(w, nonzeros)
     return coordinates(decompose.spikes(w, rank or min(min(w.shape) // 4, 96), nonzeros, key=key), w.shape[1])
@@ -47,7 +47,7 @@ def grebsmo(w: Array, nonzeros: int, *, key: Key, rank: int = 0) -> jax.Array:
 
 def _check(w: Array, nonzeros: int) -> None:
     if w.ndim != 2:
-        raise InputError(f"a kernel (in, out) is expected, found the shape {w.shape}: use jax.vmap over leading axes")
+        raise InputError(f"expected a kernel (in, out), found the shape {w.shape}: use jax.vmap over leading axes")
     if not 0 <= nonzeros <= w.size:
         raise InputError(f"nonzeros is {nonzeros} for a kernel of {w.size} entries: use 0 to {w.size}")
 

@@ -1,4 +1,4 @@
-"""The model of a finished run for other tools."""
+"""Export of the model of a finished run to other formats."""
 
 from dsee_jax.lazy import package
 

@@ -1,57 +1,56 @@
-"""Adapters in the layout of PEFT: low-rank factors and the task head, which PEFT puts on the base they were tuned from.
+"""Adapters in PEFT's format: the low-rank factors and the task head, for the pretrained base model.
 
 ::
 
-    adapter_config.json         peft_type LORA, r, lora_alpha, the modules by their full names
+    adapter_config.json         peft_type LORA, r, lora_alpha, full module names
     adapter_model.safetensors   base_model.model.<module>.lora_A.weight (r, in), lora_B.weight (out, r), and the head's tensors
 """
 
 import json
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from safetensors.numpy import save_file
 
 from dsee_jax import tree
-from dsee_jax.ckpt import folders, hf_names
+from dsee_jax.ckpt import hf_names, tensors
 from dsee_jax.ckpt.adapter import Adapter
+from dsee_jax.ckpt.folders import ADAPTER_CONFIG, PEFT_WEIGHTS
 from dsee_jax.deltas import fold
 from dsee_jax.errors import InputError
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+from dsee_jax.models.architecture import Model
+from dsee_jax.runtime import files
 
 _PREFIX = "base_model.model."
 _TASKS = {"sequence-classification": "SEQ_CLS", "causal-lm": "CAUSAL_LM"}
 
 
-def save(path: Path, model: Any, adapter: Adapter) -> None:
-    """Write a folder that ``peft.PeftModel.from_pretrained(base, path)`` opens with equal logits.
+def save(path: Path, model: Model, adapter: Adapter) -> None:
+    """Write a folder that ``peft.PeftModel.from_pretrained(base, path)`` loads with equal logits.
 
     Args:
-      path: the folder to make; whole or not there.
-      model: what the adapter was tuned on, as from `load_pretrained`.
-      adapter: low-rank factors on the pretrained weights, and the head.
+      path: the new folder; it appears when it is complete.
+      model: the model of the adapter, from `load_pretrained`.
+      adapter: low-rank factors for the pretrained weights, and the head.
 
     Raises:
-      InputError: the adapter is more than that (sparse values, masks, a cut model), so that PEFT could not give its logits,
-        or ``path`` exists and is not an empty folder.
+      InputError: PEFT cannot represent the adapter (sparse values, masks, a structurally pruned model, part of a fused
+        weight), or ``path`` exists and is not an empty folder.
     """
     config = adapter.config
     if adapter.supports:
-        raise InputError("PEFT's LoRA has no sparse values and this adapter has (delta.nonzeros): use --format hf")
+        raise InputError("PEFT has no sparse values, but this adapter has (delta.nonzeros): use --format hf")
     if adapter.masks or adapter.kept or "kept" in config:
-        raise InputError("PEFT puts an adapter on the pretrained weights and this run has pruned them: use --format hf")
+        raise InputError("PEFT needs the pretrained weights, but this run has pruned them: use --format hf")
     factors, head = fold.kernels(adapter.deltas), tree.flatten(adapter.params)
-    names = hf_names.names(model)
-    places = {path: names[path] for path in [*factors, *head]}
-    for place, (name, layout) in places.items():
+    table = hf_names.names(model)
+    names = {path: table[path] for path in [*factors, *head]}
+    for leaf_path, (name, layout) in names.items():
         if layout.parts > 1:
-            raise InputError(f"{place!r} is a part of {name!r}, which PEFT updates as a whole: use --format hf")
-    modules = {path: name.rpartition(".")[0] for path, (name, _) in places.items()}
-    written = {f"{modules[path]}.lora_A.weight": delta["a"].T for path, delta in factors.items()}
-    written |= {f"{modules[path]}.lora_B.weight": delta["b"].T for path, delta in factors.items()}
-    written |= {places[path][0]: leaf.T if places[path][1].transposed else leaf for path, leaf in head.items()}
+            raise InputError(
+                f"{leaf_path!r} is one part of {name!r}, which PEFT can only update as one: use --format hf"
+            )
+    modules = {path: name.rpartition(".")[0] for path, (name, _) in names.items()}
+    leaves = {f"{modules[path]}.lora_A.weight": delta["a"].T for path, delta in factors.items()}
+    leaves |= {f"{modules[path]}.lora_B.weight": delta["b"].T for path, delta in factors.items()}
+    leaves |= {names[path][0]: leaf.T if names[path][1].transposed else leaf for path, leaf in head.items()}
     settings = {
         "peft_type": "LORA",
         "task_type": _TASKS[model.task],
@@ -62,11 +61,10 @@ def save(path: Path, model: Any, adapter: Adapter) -> None:
         "modules_to_save": sorted({modules[path] for path in head}),
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": not all(places[path][1].transposed for path in factors),
+        "fan_in_fan_out": not all(names[path][1].transposed for path in factors),
         "inference_mode": True,
     }
-    with folders.whole(path) as staging:
-        # safetensors writes the memory of a strided view as it lies, in the wrong order.
-        arrays = {_PREFIX + name: np.ascontiguousarray(leaf) for name, leaf in written.items()}
-        save_file(arrays, staging / WEIGHTS, metadata={"format": "pt"})
-        (staging / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    with files.folder(path) as staging:
+        arrays = {_PREFIX + name: leaf for name, leaf in leaves.items()}
+        tensors.save(staging / PEFT_WEIGHTS, arrays, metadata={"format": "pt"})
+        (staging / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

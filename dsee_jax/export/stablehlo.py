@@ -1,16 +1,17 @@
-"""A model as a program that runs without this library: StableHLO, written by `jax.export`.
+"""A model as a StableHLO program, written by `jax.export`, that runs without this library.
 
 ::
 
     model.stablehlo        the program, for any batch and length and for every platform of `PLATFORMS`
     weights.safetensors    its first argument
     signature.json         inputs, outputs, labels, constraints
-    run.py                 how to call it: jax, flatbuffers, numpy and safetensors
-    tokenizer.json ...     what makes its inputs
+    run.py                 an example call; needs jax, flatbuffers, numpy and safetensors
+    tokenizer.json ...     the tokenizer of its inputs
 
-The weights are an argument, not constants of the program: they stand on the disk and in memory once whatever the shapes it
-is compiled for, compile faster, may lie on any device, and those of a sibling (another seed, a merge) run through the same
-program. They keep our names and our layout (in, out): turning Hugging Face's around costs a small batch a third of its time.
+The weights are an argument of the program, not constants. So disk and memory have one copy for all shapes, compilation is
+faster, the weights can be on any device, and one program runs the weights of other models (another seed, a merge). They
+have the names and the layout (in, out) of this library: transposing Hugging Face's layout takes a third of the time of a
+small batch.
 """
 
 import contextlib
@@ -19,16 +20,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
 
 from dsee_jax import tree
-from dsee_jax.ckpt import folders, hf_save, tensors
+from dsee_jax.ckpt import hf_save, tensors
 from dsee_jax.export import run_template
 from dsee_jax.models import INPUTS
+from dsee_jax.models.architecture import Model
 from dsee_jax.runtime import files
 from dsee_jax.typing import Params
 
@@ -37,17 +38,16 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 PROGRAM, WEIGHTS, SIGNATURE, EXAMPLE = "model.stablehlo", "weights.safetensors", "signature.json", "run.py"
 
 
-def exported(model: Any, params: Params) -> export.Exported:
+def export_program(model: Model, params: Params) -> export.Exported:
     """Return the program ``(weights, input_ids, attention_mask, token_type_ids) -> logits`` of a model without dropout.
 
-    Args:
-      model: a Linen module with a config, as from `load_pretrained`.
-      params: its params, updates folded in; only shapes and dtypes are read.
+    ``weights`` is ``{path: array}`` as from `dsee_jax.tree.flatten`, the inputs are int32 (batch, length), the logits
+    float32 (batch, labels), or (batch, length, words) for causal-lm. Batch and length are symbolic. A call checks first
+    that the length does not exceed the position table.
 
-    Returns:
-      What takes ``weights``, ``{path: array}`` of `dsee_jax.tree.flatten`, and int32 (batch, length) each, and returns
-      float32 (batch, labels), or (batch, length, words) of causal-lm. Batch and length are symbols; the length is at most
-      that of the position table, which a call checks before anything is computed.
+    Args:
+      model: a Linen module with a config, from `load_pretrained`.
+      params: its params with updates folded in; only shapes and dtypes are read.
     """
 
     def run(weights: dict[str, jax.Array], *inputs: jax.Array) -> Any:
@@ -63,7 +63,7 @@ def exported(model: Any, params: Params) -> export.Exported:
 
 @contextlib.contextmanager
 def _no_paths() -> Iterator[None]:
-    """Keep the folders of this machine out of the source locations that a program carries for debugging."""
+    """Remove the folders of this machine from the source locations in the debug info of a program."""
     name = "jax_hlo_source_file_canonicalization_regex"
     before = getattr(jax.config, name)
     jax.config.update(name, ".*/")
@@ -73,20 +73,20 @@ def _no_paths() -> Iterator[None]:
         jax.config.update(name, before)
 
 
-def write(path: Path, model: nn.Module, params: Params, *, source: Path, labels: Sequence[str] = ()) -> None:
-    """Write the folder described above.
+def write(path: Path, model: Model, params: Params, *, source: Path, labels: Sequence[str] = ()) -> None:
+    """Write the program, its weights, its signature, an example and the tokenizer.
 
     Args:
-      path: the folder to make; whole or not there.
-      model, params: as `exported`.
-      source: a folder with the model's tokenizer files.
-      labels: names of the classes, in the order of the logits; empty for regression.
+      path: the new folder; it appears when it is complete.
+      model, params: as in `export_program`.
+      source: a folder with the tokenizer files of the model.
+      labels: class names in the order of the logits; empty for regression.
 
     Raises:
       InputError: ``path`` exists and is not an empty folder.
     """
-    program = exported(model, params)
-    with folders.whole(path) as staging:
+    program = export_program(model, params)
+    with files.folder(path) as staging:
         (staging / PROGRAM).write_bytes(program.serialize())
         flat = {path: np.asarray(leaf) for path, leaf in tree.flatten(params).items()}
         tensors.write(staging, flat, max_shard_size=1 + sum(leaf.nbytes for leaf in flat.values()))
@@ -96,8 +96,8 @@ def write(path: Path, model: nn.Module, params: Params, *, source: Path, labels:
         hf_save.copy_files(source, staging)
 
 
-def signature(model: Any, program: export.Exported, labels: Sequence[str]) -> dict[str, Any]:
-    """Return what ``signature.json`` holds."""
+def signature(model: Model, program: export.Exported, labels: Sequence[str]) -> dict[str, Any]:
+    """Return the content of ``signature.json``."""
     _, *inputs = jax.tree.unflatten(program.in_tree, program.in_avals)[0]
     meanings = {
         "input_ids": f"token ids, from 0 to {model.config.vocab_size - 1}",
@@ -115,7 +115,7 @@ def signature(model: Any, program: export.Exported, labels: Sequence[str]) -> di
         "output": {
             "dtype": str(output.dtype),
             "shape": [size if isinstance(size, int) else str(size) for size in output.shape],
-            "what": {2: "logits, one a label" if labels else "the score", 3: "logits of the word that follows each"}[
+            "what": {2: "logits, one per label" if labels else "the score", 3: "logits of the next token"}[
                 len(output.shape)
             ],
         },

@@ -1,4 +1,4 @@
-"""Text from decoders: tokens from prompts, and prompts and texts as strings."""
+"""Text generation with decoders: token ids from token ids, and texts from texts."""
 
 from typing import TYPE_CHECKING
 

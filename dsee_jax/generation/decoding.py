@@ -1,6 +1,6 @@
-"""Text generation: greedy, sampled, and by beam search, in one compiled loop over a cache.
+"""Text generation by greedy search, sampling and beam search, in one compiled loop over a key-value cache.
 
-Works on anything that `dsee_jax.deltas.apply` runs as causal-lm: plain, with updates attached, folded, or compacted.
+The model is any causal-lm that `dsee_jax.apply` runs: plain, with updates attached, folded, or compacted.
 """
 
 import dataclasses
@@ -14,41 +14,42 @@ import numpy as np
 
 from dsee_jax.deltas import attach, fold
 from dsee_jax.errors import InputError
+from dsee_jax.models.architecture import Model
 from dsee_jax.models.cache import create, take
 from dsee_jax.typing import Array, Deltas, Key, Params, Supports
 
-_NEVER = -1e9  # a score that no sequence has, as Hugging Face's
+_NEVER = -1e9  # below the score of any sequence; the value of Hugging Face
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How to choose the next token.
+    """The options of the choice of the next token.
 
     Raises:
-      InputError: a value out of its range, or beams that are to be sampled.
+      InputError: a value is out of its range, or sampling is combined with beams.
     """
 
     new_tokens: int = 64
     """The most tokens to add."""
     eos: tuple[int, ...] = ()
-    """A row ends with any of these; they are part of it."""
+    """End-of-text ids; the first of them ends a row and is part of its tokens."""
     pad: int = 0
-    """What follows the end of a row."""
+    """The id that fills a row after its end."""
     beams: int = 1
-    """Above 1: beam search, the sequence of the highest score of so many."""
+    """Above 1: beam search with this number of beams; the result is the sequence with the highest score."""
     length_penalty: float = 1.0
     """beams: a score is the sum of log probabilities over length ** length_penalty."""
     early_stopping: bool = False
-    """beams: stop as soon as there are as many ended sequences as beams."""
+    """beams: stop as soon as the number of ended sequences is the number of beams."""
     temperature: float = 0.0
-    """0: the most probable token. Above: sample from the softmax of logits / temperature."""
+    """0: the most probable token. Above 0: a sample from the softmax of logits / temperature."""
     top_k: int = 0
-    """Sample among the k most probable; 0: all."""
+    """Sample among the k most probable tokens; 0: among all."""
     top_p: float = 1.0
-    """Sample among the most probable whose probabilities first sum to p or more, in (0, 1]."""
+    """Sample among the fewest most probable tokens whose probabilities sum to p or more; in (0, 1]."""
     repetition_penalty: float = 1.0
-    """Above 1: logits (beams: log probabilities) of tokens that are in the prompt or were chosen are divided by it where they
-    are positive and multiplied where they are negative (arXiv 1909.05858, section 4.1)."""
+    """Above 1: logits (beams: log probabilities) of tokens of the prompt and of tokens already chosen are divided by the
+    penalty where they are positive and multiplied by it where they are negative (arXiv 1909.05858, section 4.1)."""
 
     def __post_init__(self) -> None:
         for name, least in (("new_tokens", 1), ("beams", 1), ("top_k", 0), ("temperature", 0)):
@@ -59,13 +60,13 @@ class Options:
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p is {self.top_p}; expected a number in (0, 1]")
         if self.temperature == 0 and (self.top_k or self.top_p < 1):
-            raise InputError("top_k and top_p choose what to sample from: give a temperature above 0 with them")
+            raise InputError("top_k and top_p apply to sampling only: also give a temperature above 0")
         if self.beams > 1 and self.temperature:
             raise InputError(f"beams is {self.beams} and temperature {self.temperature}: beam search does not sample")
 
 
 def pad_left(rows: Sequence[Sequence[int]], *, pad: int = 0, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Return ids and mask, int32 (rows, length) each, of token lists, padded on the left to a ``multiple`` of tokens."""
+    """Return ids and mask (1 = token, 0 = padding), int32 (rows, length) each, padded on the left to a ``multiple``."""
     length = -(-max(map(len, rows)) // multiple) * multiple
     ids, mask = np.full((len(rows), length), pad, np.int32), np.zeros((len(rows), length), np.int32)
     for number, row in enumerate(rows):
@@ -75,7 +76,7 @@ def pad_left(rows: Sequence[Sequence[int]], *, pad: int = 0, multiple: int = 1) 
 
 
 def generate(
-    model: Any,
+    model: Model,
     params: Params,
     input_ids: Array,
     attention_mask: Array | None = None,
@@ -84,26 +85,25 @@ def generate(
     supports: Supports | None = None,
     scale: float = fold.SCALE,
     scale_sparse: bool = True,
-    key: Key | None = None,
     **options: Any,
 ) -> jax.Array:
-    """Return the tokens that go on from prompts: int32 (batch, new_tokens), filled with ``pad`` after the end of a row.
+    """Return the new tokens after each prompt, int32 (batch, new_tokens), filled with ``pad`` after the end of a row.
 
-    Greedy and beam search choose as Hugging Face's do.
+    Greedy and beam search choose the same tokens as Hugging Face's.
 
     Args:
-      model: as from ``load_pretrained(path, task="causal-lm")``, or compacted.
-      params: its params.
-      input_ids: int (batch, length), padded on the left; see `pad_left`. Each length and each set of options compiles anew.
-      attention_mask: (batch, length), 0 = padding; None: none.
-      deltas, supports, scale, scale_sparse: updates to attach, as `dsee_jax.apply` takes them.
-      key: decides what is sampled.
-      **options: of `Options`.
+      model: from ``load_pretrained(path, task="causal-lm")``, or compacted.
+      params: the params of the model.
+      input_ids: int (batch, length), padded on the left (`pad_left`). Every new length and set of options is compiled once.
+      attention_mask: (batch, length), 0 = padding; None: no padding.
+      deltas, supports, scale, scale_sparse: updates to attach, as in `dsee_jax.apply`.
+      **options: of `Options`; and ``key``, which decides the samples and is needed with a temperature.
 
     Raises:
-      InputError: an option out of range, padding on the right, a row without tokens, a sampling without a key, or prompts that
-        with the new tokens are longer than the model's positions.
+      InputError: an option is out of range, a prompt has no tokens or is padded on the right, sampling has no key, or a prompt
+        and its new tokens exceed the model's positions.
     """
+    key = options.pop("key", None)
     chosen = Options(**options)
     ids = jnp.asarray(input_ids, jnp.int32)
     mask = (
@@ -123,12 +123,12 @@ def generate(
         raise InputError("sampling needs a key: pass key=jax.random.key(seed)")
     trees = {"params": params, "deltas": deltas or {}, "supports": supports or {}}
     key = jax.random.key(0) if key is None else key
-    return _compiled(model, chosen, scale, scale_sparse, trees, ids, jnp.asarray(mask), key)
+    return _generate(model, chosen, scale, scale_sparse, trees, ids, jnp.asarray(mask), key)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _compiled(
-    model: Any,
+def _generate(
+    model: Model,
     options: Options,
     scale: float,
     scale_sparse: bool,
@@ -138,31 +138,31 @@ def _compiled(
     key: Key,
 ) -> jax.Array:
     def step(tokens: jax.Array, mask: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-        """Return the logits (rows, vocabulary) behind ``tokens`` (rows, length) and the cache with them."""
+        """Return the logits (rows, vocabulary) after ``tokens`` (rows, length), and the cache with the tokens added."""
         batch = {"input_ids": tokens, "attention_mask": mask, "cache": cache, "last_only": True}
-        found, cache = attach.apply(
+        logits, cache = attach.apply(
             model, trees["params"], trees["deltas"], trees["supports"], batch, scale=scale, scale_sparse=scale_sparse
         )
-        return found[:, -1], cache
+        return logits[:, -1], cache
 
     capacity = ids.shape[1] + options.new_tokens - 1
     logits, cache = step(ids, mask, create(model, ids.shape[0], capacity))
     words = 0 if options.repetition_penalty == 1 else logits.shape[-1]
-    seen = _marked(jnp.zeros((len(ids), words), bool), ids, mask != 0)
+    seen = _mark(jnp.zeros((len(ids), words), bool), ids, mask != 0)
     if options.beams > 1:
         return _beam_search(step, logits, cache, seen, options)
-    return _one_by_one(step, logits, cache, seen, options, key)
+    return _sequential(step, logits, cache, seen, options, key)
 
 
-def _marked(seen: jax.Array, tokens: jax.Array, real: Any = True) -> jax.Array:
-    """Return bool ``seen`` (rows, words; 0 where none matters) with ``tokens`` (rows, n) marked where ``real``."""
+def _mark(seen: jax.Array, tokens: jax.Array, real: Any = True) -> jax.Array:
+    """Return bool ``seen`` (rows, words), with ``tokens`` (rows, n) set where ``real``; words is 0 without a penalty."""
     if not seen.shape[-1]:
         return seen
     return seen.at[jnp.arange(len(seen))[:, None], tokens].max(real)
 
 
-def _penalized(scores: jax.Array, seen: jax.Array, options: Options) -> jax.Array:
-    """Return scores (..., vocabulary) with those of tokens ``seen`` lowered."""
+def _penalize(scores: jax.Array, seen: jax.Array, options: Options) -> jax.Array:
+    """Return scores (..., vocabulary), lowered by the repetition penalty where ``seen``."""
     penalty = options.repetition_penalty
     if penalty == 1:
         return scores
@@ -170,7 +170,7 @@ def _penalized(scores: jax.Array, seen: jax.Array, options: Options) -> jax.Arra
 
 
 class _Rows(NamedTuple):
-    """The loop of one sequence a row."""
+    """The loop state of greedy search and sampling: one sequence per row."""
 
     count: jax.Array  # () int32: tokens chosen # pyright: ignore[reportIncompatibleMethodOverride]
     tokens: jax.Array  # (rows, new_tokens)
@@ -180,28 +180,29 @@ class _Rows(NamedTuple):
     cache: Any
 
 
-def _one_by_one(step: Any, logits: jax.Array, cache: Any, seen: jax.Array, options: Options, key: Key) -> jax.Array:
+def _sequential(step: Any, logits: jax.Array, cache: Any, seen: jax.Array, options: Options, key: Key) -> jax.Array:
+    """Return the tokens of greedy search or sampling, int32 (rows, new_tokens)."""
     rows = logits.shape[0]
 
     def choose(state: _Rows) -> tuple[jax.Array, jax.Array, jax.Array]:
-        logits = _penalized(state.logits, state.seen, options)
+        logits = _penalize(state.logits, state.seen, options)
         if options.temperature:
-            drawn = jax.random.categorical(jax.random.fold_in(key, state.count), filtered(logits, options))
+            drawn = jax.random.categorical(jax.random.fold_in(key, state.count), filter_logits(logits, options))
         else:
             drawn = jnp.argmax(logits, axis=-1)
         token = jnp.where(state.ended, options.pad, drawn).astype(jnp.int32)
         tokens = jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.count))
         return token, tokens, state.ended | _ends(token, options)
 
-    def go_on(state: _Rows) -> _Rows:
+    def advance(state: _Rows) -> _Rows:
         token, tokens, ended = choose(state)
         logits, cache = step(token[:, None], jnp.ones((rows, 1), jnp.int32), state.cache)
-        return _Rows(state.count + 1, tokens, ended, logits, _marked(state.seen, token[:, None]), cache)
+        return _Rows(state.count + 1, tokens, ended, logits, _mark(state.seen, token[:, None]), cache)
 
     tokens = jnp.full((rows, options.new_tokens), options.pad, jnp.int32)
     state = _Rows(jnp.zeros((), jnp.int32), tokens, jnp.zeros(rows, bool), logits, seen, cache)
-    # The last token is chosen behind the loop: nothing is to be computed from it.
-    state = jax.lax.while_loop(lambda s: (s.count < options.new_tokens - 1) & ~jnp.all(s.ended), go_on, state)
+    # The last token is chosen after the loop: the model need not read it.
+    state = jax.lax.while_loop(lambda s: (s.count < options.new_tokens - 1) & ~jnp.all(s.ended), advance, state)
     return choose(state)[1]
 
 
@@ -209,8 +210,8 @@ def _ends(tokens: jax.Array, options: Options) -> jax.Array:
     return jnp.isin(tokens, jnp.asarray(options.eos, jnp.int32))
 
 
-def filtered(logits: jax.Array, options: Options) -> jax.Array:
-    """Return logits (rows, vocabulary) over the temperature, -inf where top_k or, after it, top_p leaves a token out."""
+def filter_logits(logits: jax.Array, options: Options) -> jax.Array:
+    """Return logits / temperature (rows, vocabulary), -inf where top_k and then top_p exclude a token."""
     scores = logits / options.temperature
     if 0 < options.top_k < scores.shape[-1]:
         least = jax.lax.top_k(scores, options.top_k)[0][:, -1:]
@@ -218,31 +219,31 @@ def filtered(logits: jax.Array, options: Options) -> jax.Array:
     if options.top_p < 1:
         order = jnp.sort(scores, axis=-1, descending=True)
         probabilities = jax.nn.softmax(order, axis=-1)
-        # Those whose predecessors do not yet reach p; the first always.
-        taken = jnp.cumsum(probabilities, axis=-1) - probabilities < options.top_p
-        least = jnp.min(jnp.where(taken, order, jnp.inf), axis=-1, keepdims=True)
+        # A token is included while its predecessors sum to less than p; the first always is.
+        included = jnp.cumsum(probabilities, axis=-1) - probabilities < options.top_p
+        least = jnp.min(jnp.where(included, order, jnp.inf), axis=-1, keepdims=True)
         scores = jnp.where(scores < least, -jnp.inf, scores)
     return scores
 
 
 class _Beams(NamedTuple):
-    """The loop of a beam search: of every row the beams that go on, and the best of those that have ended."""
+    """The loop state of a beam search: for every row the live beams and the best ended sequences."""
 
     count: jax.Array  # () int32: tokens chosen # pyright: ignore[reportIncompatibleMethodOverride]
     tokens: jax.Array  # (rows, beams, new_tokens)
     scores: jax.Array  # (rows, beams): sums of log probabilities
     done_tokens: jax.Array  # (rows, beams, new_tokens)
     done_scores: jax.Array  # (rows, beams): best first, with the length penalty
-    done: jax.Array  # (rows, beams) bool: whether there is such a one
-    improvable: jax.Array  # (rows, 1) bool: whether a beam may still become better than the worst of them
-    blocked: jax.Array  # () bool: whether all that could follow has ended
+    done: jax.Array  # (rows, beams) bool: whether the slot has an ended sequence
+    improvable: jax.Array  # (rows, 1) bool: whether a live beam can still exceed the worst ended sequence
+    blocked: jax.Array  # () bool: whether all candidates have ended
     log_probs: jax.Array  # (rows, beams, vocabulary) of the next token
     seen: jax.Array  # (rows, beams, vocabulary) bool: in the prompt or chosen
     cache: Any  # of rows * beams rows
 
 
 def _beam_search(step: Any, logits: jax.Array, cache: Any, seen: jax.Array, options: Options) -> jax.Array:
-    """Hugging Face's beam search, its bounds on what may still improve included."""
+    """Return the tokens of the best sequences, int32 (rows, new_tokens), with the stopping bounds of Hugging Face."""
     rows, beams, new = logits.shape[0], options.beams, options.new_tokens
     candidates = max(2, 1 + len(options.eos)) * beams
 
@@ -250,9 +251,9 @@ def _beam_search(step: Any, logits: jax.Array, cache: Any, seen: jax.Array, opti
         return jnp.take_along_axis(values, places.reshape(*places.shape, *(1,) * (values.ndim - 2)), axis=1)
 
     def choose(state: _Beams) -> tuple[_Beams, jax.Array]:
-        """Return the state with one more token, and the beams (rows, beams) that it goes on from."""
+        """Return the state with one more token, and the parent beam of each live beam, (rows, beams)."""
         size = state.log_probs.shape[-1]
-        log_probs = _penalized(state.log_probs, state.seen, options)
+        log_probs = _penalize(state.log_probs, state.seen, options)
         sums = (log_probs + state.scores[:, :, None]).reshape(rows, beams * size)
         sums, places = jax.lax.top_k(sums, candidates)
         origin, token = places // size, (places % size).astype(jnp.int32)
@@ -260,8 +261,8 @@ def _beam_search(step: Any, logits: jax.Array, cache: Any, seen: jax.Array, opti
         tokens = jax.lax.dynamic_update_slice(tokens, token[:, :, None], (0, 0, state.count))
         length = state.count + 1
         ended = _ends(token, options) | (length >= new)
-        scores, kept = jax.lax.top_k(sums + ended * _NEVER, beams)
-        # Only the best candidates may end; the others are there so that enough go on.
+        scores, live = jax.lax.top_k(sums + ended * _NEVER, beams)
+        # Only the best candidates may end; the others keep the number of live beams up.
         done = ended & (jnp.arange(candidates) < beams)[None]
         done_scores = sums / length.astype(jnp.float32) ** options.length_penalty + ~done * _NEVER
         full = jnp.all(state.done, axis=1, keepdims=True) & options.early_stopping
@@ -274,7 +275,7 @@ def _beam_search(step: Any, logits: jax.Array, cache: Any, seen: jax.Array, opti
         worst = jnp.where(done, jnp.min(done_scores, axis=1, keepdims=True), _NEVER)
         state = state._replace(
             count=length,
-            tokens=gather(tokens, kept),
+            tokens=gather(tokens, live),
             scores=scores,
             done_tokens=done_tokens,
             done_scores=done_scores,
@@ -282,26 +283,26 @@ def _beam_search(step: Any, logits: jax.Array, cache: Any, seen: jax.Array, opti
             improvable=state.improvable & jnp.any(possible > worst, axis=1, keepdims=True),
             blocked=jnp.all(ended),
         )
-        return state, gather(origin, kept)
+        return state, gather(origin, live)
 
     def unfinished(state: _Beams) -> jax.Array:
         stopped = jnp.all(state.done) & options.early_stopping
         return jnp.any(state.improvable) & ~stopped & ~state.blocked
 
-    def go_on(state: _Beams) -> _Beams:
+    def advance(state: _Beams) -> _Beams:
         state, origin = choose(state)
         cache = take(state.cache, (jnp.arange(rows)[:, None] * beams + origin).reshape(-1))
         last = jax.lax.dynamic_slice_in_dim(state.tokens, state.count - 1, 1, axis=2).reshape(-1, 1)
         logits, cache = step(last, jnp.ones((rows * beams, 1), jnp.int32), cache)
         seen = gather(state.seen, origin).reshape(rows * beams, state.seen.shape[-1])
-        seen = _marked(seen, last).reshape(state.seen.shape)
+        seen = _mark(seen, last).reshape(state.seen.shape)
         return state._replace(log_probs=jax.nn.log_softmax(logits).reshape(rows, beams, -1), seen=seen, cache=cache)
 
     empty = jnp.full((rows, beams, new), options.pad, jnp.int32)
     state = _Beams(
         count=jnp.zeros((), jnp.int32),
         tokens=empty,
-        # All beams start alike: the first alone counts.
+        # All beams start equal: only the first has a score.
         scores=jnp.where(jnp.arange(beams) > 0, _NEVER, 0.0)[None] * jnp.ones((rows, 1)),
         done_tokens=empty,
         done_scores=jnp.full((rows, beams), _NEVER),
@@ -312,6 +313,6 @@ def _beam_search(step: Any, logits: jax.Array, cache: Any, seen: jax.Array, opti
         seen=jnp.broadcast_to(seen[:, None], (rows, beams, seen.shape[-1])),
         cache=take(cache, jnp.repeat(jnp.arange(rows), beams)),
     )
-    state = jax.lax.while_loop(lambda s: unfinished(s) & (s.count < new - 1), go_on, state)
+    state = jax.lax.while_loop(lambda s: unfinished(s) & (s.count < new - 1), advance, state)
     state = jax.lax.cond(unfinished(state), lambda s: choose(s)[0], lambda s: s, state)
     return state.done_tokens[:, 0]

@@ -1,4 +1,4 @@
-"""Scores of classes and of texts, and FLOPs."""
+"""Metrics: scores of classes and of texts, and multiply-adds."""
 
 from dsee_jax.lazy import package
 

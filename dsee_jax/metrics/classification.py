@@ -1,4 +1,4 @@
-"""Scores of a task on its dev set, by GLUE's conventions (Wang et al. 2019, table 1); scikit-learn and SciPy do the sums."""
+"""Metrics of a task on its dev set, by the conventions of GLUE (Wang et al. 2019, table 1), with scikit-learn and SciPy."""
 
 from collections.abc import Callable
 
@@ -21,17 +21,17 @@ def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def matthews(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Return Matthews' correlation, in [-1, 1]; 0 when all predictions agree."""
+    """Return Matthews' correlation, in [-1, 1]; 0 when all predictions are equal."""
     return float(sklearn.metrics.matthews_corrcoef(labels, predictions))
 
 
 def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Return the linear correlation of two float arrays (n,), in [-1, 1]; 0 when one of them is constant."""
+    """Return the linear correlation of two float arrays (n,), in [-1, 1]; 0 when an array is constant."""
     return _correlation(scipy.stats.pearsonr, predictions, labels)
 
 
 def spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Return the rank correlation of two float arrays (n,), in [-1, 1]; 0 when one of them is constant."""
+    """Return the rank correlation of two float arrays (n,), in [-1, 1]; 0 when an array is constant."""
     return _correlation(scipy.stats.spearmanr, predictions, labels)
 
 
@@ -47,11 +47,11 @@ METRICS: dict[str, dict[str, Metric]] = {
     "qqp": {"accuracy": accuracy, "f1": f1},
     "stsb": {"pearson": pearson, "spearman": spearman},
 }
-"""Metrics by task, the one that decides which checkpoint is best first; tasks not named here: accuracy, or as stsb."""
+"""Metrics by task; the first decides the best checkpoint. Other tasks have accuracy; other regression tasks those of stsb."""
 
 
 def of_task(name: str, *, regression: bool) -> dict[str, Metric]:
-    """Return the metrics of a task; the first is the one that decides."""
+    """Return the metrics of a task; the first decides the best checkpoint."""
     return METRICS.get(name.removeprefix("glue/"), METRICS["stsb"] if regression else {"accuracy": accuracy})
 
 
@@ -62,7 +62,8 @@ def score(name: str, logits: np.ndarray, labels: np.ndarray, *, regression: bool
       name: the task, in lower case as in GLUE's file names.
       logits: (n, classes) float, or (n, 1) for regression.
       labels: (n,) class indices, or floats for regression.
-      regression: whether labels are numbers to predict; the loss is then the mean squared error, else cross-entropy in nats.
+      regression: whether the labels are numbers. The loss is the mean squared error for numbers, else the cross-entropy in
+        nats.
     """
     logits = np.asarray(logits, np.float64)
     if regression:

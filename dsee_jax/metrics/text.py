@@ -1,7 +1,7 @@
-"""Scores of written texts against their references, several of which an input may have: BLEU, NIST and ROUGE-L.
+"""Scores of generated texts against one or more references each: BLEU, NIST and ROUGE-L.
 
-All are blind to case, as the official scorer of the E2E challenge is (Dušek et al. 2020, arXiv 1901.07931). BLEU is
-sacrebleu's; it and NIST split words as mteval-v13a does. METEOR is not here: it needs WordNet or Java.
+All scores ignore case, as the official scorer of the E2E challenge does (Dušek et al. 2020, arXiv 1901.07931). BLEU is
+sacrebleu's. BLEU and NIST split words as mteval-v13a does. METEOR is left out, because it needs WordNet or Java.
 """
 
 import collections
@@ -15,25 +15,26 @@ from typing import Any
 from dsee_jax.errors import InputError
 
 NAMES = ("bleu", "nist", "rouge_l")
-"""What `score` returns, in this order."""
+"""The keys of the result of `score`, in this order."""
 
 _BETA = -math.log(0.5) / math.log(1.5) ** 2
-"""NIST: texts of two thirds of the references' length lose half (Doddington 2002)."""
+"""NIST: the penalty of texts of two thirds of the length of the references is 1/2 (Doddington 2002)."""
 
 _WORD = re.compile(r"\w+?(?=n't\b)|n't\b|'(?:s|m|d|re|ve|ll)\b|[\d.,:]*\d(?:-\w+)*|\w+(?:[-/&]\w+)*|[^\s\w]")
 _PUNCTUATION = frozenset("'`.?!,:-;\"\u201c\u201d\u2018\u2019")
 
 
 def score(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return all scores of ``n`` texts, each with one or more references.
+    """Return all scores of texts, each with one or more references.
 
-    Raises `InputError` where there is no text, a text has no reference, or sacrebleu is not installed.
+    Raises:
+      InputError: there are no texts, a text has no reference, or sacrebleu is not installed.
     """
     return {"bleu": bleu(texts, references), "nist": nist(texts, references), "rouge_l": rouge_l(texts, references)}
 
 
 def need() -> None:
-    """Raise `InputError` where sacrebleu is not installed."""
+    """Raise `InputError` if sacrebleu is not installed."""
     _sacrebleu("metrics.bleu")
 
 
@@ -49,14 +50,15 @@ def _sacrebleu(module: str) -> Any:
 def _check(texts: Sequence[str], references: Sequence[Sequence[str]]) -> None:
     if not texts or len(texts) != len(references) or not all(references):
         raise InputError(
-            f"{len(texts)} texts and {len(references)} lists of references; each text needs one or more of its own"
+            f"{len(texts)} texts and {len(references)} lists of references; each text needs one or more references"
         )
 
 
 def bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Return corpus BLEU-4 in [0, 100] (Papineni et al. 2002), as sacrebleu's with ``lowercase`` and its tokenizer 13a.
+    """Return corpus BLEU-4 in [0, 100] (Papineni et al. 2002) from sacrebleu, with ``lowercase`` and the tokenizer 13a.
 
-    Texts may have different numbers of references; the closest in length counts for brevity. Raises as `score`.
+    Texts may differ in their numbers of references. The brevity penalty takes the reference of the closest length. Raises as
+    `score`.
     """
     _check(texts, references)
     measure = _sacrebleu("metrics.bleu").BLEU(lowercase=True, force=True)
@@ -66,10 +68,11 @@ def bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
 def nist(texts: Sequence[str], references: Sequence[Sequence[str]], *, order: int = 5) -> float:
     """Return the NIST score, 0 or more, without an upper bound (Doddington 2002), as mteval-v13a defines it.
 
-    The sum over n = 1 ... ``order`` of what the n-grams tell that a text shares with its references, for each n-gram
-    written; ``log2(count(w1 ... wn-1) / count(w1 ... wn))`` over all references is what one tells. It is multiplied by a
-    penalty for a total length below the references' mean. With numbers of references that differ this is the challenge's
-    definition in Python; its Perl counts missing references as empty ones. Raises as `score`.
+    The information of an n-gram is ``log2(count(w1 ... wn-1) / count(w1 ... wn))``, with counts over all references. For each
+    n = 1 ... ``order``, the information of the n-grams that a text shares with its references is divided by the number of
+    n-grams in the texts. The sum over n is multiplied by a penalty for a total length below the mean length of the
+    references. Where the numbers of references differ, this is the Python version of the challenge's scorer; the Perl version
+    counts missing references as empty. Raises as `score`.
     """
     _check(texts, references)
     tokenizer = _sacrebleu("tokenizers.tokenizer_13a").Tokenizer13a()
@@ -77,26 +80,27 @@ def nist(texts: Sequence[str], references: Sequence[Sequence[str]], *, order: in
     def words(text: str) -> list[str]:
         return tokenizer(text).lower().split()
 
-    written = [words(text) for text in texts]
-    wanted = [[words(each) for each in some] for some in references]
+    split_texts = [words(text) for text in texts]
+    split_references = [[words(each) for each in some] for some in references]
     counts = collections.Counter(
-        gram for some in wanted for each in some for n in range(1, order + 1) for gram in _grams(each, n)
+        gram for some in split_references for each in some for n in range(1, order + 1) for gram in _grams(each, n)
     )
-    counts[()] = sum(len(each) for some in wanted for each in some)
-    told = 0.0
+    counts[()] = sum(len(each) for some in split_references for each in some)
+    information = 0.0
     for n in range(1, order + 1):
         shared: collections.Counter[tuple[str, ...]] = collections.Counter()
-        for text, some in zip(written, wanted, strict=True):
+        for text, some in zip(split_texts, split_references, strict=True):
             most: collections.Counter[tuple[str, ...]] = collections.Counter()
             for each in some:
                 most |= collections.Counter(_grams(each, n))
             shared += collections.Counter(_grams(text, n)) & most
-        total = sum(max(len(text) - n + 1, 0) for text in written)
-        told += sum(hits * math.log2(counts[gram[:-1]] / counts[gram]) for gram, hits in shared.items()) / max(total, 1)
-    length = sum(map(len, written)) / sum(sum(map(len, some)) / len(some) for some in wanted)
+        total = sum(max(len(text) - n + 1, 0) for text in split_texts)
+        bits = sum(hits * math.log2(counts[gram[:-1]] / counts[gram]) for gram, hits in shared.items())
+        information += bits / max(total, 1)
+    length = sum(map(len, split_texts)) / sum(sum(map(len, some)) / len(some) for some in split_references)
     if length <= 0:
         return 0.0
-    return told * math.exp(-_BETA * math.log(min(length, 1.0)) ** 2)
+    return information * math.exp(-_BETA * math.log(min(length, 1.0)) ** 2)
 
 
 def _grams(words: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:
@@ -104,21 +108,21 @@ def _grams(words: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:
 
 
 def rouge_l(texts: Sequence[str], references: Sequence[Sequence[str]], *, beta: float = 1.2) -> float:
-    """Return the mean ROUGE-L F score in [0, 1] (Lin 2004), as the E2E challenge's scorer has it from MS COCO's.
+    """Return the mean ROUGE-L F score in [0, 1] (Lin 2004), as in the scorers of the E2E challenge and MS COCO.
 
-    Of the longest common subsequences with the references, the best precision and the best recall make
-    ``(1 + beta^2) P R / (R + beta^2 P)``. Punctuation does not count; words are split nearly as by the Penn treebank's rules
-    (the scorer runs Stanford's tokenizer, in Java). Raises as `score`.
+    A text scores ``(1 + beta^2) P R / (R + beta^2 P)``, with the best precision P and the best recall R of its longest common
+    subsequences with the references. Punctuation does not count. Words are split nearly by the rules of the Penn treebank; the
+    scorers run Stanford's tokenizer, in Java. Raises as `score`.
     """
     _check(texts, references)
-    found = []
+    scores = []
     for text, some in zip(texts, references, strict=True):
         own = _words(text)
         pairs = [(_common(own, other), len(other)) for other in map(_words, some)]
         precision = max(shared for shared, _ in pairs) / max(len(own), 1)
         recall = max(shared / max(length, 1) for shared, length in pairs)
-        found.append((1 + beta**2) * precision * recall / (recall + beta**2 * precision) if precision else 0.0)
-    return sum(found) / len(found)
+        scores.append((1 + beta**2) * precision * recall / (recall + beta**2 * precision) if precision else 0.0)
+    return sum(scores) / len(scores)
 
 
 def _words(text: str) -> list[str]:
@@ -126,12 +130,12 @@ def _words(text: str) -> list[str]:
 
 
 def _common(a: Sequence[str], b: Sequence[str]) -> int:
-    """The length of the longest common subsequence, the rows of its table as bits (Hyyrö 2004)."""
+    """Return the length of the longest common subsequence; the rows of its table are bits (Hyyrö 2004)."""
     places: dict[str, int] = {}
     for number, word in enumerate(a):
         places[word] = places.get(word, 0) | 1 << number
-    row = whole = (1 << len(a)) - 1
+    row = every = (1 << len(a)) - 1
     for word in b:
         matched = row & places.get(word, 0)
-        row = ((row + matched) | (row - matched)) & whole
+        row = ((row + matched) | (row - matched)) & every
     return len(a) - row.bit_count()

@@ -1,74 +1,68 @@
-"""Architectures by Hugging Face's ``model_type``.
-
-A module of this table has ``Config`` (with ``from_hf``, ``longest``, ``widths``, ``with_widths``), ``Model(config, task)``,
-and the tables ARCHITECTURES, HEAD, PREFIX, HF_NAMES, OLD_NAMES, IGNORED_NAMES, AXES and CUTS: all that generic code may know
-of an architecture.
-"""
+"""Architectures by Hugging Face's ``model_type``, and generic functions of their models."""
 
 import functools
-from types import ModuleType
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from dsee_jax import tree
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.models import bert, deberta, gpt2, llama, roberta, xlm_roberta
+from dsee_jax.models.architecture import Architecture, Model, UnitTemplate
 from dsee_jax.typing import Cuts, Units
 
-MODELS: dict[str, ModuleType] = {
-    **{module.Config.model_type: module for module in (bert, deberta, gpt2, roberta, xlm_roberta)},
-    **dict.fromkeys(llama.FAMILIES, llama),
-}
+_FAMILIES = (bert, deberta, gpt2, roberta, xlm_roberta, llama)
 
+MODELS: dict[str, Architecture] = {
+    model_type: family.ARCHITECTURE for family in _FAMILIES for model_type in family.ARCHITECTURE.model_types
+}
+"""``model_type`` -> its architecture; several may share one."""
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-"""The arrays of a batch that the model takes; ``labels`` and ``weights`` are the loss's."""
+"""The arrays of a batch that the model takes; ``labels`` and ``weights`` are for the loss."""
 
 
-def find(model_type: str) -> ModuleType:
-    """Return the module of a ``model_type``; raises `InputError` with those there are."""
+def find(model_type: str) -> Architecture:
+    """Return the architecture of a ``model_type``; raises `InputError` with the supported ones."""
     if not isinstance(model_type, str) or model_type not in MODELS:
         near = did_you_mean(str(model_type), MODELS)
         raise InputError(f"'model_type' {model_type!r} is not supported{near}; supported: {', '.join(MODELS)}")
     return MODELS[model_type]
 
 
-def shapes(model: nn.Module) -> dict[str, Any]:
+def class_name(model: Model) -> str:
+    """Return the name of Hugging Face's class of a model, which depends on its task."""
+    architecture = find(model.config.model_type)
+    return architecture.model_types[model.config.model_type] + architecture.tasks[model.task]
+
+
+def shapes(model: Model) -> dict[str, Any]:
     """Return the params of a model as shapes and dtypes; nothing is computed."""
     return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
 
 
-def architecture(model: Any) -> str:
-    """Return the name of Hugging Face's class of a model with the head of its task."""
-    name = find(model.config.model_type).ARCHITECTURES[model.task]
-    return name if isinstance(name, str) else name[model.config.model_type]
-
-
 @functools.lru_cache(maxsize=16)
-def cuts(model: Any) -> Cuts:
-    """Return what can be cut out of a model: its architecture's CUTS, written out for every layer.
+def cuts(model: Model) -> Cuts:
+    """Return the units that can be pruned: `Architecture.cuts` of a model, written out for every layer.
 
-    Paths that the model has not, before any cut, are left out: not every config of an architecture has all of its params.
+    Paths that the model lacks before any pruning are left out: not every config of an architecture has all of its params.
     """
-    config, found = model.config, {}
-    there = tree.flatten(shapes(model.clone(config=config.with_widths())))
-    for kind, table in find(config.model_type).CUTS.items():
-        axes = [
-            (path, axis, getattr(config, entries) if isinstance(entries, str) else entries)
-            for path, axis, entries in table["axes"]
-        ]
-        found[kind] = tuple(
-            Units(
-                {
-                    path.format(i=layer): (axis, entries)
-                    for path, axis, entries in axes
-                    if path.format(i=layer) in there
-                },
-                tuple(path.format(i=layer) for path in table["scored"]),
-            )
-            for layer in range(len(config.widths[kind]))
+    config = model.config
+    paths = tree.flatten(shapes(model.clone(config=config.with_widths()))).keys()
+
+    def units(template: UnitTemplate, layer: int) -> Units:
+        axes = ((path.format(i=layer), axis, entries) for path, axis, entries in template.axes)
+        return Units(
+            {
+                path: (axis, getattr(config, entries) if isinstance(entries, str) else entries)
+                for path, axis, entries in axes
+                if path in paths
+            },
+            tuple(path.format(i=layer) for path in template.scored),
         )
-    return found
+
+    return {
+        kind: tuple(units(template, layer) for layer in range(len(config.widths[kind])))
+        for kind, template in find(config.model_type).cuts.items()
+    }

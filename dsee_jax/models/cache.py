@@ -1,17 +1,17 @@
-"""What a decoder's tokens may see, and what it remembers of those it has read: one interface for padding, packing, caching.
+"""The visible tokens and the cache of a decoder: one interface for padding, packing and caching.
 
-``attention_mask`` (batch, length) holds the number of the segment that each token belongs to: 0 is padding, on whichever
+``attention_mask`` (batch, length) holds the number of the segment that each token belongs to: 0 is padding, on either
 side; a row of one text is all ones; several texts packed in one row are 1, 2, 3 ... A token sees the tokens of its own
-segment up to itself. Positions are counted from the first token of each segment unless they are given.
+segment up to itself. By default, positions are counted from the first token of each segment.
 
 A cache is a dict of arrays of fixed shapes, passed in and out, so that a compiled step serves every token::
 
-    segments  (batch, capacity)                        int32; as in the mask, 0 where nothing was written yet
-    length    ()                                       int32; how many slots are written, padding included
+    segments  (batch, capacity)                        int32; as in the mask, 0 in empty slots
+    length    ()                                       int32; number of written slots, padding included
     layer_0   key, value (batch, capacity, groups, head size) each; layers without heads have no entry
-    layers    instead, of a model that scans: key, value (layers, batch, capacity, groups, head size)
+    layers    of a model that scans, instead: key, value (layers, batch, capacity, groups, head size)
 
-The tokens of a call go into the next slots; the caller sees to it that they fit.
+The tokens of a call go into the next slots; the caller must ensure that they fit.
 """
 
 from collections.abc import Mapping
@@ -20,22 +20,23 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from dsee_jax.models.architecture import Model, scans
 from dsee_jax.stacks import STACK, stack
 
 Cache: TypeAlias = Mapping[str, Any]
 
 
 class Context(NamedTuple):
-    """Where the tokens of a call stand and what they may see; keys are its own tokens, or the slots of its cache."""
+    """The positions and visible keys of the tokens of a call; keys are the tokens of the call, or the slots of the cache."""
 
     positions: jax.Array  # (batch, length) int32
-    visible: jax.Array  # (batch, length, keys) bool, True = seen
-    distance: jax.Array  # (1, length, keys) int32: how many slots a key stands before the token
+    visible: jax.Array  # (batch, length, keys) bool, True = visible
+    distance: jax.Array  # (1, length, keys) int32: slots from the key to the token
     start: jax.Array  # () int32: the slot of the first token
 
 
-def create(model: Any, batch: int, capacity: int) -> dict[str, Any]:
-    """Return an empty cache of ``capacity`` tokens a row for a decoder, as cut as that may be."""
+def create(model: Model, batch: int, capacity: int) -> dict[str, Any]:
+    """Return an empty cache of ``capacity`` tokens per row for a decoder, structurally pruned or not."""
     config = model.config
     shape, dtype = (batch, capacity), jnp.dtype(config.dtype)
     layers = {
@@ -43,30 +44,30 @@ def create(model: Any, batch: int, capacity: int) -> dict[str, Any]:
         for number, groups in enumerate(config.widths["heads"])
         if groups
     }
-    if model.scan:
+    if scans(model):
         layers = stack(layers)
     return {"segments": jnp.zeros(shape, jnp.int32), "length": jnp.zeros((), jnp.int32), **layers}
 
 
 def take(cache: Cache, rows: jax.Array) -> dict[str, Any]:
-    """Return the cache of the rows ``rows`` (n,), in that order; a row may come more than once."""
+    """Return the cache of the rows ``rows`` (n,), in that order; a row may occur more than once."""
 
-    def taken(name: str, part: Any) -> Any:
+    def take_part(name: str, part: Any) -> Any:
         return jax.tree.map(lambda leaf: (leaf[:, rows] if name == STACK else leaf[rows]) if leaf.ndim else leaf, part)
 
-    return {name: taken(name, part) for name, part in cache.items()}
+    return {name: take_part(name, part) for name, part in cache.items()}
 
 
 def read(
     input_ids: jax.Array, attention_mask: jax.Array | None, positions: jax.Array | None, cache: Cache | None
 ) -> tuple[Context, dict[str, Any]]:
-    """Return the context of a call and its cache with the segments of the new tokens written, empty without a cache.
+    """Return the context of a call, and its cache with the segments of the new tokens written (empty without a cache).
 
     Args:
-      input_ids: (batch, length); only its shape counts.
+      input_ids: (batch, length); only the shape is used.
       attention_mask: (batch, length) the segments of these tokens. None: ones.
       positions: int (batch, length); None: counted from the first token of each segment.
-      cache: what stands before these tokens, or None.
+      cache: of the earlier tokens, or None.
     """
     length = input_ids.shape[1]
     own = jnp.ones(input_ids.shape, jnp.int32) if attention_mask is None else attention_mask.astype(jnp.int32)
@@ -82,7 +83,7 @@ def read(
 
 
 def last(attention_mask: jax.Array | None, x: jax.Array) -> jax.Array:
-    """Return (batch, ...), the entries of ``x`` (batch, length, ...) at the last token of each row that is not padding."""
+    """Return (batch, ...), the entries of ``x`` (batch, length, ...) at the last non-padding token of each row."""
     if attention_mask is None:
         return x[:, -1]
     places = jnp.arange(x.shape[1])[None] * (attention_mask != 0)

@@ -1,4 +1,4 @@
-"""What decoders share: attention to earlier tokens only, with a cache, and the heads of their tasks."""
+"""The shared parts of the decoders: causal attention with a cache, the layers, and the heads of tasks."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,33 +8,34 @@ import jax
 import jax.numpy as jnp
 
 from dsee_jax.errors import InputError
+from dsee_jax.models.architecture import Axes
 from dsee_jax.models.cache import Cache, Context, last, read
-from dsee_jax.models.layers import Bias, Dropout, JointDense, RmsNorm
+from dsee_jax.models.layers import Bias, Dropout, JointDense, RmsNorm, init
 from dsee_jax.models.rope import rotate
 from dsee_jax.ops.nn import softmax
 from dsee_jax.stacks import STACK
 
 
 class CausalAttention(nn.Module):
-    """Grouped-query attention (arXiv 2305.13245); params query, key, value, output, and query_norm, key_norm where asked.
+    """Grouped-query attention (arXiv 2305.13245); params query, key, value, output, and query_norm, key_norm with norms.
 
-    Without groups it is the bias of its output, or nothing.
+    An attention without groups is the bias of its output, or zeros.
     """
 
     groups: int
-    """Heads of keys and values; those of queries that read group g stand side by side."""
+    """Key/value heads; the query heads that read one group are adjacent."""
     per_group: int
-    """Query heads of a group."""
+    """Query heads per group."""
     head_size: int
     width: int
     scale: float
-    """Of the scores."""
+    """The factor of the scores."""
     window: int | None = None
-    """A token sees so many tokens, itself included; None: all before it."""
+    """The number of tokens that a token sees, itself included; None: all earlier tokens."""
     use_bias: bool = True
     use_output_bias: bool = True
     norm_epsilon: float | None = None
-    """Of a root mean square norm of every query and key head; None: no norm."""
+    """Epsilon of a root mean square norm of every query and key head; None: no norm."""
     dropout_rate: float = 0.0
     dtype: Any = jnp.float32
     kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
@@ -70,8 +71,8 @@ class CausalAttention(nn.Module):
 
         Args:
           x: (batch, length, width).
-          context: of the call. A token that may see nothing gets the mean of all values, never NaN.
-          rotation: cosines and sines of its positions, `dsee_jax.models.rope`; None: positions are not turned in here.
+          context: of the call. A token that sees no key gets the mean of all values, never NaN.
+          rotation: cosines and sines of the positions, see `dsee_jax.models.rope`; None: no rotation.
           cache: ``key`` and ``value`` (batch, keys, groups, head size) of this layer, or None.
           deterministic: no dropout of the attention weights.
 
@@ -80,9 +81,9 @@ class CausalAttention(nn.Module):
         """
         if not self.groups:
             if self.norm_epsilon is not None:
-                # They are not cut with the heads: a norm is one for all of them.
-                nothing = jnp.zeros((1, self.head_size), self.dtype)
-                self.key_norm(self.query_norm(nothing))
+                # All heads share the norms, so the norms stay when the heads are pruned.
+                zeros = jnp.zeros((1, self.head_size), self.dtype)
+                self.key_norm(self.query_norm(zeros))
             return (self.output(x) if self.use_output_bias else jnp.zeros_like(x)), cache
         shape = (*x.shape[:2], -1, self.head_size)
         query, key, value = (part.reshape(shape) for part in self.projections(x))
@@ -109,16 +110,15 @@ class CausalAttention(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The layers, one after the other: params ``layer_0``, ``layer_1`` ..., or with ``scan`` all stacked, ``layers``."""
+    """The layers in sequence: params ``layer_0``, ``layer_1`` ..., or with ``scan`` stacked as ``layers``."""
 
     layer: Callable[..., nn.Module]
-    """``layer(number, name=...)`` makes what is called as ``(x, context, rotation, cache, deterministic)`` and returns ``x``
-    and the cache of this layer."""
+    """``layer(number, name=...)`` returns a module ``(x, context, rotation, cache, deterministic) -> (x, cache)``."""
     depth: int
     scan: bool = False
-    """One layer is compiled and run ``depth`` times; all must be equal."""
+    """Compile one layer and run it ``depth`` times; all layers must be alike."""
     remat: bool = False
-    """Nothing inside a layer is kept for the backward pass, which computes each again (arXiv 1604.06174)."""
+    """Recompute the inside of every layer in the backward pass, which saves memory (arXiv 1604.06174)."""
 
     @nn.compact
     def __call__(
@@ -138,7 +138,7 @@ class Decoder(nn.Module):
             return layer(x, context, rotation, own, deterministic)
 
         if self.remat:
-            # A loop keeps its iterations apart by itself.
+            # A loop needs no barrier between its iterations.
             run = nn.remat(run, prevent_cse=not self.scan)
         if self.scan:
             axes: Any = (0, nn.broadcast, nn.broadcast)
@@ -149,17 +149,17 @@ class Decoder(nn.Module):
                 in_axes=axes,
                 length=self.depth,
             )
-            x, kept = looped(self.layer(0, name=STACK), x, cache.get(STACK), context, rotation)
-            return x, cache if kept is None else cache | {STACK: kept}
+            x, written = looped(self.layer(0, name=STACK), x, cache.get(STACK), context, rotation)
+            return x, cache if written is None else cache | {STACK: written}
         for number in range(self.depth):
             name = f"layer_{number}"
-            x, kept = run(self.layer(number, name=name), x, cache.get(name), context, rotation)
-            cache |= {} if kept is None else {name: kept}
+            x, written = run(self.layer(number, name=name), x, cache.get(name), context, rotation)
+            cache |= {} if written is None else {name: written}
         return x, cache
 
 
 class CausalModel(nn.Module):
-    """A decoder with the head of a task; an architecture says in ``parts`` and ``rotation`` what it is made of."""
+    """A decoder with the head of a task; an architecture defines ``parts`` and ``rotation``."""
 
     config: Any
     """With vocab_size, tie_word_embeddings, initializer_range, num_labels, dtype, uneven."""
@@ -167,15 +167,15 @@ class CausalModel(nn.Module):
     scan: bool = False
     """Run the layers by ``jax.lax.scan``; their params are stacked, see `dsee_jax.stacks`."""
     remat: bool = False
-    """Compute what is inside a layer again in the backward pass, and keep what goes from layer to layer only."""
+    """Recompute the inside of every layer in the backward pass; only the outputs of layers stay in memory."""
 
     def parts(self) -> tuple[Any, Callable[..., nn.Module], int, Any]:
-        """Return ``embeddings(input_ids, positions, deterministic)`` with ``attend(x)``, what makes a layer, how many there
-        are (see `Decoder`), and the last ``norm(x)``."""
+        """Return the module ``embeddings(input_ids, positions, deterministic)`` with ``attend(x)``, the factory of layers and
+        their number (see `Decoder`), and the last ``norm(x)``."""
         raise NotImplementedError
 
     def rotation(self, positions: jax.Array) -> tuple[jax.Array, jax.Array] | None:
-        """Return what turns queries and keys at ``positions`` (batch, length); None: nothing does."""
+        """Return the rotation of queries and keys at ``positions`` (batch, length); None: no rotation."""
         return None
 
     @nn.compact
@@ -193,22 +193,22 @@ class CausalModel(nn.Module):
         """Run the model.
 
         Args:
-          input_ids: int (batch, length), below ``vocab_size``; one outside gives NaN.
+          input_ids: int (batch, length), below ``vocab_size``; an id outside gives NaN.
           attention_mask: int (batch, length): 0 = padding, else the number of the token's segment, `dsee_jax.models.cache`.
-            None: all tokens, one segment a row.
-          token_type_ids: taken as every model does, and not read: there is no table of types.
+            None: all tokens, one segment per row.
+          token_type_ids: accepted, as by every model, and ignored: there is no table of token types.
           positions: int (batch, length). None: counted from the first token of each segment.
-          cache: the tokens before these, from `dsee_jax.models.cache.create` or an earlier call.
+          cache: the earlier tokens, from `dsee_jax.models.cache.create` or an earlier call.
           last_only: causal-lm: the logits of the last position only, (batch, 1, vocab_size).
           deterministic: no dropout. When false, pass ``rngs={"dropout": key}``.
 
         Returns:
           float32: logits (batch, length, vocab_size) of causal-lm; logits (batch, num_labels) at the last token of each row
-          of sequence-classification; the last hidden state (batch, length, width) of features. With a cache a pair, the
-          second being the cache with these tokens written.
+          of sequence-classification; the last hidden state (batch, length, width) of features. With a cache: a pair of these
+          outputs and the cache with these tokens written.
 
         Raises:
-          InputError: there is a table of positions and the batch is longer; ``scan``, and layers differ.
+          InputError: the batch is longer than the table of positions, or ``scan`` is set and layers differ.
         """
         config, (embeddings, layer, depth, norm) = self.config, self.parts()
         if self.scan and config.uneven:
@@ -224,8 +224,8 @@ class CausalModel(nn.Module):
         x = norm(x)
 
         def head(features: int, name: str) -> nn.Dense:
-            init = nn.initializers.normal(config.initializer_range)
-            return nn.Dense(features, use_bias=False, dtype=jnp.dtype(config.dtype), kernel_init=init, name=name)
+            dtype = jnp.dtype(config.dtype)
+            return nn.Dense(features, use_bias=False, dtype=dtype, kernel_init=init(config), name=name)
 
         if self.task == "sequence-classification":
             x = head(config.num_labels, "classifier")(x)
@@ -235,7 +235,17 @@ class CausalModel(nn.Module):
         return x if cache is None else (x, written)
 
 
-AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+TASKS = {
+    "sequence-classification": "ForSequenceClassification",
+    "causal-lm": "ForCausalLM",
+    "features": "Model",
+}
+"""Task -> the end of the name of Hugging Face's class."""
+
+HEAD = (r"classifier/.*",)
+"""The paths of the task head."""
+
+AXES: Axes = (
     (r"embeddings/word/embedding", ("vocab", "embed")),
     (r"(.*/)?(norm|attention_norm|mlp_norm)/(scale|bias)", ("embed",)),
     (r".*/attention/(query|key|value)/kernel", ("embed", "heads")),
@@ -248,4 +258,4 @@ AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"lm_head/kernel", ("embed", "vocab")),
     (r"classifier/kernel", ("embed", None)),
 )
-"""Of an architecture's AXES, the rows that all decoders have."""
+"""The rows of `Architecture.axes` that all decoders share."""

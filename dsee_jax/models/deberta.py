@@ -1,4 +1,4 @@
-"""DeBERTa (arXiv 2006.03654), version 1, in plain Linen, numerically Hugging Face's.
+"""DeBERTa (arXiv 2006.03654), version 1, in plain Linen, numerically equal to Hugging Face's.
 
 Attention is disentangled (section 3.1): beside content to content, scores have terms between content and the distance of two
 positions, whose embeddings all layers share.
@@ -17,21 +17,8 @@ import numpy as np
 from dsee_jax.errors import InputError
 from dsee_jax.hf_layout import KERNEL, PLAIN, Layout
 from dsee_jax.models import bert, encoder, layers, task_heads
-from dsee_jax.models.bert import OLD_NAMES
+from dsee_jax.models.architecture import UnitTemplate
 from dsee_jax.models.encoder import Embeddings, Encoder
-
-__all__ = [
-    "ARCHITECTURES",
-    "AXES",
-    "CUTS",
-    "HEAD",
-    "HF_NAMES",
-    "IGNORED_NAMES",
-    "OLD_NAMES",
-    "PREFIX",
-    "Config",
-    "Model",
-]
 
 TERMS = ("c2p", "p2c")
 """Content to position, and position to content."""
@@ -42,10 +29,10 @@ class Config(encoder.Config):
     """The fields of DeBERTa, see `encoder.Config`.
 
     Raises:
-      InputError: as of `encoder.Config`, or attention terms that are not of `TERMS`.
+      InputError: as of `encoder.Config`, or unknown attention terms.
     """
 
-    model_type: ClassVar[str] = "deberta"
+    model_type = "deberta"
     SIZES: ClassVar[tuple[str, ...]] = tuple(name for name in encoder.Config.SIZES if name != "type_vocab_size")
     DROPOUTS: ClassVar[tuple[str, ...]] = (*encoder.Config.DROPOUTS, "pooler_dropout", "cls_dropout")
     OPTIONS: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -60,15 +47,15 @@ class Config(encoder.Config):
     layer_norm_eps: float = 1e-7
     relative_attention: bool = False
     max_relative_positions: int = -1
-    """Distances beyond it count as it; below 1: max_position_embeddings."""
+    """Larger distances count as this one; below 1: max_position_embeddings."""
     pos_att_type: tuple[str, ...] | str | None = None
-    """Of `TERMS`; as a text they stand between ``|``."""
+    """Some of `TERMS`; in a text they are separated by ``|``."""
     position_biased_input: bool = True
     """Add absolute positions to the input."""
     pooler_dropout: float = 0.0
     pooler_hidden_act: str = "gelu"
     cls_dropout: float | None = None
-    """Before the classifier of whole texts; None: hidden_dropout_prob."""
+    """Before the classifier of sequences; None: hidden_dropout_prob."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,19 +65,19 @@ class Config(encoder.Config):
                 raise InputError(
                     f"{name!r} is {value!r}; expected a whole number" + ("" if least is None else " from 0")
                 )
-        listed = self.pos_att_type is None or isinstance(self.pos_att_type, str | tuple)
-        if not listed or any(term not in TERMS for term in self.terms) or len(set(self.terms)) < len(self.terms):
+        readable = self.pos_att_type is None or isinstance(self.pos_att_type, str | tuple)
+        if not readable or any(term not in TERMS for term in self.terms) or len(set(self.terms)) < len(self.terms):
             raise InputError(f"'pos_att_type' is {self.pos_att_type!r}; implemented: {', '.join(TERMS)}, each once")
 
     @classmethod
     def fixed(cls, config: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
-        """Return what of a ``config.json`` is not implemented, with the values under which it changes nothing."""
+        """Return the fields of a ``config.json`` that are not implemented, with the values that change nothing."""
         width = config.get("hidden_size")
         return super().fixed(config) | {
             "talking_head": (False, None),
             "embedding_size": (width,),
             "pooler_hidden_size": (width,),
-            # Which of two heads a masked language model has.
+            # Selects one of two heads of a masked language model.
             "legacy": (True, False),
         }
 
@@ -103,7 +90,7 @@ class Config(encoder.Config):
 
     @property
     def distance(self) -> int:
-        """The largest distance that is told from larger ones."""
+        """The largest distance with an embedding of its own; larger distances share the embedding."""
         return self.max_relative_positions if self.max_relative_positions >= 1 else self.max_position_embeddings
 
     @property
@@ -115,15 +102,15 @@ class Config(encoder.Config):
 class Attention(layers.Attention):
     """Disentangled attention (equation 4 of the paper); params query, key, value, output, position_key, position_query.
 
-    The distance of a query at i from a key at j is i - j, clipped to what the embeddings have.
+    The distance of a query at i from a key at j is i - j, clipped to the range of the embeddings.
     """
 
     relative: tuple[str, ...] = ()
-    """Which of `TERMS` are computed."""
+    """The computed terms, some of `TERMS`."""
     position_dropout: float = 0.0
 
     def setup(self) -> None:
-        """Declare the projections of the embeddings of distances, beside those of every attention."""
+        """Declare the projections of the distance embeddings, in addition to the usual ones."""
         super().setup()
         inner = self.heads * self.head_size
         if not inner:
@@ -139,13 +126,13 @@ class Attention(layers.Attention):
         """Return float32 (batch, heads, queries, keys).
 
         Args:
-          query: (batch, queries, heads, size), already divided.
+          query: (batch, queries, heads, size), already scaled.
           key: (batch, keys, heads, size).
           deterministic: no dropout.
           *context: the embeddings of the distances -s .. s - 1, (1, 2 s, width).
         """
         (distances,) = context
-        found, span = super().scores(query, key, deterministic), distances.shape[1] // 2
+        scores, span = super().scores(query, key, deterministic), distances.shape[1] // 2
         distances = self.drop(distances, deterministic)
         by_head = (2 * span, self.heads, self.head_size)
         difference = jnp.arange(query.shape[1])[:, None] - jnp.arange(key.shape[1])[None]
@@ -153,13 +140,13 @@ class Attention(layers.Attention):
         if "c2p" in self.relative:
             positions = self.position_key(distances).reshape(by_head)
             content = jnp.einsum("bqhd,phd->bhqp", query, positions, preferred_element_type=jnp.float32)
-            found += jnp.take_along_axis(content, places, axis=-1)
+            scores += jnp.take_along_axis(content, places, axis=-1)
         if "p2c" in self.relative:
             positions = self.position_query(distances).reshape(by_head)
             positions = positions / np.sqrt(self.terms * self.head_size).astype(positions.dtype)
             content = jnp.einsum("bkhd,phd->bhpk", key, positions, preferred_element_type=jnp.float32)
-            found += jnp.take_along_axis(content, places, axis=-2)
-        return found
+            scores += jnp.take_along_axis(content, places, axis=-2)
+        return scores
 
 
 def attention(config: Config, number: int) -> layers.Attention:
@@ -172,27 +159,27 @@ def attention(config: Config, number: int) -> layers.Attention:
 
 
 class RelativeEncoder(nn.Module):
-    """The layers, and the embeddings of distances that they share."""
+    """The layers, and the distance embeddings that all layers share."""
 
     config: Config
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array, deterministic: bool, kept: int | None = None) -> jax.Array:
-        """Return (batch, kept, width), arguments as of `Encoder`."""
+    def __call__(self, x: jax.Array, mask: jax.Array, deterministic: bool, first: int | None = None) -> jax.Array:
+        """Return (batch, first, width), arguments as of `Encoder`."""
         config = self.config
         encode = Encoder(config, attention, name="layers")
         nn.share_scope(self, encode)
         if not config.relative_attention:
-            return encode(x, mask, deterministic, kept)
+            return encode(x, mask, deterministic, first)
         most = config.distance
-        table = nn.Embed(2 * most, config.hidden_size, embedding_init=encoder.init(config), name="distance")
-        # Longer distances than the input's need no products; a length that is a symbol (jax.export) may have any.
+        table = nn.Embed(2 * most, config.hidden_size, embedding_init=layers.init(config), name="distance")
+        # Distances beyond the input length need no products; a symbolic length (jax.export) may have any distance.
         span = min(x.shape[1], most) if isinstance(x.shape[1], int) else most
-        return encode(x, mask, deterministic, kept, table(jnp.arange(most - span, most + span)[None]))
+        return encode(x, mask, deterministic, first, table(jnp.arange(most - span, most + span)[None]))
 
 
 class Deberta(nn.Module):
-    """DeBERTa with the head of a task (`ARCHITECTURES` lists them)."""
+    """DeBERTa with the head of a task (`task_heads.TASKS` lists them)."""
 
     config: Config
     task: str = "sequence-classification"
@@ -206,7 +193,7 @@ class Deberta(nn.Module):
         *,
         deterministic: bool = True,
     ) -> jax.Array:
-        """Run the model, arguments and outputs as of `bert.Bert`; without token types ``token_type_ids`` are not read.
+        """Run the model, arguments and outputs as of `bert.Bert`; a model without token types ignores ``token_type_ids``.
 
         Raises:
           InputError: the model has absolute positions and the batch is longer than ``max_position_embeddings``.
@@ -217,10 +204,10 @@ class Deberta(nn.Module):
         positions = jnp.arange(input_ids.shape[1])[None] if config.position_biased_input else None
         embeddings = Embeddings(config, name="embeddings")
         x = embeddings(input_ids, positions, types if config.type_vocab_size else None, deterministic, mask)
-        seen, kept = mask != 0, task_heads.read(self.task)
-        # Padding sees nothing, as a query too.
+        seen, first = mask != 0, task_heads.read(self.task)
+        # Padding sees nothing, also as a query.
         pairs = seen[:, None, :, None] & seen[:, None, None, :]
-        x = RelativeEncoder(config, name="encoder")(x, pairs, deterministic, kept)
+        x = RelativeEncoder(config, name="encoder")(x, pairs, deterministic, first)
 
         def pool(first: jax.Array) -> jax.Array:
             first = layers.Dropout(config.pooler_dropout)(first, deterministic)
@@ -232,65 +219,52 @@ class Deberta(nn.Module):
         return task_heads.head(config, self.task, x, deterministic, pool=pool, rate=rate)
 
 
-Model = Deberta
+_ATTENTION, _STORED = "encoder/layer_{i}/attention", "deberta.encoder.layer.{i}.attention.self"
+_INNER = tuple(f"{_ATTENTION}/{name}" for name in ("query", "key", "value"))
 
-ARCHITECTURES = {
-    "sequence-classification": "DebertaForSequenceClassification",
-    "token-classification": "DebertaForTokenClassification",
-    "question-answering": "DebertaForQuestionAnswering",
-    "features": "DebertaModel",
-}
-"""Task -> Hugging Face's class."""
-
-HEAD = task_heads.HEAD
-
-PREFIX = "deberta."
-"""Of every name but those of the heads; files of a bare ``DebertaModel`` lack it."""
-
-_OURS, _THEIRS = "encoder/layer_{i}/attention", f"{PREFIX}encoder.layer.{{i}}.attention.self"
-_INNER = tuple(f"{_OURS}/{name}" for name in ("query", "key", "value"))
-
-HF_NAMES: tuple[tuple[str, str, Layout], ...] = (
-    *(
-        (ours, PREFIX + theirs.removeprefix(bert.PREFIX), layout)
-        for ours, theirs, layout in bert.BACKBONE
-        if ours.rpartition("/")[0] not in _INNER
+ARCHITECTURE = dataclasses.replace(
+    bert.ARCHITECTURE,
+    config=Config,
+    model=Deberta,
+    model_types={"deberta": "Deberta"},
+    prefix="deberta.",
+    hf_names=(
+        *(
+            (path, name.replace("bert.", "deberta.", 1), layout)
+            for path, name, layout in bert.BACKBONE
+            if path.rpartition("/")[0] not in _INNER
+        ),
+        *(
+            (f"{path}/kernel", f"{_STORED}.in_proj.weight", Layout(True, part, 3, "head_size"))
+            for part, path in enumerate(_INNER)
+        ),
+        (f"{_ATTENTION}/query/bias", f"{_STORED}.q_bias", PLAIN),
+        (f"{_ATTENTION}/value/bias", f"{_STORED}.v_bias", PLAIN),
+        (f"{_ATTENTION}/position_key/kernel", f"{_STORED}.pos_proj.weight", KERNEL),
+        *bert.dense(f"{_ATTENTION}/position_query", f"{_STORED}.pos_q_proj"),
+        ("encoder/distance/embedding", "deberta.encoder.rel_embeddings.weight", PLAIN),
+        *bert.dense("pooler", "pooler.dense"),
+        *bert.dense("classifier", "classifier"),
+        *bert.dense("token_classifier", "classifier"),
+        *bert.dense("span", "qa_outputs"),
     ),
-    *(
-        (f"{path}/kernel", f"{_THEIRS}.in_proj.weight", Layout(True, part, 3, "head_size"))
-        for part, path in enumerate(_INNER)
+    axes=(
+        (r"encoder/distance/embedding", (None, "embed")),
+        (r".*/attention/position_(key|query)/kernel", ("embed", "heads")),
+        (r".*/attention/position_query/bias", ("heads",)),
+        *bert.ARCHITECTURE.axes,
     ),
-    (f"{_OURS}/query/bias", f"{_THEIRS}.q_bias", PLAIN),
-    (f"{_OURS}/value/bias", f"{_THEIRS}.v_bias", PLAIN),
-    (f"{_OURS}/position_key/kernel", f"{_THEIRS}.pos_proj.weight", KERNEL),
-    *bert.dense(f"{_OURS}/position_query", f"{_THEIRS}.pos_q_proj"),
-    ("encoder/distance/embedding", f"{PREFIX}encoder.rel_embeddings.weight", PLAIN),
-    *bert.dense("pooler", "pooler.dense"),
-    *bert.dense("classifier", "classifier"),
-    *bert.dense("token_classifier", "classifier"),
-    *bert.dense("span", "qa_outputs"),
+    cuts={
+        **bert.ARCHITECTURE.cuts,
+        "heads": UnitTemplate(
+            axes=(
+                *bert.ARCHITECTURE.cuts["heads"].axes,
+                *((f"{_ATTENTION}/{name}/kernel", 1, "head_size") for name in ("position_key", "position_query")),
+                (f"{_ATTENTION}/position_query/bias", 0, "head_size"),
+            ),
+            scored=bert.ARCHITECTURE.cuts["heads"].scored,
+        ),
+    },
+    # The constant 0, 1, 2 ..., the positions of the pretraining decoder, and the pretraining heads.
+    ignored_names=(r"(.*\.)?position_ids", r"(.*\.)?position_embeddings\..*", r"(cls|lm_predictions)\..*"),
 )
-"""(our path, Hugging Face's name, how the one stands in the other); ``{i}`` is the number of the layer in both."""
-
-IGNORED_NAMES = (r"(.*\.)?position_ids", r"(.*\.)?position_embeddings\..*", r"(cls|lm_predictions)\..*")
-"""Names that hold nothing of the model: a constant, positions of the pretraining's decoder, the heads of the pretraining."""
-
-AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"encoder/distance/embedding", (None, "embed")),
-    (r".*/attention/position_(key|query)/kernel", ("embed", "heads")),
-    (r".*/attention/position_query/bias", ("heads",)),
-    *bert.AXES,
-)
-"""(regex over whole paths, the logical name of each axis); None: an axis that nothing shares."""
-
-CUTS: dict[str, dict[str, Any]] = bert.CUTS | {
-    "heads": bert.CUTS["heads"]
-    | {
-        "axes": (
-            *bert.CUTS["heads"]["axes"],
-            *((f"{_OURS}/{name}/kernel", 1, "head_size") for name in ("position_key", "position_query")),
-            (f"{_OURS}/position_query/bias", 0, "head_size"),
-        )
-    }
-}
-"""By kind of unit, for every layer ``{i}``, as BERT's."""

@@ -1,4 +1,4 @@
-"""What the encoders share: the fields of their config, embeddings and layers (arXiv 1706.03762, section 3.1)."""
+"""The shared parts of the encoders: config fields, embeddings and layers (arXiv 1706.03762, section 3.1)."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -10,31 +10,34 @@ import jax.numpy as jnp
 
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.models import hf_config
-from dsee_jax.models.layers import ACTIVATIONS, Attention, Dropout, LayerNorm, Mlp
+from dsee_jax.models.layers import ACTIVATIONS, Attention, Dropout, LayerNorm, Mlp, init
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Fields of ``config.json`` under Hugging Face's names and defaults, two of our own, then two that the run decides.
+    """Fields of ``config.json`` under Hugging Face's names and defaults.
+
+    ``kept_heads`` and ``kept_neurons`` are our own; the run sets ``num_labels`` and ``dtype``.
 
     Raises:
-      InputError: a size below 1, a rate outside [0, 1), heads that do not divide the width, kept widths that are not one a
-        layer or more than there are, an activation or dtype that is not implemented.
+      InputError: a size below 1, a rate outside [0, 1), heads that do not divide the width, kept widths that are not one
+        number per layer or exceed the unpruned width, an activation or dtype that is not implemented.
     """
 
-    model_type: ClassVar[str]
+    model_type = ""
+    """Hugging Face's name of the kind of model, set by the subclasses."""
     SIZES: ClassVar[tuple[str, ...]] = (
         *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
         *("max_position_embeddings", "type_vocab_size", "num_labels"),
     )
-    """Fields that are whole numbers from 1."""
+    """Fields that are positive whole numbers."""
     DROPOUTS: ClassVar[tuple[str, ...]] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     """Fields that are dropout rates."""
     OPTIONS: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "hidden_act": tuple(ACTIVATIONS),
         "dtype": ("float32", "bfloat16"),
     }
-    """The values that a field may have."""
+    """The allowed values of a field."""
 
     vocab_size: int
     hidden_size: int
@@ -50,17 +53,17 @@ class Config:
     initializer_range: float = 0.02
     pad_token_id: int | None = 0
     kept_heads: tuple[int, ...] | None = None
-    """Heads of each layer of a model that was cut; their size stays hidden_size / num_attention_heads. None: all."""
+    """Heads of each layer of a structurally pruned model, each of size hidden_size / num_attention_heads. None: all."""
     kept_neurons: tuple[int, ...] | None = None
-    """Feed-forward neurons of each layer of a model that was cut. None: intermediate_size in each."""
+    """Feed-forward neurons of each layer of a structurally pruned model. None: intermediate_size in each."""
     num_labels: int = 2
     """Columns of a classifier; 1 for regression."""
     dtype: str = "float32"
     """float32 or bfloat16: of the matrix products; params are float32."""
 
     def __post_init__(self) -> None:
-        given = tuple(name for name in self.DROPOUTS if getattr(self, name) is not None)
-        hf_config.check(self, sizes=self.SIZES, rates=(*given, "layer_norm_eps", "initializer_range"))
+        dropouts = tuple(name for name in self.DROPOUTS if getattr(self, name) is not None)
+        hf_config.check(self, sizes=self.SIZES, rates=(*dropouts, "layer_norm_eps", "initializer_range"))
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"'hidden_size' is {self.hidden_size}, not a multiple of 'num_attention_heads' = {self.num_attention_heads}"
@@ -74,13 +77,13 @@ class Config:
 
     @classmethod
     def fixed(cls, config: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
-        """Return what of a ``config.json`` is not implemented, with the values under which it changes nothing."""
+        """Return the fields of a ``config.json`` that are not implemented, with the values that change nothing."""
         del config
         return {"is_decoder": (False, None), "add_cross_attention": (False, None)}
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], **run: Any) -> Self:
-        """Read a parsed ``config.json``; ``run`` gives num_labels and dtype. Raises `InputError` as `fields.read` does."""
+        """Read a parsed ``config.json``; ``run`` gives num_labels and dtype. Raises `InputError` as `hf_config.read` does."""
         return hf_config.read(cls, config, fixed=cls.fixed(config), **run)
 
     def with_dropout(self, rate: float) -> Self:
@@ -89,7 +92,7 @@ class Config:
 
     @property
     def head_size(self) -> int:
-        """Entries of a head, whether others were cut or not."""
+        """Entries of a head; pruning other heads does not change it."""
         return self.hidden_size // self.num_attention_heads
 
     @property
@@ -99,25 +102,20 @@ class Config:
 
     @property
     def widths(self) -> dict[str, tuple[int, ...]]:
-        """How many units of each kind of CUTS every layer has."""
+        """The number of units of each kind (``heads``, ``neurons``) in every layer."""
         return {
             "heads": self.kept_heads or (self.num_attention_heads,) * self.num_hidden_layers,
             "neurons": self.kept_neurons or (self.intermediate_size,) * self.num_hidden_layers,
         }
 
     def with_widths(self, heads: Sequence[int] | None = None, neurons: Sequence[int] | None = None) -> Self:
-        """Return this config with so many units in every layer; None: as many as before any cut."""
+        """Return this config with these numbers of units in every layer; None: the numbers before any pruning."""
 
-        def kept(widths: Sequence[int] | None, whole: int) -> tuple[int, ...] | None:
-            return None if widths is None or set(widths) == {whole} else tuple(widths)
-
-        heads, neurons = kept(heads, self.num_attention_heads), kept(neurons, self.intermediate_size)
-        return dataclasses.replace(self, kept_heads=heads, kept_neurons=neurons)
-
-
-def init(config: Config) -> Any:
-    """Return the initializer of kernels and tables."""
-    return nn.initializers.normal(config.initializer_range)
+        return dataclasses.replace(
+            self,
+            kept_heads=hf_config.kept_widths(heads, self.num_attention_heads),
+            kept_neurons=hf_config.kept_widths(neurons, self.intermediate_size),
+        )
 
 
 class Embeddings(nn.Module):
@@ -141,7 +139,7 @@ class Embeddings(nn.Module):
           positions: int (batch or 1, length); None: the model has no such table.
           token_types: int (batch, length); None: the model has no such table.
           deterministic: no dropout.
-          mask: (batch, length), 0 where the result is 0. None: nowhere.
+          mask: (batch, length), 0 sets the result to 0 at that position. None: no position is set to 0.
         """
         config, length = self.config, input_ids.shape[1]
         if config.longest is not None and length > config.longest:
@@ -165,7 +163,7 @@ class Embeddings(nn.Module):
 
 
 def attention(config: Config, number: int, kind: Callable[..., Attention] = Attention, **more: Any) -> Attention:
-    """Return the attention of layer ``number``, of a class that takes what `Attention` takes, and ``more``."""
+    """Return the attention of layer ``number``: ``kind`` takes the fields of `Attention`, and ``more``."""
     return kind(
         config.widths["heads"][number],
         config.head_size,
@@ -187,17 +185,17 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, mask: jax.Array, deterministic: bool, kept: int | None = None, *context: jax.Array
+        self, x: jax.Array, mask: jax.Array, deterministic: bool, first: int | None = None, *context: jax.Array
     ) -> jax.Array:
-        """Return (batch, kept, width) for ``x`` (batch, length, width) and a bool ``mask`` for (batch, heads, length, length).
+        """Return (batch, first, width) for ``x`` (batch, length, width), with a bool ``mask`` (batch, heads, length, length).
 
-        ``kept``: the first so many positions are computed, all of which see every position of ``x``; None: all. ``context``
-        is the attention's.
+        Only the first ``first`` positions are computed; each of them sees every position of ``x``. None: all positions.
+        ``context`` is passed to the attention.
         """
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        y = self.make(config, self.number)(x, mask, deterministic, kept, *context)
+        y = self.make(config, self.number)(x, mask, deterministic, first, *context)
         y = Dropout(config.hidden_dropout_prob)(y, deterministic)
-        x = LayerNorm(config.layer_norm_eps, dtype, name="attention_norm")(x[:, :kept] + y)
+        x = LayerNorm(config.layer_norm_eps, dtype, name="attention_norm")(x[:, :first] + y)
         neurons = config.widths["neurons"][self.number]
         y = Mlp(neurons, config.hidden_act, dtype, init(config), name="mlp")(x)
         y = Dropout(config.hidden_dropout_prob)(y, deterministic)
@@ -205,21 +203,21 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The layers, one after the other."""
+    """The layers in sequence."""
 
     config: Config
     make: Callable[[Any, int], Attention] = attention
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, mask: jax.Array, deterministic: bool, kept: int | None = None, *context: jax.Array
+        self, x: jax.Array, mask: jax.Array, deterministic: bool, first: int | None = None, *context: jax.Array
     ) -> jax.Array:
-        """Return (batch, kept, width), arguments as of `Layer`.
+        """Return (batch, first, width), arguments as of `Layer`.
 
-        Only the last layer stops at the first ``kept`` positions (None: all): the others are read by the next.
+        Only the last layer stops at the first ``first`` positions (None: all): every other layer feeds the next one.
         """
         last = self.config.num_hidden_layers - 1
         for number in range(last + 1):
             layer = Layer(self.config, number, self.make, name=f"layer_{number}")
-            x = layer(x, mask, deterministic, kept if number == last else None, *context)
+            x = layer(x, mask, deterministic, first if number == last else None, *context)
         return x

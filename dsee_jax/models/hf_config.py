@@ -1,17 +1,17 @@
-"""The fields of a Hugging Face ``config.json``: each is used, checked, or in a list of those that change nothing.
+"""The fields of a Hugging Face ``config.json``: each field is used, checked, or known to change nothing.
 
-A field that nobody here has heard of is refused: a model read without it might give other numbers and say nothing.
+An unknown field is an error: a model that ignores the field might silently compute other numbers.
 """
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from dsee_jax.errors import InputError, did_you_mean
 
 RUN = ("num_labels", "dtype")
-"""Fields of our configs that the run decides. Hugging Face's ``dtype`` is how the file stores weights, which the file says."""
+"""Fields of our configs that the run sets. Hugging Face's ``dtype`` is the storage type, which the tensors themselves tell."""
 
 FIXED: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False, None),
@@ -23,15 +23,15 @@ FIXED: dict[str, tuple[Any, ...]] = {
 """Fields that would change the result of any model, with the values that do not."""
 
 IGNORED = re.compile(
-    # where it comes from
+    # origin
     r"_.*|model_type|architectures|name|language|license|tags|transformers_version|finetuning_task|task_specific_params"
     r"|sentence_transformers|tokenizer_class|prefix|model_max_length|adapter.*"
     # labels and losses
     r"|num_labels|id2label|label2id|problem_type"
-    # how Hugging Face runs and stores it
+    # running and storing by Hugging Face
     r"|torch_dtype|dtype|torchscript|use_bfloat16|tf_legacy_loss|return_dict|use_return_dict|output_.*|use_cache"
     r"|chunk_size_feed_forward|gradient_checkpointing|tie_word_embeddings|tie_encoder_decoder|tie_last_hidden_states|padding_idx"
-    # left from TensorFlow, or of heads that are not here
+    # left from TensorFlow, or of heads that this library lacks
     r"|directionality|pooler_.*|n_ctx|summary_.*"
     # text generation
     r"|(bos|eos|sep|cls|mask|decoder_start|forced_bos|forced_eos)_token_id|max_length|min_length|do_sample|early_stopping"
@@ -39,7 +39,7 @@ IGNORED = re.compile(
     r"|(encoder_)?no_repeat_ngram_size|bad_words_ids|num_return_sequences|suppress_tokens|begin_suppress_tokens"
     r"|remove_invalid_values|exponential_decay_length_penalty|cross_attention_hidden_size"
 )
-"""Fields that change no logit of an encoder read from a folder."""
+"""Fields that change no logit of a model that is read from a folder."""
 
 C = TypeVar("C")
 
@@ -48,13 +48,13 @@ def read(config_class: type[C], fields: Mapping[str, Any], *, fixed: Mapping[str
     """Return ``config_class`` (a dataclass with Hugging Face's names) filled from a ``config.json``.
 
     Args:
-      config_class: its fields without a default must be in ``fields``.
+      config_class: every field without a default must be in ``fields``.
       fields: the parsed file.
-      fixed: for fields that are not implemented, the values under which they change nothing; added to `FIXED`.
+      fixed: for fields that are not implemented, the values that change nothing; added to `FIXED`.
       **run: `RUN` fields.
 
     Raises:
-      InputError: a field is missing, unknown, or asks for something that is not implemented.
+      InputError: a field is missing, unknown, or has a value that is not implemented.
     """
     fixed = FIXED | dict(fixed)
     names = {field.name: field for field in dataclasses.fields(config_class) if field.name not in RUN}  # pyright: ignore
@@ -71,9 +71,9 @@ def read(config_class: type[C], fields: Mapping[str, Any], *, fixed: Mapping[str
             raise InputError(
                 f"unknown field {name!r}{near}; if the model does not depend on it, take it out of the file"
             )
-    found = {name: fields[name] for name in names if name in fields}
-    # A config is an argument of a compiled function, so it must be hashable.
-    return config_class(**{name: tuple(x) if isinstance(x, list) else x for name, x in found.items()}, **run)
+    values = {name: fields[name] for name in names if name in fields}
+    # A config is a static argument of compiled functions, so it must be hashable.
+    return config_class(**{name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}, **run)
 
 
 def names(config: Any) -> frozenset[str]:
@@ -82,20 +82,20 @@ def names(config: Any) -> frozenset[str]:
 
 
 def write(config: Any) -> dict[str, Any]:
-    """Return the fields that `read` takes, for a ``config.json``; what is None is left out, in groups of fields too.
+    """Return the fields that `read` takes, for a ``config.json``, without those that are None; nested groups likewise.
 
-    A None that would be read as another value if it were left out is written; such names are the config's ``explicit``.
+    The config's ``explicit`` names the fields whose None is written: without it, they would be read as another value.
     """
-    found = {name: getattr(config, name) for name in sorted(names(config))}
-    found = {name: write(value) if dataclasses.is_dataclass(value) else value for name, value in found.items()}
+    values = {name: getattr(config, name) for name in sorted(names(config))}
+    values = {name: write(value) if dataclasses.is_dataclass(value) else value for name, value in values.items()}
     explicit = getattr(config, "explicit", ())
-    return {name: value for name, value in found.items() if value is not None or name in explicit}
+    return {name: value for name, value in values.items() if value is not None or name in explicit}
 
 
 def check(config: Any, *, sizes: tuple[str, ...], rates: tuple[str, ...], flags: tuple[str, ...] = ()) -> None:
     """Raise `InputError` unless ``sizes`` are whole numbers from 1, ``rates`` numbers in [0, 1) and ``flags`` true or false.
 
-    A flag may be None too.
+    A flag may also be None.
     """
     for name in sizes:
         value = getattr(config, name)
@@ -121,3 +121,8 @@ def check_widths(config: Any, name: str, layers: int, most: int) -> None:
     for width in value:
         if type(width) is not int or not 0 <= width <= most:
             raise InputError(f"{name!r} holds {width!r}; expected whole numbers from 0 to {most}")
+
+
+def kept_widths(widths: Sequence[int] | None, full: int) -> tuple[int, ...] | None:
+    """Return the ``kept_*`` field for ``widths``, units per layer: None if every layer has all ``full`` units."""
+    return None if widths is None or set(widths) == {full} else tuple(widths)

@@ -1,6 +1,6 @@
-"""The layers that the models share: plain Linen, no deltas, no masks.
+"""The shared layers of the models: plain Linen, without deltas and masks.
 
-Params are float32; the matrix products run in ``dtype`` (float32 or bfloat16); softmax and norms always in float32.
+Params are float32; the matrix products run in ``dtype`` (float32 or bfloat16); softmax and norms always run in float32.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dsee_jax.models.architecture import ModelConfig
 from dsee_jax.ops.nn import dropout, gelu, gelu_tanh, layer_norm, rms_norm, silu, softmax
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -20,7 +21,12 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "silu": silu,
 }
-"""By the name that Hugging Face's ``hidden_act`` gives them."""
+"""By their names in Hugging Face's ``hidden_act``."""
+
+
+def init(config: ModelConfig) -> Callable[..., Any]:
+    """Return the initializer of kernels and embedding tables."""
+    return nn.initializers.normal(config.initializer_range)
 
 
 class LayerNorm(nn.Module):
@@ -51,7 +57,7 @@ class RmsNorm(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout with the key stream ``dropout``; nothing is drawn when deterministic or when the rate is 0."""
+    """Dropout with the key stream ``dropout``; no random number is drawn if deterministic or if the rate is 0."""
 
     rate: float
 
@@ -62,7 +68,7 @@ class Dropout(nn.Module):
 
 
 class Bias(nn.Module):
-    """What is left of an affine map whose inputs were all cut: its ``bias`` (width,), in ``dtype``, at every position."""
+    """An affine map whose inputs are all pruned: only its ``bias`` (width,), in ``dtype``, at every position."""
 
     width: int
     dtype: Any = jnp.float32
@@ -75,7 +81,7 @@ class Bias(nn.Module):
 
 
 class Affine(nn.Module):
-    """Holds one ``kernel`` (in, out) and perhaps ``bias`` (out,) and returns them; `JointDense` does the product."""
+    """Holds and returns one ``kernel`` (in, out) and an optional ``bias`` (out,); `JointDense` computes the product."""
 
     features: int
     kernel_init: Callable[..., Any]
@@ -83,7 +89,7 @@ class Affine(nn.Module):
 
     @nn.compact
     def __call__(self, width: int) -> tuple[jax.Array, jax.Array]:
-        """Return kernel (width, features) and bias, zeros without one."""
+        """Return the kernel (width, features) and the bias (features,), zeros if there is no bias."""
         kernel = self.param("kernel", self.kernel_init, (width, self.features), jnp.float32)
         if not self.biased:
             return kernel, jnp.zeros(self.features, jnp.float32)
@@ -91,12 +97,12 @@ class Affine(nn.Module):
 
 
 class JointDense(nn.Module):
-    """Several affine maps of one input in one matrix product; their params stay apart, under the names in ``joint``.
+    """Several affine maps of one input in one matrix product; each map has its own params, under its name in ``joint``.
 
     Attributes:
-      joint: the names of the children that hold ``kernel`` (in, out) and ``bias`` (out,); updates attach by this name.
+      joint: the names of the children that hold ``kernel`` (in, out) and ``bias`` (out,); updates are attached by these names.
       features: the output width of each.
-      unbiased: the names of those without a bias.
+      unbiased: the names of the maps without a bias.
     """
 
     joint: tuple[str, ...]
@@ -123,7 +129,7 @@ class JointDense(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention of a sequence to itself (arXiv 1706.03762, section 3.2); params query, key, value, output.
 
-    Without heads it is the bias of its output.
+    An attention without heads is the bias of its output.
     """
 
     heads: int
@@ -132,11 +138,11 @@ class Attention(nn.Module):
     dtype: Any = jnp.float32
     kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
     width: int = 0
-    """Of the output; 0: heads * head_size."""
+    """The output width; 0: heads * head_size."""
     unbiased: tuple[str, ...] = ()
-    """Of query, key and value, those without a bias."""
+    """The projections (of query, key and value) without a bias."""
     terms: int = 1
-    """Scores are sums of so many products of vectors of a head, and are divided by sqrt(terms * head_size)."""
+    """The number of products that are summed in a score; scores are divided by sqrt(terms * head_size)."""
 
     def setup(self) -> None:
         """Declare the projections; sharing the scope puts their params at ``query``, not ``projections/query``."""
@@ -152,7 +158,7 @@ class Attention(nn.Module):
         self.dropout = Dropout(self.dropout_rate)
 
     def scores(self, query: jax.Array, key: jax.Array, deterministic: bool, *context: Any) -> jax.Array:
-        """Return float32 (batch, heads, queries, keys) of query, already divided, and key, both (batch, any, heads, size)."""
+        """Return float32 (batch, heads, queries, keys) of a scaled query and a key, both (batch, any, heads, size)."""
         del deterministic, context
         return jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
 
@@ -168,11 +174,11 @@ class Attention(nn.Module):
 
         Args:
           x: (batch, length, width).
-          mask: bool, broadcasts to (batch, heads, length, length), the queries before the keys; True = may be seen. A query
-            that may see nothing gets the mean of all values, never NaN.
+          mask: bool, broadcasts to (batch, heads, length, length), queries before keys; True = visible. A query that sees
+            no key gets the mean of all values, never NaN.
           deterministic: no dropout.
-          queries: compute the output of the first so many positions only; None: all.
-          *context: what `scores` takes beside query and key.
+          queries: the number of leading positions whose output is computed; None: all.
+          *context: further arguments of `scores`.
 
         Returns:
           (batch, queries, width).
@@ -192,7 +198,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """The feed-forward pair ``down(activation(up(x)))`` (arXiv 1706.03762, section 3.3); without neurons, its last bias."""
+    """The feed-forward pair ``down(activation(up(x)))`` (arXiv 1706.03762, section 3.3); without neurons: the last bias."""
 
     neurons: int
     activation: str

@@ -1,23 +1,21 @@
-"""Llama (arXiv 2302.13971, 2407.21783) in plain Linen, numerically Hugging Face's; by config also Mistral, Qwen2 and Qwen3."""
+"""Llama (arXiv 2302.13971, 2407.21783) in plain Linen, numerically equal to Hugging Face's; also Mistral, Qwen2, Qwen3."""
 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from dsee_jax.errors import InputError, did_you_mean
-from dsee_jax.hf_layout import KERNEL, PLAIN, Layout
+from dsee_jax.hf_layout import KERNEL, PLAIN
 from dsee_jax.models import causal, hf_config, rope
+from dsee_jax.models.architecture import Architecture, UnitTemplate
 from dsee_jax.models.cache import Context
 from dsee_jax.models.causal import CausalAttention, CausalModel
-from dsee_jax.models.layers import ACTIVATIONS, Bias, JointDense, RmsNorm
-
-FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
-"""``model_type`` -> the name in Hugging Face's classes."""
+from dsee_jax.models.layers import ACTIVATIONS, Bias, JointDense, RmsNorm, init
 
 _QWEN = {"max_position_embeddings": 32768, "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -26,7 +24,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2": {"num_key_value_heads": 32, "attention_bias": True, **_QWEN},
     "qwen3": {"num_key_value_heads": 32, "head_dim": 128, **_QWEN},
 }
-"""Where they differ from `Config`."""
+"""The defaults that differ from those of `Config`."""
 
 _NO_WINDOW = dict.fromkeys(("use_sliding_window", "max_window_layers", "layer_types"), (None,))
 _FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -35,16 +33,18 @@ _FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
     "qwen2": {"attention_bias": (True, None), "mlp_bias": (False, None), "use_mrope": (False, None)},
     "qwen3": {"mlp_bias": (False, None)},
 }
-"""For fields that this ``model_type`` has not, the values under which they change nothing."""
+"""For fields that a ``model_type`` lacks, the values that change nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Fields of ``config.json`` under Hugging Face's names, two of our own, then two that the run decides.
+    """Fields of ``config.json`` under Hugging Face's names.
+
+    ``kept_heads`` and ``kept_neurons`` are our own; the run sets ``num_labels`` and ``dtype``.
 
     Raises:
       InputError: a size below 1, a rate outside [0, 1), heads that do not divide the width or one another, kept widths that
-        are not one a layer or more than there are, an activation, a type of layer or a dtype that is not implemented.
+        are not one number per layer or exceed the unpruned width, an activation, layer type or dtype that is not implemented.
     """
 
     vocab_size: int
@@ -53,7 +53,7 @@ class Config:
     num_hidden_layers: int
     num_attention_heads: int
     model_type: str = "llama"
-    """One of `FAMILIES`."""
+    """A key of `ARCHITECTURE.model_types`."""
     num_key_value_heads: int | None = None
     """None: num_attention_heads."""
     head_dim: int | None = None
@@ -63,24 +63,24 @@ class Config:
     initializer_range: float = 0.02
     rms_norm_eps: float = 1e-6
     attention_bias: bool = False
-    """Of query, key and value; of the attention output too, but for qwen2."""
+    """Biases of query, key and value, and (except for qwen2) of the attention output."""
     mlp_bias: bool | None = None
     attention_dropout: float = 0.0
     tie_word_embeddings: bool = False
     pad_token_id: int | None = None
     rope_parameters: rope.Rope = rope.DEFAULT
     sliding_window: int | None = None
-    """A token sees so many tokens, itself included; mistral: in every layer."""
+    """The number of tokens that a token sees, itself included; mistral: in every layer."""
     use_sliding_window: bool | None = None
-    """qwen: heed sliding_window."""
+    """qwen: whether sliding_window applies."""
     max_window_layers: int | None = None
-    """qwen: the first layer with a window, where layer_types does not say it."""
+    """qwen: the first layer with a window; layer_types takes precedence."""
     layer_types: tuple[str, ...] | None = None
     """qwen: full_attention or sliding_attention for every layer."""
     kept_heads: tuple[int, ...] | None = None
-    """Key/value heads, with the query heads that read them, of each layer of a model that was cut. None: all."""
+    """Key/value heads, with the query heads that read them, of each layer of a structurally pruned model. None: all."""
     kept_neurons: tuple[int, ...] | None = None
-    """Feed-forward neurons of each layer of a model that was cut. None: intermediate_size in each."""
+    """Feed-forward neurons of each layer of a structurally pruned model. None: intermediate_size in each."""
     num_labels: int = 2
     """Columns of the classifier; 1 for regression."""
     dtype: str = "float32"
@@ -132,7 +132,7 @@ class Config:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], **run: Any) -> "Config":
-        """Read a parsed ``config.json``; ``run`` gives num_labels and dtype. Raises `InputError` as `fields.read` does."""
+        """Read a parsed ``config.json``; ``run`` gives num_labels and dtype. Raises `InputError` as `hf_config.read` does."""
         kind = config.get("model_type", cls.model_type)
         parameters, rest = rope.read(config)
         return hf_config.read(
@@ -143,40 +143,40 @@ class Config:
         """Return this config with every dropout rate set to ``rate``, in [0, 1)."""
         return dataclasses.replace(self, attention_dropout=rate)
 
-    type_vocab_size: ClassVar[int] = 0
-    """There are no token types."""
+    type_vocab_size = 0
+    """The model has no token types."""
 
     @property
     def longest(self) -> int | None:
-        """The longest input that it is made for, scaled positions included; None: no limit."""
+        """Tokens of the longest intended input, with scaled positions; None: no limit."""
         return rope.longest(self.rope_parameters, self.max_position_embeddings)
 
     @property
     def explicit(self) -> frozenset[str]:
-        """Fields that are None and must be written so: left out, they have another value in this ``model_type``."""
+        """Fields whose None must be written: a missing field has another value in this ``model_type``."""
         return frozenset(name for name in _DEFAULTS[self.model_type] if getattr(self, name) is None)
 
     @property
     def groups(self) -> int:
-        """Key/value heads before any cut."""
+        """Key/value heads before any pruning."""
         return self.num_key_value_heads or self.num_attention_heads
 
     @property
     def head_size(self) -> int:
-        """Entries of a head, whether others were cut or not."""
+        """Entries of a head; pruning other heads does not change it."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @property
     def group_size(self) -> int:
-        """Entries of the query heads that share one key/value head."""
+        """Entries of all query heads that share one key/value head."""
         return self.head_size * (self.num_attention_heads // self.groups)
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """How many tokens a token sees in every layer; None: all before it."""
-        # Where there is the field, null is false.
-        heeded = "use_sliding_window" not in _DEFAULTS[self.model_type] or self.use_sliding_window
-        if self.sliding_window is None or not heeded:
+        """The number of tokens that a token sees, per layer; None: all earlier tokens."""
+        # In a model type that has the field, null means false.
+        applies = "use_sliding_window" not in _DEFAULTS[self.model_type] or self.use_sliding_window
+        if self.sliding_window is None or not applies:
             return (None,) * self.num_hidden_layers
         first = self.max_window_layers or 0
         types = self.layer_types or tuple(
@@ -186,30 +186,25 @@ class Config:
 
     @property
     def uneven(self) -> str:
-        """In what layers differ, but for how they are numbered; empty: in nothing."""
+        """The fields by which layers differ; empty: all layers are alike."""
         widths = [f"kept_{kind}" for kind, numbers in self.widths.items() if len(set(numbers)) > 1]
         return ", ".join([*widths, *(["layer_types"] if len(set(self.windows)) > 1 else [])])
 
     @property
     def widths(self) -> dict[str, tuple[int, ...]]:
-        """How many units of each kind of `CUTS` every layer has."""
+        """The number of units of each kind (``heads``, ``neurons``) in every layer."""
         return {
             "heads": self.kept_heads or (self.groups,) * self.num_hidden_layers,
             "neurons": self.kept_neurons or (self.intermediate_size,) * self.num_hidden_layers,
         }
 
     def with_widths(self, heads: Sequence[int] | None = None, neurons: Sequence[int] | None = None) -> "Config":
-        """Return this config with so many units in every layer; None: as many as before any cut."""
-
-        def kept(widths: Sequence[int] | None, whole: int) -> tuple[int, ...] | None:
-            return None if widths is None or set(widths) == {whole} else tuple(widths)
-
-        heads, neurons = kept(heads, self.groups), kept(neurons, self.intermediate_size)
-        return dataclasses.replace(self, kept_heads=heads, kept_neurons=neurons)
-
-
-def _init(config: Config) -> Any:
-    return nn.initializers.normal(config.initializer_range)
+        """Return this config with these numbers of units in every layer; None: the numbers before any pruning."""
+        return dataclasses.replace(
+            self,
+            kept_heads=hf_config.kept_widths(heads, self.groups),
+            kept_neurons=hf_config.kept_widths(neurons, self.intermediate_size),
+        )
 
 
 class Embeddings(nn.Module):
@@ -219,10 +214,10 @@ class Embeddings(nn.Module):
 
     def setup(self) -> None:
         """Declare the table."""
-        self.word = nn.Embed(self.config.vocab_size, self.config.hidden_size, embedding_init=_init(self.config))
+        self.word = nn.Embed(self.config.vocab_size, self.config.hidden_size, embedding_init=init(self.config))
 
     def __call__(self, input_ids: jax.Array, positions: jax.Array, deterministic: bool) -> jax.Array:
-        """Return (batch, length, width) for ids (batch, length); where they stand is for the layers to say."""
+        """Return (batch, length, width) for ids (batch, length); the layers apply the positions."""
         return self.word(input_ids).astype(self.config.dtype)
 
     def attend(self, x: jax.Array) -> jax.Array:
@@ -231,7 +226,7 @@ class Embeddings(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """``down(activation(gate(x)) * up(x))`` (arXiv 2002.05202); without neurons its last bias, or nothing."""
+    """``down(activation(gate(x)) * up(x))`` (arXiv 2002.05202); without neurons, only the last bias, or zeros."""
 
     config: Config
     neurons: int
@@ -243,15 +238,15 @@ class GatedMlp(nn.Module):
         if not self.neurons:
             return Bias(config.hidden_size, dtype, name="down")(x) if bias else jnp.zeros_like(x)
         names = ("gate", "up")
-        inner = JointDense(names, (self.neurons,) * 2, dtype, _init(config), () if bias else names, name="inner")
+        inner = JointDense(names, (self.neurons,) * 2, dtype, init(config), () if bias else names, name="inner")
         nn.share_scope(self, inner)
         gate, up = inner(x)
-        down = nn.Dense(config.hidden_size, use_bias=bias, dtype=dtype, kernel_init=_init(config), name="down")
+        down = nn.Dense(config.hidden_size, use_bias=bias, dtype=dtype, kernel_init=init(config), name="down")
         return down(ACTIVATIONS[config.hidden_act](gate) * up)
 
 
 class Layer(nn.Module):
-    """Attention, then the feed-forward part; each reads the normalised sum of all before it."""
+    """Attention, then the feed-forward part; each reads the normalised sum of all earlier outputs."""
 
     config: Config
     number: int
@@ -279,7 +274,7 @@ class Layer(nn.Module):
             norm_epsilon=config.rms_norm_eps if config.model_type == "qwen3" else None,
             dropout_rate=config.attention_dropout,
             dtype=dtype,
-            kernel_init=_init(config),
+            kernel_init=init(config),
             name="attention",
         )
         y = RmsNorm(config.rms_norm_eps, dtype, name="attention_norm")(x)
@@ -290,10 +285,10 @@ class Layer(nn.Module):
 
 
 class Llama(CausalModel):
-    """Llama with the head of a task (`ARCHITECTURES` lists them)."""
+    """Llama with the head of a task (`ARCHITECTURE.tasks` lists them)."""
 
     def parts(self) -> tuple[nn.Module, Callable[..., nn.Module], int, nn.Module]:
-        """Return embeddings, what makes a layer, how many there are, and the last norm."""
+        """Return the embeddings, the factory of layers, the number of layers and the last norm."""
         config = self.config
         norm = RmsNorm(config.rms_norm_eps, jnp.dtype(config.dtype), name="norm")
         return Embeddings(config, name="embeddings"), functools.partial(Layer, config), config.num_hidden_layers, norm
@@ -304,24 +299,8 @@ class Llama(CausalModel):
         return rope.rotation(config.rope_parameters, positions, config.head_size, config.max_position_embeddings)
 
 
-Model = Llama
-
-ARCHITECTURES = {
-    task: {kind: f"{name}{ending}" for kind, name in FAMILIES.items()}
-    for task, ending in (
-        ("sequence-classification", "ForSequenceClassification"),
-        ("causal-lm", "ForCausalLM"),
-        ("features", "Model"),
-    )
-}
-"""Task -> Hugging Face's class, by ``model_type``."""
-
-HEAD = (r"classifier/.*",)
-"""Paths that a task brings with it; created where a checkpoint lacks them."""
-
-PREFIX = "model."
-"""Of every name but the heads'; files of a bare ``LlamaModel`` lack it."""
-
+_LAYER, _STORED = "decoder/layer_{i}", "model.layers.{i}"
+_ATTENTION, _MLP = f"{_LAYER}/attention", f"{_LAYER}/mlp"
 _DENSE = (
     *(("attention/query", "self_attn.q_proj"), ("attention/key", "self_attn.k_proj")),
     *(("attention/value", "self_attn.v_proj"), ("attention/output", "self_attn.o_proj")),
@@ -332,52 +311,44 @@ _NORM = (
     *(("attention/query_norm", "self_attn.q_norm"), ("attention/key_norm", "self_attn.k_norm")),
 )
 
-HF_NAMES: tuple[tuple[str, str, Layout], ...] = (
-    ("embeddings/word/embedding", "model.embed_tokens.weight", PLAIN),
-    *((f"decoder/layer_{{i}}/{ours}/kernel", f"model.layers.{{i}}.{theirs}.weight", KERNEL) for ours, theirs in _DENSE),
-    *((f"decoder/layer_{{i}}/{ours}/bias", f"model.layers.{{i}}.{theirs}.bias", PLAIN) for ours, theirs in _DENSE),
-    *((f"decoder/layer_{{i}}/{ours}/scale", f"model.layers.{{i}}.{theirs}.weight", PLAIN) for ours, theirs in _NORM),
-    ("norm/scale", "model.norm.weight", PLAIN),
-    ("lm_head/kernel", "lm_head.weight", KERNEL),
-    ("classifier/kernel", "score.weight", KERNEL),
-)
-"""(our path, Hugging Face's name, how the one stands in the other); ``{i}`` is the number of the layer in both."""
-
-OLD_NAMES: tuple[tuple[str, str], ...] = ()
-"""(regex, replacement) for names that older checkpoints have."""
-
-IGNORED_NAMES = (r"(.*\.)?rotary_emb\.inv_freq", r"lm_head\.weight")
-"""Names that hold nothing of the model: constants, and the head over the vocabulary where the task or the tie needs none."""
-
-AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r".*/attention/(query_norm|key_norm)/scale", (None,)),
-    *causal.AXES,
-)
-"""(regex over whole paths, the logical name of each axis); None: an axis that nothing shares."""
-
-_ATTENTION, _MLP = "decoder/layer_{i}/attention", "decoder/layer_{i}/mlp"
-
-CUTS: dict[str, dict[str, Any]] = {
-    "heads": {
-        "axes": (
-            *((f"{_ATTENTION}/{name}/kernel", 1, "head_size") for name in ("key", "value")),
-            *((f"{_ATTENTION}/{name}/bias", 0, "head_size") for name in ("key", "value")),
-            (f"{_ATTENTION}/query/kernel", 1, "group_size"),
-            (f"{_ATTENTION}/query/bias", 0, "group_size"),
-            (f"{_ATTENTION}/output/kernel", 0, "group_size"),
+ARCHITECTURE = Architecture(
+    config=Config,
+    model=Llama,
+    model_types={"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"},
+    tasks=causal.TASKS,
+    head=causal.HEAD,
+    prefix="model.",
+    hf_names=(
+        ("embeddings/word/embedding", "model.embed_tokens.weight", PLAIN),
+        *((f"{_LAYER}/{path}/kernel", f"{_STORED}.{name}.weight", KERNEL) for path, name in _DENSE),
+        *((f"{_LAYER}/{path}/bias", f"{_STORED}.{name}.bias", PLAIN) for path, name in _DENSE),
+        *((f"{_LAYER}/{path}/scale", f"{_STORED}.{name}.weight", PLAIN) for path, name in _NORM),
+        ("norm/scale", "model.norm.weight", PLAIN),
+        ("lm_head/kernel", "lm_head.weight", KERNEL),
+        ("classifier/kernel", "score.weight", KERNEL),
+    ),
+    axes=((r".*/attention/(query_norm|key_norm)/scale", (None,)), *causal.AXES),
+    cuts={
+        # A key/value head with all query heads that read it: none of them works without it.
+        "heads": UnitTemplate(
+            axes=(
+                *((f"{_ATTENTION}/{name}/kernel", 1, "head_size") for name in ("key", "value")),
+                *((f"{_ATTENTION}/{name}/bias", 0, "head_size") for name in ("key", "value")),
+                (f"{_ATTENTION}/query/kernel", 1, "group_size"),
+                (f"{_ATTENTION}/query/bias", 0, "group_size"),
+                (f"{_ATTENTION}/output/kernel", 0, "group_size"),
+            ),
+            scored=(f"{_ATTENTION}/query/kernel", f"{_ATTENTION}/value/kernel"),
         ),
-        "scored": (f"{_ATTENTION}/query/kernel", f"{_ATTENTION}/value/kernel"),
-    },
-    "neurons": {
-        "axes": (
-            *((f"{_MLP}/{name}/kernel", 1, 1) for name in ("gate", "up")),
-            *((f"{_MLP}/{name}/bias", 0, 1) for name in ("gate", "up")),
-            (f"{_MLP}/down/kernel", 0, 1),
+        "neurons": UnitTemplate(
+            axes=(
+                *((f"{_MLP}/{name}/kernel", 1, 1) for name in ("gate", "up")),
+                *((f"{_MLP}/{name}/bias", 0, 1) for name in ("gate", "up")),
+                (f"{_MLP}/down/kernel", 0, 1),
+            ),
+            scored=(f"{_MLP}/gate/kernel", f"{_MLP}/up/kernel"),
         ),
-        "scored": (f"{_MLP}/gate/kernel", f"{_MLP}/up/kernel"),
     },
-}
-"""By kind of unit, for every layer ``{i}``. A unit of heads is a key/value head with all query heads that read it, for none of
-them works without it. ``axes``: (path, axis, entries), what is cut together; the axis is the units one after the other, each
-of so many entries (a number, or the field of the config that says it); paths that a config has not do not count. ``scored``:
-the kernels whose columns of a unit make its score."""
+    # Constants, and the vocabulary head where the task or tied embeddings make it redundant.
+    ignored_names=(r"(.*\.)?rotary_emb\.inv_freq", r"lm_head\.weight"),
+)

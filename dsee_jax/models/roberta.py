@@ -1,42 +1,26 @@
-"""RoBERTa (arXiv 1907.11692) in plain Linen, numerically Hugging Face's: BERT with other positions and another head."""
+"""RoBERTa (arXiv 1907.11692) in plain Linen, numerically equal to Hugging Face's: BERT with other positions and heads."""
 
 import dataclasses
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from dsee_jax.errors import InputError
-from dsee_jax.hf_layout import Layout
 from dsee_jax.models import bert, task_heads
-from dsee_jax.models.bert import AXES, CUTS, OLD_NAMES
 from dsee_jax.models.encoder import Embeddings, Encoder
 from dsee_jax.models.layers import Dropout
-
-__all__ = [
-    "ARCHITECTURES",
-    "AXES",
-    "CUTS",
-    "HEAD",
-    "HF_NAMES",
-    "IGNORED_NAMES",
-    "OLD_NAMES",
-    "PREFIX",
-    "Config",
-    "Model",
-]
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(bert.Config):
-    """The fields of RoBERTa, see `encoder.Config`; positions are counted from the one after ``pad_token_id``.
+    """The fields of RoBERTa, see `encoder.Config`; positions are counted from ``pad_token_id + 1``.
 
     Raises:
       InputError: as of `encoder.Config`, or a ``pad_token_id`` that leaves no position.
     """
 
-    model_type: ClassVar[str] = "roberta"
+    model_type = "roberta"
 
     pad_token_id: int | None = 1
 
@@ -46,7 +30,7 @@ class Config(bert.Config):
         if type(self.pad_token_id) is not int or not 0 <= self.pad_token_id <= most:
             raise InputError(
                 f"'pad_token_id' is {self.pad_token_id!r}; expected a whole number from 0 to {most}, since positions are "
-                "counted from the one after it"
+                "counted from pad_token_id + 1"
             )
 
     @property
@@ -56,7 +40,7 @@ class Config(bert.Config):
 
 
 class Roberta(nn.Module):
-    """RoBERTa with the head of a task (`ARCHITECTURES` lists them)."""
+    """RoBERTa with the head of a task (`task_heads.TASKS` lists them)."""
 
     config: Config
     task: str = "sequence-classification"
@@ -72,7 +56,7 @@ class Roberta(nn.Module):
     ) -> jax.Array:
         """Run the model, arguments and outputs as of `bert.Bert`.
 
-        The padding that positions skip is told by ``pad_token_id`` in ``input_ids``, whatever the mask says.
+        Positions skip the padding, which is ``pad_token_id`` in ``input_ids``; the mask does not count.
 
         Raises:
           InputError: the batch is longer than ``max_position_embeddings - pad_token_id - 1``.
@@ -92,34 +76,24 @@ class Roberta(nn.Module):
 
 
 def positions(config: Config, input_ids: jax.Array) -> jax.Array:
-    """Return int32 (batch, length): pad_token_id at padding, at tokens pad_token_id + 1, + 2 ... whatever lies between."""
+    """Return int32 (batch, length): pad_token_id at padding; pad_token_id + 1, + 2 ... at tokens, across any padding."""
     real = (input_ids != config.pad_token_id).astype(jnp.int32)
     return jnp.cumsum(real, axis=1) * real + (config.pad_token_id or 0)
 
 
-Model = Roberta
-
-ARCHITECTURES = {
-    "sequence-classification": "RobertaForSequenceClassification",
-    "token-classification": "RobertaForTokenClassification",
-    "question-answering": "RobertaForQuestionAnswering",
-    "features": "RobertaModel",
-}
-"""Task -> Hugging Face's class."""
-
-HEAD = task_heads.HEAD
-
-PREFIX = "roberta."
-"""Of every name but those of the heads; files of a bare ``RobertaModel`` lack it."""
-
-HF_NAMES: tuple[tuple[str, str, Layout], ...] = (
-    *((ours, PREFIX + theirs.removeprefix(bert.PREFIX), layout) for ours, theirs, layout in bert.BACKBONE),
-    *bert.dense("pooler", "classifier.dense"),
-    *bert.dense("classifier", "classifier.out_proj"),
-    *bert.dense("token_classifier", "classifier"),
-    *bert.dense("span", "qa_outputs"),
+ARCHITECTURE = dataclasses.replace(
+    bert.ARCHITECTURE,
+    config=Config,
+    model=Roberta,
+    model_types={"roberta": "Roberta"},
+    prefix="roberta.",
+    hf_names=(
+        *((path, name.replace("bert.", "roberta.", 1), layout) for path, name, layout in bert.BACKBONE),
+        *bert.dense("pooler", "classifier.dense"),
+        *bert.dense("classifier", "classifier.out_proj"),
+        *bert.dense("token_classifier", "classifier"),
+        *bert.dense("span", "qa_outputs"),
+    ),
+    # The constant 0, 1, 2 ..., the pretraining head, and a pooler that no head reads.
+    ignored_names=(r"(.*\.)?position_ids", r"lm_head\..*", r"(roberta\.)?pooler\..*"),
 )
-"""(our path, Hugging Face's name, how the one stands in the other); ``{i}`` is the number of the layer in both."""
-
-IGNORED_NAMES = (r"(.*\.)?position_ids", r"lm_head\..*", r"(roberta\.)?pooler\..*")
-"""Names that hold nothing of the model: a constant, the head of the pretraining, a pooler that no head reads."""

@@ -19,7 +19,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "yarn": ("factor",),
 }
-"""What each scaling must be told."""
+"""The required parameters of each scaling."""
 
 READ: dict[str, tuple[str, ...]] = {
     "llama3": ("original_max_position_embeddings",),
@@ -28,7 +28,7 @@ READ: dict[str, tuple[str, ...]] = {
         *("mscale", "mscale_all_dim", "truncate"),
     ),
 }
-"""What it may be told besides."""
+"""The optional parameters of each scaling."""
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Rope:
     rope_type: str = "default"
     rope_theta: float = 10000.0
     factor: float | None = None
-    """How many times longer texts may be than those of the pretraining."""
+    """The ratio of the longest text to the longest text of the pretraining."""
     original_max_position_embeddings: int | None = None
     """llama3, yarn: the length of the pretraining. None: max_position_embeddings."""
     low_freq_factor: float | None = None
@@ -55,46 +55,46 @@ class Rope:
 
 
 DEFAULT = Rope()
-"""Nothing is scaled."""
+"""No scaling."""
 
 
 def read(config: Mapping[str, Any]) -> tuple[Rope, dict[str, Any]]:
-    """Return the rotary parameters of a ``config.json``, of the layout of today or of earlier ones, and its other fields.
+    """Return the rotary parameters of a ``config.json``, in the present or an earlier layout, and the other fields.
 
     Raises:
-      InputError: a scaling that is not implemented, one of its parameters missing, unknown or no number, or two places that
-        say different things. A parameter of another scaling is named by a warning.
+      InputError: a scaling that is not implemented, a parameter that is missing, unknown or no number, or two fields that
+        contradict one another. A parameter of another scaling is named by a warning.
     """
     rest = {
         name: value for name, value in config.items() if name not in ("rope_parameters", "rope_scaling", "rope_theta")
     }
     places = [
         config,
-        *(given for name in ("rope_scaling", "rope_parameters") if isinstance(given := config.get(name), Mapping)),
+        *(place for name in ("rope_scaling", "rope_parameters") if isinstance(place := config.get(name), Mapping)),
     ]
     thetas = [place["rope_theta"] for place in places if place.get("rope_theta") is not None]
     if any(theta != thetas[0] for theta in thetas):
-        raise InputError(f"'rope_theta' is {' and '.join(map(repr, thetas))}: keep the one that is meant")
+        raise InputError(f"'rope_theta' is {' and '.join(map(repr, thetas))}: keep the intended value")
     theta = thetas[0] if thetas else Rope.rope_theta
-    found = {field: _parse(field, config, theta) for field in ("rope_scaling", "rope_parameters") if config.get(field)}
-    first, *others = found.values() or [_parse("rope_parameters", config, theta)]
+    fields = [field for field in ("rope_scaling", "rope_parameters") if config.get(field)] or ["rope_parameters"]
+    first, *others = [_parse(field, config, theta) for field in fields]
     if others and others[0] != first:
         raise InputError(
             f"'rope_scaling' is {config['rope_scaling']!r} and 'rope_parameters' {config['rope_parameters']!r}: "
-            "keep the one that is meant"
+            "keep the intended one"
         )
     return first, rest
 
 
 def _parse(field: str, config: Mapping[str, Any], theta: Any) -> Rope:
-    given = config.get(field) or {}
-    if not isinstance(given, Mapping):
-        raise InputError(f"{field!r} is {given!r}; expected an object of parameters")
-    given = dict(given)
-    kind = given.setdefault("rope_type", given.get("type", "default"))
-    given.pop("type", None)
-    given["rope_theta"] = theta
-    if given.pop("partial_rotary_factor", 1.0) not in (1.0, None):
+    parameters = config.get(field) or {}
+    if not isinstance(parameters, Mapping):
+        raise InputError(f"{field!r} is {parameters!r}; expected an object of parameters")
+    parameters = dict(parameters)
+    kind = parameters.setdefault("rope_type", parameters.get("type", "default"))
+    parameters.pop("type", None)
+    parameters["rope_theta"] = theta
+    if parameters.pop("partial_rotary_factor", 1.0) not in (1.0, None):
         raise InputError(f"{field!r}: 'partial_rotary_factor' is not implemented; only 1.0 is")
     if not isinstance(kind, str) or kind not in NEEDED:
         raise InputError(
@@ -102,7 +102,7 @@ def _parse(field: str, config: Mapping[str, Any], theta: Any) -> Rope:
             f"implemented: {', '.join(NEEDED)}"
         )
     names = {each.name for each in dataclasses.fields(Rope)}
-    for name, value in given.items():
+    for name, value in parameters.items():
         if name not in names:
             raise InputError(f"{field!r}: unknown parameter {name!r}{did_you_mean(name, names)}")
         if name == "truncate":
@@ -110,19 +110,19 @@ def _parse(field: str, config: Mapping[str, Any], theta: Any) -> Rope:
                 raise InputError(f"{field!r}: {name!r} is {value!r}; expected true or false")
         elif name != "rope_type" and value is not None and (type(value) not in (int, float) or not value > 0):
             raise InputError(f"{field!r}: {name!r} is {value!r}; expected a number above 0")
-    unread = given.keys() - {"rope_type", "rope_theta", *NEEDED[kind], *READ.get(kind, ())}
-    if unread := sorted(name for name in unread if given[name] is not None):
+    unread = parameters.keys() - {"rope_type", "rope_theta", *NEEDED[kind], *READ.get(kind, ())}
+    if unread := sorted(name for name in unread if parameters[name] is not None):
         log.warning("%r: 'rope_type' %r does not read %s", field, kind, ", ".join(map(repr, unread)))
     for name in NEEDED[kind]:
-        if given.get(name) is None:
-            raise InputError(f"{field!r}: {name!r} is missing, which 'rope_type' {kind!r} needs")
-    return Rope(**given)
+        if parameters.get(name) is None:
+            raise InputError(f"{field!r}: {name!r} is missing; 'rope_type' {kind!r} needs a value")
+    return Rope(**parameters)
 
 
 def longest(rope: Rope, most: int) -> int:
-    """Return the longest text that scaled positions are made for, where ``most`` is max_position_embeddings.
+    """Return the longest text of scaled positions; ``most`` is max_position_embeddings.
 
-    That of files with llama3, and of some with yarn, is the scaled length already.
+    With llama3, and in some files with yarn, ``most`` is already the scaled length.
     """
     if rope.rope_type in ("linear", "dynamic"):
         return int(most * max(rope.factor or 1.0, 1.0))
@@ -134,7 +134,7 @@ def longest(rope: Rope, most: int) -> int:
 def rotation(rope: Rope, positions: jax.Array, head_size: int, most: int) -> tuple[jax.Array, jax.Array]:
     """Return the cosines and sines, float32 (batch, length, 1, head_size / 2) each, of int ``positions`` (batch, length).
 
-    ``most`` is max_position_embeddings. With ``dynamic`` the base of all rows grows once any position is beyond it.
+    ``most`` is max_position_embeddings. With ``dynamic``, the base of all rows grows once any position exceeds it.
     """
     powers = np.arange(0, head_size, 2) / head_size
     factor, theta = rope.factor or 1.0, rope.rope_theta
@@ -148,7 +148,7 @@ def rotation(rope: Rope, positions: jax.Array, head_size: int, most: int) -> tup
         frequencies = base ** -jnp.asarray(powers, jnp.float32)
     elif rope.rope_type == "llama3":
         low, high = rope.low_freq_factor or 1.0, rope.high_freq_factor or 4.0
-        # Turns in the length of the pretraining; few turns are slowed down, many are not.
+        # Frequencies with few turns in the length of the pretraining are slowed down, those with many turns are not.
         share = np.clip((original * frequencies / (2 * math.pi) - low) / (high - low), 0, 1)
         frequencies = (1 - share) * frequencies / factor + share * frequencies
     elif rope.rope_type == "yarn":
@@ -173,14 +173,14 @@ def _yarn(rope: Rope, frequencies: np.ndarray, head_size: int, original: int) ->
     def amplitude(scale: float) -> float:
         return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
-    found = rope.attention_factor
-    if found is None:
+    scale = rope.attention_factor
+    if scale is None:
         both = rope.mscale and rope.mscale_all_dim
-        found = amplitude(rope.mscale or 1) / amplitude(rope.mscale_all_dim or 1) if both else amplitude(1)
-    return slowed * frequencies / factor + (1 - slowed) * frequencies, found
+        scale = amplitude(rope.mscale or 1) / amplitude(rope.mscale_all_dim or 1) if both else amplitude(1)
+    return slowed * frequencies / factor + (1 - slowed) * frequencies, scale
 
 
 def rotate(x: jax.Array, cosines: jax.Array, sines: jax.Array) -> jax.Array:
-    """Return ``x`` (batch, length, heads, head size) turned, its two halves being the coordinates; in the dtype of ``x``."""
+    """Return ``x`` (batch, length, heads, head size) rotated, in its dtype; the two halves of a head are the coordinates."""
     left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([left * cosines - right * sines, right * cosines + left * sines], axis=-1).astype(x.dtype)

@@ -1,4 +1,4 @@
-"""Functions of single arrays with gradient rules of their own."""
+"""Functions of single arrays with custom gradient rules."""
 
 from dsee_jax.lazy import package
 

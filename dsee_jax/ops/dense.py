@@ -1,7 +1,7 @@
-"""The affine map with its low-rank and sparse update, for one kernel or several that read one input, with gradient rules.
+"""The affine map with a low-rank and sparse update, for one kernel or several kernels with a common input.
 
-Where a rule needs a value again, the value stands behind an optimisation barrier. Without it XLA's fusion evaluates
-``erf``, ``exp`` and the statistics once more in every consumer, which costs more on a CPU than reading them back.
+Gradient rules put the values that they reuse behind an optimisation barrier. Without the barrier, XLA fuses ``erf``, ``exp``
+and the statistics into every consumer and evaluates them again, which costs more on a CPU than a read from memory.
 """
 
 import functools
@@ -34,18 +34,18 @@ def joint_dense(
     scale: float,
     scale_sparse: bool = True,
 ) -> tuple[jax.Array, ...]:
-    """Return ``y_i = x @ (W_i + scale * A_i @ B_i + s * S_i) + bias_i`` for several kernels that read the same input.
+    """Return ``y_i = x @ (W_i + scale * A_i @ B_i + s * S_i) + bias_i`` for several kernels with a common input.
 
-    The gradient of W_i is formed only where W_i itself is differentiated. That of ``x`` is one matrix product, those of A
-    and B are thin ones that start from inputs common to all members, that of ``values`` is a gather.
+    The gradient of W_i is formed only if W_i itself is differentiated. The gradient of ``x`` is one matrix product, the
+    gradients of A and B are thin products that start from common inputs, and the gradient of ``values`` is a gather.
 
     Args:
-      x: (..., in), with one leading axis or more; its dtype is the one computed in and returned.
+      x: (..., in), with one or more leading axes; its dtype is the dtype of the computation and of the result.
       kernels: each (in, out_i).
-      biases: each (out_i,), or None for none.
+      biases: each (out_i,), or None.
       deltas: each with ``a`` (in, r_i) and ``b`` (r_i, out_i), and/or ``values`` (nnz_i,); empty for no update.
-      supports: int32 (nnz_i, 2), row (input) and column (output) of each value; repeated coordinates add up. None where
-        there are no values.
+      supports: int32 (nnz_i, 2), row (input) and column (output) of each value; repeated coordinates add up. None for
+        an update without values.
       scale: the factor of A @ B; alpha / rank.
       scale_sparse: s is ``scale``; with False it is 1.
 
@@ -78,14 +78,14 @@ def _support(delta: Delta, support: Array | None) -> dict[str, Array]:
     if "values" not in delta:
         return {}
     if support is None:
-        raise ValueError("an update with `values` needs the `supports` entry that says where they stand")
+        raise ValueError("an update with `values` needs the `supports` entry with their coordinates")
     return {"support": support}
 
 
 def _folds(x: jax.Array, members: tuple[Mapping[str, Any], ...]) -> bool:
-    """Whether the update is added to the kernel (cheaper for many rows of x) rather than to the output.
+    """Return whether the update is added to the kernel (cheaper for many rows of x) rather than to the output.
 
-    Never in 16 bits: there an update smaller than the kernel's last place would vanish.
+    In 16 bits the update is never added to the kernel: an update below the last place of the kernel would vanish.
     """
     rows, width, outputs = x.size // x.shape[-1], x.shape[-1], sum(member["kernel"].shape[1] for member in members)
     return jnp.finfo(x.dtype).bits >= 32 and rows * (width + outputs) > width * outputs
@@ -107,12 +107,12 @@ def _join(parts: list[jax.Array]) -> jax.Array:
 
 
 def _matmul(x: jax.Array, w: jax.Array) -> jax.Array:
-    """``x @ w`` in the dtype of ``x``, accumulated and returned in float32 or better."""
+    """Return ``x @ w``, computed in the dtype of ``x``, accumulated and returned in float32 or wider."""
     return jnp.matmul(x, w.astype(x.dtype), preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _outer(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Sum of ``x[..., :, None] * y[..., None, :]`` over the leading axes."""
+    """Return the sum of ``x[..., :, None] * y[..., None, :]`` over the leading axes."""
     leading = tuple(range(x.ndim - 1))
     precise = jnp.promote_types(x.dtype, jnp.float32)
     return jnp.tensordot(x, y.astype(x.dtype), (leading, leading), preferred_element_type=precise)
@@ -123,7 +123,7 @@ def _split(y: jax.Array, sizes: list[int]) -> list[jax.Array]:
 
 
 def _low_rank_inputs(x: jax.Array, members: tuple[Mapping[str, Any], ...]) -> list[jax.Array]:
-    """Return ``x @ A_i`` of the members that have one, from one product."""
+    """Return ``x @ A_i`` for the members with an A, from one product."""
     factors = [member["a"] for member in members if "a" in member]
     return _split(_matmul(x, _join(factors)), [a.shape[1] for a in factors]) if factors else []
 
@@ -150,7 +150,8 @@ def _joint(scales: _Scales, x: jax.Array, members: tuple[dict[str, Any], ...]) -
 
 
 def _joint_forward(scales: _Scales, x: Any, members: Any) -> Any:
-    # What is differentiated decides what the backward computes, so it must stay static: empty nodes say it by structure.
+    # The differentiated arguments must be static, since the backward pass computes only their gradients; the structure of
+    # `wanted` encodes them, with None for every other argument.
     wanted = jax.tree.map(lambda primal: () if primal.perturbed else None, (x, members))
     x, members = jax.tree.map(lambda primal: primal.value, (x, members))
     return _joint(scales, x, members), (x, members, wanted)
@@ -160,7 +161,8 @@ def _joint_backward(scales: _Scales, residuals: Any, cotangents: Any) -> Any:
     x, members, (wants_x, wanted) = residuals
     zero = jax.custom_derivatives.SymbolicZero
     dy = [jnp.zeros(g.aval.shape, g.aval.dtype) if isinstance(g, zero) else g for g in cotangents]  # pyright: ignore[reportAttributeAccessIssue]
-    # Behind one barrier: the cotangents are read many times, and kernels folded anew here need not be kept from before.
+    # One barrier for all: the cotangents are read many times, and the folded kernels of the forward pass are not kept but
+    # recomputed.
     dy, members = barrier((dy, members))
     low_rank = [(number, member) for number, member in enumerate(members) if "a" in member]
     inputs = [_matmul(dy[number], member["b"].T).astype(x.dtype) for number, member in low_rank]
@@ -178,7 +180,7 @@ def _joint_backward(scales: _Scales, residuals: Any, cotangents: Any) -> Any:
             gradients[number]["bias"] = _sum_rows(dy[number])
         if want(number, "values"):
             rows, columns = member["support"].T
-            # Barriers: a gather whose operand is fused into it computes that operand entry by entry.
+            # The barrier keeps XLA from fusing the operands into the gathers, which would compute them entry by entry.
             gathered = barrier((x[..., rows], dy[number][..., columns]))
             gradients[number]["values"] = scales.sparse * _sum_rows(gathered[0] * gathered[1])
     if any(want(number, "a") for number, _ in low_rank):
@@ -214,7 +216,7 @@ _joint.defvjp(_joint_forward, _joint_backward, symbolic_zeros=True)  # pyright: 
 
 
 def wide(vector: Array, x: Array) -> jax.Array:
-    """``vector`` with leading axes of length 1, as many as it takes to stand beside ``x``."""
+    """Return ``vector`` with leading axes of length 1, so that it broadcasts against ``x``."""
     return jnp.asarray(vector).reshape((1,) * (x.ndim - 1) + (-1,))
 
 

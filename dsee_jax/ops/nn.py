@@ -1,4 +1,4 @@
-"""Activations, norms, softmax and dropout of single arrays; their gradient rules save only what the backward pass needs."""
+"""Activations, norms, softmax and dropout of single arrays, with gradient rules that save few residuals."""
 
 import functools
 from typing import Any
@@ -13,7 +13,7 @@ from dsee_jax.typing import Array, Key
 
 @jax.custom_jvp
 def gelu(x: jax.Array) -> jax.Array:
-    """Return ``x * Phi(x)``, Phi the normal distribution function by ``erf`` (arXiv 1606.08415)."""
+    """Return ``x * Phi(x)``; Phi is the normal distribution function, by ``erf`` (arXiv 1606.08415)."""
     return x * _normal_cdf(x)
 
 
@@ -129,22 +129,23 @@ def _softmax_jvp(primals: Any, tangents: Any) -> Any:
 def dropout(x: jax.Array, rate: float, *, key: Key) -> jax.Array:
     """Return ``x`` with each entry 0 with probability ``rate`` in [0, 1), the others divided by ``1 - rate``.
 
-    The bits are a keyed hash of each entry's index (a finaliser of the murmur kind, once for each word of the key): twenty
-    times faster than threefry on a CPU, fused into the consumer and equal under any sharding. Not for cryptography.
+    The bits are a keyed hash of each entry's index (a finaliser like that of murmur, once per word of the key). The hash is
+    twenty times faster than threefry on a CPU, is fused into the consumer, and is equal under any sharding. It is not for
+    cryptography.
     """
     kept = _hash_bits(key, x.shape) >= np.uint32(round(rate * 2**32))
     return jnp.where(kept, x / (1.0 - rate), jnp.zeros_like(x))
 
 
 def _hash_bits(key: Key, shape: tuple[int, ...]) -> jax.Array:
-    """Return uint32 bits of ``shape``; indices are counted modulo 2**32."""
+    """Return uint32 bits of ``shape``; indices wrap around at 2**32."""
     bits = jnp.zeros(shape, jnp.uint32)
     for axis in range(len(shape)):
         stride = np.prod(shape[axis + 1 :], dtype=np.uint64) % 2**32
         bits += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * stride.astype(np.uint32)
     for word in jax.random.key_data(key).ravel():
         bits = bits ^ word
-        # https://github.com/skeeto/hash-prospector: shifts and factors with the least bias found by search.
+        # https://github.com/skeeto/hash-prospector: the shifts and factors with the least bias in a search.
         for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
             bits = (bits ^ (bits >> shift)) * np.uint32(factor)
         bits = bits ^ (bits >> 16)

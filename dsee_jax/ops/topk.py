@@ -9,17 +9,17 @@ from dsee_jax.typing import Array
 
 @jax.jit
 def top_k(score: Array, k: int | Array) -> jax.Array:
-    """Return a bool mask, shaped like ``score``, that is True at exactly the ``k`` highest; ties go to the lowest flat index.
+    """Return a bool mask like ``score``, True at exactly the ``k`` highest entries; ties go to the lowest flat index.
 
-    ``k`` may be traced (so one compilation serves every ``k``); it is taken into 0 .. ``score.size``. Cost: about fifty
-    counting passes and no sort, so any size under 2^31 and any sharding will do.
+    ``k`` is clipped to 0 .. ``score.size`` and may be traced, so one compilation serves every ``k``. The cost is about fifty
+    counting passes and no sort; any size below 2^31 and any sharding are allowed.
     """
     return highest(ordered(score), k)
 
 
 @jax.jit
 def highest(rank: jax.Array, k: int | Array) -> jax.Array:
-    """Do what `top_k` does for the numbers that `ordered` gives."""
+    """Return the mask of `top_k` for the numbers from `ordered`."""
     k = jnp.clip(jnp.asarray(k, jnp.int32), 0, rank.size)
     bound = _kth(rank, k)
     above, tied = rank > bound, rank == bound
@@ -27,10 +27,10 @@ def highest(rank: jax.Array, k: int | Array) -> jax.Array:
 
 
 def ordered(score: Array) -> jax.Array:
-    """Return uint32 numbers, shaped like ``score``, that compare as the scores do (float32); not-a-number becomes 0."""
+    """Return uint32 numbers, shaped like ``score``, in the order of the scores (as float32); NaN becomes 0."""
     score = jnp.asarray(score, jnp.float32)
     bits = jax.lax.bitcast_convert_type(jnp.where(score == 0, 0.0, score), jnp.int32)
-    # Floats compare as their bits do; those of negative ones run backwards.
+    # The bits of floats are ordered like the floats; for negative floats the order is reversed.
     rank = jax.lax.bitcast_convert_type(bits, jnp.uint32) ^ jnp.where(
         bits < 0, jnp.uint32(0xFFFFFFFF), jnp.uint32(0x80000000)
     )
@@ -48,7 +48,7 @@ def _kth(rank: jax.Array, k: jax.Array) -> jax.Array:
 
 
 def _first(tied: jax.Array, count: jax.Array) -> jax.Array:
-    """Mask the flat indices up to the ``count``-th True of ``tied``, by bisection (a cumulative sum is slower)."""
+    """Return the mask of the flat indices up to the ``count``-th True of ``tied``; bisection beats a cumulative sum."""
     flat = jnp.arange(tied.size, dtype=jnp.int32).reshape(tied.shape)
 
     def halve(_: int, span: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -57,7 +57,7 @@ def _first(tied: jax.Array, count: jax.Array) -> jax.Array:
         enough = jnp.sum(tied & (flat < middle), dtype=jnp.int32) >= count
         return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
-    # `low` has too few (or is 0), `high` enough.
+    # `low` covers too few entries, `high` enough.
     zero = jnp.zeros_like(count)
     return flat < jax.lax.fori_loop(0, tied.size.bit_length(), halve, (zero - 1, zero + tied.size))[1]
 
@@ -66,9 +66,9 @@ def n_m(score: Array, n: int, m: int) -> jax.Array:
     """Return a bool mask that keeps the ``n`` highest of every ``m`` consecutive inputs; ties go to the lowest index.
 
     Args:
-      score: (in, out), or with leading axes (..., in, out).
-      n: how many to keep, 0 .. m.
-      m: the length of a group; must divide ``in``.
+      score: (..., in, out).
+      n: the number of kept inputs per group, 0 .. m.
+      m: the length of a group, which must divide ``in``.
 
     Raises:
       InputError: n or m is out of range, or m does not divide ``in``.
@@ -79,7 +79,7 @@ def n_m(score: Array, n: int, m: int) -> jax.Array:
     if rows % m:
         raise InputError(f"{n}:{m} needs inputs in groups of {m}; found {rows}, which {m} does not divide")
     rank = ordered(score).reshape(*leading, rows // m, m, columns)
-    mine, other = rank[..., :, None, :], rank[..., None, :, :]
+    own, other = rank[..., :, None, :], rank[..., None, :, :]
     earlier = jnp.broadcast_to(jnp.tri(m, k=-1, dtype=bool)[:, :, None], (*rank.shape[:-1], m, columns))
-    beaten_by = jnp.sum((other > mine) | ((other == mine) & earlier), axis=-2)
+    beaten_by = jnp.sum((other > own) | ((other == own) & earlier), axis=-2)
     return (beaten_by < n).reshape(score.shape)

@@ -1,4 +1,4 @@
-"""Compiled steps, read ahead of time: memory, collectives, roofline."""
+"""Ahead-of-time analysis of compiled steps: memory, FLOPs, collectives and roofline."""
 
 from dsee_jax.lazy import package
 

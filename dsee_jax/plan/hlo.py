@@ -1,7 +1,7 @@
-"""What a compiled program does: the operations of its text, loops counted as often as they run.
+"""Memory traffic, collectives and FLOPs of a compiled program, from its HLO text, with loops counted per iteration.
 
-XLA's own ``cost_analysis`` counts the body of a loop once. Here each instruction of the text counts as often as the loops
-around it turn (`jax.lax.scan` has a known number of turns).
+XLA's own ``cost_analysis`` counts the body of a loop once. Here an instruction counts once per iteration of the loops
+around it (`jax.lax.scan` has a known trip count).
 """
 
 import math
@@ -28,36 +28,36 @@ _FREE = frozenset(
         *("after-all", "partition-id", "replica-id", "opt-barrier"),
     )
 )
-"""Instructions that move no bytes of their own; nor does what ends or goes on with an asynchronous one."""
-_TAKES = frozenset(("dynamic-slice", "slice", "gather"))
-"""Instructions that read of their first operand as much as they give."""
+"""Instructions without memory traffic; the ``-done`` and ``-update`` halves of asynchronous instructions have none either."""
+_SLICES = frozenset(("dynamic-slice", "slice", "gather"))
+"""Instructions that read as many bytes of their first operand as their result has."""
 _CHIP_ONLY = re.compile(r"S\([1-9]\d*\)")
-"""In a layout: lies within the processor, not in the device's memory."""
+"""The layout of an array in memory of the processor, outside the device's main memory."""
 
 
 class Instruction(NamedTuple):
-    """One line of a program's text."""
+    """One instruction, a line of HLO text."""
 
     name: str
-    shape: str  # as written
-    kind: str
+    shape: str  # HLO text, such as f32[8,128]{1,0}
+    kind: str  # opcode
     rest: str  # operands and attributes
 
 
 class Collective(NamedTuple):
-    """What the devices of some mesh axes send one another, every time a program runs."""
+    """All collectives of one kind, shape and set of mesh axes in one run of a program."""
 
     kind: str  # one of `KINDS`
     axes: tuple[str, ...]  # of the mesh
-    shape: str  # of what each device gets, as XLA writes it
-    count: int  # how often # pyright: ignore[reportIncompatibleMethodOverride]
-    bytes: int  # of what each device gets, in all
+    shape: str  # of the result on each device, as HLO text
+    count: int  # executions # pyright: ignore[reportIncompatibleMethodOverride]
+    bytes: int  # of the results on each device, over all executions
 
 
 def nbytes(shape: str, *, memory: bool = False) -> int:
-    """Return the bytes of a shape as XLA writes it, ``f32[8,128]{1,0}``, or of a tuple of them.
+    """Return the bytes of an HLO shape such as ``f32[8,128]{1,0}``, or of a tuple of shapes.
 
-    With ``memory`` of what lies in the device's memory alone; a TPU's compiler keeps some arrays within the processor.
+    ``memory`` counts only arrays in the device's main memory; a TPU's compiler keeps some arrays in the processor.
     """
     total = 0
     for kind, sizes, layout in _SHAPE.findall(shape):
@@ -69,28 +69,28 @@ def nbytes(shape: str, *, memory: bool = False) -> int:
 
 
 def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
-    """Return the instructions of every computation by name, and the name of the one that is run."""
-    found: dict[str, list[Instruction]] = {}
+    """Return the instructions of every computation by name, and the name of the entry computation."""
+    bodies: dict[str, list[Instruction]] = {}
     entry, current = "", None
     for line in text.splitlines():
-        begins = _COMPUTATION.match(line)
-        if begins and " = " not in line.split("(")[0]:
-            current = found.setdefault(begins[1], [])
-            entry = begins[1] if line.startswith("ENTRY") else entry
+        header = _COMPUTATION.match(line)
+        if header and " = " not in line.split("(")[0]:
+            current = bodies.setdefault(header[1], [])
+            entry = header[1] if line.startswith("ENTRY") else entry
         elif current is not None and (each := _INSTRUCTION.match(line)):
             current.append(Instruction(*each.groups()))
-    return found, entry
+    return bodies, entry
 
 
-def turns(instruction: Instruction, bodies: Mapping[str, Sequence[Instruction]]) -> int | None:
-    """Return how often a loop runs its body; 1 of anything else, None of a loop whose number the text does not tell.
+def trip_count(instruction: Instruction, bodies: Mapping[str, Sequence[Instruction]]) -> int | None:
+    """Return the iterations of a loop; 1 for any other instruction, None for a loop of unknown length.
 
-    Where the compiler does not say it, it is what the condition compares the counter with, which starts at 0.
+    Without the compiler's ``known_trip_count`` the result is the limit in the loop's condition; the counter starts at 0.
     """
     if instruction.kind != "while":
         return 1
-    if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.rest):
-        return int(found[1])
+    if trips := re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.rest):
+        return int(trips[1])
     condition = re.search(r"condition=%?([\w.\-]+)", instruction.rest)
     limits = [
         int(each.rest.partition(")")[0])
@@ -100,62 +100,62 @@ def turns(instruction: Instruction, bodies: Mapping[str, Sequence[Instruction]])
     return limits[0] if len(limits) == 1 else None
 
 
-class Counted(NamedTuple):
-    """An instruction as a program runs it."""
+class Execution(NamedTuple):
+    """An instruction with the number of its executions."""
 
     instruction: Instruction
     times: int
-    fused: bool  # stands inside a fusion
+    fused: bool  # whether a fusion contains the instruction
     within: str  # the innermost computation that is no fusion
-    shapes: Mapping[str, str]  # of its computation
+    shapes: Mapping[str, str]  # of all instructions of its computation, by name
 
 
-def counted(text: str) -> list[Counted]:
-    """Return every instruction as often as it runs; a loop of unknown length counts once, see `unknown_loops`."""
+def executions(text: str) -> list[Execution]:
+    """Return every instruction with its executions; a loop of unknown length counts as one iteration (`unknown_loops`)."""
     bodies, entry = computations(text)
-    found = []
+    result = []
 
     def visit(name: str, times: int, fused: bool, within: str) -> None:
         shapes = {each.name: each.shape for each in bodies.get(name, ())}
         for each in bodies.get(name, ()):
-            found.append(Counted(each, times, fused, within, shapes))
+            result.append(Execution(each, times, fused, within, shapes))
             inside = fused or each.kind == "fusion"
             for group in _CALLED.findall(each.rest):
                 for called in re.findall(r"[\w.\-]+", group):
-                    visit(called, times * (turns(each, bodies) or 1), inside, within if inside else called)
+                    visit(called, times * (trip_count(each, bodies) or 1), inside, within if inside else called)
 
     visit(entry, 1, False, entry)
-    return found
+    return result
 
 
 def unknown_loops(text: str) -> int:
-    """Return how many loops of a program count once because their length is not told."""
+    """Return the number of loops of unknown length."""
     bodies, _ = computations(text)
-    return sum(turns(each, bodies) is None for body in bodies.values() for each in body)
+    return sum(trip_count(each, bodies) is None for body in bodies.values() for each in body)
 
 
 def traffic(text: str) -> int:
-    """Return the bytes that a device reads and writes in its memory: operands and results of what is not inside a fusion.
+    """Return the bytes that a device reads from and writes to its memory: operands and results outside of fusions.
 
-    Of an operand that is only sliced or looked up what is taken counts, of a result that is an operand with a slice written
-    into it the slice.
+    A sliced or gathered operand counts with the bytes of the slice, an operand updated in place with those of the update.
     """
     bodies, _ = computations(text)
-    return sum(each.times * _moved(each, bodies) for each in counted(text) if not each.fused)
+    return sum(each.times * _instruction_traffic(each, bodies) for each in executions(text) if not each.fused)
 
 
-def _moved(each: Counted, bodies: Mapping[str, Sequence[Instruction]]) -> int:
+def _instruction_traffic(each: Execution, bodies: Mapping[str, Sequence[Instruction]]) -> int:
+    """Return the bytes that one execution reads and writes."""
     one, kind = each.instruction, each.instruction.kind
     if kind in _FREE or kind.endswith(("-done", "-update")):
         return 0
     operands = [nbytes(each.shapes.get(name, ""), memory=True) for name in _operands(one)]
     result = nbytes(one.shape, memory=True)
     if kind.endswith("-start") and one.shape.startswith("("):
-        # It names what goes in beside what comes out.
+        # The tuple of an asynchronous start has its operands and its results.
         arrays = [f"{dtype}[{sizes}]{layout}" for dtype, sizes, layout in _SHAPE.findall(one.shape) if sizes]
-        taken = arrays[-1] if kind.removesuffix("-start") in _TAKES and arrays else ""
-        return nbytes(taken) + nbytes(taken, memory=True) if taken else result
-    if kind in _TAKES:
+        part = arrays[-1] if kind.removesuffix("-start") in _SLICES and arrays else ""
+        return nbytes(part) + nbytes(part, memory=True) if part else result
+    if kind in _SLICES:
         return min(operands[0], result) + result if operands else result
     if kind == "dynamic-update-slice":
         return 2 * operands[1] if len(operands) > 1 else result
@@ -163,33 +163,34 @@ def _moved(each: Counted, bodies: Mapping[str, Sequence[Instruction]]) -> int:
     if kind != "fusion" or not called:
         return result + sum(operands)
     body = bodies.get(called[1], ())
-    return sum(_read(body, number, size) for number, size in enumerate(operands)) + _written(body, result)
+    reads = sum(_bytes_read(body, number, size) for number, size in enumerate(operands))
+    return reads + _bytes_written(body, result)
 
 
 def _operands(one: Instruction) -> list[str]:
     return re.findall(r"%([\w.\-]+)", one.rest.split("), ")[0])
 
 
-def _read(body: Sequence[Instruction], number: int, size: int) -> int:
-    """Return what a fusion reads of its operand ``number`` of ``size`` bytes."""
-    mine = {one.name for one in body if one.kind == "parameter" and one.rest.startswith(f"{number})")}
+def _bytes_read(body: Sequence[Instruction], number: int, size: int) -> int:
+    """Return the bytes that a fusion reads of its operand ``number``, which has ``size`` bytes."""
+    aliases = {one.name for one in body if one.kind == "parameter" and one.rest.startswith(f"{number})")}
     sizes = {one.name: nbytes(one.shape) for one in body}
-    taken = 0
+    total = 0
     for one in body:
-        places = [place for place, name in enumerate(_operands(one)) if name in mine]
+        places = [place for place, name in enumerate(_operands(one)) if name in aliases]
         if not places:
             continue
         if one.kind == "bitcast":
-            mine.add(one.name)
-        elif one.kind in _TAKES and places == [0]:
-            taken += sizes[one.name]
+            aliases.add(one.name)
+        elif one.kind in _SLICES and places == [0]:
+            total += sizes[one.name]
         elif one.kind != "dynamic-update-slice" or places != [0]:
             return size
-    return min(taken, size)
+    return min(total, size)
 
 
-def _written(body: Sequence[Instruction], result: int) -> int:
-    """Return what a fusion writes of its results of ``result`` bytes in memory."""
+def _bytes_written(body: Sequence[Instruction], result: int) -> int:
+    """Return the bytes that a fusion writes to memory, of ``result`` bytes of results: less where it updates in place."""
     by_name = {one.name: one for one in body}
     sizes = {one.name: nbytes(one.shape) for one in body}
     root = body[-1] if body else None
@@ -204,20 +205,20 @@ def _written(body: Sequence[Instruction], result: int) -> int:
 
 
 def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
-    """Return what is sent, by kind, mesh axes and shape; the most bytes first. ``mesh``: sizes by axis, in order."""
+    """Return the collectives by kind, mesh axes and shape, largest bytes first; ``mesh`` has the axis sizes in order."""
     counts: Counter[tuple[str, tuple[str, ...], str]] = Counter()
     seen: set[tuple[str, str, str]] = set()
-    for each, times, _, within, _ in counted(text):
+    for each, times, _, within, _ in executions(text):
         kind = each.kind.removesuffix("-start")
         if kind not in KINDS:
             continue
-        # A TPU's compiler writes one that runs beside other work into each fusion that it runs beside.
+        # A TPU's compiler repeats an asynchronous collective in every fusion that overlaps it.
         channel = re.search(r"channel_id=(\d+)", each.rest)
         if channel and (kind, channel[1], within) in seen:
             continue
         seen.add((kind, channel[1] if channel else each.name, within))
         shapes = [f"{dtype}[{sizes}]" for dtype, sizes, _ in _SHAPE.findall(each.shape)]
-        # What starts an asynchronous one names what goes in before what comes out, and may end in flags.
+        # The tuple of an asynchronous start has operands, results and perhaps scalar flags, in this order.
         if each.kind.endswith("-start") and kind != "all-reduce":
             arrays = [shape for shape in shapes if not shape.endswith("[]")]
             shapes = arrays[len(arrays) // 2 :] or shapes
@@ -228,22 +229,22 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
 
 
 def _axes(attributes: str, mesh: Mapping[str, int]) -> tuple[str, ...]:
-    """Return the mesh axes along which the first group of devices of a collective lies."""
+    """Return the mesh axes along which the first device group of a collective extends."""
     sizes = tuple(mesh.values())
-    if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
-        shape, dims, order = (tuple(map(int, part.split(","))) if part else () for part in found.groups())
+    if groups := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
+        shape, dims, order = (tuple(map(int, part.split(","))) if part else () for part in groups.groups())
         ids = np.arange(math.prod(dims)).reshape(dims)
         group = (ids.transpose(order) if order else ids).reshape(shape)[0]
-    elif found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\S+)? \{([^}]*)\}", attributes):
-        # Devices in order on a mesh of the compiler's own, and the axes of that.
-        own = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found[1])}
-        inside = re.findall(r"'([^']+)'", found[2])
+    elif groups := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\S+)? \{([^}]*)\}", attributes):
+        # The groups extend along axes of the compiler's own mesh, which has the devices in order.
+        own = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", groups[1])}
+        inside = re.findall(r"'([^']+)'", groups[2])
         ids = np.arange(math.prod(own.values())).reshape(tuple(own.values()))
         group = ids[tuple(slice(None) if name in inside else 0 for name in own)].ravel()
-    elif found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
-        group = np.array([int(number) for number in found[1].split(",")])
-    elif found := re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)+)\}", attributes):
-        pairs = [tuple(map(int, pair)) for pair in re.findall(r"\{(\d+),(\d+)\}", found[1])]
+    elif groups := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+        group = np.array([int(number) for number in groups[1].split(",")])
+    elif links := re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)+)\}", attributes):
+        pairs = [tuple(map(int, pair)) for pair in re.findall(r"\{(\d+),(\d+)\}", links[1])]
         group = np.array(next((pair for pair in pairs if pair[0] != pair[1]), pairs[0]))
     else:
         group = np.arange(math.prod(sizes))
@@ -251,8 +252,8 @@ def _axes(attributes: str, mesh: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(name for name, along in zip(mesh, places, strict=True) if (along != along[0]).any())
 
 
-def wire(row: Collective, mesh: Mapping[str, int]) -> float:
-    """Return the bytes that a device sends for a collective on a ring of its axes."""
+def bytes_sent(row: Collective, mesh: Mapping[str, int]) -> float:
+    """Return the bytes that a device sends for a collective, with a ring algorithm over its axes."""
     count = math.prod(mesh[axis] for axis in row.axes)
     share = (count - 1) / count
     return row.bytes * {"all-reduce": 2 * share, "reduce-scatter": count - 1, "collective-permute": 1}.get(
@@ -261,7 +262,7 @@ def wire(row: Collective, mesh: Mapping[str, int]) -> float:
 
 
 def multiply_adds(function: Any, *args: Any) -> int:
-    """Return the multiply-adds of all matrix products of a function of (abstract) arrays, loops counted in full."""
+    """Return the multiply-adds of all matrix products of a function of (abstract) arrays, over all iterations of scans."""
     return _products(jax.make_jaxpr(function)(*args).jaxpr)
 
 
@@ -278,12 +279,13 @@ def _products(jaxpr: Any) -> int:
 
 
 def _inner(values: Iterable[Any]) -> list[Any]:
-    found = []
+    """Return the jaxprs among the parameters of an equation."""
+    jaxprs = []
     for value in values:
         if hasattr(value, "jaxpr"):
-            found.append(value.jaxpr if hasattr(value.jaxpr, "eqns") else value.jaxpr.jaxpr)
+            jaxprs.append(value.jaxpr if hasattr(value.jaxpr, "eqns") else value.jaxpr.jaxpr)
         elif hasattr(value, "eqns"):
-            found.append(value)
+            jaxprs.append(value)
         elif isinstance(value, Sequence) and not isinstance(value, str):
-            found += _inner(value)
-    return found
+            jaxprs += _inner(value)
+    return jaxprs

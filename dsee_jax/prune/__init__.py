@@ -1,4 +1,4 @@
-"""Which weights, heads and neurons of a model go: masks of whole trees, and the smaller model that they leave."""
+"""Pruning: masks of weights, heads and neurons, and the smaller model without the pruned heads and neurons."""
 
 from typing import TYPE_CHECKING
 

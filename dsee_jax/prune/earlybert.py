@@ -1,17 +1,16 @@
-"""EarlyBERT (arXiv 2101.00063, section 3): learn how much each head and each neuron matters, and draw the ticket early.
+"""EarlyBERT (arXiv 2101.00063, section 3): learn a coefficient of every head and neuron, and draw the winning ticket early.
 
-One coefficient a unit, all 1 at the start, trained with the weights under an L1 penalty; the units with the smallest go::
+Each unit has one coefficient. All start at 1 and are trained with the weights under an L1 penalty. The units with the smallest
+coefficients go::
 
     context of head h       ->  c_h * context        before the output projection
     activation of neuron f  ->  c_f * activation     after the activation function
 
-Coefficients, and the units that `draw` keeps of them, are trees of the form that `dsee_jax.prune.units` gives units::
+Coefficients and the kept units that `draw` returns are trees of the form in `dsee_jax.prune.units`.
 
-    {"heads": {"layer_0": (heads,), ...}, "neurons": {"layer_0": (neurons,), ...}}
-
-The kernels that read the units are those cut along their inputs. They are linear, so a coefficient on a unit is a coefficient
-on its rows: `attached` (on activations) and `scaled` (on rows) compute one function. `attached` forms no gradient of a frozen
-kernel and reaches updates too; it is what training uses.
+The kernels that read the units are those with units along their inputs. They are linear, so a coefficient of a unit is a
+coefficient of its rows: `attached` (on activations) and `scaled` (on rows) compute one function. Training uses `attached`,
+which forms no gradient of a frozen kernel and also acts on attached updates.
 """
 
 import contextlib
@@ -33,9 +32,14 @@ from dsee_jax.typing import Cuts, Masks, Params, Tree
 
 
 def init(cuts: Cuts, params: Params) -> dict[str, dict[str, jax.Array]]:
-    """Return a coefficient of 1 for every unit of ``params``, float32; layers may differ, one without units gets no array.
+    """Return a coefficient of 1 for every unit of ``params``, float32. A layer without units has no array.
 
-    ``cuts`` is ``dsee_jax.models.cuts(model)``. Raises `InputError` as `dsee_jax.prune.units.count` does.
+    Args:
+      cuts: ``dsee_jax.models.cuts(model)``.
+      params: the params of the model; layers may differ in width.
+
+    Raises:
+      InputError: as `dsee_jax.prune.units.count`.
     """
     return {
         kind: {
@@ -48,12 +52,12 @@ def init(cuts: Cuts, params: Params) -> dict[str, dict[str, jax.Array]]:
 
 
 def scaled(params: Params, coefficients: Tree, cuts: Cuts) -> dict[str, Any]:
-    """Return params whose units are multiplied by their coefficients, in the rows of the kernels that read them.
+    """Return params in which the rows of every unit, in the kernels that read the unit, are multiplied by its coefficient.
 
-    Differentiable in both trees. bool coefficients are masks: what `draw` takes away has rows of zeros.
+    Differentiable in both trees. Kept units (bool) serve as coefficients too: the rows of pruned units become zeros.
 
     Raises:
-      InputError: a coefficient is of no unit, or there are more or fewer than units.
+      InputError: a coefficient belongs to no unit, or the numbers of coefficients and units differ.
     """
     flat = tree.flatten(params)
     for path, factors in _factors(coefficients, cuts).items():
@@ -65,33 +69,33 @@ def scaled(params: Params, coefficients: Tree, cuts: Cuts) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def attached(coefficients: Tree, cuts: Cuts) -> Iterator[None]:
-    """Multiply units by their coefficients in the Linen model that runs within; see `scaled` for what it computes.
+    """Multiply units by their coefficients in every Linen model that runs in this context; computes the function of `scaled`.
 
-    The inputs of each ``nn.Dense`` whose kernel reads the units are multiplied, before updates attached with
-    `dsee_jax.deltas.apply` see them. An empty tree changes nothing.
+    The inputs of each ``nn.Dense`` whose kernel reads the units are multiplied before updates attached with
+    `dsee_jax.deltas.apply` read them. An empty tree changes nothing.
 
     Raises:
-      InputError: a coefficient is of no unit or reached no ``nn.Dense``, or there are more or fewer than units.
+      InputError: a coefficient belongs to no unit or reached no ``nn.Dense``, or the numbers of coefficients and units differ.
     """
-    every, seen = _factors(coefficients, cuts), set[str]()
+    factors, seen = _factors(coefficients, cuts), set[str]()
 
     def intercept(call: Any, args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
         module = context.module
         if context.method_name != "__call__" or not isinstance(module, nn.Dense) or module.scope is None:
             return call(*args, **kwargs)
         path = "/".join((*module.path, "kernel"))
-        if path not in every:
+        if path not in factors:
             return call(*args, **kwargs)
         seen.add(path)
         x, *rest = args
-        _check(path, every[path], x.shape[-1])
-        factors = every[path].reshape((1,) * (x.ndim - 1) + (-1,))
-        # In float32, and so the sum that is its gradient: bfloat16 would take 0.999 for 1.
-        return call((x * factors).astype(x.dtype), *rest, **kwargs)
+        _check(path, factors[path], x.shape[-1])
+        wide = factors[path].reshape((1,) * (x.ndim - 1) + (-1,))
+        # The product and the sum in its gradient are float32: bfloat16 rounds 0.999 to 1.
+        return call((x * wide).astype(x.dtype), *rest, **kwargs)
 
     with nn.intercept_methods(intercept):
         yield
-    for path in sorted(every.keys() - seen):
+    for path in sorted(factors.keys() - seen):
         raise InputError(f"the coefficients of {path!r} reached no nn.Dense: multiply the weights instead (scaled)")
 
 
@@ -101,31 +105,33 @@ def penalty(coefficients: Tree) -> jax.Array:
 
 
 def draw(
-    coefficients: Tree, *, heads: int | float = 1 / 3, neurons: int | float = 0.4, signed: bool = False
+    coefficients: Tree, *, heads: int | float = 0, neurons: int | float = 0, signed: bool = False
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Return the units to keep: those with the largest coefficients, heads within each layer, neurons over the model.
+    """Return the kept units: those with the largest coefficients, heads within each layer, neurons over all layers.
 
     Args:
       coefficients: as from `init`.
-      heads: how many of each layer go: a fraction in [0, 1), of which the nearest whole number is taken, or an int.
-      neurons: how many of the whole model go, the same.
-      signed: compare ``c`` itself, as the authors' code does, and not ``|c|``.
+      heads: the heads of each layer to prune: a fraction in [0, 1), rounded to the nearest whole number, or a whole number
+        (an int). The paper prunes a third.
+      neurons: the neurons of all layers together to prune, likewise. The paper prunes 0.4.
+      signed: compare ``c``, as the authors' code does, instead of ``|c|``.
 
     Returns:
       A tree like ``coefficients``, bool, True = kept: an input of `dsee_jax.prune.units.masks` and of
-      `dsee_jax.prune.compaction`. The counts are exact; of equal coefficients those of the lowest layer and index are kept.
+      `dsee_jax.prune.compaction`. The counts are exact. Of units with equal coefficients those of the lowest layer and index
+      are kept.
 
     Raises:
-      InputError: as `dsee_jax.prune.going`.
+      InputError: as `dsee_jax.prune.units.removal_count`.
     """
     kept: dict[str, dict[str, np.ndarray]] = {}
     for kind, amount in (("heads", heads), ("neurons", neurons)):
         layers = coefficients.get(kind, {})
-        # As numbers: layer_2 before layer_10.
+        # In the order of the layers: layer_2 before layer_10.
         names = sorted(layers, key=lambda name: (len(name), name))
         for pool in filter(None, [names] if kind == "neurons" else [[name] for name in names]):
             joined = jnp.concatenate([layers[name] for name in pool])
-            left = joined.size - units.going(kind, amount, joined.size)
+            left = joined.size - units.removal_count(kind, amount, joined.size)
             flags = np.asarray(top_k(joined if signed else jnp.abs(joined), left))
             ends = np.cumsum([layers[name].size for name in pool])[:-1]
             kept.setdefault(kind, {}).update(zip(pool, np.split(flags, ends), strict=True))
@@ -133,9 +139,9 @@ def draw(
 
 
 def distance(a: Masks, b: Masks) -> dict[str, float]:
-    """Return ``{kind: fraction}``: of the heads, and of the neurons, those that one keeps and the other does not.
+    """Return ``{kind: fraction}`` of the units on which two results of `draw` differ.
 
-    The Hamming distance of two results of `draw`, over the number of units: in [0, 1].
+    This is the Hamming distance over the number of units of the kind, in [0, 1].
     """
     return {
         kind: sum(np.count_nonzero(a[kind][name] != b[kind][name]) for name in layers)
@@ -146,18 +152,18 @@ def distance(a: Masks, b: Masks) -> dict[str, float]:
 
 
 def settled(distances: Sequence[Mapping[str, float]], *, tolerance: float, patience: int) -> bool:
-    """Tell whether the mask stopped moving: the last ``patience`` distances of consecutive checks are all under ``tolerance``.
+    """Return whether the last ``patience`` distances between consecutive masks are all under ``tolerance``.
 
-    The early-bird test. ``patience`` is 1 or more; with a tolerance of 0 the mask never settles.
+    This is the early-bird test. ``patience`` is 1 or more; with a tolerance of 0 the mask never settles.
     """
     last = distances[-patience:]
-    return len(last) == patience and all(found < tolerance for each in last for found in each.values())
+    return len(last) == patience and all(fraction < tolerance for each in last for fraction in each.values())
 
 
 def summary(coefficients: Tree) -> dict[str, dict[str, list[float]]]:
-    """Return what a log keeps of coefficients: those of all heads, and of the neurons of each layer five quantiles.
+    """Return a summary of coefficients for the log, as JSON values.
 
-    The quantiles are the smallest, 1/4, 1/2, 3/4 and the largest; JSON values.
+    Heads keep every coefficient. Of the neurons of each layer there are the quantiles 0, 1/4, 1/2, 3/4 and 1.
     """
     return {
         kind: {
@@ -169,7 +175,7 @@ def summary(coefficients: Tree) -> dict[str, dict[str, list[float]]]:
 
 
 def packed(kept: Masks) -> dict[str, dict[str, str]]:
-    """Return units, as from `draw`, as JSON values: a bit each, the first the highest of its byte, in hexadecimal."""
+    """Return kept units as JSON values: hexadecimal, one bit per unit, the first unit in the highest bit of its byte."""
     return {
         kind: {name: np.packbits(np.asarray(keep)).tobytes().hex() for name, keep in layers.items()}
         for kind, layers in kept.items()
@@ -177,17 +183,17 @@ def packed(kept: Masks) -> dict[str, dict[str, str]]:
 
 
 def _factors(coefficients: Tree, cuts: Cuts) -> dict[str, jax.Array]:
-    """One factor a row, by the path of the kernel whose rows they are."""
-    found: dict[str, jax.Array] = {}
+    """Return the factors (in,) of the rows of every kernel that reads units, by path."""
+    factors: dict[str, jax.Array] = {}
     for kind, layers in coefficients.items():
-        known = {layer(number): units for number, units in enumerate(cuts.get(kind, ()))}
+        by_layer = {layer(number): units for number, units in enumerate(cuts.get(kind, ()))}
         for name, c in layers.items():
-            if name not in known:
-                raise InputError(f"the coefficients of {kind} of {name} are of no unit of this model")
-            for path, (axis, entries) in known[name].axes.items():
+            if name not in by_layer:
+                raise InputError(f"the coefficients of {kind} of {name} belong to no unit of this model")
+            for path, (axis, entries) in by_layer[name].axes.items():
                 if axis == 0 and path.endswith("/kernel"):
-                    found[path] = jnp.repeat(jnp.asarray(c), entries)
-    return found
+                    factors[path] = jnp.repeat(jnp.asarray(c), entries)
+    return factors
 
 
 def _check(path: str, factors: jax.Array, inputs: int) -> None:

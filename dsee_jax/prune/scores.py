@@ -1,4 +1,4 @@
-"""How much each weight of one kernel matters; pruning takes the lowest (DSEE, arXiv 2111.00160, section 3.3).
+"""Scores of the weights of one kernel; pruning removes the lowest (DSEE, arXiv 2111.00160, section 3.3).
 
 With the update ``D = scale * (A @ B + S)`` of a kernel ``W``:
 
@@ -14,13 +14,14 @@ WANDA   ``|W|`` times the root mean square of the input that it multiplies
 random  uniform in [0, 1)
 ======  ==========================
 
-WANDA is of Sun et al. 2023 (arXiv 2306.11695, equation 1; there the norm of the input, which is the same up to the number of
-tokens). The update is not in it: pruning takes W away and leaves D.
-The authors' code scales S alone in ``WABS``, an operator precedence slip; here A @ B is scaled too.
-A score that is not a number counts as the lowest there is (see `dsee_jax.deltas.supports.top_k`).
+WANDA is the score of Sun et al. 2023 (arXiv 2306.11695, equation 1). The paper multiplies by the norm of the input, which is
+the root mean square up to a constant factor. WANDA leaves out the update, because pruning sets W to 0 and keeps D.
+In ``WABS`` the code of the authors of DSEE scales S alone, by a slip of operator precedence; here A @ B is scaled too.
+A score that is not a number counts as the lowest (see `dsee_jax.ops.topk.ordered`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,46 +30,83 @@ from dsee_jax.errors import InputError
 from dsee_jax.typing import Array, Key
 
 
-def _wide(*arrays: Array) -> jax.Array:
-    """The magnitude of a sum, in float32."""
+class Evidence(NamedTuple):
+    """Keyword arguments of every function that scores: the values a score may read besides kernels and their updates."""
+
+    scale: float = 2.0  # alpha / rank of the updates
+    scale_sparse: bool = True  # whether S is scaled too
+    key: Key | None = (
+        None  # for ``random``; folded with the number of the kernel, or of the kind of units and the layer
+    )
+    inputs: Mapping[str, Array] | None = None  # for ``WANDA``: `dsee_jax.prune.calibration.sizes`, by path
+
+
+class Score(NamedTuple):
+    """A score of the weights of one kernel."""
+
+    function: Callable[..., jax.Array]
+    """Takes the arguments that ``reads`` names, in that order."""
+    reads: tuple[str, ...]
+    """The arguments of `__call__` that the score depends on."""
+    of_units: bool = True
+    """Whether the sum over the weights of a head or neuron is a score of that head or neuron."""
+
+    @property
+    def reads_update(self) -> bool:
+        """Whether the score depends on the update of the kernel."""
+        return "low_rank" in self.reads or "update" in self.reads
+
+    def __call__(
+        self, w: Array, low_rank: Array, update: Array, *, key: Key | None = None, inputs: Array | None = None
+    ) -> jax.Array:
+        """Return the scores, float32 of the shape of ``w``, never negative.
+
+        Args:
+          w: the kernel, (in, out) or (layers, in, out).
+          low_rank: ``scale * A @ B``, dense.
+          update: D, dense.
+          key: for ``random``.
+          inputs: for ``WANDA``: the root mean square of each input, (in,) or (layers, in).
+
+        Raises:
+          InputError: the score needs a key or inputs, and there are none.
+        """
+        arguments = {"w": w, "low_rank": low_rank, "update": update, "key": key, "inputs": inputs}
+        return self.function(*(arguments[name] for name in self.reads))
+
+
+def _magnitude(*arrays: Array) -> jax.Array:
+    """Return the magnitude of a sum, in float32."""
     return jnp.abs(sum(jnp.asarray(array, jnp.float32) for array in arrays))
 
 
-def _random(
-    w: Array, low_rank: Array, update: Array, *, key: Key | None = None, inputs: Array | None = None
-) -> jax.Array:
-    del low_rank, update, inputs
+def _inverse(array: Array) -> jax.Array:
+    return 1 / _magnitude(array)
+
+
+def _wanda(w: Array, inputs: Array | None) -> jax.Array:
+    if inputs is None:
+        raise InputError(
+            "the score 'WANDA' needs the sizes of the inputs: pass inputs=dsee_jax.prune.calibration.sizes(...)"
+        )
+    return _magnitude(w) * inputs[..., None]
+
+
+def _random(w: Array, key: Key | None) -> jax.Array:
     if key is None:
         raise InputError("the score 'random' needs a key: pass key=jax.random.key(seed)")
     return jax.random.uniform(key, w.shape)
 
 
-def _wanda(
-    w: Array, low_rank: Array, update: Array, *, key: Key | None = None, inputs: Array | None = None
-) -> jax.Array:
-    del low_rank, update, key
-    if inputs is None:
-        raise InputError("the score 'WANDA' needs the sizes of the inputs: pass inputs=dsee_jax.activations.sizes(...)")
-    return _wide(w) * inputs[..., None]
-
-
-SCORES: dict[str, Callable[..., jax.Array]] = {
-    "W": lambda w, low_rank, update, *, key=None, inputs=None: _wide(w),
-    "WAB": lambda w, low_rank, update, *, key=None, inputs=None: _wide(w, low_rank),
-    "WABS": lambda w, low_rank, update, *, key=None, inputs=None: _wide(w, update),
-    "AB": lambda w, low_rank, update, *, key=None, inputs=None: _wide(low_rank),
-    "ABS": lambda w, low_rank, update, *, key=None, inputs=None: _wide(update),
-    "NAB": lambda w, low_rank, update, *, key=None, inputs=None: 1 / _wide(low_rank),
-    "NABS": lambda w, low_rank, update, *, key=None, inputs=None: 1 / _wide(update),
-    "WANDA": _wanda,
-    "random": _random,
+SCORES = {
+    "W": Score(_magnitude, ("w",)),
+    "WAB": Score(_magnitude, ("w", "low_rank")),
+    "WABS": Score(_magnitude, ("w", "update")),
+    "AB": Score(_magnitude, ("low_rank",)),
+    "ABS": Score(_magnitude, ("update",)),
+    "NAB": Score(_inverse, ("low_rank",), of_units=False),
+    "NABS": Score(_inverse, ("update",), of_units=False),
+    "WANDA": Score(_wanda, ("w", "inputs"), of_units=False),
+    "random": Score(_random, ("w", "key")),
 }
-"""Every score by name: ``score(w, low_rank, update, *, key=None, inputs=None)``, arrays of one shape (in, out) or
-(layers, in, out).
-
-``low_rank`` is ``scale * A @ B`` and ``update`` is D, both dense. The result is float32, never negative; NAB and NABS of 0
-are infinite. Only ``random`` reads the key, and only ``WANDA`` reads ``inputs`` (in,) or (layers, in).
-"""
-
-READS_UPDATE = frozenset({"WAB", "WABS", "AB", "ABS", "NAB", "NABS"})
-"""Scores that become ``W`` for a kernel without an update."""
+"""Every score by name; NAB and NABS of 0 are infinite."""

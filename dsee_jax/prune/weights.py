@@ -1,12 +1,12 @@
-"""Which weights go: unstructured, N:M and structured masks of whole trees, and the gradual schedule.
+"""Pruning of single weights: unstructured and N:M masks of trees, and the gradual schedule.
 
-Rules say what may go. Each is a regular expression over whole kernel paths, or ``(regex, value)``: ``True`` (prune it),
-``False`` (leave it) or a mapping of options of its own. The first that matches a path counts; paths that none matches are
-left whole.
+Rules select the kernels. A rule is a regular expression over full kernel paths, or ``(regex, value)`` with the value ``True``
+(prune the kernel), ``False`` (do not prune it) or a mapping of its own options. The first rule that matches a path decides. A
+path that no rule matches is not pruned.
 
-A trap in the definition: scores of unlike size do not mix. With ``score="ABS"`` an updated kernel is compared by its small
-update ``|D|`` and a kernel without one by its much larger ``|W|``, so a global pool of both loses the updated ones first.
-Give either a pool of its own, as the authors of DSEE do (arXiv 2111.00160, section 3.3)::
+Scores of different magnitude must not compete. With ``score="ABS"`` an updated kernel has the small scores ``|D|`` and a
+kernel without an update the much larger scores ``|W|``, so a global pool of both loses the updated kernels first. Give each
+kind a pool of its own, as the authors of DSEE do (arXiv 2111.00160, section 3.3)::
 
     [(".*/(query|value)/kernel", {"score": "ABS", "sparsity": 0.5}), ("encoder/.*/kernel", True)]
 """
@@ -24,7 +24,7 @@ from dsee_jax.config import PruneConfig
 from dsee_jax.deltas import fold
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.ops.topk import highest, n_m, ordered
-from dsee_jax.prune.scores import READS_UPDATE, SCORES
+from dsee_jax.prune.scores import SCORES, Evidence
 from dsee_jax.typing import Array, Delta, Deltas, Key, Masks, Params, Rules, Supports
 
 
@@ -37,38 +37,33 @@ def unstructured(
     sparsity: float = 0.5,
     score: str = "WABS",
     scope: str = "global",
-    scale: float = 2.0,
-    scale_sparse: bool = True,
-    key: Key | None = None,
-    inputs: Mapping[str, Array] | None = None,
     keep: Masks | None = None,
+    **evidence: Any,
 ) -> dict[str, Any]:
     """Return masks without the lowest-scoring entries of the kernels that the rules select.
 
-    Of a pool of N entries exactly ``round(sparsity * N)`` go; of equal scores the one at the lowest index is kept (paths
-    sorted as JAX does, then row-major). A score that is not a number is the lowest.
+    Exactly ``round(sparsity * N)`` of N competing entries go. Of equal scores the one at the lowest index is kept: paths in
+    JAX's order, then row-major. A score that is not a number is the lowest.
 
     Args:
       params: the tree of weights; selected leaves are floating, (in, out) or (layers, in, out).
-      deltas: updates at some of its paths, or None.
-      supports: their coordinates, or None.
-      rules: see above. All kernels whose rule says ``True`` share one pool; a rule with a mapping ``{"sparsity", "score"}``
-        (either may be left out) makes a pool of its own.
+      deltas: updates at some paths of ``params``, or None.
+      supports: the coordinates of the updates, or None.
+      rules: see above. All kernels with the value ``True`` share one pool. A rule with a mapping makes a pool of its own; the
+        mapping may hold ``sparsity`` and ``score``.
       sparsity: the fraction of zeros in each pool, in [0, 1).
-      score: a name in `SCORES`. Kernels without an update score ``W``, except under ``random``.
-      scope: ``global`` compares over the whole pool, ``tensor`` prunes each kernel by itself, each layer of stacked ones too,
-        ``output`` each output of a kernel (a column): of N weights into it ``round(sparsity * N)`` go.
-      scale: alpha / rank of the updates.
-      scale_sparse: whether S is scaled too.
-      key: for ``random``; folded with the index of the kernel among those selected.
-      inputs: for ``WANDA``: the sizes of each kernel's inputs by its path (`dsee_jax.prune.calibration.sizes`).
-      keep: earlier masks at the same paths. What they prune goes first and stays pruned: masks only shrink.
+      score: a name in `dsee_jax.prune.scores.SCORES`. For a kernel without an update, scores that read updates become ``W``.
+      scope: the entries that compete, N at a time. ``global``: all entries of a pool. ``tensor``: those of each kernel, or of
+        each layer of a stacked kernel. ``output``: those of each output of a kernel (a column).
+      keep: earlier masks at the same paths. Entries that they prune go first and stay pruned: masks only shrink.
+      **evidence: ``scale`` and ``scale_sparse`` of the updates, ``key`` for ``random``, ``inputs`` for ``WANDA``; see
+        `dsee_jax.prune.scores.Evidence`.
 
     Returns:
       Bool masks at the selected paths. True = kept.
 
     Raises:
-      InputError: a rule matches nothing or no kernel, or an argument is out of range; the message names it.
+      InputError: a rule matches nothing or no kernel, or an argument is out of range; the message names the rule or argument.
     """
     if scope not in ("global", "tensor", "output"):
         raise InputError(f"scope is {scope!r}: use 'global', 'tensor' or 'output'")
@@ -76,21 +71,21 @@ def unstructured(
     earlier = tree.flatten(keep) if keep else {}
     if keep and earlier.keys() != kernels.keys():
         path = min(earlier.keys() ^ kernels.keys())
-        raise InputError(f"keep and the rules must cover the same kernels; only one of them has {path!r}")
-    rank = _ranker(kernels, deltas, supports, scale=scale, scale_sparse=scale_sparse, key=key, inputs=inputs)
+        raise InputError(f"keep and the rules must select the same kernels; only one of the two has {path!r}")
+    rank = _ranker(kernels, deltas, supports, Evidence(**evidence))
     masks: dict[str, jax.Array] = {}
     for options, paths in pools:
         for group in [paths] if scope == "global" else [[path] for path in paths]:
             ranks = {path: rank(path, options["score"]) for path in group}
             if keep:
-                # Below every score, even below not-a-number (0), which moves up to leave room.
+                # 0 ranks below every score: not-a-number, which has rank 0, moves up to 1.
                 ranks = {path: jnp.where(earlier[path], jnp.maximum(ranks[path], 1), 0) for path in group}
             if scope == "output":
-                found = _each_output(ranks, options["sparsity"])
+                drawn = _each_output(ranks, options["sparsity"])
             else:
-                by_itself = scope == "tensor" and kernels[group[0]].ndim == 3
-                found = (_each_layer if by_itself else _keep_highest)(ranks, options["sparsity"])
-            masks |= {path: mask & earlier[path] for path, mask in found.items()} if keep else found
+                stacked = scope == "tensor" and kernels[group[0]].ndim == 3
+                drawn = (_each_layer if stacked else _keep_highest)(ranks, options["sparsity"])
+            masks |= {path: mask & earlier[path] for path, mask in drawn.items()} if keep else drawn
     return tree.unflatten({path: masks[path] for path in kernels})
 
 
@@ -102,21 +97,19 @@ def nm(
     *,
     n: int = 2,
     m: int = 4,
-    score: str = "W",
-    scale: float = 2.0,
-    scale_sparse: bool = True,
-    key: Key | None = None,
-    inputs: Mapping[str, Array] | None = None,
+    score: str = "WABS",
+    **evidence: Any,
 ) -> dict[str, Any]:
-    """Return masks that keep the ``n`` highest scores of every ``m`` consecutive inputs, as sparse tensor cores want them.
+    """Return masks that keep the ``n`` highest scores of every ``m`` consecutive inputs, the pattern of sparse tensor cores.
 
-    Arguments as of `unstructured`; a rule may carry ``{"n", "m", "score"}``. Ties keep the lower input.
+    The arguments are those of `unstructured`. The mapping of a rule may hold ``n``, ``m`` and ``score``. Of equal scores the
+    one of the lowest input is kept.
 
     Raises:
-      InputError: as `unstructured`; or m does not divide a kernel's inputs.
+      InputError: as `unstructured`; or m does not divide the inputs of a kernel.
     """
     kernels, pools = _pools(params, rules, {"n": n, "m": m, "score": score})
-    rank = _ranker(kernels, deltas, supports, scale=scale, scale_sparse=scale_sparse, key=key, inputs=inputs)
+    rank = _ranker(kernels, deltas, supports, Evidence(**evidence))
     masks: dict[str, jax.Array] = {}
     for options, paths in pools:
         for path in paths:
@@ -130,8 +123,8 @@ def nm(
 def cubic(t: float, *, initial: float = 0.0, final: float) -> float:
     """Return the sparsity final + (initial - final) (1 - t)^3 of a gradual schedule (Zhu and Gupta 2017, equation 1).
 
-    The time ``t`` goes from 0 (initial) to 1 (final) and is clipped to that. From step to step pass the earlier masks as
-    ``keep``.
+    The time ``t`` goes from 0 (initial) to 1 (final) and is clipped to [0, 1]. Pass the masks of each step as ``keep`` to the
+    next.
     """
     return final + (initial - final) * (1 - min(max(t, 0.0), 1.0)) ** 3
 
@@ -139,12 +132,12 @@ def cubic(t: float, *, initial: float = 0.0, final: float) -> float:
 def _pools(
     params: Params, rules: Rules | Sequence[str], defaults: dict[str, Any]
 ) -> tuple[dict[str, Array], list[tuple[dict[str, Any], list[str]]]]:
-    """Return the selected kernels by path, and ``(options, paths)`` of each pool, paths in the order of the tree."""
+    """Return the selected kernels by path, and ``(options, paths)`` of each pool; paths are in the order of the tree."""
     flat = tree.flatten(params)
     pairs = [(rule, True) if isinstance(rule, str) else rule for rule in rules]
-    taken = tree.assign([(pattern, number) for number, (pattern, _) in enumerate(pairs)], flat, default=-1)
+    assigned = tree.assign([(pattern, number) for number, (pattern, _) in enumerate(pairs)], flat, default=-1)
     pools: dict[int, tuple[dict[str, Any], list[str]]] = {}
-    for path, number in taken.items():
+    for path, number in assigned.items():
         pattern, value = pairs[number] if number >= 0 else ("", False)
         if value is False:
             continue
@@ -155,14 +148,14 @@ def _pools(
             raise InputError(
                 f"rule {pattern!r} has the option {name!r}{did_you_mean(name, defaults)}: use {', '.join(defaults)}"
             )
-        # All rules that say True share the pool -1.
+        # All rules with the value True share the pool -1.
         pools.setdefault(-1 if value is True else number, (defaults | own, []))[1].append(path)
     chosen = {path for _, paths in pools.values() for path in paths}
     kernels = {path: w for path, w in flat.items() if path in chosen}
     for path, w in kernels.items():
         if w.ndim not in (2, 3) or not jnp.issubdtype(w.dtype, jnp.floating):
             raise InputError(
-                f"the rules select {path!r}, which is {w.dtype}{w.shape}: expected a floating kernel (in, out)"
+                f"the rules select {path!r}, which is {w.dtype}{w.shape}; expected a floating kernel (in, out)"
             )
     for options, _ in pools.values():
         _check(options)
@@ -175,33 +168,27 @@ def _check(options: Mapping[str, Any]) -> None:
         raise InputError(f"score is {options['score']!r}{hint}: use one of {', '.join(SCORES)}")
     if not 0 <= options.get("sparsity", 0) < 1:
         raise InputError(
-            f"sparsity is {options['sparsity']}, expected a fraction of zeros in [0, 1): 1.0 leaves no weight"
+            f"sparsity is {options['sparsity']}; expected a fraction of zeros in [0, 1): 1.0 leaves no weight"
         )
 
 
 def _ranker(
-    kernels: Mapping[str, Array],
-    deltas: Deltas | None,
-    supports: Supports | None,
-    *,
-    scale: float,
-    scale_sparse: bool,
-    key: Key | None,
-    inputs: Mapping[str, Array] | None,
+    kernels: Mapping[str, Array], deltas: Deltas | None, supports: Supports | None, evidence: Evidence
 ) -> Callable[[str, str], jax.Array]:
-    """Return ``rank(path, score)``: the `ordered` scores of one kernel, so that never more than a pool is in memory."""
+    """Return ``rank(path, score)``, the `ordered` scores of one kernel; memory then holds the scores of one pool at most."""
     updates, coordinates = fold.kernels(deltas), tree.flatten(supports or {})
     numbers = {path: number for number, path in enumerate(kernels)}
+    scale, scale_sparse, key, inputs = evidence
 
     def rank(path: str, score: str) -> jax.Array:
         delta, folded = updates.get(path), None if key is None else jax.random.fold_in(key, numbers[path])
-        if score in ("AB", "NAB") and delta is not None and "a" not in delta:
+        if SCORES[score].reads == ("low_rank",) and delta is not None and "a" not in delta:
             raise InputError(
-                f"the score {score!r} of {path!r} needs a low-rank update and it has none: use ABS or NABS"
+                f"the score {score!r} of {path!r} needs a low-rank update and there is none: use ABS or NABS"
             )
-        if score in READS_UPDATE and delta is None:
+        if SCORES[score].reads_update and delta is None:
             score = "W"
-        sizes = None if inputs is None or score != "WANDA" else _sizes(path, kernels[path], inputs)
+        sizes = None if inputs is None or "inputs" not in SCORES[score].reads else _sizes(path, kernels[path], inputs)
         return _rank(kernels[path], delta, coordinates.get(path), folded, sizes, score, scale, scale_sparse)
 
     return rank
@@ -209,8 +196,8 @@ def _ranker(
 
 def _sizes(path: str, w: Array, inputs: Mapping[str, Array]) -> Array:
     if path not in inputs or inputs[path].shape != w.shape[:-1]:
-        found = inputs[path].shape if path in inputs else "nothing"
-        raise InputError(f"the score 'WANDA' of {path!r} needs inputs of the shape {w.shape[:-1]}; found {found}")
+        shape = inputs[path].shape if path in inputs else "nothing"
+        raise InputError(f"the score 'WANDA' of {path!r} needs inputs of the shape {w.shape[:-1]}; found {shape}")
     return inputs[path]
 
 
@@ -230,7 +217,7 @@ def _rank(
 
 
 def _keep_highest(ranks: Mapping[str, jax.Array], sparsity: float) -> dict[str, jax.Array]:
-    """Masks of the highest of one pool; the counts are Python's, so that a pool may hold more than 2^31 entries."""
+    """Return the masks of the highest ranks of one pool; counts are Python ints, so a pool may exceed 2^31 entries."""
     total = sum(rank.size for rank in ranks.values())
     left = total - round(sparsity * total)
     arrays = list(ranks.values())
@@ -239,7 +226,7 @@ def _keep_highest(ranks: Mapping[str, jax.Array], sparsity: float) -> dict[str, 
         higher = bound | 1 << bit
         if sum(_reaching(arrays, higher)) >= left:
             bound = higher
-    # No rank is the highest uint32, so it stands for all above where nothing is kept.
+    # Where nothing is kept, bound is the highest uint32, which no rank reaches: both counts are 0.
     reached, above = _reaching(arrays, bound), _reaching(arrays, min(bound + 1, 2**32 - 1))
     left -= sum(above)
     masks: dict[str, jax.Array] = {}
@@ -251,13 +238,13 @@ def _keep_highest(ranks: Mapping[str, jax.Array], sparsity: float) -> dict[str, 
 
 
 def _each_layer(ranks: Mapping[str, jax.Array], sparsity: float) -> dict[str, jax.Array]:
-    """Masks of the highest of every layer of stacked kernels."""
+    """Return the masks of the highest ranks of every layer of stacked kernels."""
     sizes = {path: rank[0].size for path, rank in ranks.items()}
     return {path: _highest_each(rank, sizes[path] - round(sparsity * sizes[path])) for path, rank in ranks.items()}
 
 
 def _each_output(ranks: Mapping[str, jax.Array], sparsity: float) -> dict[str, jax.Array]:
-    """Masks of the highest of every column."""
+    """Return the masks of the highest ranks of every column."""
     lengths = {path: rank.shape[-2] for path, rank in ranks.items()}
     return {
         path: _highest_columns(rank, lengths[path] - round(sparsity * lengths[path])) for path, rank in ranks.items()
@@ -284,8 +271,8 @@ def _count(ranks: list[jax.Array], bound: Array) -> list[jax.Array]:
 
 
 def check_prunable(path: str, shape: tuple[int, ...], prune: PruneConfig) -> None:
-    """Refuse now what pruning would refuse after the stage tune."""
+    """Raise `InputError` if pruning would refuse the kernel at ``path`` after the stage tune."""
     if len(shape) not in (2, 3):
-        raise InputError(f"prune.targets takes {path!r}, which has the shape {shape}; expected a kernel (in, out)")
+        raise InputError(f"prune.targets matches {path!r}, which has the shape {shape}; expected a kernel (in, out)")
     if prune.kind == "nm" and shape[-2] % prune.m:
         raise InputError(f"prune.m is {prune.m}; {path!r} has {shape[-2]} inputs: use a number that divides them")

@@ -1,4 +1,4 @@
-"""The machine: paths of disks and stores, processes of a job, signals, files written whole or not at all, the console."""
+"""The machine: paths of disks and stores, processes of a job, signals, memory, atomic writes, the console."""
 
 from dsee_jax.lazy import package
 

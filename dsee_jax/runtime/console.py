@@ -1,19 +1,28 @@
-"""What a person sees while a command runs: progress bars, lines and sizes."""
+"""Output for a person while a command runs: progress bars, lines and sizes."""
 
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from dsee_jax.runtime import multihost
+
+UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
 
 @contextlib.contextmanager
 def bar(name: str, done: int, total: int) -> Iterator[Callable[[int, str], None]]:
-    """Show the progress of ``total`` steps on stderr; yields ``advance(steps done, text)``. Silent when not a terminal."""
+    """Show the progress of ``total`` steps on stderr; yields ``advance(steps done, text)``. Silent if no terminal."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -34,15 +43,19 @@ def line(metrics: dict[str, float]) -> str:
 
 
 def size(count: float) -> str:
-    """Return a number of bytes for a person, in powers of 1000."""
-    power = min(max(len(str(int(count))) - 1, 0) // 3, 4)
-    return f"{count / 1000**power:.{1 if power else 0}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+    """Return a number of bytes as text: three significant digits, in powers of 1000, such as ``1.23 GB``."""
+    power = 0
+    while count >= 999.5 and power < len(UNITS) - 1:
+        count, power = count / 1000, power + 1
+    return f"{count:.3g} {UNITS[power]}"
 
 
 def show(value: Any) -> None:
     """Print a line or a table on stdout; lines are never wrapped."""
     if isinstance(value, str):
         print(value, flush=True)
-    else:
-        wide = None if sys.stdout.isatty() else 100
-        Console(width=wide).print(value)
+        return
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 100
+    Console(width=width).print(value)

@@ -1,33 +1,39 @@
-"""``metrics.jsonl``: one JSON object a line; and JSON files that are never half-written. Process 0 of a job writes, alone."""
+"""The log of a run (one JSON object per line), and files and folders that are complete or absent, on disks and in stores.
 
+In a job, only process 0 writes files.
+"""
+
+import contextlib
 import json
 import logging
 import os
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
-from dsee_jax.runtime import multihost, storage
+from dsee_jax.errors import InputError
+from dsee_jax.runtime import atomic, multihost, storage
 from dsee_jax.runtime.storage import Place
 
 log = logging.getLogger(__name__)
 
 EVERY = 10.0
-"""Seconds between two times that a journal in a store is written: an object cannot be added to, and is written again whole."""
+"""Seconds between two writes of a log in a store: a store cannot append to an object, so each write replaces the log."""
 
 
-class _Kept:
-    """A journal in a store, as it is to be; and when it was last written so, and whether it is."""
+class _Stored:
+    """The text of a log in a store, the time of the last write, and whether the store has all of the text."""
 
     def __init__(self, text: str) -> None:
         self.text, self.at, self.written = text, time.monotonic(), True
 
 
-_stored: dict[str, _Kept] = {}
+_stored: dict[str, _Stored] = {}
 
 
 def append(path: Place, record: dict[str, Any]) -> None:
-    """Add one line; to a journal in a store, within `EVERY` seconds, or with `flush`."""
+    """Add one line to a log; a store receives the line within `EVERY` seconds, or at the next `flush`."""
     if not multihost.is_main():
         return
     line = json.dumps(record) + "\n"
@@ -36,32 +42,31 @@ def append(path: Place, record: dict[str, Any]) -> None:
             file.write(line)
         return
     if str(path) not in _stored:
-        _stored[str(path)] = _Kept(_text(path))
-    kept = _stored[str(path)]
-    kept.text, kept.written = kept.text + line, False
-    if time.monotonic() - kept.at >= EVERY:
+        _stored[str(path)] = _Stored(_text(path))
+    stored = _stored[str(path)]
+    stored.text, stored.written = stored.text + line, False
+    if time.monotonic() - stored.at >= EVERY:
         try:
             flush(path)
         except storage.StoreError as error:
-            # Nothing is lost yet: it is tried again, and has to be there before a checkpoint is.
-            kept.at = time.monotonic()
+            # The line is still in memory; the next call tries again, and the flush before a checkpoint must succeed.
+            stored.at = time.monotonic()
             log.warning("%s", error)
 
 
 def flush(path: Place) -> None:
-    """Write what was added to a journal in a store and is not there yet; raises `StoreError` where that cannot be done."""
-    kept = _stored.get(str(path))
-    if kept and not kept.written:
+    """Write the lines that a log in a store lacks; raises `StoreError` if the store does not take them."""
+    stored = _stored.get(str(path))
+    if stored and not stored.written:
         with storage.store_errors(path, storage.StoreError):
-            path.write_text(kept.text)
-        kept.at, kept.written = time.monotonic(), True
+            path.write_text(stored.text)
+        stored.at, stored.written = time.monotonic(), True
 
 
 def read(path: Place) -> list[dict[str, Any]]:
-    """Return the records; a last line cut short by a crash is left out, a missing file is empty."""
+    """Return the records of a log; a last line without its newline (a crash) is left out, a missing file is empty."""
     flush(path)
-    *lines, rest = _text(path).split("\n")
-    del rest  # what follows the last newline was never finished
+    *lines, _ = _text(path).split("\n")
     return [json.loads(line) for line in lines]
 
 
@@ -71,30 +76,53 @@ def _text(path: Place) -> str:
 
 
 def rewind(path: Place, done: list[str], stage: str, step: int) -> None:
-    """Drop what was logged after step ``step`` of ``stage``, which a resumed run logs again; stages in ``done`` are kept."""
+    """Drop the records after step ``step`` of ``stage``, which a resumed run logs again; keep the stages in ``done``."""
     if not multihost.is_main():
         return
-    kept = [r for r in read(path) if r["stage"] in done or (r["stage"] == stage and r["step"] <= step)]
-    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    records = [r for r in read(path) if r["stage"] in done or (r["stage"] == stage and r["step"] <= step)]
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def write(path: Place, value: Any) -> None:
-    """Write one JSON file, whole or not at all."""
+    """Write one JSON file, completely or not at all."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def write_text(path: Place, text: str) -> None:
-    """Write one text file, whole or not at all: to a file beside it, synced, then renamed; an object of a store at once."""
+    """Write one text file, completely or not at all (`dsee_jax.runtime.atomic`; a store replaces an object at once)."""
     if not multihost.is_main():
         return
-    if not isinstance(path, pathlib.Path):
-        _stored.pop(str(path), None)
-        with storage.store_errors(path, storage.StoreError):
-            path.write_text(text)
+    if isinstance(path, pathlib.Path):
+        with atomic.file(path) as partial:
+            partial.write_text(text, encoding="utf-8")
         return
-    beside = path.with_name(path.name + ".partial")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    _stored.pop(str(path), None)
+    with storage.store_errors(path, storage.StoreError):
+        path.write_text(text)
+
+
+@contextlib.contextmanager
+def folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[pathlib.Path]:
+    """Yield an empty local folder to write into; it becomes ``path`` at the end, and is deleted on an error.
+
+    If ``path`` is in a store, the folder is uploaded at the end.
+
+    Args:
+      path: the folder to create, and its parents.
+      overwrite: replace an existing ``path``.
+
+    Raises:
+      InputError: ``path`` exists and is not an empty folder (without ``overwrite``).
+      StoreError: the store does not take the folder.
+    """
+    place = storage.as_path(path)
+    with storage.store_errors(place):
+        if place.exists() and not overwrite and not (place.is_dir() and not any(place.iterdir())):
+            raise InputError(f"{path} exists: give a new folder, or pass overwrite=True")
+    if isinstance(place, pathlib.Path):
+        with atomic.folder(place) as partial:
+            yield partial
+        return
+    with storage.written(place) as local:
+        local.mkdir()
+        yield local

@@ -1,13 +1,12 @@
-"""The JAX processes of one job, one a host: how they find each other, agree, wait, and bring together what they hold.
+"""The JAX processes of one distributed job, one per host: joining, barriers, all-gathers, equality checks, errors.
 
-Every process runs the same command with the same input. With one process, which is no job, all of this does nothing.
+Every process runs the same command with the same input. In a single process every function here returns at once.
 """
 
 import argparse
 import contextlib
 import importlib.metadata
 import os
-import pickle
 import re
 import sys
 import traceback
@@ -19,42 +18,41 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dsee_jax.errors import InputError
+from dsee_jax.runtime import messages
 
-SILENCE = 60
-"""Seconds without a sign of life after which a process counts as lost, and the others end."""
+HEARTBEAT = 60
+"""Seconds without a heartbeat after which a process counts as lost, and the other processes end."""
 
 PIECE = 4 << 20
-"""Bytes of each process that are gathered at a time."""
+"""Bytes of each process in one all-gather."""
 
 T = TypeVar("T")
 
 _LOST = re.compile("^(UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): |Gloo|CoordinationService|remote process")
-"""In messages of the runtime, those of collectives and of the coordinator, where another process does not answer."""
+"""Matches the errors of collectives and of the coordinator when another process does not answer."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that `join` reads."""
     group = parser.add_argument_group(
-        "several processes", "Each host of a job runs this command, on a disk that all of them share."
+        "distributed jobs", "Each host of a job runs this command, with a disk that all hosts share."
     )
     group.add_argument(
         "--distributed",
         action="store_true",
-        help="join the other processes of this job, which a TPU pod, SLURM, Kubernetes or Open MPI tells of, or "
-        "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment",
+        help="join the job that a TPU pod, SLURM, Kubernetes or Open MPI announces, or JAX_COORDINATOR_ADDRESS, "
+        "JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment",
     )
-    group.add_argument(
-        "--coordinator", metavar="HOST:PORT", help="where process 0 can be reached; implies --distributed"
-    )
-    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
-    group.add_argument("--process", type=int, metavar="I", help="which one this is, 0 to N - 1")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="the address of process 0; implies --distributed")
+    group.add_argument("--processes", type=int, metavar="N", help="the number of processes")
+    group.add_argument("--process", type=int, metavar="I", help="the number of this process, 0 to N - 1")
 
 
 def join(options: argparse.Namespace) -> None:
-    """Join the job that the flags of `arguments` name, before anything else asks JAX for a device.
+    """Join the job that the flags of `arguments` name; call this before anything asks JAX for a device.
 
     Raises:
-      InputError: nothing tells of a job, the flags contradict each other, or the processes run different versions.
+      InputError: no job is announced, the flags contradict each other, or the processes run different versions.
     """
     flags = (options.coordinator, options.processes, options.process)
     if not options.distributed and not any(flag is not None for flag in flags):
@@ -68,11 +66,11 @@ def join(options: argparse.Namespace) -> None:
         raise InputError(f"--coordinator is {coordinator!r}; expected HOST:PORT")
     try:
         jax.distributed.initialize(
-            *(coordinator, count, number), heartbeat_timeout_seconds=SILENCE, shutdown_timeout_seconds=SILENCE
+            *(coordinator, count, number), heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=HEARTBEAT
         )
     except ValueError as error:
         raise InputError(
-            f"--distributed: nothing here tells of a job ({error}): give --coordinator=HOST:PORT --processes=N --process=I"
+            f"--distributed: no job is announced here ({error}): give --coordinator=HOST:PORT --processes=N --process=I"
         ) from None
     others = {name: importlib.metadata.version(name) for name in ("jaxlib", "flax", "optax", "orbax-checkpoint")}
     assert_equal("versions", {"jax": jax.__version__, **others})
@@ -80,10 +78,10 @@ def join(options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def exit_on_failure(*expected: type[Exception]) -> Iterator[None]:
-    """End this process of a job at once where what runs within fails, but for the errors ``expected``.
+    """End this process of a job at once on any error in the body, except the errors ``expected``.
 
-    On its way out it would wait for the others, which wait for it. Where it fails because another process is gone, one line
-    on stderr says so.
+    A normal exit would wait for the other processes, which wait for this one. If the cause is the loss of another process,
+    one line on stderr says so; else the traceback is printed.
     """
     try:
         yield
@@ -91,29 +89,27 @@ def exit_on_failure(*expected: type[Exception]) -> Iterator[None]:
         if not is_distributed() or isinstance(error, expected):
             raise
         if _LOST.search(str(error)):
-            said = f"another one is gone or cannot be reached ({str(error).splitlines()[0]})"
+            cause = f"another process is lost or cannot be reached ({str(error).splitlines()[0]})"
         else:
             traceback.print_exc()
-            said = "an error"
-        line = (
-            f"process {jax.process_index()} of {jax.process_count()} stops: {said}; start all of them again, they go on"
-        )
-        print(f"{line} from the last checkpoint", file=sys.stderr, flush=True)
+            cause = "an error"
+        line = f"process {jax.process_index()} of {jax.process_count()} stops: {cause}; start all processes again"
+        print(f"{line}, they resume from the last checkpoint", file=sys.stderr, flush=True)
         os._exit(1)
 
 
 @contextlib.contextmanager
 def raise_on_all() -> Iterator[None]:
-    """Where what runs within raises `InputError` on one process, raise it on all; nothing within may wait for others."""
-    mine = None
+    """If the body raises `InputError` on one process, raise it on all; the body must not wait for other processes."""
+    own = None
     try:
         yield
     except InputError as error:
-        mine = error
-    said = allgather_objects(mine and str(mine))
-    if mine:
-        raise mine
-    for number, text in enumerate(said):
+        own = error
+    texts = allgather_objects(own and str(own))
+    if own:
+        raise own
+    for number, text in enumerate(texts):
         if text:
             raise InputError(f"process {number} of this job: {text}")
 
@@ -128,80 +124,80 @@ def _number(name: str) -> int | None:
 
 
 def is_distributed() -> bool:
-    """Tell whether there is more than one process."""
-    # Without a job nobody is asked: that would take hold of the devices.
+    """Return whether this process belongs to a job of several processes."""
+    # The first condition avoids process_count, which would initialise the devices.
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_main() -> bool:
-    """Tell whether this is process 0, which alone writes files and talks."""
+    """Return whether this is process 0, the only process that writes files and prints."""
     return not is_distributed() or jax.process_index() == 0
 
 
 def owns(number: int) -> bool:
-    """Return whether the piece of work of that number is this process's."""
+    """Return whether this process does the piece of work ``number``."""
     return not is_distributed() or number % jax.process_count() == jax.process_index()
 
 
-def barrier(what: str) -> None:
-    """Wait until every process is here; ``what`` names the place."""
+def barrier(name: str) -> None:
+    """Wait until every process reaches the barrier ``name``."""
     if is_distributed():
-        multihost_utils.sync_global_devices(what)
+        multihost_utils.sync_global_devices(name)
 
 
 def allgather_objects(value: Any) -> list[Any]:
-    """Return what each process says, process 0 first; any values that can be pickled."""
+    """Return the values of all processes, process 0 first; any types of `dsee_jax.runtime.messages`."""
     if not is_distributed():
         return [value]
-    # As bytes: through JAX, float64 would come back as float32.
-    told = np.frombuffer(pickle.dumps(value), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int32(told.size))
+    # As bytes, because JAX would turn float64 into float32.
+    data = np.frombuffer(messages.pack(value), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(data.size))
     padded = np.zeros(max(sizes), np.uint8)
-    padded[: told.size] = told
-    # It goes through the devices, whose memory others need.
+    padded[: data.size] = data
+    # In pieces, because an all-gather takes memory of the devices.
     pieces = [multihost_utils.process_allgather(padded[at : at + PIECE]) for at in range(0, padded.size, PIECE)]
     every = np.concatenate(pieces, axis=1)
-    return [pickle.loads(row[:size].tobytes()) for row, size in zip(every, sizes, strict=True)]
+    return [messages.unpack(row[:size].tobytes()) for row, size in zip(every, sizes, strict=True)]
 
 
 def map_shards(count: int, work: Callable[[slice], T]) -> list[T]:
-    """Return ``work(part)`` of all parts of ``count`` things, in their order: each process does one of them.
+    """Split ``count`` items into one slice per process; return ``work(slice)`` of all processes, in the order of the items.
 
     Raises:
-      InputError: on all processes, what ``work`` raises on one.
+      InputError: on all processes, if ``work`` raises it on one.
     """
     if not is_distributed():
         return [work(slice(0, count))]
     number, processes = jax.process_index(), jax.process_count()
-    found = None
+    result = None
     with raise_on_all():
         part = slice(count * number // processes, count * (number + 1) // processes)
-        found = work(part) if part.start < part.stop else None
-    return [part for part in allgather_objects(found) if part is not None]
+        result = work(part) if part.start < part.stop else None
+    return [result for result in allgather_objects(result) if result is not None]
 
 
-def gather(found: list[Any]) -> list[Any]:
-    """Return the results of all processes from each one's share (see `owns`), in which None stands for another's."""
-    shares = allgather_objects(found)
-    return [shares[number % len(shares)][number] for number in range(len(found))]
+def gather(share: list[Any]) -> list[Any]:
+    """Return the results of all processes; each passes a list with its own results (see `owns`) and None for the others."""
+    shares = allgather_objects(share)
+    return [shares[number % len(shares)][number] for number in range(len(share))]
 
 
-def assert_equal(what: str, mine: Mapping[str, Any]) -> None:
-    """Raise `InputError`, on every process, unless all of them have equal ``owns``; ``what`` names it."""
-    ours, *others = allgather_objects(dict(mine))
-    for number, theirs in enumerate(others, 1):
-        for key in sorted(ours.keys() | theirs.keys()):
-            if ours.get(key) != theirs.get(key):
+def assert_equal(name: str, values: Mapping[str, Any]) -> None:
+    """Raise `InputError` on every process unless all processes pass equal ``values``; ``name`` is for the message."""
+    first, *others = allgather_objects(dict(values))
+    for number, other in enumerate(others, 1):
+        for key in sorted(first.keys() | other.keys()):
+            if first.get(key) != other.get(key):
                 raise InputError(
-                    f"process {number} of this job differs from process 0 in its {what}: {key} is {theirs.get(key)!r} there "
-                    f"and {ours.get(key)!r} here; start all processes with the same"
+                    f"process {number} of this job differs from process 0 in its {name}: {key} is {other.get(key)!r} there "
+                    f"and {first.get(key)!r} here; start all processes with the same"
                 )
 
 
 def to_host(values: Any) -> Any:
-    """Return a tree as NumPy arrays, which on CPU are views of the arrays there are.
+    """Return a tree as NumPy arrays; on the CPU they are views of the JAX arrays.
 
-    What lies on several processes is gathered leaf by leaf, on each of them: all must call this.
+    A leaf that is sharded over processes is all-gathered: all processes must call this function.
     """
 
     def one(leaf: Any) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""SIGTERM, by which a scheduler says that it is about to take the machine away.
+"""SIGTERM, the signal by which a scheduler announces that it takes the machine away.
 
-In a job of several processes it may come to one of them, or to each at its own moment: JAX's runtime takes note of it and
-tells all of them at which step to stop.
+In a job, the signal may reach one process or all, at different times. JAX's runtime notices it, and tells all processes the
+same step to stop at.
 """
 
 import contextlib
@@ -15,19 +15,19 @@ from jax.experimental import multihost_utils
 from dsee_jax.runtime import multihost
 
 STATUS = 128 + signal.SIGTERM
-"""Exit status of a command that stopped for it, as a shell gives one that died of it: the work is not done."""
+"""The exit status of a preempted command, equal to a shell's status for a process that SIGTERM killed."""
 
 _asked = threading.Event()
 _numbers = itertools.count(1)
 
 
 class Preempted(Exception):
-    """A run was told to stop, and has saved what it needs to go on; the message says where it stands."""
+    """A run stopped on SIGTERM, after it saved a checkpoint; the message says the step and the stage."""
 
 
 @contextlib.contextmanager
 def noticed() -> Iterator[None]:
-    """Take note of SIGTERM instead of dying of it; a second one kills. Only the main thread of a process can."""
+    """Notice SIGTERM instead of dying; a second SIGTERM kills the process. Works in the main thread only."""
     if threading.current_thread() is not threading.main_thread() or multihost.is_distributed():
         yield
         return
@@ -47,11 +47,11 @@ def noticed() -> Iterator[None]:
 
 
 def asked() -> bool:
-    """Tell whether to stop: SIGTERM came since `noticed` began.
+    """Return whether to stop: SIGTERM came since `noticed` began.
 
-    All processes of a job ask after each step, equally often, and are told the same.
+    Every process of a job must call this after each step; all processes get the same answer.
     """
     if not multihost.is_distributed():
         return _asked.is_set()
-    # They agree on the number that comes after the largest asked with so far; one that is left out would be missed.
+    # The processes agree on a number above every number asked so far; a skipped number would miss the agreement.
     return multihost_utils.reached_preemption_sync_point(next(_numbers))

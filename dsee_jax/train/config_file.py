@@ -1,6 +1,7 @@
 """The YAML file of a run: read with overrides, written back, and the documentation of its keys."""
 
 import ast
+import contextlib
 import dataclasses
 import inspect
 import itertools
@@ -9,16 +10,15 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast, get_args, get_origin
 
-import draccus
 import yaml
 
-from dsee_jax.config import Config, check
+from dsee_jax.config import Config
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.runtime import storage
 
 
 def read(path: str | os.PathLike[str] | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Return the checked `Config` of a YAML file with ``section.key=value`` overrides on top.
+    """Return the `Config` of a YAML file with ``section.key=value`` overrides on top.
 
     Args:
       path: a YAML file; None for the defaults.
@@ -30,25 +30,22 @@ def read(path: str | os.PathLike[str] | None = None, overrides: Sequence[str] = 
     raw = _load(storage.as_path(path)) if path is not None else {}
     for override in overrides:
         _override(raw, override)
-    _known(Config, raw, "")
     try:
-        config = draccus.decode(Config, raw)
-    except draccus.ParsingError as error:
-        raise InputError(f"{path or 'config'}: {' '.join(str(error).split())}") from None
-    check(config)
-    return config
+        return _section(Config, raw, "")
+    except InputError as error:
+        raise InputError(f"{path}: {error}" if path is not None else str(error)) from None
 
 
 def dump(config: Config) -> str:
     """Return the YAML text that `read` turns into an equal config."""
-    return yaml.safe_dump(draccus.encode(config), sort_keys=False)
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
 
 
 def _load(path: storage.Place) -> dict[str, Any]:
     try:
         with storage.store_errors(path):
-            held = path.read_bytes()
-        raw = yaml.safe_load(held.decode("utf-8"))
+            text = path.read_bytes()
+        raw = yaml.safe_load(text.decode("utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot read the config: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -75,42 +72,74 @@ def _override(raw: dict[str, Any], override: str) -> None:
         node[last] = text
 
 
-def _known(kind: type, raw: Mapping[str, Any], prefix: str) -> None:
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    for name, value in raw.items():
-        if name not in fields:
+def _section(kind: Any, raw: Mapping[str, Any], prefix: str) -> Any:
+    """Return the dataclass ``kind`` of a mapping; keys are checked before any value."""
+    kinds = {field.name: field.type for field in dataclasses.fields(kind)}
+    for name in raw:
+        if name not in kinds:
             where = f"section {prefix.rstrip('.')!r}" if prefix else "the config"
             raise InputError(
-                f"unknown key '{prefix}{name}' in {where}{did_you_mean(str(name), fields)}; it has {', '.join(fields)}"
+                f"unknown key '{prefix}{name}' in {where}{did_you_mean(str(name), kinds)}; it has {', '.join(kinds)}"
             )
-        nested = fields[name].type
-        if dataclasses.is_dataclass(nested):
-            if not isinstance(value, Mapping):
-                raise InputError(f"'{prefix}{name}' is a section of keys, found {value!r}")
-            _known(cast(type, nested), value, f"{prefix}{name}.")
+    values = {}
+    for name, value in raw.items():
+        if not dataclasses.is_dataclass(kinds[name]):
+            values[name] = _value(kinds[name], value)
+        elif isinstance(value, Mapping):
+            values[name] = _section(kinds[name], value, f"{prefix}{name}.")
+        else:
+            raise InputError(f"'{prefix}{name}' is a section of keys, found {value!r}")
+    return kind(**values)
+
+
+def _value(kind: Any, raw: Any) -> Any:
+    """Return a YAML value as the type of its field, where YAML reads another: 5e-4 is text, 2024 a number, nothing is null.
+
+    A value that does not fit the type is returned as it is, for the section to refuse.
+    """
+    if get_origin(kind) is tuple:
+        return tuple(_value(str, item) for item in raw) if isinstance(raw, list) else raw
+    if kind is str:
+        return raw if isinstance(raw, list | dict) else "" if raw is None else str(raw)
+    if kind is bool and isinstance(raw, str):
+        return {"true": True, "false": False}.get(raw, raw)
+    kinds = get_args(kind) or (kind,)
+    if isinstance(raw, str) or (kind is float and type(raw) is int):
+        for number in (number for number in (int, float) if number in kinds):
+            with contextlib.suppress(ValueError, OverflowError):
+                return number(raw)
+    return raw
 
 
 def describe() -> str:
-    """Return every key with its type, default and meaning, for ``--help``."""
+    """Return every key with its choices, default and meaning, for ``--keys``."""
     lines = []
     for section in dataclasses.fields(Config):
         if not dataclasses.is_dataclass(section.type):
-            lines.append(f"\n{section.name} = {section.default!r}\n    {_docs(Config)[section.name]}")
+            lines += [f"\n{section.name} = {section.default!r}", _wrapped(_docs(Config)[section.name], indent=4)]
             continue
         kind = cast(type, section.type)
-        lines.append(f"\n{section.name}: {inspect.getdoc(kind)}")
+        lines.append("\n" + _wrapped(f"{section.name}: {inspect.getdoc(kind)}", indent=0))
         for field in dataclasses.fields(kind):
             choices = get_args(field.type)
             allowed = f"  [{'|'.join(map(str, choices))}]" if get_origin(field.type) is Literal else ""
             default = list(field.default) if isinstance(field.default, tuple) else field.default
-            lines.append(
-                f"  {section.name}.{field.name} = {default!r}{allowed}\n      {_docs(kind).get(field.name, '')}"
-            )
+            lines += [
+                f"  {section.name}.{field.name} = {default!r}{allowed}",
+                _wrapped(_docs(kind)[field.name], indent=6),
+            ]
     return "\n".join(lines)
 
 
+def _wrapped(text: str, *, indent: int) -> str:
+    margin = " " * indent
+    return textwrap.fill(
+        text, 120, initial_indent=margin, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False
+    )
+
+
 def _docs(kind: type) -> dict[str, str]:
-    """The string under each field of a dataclass, which Python itself does not keep."""
+    """Return the string below each field of a dataclass, which Python itself does not keep."""
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     statements = cast(ast.ClassDef, body).body
     return {

@@ -1,10 +1,9 @@
-"""Scores of a model on the dev sets of a task."""
+"""Metrics of a model on the dev sets of a task, and of the texts that it generates."""
 
 import math
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +15,7 @@ from dsee_jax.data import Task
 from dsee_jax.data.batches import eval_batches
 from dsee_jax.generation import texts
 from dsee_jax.metrics import classification, text
+from dsee_jax.models.architecture import Model
 from dsee_jax.train import sharding, step
 from dsee_jax.train.inputs import Data
 from dsee_jax.train.sharding import Placement
@@ -24,96 +24,83 @@ Evaluate = Callable[[dict[str, Any], step.Frozen], dict[str, float]]
 
 
 def predictor(
-    model: nn.Module, config: Config, placed: Placement, *, causal: bool
+    model: Model, config: Config, placed: Placement, *, causal: bool
 ) -> Callable[[dict[str, Any], step.Frozen, Any], jax.Array]:
-    """Return the function ``(trained, frozen, batch) -> what is scored``, to be compiled, the same on all devices.
+    """Return the function ``(trained, frozen, batch) -> scores`` for ``jit``; its result is replicated on all devices.
 
-    Logits (rows, labels), or where ``causal`` (2,): the sum of losses, and of how many tokens.
+    The scores are logits (rows, labels), or with ``causal`` (2,): the sum of token losses and the number of those tokens.
     """
     joined = placed.mesh.shape["tensor"] == 1
 
     def predict(trained: dict[str, Any], frozen: step.Frozen, batch: Any) -> jax.Array:
-        with sharding.rows_divided(placed.mesh):
-            found = step.predict(model, trained, frozen, batch, config.delta, joined=joined, deterministic=True)
+        with sharding.constrain_rows(placed.mesh):
+            scores = step.predict(model, trained, frozen, batch, config.delta, joined=joined, deterministic=True)
         if causal:
-            losses = step.losses(found, batch["labels"], regression=False)
-            found = jnp.stack([jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"])])
-        # Every process reads all of it.
-        return jax.lax.with_sharding_constraint(found, NamedSharding(placed.mesh, PartitionSpec()))
+            losses = step.losses(scores, batch["labels"], regression=False)
+            scores = jnp.stack([jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"])])
+        # Every process reads all rows.
+        return jax.lax.with_sharding_constraint(scores, NamedSharding(placed.mesh, PartitionSpec()))
 
     return predict
 
 
-def evaluator(model: nn.Module, config: Config, data: Data, placed: Placement) -> Evaluate:
-    """Return the function ``(trained, frozen) -> metrics``, dropout off, every example once.
+def evaluator(model: Model, config: Config, data: Data, placed: Placement) -> Evaluate:
+    """Return the function ``(trained, frozen) -> metrics``; dropout is off, every example counts once.
 
-    The metrics of the first dev set have their plain names; those of a second (MNLI's mismatched) end in ``_<set>``. Those of
-    causal-lm are the ``loss`` in nats, the mean over all tokens of responses, and ``perplexity``, its exponential.
+    The metrics of the first dev set have plain names; those of a second dev set (MNLI's mismatched) end in ``_<set>``.
+    Causal-lm has the ``loss`` in nats, the mean over all response tokens, and ``perplexity``, its exponential.
     """
     task = data.task
-
     predict = jax.jit(predictor(model, config, placed, causal=task.causal))
 
     def evaluate(trained: dict[str, Any], frozen: step.Frozen) -> dict[str, float]:
         trained, frozen = sharding.place(placed, (trained, frozen))
-        found: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for number, (name, tokens) in enumerate(data.dev.items()):
             logits, total = np.zeros((tokens.size, task.num_labels), np.float32), np.zeros(2)
             for batch, rows in eval_batches(tokens, config.train.batch_size, data.edges):
-                seen = np.asarray(predict(trained, frozen, sharding.split(placed.mesh, batch)))
+                output = np.asarray(predict(trained, frozen, sharding.split(placed.mesh, batch)))
                 if task.causal:
-                    total += seen
+                    total += output
                 else:
-                    logits[rows] = seen[: len(rows)]
+                    logits[rows] = output[: len(rows)]
             if task.causal:
                 loss = float(total[0] / total[1])
-                # What is beyond this is no number that a file of JSON can hold.
+                # exp of a larger loss is infinite, which JSON cannot represent.
                 scores = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
             else:
                 scores = classification.score(task.name, logits, tokens.labels, regression=task.regression)
-            found |= {key if number == 0 else f"{key}_{name}": value for key, value in scores.items()}
-        return found
+            metrics |= {key if number == 0 else f"{key}_{name}": value for key, value in scores.items()}
+        return metrics
 
     return evaluate
 
 
-def writer(model: nn.Module, config: Config, data: Data, placed: Placement) -> Evaluate:
-    """Return the function ``(trained, frozen) -> bleu, nist, rouge_l`` of texts written for the first dev set's prompts.
+def writer(model: Model, config: Config, data: Data, placed: Placement) -> Evaluate:
+    """Return the function ``(trained, frozen) -> {bleu, nist, rouge_l}`` of texts generated for the first dev set's prompts.
 
-    Nothing is returned where the config asks for no texts.
+    The metrics are empty where ``generate.new_tokens`` is 0.
     """
-    options, exercise = config.generate, data.exercise
+    options, delta, references = config.generate, config.delta, data.references
     search = {name: getattr(options, name) for name in ("new_tokens", "beams", "length_penalty", "early_stopping")}
 
     def write(trained: dict[str, Any], frozen: step.Frozen) -> dict[str, float]:
-        if exercise is None:
+        if references is None:
             return {}
         trained, frozen = sharding.place(placed, (trained, frozen))
-        delta = config.delta
-        written = texts.texts(
-            model,
-            tree.join(frozen.params, trained["params"]),
-            exercise.tokenizer,
-            exercise.prompts,
-            ends=exercise.ends,
-            pad=exercise.pad,
-            batch_size=options.batch_size,
-            updates={
-                "deltas": trained["deltas"],
-                "supports": frozen.supports,
-                "scale": delta.scale,
-                "scale_sparse": delta.scale_sparse,
-            },
-            **search,
-        )
-        return text.score([text.strip() for text in written], exercise.references)
+        updates = {"deltas": trained["deltas"], "supports": frozen.supports}
+        updates |= {"scale": delta.scale, "scale_sparse": delta.scale_sparse}
+        params = tree.join(frozen.params, trained["params"])
+        decoder = texts.Writer(model, params, updates, references.tokenizer, references.ends, references.pad)
+        generated = texts.generate(decoder, references.prompts, batch_size=options.batch_size, **search)
+        return text.score([each.strip() for each in generated], references.texts)
 
     return write
 
 
 def selection_score(task: Task) -> Callable[[dict[str, float]], float]:
-    """Return what decides between two evaluations, from their metrics: the larger is better."""
+    """Return the function from metrics to the score that selects the best evaluation; larger is better."""
     if task.causal:
-        return lambda found: -found["loss"]
+        return lambda metrics: -metrics["loss"]
     name = next(iter(classification.of_task(task.name, regression=task.regression)))
-    return lambda found: found[name]
+    return lambda metrics: metrics[name]

@@ -1,4 +1,4 @@
-"""The task of a run, read and tokenised."""
+"""The task of a run: its examples, read and tokenised."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -6,86 +6,88 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dsee_jax.config import Config, model_task
-from dsee_jax.data import Examples, Prompts, Task, load, references, responses
+from dsee_jax.data import Examples, Prompts, Task, load, responses
 from dsee_jax.data.batches import bucket_edges, micro_batches
 from dsee_jax.data.packing import pack
-from dsee_jax.data.tokens import Tokens, ends, load_tokenizer, padding, tokenize
+from dsee_jax.data.references import References, group_by_prompt
+from dsee_jax.data.tokens import Tokens, ends, load_tokenizer, pad_id, tokenize
 from dsee_jax.errors import InputError
 from dsee_jax.metrics import text
+from dsee_jax.models.architecture import Model
 from dsee_jax.runtime import multihost
 
 
 class Data(NamedTuple):
-    """A task, tokenised."""
+    """A tokenised task."""
 
     task: Task
     train: Tokens
     dev: dict[str, Tokens]
     edges: np.ndarray  # padded lengths, increasing
-    exercise: references.Exercise | None = None  # of causal-lm, where texts are to be written
+    references: References | None = None  # for causal-lm with generated texts: the first dev set's references
 
 
-def check_length(config: Config, folder: Path | str, model: Any) -> None:
-    """Raise `InputError` for examples longer than the positions of the model in ``folder``."""
+def check_length(config: Config, folder: Path | str, model: Model) -> None:
+    """Raise `InputError` if ``data.max_length`` exceeds the positions of ``model``; ``folder`` names it in the message."""
     longest = model.config.longest
     if longest is not None and config.data.max_length > longest:
         raise InputError(f"data.max_length is {config.data.max_length}; {folder} has {longest} positions: use fewer")
 
 
 def read_task(config: Config) -> Task:
-    """Return the task of a run; raises `InputError` as `dsee_jax.data.load` does."""
+    """Return the task of a run; raises like `dsee_jax.data.load`."""
     return load(config.data, seed=config.train.seed, causal=model_task(config) == "causal-lm")
 
 
-def read_data(config: Config, task: Task, folder: Path, model: Any) -> Data:
-    """Return a task tokenised by the tokenizer in ``folder`` for ``model``; raises `InputError` where they do not fit.
+def read_data(config: Config, task: Task, folder: Path, model: Model) -> Data:
+    """Return ``task``, tokenised by the tokenizer in ``folder``; raises `InputError` if ``model`` cannot read the tokens.
 
-    The processes of a job do this together: each encodes a part of the texts.
+    A collective call in a distributed run: each process encodes one part of the texts.
     """
     with multihost.raise_on_all():
         check_length(config, folder, model)
-        tokenizer, exercise = load_tokenizer(folder), None
+        tokenizer, references = load_tokenizer(folder), None
     if task.causal:
-        (train, *others), exercise = _texts(config, task, folder, tokenizer, model)
+        (train, *others), references = _causal(config, task, folder, tokenizer, model)
     else:
         train, *others = (
             tokenize(tokenizer, examples, config.data.max_length, vocab_size=model.config.vocab_size)
             for examples in (task.train, *task.dev.values())
             if isinstance(examples, Examples)
         )
-    types, known = max(int(tokens.token_type_ids.max()) for tokens in (train, *others)), model.config.type_vocab_size
-    # A model without token types takes no notice of them.
-    if known and types >= known:
+    largest, types = max(int(tokens.token_type_ids.max()) for tokens in (train, *others)), model.config.type_vocab_size
+    # A model without token types ignores them.
+    if types and largest >= types:
         raise InputError(
-            f"{folder}: the tokenizer gives token type {types}, the model has {known}: they are not of one model"
+            f"{folder}: the tokenizer gives token type {largest}, the model has {types}: they belong to different models"
         )
     edges = bucket_edges(np.concatenate([tokens.lengths for tokens in (train, *others)]))
     micro_batches(config.train.batch_size, int(edges[-1]), config.data.batch_tokens)
-    return Data(task, train, dict(zip(task.dev, others, strict=True)), edges, exercise)
+    return Data(task, train, dict(zip(task.dev, others, strict=True)), edges, references)
 
 
-def _texts(
-    config: Config, task: Task, folder: Path, tokenizer: Any, model: Any
-) -> tuple[list[Tokens], references.Exercise | None]:
-    """Return the texts of a task of causal-lm, train first, packed where asked for, and what is to be written."""
+def _causal(
+    config: Config, task: Task, folder: Path, tokenizer: Any, model: Model
+) -> tuple[list[Tokens], References | None]:
+    """Return the tokens of a causal-lm task, train first, packed with ``data.packing``, and the references for scores."""
     data, options, size = config.data, config.generate, model.config.vocab_size
-    ending = ends(folder, tokenizer)
-    pad = padding(tokenizer, ending)
-    found, exercise = [], None
+    end_ids = ends(folder, tokenizer)
+    pad = pad_id(tokenizer, end_ids)
+    splits, references = [], None
     for examples in (task.train, *task.dev.values()):
         assert isinstance(examples, Prompts)
-        pairs = responses.encode(tokenizer, examples, ends=ending, vocab_size=size)
-        laid = responses.lay(pairs, data.max_length, pad_id=pad, where=examples.where)
-        found.append(pack(laid, data.max_length) if data.packing else laid)
+        pairs = responses.encode(tokenizer, examples, ends=end_ids, vocab_size=size)
+        tokens = responses.to_tokens(pairs, data.max_length, pad_id=pad, where=examples.where)
+        splits.append(pack(tokens, data.max_length) if data.packing else tokens)
         if options.new_tokens and examples is next(iter(task.dev.values())):
-            exercise = references.exercise(tokenizer, ending, pad, pairs, examples.completion, most=options.prompts)
-    if exercise is not None:
+            references = group_by_prompt(tokenizer, end_ids, pad, pairs, examples.completion, most=options.prompts)
+    if references is not None:
         with multihost.raise_on_all():
             text.need()
-        longest, most = model.config.longest, max(map(len, exercise.prompts))
+        longest, most = model.config.longest, max(map(len, references.prompts))
         if longest is not None and most + options.new_tokens > longest:
             raise InputError(
-                f"generate.new_tokens is {options.new_tokens}; a prompt of {most} tokens and so many new ones are more than "
-                f"the model's {longest} positions: ask for fewer, or for none with 0"
+                f"generate.new_tokens is {options.new_tokens}; with a prompt of {most} tokens this is more than "
+                f"the model's {longest} positions: set fewer, or 0 for no texts"
             )
-    return found, exercise
+    return splits, references

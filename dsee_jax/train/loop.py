@@ -15,7 +15,7 @@ import jax
 
 from dsee_jax import tree
 from dsee_jax.ckpt import checkpoints
-from dsee_jax.ckpt.folders import CONFIG, LOG, METRICS
+from dsee_jax.ckpt.folders import CHECKPOINTS, CONFIG, LOG, METRICS
 from dsee_jax.config import CUTTING, Config
 from dsee_jax.runtime import files, multihost, preemption, storage
 from dsee_jax.train import config_file, pruning, report, results, sharding, stages
@@ -48,13 +48,13 @@ def run(config: Config, *, say: Callable[[Any], None] = print) -> dict[str, Any]
     # The mesh may differ from that of an earlier call: the config of the folder follows this one.
     files.write_text(out / CONFIG, config_file.dump(config))
     multihost.barrier("the folder of the run is there")
-    with preemption.noticed(), checkpoints.opened(out / "checkpoints") as store:
+    with preemption.noticed(), checkpoints.opened(out / CHECKPOINTS) as store:
         session = Session(store, out, say)
         state = _start(session, setup)
         order = stages.names(config)
         for name in order[order.index(state.progress.stage) :]:
             state = stages.STAGES[name](session, state)
-    setup, final, trained, masks = results.split_updates(setup, state.setup, state.trained, state.masks)
+    setup, final, trained, masks = results.to_host_layers(setup, state.setup, state.trained, state.masks)
     content = {}
     if multihost.is_main():
         content = results.results(setup, final, trained, masks, state.progress.done)
@@ -62,7 +62,7 @@ def run(config: Config, *, say: Callable[[Any], None] = print) -> dict[str, Any]
         content |= cost(state.progress)
         files.flush(out / LOG)
         files.write(out / METRICS, content)
-        report.final(content, out, say)
+        report.show(content, out, say)
     return multihost.allgather_objects(content)[0]
 
 
@@ -81,10 +81,10 @@ def _start(session: Session, setup: Setup) -> Run:
     progress, masks = Progress(**latest[0]), latest[1]
     if masks and setup.config.prune.kind in CUTTING and progress.stage != "search":
         # Heads and neurons are already cut: these masks name the units that stay.
-        setup, masks = pruning.smaller(setup, masks), {}
+        setup, masks = pruning.resize(setup, masks), {}
     over = [*order[: order.index(progress.stage)], *(stage["name"] for stage in progress.done)]
     files.rewind(session.out / LOG, over, progress.stage, progress.step)
-    session.say(f"{session.out}: going on at step {progress.step} of stage {progress.stage}")
+    session.say(f"{session.out}: resuming at step {progress.step} of stage {progress.stage}")
     return Run(setup, make_programs(setup), None, masks, progress)
 
 

@@ -1,4 +1,4 @@
-"""AdamW with warm-up, linear decay and clipping, for what is trained and nothing else."""
+"""AdamW with warm-up, linear decay and clipping, for the trained leaves only."""
 
 from typing import Any
 
@@ -8,26 +8,26 @@ import optax
 from dsee_jax.config import TrainConfig
 
 DECAYED = ("kernel", "embedding", "a", "b")
-"""Last keys of the leaves that weight decay acts on: matrices, not biases, norms and sparse values."""
+"""Last keys of the leaves with weight decay: matrices, but no biases, norms and sparse values."""
 
 
 def schedule(peak: float, steps: int, warmup: float) -> optax.Schedule:
-    """Return the learning rate by step: up linearly over ``warmup * steps`` steps, then down linearly to 0 at ``steps``."""
+    """Return the learning rate by step: a linear rise to ``peak`` in ``warmup * steps`` steps, then a linear fall to 0."""
     up = round(warmup * steps)
     return optax.join_schedules(
         [optax.linear_schedule(0.0, peak, up), optax.linear_schedule(peak, 0.0, max(steps - up, 1))], [up]
     )
 
 
-def warmed(peak: float, steps: int, warmup: float) -> optax.Schedule:
-    """Return the learning rate by step: up linearly over ``warmup * steps`` steps, and no further down."""
+def warmup_constant(peak: float, steps: int, warmup: float) -> optax.Schedule:
+    """Return the learning rate by step: a linear rise to ``peak`` in ``warmup * steps`` steps, then constant."""
     return optax.linear_schedule(0.0, peak, round(warmup * steps)) if round(warmup * steps) else lambda _: peak
 
 
 def adamw(config: TrainConfig) -> optax.GradientTransformation:
-    """Return AdamW (Loshchilov & Hutter 2019) behind global-norm clipping (when ``config.clip``), for a learning rate of -1.
+    """Return AdamW (Loshchilov & Hutter 2019) after global-norm clipping (where ``config.clip``), without a learning rate.
 
-    The caller multiplies the updates by minus the rate: the rate is then an argument of the compiled step, and stages with
+    The caller subtracts the rate times the updates. The rate is thus an argument of the compiled step, and stages with
     different schedules share one program.
     """
     clip = [optax.clip_by_global_norm(config.clip)] if config.clip else []
@@ -35,5 +35,5 @@ def adamw(config: TrainConfig) -> optax.GradientTransformation:
 
 
 def decay_mask(trained: Any) -> Any:
-    """Return a tree of bools like ``trained``, empty branches included: True where weight decay acts."""
+    """Return a tree of bools with the structure of ``trained``, empty branches included: True = weight decay."""
     return jax.tree.map_with_path(lambda path, _: path[-1].key in DECAYED, trained)

@@ -9,6 +9,7 @@ import optax
 from dsee_jax import models
 from dsee_jax.config import Config
 from dsee_jax.data.batches import micro_batches
+from dsee_jax.models.architecture import Model
 from dsee_jax.train import evaluation, optim, pruning, sharding
 from dsee_jax.train.setup import Setup
 from dsee_jax.train.step import State, train_step
@@ -31,7 +32,7 @@ class Programs(NamedTuple):
 
 
 def sharded_step(
-    model: Any, optimizer: optax.GradientTransformation, config: Config, placed: sharding.Placement, **options: Any
+    model: Model, optimizer: optax.GradientTransformation, config: Config, placed: sharding.Placement, **options: Any
 ) -> Step:
     """Return the training step of a config over the mesh of ``placed``, not yet compiled.
 
@@ -46,7 +47,7 @@ def sharded_step(
     one = train_step(model, optimizer, config.delta, parts=parts, joined=joined, **options)
 
     def step(state: State, *args: Any) -> tuple[State, jax.Array]:
-        with sharding.rows_divided(placed.mesh):
+        with sharding.constrain_rows(placed.mesh):
             new, loss = one(state, *args)
         # The new state keeps the shardings of the old one.
         return jax.lax.with_sharding_constraint(new, sharding.shardings(placed, new)), loss

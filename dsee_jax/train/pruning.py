@@ -1,4 +1,4 @@
-"""Pruning of a run: when it happens, what it takes, and what the steps after it read."""
+"""Pruning in a run: its schedule, its masks, and the setup and frozen params of the steps after it."""
 
 import math
 from collections.abc import Container
@@ -10,6 +10,7 @@ from dsee_jax.data.batches import Batches
 from dsee_jax.deltas import fold
 from dsee_jax.masks import apply as apply_masks
 from dsee_jax.prune import calibration, compaction, units, weights
+from dsee_jax.prune.scores import SCORES
 from dsee_jax.train import sharding
 from dsee_jax.train.setup import Setup, keys
 from dsee_jax.train.step import Frozen
@@ -19,8 +20,8 @@ from dsee_jax.typing import Masks, Params
 def sparsities(config: PruneConfig, total: int) -> dict[int, float]:
     """Return ``{step of retune: sparsity}`` for a re-tuning of ``total`` steps; step 0 is the stage prune.
 
-    One entry when one_shot, or when there is no re-tuning. Cubic: the last is at ``schedule_fraction`` of the way and has
-    the whole ``sparsity``; of updates that fall on one step the last counts.
+    one_shot, or a run without re-tuning, has one entry. cubic: the last entry has the full ``sparsity``, at
+    ``schedule_fraction`` of the steps; where several updates have one step, the last counts.
     """
     if config.schedule == "one_shot" or not total:
         return {0: config.sparsity}
@@ -30,9 +31,9 @@ def sparsities(config: PruneConfig, total: int) -> dict[int, float]:
 
 
 def draw(setup: Setup, trained: dict[str, Any], masks: Masks, sparsity: float) -> Masks:
-    """Return the masks of the config's pruning, from the weights and updates as they are now; ``masks`` only shrink.
+    """Return the masks (True = kept) of the config's pruning for the current weights and updates; ``masks`` only shrink.
 
-    Where heads and neurons go, these are the units that stay (see `dsee_jax.prune.units`).
+    Structured pruning returns the masks of the kept heads and neurons (`dsee_jax.prune.units`).
     """
     pruning, delta = setup.config.prune, setup.config.delta
     params = tree.unflatten({**tree.flatten(setup.params), **tree.flatten(trained["params"])})
@@ -47,17 +48,17 @@ def draw(setup: Setup, trained: dict[str, Any], masks: Masks, sparsity: float) -
         cuts = models.cuts(setup.model)
         options = {"heads": pruning.heads, "neurons": pruning.neurons, "scope": pruning.scope}
         return units.kept(params, cuts, units.structured(*args[:3], cuts, **options, **common))
-    if pruning.score == "WANDA":
+    if "inputs" in SCORES[pruning.score].reads:
         common["inputs"] = _inputs(setup, params, trained, masks)
     if pruning.kind == "nm":
-        found = weights.nm(*args, n=pruning.n, m=pruning.m, **common)
+        new = weights.nm(*args, n=pruning.n, m=pruning.m, **common)
     else:
-        found = weights.unstructured(*args, sparsity=sparsity, scope=pruning.scope, keep=masks or None, **common)
-    return sharding.place(setup.placed, {"masks": found})["masks"]
+        new = weights.unstructured(*args, sparsity=sparsity, scope=pruning.scope, keep=masks or None, **common)
+    return sharding.place(setup.placed, {"masks": new})["masks"]
 
 
 def _inputs(setup: Setup, params: Params, trained: dict[str, Any], masks: Masks) -> dict[str, Any]:
-    """Return the sizes of every kernel's inputs, in the model as it is now, over the first batches of the training set."""
+    """Return the input norms of every kernel in the current model, over the first batches of the training set."""
     train, delta, data = setup.config.train, setup.config.delta, setup.data
     source = Batches(data.train, train.batch_size, epochs=1, seed=train.seed, edges=data.edges)
     count = min(len(source), math.ceil(setup.config.prune.calibration / train.batch_size))
@@ -72,41 +73,43 @@ def _inputs(setup: Setup, params: Params, trained: dict[str, Any], masks: Masks)
 
 
 def apply_cut(setup: Setup, trained: dict[str, Any], masks: Masks) -> tuple[Setup, dict[str, Any], Masks]:
-    """Return setup, what is trained, and the masks that are still to be kept to, once what was drawn is carried out.
+    """Return the setup, the trained values and the remaining masks after the pruning that ``masks`` describe.
 
-    Units are cut out of all arrays and nothing is left to mask; of anything else the trained weights are masked.
+    Structured pruning removes heads and neurons from all arrays; no masks remain. Any other pruning sets the pruned trained
+    weights to 0 and keeps ``masks``.
     """
     if setup.config.prune.kind != "structured":
-        return setup, masked(trained, masks), masks
-    plan = compaction.plan(setup.model, masks, trained["deltas"], setup.supports)
-    return smaller(setup, masks), compaction.cut_tree(trained, plan), {}
+        return setup, mask_trained(trained, masks), masks
+    indices = compaction.indices(setup.model, masks, trained["deltas"], setup.supports)
+    return resize(setup, masks), compaction.cut_tree(trained, indices), {}
 
 
-def smaller(setup: Setup, kept: Masks) -> Setup:
-    """Return the setup of the model with only the units ``kept``: model, params, supports, and the trees as trained first."""
-    plan = compaction.plan(setup.model, kept, setup.trained["deltas"], setup.supports)
-    params, model = compaction.cut_tree({"params": setup.params}, plan)["params"], compaction.resized(setup.model, kept)
+def resize(setup: Setup, kept: Masks) -> Setup:
+    """Return the setup of the smaller model with the units ``kept``: model, params, supports and initial trained values."""
+    indices = compaction.indices(setup.model, kept, setup.trained["deltas"], setup.supports)
+    params = compaction.cut_tree({"params": setup.params}, indices)["params"]
+    model = compaction.resized(setup.model, kept)
     return setup._replace(
         model=model,
         params=params,
         prunable=[path for path in setup.prunable if path in tree.flatten(params)],
-        trained=compaction.cut_tree(setup.trained, plan),
-        supports=compaction.cut_supports(setup.supports, plan),
+        trained=compaction.cut_tree(setup.trained, indices),
+        supports=compaction.cut_supports(setup.supports, indices),
         placed=sharding.placement(setup.placed.mesh, model),
         kept=kept,
     )
 
 
 def freeze(setup: Setup, masks: Masks) -> Frozen:
-    """Return what a step reads: the params that are not trained, masked, and the masks of those that are."""
+    """Return the `Frozen` input of a step: the masked params that are not trained, and the masks of those that are."""
     moving = tree.flatten(setup.trained["params"])
     flat = tree.flatten(apply_masks(setup.params, masks))
     rest = tree.unflatten({path: leaf for path, leaf in flat.items() if path not in moving})
     return Frozen(rest, setup.supports, _within(masks, moving))
 
 
-def masked(trained: dict[str, Any], masks: Masks) -> dict[str, Any]:
-    """Return what is trained with its pruned weights set to 0 (full fine-tuning; updates are not masked)."""
+def mask_trained(trained: dict[str, Any], masks: Masks) -> dict[str, Any]:
+    """Return ``trained`` with its pruned weights set to 0 (full fine-tuning; updates are not masked)."""
     return trained | {"params": apply_masks(trained["params"], _within(masks, tree.flatten(trained["params"])))}
 
 

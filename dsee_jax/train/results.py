@@ -1,4 +1,4 @@
-"""What a run leaves: the adapter, the model in Hugging Face layout, and the figures of ``metrics.json``."""
+"""The results of a run: the adapter, the model in Hugging Face layout, and the figures of ``metrics.json``."""
 
 import dataclasses
 import platform
@@ -9,39 +9,40 @@ import jax
 import numpy as np
 
 from dsee_jax import models, stacks, tree
-from dsee_jax.ckpt import adapter, folders, hf_save, kept_units
-from dsee_jax.ckpt.folders import ADAPTER, MODEL
+from dsee_jax.ckpt import adapter, hf_save, kept_units
+from dsee_jax.ckpt.folders import ADAPTER, ADAPTER_WEIGHTS, MODEL
 from dsee_jax.deltas import fold
 from dsee_jax.masks import apply as apply_masks
 from dsee_jax.metrics import flops
+from dsee_jax.models.architecture import scans
 from dsee_jax.prune import compaction
-from dsee_jax.runtime import multihost, storage
+from dsee_jax.runtime import files, multihost, storage
 from dsee_jax.runtime.storage import Place
 from dsee_jax.train.setup import Setup
 from dsee_jax.typing import Masks, Params
 
 
 def final_params(setup: Setup, trained: dict[str, Any], masks: Masks) -> Params:
-    """Return the model's own weights at the end: pruned, with the trained head; updates are not folded in."""
+    """Return the final weights of the model: pruned, with the trained head; updates are not folded in."""
     params = tree.unflatten({**tree.flatten(setup.params), **tree.flatten(trained["params"])})
     return apply_masks(params, masks) if masks else params
 
 
-def split_updates(
+def to_host_layers(
     setup: Setup, final: Setup, trained: dict[str, Any], masks: Masks
 ) -> tuple[Setup, Setup, dict[str, Any], Masks]:
-    """Return all that `results` and `write` take, in memory of this process and with layers apart, as files have them."""
+    """Return the arguments of `results` and `write` on the host, with one subtree per layer, as in files."""
     if multihost.is_distributed():
         final = final._replace(params=multihost.to_host(final.params), supports=multihost.to_host(final.supports))
         trained, masks = multihost.to_host((trained, masks))
-    if not getattr(setup.model, "scan", False):
+    if not scans(setup.model):
         return setup, final, trained, masks
 
     def layers(values: Any) -> dict[str, Any]:
         return stacks.unstack(multihost.to_host(values))
 
     params = layers(final.params)
-    # What is cut is never scanned: the end has the shapes of the start.
+    # A scanned model is never structurally pruned: final shapes are initial shapes.
     setup = final._replace(
         model=setup.model.clone(scan=False),
         params=params,
@@ -53,10 +54,10 @@ def split_updates(
 
 
 def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Place) -> dict[str, Any]:
-    """Write ``adapter/`` (where there are updates) and ``model/`` below ``out``; return ``{"model_bytes": ...}``.
+    """Write ``model/`` and, where the run has updates, ``adapter/`` in ``out``; return ``{"model_bytes": ...}``.
 
-    ``model/`` holds the pruned weights and the tuned head, a compact checkpoint where units were cut out; the updates stay
-    factors, in ``adapter/`` beside it, so that the zeros stay zeros.
+    ``model/`` has the pruned weights and the tuned head; after structured pruning it is a compact checkpoint. The updates are
+    separate factors in ``adapter/``, so that zeros of the weights stay zeros.
     """
     config = setup.config
     final = final_params(setup, trained, masks)
@@ -78,9 +79,9 @@ def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Place) -> di
             "base": config.model.path,
             "base_sha256": adapter.fingerprint(setup.folder),
         } | ({"kept": setup.model.config.widths} if setup.kept else {})
-        with folders.whole(out / ADAPTER, overwrite=True) as staging:
+        with files.folder(out / ADAPTER, overwrite=True) as staging:
             adapter.save(staging, adapter.Adapter(trained["deltas"], setup.supports, head, masks, about, kept))
-        total += storage.size(out / ADAPTER / adapter.WEIGHTS)
+        total += storage.size(out / ADAPTER / ADAPTER_WEIGHTS)
     return {"model_bytes": total}
 
 
@@ -91,13 +92,13 @@ def _bytes(folder: Place) -> int:
 def results(
     setup: Setup, final: Setup, trained: dict[str, Any], masks: Masks, stages: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return the figures that depend on the seed and the input alone (`metrics.json` less times, memory and bytes).
+    """Return the figures of ``metrics.json`` that depend on seed and input only: all but times, memory and bytes.
 
-    ``setup`` is the run's at its start, ``final`` at its end, which differ where units were cut out. Counts of parameters are
-    those of the start; ``trainable_fraction`` is the trained share of the backbone (everything but the head, which
-    ``head_parameters`` counts). ``weight_sparsity`` counts what is zero or gone of the prunable kernels. ``flops_per_token``
-    counts the backbone's kernels, zeros left out, factors included, and ``flops_per_example`` attention as well, for an
-    example of the length ``data.max_length``; see `dsee_jax.metrics.flops`.
+    ``setup`` is the setup at the start of the run, ``final`` at its end; they differ after structured pruning. Parameter
+    counts are those of the start. ``trainable_fraction`` is the trained fraction of the backbone, which is all parameters
+    but those of the head (``head_parameters``). ``weight_sparsity`` is the fraction of zero and removed weights in the
+    prunable kernels. ``flops_per_token`` counts the nonzero weights of the backbone's kernels and the factors of updates;
+    ``flops_per_example`` adds attention, for an example of ``data.max_length`` tokens (`dsee_jax.metrics.flops`).
     """
     before, *done = stages
     params = final_params(final, trained, masks)

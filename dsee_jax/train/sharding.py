@@ -1,12 +1,12 @@
-"""Devices as a mesh ``data x fsdp x tensor``, and where every array of a run lies on it.
+"""The device mesh ``data x fsdp x tensor``, and the sharding of every array of a run.
 
-``data`` and ``fsdp`` divide the rows of a batch. ``fsdp`` divides weights too: each device keeps its part of the width and
-gathers a kernel when a layer needs it. ``tensor`` divides heads, neurons and words, and what is computed of them. The tables
-AXES of the architectures name the axes of params; `RULES` say what mesh axis takes which.
+``data`` and ``fsdp`` shard the rows of a batch. ``fsdp`` also shards the width of weights; each layer all-gathers its kernels.
+``tensor`` shards heads, neurons and the vocabulary, and the activations computed from them. The tables AXES of the
+architectures name the logical axes of params; `RULES` map these to mesh axes.
 
-Updates lie as their kernels do: A divided along its inputs, B along its outputs. Masks lie as their kernels do. Supports and
-sparse values are whole on every device: of 64 values a step moves 256 bytes a kernel, which is less than the coordinates of
-one shard would take, and no device waits for another to say which values are its own.
+Updates are sharded like their kernels: A along its inputs, B along its outputs. Masks are sharded like their kernels. Supports
+and sparse values are replicated: 64 values are 256 bytes of traffic per kernel and step, less than the coordinates of one
+shard, and no device has to find out which values are its own.
 """
 
 import contextlib
@@ -24,13 +24,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dsee_jax import models, tree
 from dsee_jax.config import MeshConfig
 from dsee_jax.errors import InputError
+from dsee_jax.models.architecture import Model
 from dsee_jax.runtime import multihost
 
 log = logging.getLogger(__name__)
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
-"""The mesh axes that divide the rows of a batch."""
+"""The mesh axes that shard the rows of a batch."""
 
 RULES: tuple[tuple[str, str | None], ...] = (
     ("embed", "fsdp"),
@@ -39,46 +40,41 @@ RULES: tuple[tuple[str, str | None], ...] = (
     ("vocab", "tensor"),
     ("vocab", None),
 )
-"""(logical axis, mesh axis), in order: the first of an axis that divides it evenly counts; None: it is not divided."""
+"""(logical axis, mesh axis): for a logical axis the first mesh axis that divides it evenly; None = not sharded."""
 
 _SECTIONS = ("params", "masks", "deltas", "supports", "coefficients")
 _FREE = PartitionSpec.UNCONSTRAINED
 
 
 class Placement(NamedTuple):
-    """A mesh, and how the params of one model lie on it."""
+    """A mesh, and the sharding of the params of one model."""
 
     mesh: Mesh
     specs: Mapping[str, PartitionSpec]  # by path
 
     def sharding(self, path: str) -> NamedSharding:
-        """Return where the param at ``path`` lies."""
+        """Return the sharding of the param at ``path``."""
         return NamedSharding(self.mesh, self.specs[path])
 
 
 def mesh(config: MeshConfig, *, batch_size: int, devices: Sequence[Any] | None = None) -> Mesh:
-    """Return the mesh of ``devices``, by default all there are, axes `AXES`; an axis of -1 takes what the others leave.
+    """Return the mesh of ``devices`` (default: all devices) with the axes `AXES`; the size of an axis of -1 is inferred.
 
     Raises:
-      InputError: the sizes do not multiply to the number of devices, or the batch does not divide over its rows.
+      InputError: the product of the sizes is not the number of devices, or ``data x fsdp`` does not divide ``batch_size``.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = {name: getattr(config, name) for name in AXES}
     open_axes = [name for name, size in sizes.items() if size == -1]
-    for name, size in sizes.items():
-        if size < 1 and size != -1:
-            raise InputError(f"mesh.{name} is {size}; use a number of devices, or -1 for all that are left")
-    if len(open_axes) > 1:
-        raise InputError(f"mesh.{' and mesh.'.join(open_axes)} are -1; only one of them can take what is left")
-    given = int(np.prod([size for size in sizes.values() if size != -1]))
-    if len(devices) % given or (not open_axes and given != len(devices)):
+    product = int(np.prod([size for size in sizes.values() if size != -1]))
+    if len(devices) % product or (not open_axes and product != len(devices)):
         shape = " x ".join(f"{name} {size}" for name, size in sizes.items())
         raise InputError(
             f"the mesh {shape} does not fit {len(devices)} devices: its sizes must multiply to {len(devices)}, or to a "
             "divisor of that with one of them -1"
         )
     for name in open_axes:
-        sizes[name] = len(devices) // given
+        sizes[name] = len(devices) // product
     rows = sizes["data"] * sizes["fsdp"]
     if batch_size % rows:
         raise InputError(
@@ -87,24 +83,26 @@ def mesh(config: MeshConfig, *, batch_size: int, devices: Sequence[Any] | None =
         )
     shape = tuple(sizes.values())
     try:
-        # Neighbours on a mesh axis are neighbours on the machine, where it says how its devices are linked.
-        laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        # Where the topology of the links is known, neighbours on a mesh axis are physical neighbours.
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     except (AssertionError, NotImplementedError, ValueError):
-        # Links that it knows nothing of, those between slices for one.
-        log.warning("devices are laid on the mesh %s in their own order, not along their links", shape)
-        laid = np.reshape(np.array(devices, dtype=object), shape)
-    return Mesh(laid, AXES)
+        # JAX does not know some topologies, for instance the links between slices.
+        log.warning("the mesh %s has the devices in their own order, not along their links", shape)
+        grid = np.reshape(np.array(devices, dtype=object), shape)
+    return Mesh(grid, AXES)
 
 
-def placement(where: Mesh, model: Any) -> Placement:
-    """Return how the params of a model lie on a mesh; of a model that was cut, what does not divide is not divided.
+def placement(where: Mesh, model: Model) -> Placement:
+    """Return the sharding of a model's params on a mesh.
+
+    In a structurally pruned model, heads and neurons that ``tensor`` does not divide evenly are replicated.
 
     Raises:
-      InputError: an axis that a mesh axis does not divide, with the sizes that would.
+      InputError: a mesh axis does not divide the axis of a param; the message lists the sizes that do.
     """
     config, tensor = model.config, where.shape["tensor"]
     cut = config != config.with_widths()
-    # Heads and neurons are divided whole, never in the middle of one.
+    # A device has complete heads and neurons.
     uneven = [
         (kind, layer, width)
         for kind, widths in config.widths.items()
@@ -116,21 +114,21 @@ def placement(where: Mesh, model: Any) -> Placement:
         raise InputError(
             f"mesh.tensor is {tensor}; layer {layer} has {width} {kind}, which it does not divide: {_divisors(width)}"
         )
-    table = models.find(config.model_type).AXES
-    whole = {"heads", "mlp"} if uneven else set()
+    table = models.find(config.model_type).axes
+    replicated = {"heads", "mlp"} if uneven else set()
     specs = {}
     for path, leaf in tree.flatten(models.shapes(model)).items():
         names = next(names for pattern, names in table if re.fullmatch(pattern, path))
-        # A vector of the width is smaller than what it would take to gather it.
-        mine = whole | ({"embed"} if len(names) == 1 else set())
+        # An all-gather of a vector costs more than its replication.
+        excluded = replicated | ({"embed"} if len(names) == 1 else set())
         stacked = (None,) * (leaf.ndim - len(names))
-        divided = [None if name in mine else name for name in (*stacked, *names)]
-        specs[path] = _spec(path, divided, leaf.shape, where)
+        sharded = [None if name in excluded else name for name in (*stacked, *names)]
+        specs[path] = _spec(path, sharded, leaf.shape, where)
     return Placement(where, specs)
 
 
 def _spec(path: str, names: Sequence[str | None], shape: Sequence[int], where: Mesh) -> PartitionSpec:
-    taken: list[str | None] = []
+    axes: list[str | None] = []
     for name, size in zip(names, shape, strict=True):
         options = [axis for logical, axis in RULES if logical == name] if name else [None]
         fitting = [axis for axis in options if axis is None or size % where.shape[axis] == 0]
@@ -139,20 +137,20 @@ def _spec(path: str, names: Sequence[str | None], shape: Sequence[int], where: M
                 f"mesh.{options[0]} is {where.shape[options[0]]}; the axis {name!r} of {path!r} has {size} entries, which it "
                 f"does not divide: {_divisors(size)}"
             )
-        taken.append(fitting[0] if fitting[0] not in taken else None)
-    return PartitionSpec(*(axis if axis and where.shape[axis] > 1 else None for axis in taken))
+        axes.append(fitting[0] if fitting[0] not in axes else None)
+    return PartitionSpec(*(axis if axis and where.shape[axis] > 1 else None for axis in axes))
 
 
 def _divisors(size: int) -> str:
-    found = [str(number) for number in range(1, min(size, 512) + 1) if size % number == 0]
-    return f"use {', '.join(found[:-1])} or {found[-1]}" if found[1:] else "use 1"
+    numbers = [str(number) for number in range(1, min(size, 512) + 1) if size % number == 0]
+    return f"use {', '.join(numbers[:-1])} or {numbers[-1]}" if numbers[1:] else "use 1"
 
 
 def shardings(placed: Placement, values: Any) -> Any:
-    """Return a tree like ``values`` of where its leaves lie.
+    """Return the sharding of every leaf, in a tree of the structure of ``values``.
 
-    Any tree of this library will do, states and optimiser moments too: what hangs below ``params``, ``masks`` or ``deltas``
-    lies as the params of the same paths, everything else is whole on every device.
+    ``values`` is any tree of this library, for instance a state with optimiser moments. Leaves below ``params``, ``masks`` and
+    ``deltas`` are sharded like the params of the same paths; all other leaves are replicated.
     """
     return jax.tree.map_with_path(lambda path, leaf: NamedSharding(placed.mesh, _of(placed, path, leaf)), values)
 
@@ -173,7 +171,7 @@ def _of(placed: Placement, path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
 
 
 def place(placed: Placement, values: Any) -> Any:
-    """Put any tree of this library on the mesh; see `shardings`. What is not yet there is the same on every process."""
+    """Return ``values`` on the mesh, with `shardings`; host arrays must be equal on every process."""
     where = shardings(placed, values)
     if not multihost.is_distributed():
         return jax.device_put(values, where)
@@ -181,7 +179,7 @@ def place(placed: Placement, values: Any) -> Any:
     def one(leaf: Any, to: NamedSharding) -> jax.Array:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             return jax.device_put(leaf, to)
-        # Each process its own part: jax.device_put would first send all of it round, to compare.
+        # jax.device_put would first all-gather the array to compare the processes.
         leaf = np.asarray(leaf)
         return jax.make_array_from_callback(leaf.shape, to, lambda part: leaf[part])
 
@@ -189,7 +187,7 @@ def place(placed: Placement, values: Any) -> Any:
 
 
 def split(where: Mesh, batch: Any) -> Any:
-    """Put a batch on the mesh, its leading axis over `ROWS`; each process puts the rows of its own devices only."""
+    """Return a batch on the mesh, its leading axis sharded over `ROWS`; each process transfers the rows of its own devices."""
     rows = NamedSharding(where, PartitionSpec(ROWS))
     if rows.is_fully_addressable:
         return jax.device_put(batch, rows)
@@ -197,24 +195,24 @@ def split(where: Mesh, batch: Any) -> Any:
 
 
 @contextlib.contextmanager
-def rows_divided(where: Mesh) -> Iterator[None]:
-    """Keep what modules return divided by rows, (rows, length, width), while a model is traced.
+def constrain_rows(where: Mesh) -> Iterator[None]:
+    """While a model is traced, constrain the outputs (rows, length, width) of its modules to sharded rows.
 
-    Without it the compiler is free to gather the rows and leave the weights where they are, whichever it takes for cheaper.
+    Otherwise the compiler may all-gather the rows instead of the weights, where its cost model prefers that.
     """
     count = where.shape["data"] * where.shape["fsdp"]
     if count == 1:
         yield
         return
 
-    def divided(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        found = call(*args, **kwargs)
-        return jax.tree.map(constrained, found) if context.method_name == "__call__" else found
+    def constrain_output(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        output = call(*args, **kwargs)
+        return jax.tree.map(constrain, output) if context.method_name == "__call__" else output
 
-    def constrained(x: Any) -> Any:
+    def constrain(x: Any) -> Any:
         if not isinstance(x, jax.Array) or x.ndim != 3 or x.shape[0] % count:
             return x
         return jax.lax.with_sharding_constraint(x, NamedSharding(where, PartitionSpec(ROWS, _FREE, _FREE)))
 
-    with nn.intercept_methods(divided):
+    with nn.intercept_methods(constrain_output):
         yield

@@ -78,7 +78,7 @@ def search(session: Session, run: Run) -> Run:
 
 def draw(session: Session, run: Run) -> Run:
     """Cut the heads and neurons that the search did not keep, and return to the pretrained weights."""
-    setup = pruning.smaller(run.setup, run.masks)
+    setup = pruning.resize(run.setup, run.masks)
     run = run._replace(setup=setup, programs=make_programs(setup), trained=setup.trained, masks={})
     drawn = scored(session, run, "draw") | {"steps": run.progress.step}
     progress = run.progress._replace(stage="tune", step=0, data=None, done=[*run.progress.done, drawn])
@@ -136,7 +136,7 @@ def training_stage(setup: Setup, name: str) -> Stage:
     order = [stage for stage in names(setup.config) if stage in epochs]
     source = batches(setup, epochs[name])
     peak = train.retune_learning_rate if name == "retune" else 0.0
-    schedule = optim.warmed if name == "search" else optim.schedule
+    schedule = optim.warmup_constant if name == "search" else optim.schedule
     rate = schedule(peak or train.learning_rate, len(source), train.warmup)
     # A stage of n steps has n + 1 checkpoints at most: one before its first step.
     offset = sum(len(batches(setup, epochs[earlier])) + 1 for earlier in order[: order.index(name)])
@@ -165,7 +165,7 @@ def _train(session: Session, run: Run, name: str, sparsities: dict[int, float]) 
         if not number or number not in sparsities:
             return point
         masks = pruning.draw(setup, point.state.trained, point.masks, sparsities[number])
-        state = point.state._replace(trained=pruning.masked(point.state.trained, masks))
+        state = point.state._replace(trained=pruning.mask_trained(point.state.trained, masks))
         return point._replace(state=state, frozen=frozen(masks), masks=masks)
 
     def evaluate(point: Point, done: int) -> tuple[Point, str]:

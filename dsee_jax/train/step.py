@@ -1,14 +1,13 @@
-"""One optimiser step and one evaluation step, as pure functions for ``jit``.
+"""The optimiser step and the forward pass of a run, as pure functions for ``jit``.
 
 The trained values are one tree: ``deltas`` (the updates), ``params`` (the task head, or every weight in full fine-tuning)
-and, in the search for a ticket, ``coefficients`` (`dsee_jax.prune.earlybert`). Only this tree is differentiated and has
-optimiser state; the other params enter as constants.
+and, in a search for a ticket, ``coefficients`` (`dsee_jax.prune.earlybert`). Only this tree has gradients and optimiser
+state; the other params are constants.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,23 +18,23 @@ from dsee_jax.deltas import attach
 from dsee_jax.masks import apply as apply_masks
 from dsee_jax.models import INPUTS
 from dsee_jax.prune import earlybert
-from dsee_jax.typing import Array, Cuts, Key, Masks, Params, Supports
+from dsee_jax.typing import Array, Cuts, Key, Masks, Module, Params, Supports
 
 
 class State(NamedTuple):
-    """What a step changes."""
+    """The values that a step updates."""
 
     step: jax.Array  # shape=(), dtype=int32; steps done in this stage
-    trained: dict[str, Any]  # {"deltas": Deltas, "params": Params, ...}; the leaves that the optimiser moves
+    trained: dict[str, Any]  # {"deltas": Deltas, "params": Params, ...}
     optimizer: optax.OptState
 
 
 class Frozen(NamedTuple):
-    """What a step reads."""
+    """The constants of a step."""
 
-    params: Params  # the params that are not trained, pruned entries 0
+    params: Params  # the params that are not trained; pruned entries are 0
     supports: Supports
-    masks: Masks  # of trained params only; frozen ones are masked once, when the mask is drawn
+    masks: Masks  # of trained params only; the constants are masked once, when the masks change
 
 
 def losses(logits: Array, labels: Array, *, regression: bool) -> jax.Array:
@@ -44,7 +43,7 @@ def losses(logits: Array, labels: Array, *, regression: bool) -> jax.Array:
     Args:
       logits: (batch, classes), or (batch, 1) for regression.
       labels: (batch,) int32 classes, or float32 targets.
-      regression: which of the two.
+      regression: True for the squared error.
     """
     logits = logits.astype(jnp.float32)
     if regression:
@@ -53,7 +52,7 @@ def losses(logits: Array, labels: Array, *, regression: bool) -> jax.Array:
 
 
 def predict(
-    model: nn.Module,
+    model: Module,
     trained: Mapping[str, Any],
     frozen: Frozen,
     batch: Any,
@@ -62,10 +61,10 @@ def predict(
     cuts: Cuts | None = None,
     **options: Any,
 ) -> Any:
-    """Return the model's logits (batch, classes) with the updates attached, and the coefficients where ``trained`` has any.
+    """Return the logits (batch, classes) of the model with its updates, and its coefficients where ``trained`` has any.
 
     ``cuts`` is ``models.cuts(model)``; coefficients without it raise `InputError`. ``options`` are those of
-    `dsee_jax.deltas.apply`.
+    `dsee_jax.apply`.
     """
     with earlybert.attached(trained.get("coefficients", {}), cuts or {}):
         return attach.apply(
@@ -81,7 +80,7 @@ def predict(
 
 
 def train_step(
-    model: nn.Module,
+    model: Module,
     optimizer: optax.GradientTransformation,
     delta: DeltaConfig,
     *,
@@ -91,16 +90,24 @@ def train_step(
     penalty: float = 0.0,
     joined: bool = True,
 ) -> Callable[[State, Frozen, Mapping[str, Array], Key, Array], tuple[State, jax.Array]]:
-    """Return the pure function ``(state, frozen, batch, key, rate) -> (state, loss)``; ``optimizer`` is as `optim.adamw`.
+    """Return the pure function ``(state, frozen, batch, key, rate) -> (state, loss)``.
 
-    The loss is the mean over the batch's rows, each with its ``weights`` entry (0 for filler rows). ``parts`` says in how
-    many equal micro-batches a batch is computed; gradients are summed, so the result does not depend on it (dropout aside).
-    The dropout key is ``key`` folded with the step and the number of the micro-batch.
+    The loss is the mean over the batch, weighted by ``weights`` (0 for filler rows). The dropout key is ``key`` folded with
+    the step and the number of the micro-batch.
 
-    ``joined`` is that of `dsee_jax.deltas.apply`.
+    In a search for a ticket ``trained`` has ``coefficients`` c, and the step minimises the loss plus ``penalty`` times the
+    sum of ``|c|``. The returned loss excludes the penalty, so that losses of different stages are comparable.
 
-    The search for a ticket: ``trained`` has ``coefficients``, ``cuts`` is ``models.cuts(model)``, and ``penalty`` times the
-    sum of ``|c|`` is minimised with the loss. It is not in the loss that is returned, which thus compares between stages.
+    Args:
+      model: a Linen module.
+      optimizer: as from `optim.adamw`, without a learning rate.
+      delta: the section ``delta`` of a run.
+      regression: True for the squared error.
+      parts: gives the number of equal micro-batches of a batch; gradients are summed, so the result is independent of the
+        number, except for dropout.
+      cuts: ``models.cuts(model)``, for coefficients.
+      penalty: the weight of the L1 penalty on coefficients.
+      joined: as in `dsee_jax.apply`.
     """
 
     def summed(trained: dict[str, Any], frozen: Frozen, batch: Mapping[str, Array], key: Key) -> jax.Array:
@@ -116,15 +123,15 @@ def train_step(
         if count == 1:
             total, gradient = jax.value_and_grad(summed)(state.trained, frozen, batch, jax.random.fold_in(key, 0))
         else:
-            # Every count-th row: where rows are divided over devices, each part of the batch is too.
+            # A micro-batch takes every count-th row, so that it has rows on every device.
             split = jax.tree.map(
                 lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), dict(batch)
             )
 
             def add(carry: Any, part: Any) -> tuple[Any, None]:
                 micro, number = part
-                found = jax.value_and_grad(summed)(state.trained, frozen, micro, jax.random.fold_in(key, number))
-                return jax.tree.map(jnp.add, carry, found), None
+                sums = jax.value_and_grad(summed)(state.trained, frozen, micro, jax.random.fold_in(key, number))
+                return jax.tree.map(jnp.add, carry, sums), None
 
             start = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, state.trained))
             (total, gradient), _ = jax.lax.scan(add, start, (split, jnp.arange(count)))

@@ -10,7 +10,7 @@ import numpy as np
 
 from dsee_jax.ckpt import checkpoints
 from dsee_jax.ckpt.folders import LOG
-from dsee_jax.data.batches import Batches, count, iterate
+from dsee_jax.data.batches import Batches, count_tokens, iterate
 from dsee_jax.runtime import console, files, preemption
 from dsee_jax.runtime.storage import Place
 from dsee_jax.train import sharding
@@ -115,7 +115,7 @@ def fit(session: Session, run: Run, stage: Stage, point: Point, hooks: Hooks) ->
             batch, rate = next(stream), stage.rate(number)
             rows = sharding.split(setup.placed.mesh, batch)
             state, loss = run.programs.step(point.state, point.frozen, rows, key, rate)
-            pending.append((loss, count(batch)))
+            pending.append((loss, count_tokens(batch)))
             done, stopping = number + 1, preemption.asked()
             point = point._replace(state=state, progress=point.progress._replace(step=done))
             due, saving = hooks.due(done), hooks.saved(done) or done % every == 0 or stopping

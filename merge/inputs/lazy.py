@@ -21,8 +21,8 @@ _BLOCK = 1 << 20
 class Lazy(NamedTuple):
     """A tensor that is read in chunks.
 
-    ``read(start, stop)`` returns the flat elements [start, stop) in row-major order, in ``dtype``, perhaps read-only. It takes
-    the memory of the chunk plus a row, and raises `InputError` where a file has become shorter.
+    ``read(start, stop)`` returns the flat elements [start, stop) in row-major order, in ``dtype``, perhaps read-only. It needs
+    memory for the chunk and one row, and raises `InputError` if the file has become shorter.
     """
 
     shape: tuple[int, ...]
@@ -44,7 +44,7 @@ def plain(stored: Stored) -> Lazy:
 
 
 def from_array(array: np.ndarray, file: Path) -> Lazy:
-    """Return a small tensor in memory, read from ``file``, in float32."""
+    """Return a small tensor that is in memory, in float32; ``file`` is its source."""
     flat = np.ascontiguousarray(array, np.float32).ravel()
     return Lazy(array.shape, "F32", (file,), flat.nbytes, lambda start, stop: flat[start:stop])
 
@@ -89,14 +89,14 @@ def adapted(
 def aligned(source: Lazy, rows: np.ndarray, fills: Mapping[int, Sequence[tuple[Lazy, int]]], token_rows: int) -> Lazy:
     """Return a tensor with reordered and new rows: an embedding or an output matrix of another vocabulary.
 
-    The type is the source's where rows are only moved, and F32 where rows are means or come from tensors of another type.
+    The type is the source's if rows are only moved, and F32 if rows are means or come from tensors of another type.
 
     Args:
       source: (old rows, ...).
-      rows: int64 (new rows,), the row of ``source`` for each new row; -1: no row.
-      fills: for a new row without a row of ``source``, the rows of other tensors whose mean it is; a missing entry gives
-        zeros.
-      token_rows: the rows from this number on are padding, the mean of all rows before.
+      rows: int64 (new rows,), the row of ``source`` at each new row; -1: no row of ``source``.
+      fills: for a new row without a row of ``source``, the rows ``(tensor, row)`` whose mean it gets; without an entry, the
+        new row is zero.
+      token_rows: the rows from this number on are padding: each is the mean of all rows before this number.
     """
     width = prod(source.shape[1:])
     parts = [part for row in fills.values() for part in row]
@@ -107,7 +107,7 @@ def aligned(source: Lazy, rows: np.ndarray, fills: Mapping[int, Sequence[tuple[L
     def gather(first: int, last: int) -> np.ndarray:
         """Return rows [first, last), all below ``token_rows``, as (rows, width)."""
         gathered, here = np.zeros((last - first, width), DTYPES[dtype]), rows[first:last]
-        # Most neighbouring rows stay neighbours: read each run of rows at once.
+        # Most neighbouring rows stay neighbours: each run of rows is read at once.
         breaks = np.flatnonzero((np.diff(here) != 1) | (here[:-1] < 0)) + 1
         for begin, end in itertools.pairwise([0, *breaks.tolist(), last - first]):
             old = int(here[begin]) if end > begin else -1

@@ -1,15 +1,15 @@
 """The models of a merge: their tensors, with an adapter folded in where the reference names an adapter.
 
 A reference is ``path[@revision][+adapter[@revision]]``, as in mergekit. Opening a model reads headers and adapters only;
-tensors are read in chunks during the merge.
+the merge reads tensors in chunks.
 """
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsee_jax.ckpt import adapter, kept_units, tensors
-from dsee_jax.ckpt.folders import read_json
+from dsee_jax.ckpt import kept_units, tensors
+from dsee_jax.ckpt.folders import ADAPTER_WEIGHTS, KEPT, MODEL_CONFIG, read_json
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.ckpt.tensors import DTYPES
 from dsee_jax.errors import InputError
@@ -27,12 +27,12 @@ class Source(NamedTuple):
     folder: Path  # of the model itself, not of its adapter
     config: dict[str, Any]
     tensors: Mapping[str, Lazy]
-    files: Mapping[str, Path]  # all files that are read, by a name that starts with the reference's path
+    files: Mapping[str, Path]  # every input file, by a name that starts with the reference's path
     kept: Masks  # masks of the remaining heads and neurons; empty for a model that is not structurally pruned
 
 
 def open_source(reference: str, beside: Place) -> Source:
-    """Open a model, and the adapter that its reference names if any, from the headers of their files.
+    """Open a model, and its adapter if the reference names one, from the headers of their files.
 
     Args:
       reference: ``path[@revision][+adapter[@revision]]``. A path is a folder beside the recipe, a folder in the working
@@ -43,19 +43,17 @@ def open_source(reference: str, beside: Place) -> Source:
       InputError: a file is missing, damaged or of an unsupported kind; one line that names the file.
     """
     path, folder, extra = located(reference, beside)
-    config = read_json(folder / "config.json")
+    config = read_json(folder / MODEL_CONFIG)
     stored = tensors.index(folder)
     lazies: dict[str, Lazy] = {name: plain(where) for name, where in stored.items()}
     kept = kept_units.read(folder)
     if not kept and any(key.startswith("kept_") for key in config):
-        raise InputError(
-            f"{folder / kept_units.KEPT} is missing: it lists the heads and neurons of a structurally pruned model"
-        )
-    beside_weights = [folder / "config.json", *([folder / kept_units.KEPT] if kept else [])]
+        raise InputError(f"{folder / KEPT} is missing: it lists the heads and neurons of a structurally pruned model")
+    beside_weights = [folder / MODEL_CONFIG, *([folder / KEPT] if kept else [])]
     files = _labels(path, [*beside_weights, *(where.file for where in stored.values())])
     if extra:
         name, place = extra
-        if (where := kept_units.difference(kept_units.read(place), kept)) and (place / adapter.WEIGHTS).exists():
+        if (where := kept_units.difference(kept_units.read(place), kept)) and (place / ADAPTER_WEIGHTS).exists():
             raise InputError(
                 f"{place} and {folder} are pruned differently: {where} differ; put an adapter on the model/ of its run"
             )
@@ -75,7 +73,7 @@ def _labels(path: str, files: Iterable[Path]) -> dict[str, Path]:
 
 
 def located(reference: str, beside: Place) -> tuple[str, Path, tuple[str, Path] | None]:
-    """Return a reference's path and folder, and those of its adapter or None; raises `InputError`."""
+    """Return a reference's path and folder, and its adapter's path and folder or None; raises `InputError`."""
     if _folder(reference, beside):
         return reference, _local(reference, None, beside), None
     parts = [part.split("@") for part in reference.split("+")]
@@ -88,7 +86,7 @@ def located(reference: str, beside: Place) -> tuple[str, Path, tuple[str, Path] 
 
 
 def _folder(text: str, beside: Place) -> Place | None:
-    """Return the folder ``text``, beside the recipe or here; None if neither exists or ``text`` is in a store."""
+    """Return the folder ``text``, beside the recipe or in the working folder; None if neither exists, or for a store."""
     if storage.remote(text):
         return None
     try:

@@ -1,9 +1,8 @@
-"""The tokenizer of a merged model, and embeddings aligned by token: mergekit's ``tokenizer_source`` and ``tokenizer``.
+"""The tokenizer of a merged model, and embeddings aligned by token, for mergekit's ``tokenizer_source`` and ``tokenizer``.
 
-Where models have different vocabularies, row 7 of one embedding and row 7 of another are different tokens. This module puts
-the rows of every vocabulary tensor in the order of the merged tokenizer before a method reads them. A model that lacks a
-token gets the token's row from the base, else from the only model with the token, else the mean over the models with the
-token, else zeros.
+If vocabularies differ, the same row of two embeddings stands for different tokens. This module puts the rows of every
+vocabulary tensor in the order of the merged tokenizer before a method reads them. A model that lacks a token gets the token's
+row from the base, else from the only model with the token, else the mean over the models with the token, else zeros.
 """
 
 import json
@@ -41,31 +40,31 @@ class Vocabulary(NamedTuple):
 
     tokenizer: Any  # of transformers
     tokens: Mapping[str, int]  # the row of each token
-    base: str | None  # the model that gives rows to models that lack a token
-    token_rows: int  # rows up to the last token
-    rows: int  # with the padding; the vocab_size of the merged model
+    base: str | None  # reference of the model whose rows replace missing rows
+    token_rows: int  # number of rows up to the last token
+    rows: int  # number of rows with padding: the vocab_size of the merged model
     row_of: Mapping[str, np.ndarray]  # {reference: int64 (token_rows,)}: the row of each token in that model, -1: none
     donors: Mapping[int, tuple[str, int] | None]  # {row: (reference, row in that model)} from the recipe; None: zeros
     forced: frozenset[int]  # rows that are taken from the donor even in models that have the token
 
 
 def vocab_size(source: Source) -> int | None:
-    """Return the rows of the embedding by a model's config, or None if the config does not say."""
+    """Return the number of rows of the embedding from a model's config, or None if the config does not give it."""
     inner = source.config.get("text_config")
     size = source.config.get("vocab_size", inner.get("vocab_size") if isinstance(inner, dict) else None)
     return size if isinstance(size, int) and size > 0 else None
 
 
 def is_vocabulary(name: str, tensor: Lazy, size: int | None) -> bool:
-    """Return whether the rows of a tensor are tokens: the name is that of an embedding or a head, and it has ``size`` rows."""
+    """Return whether the rows of a tensor are tokens: an embedding or a head by its name, with ``size`` rows."""
     named = re.fullmatch(_NAMES, name) and not re.fullmatch(_NOT_TOKENS, name)
     return bool(named) and bool(tensor.shape) and tensor.shape[0] == size
 
 
 def check(sources: Sequence[Source]) -> None:
-    """Refuse models whose vocabularies differ in size; warn where a row is a different token in two models.
+    """Raise for vocabularies of different sizes; warn if a row stands for different tokens in two models.
 
-    This is the check for recipes without a tokenizer.
+    Recipes without a tokenizer are checked so.
 
     Raises:
       InputError: two models of different ``vocab_size``.
@@ -85,7 +84,7 @@ def check(sources: Sequence[Source]) -> None:
             if differ:
                 row = differ[0]
                 log.warning(
-                    "%d rows are other tokens in %s than in %s, and are merged row by row: row %d is %r and %r; "
+                    "%d rows stand for different tokens in %s and %s, and are merged row by row: row %d is %r and %r; "
                     "tokenizer_source would align them",
                     *(len(differ), other.reference, first.reference, row, theirs[row], ours[row]),
                 )
@@ -100,7 +99,7 @@ def build(
     tokens: Mapping[str, Mapping[str, Any]] | None = None,
     pad_to_multiple_of: int | None = None,
 ) -> Vocabulary:
-    """Decide the merged model's tokens.
+    """Return the merged model's vocabulary.
 
     Args:
       choice: ``base``, ``union`` (the base's tokens, then the other models' tokens, in the order of the models and of their
@@ -110,7 +109,7 @@ def build(
       base: the reference of the base; None: no base, and ``base`` and ``union`` start from the first model's tokenizer.
       tokens: ``{token: {source, force}}`` from the recipe: the source of a token's row in models that lack the token, with
         ``force`` in all models. A source is a model, ``{kind: zero}`` or ``{kind: model_token, model, token | token_id}``.
-      pad_to_multiple_of: round the rows up to a multiple of this.
+      pad_to_multiple_of: round the number of rows up to a multiple of this.
 
     Raises:
       InputError: a tokenizer, token, model or row does not exist.
@@ -173,25 +172,25 @@ def _stripped(source: Source) -> Any:
     """Return a model's tokenizer without the tokens that have no row in the model."""
     opened = _opened(source.folder)
     fitting = _fitting(opened.get_vocab(), source)
-    spare = opened.get_vocab().keys() - fitting.keys()
-    if not spare:
+    surplus = opened.get_vocab().keys() - fitting.keys()
+    if not surplus:
         return opened
     from tokenizers import Tokenizer
 
     fields = json.loads(opened.backend_tokenizer.to_str())
     inner = fields["model"]["vocab"]
-    if fields["model"]["type"] != "BPE" and spare & set(inner):
+    if fields["model"]["type"] != "BPE" and surplus & set(inner):
         raise InputError(
-            f"{source.folder}: the tokenizer has {len(spare)} tokens more than the model's {len(fitting)} rows: "
-            "cut the tokenizer, or name another model as tokenizer_source"
+            f"{source.folder}: the tokenizer has {len(surplus)} tokens more than the model's {len(fitting)} rows: "
+            "remove the tokens, or name another model as tokenizer_source"
         )
-    fields["added_tokens"] = [entry for entry in fields["added_tokens"] if entry["content"] not in spare]
+    fields["added_tokens"] = [entry for entry in fields["added_tokens"] if entry["content"] not in surplus]
     if fields["model"]["type"] == "BPE":
-        fields["model"]["vocab"] = {token: row for token, row in inner.items() if token not in spare}
+        fields["model"]["vocab"] = {token: row for token, row in inner.items() if token not in surplus}
         pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in fields["model"]["merges"])
-        fields["model"]["merges"] = [pair for pair in pairs if not spare & {*pair, "".join(pair)}]
+        fields["model"]["merges"] = [pair for pair in pairs if not surplus & {*pair, "".join(pair)}]
     for role, token in list(opened.special_tokens_map.items()):
-        if isinstance(token, str) and token in spare:
+        if isinstance(token, str) and token in surplus:
             setattr(opened, role, None)
     opened._tokenizer = Tokenizer.from_str(json.dumps(fields))
     return opened
@@ -201,8 +200,8 @@ def _unite(out: Any, vocabularies: Mapping[str, Mapping[str, int]], added: Mappi
     """Add the tokens of the other tokenizers to ``out``: plain tokens first, then their added tokens."""
     present, special = set(out.get_vocab()), {}
     for reference, vocabulary in vocabularies.items():
-        kept = {info.content: info for _, info in sorted(added[reference].items()) if info.content in vocabulary}
-        special |= {token: info for token, info in kept.items() if token not in special}
+        usable = {info.content: info for _, info in sorted(added[reference].items()) if info.content in vocabulary}
+        special |= {token: info for token, info in usable.items() if token not in special}
     for vocabulary in vocabularies.values():
         fresh = [token for token in vocabulary if token not in present and token not in special]
         out.add_tokens(fresh)
@@ -230,7 +229,7 @@ def _donor(
         )
     model = wanted["model"]
     if model not in named:
-        raise InputError(f"{where}: {model!r} is no model of the recipe{did_you_mean(str(model), named)}")
+        raise InputError(f"{where}: {model!r} is not a model of the recipe{did_you_mean(str(model), named)}")
     vocabulary = vocabularies[model]
     if "token" in wanted:
         if wanted["token"] not in vocabulary:
@@ -244,7 +243,7 @@ def _donor(
 
 
 def align(vocabulary: Vocabulary, sources: Sequence[Source]) -> list[Source]:
-    """Return the models with the rows of their vocabulary tensors in the order of the merged tokens.
+    """Return the models with the rows of their vocabulary tensors in the order of the merged vocabulary.
 
     Args:
       vocabulary: from `build`.
@@ -261,8 +260,8 @@ def align(vocabulary: Vocabulary, sources: Sequence[Source]) -> list[Source]:
     changed = {name: _aligned(name, vocabulary, models) for name, models in owners.items()}
     aligned = []
     for source in sources:
-        mine = {name: new[source.reference] for name, new in changed.items() if source.reference in new}
-        aligned.append(source._replace(tensors={**source.tensors, **mine}))
+        replaced = {name: new[source.reference] for name, new in changed.items() if source.reference in new}
+        aligned.append(source._replace(tensors={**source.tensors, **replaced}))
     return aligned
 
 
@@ -288,8 +287,8 @@ def _aligned(name: str, vocabulary: Vocabulary, models: Mapping[str, Lazy]) -> d
                 )
             fills[row] = [] if donor is None else [(models[donor[0]], donor[1])]
             continue
-        having = [reference for reference in models if old[reference][row] >= 0]
-        chosen = [reference for reference in having if reference == vocabulary.base] or having
+        owning = [reference for reference in models if old[reference][row] >= 0]
+        chosen = [reference for reference in owning if reference == vocabulary.base] or owning
         fills[row] = [(models[reference], int(old[reference][row])) for reference in chosen]
     padding = np.full(vocabulary.rows - vocabulary.token_rows, -1, np.int64)
     for rows in old.values():

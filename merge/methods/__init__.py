@@ -40,8 +40,8 @@ METHODS["lines"] = lines.over(METHODS["task_arithmetic"], "task_arithmetic")
 def find(name: str, options: Mapping[str, Any] = {}) -> Method:
     """Return the method called ``name``.
 
-    ``lines`` works over another method, which ``options`` name as ``method`` (in recipes) or ``over`` (in Python), and takes
-    the options of that method besides its own.
+    ``lines`` works over another method, named by the option ``method`` (in recipes) or ``over`` (in Python), and takes the
+    options of that method too.
 
     Raises:
       InputError: no such method, or a method that LiNeS cannot work over.

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from merge import topk
 from merge.leaf import Leaf, Tile
 from merge.method import Method, Option
-from merge.methods.sparsify import EACH, Sparsifier, Weights, check, kept_count, merge_sparse, shared_options
-from merge.topk import Cut
+from merge.methods.sparse_sum import EACH, Sparsifier, Weights, check, kept_count, merge_sparse, shared_options
+from merge.topk import Selection
 
 
 def breadcrumbs(
@@ -20,24 +20,25 @@ def breadcrumbs(
 ) -> Any:
     """Return the merge without the largest and smallest changes (Davari & Belilovsky 2023, arXiv 2312.06795).
 
-    The ``int(gamma * n)`` largest are dropped, then the smallest, so that ``max(1, int(density * n))`` are kept; fewer of the
-    largest are dropped where too few would be left. The other options are those of `merge.methods.sparsify.merge_sparse`.
+    The ``int(gamma * n)`` largest changes are dropped, then the smallest changes until ``max(1, int(density * n))`` are left;
+    fewer of the largest are dropped where too few would be left. The other options are those of
+    `merge.methods.sparse_sum.merge_sparse`.
     """
     size = prod(leaf.shape)
-    kept = [kept_count(share, size) for share in density]
-    top = [min(int(share * size), size - count) for share, count in zip(gamma, kept, strict=True)]
-    upto = [count + largest for count, largest in zip(kept, top, strict=True)]
-    (cut,) = topk.largest([leaf], _magnitudes_twice, [*upto, *top])
-    return merge_sparse(leaf, Sparsifier(_banded, cut), weight, elect=elect, **options)
+    counts = [kept_count(share, size) for share in density]
+    dropped = [min(int(share * size), size - count) for share, count in zip(gamma, counts, strict=True)]
+    both = [count + largest for count, largest in zip(counts, dropped, strict=True)]
+    (selection,) = topk.largest([leaf], _magnitudes_twice, [*both, *dropped])
+    return merge_sparse(leaf, Sparsifier(_middle, selection), weight, elect=elect, **options)
 
 
-def _banded(tile: Tile, cut: Cut) -> list[jax.Array]:
+def _middle(tile: Tile, selection: Selection) -> list[jax.Array]:
     positions, count = tile.positions, len(tile.models)
 
-    def kept(model: int, size: jax.Array) -> jax.Array:
-        return cut.kept(model, size, positions) & ~cut.kept(model + count, size, positions)
+    def mask(model: int, size: jax.Array) -> jax.Array:
+        return selection.mask(model, size, positions) & ~selection.mask(model + count, size, positions)
 
-    return [jnp.where(kept(model, jnp.abs(delta)), delta, 0) for model, delta in enumerate(tile.deltas)]
+    return [jnp.where(mask(model, jnp.abs(delta)), delta, 0) for model, delta in enumerate(tile.deltas)]
 
 
 def _magnitudes_twice(tile: Tile) -> list[jax.Array]:
@@ -47,9 +48,12 @@ def _magnitudes_twice(tile: Tile) -> list[jax.Array]:
 def _method(*, elect: bool) -> Method:
     return Method(
         partial(breadcrumbs, elect=elect),
-        {**EACH, "gamma": Option(float, 0.01, "fraction of the largest changes dropped", 0, 1)},
+        {
+            **EACH,
+            "gamma": Option(float, 0.01, "fraction of the model's changes that is dropped for being the largest", 0, 1),
+        },
         shared_options(normalize=False, rescale=False),
-        f"drop the largest and the smallest changes, {'then elect signs' if elect else 'then sum'} (arXiv 2312.06795)",
+        f"drop the largest and smallest changes, {'elect signs, then sum' if elect else 'then sum'} (arXiv 2312.06795)",
         check=partial(check, elect=elect),
     )
 

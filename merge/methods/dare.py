@@ -7,7 +7,7 @@ import jax
 
 from merge.leaf import Leaf, Tile, numbers
 from merge.method import Method
-from merge.methods.sparsify import (
+from merge.methods.sparse_sum import (
     EACH,
     RANDOM,
     Sparsifier,
@@ -34,7 +34,8 @@ def dare(
     """Return the merge of changes that are kept with probability ``density`` (Yu et al. 2024, arXiv 2311.03099).
 
     ``rescale`` makes up for the dropped changes: ``rescale_norm`` ``l1`` restores the sum of |change|, ``inverse`` divides by
-    ``density`` (the paper's). The other options are those of `merge.methods.sparsify.merge_sparse`.
+    ``density`` (the paper's). The other options are those of
+    `merge.methods.sparse_sum.merge_sparse`.
     """
     inverse = rescale and rescale_norm == "inverse"
     rule = (key_words(leaf, seed), numbers(density))
@@ -59,7 +60,7 @@ def _method(*, elect: bool) -> Method:
         partial(dare, elect=elect),
         EACH,
         {**shared_options(normalize=False, rescale=True), **RANDOM},
-        f"drop changes at random, {'then elect signs' if elect else 'then sum'} (arXiv 2311.03099)",
+        f"drop changes at random, {'elect signs, then sum' if elect else 'then sum'} (arXiv 2311.03099)",
         exact=False,
         check=partial(check, elect=elect),
     )

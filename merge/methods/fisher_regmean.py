@@ -1,4 +1,4 @@
-"""Merges weighted by statistics of data: Fisher information, and the inputs of every linear layer (RegMean)."""
+"""Merges weighted by data statistics: Fisher information, and the Gram matrices of linear layers' inputs (RegMean)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,10 +18,10 @@ from merge.methods.linear import WEIGHT, weighted
 def fisher(leaf: Leaf, *, weight: Sequence[float] | Array, eps: float = 1e-6) -> Any:
     """Return ``sum_m w_m (F_m + eps) t_m / sum_m w_m (F_m + eps)`` (Matena & Raffel 2022, arXiv 2111.09832).
 
-    F_m are the leaf's statistics, at least 0: for each parameter the mean square of the gradients of single examples'
-    log-likelihoods.
+    F_m are the leaf's statistics, at least 0: for each parameter, the mean over examples of the squared gradient of the
+    example's log-likelihood.
     """
-    return leaf.map(_informed, numbers(weight), numbers(eps))
+    return leaf.map(_fisher_mean, numbers(weight), numbers(eps))
 
 
 def regmean(leaf: Leaf, *, alpha: float = 1.0, grams: Sequence[Array] | None = None) -> Any:
@@ -30,7 +30,7 @@ def regmean(leaf: Leaf, *, alpha: float = 1.0, grams: Sequence[Array] | None = N
     Args:
       leaf: a matrix (out, in) as Hugging Face stores it, ``y = x @ W^T``. Other tensors get the plain mean.
       alpha: in [0, 1], the factor of the off-diagonal elements of G.
-      grams: (in, in) for each model, ``X^T X`` of the layer's inputs, as a mean over tokens; None: the plain mean.
+      grams: (in, in) for each model, the mean of ``X^T X`` over tokens, X the layer's inputs; None: take the plain mean.
     """
     if grams is None or len(leaf.shape) != 2:
         return leaf.map(weighted, np.full(leaf.count, 1 / leaf.count, np.float32))
@@ -44,8 +44,8 @@ def regmean(leaf: Leaf, *, alpha: float = 1.0, grams: Sequence[Array] | None = N
 
 
 def _projections(grams: Sequence[Array], alpha: float) -> list[jax.Array]:
-    """Return ``G_m (sum_k G_k)^-1``, (in, in) each: the factors of the rows of W_m."""
-    # Inputs that never occur make the sum singular. float64, where available, needs the smallest ridge.
+    """Return ``G_m (sum_k G_k)^-1`` for each model, (in, in): the factors of the rows of W_m."""
+    # An input that never occurs makes the sum singular. float64, where available, needs a smaller ridge.
     traced = any(isinstance(gram, Tracer) for gram in grams)
     xp, kind = (jnp, jnp.float32) if traced else (np, np.float64)
     scaled = []
@@ -65,7 +65,7 @@ def _projected(tile: Tile, projections: list[jax.Array]) -> jax.Array:
     return sum(products, jnp.float32(0))
 
 
-def _informed(tile: Tile, weights: jax.Array, eps: jax.Array) -> jax.Array:
+def _fisher_mean(tile: Tile, weights: jax.Array, eps: jax.Array) -> jax.Array:
     if len(tile.statistics) != len(tile.models):
         raise InputError(f"fisher needs the statistics of {len(tile.models)} models; found {len(tile.statistics)}")
     shares = [weights[model] * (values.astype(jnp.float32) + eps) for model, values in enumerate(tile.statistics)]
@@ -77,16 +77,16 @@ METHODS = {
     "fisher": Method(
         fisher,
         {"weight": WEIGHT},
-        {"eps": Option(float, 1e-6, "added to the information of every parameter", 0, low_open=True)},
-        "models weighted by their Fisher information, element by element (arXiv 2111.09832)",
+        {"eps": Option(float, 1e-6, "added to the Fisher information of every parameter", 0, low_open=True)},
+        "mean of the models, weighted by the Fisher information of each element (arXiv 2111.09832)",
         base="none",
         statistics="elements",
     ),
     "regmean": Method(
         regmean,
         {},
-        {"alpha": Option(float, 1.0, "factor of what lies off the Gram matrices' diagonals", 0, 1)},
-        "least squares to every linear layer's outputs on its inputs (RegMean, arXiv 2212.09849)",
+        {"alpha": Option(float, 1.0, "factor of the off-diagonal elements of the Gram matrices", 0, 1)},
+        "least-squares fit to the outputs of every linear layer (RegMean, arXiv 2212.09849)",
         base="none",
         statistics="grams",
         by_rows=lambda **options: True,

@@ -29,7 +29,7 @@ def task_arithmetic(
 ) -> Any:
     """Return ``t0 + scale * sum_m w_m (t_m - t0)`` (Ilharco et al. 2023, arXiv 2212.04089).
 
-    ``normalize`` divides by the sum of the weights. The other options, which mergekit accepts here, change nothing.
+    ``normalize`` divides by the sum of the weights. The other options have no effect; mergekit's recipes may hold them.
     """
     weights = numbers(weight)
     return leaf.map(moved, weights * numbers(scale) / (weights.sum() if normalize else 1))
@@ -51,15 +51,15 @@ def moved(tile: Tile, weights: jax.Array) -> jax.Array:
 
 
 def check(where: str, *, weight: Any, normalize: Any = True, **others: Any) -> None:
-    """Raise `InputError` where known weights sum to 0 and are to be divided by their sum."""
+    """Raise `InputError` for concrete weights that sum to 0, if they are divided by their sum."""
     if normalize and not isinstance(weight, Tracer) and abs(sum(map(float, weight))) < 1e-8:
         raise InputError(f"{where}: the weights sum to 0 and cannot be normalized; change them or normalize: false")
 
 
-WEIGHT = Option(float, None, "the model's share")
+WEIGHT = Option(float, None, "weight of the model")
 NORMALIZE = "divide by the sum of the weights"
-LAMBDA = Option(float, 1.0, "scale of the merged change")
-UNUSED = "accepted as mergekit does; changes nothing"
+LAMBDA = Option(float, 1.0, "factor of the merged change")
+UNUSED = "no effect; accepted for mergekit's recipes"
 
 METHODS = {
     "linear": Method(
@@ -86,7 +86,7 @@ METHODS = {
         passthrough,
         {"scale": Option(float, 1.0, "factor of every element")},
         {},
-        "one model as it is, tensor by tensor: for slices",
+        "one model, unchanged or scaled; for slices",
         base="none",
         models=(1, 1),
     ),

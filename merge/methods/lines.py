@@ -1,4 +1,4 @@
-"""LiNeS: scale the change that another method merged by the depth of its layer."""
+"""LiNeS: scale the merged change of another method by the depth of the layer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from dsee_jax.typing import Array
 from merge import topk, units
 from merge.leaf import Leaf, Tile, fold_all, numbers
 from merge.method import Method, Option
-from merge.topk import Cut
+from merge.topk import Selection
 
 
 class Scaled(NamedTuple):
@@ -43,7 +43,7 @@ class Scaled(NamedTuple):
     def fold_all(self, leaves: Sequence[Any], *args: Any, **static: Any) -> list[Any]:  # noqa: D102
         return fold_all([scaled.leaf for scaled in leaves], *args, **static)
 
-    def select(self, leaves: Sequence[Any], *args: Any, **static: Any) -> list[Cut]:  # noqa: D102
+    def select(self, leaves: Sequence[Any], *args: Any, **static: Any) -> list[Selection]:  # noqa: D102
         return topk.largest([scaled.leaf for scaled in leaves], *args, **static)
 
 
@@ -74,7 +74,7 @@ def over(inner: Method, name: str) -> Method:
         merge,
         inner.each,
         {**inner.shared, **OPTIONS, "method": OPTIONS["method"]._replace(default=name)},
-        f"LiNeS over {name}: {inner.help}, the change scaled by depth (arXiv 2410.17146)",
+        f"LiNeS over {name}: {inner.help}; the change is scaled by layer depth (arXiv 2410.17146)",
         models=inner.models,
         by_rows=inner.by_rows,
         exact=inner.exact,
@@ -90,7 +90,7 @@ def _scaled(tile: Tile, factor: jax.Array, *args: Any, inner: Callable[..., jax.
 
 OWN = ("over", "alpha", "beta")
 OPTIONS = {
-    "method": Option(str, "task_arithmetic", "the method that merges the changes"),
-    "alpha": Option(float, None, "factor of the change in the first layer and outside of layers"),
-    "beta": Option(float, None, "what the factor grows by up to the last layer"),
+    "method": Option(str, "task_arithmetic", "method that merges the changes"),
+    "alpha": Option(float, None, "factor of the change in the first layer and outside the layers"),
+    "beta": Option(float, None, "increase of the factor from the first layer to the last"),
 }

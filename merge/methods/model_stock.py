@@ -55,8 +55,8 @@ METHODS = {
     "model_stock": Method(
         model_stock,
         {},
-        {"filter_wise": Option(bool, False, "an angle for each row")},
-        "between the base and the mean, by the models' angles (arXiv 2403.19522)",
+        {"filter_wise": Option(bool, False, "use one angle per row, not one per tensor")},
+        "interpolate from the base to the mean, by the angles between the changes (arXiv 2403.19522)",
         models=(2, None),
         by_rows=lambda filter_wise=False, **options: filter_wise,
     )

@@ -11,7 +11,7 @@ from merge.method import Method, Option
 
 
 def nearswap(leaf: Leaf, *, t: float | Array) -> Any:
-    """Return ``t0 + min(1, t / |d|) d``: the change where it is at most ``t``, ``t`` of it elsewhere."""
+    """Return ``t0 + min(1, t / |d|) d``: each change d, limited to a magnitude of ``t``."""
     return leaf.map(_swapped, numbers(t))
 
 
@@ -25,8 +25,8 @@ METHODS = {
     "nearswap": Method(
         nearswap,
         {},
-        {"t": Option(float, None, "the largest change that is taken whole", 0)},
-        "one model's changes, each cut to at most t",
+        {"t": Option(float, None, "largest change that is taken in full", 0)},
+        "base plus the changes of one model, each limited to t",
         models=(1, 1),
     )
 }

@@ -30,12 +30,12 @@ def rankmean(leaf: Leaf, *, coefficients: Array, **options: Any) -> Any:
 def prepare(leaves: Sequence[Leaf], options: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return each leaf's ``coefficients`` (models,): those of its group, or the plain mean outside every group.
 
-    A leaf in a group also gets ``change`` (models,): the sum of |change| over the sum of the base's |values|. Options may
-    hold ``coefficients``, ``{group: (models,)}``, in place of the coefficients from the ranks.
+    A leaf in a group also gets ``change`` (models,): the sum of |change| over the sum of the base's |values|. The option
+    ``coefficients``, ``{group: (models,)}``, replaces the coefficients from the ranks.
     """
     shared = dict(options[0])
     if any(dict(keywords) != shared for keywords in options):
-        raise InputError("rankmean's options hold for the whole model; give each one value, without a filter")
+        raise InputError("rankmean's options hold for the whole model; give each option one value, without a filter")
     where = units.of([leaf.name for leaf in leaves], shared.get("unit", "layer"))
     shares, changes = shared.pop("coefficients", None), {}
     if shares is None:
@@ -64,7 +64,7 @@ def coefficients_and_changes(
     order: Literal["ascending", "reversed"] = "ascending",
     ties: Literal["mean", "order"] = "mean",
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Return ``{group: coefficients (models,)}`` and ``{group: relative change (models,)}``, groups by their numbers.
+    """Return ``{group: coefficients (models,)}`` and ``{group: relative change (models,)}``, groups in natural order.
 
     See `ranks` for the options.
     """
@@ -75,11 +75,15 @@ def coefficients_and_changes(
         name = where[leaf.name] or ""
         sums[name] = jax.tree.map(lambda x, y: x + y, sums[name], sizes) if name in sums else sizes
     names = sorted(sums, key=units.natural)
-    # In float32 also where streamed: float64 sums would break ties that float32 leaves.
+    # Streamed sums are rounded to float32 too: float64 would break ties that float32 keeps.
     scores, base = (_stacked([sums[name][part] for name in names]) for part in (0, 1))
-    # For the few numbers of a streamed merge NumPy is faster than compiling a program.
-    weigh = _weighed if isinstance(scores, np.ndarray) else program(_weighed, "order", "ties")
-    shares, changes = weigh(scores, base, order=order, ties=ties)
+    # For the few numbers of a streamed merge, NumPy is faster than a compiled program.
+    compute = (
+        _coefficients_and_changes
+        if isinstance(scores, np.ndarray)
+        else program(_coefficients_and_changes, "order", "ties")
+    )
+    shares, changes = compute(scores, base, order=order, ties=ties)
     return dict(zip(names, shares, strict=True)), dict(zip(names, changes, strict=True))
 
 
@@ -88,7 +92,7 @@ def _stacked(parts: Sequence[Array]) -> Array:
     return xp.stack([xp.asarray(part, xp.float32) for part in parts])
 
 
-def _weighed(scores: Array, base: Array, *, order: Any, ties: Any) -> tuple[Array, Array]:
+def _coefficients_and_changes(scores: Array, base: Array, *, order: Any, ties: Any) -> tuple[Array, Array]:
     """Return the coefficients and the relative changes, (groups, models) like ``scores``; ``base`` is (groups,)."""
     xp, base = np if isinstance(scores, np.ndarray) else jnp, base[:, None]
     # A base of zeros has no relative change.
@@ -119,7 +123,7 @@ def coefficients(
     """Return the coefficients (models, groups), each column summing to 1, of the changes ``scores`` (models, groups)."""
     xp = np if isinstance(scores, np.ndarray) else jnp
     ranked = xp.stack([ranks(row, descending=order == "reversed", ties=ties) for row in scores])
-    # One program divides the ranks of files and of arrays, so that both merge to the same bits.
+    # Streamed and in-memory merges divide in one program, and therefore get the same bits.
     return xp.asarray(program(_shares, "order")(ranked, order=order))
 
 
@@ -138,10 +142,20 @@ METHODS = {
         {},
         {
             "unit": Option(str, "layer", "layer, tensor, or a regular expression with a group named unit"),
-            "order": Option(str, "ascending", "how ranks run", choices=("ascending", "reversed")),
-            "ties": Option(str, "mean", "equal changes share a rank, or rank in order", choices=("mean", "order")),
+            "order": Option(
+                str,
+                "ascending",
+                "ascending: weights are ranks from the smallest change up; reversed: 1 over ranks from the largest down",
+                choices=("ascending", "reversed"),
+            ),
+            "ties": Option(
+                str,
+                "mean",
+                "rank of equal changes: their mean rank, or by the order of the units",
+                choices=("mean", "order"),
+            ),
         },
-        "models weighted by how much each unit changed among their own (RankMean, ACL 2024 Findings)",
+        "mean of the models, weighted by the rank of each unit's change within its model (RankMean, ACL 2024 Findings)",
         prepare=prepare,
     )
 }

@@ -10,26 +10,28 @@ from merge import topk
 from merge.leaf import Leaf, Tile
 from merge.method import Method, Option
 from merge.methods.linear import UNUSED
-from merge.topk import Cut
+from merge.topk import Selection
 
 
 def sce(leaf: Leaf, *, select_topk: float = 1.0, int8_mask: bool = False) -> Any:
-    """Return the base plus the selected changes, of the majority's sign, weighted (Wan et al. 2024, arXiv 2408.07990).
+    """Return the base plus the weighted mean of the selected changes of the majority sign (Wan et al. 2024, arXiv 2408.07990).
 
-    The ``int(select_topk * n)`` elements of largest variance over the models are selected, of the n elements that vary. A
-    model's weight is the mean square of its selected changes, over the sum of all models' mean squares (equal weights where
-    that sum is below 1e-6, as in mergekit).
+    Of the n elements that vary over the models, the ``int(select_topk * n)`` of largest variance are selected. A model's
+    weight is the mean square of its selected changes, over the sum of all models' mean squares. The weights are equal where
+    that sum is below 1e-6, as in mergekit.
     """
     if select_topk >= 1:
-        cut = Cut(jnp.full(1, -1, jnp.float32), jnp.zeros(1, jnp.uint32))
+        selection = Selection(jnp.full(1, -1, jnp.float32), jnp.zeros(1, jnp.uint32))
     else:
         varying = jnp.asarray(leaf.fold(_varying), jnp.float32)
-        (cut,) = topk.largest([leaf], _variance, [jnp.floor(varying * jnp.float32(select_topk)).astype(jnp.uint32)])
-    squares = jnp.asarray(leaf.fold(_squares, cut), jnp.float32) / prod(leaf.shape)
+        (selection,) = topk.largest(
+            [leaf], _variance, [jnp.floor(varying * jnp.float32(select_topk)).astype(jnp.uint32)]
+        )
+    squares = jnp.asarray(leaf.fold(_squares, selection), jnp.float32) / prod(leaf.shape)
     total = jnp.sum(squares)
     small = total < 1e-6
     weights = jnp.where(small, 1 / leaf.count, squares / jnp.where(small, 1, total))
-    return leaf.map(_elected, cut, weights)
+    return leaf.map(_elected, selection, weights)
 
 
 def _variance(tile: Tile) -> list[jax.Array]:
@@ -42,9 +44,9 @@ def _variance(tile: Tile) -> list[jax.Array]:
 def _rounded(product: jax.Array) -> jax.Array:
     """Return a product rounded to float32 in every program.
 
-    A compiler may fuse the product with a later sum and skip a rounding. The element at the cut would then have another
-    variance in the comparison than in the search for the cut, and would be lost. A maximum between product and sum prevents
-    the fusion and propagates NaN.
+    A compiler may fuse the product with a later sum and skip a rounding. The last selected element would then have another
+    variance in the comparison than in the search for the threshold, and would be lost. A maximum between product and sum
+    prevents the fusion and propagates NaN.
     """
     return jnp.maximum(product, jnp.finfo(jnp.float32).min)
 
@@ -53,17 +55,17 @@ def _varying(tile: Tile) -> jax.Array:
     return jnp.sum(_variance(tile)[0] > 0)
 
 
-def _selected(tile: Tile, cut: Cut) -> list[jax.Array]:
-    kept = cut.kept(0, _variance(tile)[0], tile.positions)
-    return [jnp.where(kept, delta, 0) for delta in tile.deltas]
+def _selected(tile: Tile, selection: Selection) -> list[jax.Array]:
+    mask = selection.mask(0, _variance(tile)[0], tile.positions)
+    return [jnp.where(mask, delta, 0) for delta in tile.deltas]
 
 
-def _squares(tile: Tile, cut: Cut) -> jax.Array:
-    return jnp.stack([jnp.sum(jnp.square(delta)) for delta in _selected(tile, cut)])
+def _squares(tile: Tile, selection: Selection) -> jax.Array:
+    return jnp.stack([jnp.sum(jnp.square(delta)) for delta in _selected(tile, selection)])
 
 
-def _elected(tile: Tile, cut: Cut, weights: jax.Array) -> jax.Array:
-    deltas = _selected(tile, cut)
+def _elected(tile: Tile, selection: Selection, weights: jax.Array) -> jax.Array:
+    deltas = _selected(tile, selection)
     positive = sum(deltas, jnp.float32(0)) >= 0
     shares = [
         jnp.where(jnp.where(positive, delta > 0, delta < 0), weights[model], 0) for model, delta in enumerate(deltas)
@@ -77,9 +79,11 @@ METHODS = {
         sce,
         {},
         {
-            "select_topk": Option(float, 1.0, "fraction of the elements that vary most", 0, 1),
+            "select_topk": Option(
+                float, 1.0, "fraction of the varying elements that is selected, the largest variance first", 0, 1
+            ),
             "int8_mask": Option(bool, False, UNUSED),
         },
-        "select by variance, weigh by energy, erase minority signs (arXiv 2408.07990)",
+        "select elements by variance, weight models by squared change, erase minority signs (arXiv 2408.07990)",
     )
 }

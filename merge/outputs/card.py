@@ -43,17 +43,18 @@ def card(
       options: of the method, as resolved.
       digests: ``{name of an input: SHA-256, hex}``.
     """
+    from huggingface_hub import ModelCard, ModelCardData
+
     # The hub refuses a card whose base_model is not a hub id, such as a local folder.
     parts = [part.partition("@")[0] for model in ([base] if base else []) + list(models) for part in model.split("+")]
     ids = list(
         dict.fromkeys(part for part in parts if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", part) and not Path(part).exists())
     )
-    front = {"base_model": ids} if ids else {}
-    front |= {"library_name": "transformers", "tags": ["merge", method]}
+    data = ModelCardData(base_model=ids or None, library_name="transformers", tags=["merge", method])
     linked = re.sub(r"arXiv:? ?(\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", about)
-    return "\n".join(
+    content = "\n".join(
         [
-            f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
+            f"---\n{data.to_yaml()}\n---",
             f"# {name}\n",
             f"Merged with **{method}**: {linked}.\n",
             "## Models\n",
@@ -68,3 +69,4 @@ def card(
             "",
         ]
     )
+    return str(ModelCard(content))

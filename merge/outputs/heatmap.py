@@ -10,7 +10,7 @@ from dsee_jax.typing import Array
 from merge.compare import aligned
 
 ROW, TALLEST = 26, 5760
-"""Height in pixels: of one group, and of all groups at most."""
+"""Heights in pixels: of one group, and the maximum of all groups together."""
 
 _MARGIN, _LINE, _COLUMN, _TEXT = 10, 20, 80, 12
 _DIVERGING = ((5, 48, 97), (67, 147, 195), (247, 247, 247), (214, 96, 77), (103, 0, 31))
@@ -19,7 +19,7 @@ _NONE = (224, 224, 224)
 
 
 def heatmap(path: Path, units: Sequence[str], models: Sequence[str], coefficients: Array, relative: Array) -> str:
-    """Draw two panels into the PNG file ``path``; return a line with the path, or with the reason for no picture.
+    """Draw two panels into the PNG file ``path``; return a line with the path, or with the reason for a missing picture.
 
     Without Pillow (extra ``plot``) nothing is drawn, and no error is raised.
 
@@ -46,10 +46,10 @@ def heatmap(path: Path, units: Sequence[str], models: Sequence[str], coefficient
     def write(x: float, y: float, text: str, anchor: str = "mm", colour: str = "black") -> None:
         draw.text((x, y), text, colour, font, anchor)
 
-    top, each = _MARGIN + _LINE, height / len(units)
+    top, row_height = _MARGIN + _LINE, height / len(units)
     below = top + height + _LINE
-    for row in range(0, len(units), int(np.ceil(_TEXT / each))):  # only as many labels as fit
-        write(labels + _MARGIN / 2, top + (row + 0.5) * each, units[row], "rm")
+    for row in range(0, len(units), int(np.ceil(_TEXT / row_height))):  # only as many labels as fit
+        write(labels + _MARGIN / 2, top + (row + 0.5) * row_height, units[row], "rm")
     shares = np.asarray(coefficients, np.float64)
     changes = np.where(np.isfinite(relative), relative, np.nan).astype(np.float64)
     span = max(float(np.max(np.abs(shares - 1 / len(models)))), 1e-3)
@@ -57,16 +57,16 @@ def heatmap(path: Path, units: Sequence[str], models: Sequence[str], coefficient
         ("coefficient", shares, ".2f", lambda v: _colours((v - 1 / len(models)) / (2 * span) + 0.5, _DIVERGING)),
         ("relative change", changes, ".1%", lambda v: _colours(v / max(np.nanmax(changes, initial=0), 1e-30), _RISING)),
     ]
-    for number, (title, values, form, colours) in enumerate(panels):
+    for number, (title, values, spec, colours) in enumerate(panels):
         left = _MARGIN + labels + number * (width + _MARGIN)
         write(left + width / 2, _MARGIN + _LINE / 2, title)
         cells = colours(values)
         pixels = cells[np.arange(height) * len(units) // height].repeat(column, axis=1)
         image.paste(Image.fromarray(pixels), (left, top))
-        for row, model in np.argwhere(np.isfinite(values)) if each > _TEXT else ():
+        for row, model in np.argwhere(np.isfinite(values)) if row_height > _TEXT else ():
             light = cells[row, model] @ (0.299, 0.587, 0.114) >= 128
-            text, colour = format(values[row, model], form), "black" if light else "white"
-            write(left + (model + 0.5) * column, top + (row + 0.5) * each, text, colour=colour)
+            text, colour = format(values[row, model], spec), "black" if light else "white"
+            write(left + (model + 0.5) * column, top + (row + 0.5) * row_height, text, colour=colour)
         for model, name in enumerate(names):
             write(left + (model + 0.5) * column, below - _LINE / 2, name)
         finite = values[np.isfinite(values)]
@@ -74,13 +74,13 @@ def heatmap(path: Path, units: Sequence[str], models: Sequence[str], coefficient
             scale = colours(np.linspace(finite.min(), finite.max(), width))
             image.paste(Image.fromarray(np.repeat(scale[None], _LINE // 2, 0)), (left, below + _LINE // 4))
             for x, value, anchor in ((left, finite.min(), "lm"), (left + width, finite.max(), "rm")):
-                write(x, below + 1.5 * _LINE, format(value, form), anchor)
+                write(x, below + 1.5 * _LINE, format(value, spec), anchor)
     image.save(path)
     return f"heat map  {path}"
 
 
 def _colours(places: Any, anchors: Sequence[tuple[int, int, int]]) -> np.ndarray:
-    """Return the colours (..., 3) uint8 at ``places`` (...), from the first of the anchors at 0 to the last at 1."""
+    """Return the colours (..., 3) uint8 at ``places`` (...) in [0, 1]: the first anchor at 0, the last at 1, grey for NaN."""
     places = np.asarray(places)
     along = np.linspace(0, 1, len(anchors))
     colours = np.stack([np.interp(places, along, channel) for channel in zip(*anchors, strict=True)], axis=-1)
@@ -103,7 +103,7 @@ def table(units: Sequence[str], models: Sequence[str], coefficients: Array, rela
 
 
 def _short(models: Sequence[str], most: int = 24) -> list[str]:
-    """Return the shortest tails of paths that tell the models apart, shortened in front to ``most`` characters."""
+    """Return the shortest distinct tails of the models' paths, shortened at the front to ``most`` characters."""
     parts = [str(model).strip("/").split("/") for model in models]
     count = next(
         (n for n in range(1, max(map(len, parts))) if len({tuple(p[-n:]) for p in parts}) == len(parts)),

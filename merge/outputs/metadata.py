@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dsee_jax.ckpt import kept_units, tensors
-from dsee_jax.ckpt.folders import GENERATION, TOKENIZER_FILES, read_json
+from dsee_jax.ckpt import tensors
+from dsee_jax.ckpt.folders import GENERATION, KEPT, MODEL_CONFIG, TOKENIZER_FILES, read_json
 from dsee_jax.errors import InputError
 
 RECIPE, CARD = "merge_recipe.yml", "README.md"
@@ -22,9 +22,9 @@ _AT_ONCE = 1 << 20
 
 
 def hashes(files: Iterable[Path], progress: Callable[[int], None] = lambda nbytes: None) -> dict[Path, str]:
-    """Return the SHA-256 (hex) of every file; several threads hash, and call ``progress`` with the bytes read.
+    """Return the SHA-256 (hex) of every file; several threads hash and call ``progress`` with the number of bytes read.
 
-    Files are memory-mapped, as the merge maps them already: nothing is copied, and no page is mapped twice.
+    Files are memory-mapped, which the merge does too: nothing is copied, and no page is mapped twice.
 
     Raises:
       InputError: a file cannot be read.
@@ -33,11 +33,11 @@ def hashes(files: Iterable[Path], progress: Callable[[int], None] = lambda nbyte
     def digest(file: Path) -> str:
         sha256 = hashlib.sha256()
         try:
-            every = tensors.every_byte(file)
+            contents = tensors.every_byte(file)
         except OSError as error:
             raise InputError(f"{file} cannot be read ({error.strerror})") from None
-        for start in range(0, every.size, _AT_ONCE):
-            part = every[start : start + _AT_ONCE]
+        for start in range(0, contents.size, _AT_ONCE):
+            part = contents[start : start + _AT_ONCE]
             sha256.update(part.data)
             progress(part.size)
         return sha256.hexdigest()
@@ -57,11 +57,11 @@ def config(
     """Return the merged model's config.json.
 
     Args:
-      fields: the base's, or the first model's.
+      fields: config.json of the base, or of the first model.
       dtype: the written type, by its name in safetensors; None: unchanged.
-      layers: for each written layer, the layer of ``fields``' model whose entry it gets in lists with one entry per layer
-        (such as ``layer_types``); None: unchanged.
-      vocab_size: rows of the written embedding; None: unchanged.
+      layers: for each written layer, the layer of ``fields`` that gives its entry in lists with one entry per layer (such as
+        ``layer_types``); None: unchanged.
+      vocab_size: number of rows of the written embedding; None: unchanged.
 
     Raises:
       InputError: the number of layers or rows changes, and no field holds that number.
@@ -79,7 +79,7 @@ def config(
 
 
 def _change(
-    fields: dict[str, Any], keys: Sequence[str], value: int, what: str, layers: Sequence[int] | None = None
+    fields: dict[str, Any], keys: Sequence[str], value: int, subject: str, layers: Sequence[int] | None = None
 ) -> None:
     """Set the first of ``keys`` that is in ``fields`` or, for multimodal models, in its ``text_config``."""
     inner = fields.get("text_config")
@@ -88,23 +88,21 @@ def _change(
             if key in place:
                 old, changed = place[key], {key: value}
                 if layers is not None:
-                    lists = {
-                        name: entries
+                    changed |= {
+                        name: [entries[layer] for layer in layers]
                         for name, entries in place.items()
-                        if isinstance(entries, list) and len(entries) == old
+                        if "layer" in name and isinstance(entries, list) and len(entries) == old
                     }
-                    whole = {name: entries for name, entries in lists.items() if "layer" in name}
-                    changed |= {name: [entries[layer] for layer in layers] for name, entries in whole.items()}
                 if place is fields:
                     fields |= changed
                 else:
                     fields["text_config"] = place | changed
                 return
-    raise InputError(f"config.json of the base says nothing of its {what}: expected one of {', '.join(keys)}")
+    raise InputError(f"config.json of the base says nothing of its {subject}: expected one of {', '.join(keys)}")
 
 
 def chat_template(choice: str, folders: Sequence[Path]) -> str | None:
-    """Return the chat template of a recipe's ``chat_template``, or None when the models have none.
+    """Return the text for a recipe's ``chat_template``, or None if no model has a template.
 
     Args:
       choice: ``auto``, the most frequent template of the models; or the text of a Jinja template.
@@ -145,20 +143,20 @@ def write(
     card: str,
     recipe: str,
 ) -> None:
-    """Write everything but the weights into an existing folder.
+    """Write every file beside the weights into an existing folder.
 
     Args:
       folder: the output folder.
-      donor: the folder of the base or of the first model. generation_config.json, the tokenizer and, for a structurally pruned
-        model, the list of its heads and neurons are copied from there.
+      donor: the folder of the base or of the first model. Its generation_config.json, tokenizer and, for a structurally
+        pruned model, list of heads and neurons are copied.
       fields: from `config`.
-      tokenizer: of transformers, written in place of the donor's.
-      template: from `chat_template`, in place of the tokenizer's own.
+      tokenizer: of transformers; replaces the donor's.
+      template: from `chat_template`; replaces the tokenizer's template.
       card: from `merge.outputs.card.card`.
       recipe: from `merge.outputs.card.recipe_text`.
     """
-    _json(folder / "config.json", fields)
-    copied = [GENERATION, kept_units.KEPT]
+    _json(folder / MODEL_CONFIG, fields)
+    copied = [GENERATION, KEPT]
     if tokenizer is None:
         copied += TOKENIZER_FILES
     else:

@@ -1,14 +1,15 @@
-"""A text description of a plan, for the user to check before the merge."""
+"""A text description of a plan, which the user checks before the merge."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from merge.planning.matching import place
-from merge.planning.plan import Job, Plan, written
+from dsee_jax.runtime import console
+from merge.planning.matching import split_layer
+from merge.planning.plan import Job, Plan, written_bytes
 
-_FIRST = 6
-_WIDEST = 120
+_SHOWN = 6
+_WIDTH = 120
 
 
 def describe(plan: Plan, files: Iterable[tuple[str, Sequence[str]]] = ()) -> str:
@@ -20,8 +21,8 @@ def describe(plan: Plan, files: Iterable[tuple[str, Sequence[str]]] = ()) -> str
     """
     recipe, jobs = plan.recipe, plan.jobs
     merged = [job for job in jobs if job.method != "copy"]
-    layers = {position[:2] for job in jobs if (position := place(job.name))}
-    outside = sum(place(job.name) is None for job in jobs)
+    layers = {position[:2] for job in jobs if (position := split_layer(job.name))}
+    outside = sum(split_layer(job.name) is None for job in jobs)
     bases = dict.fromkeys(part.base.model for part in recipe.slices if part.base)
     lines = [f"{recipe.path}: {recipe.name}, {recipe.method.help}"]
     lines += [f"  base     {reference}" for reference in [*bases][:4]]
@@ -35,11 +36,11 @@ def describe(plan: Plan, files: Iterable[tuple[str, Sequence[str]]] = ()) -> str
     lines.append(
         f"  tensors  {len(merged)} to merge, {len(jobs) - len(merged)} to copy; {outside} outside {len(layers)} layers"
     )
-    reads = sum(lazy.nbytes for job in jobs for lazy in _read(job))
-    passes = "; again where the method looks at the whole model first" if recipe.method.prepare else ""
+    reads = sum(lazy.nbytes for job in jobs for lazy in _read_tensors(job))
+    passes = "; more in a first pass over the whole model" if recipe.method.prepare else ""
     lines.append(f"  read     {_size(reads)}{passes}")
     shards = list(files)
-    sizes = {job.name: written(job) for job in jobs}
+    sizes = {job.name: written_bytes(job) for job in jobs}
     lines.append(f"  write    {_size(sum(sizes.values()))} in {len(shards) or 'some'} file(s), {_types(jobs)}")
     for file, names in shards[:4]:
         lines.append(f"           {file}: {len(names)} tensors, {_size(sum(sizes[name] for name in names))}")
@@ -50,11 +51,11 @@ def describe(plan: Plan, files: Iterable[tuple[str, Sequence[str]]] = ()) -> str
         lines.append(f"  ... and {len(plan.notes) - 4} more notes")
     lines += _ranges(merged)
     lines += _table(merged)
-    return "\n".join(line if len(line) <= _WIDEST else line[: _WIDEST - 3] + "..." for line in lines)
+    return "\n".join(line if len(line) <= _WIDTH else line[: _WIDTH - 3] + "..." for line in lines)
 
 
-def _read(job: Job) -> Iterable[Any]:
-    # A copied tensor reads only its first input.
+def _read_tensors(job: Job) -> Iterable[Any]:
+    # Copying reads only the first input.
     return job.inputs[:1] if job.method == "copy" else (*job.inputs, *job.statistics)
 
 
@@ -67,17 +68,17 @@ def _types(jobs: Sequence[Job]) -> str:
 
 
 def _ranges(jobs: Sequence[Job]) -> list[str]:
-    """Return a line for each option, with the smallest and the largest value over all tensors."""
+    """Return one line per option, with the smallest and the largest value over all tensors."""
     lines = []
     for key in jobs[0].options if jobs else ():
         values = [job.options[key] for job in jobs]
         if isinstance(values[0], tuple):
-            seen: dict[int, list[Any]] = {}
+            by_model: dict[int, list[Any]] = {}
             for job, row in zip(jobs, values, strict=True):
                 for column, value in zip(job.columns, row, strict=True):
-                    seen.setdefault(column, []).append(value)
+                    by_model.setdefault(column, []).append(value)
             lines.append(
-                f"  {key:16} " + ", ".join(f"model {column}: {_range(seen[column])}" for column in sorted(seen))
+                f"  {key:16} " + ", ".join(f"model {column}: {_range(by_model[column])}" for column in sorted(by_model))
             )
         else:
             lines.append(f"  {key:16} {_range(values)}")
@@ -87,14 +88,14 @@ def _ranges(jobs: Sequence[Job]) -> list[str]:
 def _table(jobs: Sequence[Job]) -> list[str]:
     if not jobs or not jobs[0].options:
         return []
-    # Options with one value for all tensors are listed above.
-    keys = [key for key, value in jobs[0].options.items() if isinstance(value, tuple) or len(_seen(jobs, key)) > 1]
-    rows = [f"  {job.name}  {list(job.shape)}  {_options(job.options, keys)}".rstrip() for job in jobs[:_FIRST]]
-    more = [f"  ... and {len(jobs) - _FIRST} more"] if len(jobs) > _FIRST else []
+    # The lines above list the options with one value for all tensors.
+    keys = [key for key, value in jobs[0].options.items() if isinstance(value, tuple) or len(_distinct(jobs, key)) > 1]
+    rows = [f"  {job.name}  {list(job.shape)}  {_options(job.options, keys)}".rstrip() for job in jobs[:_SHOWN]]
+    more = [f"  ... and {len(jobs) - _SHOWN} more"] if len(jobs) > _SHOWN else []
     return ["the first tensors", *rows, *more]
 
 
-def _seen(jobs: Sequence[Job], key: str) -> set[Any]:
+def _distinct(jobs: Sequence[Job], key: str) -> set[Any]:
     return {job.options[key] for job in jobs}
 
 
@@ -103,14 +104,14 @@ def _options(options: Mapping[str, Any], keys: Iterable[str]) -> str:
 
 
 def _range(values: Sequence[Any]) -> str:
-    kinds = (
+    distinct = (
         sorted(set(values)) if all(isinstance(value, (int, float)) for value in values) else [*dict.fromkeys(values)]
     )
-    if len(kinds) == 1:
-        return _value(kinds[0])
-    if isinstance(kinds[0], (str, bool)):
-        return " or ".join(_value(kind) for kind in kinds[:4])
-    return f"{_value(kinds[0])} to {_value(kinds[-1])}"
+    if len(distinct) == 1:
+        return _value(distinct[0])
+    if isinstance(distinct[0], (str, bool)):
+        return " or ".join(_value(kind) for kind in distinct[:4])
+    return f"{_value(distinct[0])} to {_value(distinct[-1])}"
 
 
 def _value(value: Any) -> str:
@@ -122,7 +123,4 @@ def _value(value: Any) -> str:
 
 
 def _size(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.2f} {unit} ({count:,} bytes)"
-    return f"{count} bytes"
+    return console.size(count) if count < 1000 else f"{console.size(count)} ({count:,} bytes)"

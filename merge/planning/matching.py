@@ -1,19 +1,18 @@
-"""Matching the tensors of the models to the tensors of the result: by name, or layer by layer with slices."""
+"""Matching the models' tensors to the result's tensors: by name, or with slices layer by layer."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from dsee_jax.errors import InputError, did_you_mean
-from merge import units
+from dsee_jax.hf_layout import LAYER
 from merge.recipes.recipe import Recipe, Slice
 from merge.recipes.strict_yaml import shown
 
 Names: TypeAlias = Mapping[str, Any]
 """The tensors of one model, by name."""
 
-_LAYER = re.compile(units.LAYER)
-_FIRST = ("embed", "wte", "wpe")  # in the names of tensors before the layers
+_BEFORE_LAYERS = ("embed", "wte", "wpe")  # marks in the names of the tensors before the layers
 
 
 class Row(NamedTuple):
@@ -26,7 +25,7 @@ class Row(NamedTuple):
 
 
 def rows(recipe: Recipe, views: Mapping[str, Names]) -> Iterator[Row]:
-    """Yield the tensors of the result; with slices, those before the layers, those of the layers, and those after the layers.
+    """Yield the result's tensors; with slices, the tensors before, in and after the layers, in this order.
 
     Args:
       recipe: the recipe.
@@ -35,12 +34,12 @@ def rows(recipe: Recipe, views: Mapping[str, Names]) -> Iterator[Row]:
     Raises:
       InputError: a model lacks a tensor or layer, or has an extra tensor.
     """
-    yield from _sliced(recipe, views) if recipe.sliced else _whole(recipe, views)
+    yield from _by_layer(recipe, views) if recipe.sliced else _by_name(recipe, views)
 
 
-def place(name: str) -> tuple[str, int, str] | None:
-    """Return the text before the layer's number in a name, the number, and the text after it; None outside the layers."""
-    match = _LAYER.search(name)
+def split_layer(name: str) -> tuple[str, int, str] | None:
+    """Return a tensor name as (text before the layer number, layer number, text after); None outside the layers."""
+    match = re.search(LAYER, name)
     if match is None or len(match["unit"]) > 6 or match["unit"] != str(int(match["unit"])):
         return None
     return name[: match.start("unit")], int(match["unit"]), name[match.end("unit") :]
@@ -51,22 +50,24 @@ def _length(part: Slice) -> int:
     return stop - start
 
 
-def _whole(recipe: Recipe, views: Mapping[str, Names]) -> Iterator[Row]:
+def _by_name(recipe: Recipe, views: Mapping[str, Names]) -> Iterator[Row]:
     part = recipe.slices[0]
     inputs = [entry.model for entry in part.inputs]
     first = recipe.origin if recipe.origin in inputs else inputs[0]
-    _same_names(recipe, part, first, {name: name for name in views[first]}, [_plain(views[model]) for model in inputs])
-    places = {name: place(name) for name in views[first]}
+    _same_names(
+        recipe, part, first, {name: name for name in views[first]}, [_keyed_by_name(views[model]) for model in inputs]
+    )
+    positions = {name: split_layer(name) for name in views[first]}
     depths: dict[str, int] = {}
-    for position in places.values():
+    for position in positions.values():
         if position is not None:
             depths[position[0]] = max(depths.get(position[0], 0), position[1] + 1)
-    for name, position in places.items():
-        t = 0.0 if position is None else _t(position[1], depths[position[0]])
+    for name, position in positions.items():
+        t = 0.0 if position is None else _gradient_position(position[1], depths[position[0]])
         yield Row(name, part, (name,) * len(inputs), t)
 
 
-def _sliced(recipe: Recipe, views: Mapping[str, Names]) -> Iterator[Row]:
+def _by_layer(recipe: Recipe, views: Mapping[str, Names]) -> Iterator[Row]:
     layers = {entry.model: _layers(recipe, entry.model, views) for part in recipe.slices for entry in part.inputs}
     yield from _outside(recipe, recipe.slices[0], views, first=True)
     number = 0
@@ -84,15 +85,19 @@ def _sliced(recipe: Recipe, views: Mapping[str, Names]) -> Iterator[Row]:
             _same_names(recipe, part, part.inputs[0].model, members[0], members)
             for before, after in members[0]:
                 names = tuple(member[before, after] for member in members)
-                yield Row(f"{before}{number}{after}", part, names, _t(offset, _length(part)))
+                yield Row(f"{before}{number}{after}", part, names, _gradient_position(offset, _length(part)))
             number += 1
     yield from _outside(recipe, recipe.slices[-1], views, first=False)
 
 
 def _outside(recipe: Recipe, part: Slice, views: Mapping[str, Names], *, first: bool) -> Iterator[Row]:
-    """Yield the tensors before the layers, or those after the layers."""
+    """Yield the tensors before the layers, or else the tensors after the layers."""
     members = [
-        _plain(name for name in views[entry.model] if place(name) is None and any(m in name for m in _FIRST) == first)
+        _keyed_by_name(
+            name
+            for name in views[entry.model]
+            if split_layer(name) is None and any(mark in name for mark in _BEFORE_LAYERS) == first
+        )
         for entry in part.inputs
     ]
     _same_names(recipe, part, part.inputs[0].model, members[0], members)
@@ -100,23 +105,23 @@ def _outside(recipe: Recipe, part: Slice, views: Mapping[str, Names], *, first: 
         yield Row(name, part, (name,) * len(part.inputs), 0.0)
 
 
-def _plain(names: Any) -> dict[Any, str]:
+def _keyed_by_name(names: Any) -> dict[Any, str]:
     return {name: name for name in names}
 
 
 def _layers(recipe: Recipe, model: str, views: Mapping[str, Names]) -> dict[int, dict[Any, str]]:
-    """Return ``{number: {(before, after): name}}`` of a model's one stack of layers."""
+    """Return ``{number: {(before, after): name}}`` of a model with one stack of layers."""
     layers: dict[int, dict[Any, str]] = {}
     stacks: dict[str, None] = {}
     for name in views[model]:
-        if position := place(name):
+        if position := split_layer(name):
             before, number, after = position
             layers.setdefault(number, {})[before, after] = name
             stacks[before] = None
     if len(stacks) != 1:
         listed = ", ".join([*stacks][:3]) or "no numbered layers"
         raise InputError(
-            f"{recipe.path}: slices: {model} has {listed}; expected one stack of numbered layers, so use 'models'"
+            f"{recipe.path}: slices: {model} has {listed}; expected one stack of numbered layers: use 'models'"
         )
     return layers
 
@@ -139,5 +144,5 @@ def _same_names(
                 )
 
 
-def _t(number: int, count: int) -> float:
+def _gradient_position(number: int, count: int) -> float:
     return number / (count - 1) if count > 1 else 1.0

@@ -1,7 +1,7 @@
 """Accelerator memory of a merge in memory: the plan's program, compiled for a topology you do not have.
 
-Every tensor of every model is sharded over all devices, along its longest axis that the number of devices divides; a tensor
-without such an axis is replicated. A merge from files to files (`merge.streaming`) needs little memory: a few tiles at a time.
+Every tensor of every model is sharded over all devices, along the longest axis whose size the number of devices divides; a
+tensor without such an axis is replicated. A streamed merge (`merge.streaming`) needs little memory: a few tiles at a time.
 """
 
 import logging
@@ -27,10 +27,10 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def program(plan: Plan) -> Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, jax.Array]]:
-    """Return ``run(origin, others)``, which returns the merged tensors by name, in the types that are written.
+    """Return ``run(origin, others)``, which returns the merged tensors by name, in the written types.
 
-    ``origin`` holds for every tensor the base, or the copied tensor, or for a method without a base the first model.
-    ``others`` holds for every merged tensor ``{"models": (...), "statistics": (...)}``, without the model in ``origin``.
+    ``origin`` holds one input of every tensor: the base's tensor, the copied tensor, or for a method without a base the first
+    model's. ``others`` holds ``{"models": (...), "statistics": (...)}`` for every merged tensor: its remaining inputs.
     """
     merged = [job for job in plan.jobs if job.method != "copy"]
     method = find(merged[0].method, merged[0].options) if merged else None
@@ -55,18 +55,18 @@ def program(plan: Plan) -> Callable[[Mapping[str, Any], Mapping[str, Any]], dict
 
 def _leaf(job: Job, origin: Any, others: Mapping[str, Any], kind: str) -> Whole:
     base, models = (origin, others["models"]) if job.base else (None, (origin, *others["models"]))
-    lined = [value if value.ndim else value.reshape(1) for value in (models if base is None else (base, *models))]
+    arrays = [value if value.ndim else value.reshape(1) for value in (models if base is None else (base, *models))]
     statistics = tuple(others["statistics"]) if kind == "elements" else ()
-    return Whole(job.name, None if base is None else lined[0], tuple(lined[base is not None :]), statistics)
+    return Whole(job.name, None if base is None else arrays[0], tuple(arrays[base is not None :]), statistics)
 
 
-def arguments(plan: Plan, where: Mesh) -> tuple[dict[str, Any], dict[str, Any]]:
+def arguments(plan: Plan, mesh: Mesh) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the arguments of `program` as shapes with shardings."""
 
     def shaped(lazy: Any) -> jax.ShapeDtypeStruct:
         shape = tuple(lazy.shape)
         return jax.ShapeDtypeStruct(
-            shape, DTYPES[lazy.dtype], sharding=NamedSharding(where, _divided(shape, where.size))
+            shape, DTYPES[lazy.dtype], sharding=NamedSharding(mesh, _partition_spec(shape, mesh.size))
         )
 
     origin, others = {}, {}
@@ -78,35 +78,35 @@ def arguments(plan: Plan, where: Mesh) -> tuple[dict[str, Any], dict[str, Any]]:
     return origin, others
 
 
-def _divided(shape: tuple[int, ...], count: int) -> PartitionSpec:
-    fitting = [axis for axis, size in enumerate(shape) if size % count == 0]
-    if not fitting:
+def _partition_spec(shape: tuple[int, ...], count: int) -> PartitionSpec:
+    divisible = [axis for axis, size in enumerate(shape) if size % count == 0]
+    if not divisible:
         return PartitionSpec()
-    longest = max(fitting, key=lambda axis: shape[axis])
+    longest = max(divisible, key=lambda axis: shape[axis])
     return PartitionSpec(*(AXES if axis == longest else None for axis in range(len(shape))))
 
 
 def _mesh(devices: Sequence[Any]) -> Mesh:
     shape = (1, len(devices), 1)
     try:
-        # Neighbours on a mesh axis are neighbours in the network, where the devices have coordinates.
+        # If the devices have coordinates, neighbours on a mesh axis are neighbours in the network.
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     except (AssertionError, NotImplementedError, ValueError):
-        log.warning("devices are laid on the mesh %s in their own order, not along their links", shape)
+        log.warning("the mesh %s has the devices in their own order, not along their links", shape)
         grid = np.reshape(np.array(devices, dtype=object), shape)
     return Mesh(grid, AXES)
 
 
-def compiled(plan: Plan, topology: str = "") -> dict[str, Any]:
-    """Compile the merge for a topology, and return its memory, FLOPs and times, as `dsee_jax.plan.roofline.compiled` does.
+def analyze(plan: Plan, topology: str = "") -> dict[str, Any]:
+    """Compile the merge for a topology, and return its memory, FLOPs and times, as `dsee_jax.plan.roofline.analyze` does.
 
     Raises:
-      InputError: no such topology, from `dsee_jax.plan.roofline.devices`.
+      InputError: the topology does not exist, from `dsee_jax.plan.roofline.devices`.
     """
     devices = roofline.devices(topology)
-    where = _mesh(devices)
+    mesh = _mesh(devices)
     chip = roofline.CHIPS.get(topology.partition(":")[0])
     # The origin's buffers are donated to the merged tensors.
-    figures = roofline.compiled(program(plan), arguments(plan, where), where, chip, donated=(0,))
+    figures = roofline.analyze(program(plan), arguments(plan, mesh), mesh, chip, donated=(0,))
     about = {"topology": topology or f"{len(devices)} x {devices[0].device_kind}", "devices": len(devices)}
-    return about | {"memory": chip.memory if chip else None, "mesh": dict(where.shape)} | figures
+    return about | {"memory": chip.memory if chip else None, "mesh": dict(mesh.shape)} | figures

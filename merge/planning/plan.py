@@ -17,7 +17,7 @@ from merge import units
 from merge.inputs.lazy import Lazy
 from merge.inputs.sources import Source
 from merge.planning import tied
-from merge.planning.matching import Row, place, rows
+from merge.planning.matching import Row, rows, split_layer
 from merge.recipes import settings
 from merge.recipes.recipe import DTYPES as WRITTEN
 from merge.recipes.recipe import Recipe
@@ -37,8 +37,8 @@ class Job(NamedTuple):
     base: Lazy | None
     models: tuple[Lazy, ...]
     statistics: tuple[Lazy, ...]  # of each model, or empty
-    options: Mapping[str, Any]  # by their recipe names; options of each model are tuples
-    columns: tuple[int, ...]  # the index in the plan's models of each of `models`
+    options: Mapping[str, Any]  # by their recipe names; per-model options are tuples
+    columns: tuple[int, ...]  # the index of each model in `Plan.models`
     dtype: str  # the written type, by its name in safetensors
 
     @property
@@ -53,12 +53,12 @@ class Job(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A whole merge. Jobs are in the order of the origin's tensors, sliced layers in the order of the result."""
+    """The plan of a merge. Jobs are in the order of the origin's tensors; with slices, layers in the order of the result."""
 
     recipe: Recipe
     jobs: tuple[Job, ...]
     models: tuple[str, ...]  # references, in the recipe's order, without bases
-    layers: tuple[int, ...] | None  # with slices: for each layer, the layer of the origin whose config entries it gets
+    layers: tuple[int, ...] | None  # with slices: for each layer, the origin's layer that gives its config entries
     notes: tuple[str, ...]  # remarks for the user
 
 
@@ -73,24 +73,24 @@ def plan(
       recipe: from `merge.recipes.recipe.read`.
       sources: the opened models by reference, for all of `Recipe.references`, with aligned vocabularies where the recipe has
         a tokenizer.
-      statistics: the opened files of statistics by path, ``{name of tensor: its statistic}``.
+      statistics: the opened statistics files by path, ``{tensor name: statistic}``.
 
     Raises:
       InputError: different architectures or structural pruning; missing, surplus or mismatched tensors; missing layers; an
-        option without value for a tensor; weights that sum to zero under ``normalize``. The message is one line that names
+        option without a value for a tensor; weights that sum to zero under ``normalize``. The message is one line that names
         the tensor or key.
     """
     origin = sources[recipe.origin]
     for source in sources.values():
-        _same_architecture(recipe, origin, source)
-        _same_cut(recipe, origin, source)
+        _check_same_architecture(recipe, origin, source)
+        _check_same_units(recipe, origin, source)
     views, notes = {}, []
     for reference in recipe.references:
-        views[reference], remarks = tied.fitted(origin, sources[reference])
-        notes += remarks
+        views[reference], own_notes = tied.fitted(origin, sources[reference])
+        notes += own_notes
     models = tuple(dict.fromkeys(entry.model for part in recipe.slices for entry in part.models))
     jobs = tuple(_job(recipe, row, views, models, statistics or {}) for row in rows(recipe, views))
-    _weights_left(recipe, jobs)
+    _check_weights(recipe, jobs)
     unit = next((job.options["unit"] for job in jobs if "unit" in job.options), None)
     if unit is not None:
         try:
@@ -109,7 +109,7 @@ def _job(
 ) -> Job:
     part = row.part
     inputs = [views[entry.model][name] for entry, name in zip(part.inputs, row.names, strict=True)]
-    _same_shapes(recipe, row, inputs)
+    _check_same_shapes(recipe, row, inputs)
     base = inputs[0] if part.base else None
     rest = tuple(inputs[1:]) if part.base else tuple(inputs)
     columns = tuple(models.index(entry.model) for entry in part.models)
@@ -134,7 +134,7 @@ def _job(
 
 
 def _options(recipe: Recipe, row: Row, names: Sequence[str]) -> dict[str, Any]:
-    """Resolve every option for one tensor: the nearest level first, and each model by the tensor's name in that model."""
+    """Resolve every option for one tensor, from the nearest level up; filters see the tensor's name in each model."""
     where, part, method = str(recipe.path), row.part, recipe.method
     shared = [(f"{part.key}.parameters", part.parameters), ("parameters", recipe.parameters)]
     options: dict[str, Any] = {
@@ -149,11 +149,11 @@ def _options(recipe: Recipe, row: Row, names: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def _weights_left(recipe: Recipe, jobs: Sequence[Job]) -> None:
+def _check_weights(recipe: Recipe, jobs: Sequence[Job]) -> None:
     normalized = [job for job in jobs if _normalized(job.options)]
     if normalized and not any(any(job.options["weight"]) for job in normalized):
         raise InputError(
-            f"{recipe.path}: parameters.weight: the weights of every tensor are 0, which sum to zero under normalize; "
+            f"{recipe.path}: parameters.weight: the weights of every tensor are 0 and sum to zero under normalize; "
             "give a model another weight"
         )
 
@@ -173,7 +173,7 @@ def _statistics(
     if len(arrays) < len(files) and (arrays or kind == "elements"):
         entry = next(entry for entry, file in files if row.name not in file)
         raise InputError(
-            f"{recipe.path}: {entry.key}.statistics: {entry.statistics} lacks {shown(row.name)}; collect it again"
+            f"{recipe.path}: {entry.key}.statistics: {entry.statistics} lacks {shown(row.name)}; collect the statistics again"
         )
     expected = shape if kind == "elements" else shape[-1:] * 2
     for entry, lazy in arrays:
@@ -185,7 +185,7 @@ def _statistics(
     return tuple(lazy for _, lazy in arrays)
 
 
-def _same_shapes(recipe: Recipe, row: Row, inputs: Sequence[Lazy]) -> None:
+def _check_same_shapes(recipe: Recipe, row: Row, inputs: Sequence[Lazy]) -> None:
     first, entry = inputs[0], row.part.inputs[0]
     for lazy, other in zip(inputs[1:], row.part.inputs[1:], strict=True):
         kinds = [tensor.dtype if tensor.dtype not in FLOATS else "floating point" for tensor in (first, lazy)]
@@ -196,18 +196,18 @@ def _same_shapes(recipe: Recipe, row: Row, inputs: Sequence[Lazy]) -> None:
             )
         if lazy.shape != first.shape:
             rows_only = lazy.shape[1:] == first.shape[1:] and len(first.shape) > 0 and len(lazy.shape) > 0
-            way_out = "merge models of one base"
-            if rows_only and place(row.name) is None and recipe.tokenizer is None:
-                way_out = "if their vocabularies differ, add tokenizer_source: base (or union)"
+            advice = "merge models of one base"
+            if rows_only and split_layer(row.name) is None and recipe.tokenizer is None:
+                advice = "if their vocabularies differ, add tokenizer_source: base (or union)"
             raise InputError(
                 f"{recipe.path}: {shown(row.name)} is {list(first.shape)} in {entry.model} and {list(lazy.shape)} in "
-                f"{other.model}; {way_out}"
+                f"{other.model}; {advice}"
             )
 
 
-def _same_architecture(recipe: Recipe, first: Source, other: Source) -> None:
+def _check_same_architecture(recipe: Recipe, first: Source, other: Source) -> None:
     if "quantization_config" in other.config:
-        raise InputError(f"{recipe.path}: {other.reference} is quantised; merge the models it was made from")
+        raise InputError(f"{recipe.path}: {other.reference} is quantised; merge the unquantised models")
     keys = ("model_type", "architectures", *(_WIDTHS if recipe.sliced else ()))
     for key in keys:
         left, right = first.config.get(key), other.config.get(key)
@@ -218,26 +218,24 @@ def _same_architecture(recipe: Recipe, first: Source, other: Source) -> None:
             )
 
 
-def _same_cut(recipe: Recipe, first: Source, other: Source) -> None:
-    """Refuse models with different remaining heads or neurons; their arrays may have equal shapes."""
+def _check_same_units(recipe: Recipe, first: Source, other: Source) -> None:
+    """Raise `InputError` for models with different remaining heads or neurons, even if their tensors have equal shapes."""
     if recipe.sliced and other.kept:
         raise InputError(
             f"{recipe.path}: slices: {other.folder} is structurally pruned, layer by layer; export it with --format hf"
         )
     if where := kept_units.difference(first.kept, other.kept):
-        way_out = "merge models with the same heads and neurons, or export each with --format hf first"
+        advice = "merge models with the same heads and neurons, or export each with --format hf first"
         if not (first.kept and other.kept):
             dense = (other if first.kept else first).folder
-            way_out = (
-                f"{dense} is not pruned: take the compact model that the others were fine-tuned from, or {way_out}"
-            )
+            advice = f"{dense} is not pruned: take the compact model that the others were fine-tuned from, or {advice}"
         raise InputError(
-            f"{recipe.path}: {first.folder} and {other.folder} are pruned differently: {where} differ; {way_out}"
+            f"{recipe.path}: {first.folder} and {other.folder} are pruned differently: {where} differ; {advice}"
         )
 
 
 def _layers(recipe: Recipe, origin: Source) -> tuple[int, ...]:
-    last = max((position[1] for name in origin.tensors if (position := place(name))), default=0)
+    last = max((position[1] for name in origin.tensors if (position := split_layer(name))), default=0)
     numbers = []
     for part in recipe.slices:
         entry = next((entry for entry in part.inputs if entry.model == recipe.origin), part.inputs[0])
@@ -245,6 +243,6 @@ def _layers(recipe: Recipe, origin: Source) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def written(job: Job) -> int:
-    """Return the bytes of the merged tensor."""
+def written_bytes(job: Job) -> int:
+    """Return the size of the merged tensor in bytes."""
     return prod(job.shape) * np.dtype(DTYPES[job.dtype]).itemsize

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from merge.inputs.lazy import Lazy
 from merge.inputs.sources import Source
-from merge.planning.matching import place
+from merge.planning.matching import split_layer
 
 _EMBEDDINGS = ("embed", "wte")
 
@@ -13,16 +13,20 @@ def fitted(origin: Source, other: Source) -> tuple[Mapping[str, Lazy], list[str]
     """Return the tensors of ``other`` with tied matrices stored as in ``origin``, and notes on the changes.
 
     A matrix that ``other`` lacks is taken from its embedding, if its config ties the two. A matrix that ``origin`` lacks is
-    left out, if both configs tie. The default of a config is to tie, as in Hugging Face's format. Other differences remain.
+    left out, if both configs tie. A config that does not say ties, as in Hugging Face's format. Other differences remain.
     """
     tensors, notes = dict(other.tensors), []
-    for name in _few(origin.tensors, other.tensors):
-        partner = next((twin for twin in _twins(name, origin.tensors) if twin in other.tensors), None)
+    for name in _missing_matrices(origin.tensors, other.tensors):
+        partner = next(
+            (candidate for candidate in _tied_candidates(name, origin.tensors) if candidate in other.tensors), None
+        )
         if partner is not None and _tied(other):
             tensors[name] = other.tensors[partner]
             notes.append(f"{other.reference} does not store {name}: the tied {partner} is taken")
-    for name in _few(other.tensors, origin.tensors):
-        partner = next((twin for twin in _twins(name, other.tensors) if twin in origin.tensors), None)
+    for name in _missing_matrices(other.tensors, origin.tensors):
+        partner = next(
+            (candidate for candidate in _tied_candidates(name, other.tensors) if candidate in origin.tensors), None
+        )
         if partner is not None and _tied(other) and _tied(origin):
             del tensors[name]
             notes.append(
@@ -31,9 +35,11 @@ def fitted(origin: Source, other: Source) -> tuple[Mapping[str, Lazy], list[str]
     return tensors, notes
 
 
-def _few(tensors: Mapping[str, Lazy], others: Mapping[str, Lazy]) -> list[str]:
-    """Return the matrices outside the layers that only ``tensors`` has; none if there are more than 8: the models differ."""
-    names = [name for name in tensors if name not in others and len(tensors[name].shape) == 2 and place(name) is None]
+def _missing_matrices(tensors: Mapping[str, Lazy], others: Mapping[str, Lazy]) -> list[str]:
+    """Return the matrices outside the layers that ``others`` lacks; none for more than 8, since the models then differ."""
+    names = [
+        name for name in tensors if name not in others and len(tensors[name].shape) == 2 and split_layer(name) is None
+    ]
     return names if len(names) <= 8 else []
 
 
@@ -41,12 +47,14 @@ def _tied(source: Source) -> bool:
     return source.config.get("tie_word_embeddings", True) is not False
 
 
-def _twins(name: str, tensors: Mapping[str, Lazy]) -> list[str]:
-    """Return the matrices that ``name`` may be tied to: of its shape, outside the layers, one of the two an embedding."""
+def _tied_candidates(name: str, tensors: Mapping[str, Lazy]) -> list[str]:
+    """Return the matrices that ``name`` may be tied to: of the same shape, outside the layers, one of the two an embedding."""
     return [
-        twin
-        for twin, lazy in tensors.items()
-        if lazy.shape == tensors[name].shape and place(twin) is None and _embedding(twin) != _embedding(name)
+        candidate
+        for candidate, lazy in tensors.items()
+        if lazy.shape == tensors[name].shape
+        and split_layer(candidate) is None
+        and _embedding(candidate) != _embedding(name)
     ]
 
 

@@ -1,6 +1,6 @@
 """The recipe of a merge: mergekit's YAML grammar, strictly checked, and a few keys of this package.
 
-`read` has a helper for each mapping of the file. Keys of mergekit that this package does not support are refused by name. The
+`read` has a helper for each mapping of the file. mergekit's keys that this package does not support are refused by name. The
 methods and their parameters are those of ``merge.methods.METHODS``.
 """
 
@@ -39,7 +39,7 @@ class Input(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """Some layers of the result, and the models that they are merged from."""
+    """Consecutive layers of the result, and the models that they are merged from."""
 
     base: Input | None  # changes are measured from it; None for methods without a base
     models: tuple[Input, ...]  # in the recipe's order, without the base
@@ -58,7 +58,7 @@ class Recipe(NamedTuple):
     path: Place
     text: str
     name: str  # of the method
-    method: Method  # for a method on top of another: with the other's options
+    method: Method  # for a method over another method: with the options of both
     slices: tuple[Slice, ...]
     parameters: Settings
     base_model: str | None  # as written at the top
@@ -108,12 +108,12 @@ def read(path: str | os.PathLike[str]) -> Recipe:
     base = strict_yaml.text(f"{path}: base_model", raw["base_model"]) if "base_model" in raw else None
     forms = [form for form in ("models", "slices") if form in raw]
     if len(forms) != 1:
-        what = "has both 'models' and 'slices'" if forms else "has neither 'models' nor 'slices'"
-        raise InputError(f"{path}: {what}; expected one of them")
+        problem = "has both 'models' and 'slices'" if forms else "has neither 'models' nor 'slices'"
+        raise InputError(f"{path}: {problem}; expected one of them")
     reader = _Reader(path, name, method, base)
     slices = reader.models(raw["models"]) if forms == ["models"] else reader.slices(raw["slices"])
     for part in slices:
-        _complete(path, name, method, part, parameters)
+        _check_required(path, name, method, part, parameters)
     if "tokenizer" in raw and "tokenizer_source" in raw:
         raise InputError(
             f"{path}: has both 'tokenizer' and 'tokenizer_source'; keep one (tokenizer.source says the same)"
@@ -153,7 +153,7 @@ class _Reader(NamedTuple):
         if self.base is not None and all(entry.model != self.base for entry in inputs):
             if self.method.base == "none" and self.method.statistics != "none":
                 raise InputError(
-                    f"{self.path}: base_model would be one of {self.name}'s models; list it with its statistics"
+                    f"{self.path}: base_model counts as one of {self.name}'s models; list it with its statistics"
                 )
             inputs.append(Input(self.base, {}, None, None, "base_model"))
         return (self._slice(inputs, self.base, {}, "models"),)
@@ -176,7 +176,7 @@ class _Reader(NamedTuple):
         if raw.get("base_model") is not None:
             base = strict_yaml.text(f"{self.path}: {key}.base_model", raw["base_model"])
             if self.method.base == "none":
-                raise InputError(f"{self.path}: {key}.base_model does nothing with {self.name}; list it as a source")
+                raise InputError(f"{self.path}: {key}.base_model has no effect on {self.name}; list it as a source")
         if base is not None and self.method.base != "none" and all(entry.model != base for entry in inputs):
             raise InputError(
                 f"{self.path}: {key}.sources lack the base {shown(base)}; list it with the layer_range to measure from"
@@ -195,8 +195,10 @@ class _Reader(NamedTuple):
         low, high = self.method.models
         if len(models) < low or (high is not None and len(models) > high):
             expected = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
-            apart = " besides the base" if base is not None else ""
-            raise InputError(f"{self.path}: {key} has {len(models)} model(s){apart}; {self.name} takes {expected}")
+            beside_base = " besides the base" if base is not None else ""
+            raise InputError(
+                f"{self.path}: {key} has {len(models)} model(s){beside_base}; {self.name} takes {expected}"
+            )
         return Slice(next((entry for entry in inputs if entry.model == base), None), models, parameters, key)
 
     def _inputs(self, key: str, raw: Any, keys: Collection[str]) -> list[Input]:
@@ -215,7 +217,7 @@ class _Reader(NamedTuple):
                 self.method.shared,
                 self.name,
             )
-            layers = _range(f"{self.path}: {where}", item.get("layer_range")) if "layer_range" in keys else None
+            layers = _layer_range(f"{self.path}: {where}", item.get("layer_range")) if "layer_range" in keys else None
             statistics = item.get("statistics")
             if statistics is None and self.method.statistics != "none":
                 raise InputError(
@@ -223,7 +225,7 @@ class _Reader(NamedTuple):
                 )
             if statistics is not None:
                 if self.method.statistics == "none":
-                    raise InputError(f"{self.path}: {where}.statistics does nothing with {self.name}; leave it out")
+                    raise InputError(f"{self.path}: {where}.statistics has no effect on {self.name}; leave it out")
                 written = storage.as_path(strict_yaml.text(f"{self.path}: {where}.statistics", statistics))
                 beside = written if storage.remote(written) else self.path.parent / written
                 statistics = storage.download(beside if _exists(beside) or not _exists(written) else written)
@@ -232,7 +234,7 @@ class _Reader(NamedTuple):
 
 
 def _method(path: Place, raw: Mapping[str, Any]) -> tuple[str, Method]:
-    """Return the method's name, and the method; a method over another has the other's options too."""
+    """Return the method's name and the method; a method over another method has the options of both."""
     if "merge_method" not in raw:
         raise InputError(f"{path}: merge_method is missing; expected one of {', '.join(METHODS)}")
     name = strict_yaml.text(f"{path}: merge_method", raw["merge_method"])
@@ -257,14 +259,14 @@ def _method(path: Place, raw: Mapping[str, Any]) -> tuple[str, Method]:
 
 def _seed(path: Place, raw: Any, name: str, method: Method, parameters: Settings) -> settings.Setting:
     if "seed" not in method.shared:
-        raise InputError(f"{path}: seed does nothing with {name}, which draws no random numbers; leave it out")
+        raise InputError(f"{path}: seed has no effect on {name}, which draws no random numbers; leave it out")
     if "seed" in parameters:
         raise InputError(f"{path}: has both 'seed' and 'parameters.seed'; keep one")
     return (settings.Choice(None, (settings.scalar(f"{path}: seed", raw, method.shared["seed"]),)),)
 
 
-def _complete(path: Place, name: str, method: Method, part: Slice, parameters: Settings) -> None:
-    """Raise `InputError` where an option without default is not set."""
+def _check_required(path: Place, name: str, method: Method, part: Slice, parameters: Settings) -> None:
+    """Raise `InputError` for an option without a default that is not set."""
     everywhere = {*parameters, *part.parameters}
     for key, option in method.shared.items():
         if option.default is None and key not in everywhere:
@@ -276,11 +278,11 @@ def _complete(path: Place, name: str, method: Method, part: Slice, parameters: S
                 raise InputError(f"{path}: {where} is missing for {shown(entry.model)}; {name} needs it: {option.help}")
 
 
-def _range(where: str, raw: Any) -> tuple[int, int]:
+def _layer_range(where: str, raw: Any) -> tuple[int, int]:
     if raw is None:
         raise InputError(f"{where} lacks 'layer_range'; write layer_range: [FIRST, LAST + 1]")
-    good = isinstance(raw, list) and len(raw) == 2 and all(type(end) is int for end in raw)
-    if not good or not 0 <= raw[0] < raw[1] < 1_000_000:
+    valid = isinstance(raw, list) and len(raw) == 2 and all(type(end) is int for end in raw)
+    if not valid or not 0 <= raw[0] < raw[1] < 1_000_000:
         ends = ", ".join(shown(end) for end in raw[:3]) if isinstance(raw, list) else shown(raw)
         raise InputError(
             f"{where}.layer_range is [{ends}]; expected [FIRST, LAST + 1], whole numbers, the second larger"

@@ -1,4 +1,4 @@
-"""The settings of a recipe: a scalar, or a gradient over the layers, for all tensors or for some by their names.
+"""The settings of a recipe: a scalar, or a gradient over the layers, for all tensors or for tensors filtered by name.
 
 Every form is stored as a tuple of `Choice`, checked against the method's `Option`; `evaluate` returns the value of one tensor.
 """
@@ -20,7 +20,7 @@ class Choice(NamedTuple):
 
 
 Setting: TypeAlias = tuple[Choice, ...]
-"""The first choice whose filter matches is taken. If none matches, the next level of the recipe is searched."""
+"""The first choice whose filter matches gives the value. If no filter matches, the next level of the recipe gives it."""
 
 Settings: TypeAlias = Mapping[str, Setting]
 
@@ -32,8 +32,8 @@ def read(where: str, raw: Any, options: Mapping[str, Option], elsewhere: Mapping
       where: recipe path and key path, for errors.
       raw: the parsed YAML; None for nothing.
       options: the options that may be set here.
-      elsewhere: options of the method that may be set at the top of the recipe only.
-      method: its name, for errors.
+      elsewhere: the method's options that only the top of the recipe may set.
+      method: the method's name, for errors.
 
     Raises:
       InputError: an unknown option, or an invalid value; one line that names the key path.
@@ -50,7 +50,7 @@ def read(where: str, raw: Any, options: Mapping[str, Option], elsewhere: Mapping
         if key not in options:
             listed = f"it has {', '.join(options)}" if options else "it has none here"
             raise InputError(
-                f"{where}.{shown(key)[1:-1]} is no parameter of {method}{did_you_mean(key[:100], options)}; {listed}"
+                f"{where}.{shown(key)[1:-1]} is not a parameter of {method}{did_you_mean(key[:100], options)}; {listed}"
             )
     return {key: _setting(f"{where}.{key}", value, options[key]) for key, value in raw.items()}
 
@@ -65,12 +65,12 @@ def evaluate(where: str, setting: Setting, option: Option, name: str, t: float) 
             values = choice.values
             if len(values) == 1:
                 return values[0]
-            place = t * (len(values) - 1)
-            low = int(place)
+            position = t * (len(values) - 1)
+            low = int(position)
             if option.kind not in (int, float):
                 return values[low]
             high = min(low + 1, len(values) - 1)
-            value = (1 - (place - low)) * values[low] + (place - low) * values[high]
+            value = (1 - (position - low)) * values[low] + (position - low) * values[high]
             return value if option.kind is float else option.check(where, value)
     return None
 
@@ -149,7 +149,7 @@ def _choice(where: str, raw: Mapping[str, Any], option: Option) -> Choice:
         raise InputError(f"{where} lacks 'value'; write {{filter: NAME, value: ...}}")
     name = raw.get("filter")
     if name is not None and not isinstance(name, str):
-        raise InputError(f"{where}.filter is {shown(name)}; expected a part of tensor names: put it in quotes")
+        raise InputError(f"{where}.filter is {shown(name)}; expected a part of tensor names, in quotes")
     return Choice(None if name == "*" else name, _values(f"{where}.value", raw["value"], option))
 
 

@@ -1,7 +1,7 @@
 """Strict YAML: a small file is read into dicts, lists and scalars, or refused with one line that names the error.
 
-The reader works on the parser's events, so that the result cannot expand or nest without bound: aliases, repeated keys,
-foreign tags and deep nesting are refused. Scalars are those of YAML 1.1, as PyYAML reads them, but dates stay text.
+The reader works on the parser's events and refuses aliases, repeated keys, foreign tags and deep nesting, so that the result
+cannot expand or nest without bound. Scalars are read as PyYAML reads YAML 1.1, but dates stay text.
 """
 
 from collections.abc import Collection, Mapping
@@ -20,14 +20,14 @@ DEEPEST = 32
 """The deepest nesting that is read."""
 
 LONGEST = 1000
-"""The longest text that most values may be, in characters."""
+"""The maximum length of most text values, in characters."""
 
-_ELSEWHERE = {
+_REFUSED = {
     "modules": "models of several modules are not supported; merge each with a recipe of its own",
-    "residual_weight": "it is not supported (mergekit reads it and does nothing with it); leave it out",
-    "input_model_parameters": "mergekit dropped it, and it is not supported; write parameters beside each model",
+    "residual_weight": "it is not supported (mergekit ignores it); leave it out",
+    "input_model_parameters": "it is not supported (mergekit dropped it); write parameters beside each model",
 }
-_DIGITS = 400  # Python refuses to print integers of some thousands of digits
+_LONGEST_NUMBER = 400  # characters; Python refuses to print integers of several thousand digits
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _RESOLVER = yaml.resolver.Resolver()
@@ -58,12 +58,12 @@ def parse(where: str, text: str) -> Any:
     Raises:
       InputError: the text is not YAML, or has a construct that this module refuses; the message begins with ``where``.
     """
-    # Each open collection: its content so far, and the key that waits for its value.
+    # Each open collection: its content so far, and the key whose value comes next.
     open_collections: list[tuple[Any, list[str]]] = []
     root: list[Any] = []
 
-    def fail(event: Any, what: str) -> InputError:
-        return InputError(f"{where}: line {event.start_mark.line + 1}: {what}")
+    def fail(event: Any, problem: str) -> InputError:
+        return InputError(f"{where}: line {event.start_mark.line + 1}: {problem}")
 
     def place(event: Any, value: Any) -> None:
         if not open_collections:
@@ -71,14 +71,14 @@ def parse(where: str, text: str) -> Any:
                 raise fail(event, "a second document begins; expected one")
             root.append(value)
             return
-        holder, waiting = open_collections[-1]
-        if isinstance(holder, list):
-            holder.append(value)
+        parent, waiting = open_collections[-1]
+        if isinstance(parent, list):
+            parent.append(value)
         elif waiting:
-            holder[waiting.pop()] = value
+            parent[waiting.pop()] = value
         elif not isinstance(event, yaml.ScalarEvent):
             raise fail(event, "a key is a list or a mapping; expected text")
-        elif event.value in holder:
+        elif event.value in parent:
             raise fail(event, f"the key {shown(event.value)} is repeated; keep one")
         else:
             waiting.append(event.value)
@@ -86,12 +86,12 @@ def parse(where: str, text: str) -> Any:
     try:
         for event in yaml.parse(text, Loader=_LOADER):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise fail(event, "anchors and aliases (& and *) are not read; write the value out")
+                raise fail(event, "anchors and aliases (& and *) are not supported; write the value in full")
             if isinstance(event, yaml.ScalarEvent):
                 place(event, _scalar(event))
             elif isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
                 if event.tag not in (None, "!", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
-                    raise fail(event, f"the tag {shown(event.tag)} is not read; leave it out")
+                    raise fail(event, f"the tag {shown(event.tag)} is not supported; leave it out")
                 if len(open_collections) == DEEPEST:
                     raise fail(event, f"nested deeper than {DEEPEST} levels")
                 value: Any = {} if isinstance(event, yaml.MappingStartEvent) else []
@@ -125,8 +125,8 @@ def read(path: Place) -> tuple[str, Any]:
 def check_keys(where: str, raw: Mapping[str, Any], keys: Collection[str]) -> None:
     """Raise `InputError`, beginning with ``where``, for a key of ``raw`` that is not in ``keys``."""
     for key in raw:
-        if key in _ELSEWHERE:
-            raise InputError(f"{where}{key}: {_ELSEWHERE[key]}")
+        if key in _REFUSED:
+            raise InputError(f"{where}{key}: {_REFUSED[key]}")
         if key not in keys:
             near = did_you_mean(key[:100], keys)
             raise InputError(f"{where}{shown(key)[1:-1]} is unknown{near}; expected {', '.join(keys)}")
@@ -157,13 +157,13 @@ def _scalar(event: Any) -> Any:
     tag = event.tag if event.tag not in (None, "!") else None
     if tag is None:
         tag = _RESOLVER.resolve(yaml.ScalarNode, event.value, event.implicit)
-    make = _SCALARS.get(tag.removeprefix("tag:yaml.org,2002:"))
+    construct = _SCALARS.get(tag.removeprefix("tag:yaml.org,2002:"))
     node = yaml.ScalarNode(tag, event.value, event.start_mark, event.end_mark)
     try:
-        if make is None:
-            raise ValueError("the tag is not read; leave it out")
-        if len(event.value) > _DIGITS and tag.endswith((":int", ":float")):
-            raise ValueError(f"a number of more than {_DIGITS} characters")
-        return make(node)
+        if construct is None:
+            raise ValueError("the tag is not supported; leave it out")
+        if len(event.value) > _LONGEST_NUMBER and tag.endswith((":int", ":float")):
+            raise ValueError(f"a number of more than {_LONGEST_NUMBER} characters")
+        return construct(node)
     except (ValueError, KeyError, OverflowError) as error:
         raise yaml.MarkedYAMLError(problem=f"{shown(event.value)}: {error}", problem_mark=event.start_mark) from None

@@ -56,7 +56,7 @@ def _token(where: str, raw: Any) -> dict[str, Any]:
     strict_yaml.check_keys(f"{where}.source.", source, ("kind",) if kind == "zero" else ("kind", *_DONOR))
     donor = {key: source[key] for key in _DONOR if source.get(key) is not None}
     if kind == "model_token" and (("token" in donor) == ("token_id" in donor) or "model" not in donor):
-        raise InputError(f"{where}.source lacks something or has too much; expected model, and token or token_id")
+        raise InputError(f"{where}.source is incomplete or ambiguous; expected model, and either token or token_id")
     for key in donor.keys() - {"token_id"}:
         strict_yaml.text(f"{where}.source.{key}", donor[key])
     if "token_id" in donor:

@@ -1,10 +1,12 @@
 """Streaming: merge a plan's tensors from files to files, in bounded memory, with a complete output or none.
 
-The merge takes two passes where the method reads the whole model first, else one. Each worker takes a tensor, reads it tile
-by tile, computes it through JAX and writes it at its offset in its shard. All files are written to a hidden folder beside the
-output, which is renamed at the end. After an interruption the next merge verifies and keeps the finished shards.
+The merge takes two passes if the method reads the whole model first, else one pass. Each worker reads one tensor tile by
+tile, merges the tiles with JAX, and writes them at the tensor's offset in its shard. All files are written to a hidden folder
+beside the output; the folder is renamed at the end. After an interruption, the next merge verifies and keeps the finished
+shards.
 
-With several JAX processes, each reads its share of the tensors and writes its share of the shards; process 0 does the rest.
+With several JAX processes, each process reads its share of the tensors and writes its share of the shards; process 0 writes
+the other files.
 """
 
 import contextlib
@@ -19,30 +21,29 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
-import numpy as np
 
 from dsee_jax.ckpt import tensors
 from dsee_jax.errors import InputError
-from dsee_jax.runtime import multihost
+from dsee_jax.runtime import atomic, multihost
 from merge.method import Method
 from merge.methods import find
-from merge.planning.plan import Job, Plan
+from merge.planning.plan import Job, Plan, written_bytes
 from merge.streaming import shards, staging, tiles
 
 Extras: TypeAlias = dict[str, dict[str, Any]]
-"""For each tensor the further keyword arguments of its method, from `Method.prepare`."""
+"""The further keyword arguments of each tensor's method, by tensor name, from `Method.prepare`."""
 
 
 class Progress(NamedTuple):
     """Callbacks that report progress; called from several threads."""
 
-    begin: Callable[[str, int], None] = lambda name, nbytes: None  # starts a pass over nbytes
+    begin: Callable[[str, int], None] = lambda name, nbytes: None  # starts a pass over so many bytes
     advance: Callable[[int], None] = lambda nbytes: None
 
 
 def layout(plan: Plan, max_shard_size: str | int = "5GB") -> dict[str, list[str]]:
     """Return ``{file: names}`` of the merged model's shards."""
-    return tensors.shards({job.name: _nbytes(job) for job in plan.jobs}, max_shard_size=max_shard_size)
+    return tensors.shards({job.name: written_bytes(job) for job in plan.jobs}, max_shard_size=max_shard_size)
 
 
 def files(plan: Plan) -> list[Path]:
@@ -69,7 +70,7 @@ def run(
     Args:
       plan: the merge.
       out: the output folder, replaced when the merge is complete.
-      finish: called when all tensors are written, with the folder that becomes ``out`` and the method's `Extras`; writes the
+      finish: called after all tensors are written, with the folder that becomes ``out`` and the method's `Extras`; writes the
         files beside the weights.
       max_shard_size: bytes, or text such as ``5GB``.
       overwrite: replace an existing ``out``.
@@ -77,17 +78,17 @@ def run(
       progress: see `Progress`.
 
     Raises:
-      InputError: ``out`` may not be written, the disk is too small, or a source has a NaN or an infinity.
+      InputError: ``out`` cannot be written, the disk is too small, or a source has a NaN or an infinity.
     """
     check_output(plan, out, overwrite=overwrite)
     placed = layout(plan, max_shard_size)
-    folder = out.absolute().with_name(f".{out.absolute().name}.partial")
-    with staging.opened(folder, stamp(plan, placed), sum(map(_nbytes, plan.jobs))):
+    folder = atomic.hidden(out.absolute())
+    with staging.opened(folder, stamp(plan, placed), sum(map(written_bytes, plan.jobs))):
         extras = _merge(plan, placed, folder, allow_nonfinite, progress)
         multihost.barrier("every shard is written")
         if multihost.is_main():
             if len(placed) > 1:
-                text = tensors.index_text(placed, sum(map(_nbytes, plan.jobs)))
+                text = tensors.index_text(placed, sum(map(written_bytes, plan.jobs)))
                 (folder / tensors.INDEX).write_text(text)
             finish(folder, extras)
             for file in placed:
@@ -115,12 +116,12 @@ def _merge(
 ) -> Extras:
     """Prepare the method, then write this process's unfinished shards."""
     jobs = {job.name: job for job in plan.jobs}
-    mine = [file for number, file in enumerate(placed) if multihost.owns(number)]
-    todo = [file for file in mine if not shards.finished(folder / file)]
+    owned = [file for number, file in enumerate(placed) if multihost.owns(number)]
+    todo = [file for file in owned if not shards.finished(folder / file)]
     with ThreadPoolExecutor(max(os.cpu_count() or 1, 2)) as workers, contextlib.ExitStack() as opened:
-        means = tiles.Means(workers, set(), allow_nonfinite, multihost.owns, multihost.gather)
-        extras = _prepare(plan, means, progress)
-        progress.begin("merging", sum(_nbytes(jobs[name]) for file in todo for name in placed[file]))
+        resources = tiles.Resources(workers, set(), allow_nonfinite, multihost.owns, multihost.gather)
+        extras = _prepare(plan, resources, progress)
+        progress.begin("merging", sum(written_bytes(jobs[name]) for file in todo for name in placed[file]))
         stop = threading.Event()
         running: list[Future[None]] = []
         closer = opened.enter_context(ThreadPoolExecutor(1))
@@ -131,7 +132,9 @@ def _merge(
                 shard = shards.create(folder / file, arrays)
                 opened.callback(shard.abandon)
                 parts = [
-                    workers.submit(_one, jobs[name], extras[name], means, shard.sink(name, progress.advance), stop)
+                    workers.submit(
+                        _merge_tensor, jobs[name], extras[name], resources, shard.sink(name, progress.advance), stop
+                    )
                     for name in placed[file]
                 ]
                 running += parts
@@ -146,19 +149,21 @@ def _merge(
     return extras
 
 
-def _prepare(plan: Plan, means: tiles.Means, progress: Progress) -> Extras:
+def _prepare(plan: Plan, resources: tiles.Resources, progress: Progress) -> Extras:
     extras: Extras = {job.name: {} for job in plan.jobs}
     jobs = [job for job in plan.jobs if job.method != "copy"]
     method = _method(jobs[0]) if jobs else None
     if method is None or method.prepare is None:
         return extras
-    progress.begin("looking at the whole model", sum(lazy.nbytes for job in jobs for lazy in _inputs(job)))
-    leaves = [_leaf(job, means._replace(read=progress.advance)) for job in jobs]
+    progress.begin("reading the whole model", sum(lazy.nbytes for job in jobs for lazy in _inputs(job)))
+    leaves = [_leaf(job, resources._replace(read=progress.advance)) for job in jobs]
     prepared = method.prepare(leaves, [method.keywords(job.options) for job in jobs])
     return extras | {job.name: extra for job, extra in zip(jobs, prepared, strict=True)}
 
 
-def _one(job: Job, extra: Mapping[str, Any], means: tiles.Means, sink: tiles.Sink, stop: threading.Event) -> None:
+def _merge_tensor(
+    job: Job, extra: Mapping[str, Any], resources: tiles.Resources, sink: tiles.Sink, stop: threading.Event
+) -> None:
     """Merge or copy one tensor."""
     if stop.is_set():
         return
@@ -170,14 +175,14 @@ def _one(job: Job, extra: Mapping[str, Any], means: tiles.Means, sink: tiles.Sin
     method, grams = _method(job), {}
     if method.statistics == "grams" and job.statistics:
         grams["grams"] = [lazy.read(0, prod(lazy.shape)).reshape(lazy.shape) for lazy in job.statistics]
-    method.merge(_leaf(job, means, sink), **method.keywords(job.options), **extra, **grams)
+    method.merge(_leaf(job, resources, sink), **method.keywords(job.options), **extra, **grams)
 
 
-def _leaf(job: Job, means: tiles.Means, sink: tiles.Sink = lambda start, chunk: None) -> tiles.Tiled:
+def _leaf(job: Job, resources: tiles.Resources, sink: tiles.Sink = lambda start, chunk: None) -> tiles.Tiled:
     method = _method(job)
     by_rows = method.by_rows(**method.keywords(job.options))
     statistics = job.statistics if method.statistics == "elements" else ()
-    return tiles.Tiled(job.name, job.base, job.models, statistics, by_rows, job.dtype, sink, means)
+    return tiles.Tiled(job.name, job.base, job.models, statistics, by_rows, job.dtype, sink, resources)
 
 
 def _method(job: Job) -> Method:
@@ -186,10 +191,6 @@ def _method(job: Job) -> Method:
 
 def _inputs(job: Job) -> tuple[Any, ...]:
     return (*job.inputs, *job.statistics)
-
-
-def _nbytes(job: Job) -> int:
-    return prod(job.shape) * np.dtype(tensors.DTYPES[job.dtype]).itemsize
 
 
 def stamp(plan: Plan, placed: Mapping[str, Sequence[str]]) -> str:

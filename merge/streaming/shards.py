@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dsee_jax.ckpt import tensors
+from dsee_jax.runtime import atomic
 
 BLOCK = 8 << 20
 """Bytes written at once; offsets in memory and in the file are multiples of a page."""
@@ -89,10 +90,9 @@ class Shard(NamedTuple):
                 part.result()
             digests = [self.writes[number].result() for number in sorted(self.writes)]
             os.ftruncate(self.descriptor, self.size)
-            os.fsync(self.descriptor)
         finally:
             self.abandon()
-        _unfinished(self.path).replace(self.path)
+        atomic.replace_file(atomic.hidden(self.path), self.path)
         mark(self.path).write_text(json.dumps({"size": self.size, "sha256": digests}))
 
     def abandon(self) -> None:
@@ -130,11 +130,11 @@ def create(path: Path, arrays: Mapping[str, tuple[str, tuple[int, ...]]]) -> Sha
     flags = os.O_CREAT | os.O_TRUNC | os.O_RDWR
     direct = getattr(os, "O_DIRECT", 0)
     try:
-        descriptor = os.open(_unfinished(path), flags | direct, 0o666)
+        descriptor = os.open(atomic.hidden(path), flags | direct, 0o666)
     except OSError as error:
         if not direct or error.errno != errno.EINVAL:  # the error of a file system without O_DIRECT
             raise
-        descriptor, direct = os.open(_unfinished(path), flags, 0o666), 0
+        descriptor, direct = os.open(atomic.hidden(path), flags, 0o666), 0
     try:
         if hasattr(os, "posix_fallocate"):  # not on macOS
             os.posix_fallocate(descriptor, 0, -(-size // _PAGE) * _PAGE)
@@ -161,7 +161,3 @@ def finished(path: Path) -> bool:
 def mark(path: Path) -> Path:
     """Return the path of the file that marks a shard as complete; the file is not part of the output."""
     return path.with_name(path.name + ".done")
-
-
-def _unfinished(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")

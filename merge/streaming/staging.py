@@ -1,15 +1,14 @@
-"""The staging folder that a merge writes into; it is renamed to the output when complete."""
+"""The staging folder that a merge writes into; it survives a crash, and is renamed to the output when complete."""
 
 import contextlib
 import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from dsee_jax.errors import InputError
-from dsee_jax.runtime import multihost
+from dsee_jax.runtime import atomic, console, multihost
 
 STAMP = "merge.json"
 """The file in the folder that identifies its merge."""
@@ -17,22 +16,22 @@ STAMP = "merge.json"
 
 @contextlib.contextmanager
 def opened(folder: Path, stamp: str, nbytes: int) -> Iterator[None]:
-    """Continue in the folder if it belongs to the same merge, else clear it; delete it on an `InputError` or a full disk.
+    """Resume in the folder if it belongs to the same merge, else clear it; delete it on an `InputError` or a full disk.
 
     Args:
-      folder: beside the output.
+      folder: the staging folder, beside the output.
       stamp: a digest that identifies the merge.
-      nbytes: of the merged model.
+      nbytes: the size of the merged model.
 
     Raises:
       InputError: the disk is too small, or becomes full.
     """
-    if multihost.is_main() and not _continues(folder, stamp):
+    if multihost.is_main() and not _resumes(folder, stamp):
         shutil.rmtree(folder, ignore_errors=True)
         free = shutil.disk_usage(folder.parent).free
         if nbytes > free:
             raise InputError(
-                f"{folder.parent} has {free / 1e9:.2f} GB free; the merged model takes {nbytes / 1e9:.2f} GB: "
+                f"{folder.parent} has {console.size(free)} free; the merged model takes {console.size(nbytes)}: "
                 "make room, or write elsewhere"
             )
         folder.mkdir()
@@ -50,7 +49,7 @@ def opened(folder: Path, stamp: str, nbytes: int) -> Iterator[None]:
         raise InputError(f"{folder.parent} is full: make room, or write elsewhere") from None
 
 
-def _continues(folder: Path, stamp: str) -> bool:
+def _resumes(folder: Path, stamp: str) -> bool:
     try:
         return json.loads((folder / STAMP).read_text())["stamp"] == stamp
     except (OSError, ValueError, KeyError, TypeError):
@@ -58,24 +57,6 @@ def _continues(folder: Path, stamp: str) -> bool:
 
 
 def finish(folder: Path, out: Path) -> None:
-    """Rename the complete folder to the output, and sync."""
+    """Rename the complete folder to the output, after a sync of all its files."""
     (folder / STAMP).unlink()
-    for path in folder.iterdir():
-        if path.suffix != ".safetensors":  # shards are synced already
-            _sync(path)
-    _sync(folder)
-    old = out.with_name(f".{out.name}.replaced")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists() and any(out.iterdir()):
-        out.rename(old)
-    folder.rename(out)
-    _sync(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    atomic.replace_folder(folder, out)

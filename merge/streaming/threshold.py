@@ -1,8 +1,8 @@
-"""The exact k-th largest of numbers that are read in chunks, and the elements equal to it that are kept.
+"""The exact k-th largest of numbers that are read in chunks, and which elements equal to it are selected.
 
 Non-negative floats are ordered like their bits, so the search counts integers. A sample brackets the answer. One pass then
-counts the elements above the bracket and collects those inside. If the bracket misses the answer, or holds too many elements
-to collect, further passes count by histogram. The result is exact in every case, in bounded memory.
+counts the elements above the bracket and collects the elements inside. If the bracket misses the answer, or holds too many
+elements to collect, further passes count by histogram. The result is exact in every case, in bounded memory.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -13,14 +13,16 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 EVERY = 0xFFFFFFFF
+"""The end of a tensor whose equal elements are all selected."""
 
 INFINITY = 0x7F800000
 """The bits of infinity in float32."""
 
 LIMIT = 1 << 21
-"""Elements of a tensor that are collected at most: 16 MB."""
+"""The maximum number of elements collected per tensor: 16 MB."""
 
 BINS = 1 << 16
+"""The maximum number of bins of a histogram."""
 
 Pass: TypeAlias = Callable[[], tuple[Callable[[int, np.ndarray], None], Callable[[], Any]]]
 """Starts a pass over one tensor. Returns two functions: the first takes each chunk in turn, as the position of its first
@@ -28,7 +30,7 @@ element and the int32 bits of non-negative float32; the second then returns the 
 
 
 class Threshold(NamedTuple):
-    """The smallest value kept, and for each tensor the position before which equal elements are kept."""
+    """The smallest selected value, and for each tensor the position before which equal elements are selected."""
 
     value: float
     ends: list[int]  # EVERY: at any position
@@ -37,13 +39,13 @@ class Threshold(NamedTuple):
 def search(
     sizes: Sequence[int], count: int, sample: np.ndarray | None = None
 ) -> Generator[Pass, Sequence[Any], Threshold]:
-    """Return the threshold that keeps exactly the ``count`` largest; of equal elements the first positions are kept.
+    """Return the threshold of exactly the ``count`` largest elements; among equal elements the first positions are selected.
 
     The generator yields a `Pass` over every tensor and is sent the results, so that several searches can share one reading.
 
     Args:
       sizes: elements of each tensor.
-      count: how many to keep of all tensors together.
+      count: the number of elements to select from all tensors together.
       sample: int32 bits of some of the elements, to start with a narrow bracket.
     """
     total = sum(sizes)
@@ -57,7 +59,7 @@ def search(
                 above = sum(part[0] for part in parts)
                 collected = sum(part[1].size for part in parts)
                 if above < count <= above + collected:
-                    return _among(parts, count - above)
+                    return _select(parts, count - above)
                 low, high, inside = (high + 1, INFINITY, total) if count <= above else (0, low - 1, total)
                 continue
         shift = max((high - low).bit_length() - (BINS.bit_length() - 1), 0)
@@ -73,16 +75,16 @@ def search(
         high = min(high, low + (1 << shift) - 1)
         if low == high:
             spare = count - int(at_least[place] - bins[place])
-            return (yield from _walk(low, spare, [part[1][place] for part in parts]))
+            return (yield from _ends(low, spare, [part[1][place] for part in parts]))
 
 
-def together(
+def run_all(
     searches: Sequence[Generator[Pass, Sequence[Any], Threshold]],
-    look: Callable[[Mapping[int, Pass]], Sequence[Mapping[int, Any]]],
+    read_pass: Callable[[Mapping[int, Pass]], Sequence[Mapping[int, Any]]],
 ) -> list[Threshold]:
     """Return the results of the searches, which share each reading of the tensors.
 
-    ``look({number of the search: pass})`` returns for each tensor ``{number: result}``.
+    ``read_pass({search number: pass})`` reads the tensors once and returns ``{search number: result}`` for each tensor.
     """
     results: dict[int, Threshold] = {}
     passes: dict[int, Pass] = {}
@@ -96,7 +98,7 @@ def together(
                     results[number] = done.value
                     passes.pop(number, None)
         if passes:
-            parts = look(passes)
+            parts = read_pass(passes)
     return [results[number] for number in range(len(searches))]
 
 
@@ -105,7 +107,7 @@ def _bracket(sample: np.ndarray, total: int, count: int) -> tuple[int, int, int]
     size = sample.size
     ordered = np.sort(sample)
     middle, share = size * (1 - count / total), count / total
-    # The sample is taken in blocks of similar elements: the margin is wider than for independent draws.
+    # The sample consists of blocks of similar elements: it needs a wider margin than independent draws.
     margin = 6 * sqrt(size * share * (1 - share)) + 16
     first, last = int(middle - margin), int(middle + margin)
     low = int(ordered[first]) if first > 0 else 0
@@ -119,14 +121,14 @@ def _within(low: int, high: int, chunk: np.ndarray) -> np.ndarray:
     return (chunk - np.int32(low)).view(np.uint32) <= np.uint32(high - low)
 
 
-def _where(mask: np.ndarray, values: np.ndarray) -> np.ndarray:
+def _masked(mask: np.ndarray, values: np.ndarray) -> np.ndarray:
     # Indexing by positions is three times as fast as by the mask.
     return values[np.flatnonzero(mask)]
 
 
 def _collect(low: int, high: int) -> tuple[Callable[[int, np.ndarray], None], Callable[[], Any]]:
     """Count the elements above ``high``, and collect bits and positions from ``low`` up; None for more than `LIMIT`."""
-    above, collected, bits, places = 0, 0, [], []
+    above, collected, bits, positions = 0, 0, [], []
 
     def take(start: int, chunk: np.ndarray) -> None:
         nonlocal above, collected
@@ -134,11 +136,11 @@ def _collect(low: int, high: int) -> tuple[Callable[[int, np.ndarray], None], Ca
         if collected <= LIMIT:
             inside = np.flatnonzero(_within(low, high, chunk))
             bits.append(chunk[inside])
-            places.append((inside + start).astype(np.uint32))  # all positions are below `EVERY`
+            positions.append((inside + start).astype(np.uint32))  # all positions are below `EVERY`
             collected += inside.size
 
     def finish() -> Any:
-        return (above, _joined(bits), _joined(places)) if collected <= LIMIT else None
+        return (above, _joined(bits), _joined(positions)) if collected <= LIMIT else None
 
     return take, finish
 
@@ -150,32 +152,32 @@ def _joined(pieces: list[np.ndarray]) -> np.ndarray:
     return joined
 
 
-def _among(parts: Sequence[tuple[int, np.ndarray, np.ndarray]], count: int) -> Threshold:
-    """Return the threshold that keeps the ``count`` largest of the collected elements."""
-    every = parts[0][1] if len(parts) == 1 else np.concatenate([bits for _, bits, _ in parts])
-    answer = _kth(every, count)
-    spare, ends = count - int(np.count_nonzero(every > answer)), []
-    for _, bits, places in parts:
+def _select(parts: Sequence[tuple[int, np.ndarray, np.ndarray]], count: int) -> Threshold:
+    """Return the threshold of the ``count`` largest of the collected elements."""
+    collected = parts[0][1] if len(parts) == 1 else np.concatenate([bits for _, bits, _ in parts])
+    answer = _kth(collected, count)
+    spare, ends = count - int(np.count_nonzero(collected > answer)), []
+    for _, bits, positions in parts:
         equal = np.flatnonzero(bits == answer)
-        ends.append(0 if spare <= 0 else EVERY if equal.size <= spare else int(places[equal[spare - 1]]) + 1)
+        ends.append(0 if spare <= 0 else EVERY if equal.size <= spare else int(positions[equal[spare - 1]]) + 1)
         spare -= equal.size
     return Threshold(_value(answer), ends)
 
 
 def _kth(values: np.ndarray, count: int) -> int:
-    """Return the ``count``-th largest of integers by counting, which is as fast with many equal elements."""
+    """Return the ``count``-th largest integer by counting, whose time does not depend on the number of equal elements."""
     while True:
         low, high = int(values.min()), int(values.max())
         if low == high:
             return low
         shift = max((high - low).bit_length() - (BINS.bit_length() - 1), 0)
-        places = (values - low) >> shift
-        at_least = np.cumsum(np.bincount(places)[::-1])[::-1]
+        bins = (values - low) >> shift
+        at_least = np.cumsum(np.bincount(bins)[::-1])[::-1]
         place = int(np.flatnonzero(at_least >= count)[-1])
         if not shift:
             return low + place
         count -= int(at_least[place + 1]) if place + 1 < at_least.size else 0
-        values = _where(places == place, values)
+        values = _masked(bins == place, values)
 
 
 def _histogram(low: int, high: int, shift: int) -> tuple[Callable[[int, np.ndarray], None], Callable[[], Any]]:
@@ -184,15 +186,15 @@ def _histogram(low: int, high: int, shift: int) -> tuple[Callable[[int, np.ndarr
 
     def take(start: int, chunk: np.ndarray) -> None:
         nonlocal above
-        inside = _where(_within(low, high, chunk), chunk)
+        inside = _masked(_within(low, high, chunk), chunk)
         above += int(np.count_nonzero(chunk > high))
         bins[:] += np.bincount((inside - low) >> shift, minlength=bins.size)
 
     return take, lambda: (above, bins)
 
 
-def _walk(answer: int, spare: int, equals: Sequence[int]) -> Generator[Pass, Sequence[int], Threshold]:
-    """Find the ends; reads again only if the last kept element equal to ``answer`` is inside a tensor."""
+def _ends(answer: int, spare: int, equals: Sequence[int]) -> Generator[Pass, Sequence[int], Threshold]:
+    """Find the ends; reads again only if a tensor has more elements equal to ``answer`` than are selected."""
     ends: list[int] = []
     for number, equal in enumerate(equals):
         if 0 < spare < equal:

@@ -1,7 +1,7 @@
 """One tensor of all models in files: the same folds and map as in memory, over tiles of bounded size.
 
-Each tile size is compiled once, so the last tile of a tensor is padded with zeros, in every model and the base: folds see
-changes of zero in the padding, and the map's results in the padding are dropped.
+Each tile size is compiled once, so the last tile of a tensor is padded with zeros, in every model and the base: the changes in
+the padding are zero in folds, and the results of a map in the padding are dropped.
 """
 
 import functools
@@ -18,10 +18,10 @@ from dsee_jax.errors import InputError
 from merge.inputs.lazy import Lazy
 from merge.leaf import Tile
 from merge.streaming import threshold
-from merge.topk import EVERY, Cut
+from merge.topk import EVERY, Selection
 
 TILE = 1 << 20
-"""Elements in a tile: large enough to hide the cost of a call, small enough for a few tiles to fit the processor's cache."""
+"""Elements of a tile: enough to hide the cost of a call, few enough that several tiles fit the processor's cache."""
 
 _SMALLEST = 1 << 14
 _BLOCKS, _BLOCK = 64, 256
@@ -30,14 +30,14 @@ Sink: TypeAlias = Callable[[int, np.ndarray], None]
 """Takes the flat position of a chunk of the merged tensor, and the chunk."""
 
 
-class Means(NamedTuple):
+class Resources(NamedTuple):
     """The resources that all tensors share."""
 
     workers: Executor
-    finite: set[str]  # names of the tensors that an earlier pass checked in every model
+    finite: set[str]  # names of the tensors whose elements an earlier pass found finite in every model
     allow_nonfinite: bool = False
-    mine: Callable[[int], bool] = lambda number: True  # whether this process folds the leaf of this number
-    gather: Callable[[list[Any]], list[Any]] = lambda folds: folds  # exchanges the processes' folds; None: to receive
+    owns: Callable[[int], bool] = lambda number: True  # whether this process folds the leaf with this number
+    gather: Callable[[list[Any]], list[Any]] = lambda folds: folds  # replaces None by another process's fold
     read: Callable[[int], None] = lambda nbytes: None  # called with the bytes read
 
 
@@ -51,7 +51,7 @@ class Tiled(NamedTuple):
     by_rows: bool
     dtype: str  # the written type
     sink: Sink
-    means: Means
+    resources: Resources
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -75,7 +75,7 @@ class Tiled(NamedTuple):
 
     @property
     def columns(self) -> int:
-        """The number of elements that a tile must not split: a row, or 1."""
+        """The number of elements that a tile must not split: the elements of a row, or 1."""
         return self.shape[-1] if self.by_rows and self.shape else 1
 
     def fold(self, function: Callable[..., Any], *args: Any, **static: Any) -> Any:
@@ -94,13 +94,13 @@ class Tiled(NamedTuple):
             self.sink(int(tile.start), merged.astype(tensors.DTYPES[self.dtype], copy=False))
 
     def fold_all(self, leaves: Sequence[Any], function: Callable[..., Any], *args: Any, **static: Any) -> list[Any]:
-        """Return every leaf's fold; each process computes its share, and all processes get all folds."""
-        mine = [number for number in range(len(leaves)) if self.means.mine(number)]
-        done = self.means.workers.map(lambda number: leaves[number].fold(function, *args, **static), mine)
+        """Return every leaf's fold; each process folds its share of the leaves, and all processes get all folds."""
+        owned = [number for number in range(len(leaves)) if self.resources.owns(number)]
+        done = self.resources.workers.map(lambda number: leaves[number].fold(function, *args, **static), owned)
         folds: list[Any] = [None] * len(leaves)
-        for number, result in zip(mine, done, strict=True):
+        for number, result in zip(owned, done, strict=True):
             folds[number] = result
-        return self.means.gather(folds)
+        return self.resources.gather(folds)
 
     def select(
         self,
@@ -110,39 +110,39 @@ class Tiled(NamedTuple):
         *args: Any,
         every_tie: bool = False,
         **static: Any,
-    ) -> list[Cut]:
-        """Return the cuts of `merge.topk.largest`, found in files."""
+    ) -> list[Selection]:
+        """Return the selections of `merge.topk.largest`, found in files."""
         compiled = _compiled(function, None, tuple(sorted(static.items())))
 
         def bits(tile: Tile, length: int) -> list[np.ndarray]:
             return [np.asarray(value).ravel()[:length].view(np.int32) for value in compiled(tile, *args)]
 
-        def look(passes: Mapping[int, threshold.Pass], leaf: Tiled) -> dict[int, Any]:
-            begun = {model: begin() for model, begin in passes.items()}
+        def read_leaf(passes: Mapping[int, threshold.Pass], leaf: Tiled) -> dict[int, Any]:
+            open_passes = {model: begin() for model, begin in passes.items()}
             for tile, length in leaf.tiles():
                 chunks = bits(tile, length)
-                for model, (take, _) in begun.items():
+                for model, (take, _) in open_passes.items():
                     take(int(tile.start), chunks[model])
-            return {model: result() for model, (_, result) in begun.items()}
+            return {model: result() for model, (_, result) in open_passes.items()}
 
-        def look_all(passes: Mapping[int, threshold.Pass]) -> list[dict[int, Any]]:
-            work = functools.partial(look, passes)
+        def read_all(passes: Mapping[int, threshold.Pass]) -> list[dict[int, Any]]:
+            work = functools.partial(read_leaf, passes)
             # A single tensor already runs in a worker: submitting to the same pool could deadlock.
-            return [work(leaves[0])] if len(leaves) == 1 else list(self.means.workers.map(work, leaves))
+            return [work(leaves[0])] if len(leaves) == 1 else list(self.resources.workers.map(work, leaves))
 
         sizes = [leaf.size for leaf in leaves]
         sampled = len(leaves) == 1 and sizes[0] > _BLOCKS * _BLOCK
         samples = bits(*leaves[0].sample()) if sampled else [None] * len(counts)
         searches = [threshold.search(sizes, count, sample) for count, sample in zip(counts, samples, strict=True)]
-        thresholds = threshold.together(searches, look_all)
+        thresholds = threshold.run_all(searches, read_all)
         values = np.array([result.value for result in thresholds], np.float32)
         ends = np.array([result.ends for result in thresholds], np.uint32)
         if every_tie:
             ends[:] = EVERY
-        return [Cut(values, ends[:, number]) for number in range(len(leaves))]
+        return [Selection(values, ends[:, number]) for number in range(len(leaves))]
 
     def tiles(self) -> Iterator[tuple[Tile, int]]:
-        """Yield the tiles, each with the number of its elements that are not padding.
+        """Yield the tiles, each with its number of elements without padding.
 
         The first pass checks that all elements are finite, while the tiles are in the processor's cache. Later passes read
         only what their program needs.
@@ -150,21 +150,21 @@ class Tiled(NamedTuple):
         Raises:
           InputError: a NaN or an infinity that is not allowed; the message names the file and the tensor.
         """
-        check = not self.means.allow_nonfinite and self.name not in self.means.finite
+        check = not self.resources.allow_nonfinite and self.name not in self.resources.finite
         columns = self.columns
         rows = max(self.size // columns, 1)
-        # All large tensors share one tile size, and small tensors a few sizes: each size is compiled once.
+        # Large tensors share one tile size, and small tensors a few sizes, since each size is compiled once.
         height = min(max(TILE // columns, 1), 1 << (max(rows, _SMALLEST // columns, 1) - 1).bit_length())
         for start in range(0, self.size, height * columns):
             stop = min(start + height * columns, self.size)
             yield self._tile([(start, stop)], height * columns, check=check), stop - start
         if check:
-            self.means.finite.add(self.name)
+            self.resources.finite.add(self.name)
 
     def sample(self) -> tuple[Tile, int]:
         """Return a tile of short blocks spread over a tensor of more than ``_BLOCKS * _BLOCK`` elements."""
-        apart = self.size // _BLOCKS
-        pieces = [(number * apart, number * apart + _BLOCK) for number in range(_BLOCKS)]
+        spacing = self.size // _BLOCKS
+        pieces = [(number * spacing, number * spacing + _BLOCK) for number in range(_BLOCKS)]
         return self._tile(pieces, _BLOCKS * _BLOCK, check=False), _BLOCKS * _BLOCK
 
     def _tile(self, pieces: list[tuple[int, int]], length: int, *, check: bool) -> Tile:
@@ -176,7 +176,7 @@ class Tiled(NamedTuple):
                 raise InputError(
                     f"{lazy.files[0]} holds NaN or infinity in {self.name!r}; give --allow-nonfinite to merge it anyway"
                 )
-            self.means.read(sum(part.nbytes for part in parts))
+            self.resources.read(sum(part.nbytes for part in parts))
             size = sum(part.size for part in parts)
             if size < length:
                 parts.append(np.zeros(length - size, parts[0].dtype))

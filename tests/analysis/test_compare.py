@@ -1,4 +1,4 @@
-"""Two checkpoints compared: every figure on matrices whose answer is known."""
+"""Comparisons of two checkpoints: every figure on matrices with a known answer."""
 
 import numpy as np
 import pytest
@@ -12,22 +12,22 @@ from dsee_jax.errors import InputError
 
 
 @given(rank=st.integers(1, 6), size=st.floats(1e-3, 1e3), seed=st.integers(0, 99))
-def test_equal_singular_values_count(rank, size, seed):
-    """The effective rank of k equal singular values is k, whatever their size and the shape around them."""
+def test_effective_rank_of_equal_singular_values_is_their_number(rank, size, seed):
+    """For any size of the values and any shape of the matrix."""
     generator = np.random.default_rng(seed)
     left, right = (np.linalg.qr(generator.normal(size=(side, rank)))[0] for side in (9, 7))
     assert compare.effective_rank(size * left @ right.T) == pytest.approx(rank, rel=1e-5)
 
 
 def test_effective_rank_of_unequal_values():
-    """Shares 3/4 and 1/4: exp of their entropy; nothing for no change."""
+    """Shares 3/4 and 1/4: exp of their entropy; 0 for a matrix of zeros."""
     assert compare.effective_rank(np.diag([3.0, 1.0, 0.0])) == pytest.approx(4 / 3**0.75)
     assert compare.effective_rank(np.zeros((3, 2))) == 0
 
 
 @pytest.fixture
 def pair(tmp_path):
-    """A checkpoint of two layers, and one of which layer 0 has a query of three times its size and half of a key is 0."""
+    """A checkpoint of two layers, and one with the query of layer 0 tripled and half of its key set to 0."""
     before, after = (tiny.bert(tmp_path / name) for name in ("before", "after"))
     tensors = load_file(after / "model.safetensors")
     tensors["bert.encoder.layer.0.attention.self.query.weight"] *= 3
@@ -37,9 +37,9 @@ def pair(tmp_path):
     return before, after
 
 
-def test_compare(pair):
-    found = compare.compare(*pair)
-    rows = {row["name"].removeprefix("bert.encoder.layer.0.attention.self."): row for row in found["tensors"]}
+def test_figures_of_known_changes(pair):
+    comparison = compare.compare(*pair)
+    rows = {row["name"].removeprefix("bert.encoder.layer.0.attention.self."): row for row in comparison["tensors"]}
     assert rows["query.weight"]["change"] == pytest.approx(2.0)
     assert rows["query.weight"]["sparsity"] == 0
     before = load_file(pair[0] / "model.safetensors")
@@ -49,15 +49,15 @@ def test_compare(pair):
     assert rows["value.weight"] == {"change": 0, "sparsity": 1, "zeros": 0, "effective_rank": 0, "size": 576} | {
         "name": rows["value.weight"]["name"]
     }
-    assert [row["layer"] for row in found["layers"]] == ["0", "1", "other"]
-    assert sum(row["size"] for row in found["layers"]) == sum(row["size"] for row in found["tensors"])
-    first, second, other = found["layers"]
+    assert [row["layer"] for row in comparison["layers"]] == ["0", "1", "other"]
+    assert sum(row["size"] for row in comparison["layers"]) == sum(row["size"] for row in comparison["tensors"])
+    first, second, other = comparison["layers"]
     assert 0 < first["change"] < 1
     assert (second["change"], other["sparsity"]) == (0, 1)
-    assert (found["only_before"], found["only_after"]) == (["classifier.bias"], [])
+    assert (comparison["only_before"], comparison["only_after"]) == (["classifier.bias"], [])
 
 
-def test_a_tensor_that_was_zero_has_no_relative_change(tmp_path):
+def test_tensor_of_zeros_has_no_relative_change(tmp_path):
     for name, value in (("before", 0.0), ("after", 1.0)):
         (tmp_path / name).mkdir()
         save_file({"w": np.full((2, 3), value, np.float32)}, tmp_path / name / "model.safetensors")
@@ -66,7 +66,7 @@ def test_a_tensor_that_was_zero_has_no_relative_change(tmp_path):
     assert row["effective_rank"] == pytest.approx(1.0)
 
 
-def test_other_architectures_are_refused(tmp_path, pair):
+def test_other_architecture_is_refused(tmp_path, pair):
     wide = tiny.bert(tmp_path / "wide", hidden_size=27)
     with pytest.raises(InputError, match=r"is \(\d+,.*not one architecture"):
         compare.compare(pair[0], wide)
@@ -76,10 +76,10 @@ def test_other_architectures_are_refused(tmp_path, pair):
         compare.compare(pair[0], tmp_path / "other")
 
 
-def test_names_with_and_without_the_models_prefix_are_one(tmp_path):
-    """A bare encoder lacks ``bert.``: its tensors pair with those of a classifier made from it, either way round."""
+def test_bare_model_matches_a_model_with_a_prefix(tmp_path):
+    """A bare encoder lacks ``bert.``: its tensors match those of a classifier, in both orders."""
     bare, full = tiny.bert(tmp_path / "bare", prefix=False), tiny.bert(tmp_path / "full")
     for before, after in ((bare, full), (full, bare)):
-        found = compare.compare(before, after)
-        assert found["only_before"] == found["only_after"] == []
-        assert all(row["sparsity"] == 1 for row in found["tensors"])
+        comparison = compare.compare(before, after)
+        assert comparison["only_before"] == comparison["only_after"] == []
+        assert all(row["sparsity"] == 1 for row in comparison["tensors"])

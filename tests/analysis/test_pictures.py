@@ -1,4 +1,4 @@
-"""Pictures: what is drawn where, nothing where there is nothing, and one line without matplotlib."""
+"""Pictures: their content, no picture without data, and one line without matplotlib."""
 
 import json
 import sys
@@ -30,7 +30,7 @@ def matplotlib():
 
 
 def checks(layers=3, heads=4, neurons=16, count=5):
-    """The records of a search, from coefficients that part; one more record says that the ticket was drawn."""
+    """The records of a search with diverging coefficients, and the record of the drawn ticket."""
     c = {
         kind: {f"layer_{layer}": np.ones(units) for layer in range(layers)}
         for kind, units in (("heads", heads), ("neurons", neurons))
@@ -51,13 +51,13 @@ def drawn(figure, tmp_path):
     assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_what_trains_nothing_stands_where_the_stage_before_it_ends():
+def test_stage_without_training_is_at_the_end_of_the_stage_before():
     placed, begin = curves.timeline(LOG)
     assert [at for at, _ in placed] == [0, 10, 12, 12, 12, 22, 22]
     assert begin == {"before": 0, "tune": 0, "prune": 12, "retune": 12}
 
 
-def test_curves(tmp_path):
+def test_curves_of_a_run(tmp_path):
     figure = curves.draw(LOG)
     assert [axis.get_ylabel() for axis in figure.axes] == ["training loss", "learning rate", "dev score"]
     (accuracy,) = [line for line in figure.axes[2].lines if line.get_label() == "accuracy"]
@@ -67,7 +67,7 @@ def test_curves(tmp_path):
 
 
 @pytest.mark.parametrize("layers", [1, 6, 24])
-def test_kept(tmp_path, layers):
+def test_kept_units_of_every_layer(tmp_path, layers):
     heads = {f"layer_{layer}": RANDOM.random(12) < 0.5 for layer in range(layers)}
     neurons = {f"layer_{layer}": RANDOM.random(300) < 0.5 for layer in range(layers)}
     figure = kept.draw({"heads": heads, "neurons": neurons})
@@ -81,30 +81,30 @@ def test_kept(tmp_path, layers):
     drawn(figure, tmp_path)
 
 
-def test_a_layer_that_is_absent_is_whole():
+def test_absent_layer_is_drawn_as_kept():
     figure = kept.draw({"heads": {"layer_0": np.array([True, False])}, "neurons": {"layer_1": np.zeros(3, bool)}})
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), [[1, 0], [1, 1]])
     np.testing.assert_array_equal(figure.axes[1].images[0].get_array(), [[1, 1, 1], [0, 0, 0]])
 
 
 def test_zeros_of_every_kernel(tmp_path):
-    """By Hugging Face's names, layers in columns; biases, norms and what is outside the layers do not count."""
+    """By Hugging Face's names, layers in columns; biases, norms and tensors outside the layers do not count."""
     fields = tiny.config()
     weights = tiny.weights(fields)
     weights["bert.encoder.layer.1.output.dense.weight"][:, :10] = 0
     weights["bert.pooler.dense.weight"][:] = 0
-    found = sparsity.zeros(tiny.write(tmp_path / "model", fields, weights))
-    assert len(found.kernels) == 6
-    assert found.zeros.sum() == found.zeros[found.kernels.index("output.dense"), 1] == 24 * 10
-    figure = sparsity.draw(found)
-    assert figure.axes[0].get_title() == f"weights that are zero: {240 / found.entries.sum():.1%} of these kernels"
+    counts = sparsity.zeros(tiny.write(tmp_path / "model", fields, weights))
+    assert len(counts.kernels) == 6
+    assert counts.zeros.sum() == counts.zeros[counts.kernels.index("output.dense"), 1] == 24 * 10
+    figure = sparsity.draw(counts)
+    assert figure.axes[0].get_title() == f"weights that are zero: {240 / counts.entries.sum():.1%} of these kernels"
     assert "25" in [text.get_text() for text in figure.axes[0].texts]
     drawn(figure, tmp_path)
-    assert sparsity.draw(found._replace(zeros=0 * found.zeros)) is None
+    assert sparsity.draw(counts._replace(zeros=0 * counts.zeros)) is None
 
 
 @pytest.mark.parametrize("layers", [3, 24])
-def test_search(tmp_path, layers):
+def test_coefficients_and_mask_changes_of_a_search(tmp_path, layers):
     records = checks(layers)
     figure = search.draw(records)
     heads, neurons, moves, *_ = figure.axes
@@ -114,28 +114,28 @@ def test_search(tmp_path, layers):
     assert len(neurons.lines) == 5 * layers + 1
     lines = {line.get_label(): line.get_ydata() for line in moves.lines}
     np.testing.assert_allclose(
-        lines["heads: since the check before"], [100 * check["distance"]["heads"] for check in records[1:-1]]
+        lines["heads: from the previous check"], [100 * check["distance"]["heads"] for check in records[1:-1]]
     )
-    # From the last but one check to the last it is the same distance.
+    # Between the last two checks both distances are equal.
     for kind in ("heads", "neurons"):
         assert lines[f"{kind}: from the last check"][-1] == 0
-        assert lines[f"{kind}: from the last check"][-2] == pytest.approx(lines[f"{kind}: since the check before"][-1])
+        assert lines[f"{kind}: from the last check"][-2] == pytest.approx(lines[f"{kind}: from the previous check"][-1])
     (at,) = {*moves.lines[-1].get_xdata()}
     assert (at, moves.lines[-1].get_label()) == (10, "ticket drawn")
     drawn(figure, tmp_path)
 
 
-def test_no_ticket_is_marked_before_it_is_drawn():
+def test_undrawn_ticket_is_not_marked():
     assert "ticket drawn" not in [line.get_label() for line in search.draw(checks()[:-1]).axes[2].lines]
 
 
 def test_distance_of_masks_in_hexadecimal():
     a, b = ({"layer_0": RANDOM.random(5) < 0.5, "layer_1": RANDOM.random(12) < 0.5} for _ in range(2))
     packed = [earlybert.packed({"heads": each})["heads"] for each in (a, b)]
-    assert search.apart(*packed) / 17 == pytest.approx(earlybert.distance({"heads": a}, {"heads": b})["heads"])
+    assert search.distance(*packed) / 17 == pytest.approx(earlybert.distance({"heads": a}, {"heads": b})["heads"])
 
 
-def test_nothing_to_draw(tmp_path):
+def test_no_data_gives_no_picture(tmp_path):
     assert curves.draw([]) is kept.draw({}) is search.draw(LOG) is None
 
 
@@ -147,18 +147,18 @@ def run(tmp_path):
     return folder
 
 
-def test_pictures_lie_beside_the_run(tmp_path):
-    said = []
+def test_pictures_are_written_to_the_run(tmp_path):
+    lines = []
     folder = run(tmp_path)
-    drawn = pictures.draw(folder, said.append)
+    drawn = pictures.draw(folder, lines.append)
     assert {path.name for path in folder.glob("*.png")} == {"curves.png", "kept.png", "search.png"}
     assert drawn == {name: folder / f"{name}.png" for name in ("curves", "kept", "search")}
-    assert not said
+    assert not lines
 
 
-def test_without_matplotlib_one_line_says_so(tmp_path, monkeypatch):
+def test_missing_matplotlib_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    said = []
-    assert not pictures.draw(run(tmp_path), said.append)
-    assert said == ["pictures not drawn: pip install 'dsee-jax[plot]'"]
+    lines = []
+    assert not pictures.draw(run(tmp_path), lines.append)
+    assert lines == ["pictures not drawn: pip install 'dsee-jax[plot]'"]
     assert not [*tmp_path.rglob("*.png")]

@@ -1,4 +1,4 @@
-"""The folder of an adapter: there and back, and what a damaged one says."""
+"""The folder of an adapter: write and read, and errors of damaged files."""
 
 import hashlib
 
@@ -10,12 +10,12 @@ from dsee_jax.ckpt import adapter
 from dsee_jax.errors import InputError
 
 RANDOM = np.random.default_rng(0)
-WHOLE = adapter.Adapter(
+FULL = adapter.Adapter(
     deltas={
         "encoder": {
             "query": {
                 "kernel": {
-                    # A view whose memory lies in another order than it shows.
+                    # A transposed view.
                     "a": RANDOM.normal(size=(2, 5)).astype(np.float32).T,
                     "b": RANDOM.normal(size=(2, 4)).astype(np.float32),
                     "values": RANDOM.normal(size=3).astype(np.float32),
@@ -31,23 +31,23 @@ WHOLE = adapter.Adapter(
 )
 
 
-def equal(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+def equal(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(x, y)
         assert np.asarray(x).dtype == np.asarray(y).dtype
 
 
-@pytest.mark.parametrize("whole", [WHOLE, WHOLE._replace(masks={}, kept={}), WHOLE._replace(supports={}, params={})])
-def test_there_and_back(tmp_path, whole):
-    adapter.save(tmp_path, whole)
-    equal(adapter.load(tmp_path), whole)
-    assert (tmp_path / "masks.safetensors").exists() == bool(whole.masks)
+@pytest.mark.parametrize("saved", [FULL, FULL._replace(masks={}, kept={}), FULL._replace(supports={}, params={})])
+def test_adapter_is_read_back(tmp_path, saved):
+    adapter.save(tmp_path, saved)
+    equal(adapter.load(tmp_path), saved)
+    assert (tmp_path / "masks.safetensors").exists() == bool(saved.masks)
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter.safetensors"])
-def test_a_missing_file_is_named(tmp_path, name):
-    adapter.save(tmp_path, WHOLE)
+def test_missing_file_is_named(tmp_path, name):
+    adapter.save(tmp_path, FULL)
     (tmp_path / name).unlink()
     with pytest.raises(InputError, match=f"{name}: missing"):
         adapter.load(tmp_path)
@@ -55,16 +55,16 @@ def test_a_missing_file_is_named(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter.safetensors", "masks.safetensors"])
 @pytest.mark.parametrize("left", [0, 9, 60])
-def test_a_file_cut_short_is_an_error(tmp_path, name, left):
-    adapter.save(tmp_path, WHOLE)
+def test_truncated_file_is_an_error(tmp_path, name, left):
+    adapter.save(tmp_path, FULL)
     path = tmp_path / name
     path.write_bytes(path.read_bytes()[: min(left, path.stat().st_size - 4)])
     with pytest.raises(InputError, match=str(tmp_path)):
         adapter.load(tmp_path)
 
 
-def test_fingerprint(tmp_path):
-    """SHA-256 over all shards in the order of their names, and over nothing else."""
+def test_fingerprint_covers_the_weights(tmp_path):
+    """SHA-256 over all shards in the order of their names, and over no other file."""
     for name, content in (("model-2.safetensors", b"b"), ("model-1.safetensors", b"a"), ("config.json", b"{}")):
         (tmp_path / name).write_bytes(content)
     assert adapter.fingerprint(tmp_path) == hashlib.sha256(b"ab").hexdigest()

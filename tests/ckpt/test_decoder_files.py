@@ -1,4 +1,4 @@
-"""Decoders in and out of Hugging Face folders, without torch."""
+"""Decoders in Hugging Face folders, without torch: reading and writing."""
 
 import json
 import logging
@@ -20,32 +20,32 @@ def files(folder):
     return {name: x for file in sorted(folder.glob("*.safetensors")) for name, x in load_file(file).items()}
 
 
-def same(found, expected):
-    assert found.keys() == expected.keys()
+def same(actual, expected):
+    assert actual.keys() == expected.keys()
     for name, x in expected.items():
-        assert found[name].tobytes() == x.tobytes(), name
+        assert actual[name].tobytes() == x.tobytes(), name
 
 
 @pytest.mark.parametrize("variant", decoders.VARIANTS)
 def test_round_trip_is_bit_equal(tmp_path, variant):
-    """Single and sharded; the fields of config.json that say what is computed come back as they were."""
+    """In one file and in shards; the fields of config.json that determine the model are unchanged."""
     source = decoders.write(tmp_path / "a", shards=2, **decoders.VARIANTS[variant])
     model, params = hf.load_pretrained(source, "causal-lm")
     for size in ("5GB", "10KB"):
         hf_save.save_pretrained(tmp_path / size, model, params, source=source, max_shard_size=size)
         same(files(tmp_path / size), files(source))
-        again, found = hf.load_pretrained(tmp_path / size, "causal-lm")
+        again, actual = hf.load_pretrained(tmp_path / size, "causal-lm")
         assert again == model
-        jax.tree.map(np.testing.assert_array_equal, found, params)
+        jax.tree.map(np.testing.assert_array_equal, actual, params)
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (source, tmp_path / "5GB"))
     assert (
         before.items()
         <= (after | {name: before[name] for name in ("architectures", "rope_parameters") if name in before}).items()
     )
-    assert after["architectures"] == [models.architecture(model)]
+    assert after["architectures"] == [models.class_name(model)]
 
 
-def test_what_says_how_to_generate_is_kept(tmp_path):
+def test_generation_config_is_copied(tmp_path):
     source = decoders.write(tmp_path / "a", num_hidden_layers=1)
     (source / "generation_config.json").write_text('{"eos_token_id": [7, 8]}\n')
     model, params = hf.load_pretrained(source, "causal-lm")
@@ -54,8 +54,8 @@ def test_what_says_how_to_generate_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize("variant", ["llama, tied", "gpt2"])
-def test_a_tied_head_in_the_file_is_passed_over(tmp_path, variant, caplog):
-    """Some files hold it a second time, with the masks and constants of old versions."""
+def test_stored_tied_head_is_ignored(tmp_path, variant, caplog):
+    """Some files repeat the tied head, and hold masks and constants of old versions."""
     source = decoders.write(tmp_path / "a", **decoders.VARIANTS[variant])
     _, expected = hf.load_pretrained(source, "causal-lm")
     more = {
@@ -70,14 +70,14 @@ def test_a_tied_head_in_the_file_is_passed_over(tmp_path, variant, caplog):
     }
     save_file(files(source) | more, source / "model.safetensors")
     with caplog.at_level(logging.INFO):
-        _, found = hf.load_pretrained(source, "causal-lm")
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+        _, actual = hf.load_pretrained(source, "causal-lm")
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
     assert "not used" in caplog.text
 
 
 @pytest.mark.parametrize("variant", ["llama", "gpt2"])
-def test_names_without_the_prefix(tmp_path, variant):
-    """As the first GPT-2 was released, and as a bare model is written."""
+def test_names_without_prefix_are_read(tmp_path, variant):
+    """As in the first GPT-2 checkpoints and in a written bare model."""
     source = decoders.write(tmp_path / "a", **decoders.VARIANTS[variant])
     model, params = hf.load_pretrained(source, "features")
     hf_save.save_pretrained(tmp_path / "b", model, params, source=source)
@@ -91,20 +91,20 @@ def test_names_without_the_prefix(tmp_path, variant):
 
 
 @pytest.mark.parametrize("variant", ["llama", "gpt2"])
-def test_a_missing_classifier_is_created(tmp_path, variant, caplog):
+def test_missing_classifier_is_created(tmp_path, variant, caplog):
     source = decoders.write(tmp_path / "a", **decoders.VARIANTS[variant])
     _, params = hf.load_pretrained(source, num_labels=3)
     assert params["classifier"]["kernel"].shape == (24, 3)
     assert "lm_head" not in params
     assert "has no classifier/kernel: created at random" in caplog.text
-    kept = decoders.write(tmp_path / "b", labels=3, **decoders.VARIANTS[variant])
-    _, params = hf.load_pretrained(kept, num_labels=3)
-    np.testing.assert_array_equal(params["classifier"]["kernel"], files(kept)["score.weight"].T)
+    source = decoders.write(tmp_path / "b", labels=3, **decoders.VARIANTS[variant])
+    _, params = hf.load_pretrained(source, num_labels=3)
+    np.testing.assert_array_equal(params["classifier"]["kernel"], files(source)["score.weight"].T)
 
 
 @pytest.mark.parametrize("variant", ["llama, biases", "qwen3", "gpt2"])
-def test_a_cut_model_is_written_and_read(tmp_path, variant):
-    """Smaller arrays, shared tensors among them, one layer without heads; and expanded, in the shapes there were."""
+def test_compact_checkpoint_is_read_back(tmp_path, variant):
+    """With shared tensors and a layer without heads; the expanded model is the masked model."""
     source = decoders.write(tmp_path / "a", **decoders.VARIANTS[variant])
     model, params = hf.load_pretrained(source, "causal-lm")
     count = model.config.widths["heads"][0]
@@ -115,18 +115,18 @@ def test_a_cut_model_is_written_and_read(tmp_path, variant):
     masks = units.masks(params, models.cuts(model), kept)
     small, small_params = dsee_jax.compact(model, params, masks)
     hf_save.save_pretrained(tmp_path / "b", small, small_params, source=source, kept=kept)
-    again, found = hf.load_pretrained(tmp_path / "b", "causal-lm")
+    again, actual = hf.load_pretrained(tmp_path / "b", "causal-lm")
     assert again == small
-    jax.tree.map(np.testing.assert_array_equal, found, small_params)
-    whole, dense = compaction.expand(again, found, kept_units.read(tmp_path / "b"))
-    hf_save.save_pretrained(tmp_path / "c", whole, dense, source=source)
+    jax.tree.map(np.testing.assert_array_equal, actual, small_params)
+    full, dense = compaction.expand(again, actual, kept_units.read(tmp_path / "b"))
+    hf_save.save_pretrained(tmp_path / "c", full, dense, source=source)
     masked = hf_names.hf_tensors(model, dsee_jax.masks.apply(params, masks))
     for name, x in files(tmp_path / "c").items():
         np.testing.assert_array_equal(x, masked[name], err_msg=name)
 
 
-def test_paths_are_the_agreed_ones(tmp_path):
-    """Rules in configs, adapters and recipes name these paths, alike in all decoders."""
+def test_param_paths_are_stable(tmp_path):
+    """Rules in configs, adapters and recipes use these paths for every decoder."""
     trees = [
         tree.flatten(hf.load_pretrained(decoders.write(tmp_path / name, model_type=name), "causal-lm")[1])
         for name in ("llama", "gpt2")

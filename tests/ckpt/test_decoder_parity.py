@@ -10,18 +10,19 @@ import pytest
 import decoders
 import dsee_jax
 import tiny
+from dsee_jax import models
 from dsee_jax.ckpt import hf, hf_save
 from dsee_jax.generation import decoding
 from dsee_jax.models import cache as caches
 
 CACHED = ("llama", "llama, llama3", "llama, yarn", "mistral", "qwen2, windows above", "qwen3", "gpt2")
-"""Of these the same logits are asked for in parts, through a cache."""
+"""The variants whose logits are also computed in parts, through a cache."""
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
 
 
 def _made(folder, kind, fields):
-    """A model that transformers draws and writes, every vector moved from its start; ``config.json`` as it is given."""
+    """Write a random model by transformers, with noise on all vectors and ``fields`` as ``config.json``; return the model."""
     torch = pytest.importorskip("torch")
     import transformers
 
@@ -37,43 +38,43 @@ def _made(folder, kind, fields):
             if parameter.ndim == 1:
                 parameter += 0.3 * torch.randn_like(parameter)
     model.save_pretrained(folder)
-    (folder / "config.json").rename(folder / "theirs.json")
+    (folder / "config.json").rename(folder / "written.json")
     (folder / "config.json").write_text(json.dumps(fields))
     return model
 
 
-def _theirs(model, batch):
+def _hf_logits(model, batch):
     import torch
 
-    given = {name: torch.from_numpy(x).long() for name, x in batch.items()}
-    if "attention_mask" in given:
-        # What its generation does, and what ours does of itself.
-        given["position_ids"] = (given["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    inputs = {name: torch.from_numpy(x).long() for name, x in batch.items()}
+    if "attention_mask" in inputs:
+        # As in the generation of transformers; our models do so by default.
+        inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
-        return model(**given)[0].numpy()
+        return model(**inputs)[0].numpy()
 
 
-def _close(found, expected, tolerance=1e-5):
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+def _close(actual, expected, tolerance=1e-5):
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("variant", decoders.VARIANTS)
 def test_logits(tmp_path, variant):
-    """Unpadded; padded on either side, where there is a token; in two parts through a cache."""
-    theirs = _made(tmp_path / "a", "AutoModelForCausalLM", decoders.config(**decoders.VARIANTS[variant]))
+    """Without padding, with padding on either side (at all tokens), and in parts through a cache."""
+    reference = _made(tmp_path / "a", "AutoModelForCausalLM", decoders.config(**decoders.VARIANTS[variant]))
     model, params = hf.load_pretrained(tmp_path / "a", "causal-lm")
     run = jax.jit(model.apply, static_argnames="last_only")
     for side in ("right", "left"):
         for padded in (False, True) if side == "right" else (True,):
             batch = decoders.sides(tiny.batch(padded=padded), side)
             seen = batch["attention_mask"] != 0
-            found, expected = np.asarray(run({"params": params}, **batch)), _theirs(theirs, batch)
-            _close(found[seen], expected[seen])
-    # The config.json that transformers writes says the same in other fields.
-    (tmp_path / "a" / "theirs.json").rename(tmp_path / "a" / "config.json")
+            actual, expected = np.asarray(run({"params": params}, **batch)), _hf_logits(reference, batch)
+            _close(actual[seen], expected[seen])
+    # The config.json from transformers has other fields for the same model.
+    (tmp_path / "a" / "written.json").rename(tmp_path / "a" / "config.json")
     again, _ = hf.load_pretrained(tmp_path / "a", "causal-lm")
-    np.testing.assert_array_equal(jax.jit(again.apply)({"params": params}, **batch), found)
+    np.testing.assert_array_equal(jax.jit(again.apply)({"params": params}, **batch), actual)
     if variant not in CACHED:
         return
     cache = caches.create(model, 3, 20)
@@ -87,11 +88,11 @@ def test_logits(tmp_path, variant):
 @pytest.mark.parametrize("variant", ["llama", "mistral", "qwen2", "qwen3", "gpt2"])
 def test_classification_reads_the_last_token(tmp_path, variant):
     fields = decoders.config(**decoders.VARIANTS[variant])
-    theirs = _made(tmp_path / "a", "AutoModelForSequenceClassification", fields | {"num_labels": 3})
+    reference = _made(tmp_path / "a", "AutoModelForSequenceClassification", fields | {"num_labels": 3})
     model, params = hf.load_pretrained(tmp_path / "a", num_labels=3)
     for side in ("right", "left"):
         batch = decoders.sides(tiny.batch(), side)
-        _close(np.asarray(jax.jit(model.apply)({"params": params}, **batch)), _theirs(theirs, batch))
+        _close(np.asarray(jax.jit(model.apply)({"params": params}, **batch)), _hf_logits(reference, batch))
 
 
 SEARCHES = (
@@ -102,78 +103,78 @@ SEARCHES = (
 )
 
 
-def _search(theirs, ids, mask, *, new_tokens, eos, pad, beams=1, **options):
-    """What transformers generates, filled up with the padding as ours is."""
+def _search(reference, ids, mask, *, new_tokens, eos, pad, beams=1, **options):
+    """Return the tokens that transformers generates, padded like ours."""
     import torch
 
     options |= {"num_beams": beams, "max_new_tokens": new_tokens, "eos_token_id": list(eos) or None}
-    found = theirs.generate(
+    actual = reference.generate(
         torch.from_numpy(ids).long(),
         attention_mask=torch.from_numpy(mask).long(),
         do_sample=False,
         pad_token_id=pad,
         **options,
     )
-    found = found.numpy()[:, ids.shape[1] :]
-    return np.pad(found, ((0, 0), (0, new_tokens - found.shape[1])), constant_values=pad)
+    actual = actual.numpy()[:, ids.shape[1] :]
+    return np.pad(actual, ((0, 0), (0, new_tokens - actual.shape[1])), constant_values=pad)
 
 
 @pytest.mark.parametrize("options", SEARCHES, ids=str)
 @pytest.mark.parametrize("variant", ["llama", "mistral", "qwen2, windows above", "qwen3", "gpt2"])
 def test_generated_tokens(tmp_path, variant, options):
-    """Greedy and beams on a batch padded on the left; words that end a text are frequent, and several."""
-    theirs = _made(tmp_path / "a", "AutoModelForCausalLM", decoders.config(**decoders.VARIANTS[variant]))
+    """Greedy and beam search on a batch padded on the left, with several frequent end tokens."""
+    reference = _made(tmp_path / "a", "AutoModelForCausalLM", decoders.config(**decoders.VARIANTS[variant]))
     model, params = hf.load_pretrained(tmp_path / "a", "causal-lm")
     ids, mask = decoding.pad_left([[7, 9, 11, 6, 8], [10, 12], [5, 20, 30], [6]])
     for eos in ((), (8, 17, 22)):
-        given = {"new_tokens": 12, "eos": eos, "pad": 1} | options
-        found = dsee_jax.generate(model, params, ids, mask, **given)
-        np.testing.assert_array_equal(found, _search(theirs, ids, mask, **given))
+        settings = {"new_tokens": 12, "eos": eos, "pad": 1} | options
+        actual = dsee_jax.generate(model, params, ids, mask, **settings)
+        np.testing.assert_array_equal(actual, _search(reference, ids, mask, **settings))
 
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_repetition_is_penalized(tmp_path, beams):
-    """Of prompts of one length: Hugging Face counts what fills up shorter ones as said."""
-    theirs = _made(tmp_path / "a", "AutoModelForCausalLM", decoders.config())
+    """Prompts have one length: Hugging Face counts padding as repeated tokens."""
+    reference = _made(tmp_path / "a", "AutoModelForCausalLM", decoders.config())
     model, params = hf.load_pretrained(tmp_path / "a", "causal-lm")
     ids = np.array([[7, 9, 11, 6, 8], [10, 12, 10, 5, 5]], np.int32)
-    given = {"new_tokens": 12, "eos": (), "pad": 1, "beams": beams}
-    plain = dsee_jax.generate(model, params, ids, **given)
+    settings = {"new_tokens": 12, "eos": (), "pad": 1, "beams": beams}
+    plain = dsee_jax.generate(model, params, ids, **settings)
     for penalty in (1.7, 0.6):
-        found = dsee_jax.generate(model, params, ids, repetition_penalty=penalty, **given)
-        expected = _search(theirs, ids, np.ones_like(ids), repetition_penalty=penalty, **given)
-        np.testing.assert_array_equal(found, expected)
-        assert (np.asarray(found) != np.asarray(plain)).any()
+        actual = dsee_jax.generate(model, params, ids, repetition_penalty=penalty, **settings)
+        expected = _search(reference, ids, np.ones_like(ids), repetition_penalty=penalty, **settings)
+        np.testing.assert_array_equal(actual, expected)
+        assert (np.asarray(actual) != np.asarray(plain)).any()
 
 
 @pytest.mark.parametrize("variant", ["llama, linear", "llama, dynamic", "llama, yarn"])
-def test_generated_beyond_the_positions_of_the_pretraining(tmp_path, variant):
+def test_generation_beyond_the_pretraining_length(tmp_path, variant):
     fields = decoders.config(**decoders.VARIANTS[variant])
-    theirs = _made(tmp_path / "a", "AutoModelForCausalLM", fields)
+    reference = _made(tmp_path / "a", "AutoModelForCausalLM", fields)
     model, params = hf.load_pretrained(tmp_path / "a", "causal-lm")
     ids, mask = decoding.pad_left([[7, 9, 11, 6, 8, 5]])
     new = model.config.longest - 6
     assert new + 6 > fields["max_position_embeddings"]
-    given = {"new_tokens": new, "eos": (), "pad": 1}
+    settings = {"new_tokens": new, "eos": (), "pad": 1}
     np.testing.assert_array_equal(
-        dsee_jax.generate(model, params, ids, mask, **given), _search(theirs, ids, mask, **given)
+        dsee_jax.generate(model, params, ids, mask, **settings), _search(reference, ids, mask, **settings)
     )
 
 
-def test_an_exported_classifier_takes_several_texts(tmp_path):
-    """Where the source names no padding: Hugging Face's class wants one as soon as there are two rows."""
+def test_written_classifier_takes_several_texts(tmp_path):
+    """The source has no padding id: Hugging Face's class needs one for two or more rows."""
     torch = pytest.importorskip("torch")
     import transformers
 
     decoders.write(tmp_path / "a", model_type="gpt2", pad_token_id=None)
     model, params = hf.load_pretrained(tmp_path / "a", "sequence-classification", 3)
     hf_save.save_pretrained(tmp_path / "b", model, params, source=tmp_path / "a")
-    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "b").eval()
-    batch = decoders.sides(tiny.batch(pad=theirs.config.pad_token_id), "right")
-    found = np.asarray(jax.jit(model.apply)({"params": params}, **batch))
-    given = {name: torch.from_numpy(batch[name]).long() for name in ("input_ids", "attention_mask")}
+    reference = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "b").eval()
+    batch = decoders.sides(tiny.batch(pad=reference.config.pad_token_id), "right")
+    actual = np.asarray(jax.jit(model.apply)({"params": params}, **batch))
+    inputs = {name: torch.from_numpy(batch[name]).long() for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
-        _close(found, theirs(**given).logits.numpy())
+        _close(actual, reference(**inputs).logits.numpy())
 
 
 TEXT = (
@@ -183,31 +184,31 @@ TEXT = (
 
 
 @pytest.mark.parametrize("options", SEARCHES, ids=str)
-def test_a_real_llama_tells_the_same_story(shared, options):
-    """Released weights: word for word, three prompts in one batch."""
+def test_real_llama_generates_equal_texts(shared, options):
+    """Released weights, three prompts in one batch, token by token."""
     pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = shared / "data" / "stories260k"
-    tokenizer, theirs = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer, reference = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
     model, params = hf.load_pretrained(folder, "causal-lm")
     prompts = ("Once upon a time, there was a little girl named Lily.", "Tom had a dog.", "The sun")
     ids, mask = decoding.pad_left([tokenizer(prompt)["input_ids"] for prompt in prompts])
-    given = {"new_tokens": 80, "eos": (2,), "pad": 1} | options
-    found = dsee_jax.generate(model, params, ids, mask, **given)
-    np.testing.assert_array_equal(found, _search(theirs, ids, mask, **given))
+    settings = {"new_tokens": 80, "eos": (2,), "pad": 1} | options
+    actual = dsee_jax.generate(model, params, ids, mask, **settings)
+    np.testing.assert_array_equal(actual, _search(reference, ids, mask, **settings))
 
 
-def test_a_real_llama_is_as_perplexed(shared):
-    """On a text that it has not seen."""
+def test_real_llama_has_equal_perplexity(shared):
+    """On an unseen text."""
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = shared / "data" / "stories260k"
     ids = AutoTokenizer.from_pretrained(folder)(TEXT, return_tensors="np")["input_ids"]
-    theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
+    reference = AutoModelForCausalLM.from_pretrained(folder).eval()
     with torch.no_grad():
-        expected = float(theirs(torch.from_numpy(ids), labels=torch.from_numpy(ids)).loss.exp())
+        expected = float(reference(torch.from_numpy(ids), labels=torch.from_numpy(ids)).loss.exp())
     model, params = hf.load_pretrained(folder, "causal-lm")
     logits = jax.jit(model.apply)({"params": params}, ids)
     chosen = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits))[0, :-1], ids[0, 1:, None], 1)
@@ -216,8 +217,8 @@ def test_a_real_llama_is_as_perplexed(shared):
 
 
 @pytest.mark.parametrize("variant", ["llama, biases", "mistral, no window", "qwen3", "gpt2", "gpt2, not tied"])
-def test_what_we_write_gives_equal_logits(tmp_path, variant):
-    """Params changed here, written in shards with every field of the config, opened there; and the classifier's."""
+def test_written_model_gives_equal_logits(tmp_path, variant):
+    """Changed params of language model and classifier, written in shards, opened by transformers."""
     import transformers
 
     torch = pytest.importorskip("torch")
@@ -230,8 +231,8 @@ def test_what_we_write_gives_equal_logits(tmp_path, variant):
         model, params = hf.load_pretrained(source, task)
         params = jax.tree.map(lambda leaf: 0.9 * leaf, params)
         hf_save.save_pretrained(tmp_path / task, model, params, source=source, max_shard_size="10KB")
-        theirs = getattr(transformers, kind).from_pretrained(tmp_path / task).eval()
-        assert type(theirs).__name__ == dsee_jax.models.architecture(model)
+        reference = getattr(transformers, kind).from_pretrained(tmp_path / task).eval()
+        assert type(reference).__name__ == models.class_name(model)
         with torch.no_grad():
-            expected = theirs(torch.from_numpy(batch["input_ids"]).long())[0].numpy()
+            expected = reference(torch.from_numpy(batch["input_ids"]).long())[0].numpy()
         _close(np.asarray(jax.jit(model.apply)({"params": params}, **batch)), expected)

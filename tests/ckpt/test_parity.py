@@ -1,4 +1,4 @@
-"""Against Hugging Face transformers on torch: what it reads we read, what we write it reads, equal numbers."""
+"""Encoders against Hugging Face transformers on torch: equal outputs, and folders that both libraries read."""
 
 import logging
 
@@ -20,7 +20,7 @@ CLASSES = {
 }
 
 
-def _theirs(folder, batch, kind="AutoModelForSequenceClassification"):
+def _hf_outputs(folder, batch, kind="AutoModelForSequenceClassification"):
     torch = pytest.importorskip("torch")
     import transformers
 
@@ -34,24 +34,24 @@ def _theirs(folder, batch, kind="AutoModelForSequenceClassification"):
     return outputs[0].numpy()
 
 
-def _ours(folder, batch, task="sequence-classification", **options):
+def _outputs(folder, batch, task="sequence-classification", **options):
     model, params = hf.load_pretrained(folder, task, **options)
     return np.asarray(jax.jit(model.apply)({"params": params}, **batch)), model, params
 
 
-def _close(found, expected, tolerance=1e-5):
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+def _close(actual, expected, tolerance=1e-5):
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("types", [1, 2])
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
 def test_logits(tmp_path, activation, types, padded):
-    """Random tiny configs, every activation, one and two token types, padded and full rows."""
+    """Random tiny configs: every activation, one and two token types, padded and full rows."""
     folder = tiny.bert(tmp_path / "a", hidden_act=activation, type_vocab_size=types, seed=types)
     batch = tiny.batch(padded=padded, types=types)
-    _close(_ours(folder, batch)[0], _theirs(folder, batch))
+    _close(_outputs(folder, batch)[0], _hf_outputs(folder, batch))
 
 
 VARIANTS = {
@@ -71,7 +71,7 @@ VARIANTS = {
 
 
 def _made(folder, variant, task):
-    """Write a random model that transformers made; return its config."""
+    """Write a random model by transformers and return its config."""
     torch = pytest.importorskip("torch")
     import transformers
 
@@ -84,7 +84,7 @@ def _made(folder, variant, task):
     model = getattr(transformers, f"{family}{suffix}")(config).eval()
     with torch.no_grad():
         for weight in model.parameters():
-            # Biases and norms that transformers starts at 0 and 1 would hide one another.
+            # Initial biases of 0 and norms of 1 would hide errors.
             weight += 0.2 * torch.randn_like(weight) if weight.ndim == 1 else 0
     model.save_pretrained(folder)
     return config
@@ -94,15 +94,15 @@ def _made(folder, variant, task):
     ("variant", "task"),
     [(name, task) for name in VARIANTS for task in CLASSES if " " not in name or task == "sequence-classification"],
 )
-def test_every_family_and_head(tmp_path, variant, task):
-    """Outputs of what transformers wrote, padded and full rows; what we write of it has the same bits, and opens there."""
+def test_outputs_of_every_family_and_head(tmp_path, variant, task):
+    """Equal outputs, padded and full rows; the folder that we write has the same bits, and transformers opens it."""
     from safetensors.numpy import load_file
 
     config = _made(tmp_path / "a", variant, task)
     options = {"types": config.type_vocab_size, "pad": config.pad_token_id}
     for batch in (tiny.batch(**options), tiny.batch(**options, padded=False, length=20)):
-        found, model, params = _ours(tmp_path / "a", batch, task)
-        _close(found, _theirs(tmp_path / "a", batch, CLASSES[task]))
+        actual, model, params = _outputs(tmp_path / "a", batch, task)
+        _close(actual, _hf_outputs(tmp_path / "a", batch, CLASSES[task]))
     for size in ("5GB", "10KB"):
         folder = tmp_path / size
         hf_save.save_pretrained(folder, model, params, source=tmp_path / "a", max_shard_size=size)
@@ -111,22 +111,22 @@ def test_every_family_and_head(tmp_path, variant, task):
         # A bare model of transformers has a pooler that no output here reads.
         assert left.keys() - right.keys() <= {"pooler.dense.weight", "pooler.dense.bias"}
         assert all(left[name].tobytes() == x.tobytes() for name, x in right.items())
-    _close(found, _theirs(tmp_path / "10KB", batch, CLASSES[task]))
+    _close(actual, _hf_outputs(tmp_path / "10KB", batch, CLASSES[task]))
 
 
 @pytest.mark.parametrize("variant", ["roberta", "deberta"])
 def test_families_in_bfloat16(tmp_path, variant):
-    """As BERT: within its 8 bits, summed over two layers."""
+    """Within the 8 bits of bfloat16, over two layers."""
     config = _made(tmp_path / "a", variant, "features")
     batch = tiny.batch(types=config.type_vocab_size, pad=config.pad_token_id)
     seen = batch["attention_mask"] == 1
-    found, *_ = _ours(tmp_path / "a", batch, "features", dtype="bfloat16")
-    _close(found[seen], _theirs(tmp_path / "a", batch, "AutoModel")[seen], 5e-2)
+    actual, *_ = _outputs(tmp_path / "a", batch, "features", dtype="bfloat16")
+    _close(actual[seen], _hf_outputs(tmp_path / "a", batch, "AutoModel")[seen], 5e-2)
 
 
 @pytest.mark.parametrize("family", ["Roberta", "Deberta"])
-def test_reads_pretrained_encoders(tmp_path, family):
-    """The head of the pretraining is passed over, that of the task made."""
+def test_pretrained_encoders_are_read(tmp_path, family):
+    """The pretraining head is ignored, and the task head is created."""
     torch = pytest.importorskip("torch")
     import transformers
 
@@ -136,8 +136,8 @@ def test_reads_pretrained_encoders(tmp_path, family):
     config = getattr(transformers, f"{family}Config")(**fields)
     getattr(transformers, f"{family}ForMaskedLM")(config).save_pretrained(tmp_path / "a")
     batch = tiny.batch(types=config.type_vocab_size)
-    _close(_ours(tmp_path / "a", batch, "features")[0], _theirs(tmp_path / "a", batch, "AutoModel"))
-    assert _ours(tmp_path / "a", batch)[0].shape == (3, 2)
+    _close(_outputs(tmp_path / "a", batch, "features")[0], _hf_outputs(tmp_path / "a", batch, "AutoModel"))
+    assert _outputs(tmp_path / "a", batch)[0].shape == (3, 2)
 
 
 @pytest.mark.parametrize(
@@ -150,32 +150,32 @@ def test_reads_pretrained_encoders(tmp_path, family):
         {"layer_norm_eps": 1e-5, "num_attention_heads": 1},
     ],
 )
-def test_logits_of_other_spellings(tmp_path, variant):
+def test_logits_of_other_names(tmp_path, variant):
     """Names without the prefix, gamma and beta, shards, regression, another epsilon and one head."""
     folder, batch = tiny.bert(tmp_path / "a", **variant), tiny.batch()
-    _close(_ours(folder, batch, num_labels=variant.get("labels", 2))[0], _theirs(folder, batch))
+    _close(_outputs(folder, batch, num_labels=variant.get("labels", 2))[0], _hf_outputs(folder, batch))
 
 
 def test_bfloat16_is_close(tmp_path):
-    """bfloat16 products stay within its 8 bits, summed over two layers."""
+    """Within the 8 bits of bfloat16, over two layers."""
     folder, batch = tiny.bert(tmp_path / "a"), tiny.batch()
-    _close(_ours(folder, batch, dtype="bfloat16")[0], _theirs(folder, batch), 5e-2)
+    _close(_outputs(folder, batch, dtype="bfloat16")[0], _hf_outputs(folder, batch), 5e-2)
 
 
-def test_what_we_write_gives_equal_logits(tmp_path):
-    """Params changed here, written in shards, opened there."""
+def test_written_model_gives_equal_logits(tmp_path):
+    """Changed params, written in shards, opened by transformers."""
     source, batch = tiny.bert(tmp_path / "a", labels=3), tiny.batch()
-    _, model, params = _ours(source, batch, num_labels=3)
+    _, model, params = _outputs(source, batch, num_labels=3)
     params = jax.tree.map(lambda leaf: 0.9 * leaf, params)
     hf_save.save_pretrained(tmp_path / "b", model, params, source=source, max_shard_size="10KB")
-    found = np.asarray(model.apply({"params": params}, **batch))
-    _close(found, _theirs(tmp_path / "b", batch))
+    actual = np.asarray(model.apply({"params": params}, **batch))
+    _close(actual, _hf_outputs(tmp_path / "b", batch))
 
 
 @pytest.mark.parametrize("size", ["5GB", "10KB"])
 @pytest.mark.parametrize("kind", ["BertForSequenceClassification", "BertForPreTraining", "BertModel"])
-def test_reads_what_transformers_writes(tmp_path, kind, size):
-    """Its own save_pretrained, whole and in shards, of a classifier, of the pretraining model, of the bare encoder."""
+def test_transformers_folders_are_read(tmp_path, kind, size):
+    """From save_pretrained of transformers, in one file and in shards: classifier, pretraining model, bare encoder."""
     torch = pytest.importorskip("torch")
     import transformers
     from safetensors.numpy import load_file
@@ -189,11 +189,11 @@ def test_reads_what_transformers_writes(tmp_path, kind, size):
     model = getattr(transformers, kind)(transformers.BertConfig(**fields, initializer_range=0.3)).eval()
     model.save_pretrained(tmp_path / "a", max_shard_size=size)
     batch = tiny.batch()
-    _close(_ours(tmp_path / "a", batch, "features")[0], _theirs(tmp_path / "a", batch, "AutoModel"))
+    _close(_outputs(tmp_path / "a", batch, "features")[0], _hf_outputs(tmp_path / "a", batch, "AutoModel"))
     if kind == "BertForSequenceClassification":
-        found, ours, params = _ours(tmp_path / "a", batch)
-        _close(found, _theirs(tmp_path / "a", batch))
-        hf_save.save_pretrained(tmp_path / "b", ours, params, source=tmp_path / "a", max_shard_size=size)
+        actual, read, params = _outputs(tmp_path / "a", batch)
+        _close(actual, _hf_outputs(tmp_path / "a", batch))
+        hf_save.save_pretrained(tmp_path / "b", read, params, source=tmp_path / "a", max_shard_size=size)
         left, right = (
             {name: x for file in folder.glob("*.safetensors") for name, x in load_file(file).items()}
             for folder in (tmp_path / "a", tmp_path / "b")
@@ -203,11 +203,11 @@ def test_reads_what_transformers_writes(tmp_path, kind, size):
 
 
 def test_real_minilm_features(minilm):
-    """Released weights, real sentences of several lengths: the last hidden state where there is a token."""
+    """Released weights, sentences of several lengths: the last hidden state at all tokens."""
     pytest.importorskip("torch")
     from transformers import AutoTokenizer
 
     texts = ["A man is playing a guitar.", "No.", "The quick brown fox jumps over the lazy dog, twice in a row."]
     batch = dict(AutoTokenizer.from_pretrained(minilm)(texts, padding=True, return_tensors="np"))
     seen = batch["attention_mask"] == 1
-    _close(_ours(minilm, batch, "features")[0][seen], _theirs(minilm, batch, "AutoModel")[seen])
+    _close(_outputs(minilm, batch, "features")[0][seen], _hf_outputs(minilm, batch, "AutoModel")[seen])

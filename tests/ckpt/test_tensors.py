@@ -1,4 +1,4 @@
-"""safetensors files: sizes, and views that are not what lies in memory."""
+"""safetensors files: sizes, and strided views."""
 
 import numpy as np
 import pytest
@@ -10,21 +10,22 @@ from dsee_jax.ckpt import tensors
 from dsee_jax.errors import InputError
 
 
-def test_views_are_written_as_what_they_show(tmp_path):
-    """safetensors 0.8.0 alone writes the memory behind a transposed or strided view, silently."""
+def test_strided_views_are_written_in_order(tmp_path):
+    """safetensors 0.8.0 by itself silently writes the memory behind a transposed or strided view."""
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
     views = {"transposed": array.T, "strided": array[:, ::2], "reversed": array[::-1]}
     tensors.write(tmp_path, views)
-    found = load_file(tmp_path / "model.safetensors")
-    stored = tensors.index(tmp_path)
-    for name, view in views.items():
-        np.testing.assert_array_equal(found[name], view)
-        np.testing.assert_array_equal(tensors.read(stored[name]), view)
+    tensors.save(tmp_path / "saved.safetensors", views, {"format": "pt"})
+    for file in ("model.safetensors", "saved.safetensors"):
+        arrays, stored = load_file(tmp_path / file), tensors.contents(tmp_path / file)
+        for name, view in views.items():
+            np.testing.assert_array_equal(arrays[name], view)
+            np.testing.assert_array_equal(tensors.read(stored[name]), view)
 
 
 @given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=8), limit=st.integers(1, 200))
-def test_shards_keep_to_the_limit(tmp_path_factory, sizes, limit):
-    """Every array comes back; a shard is within the limit or holds one array."""
+def test_shards_stay_below_the_limit(tmp_path_factory, sizes, limit):
+    """Every array is read back; a shard is within the limit or holds one array."""
     folder = tmp_path_factory.mktemp("shards")
     arrays = {f"a{number}": np.full(size, number, np.float32) for number, size in enumerate(sizes)}
     tensors.write(folder, arrays, max_shard_size=limit)
@@ -33,11 +34,11 @@ def test_shards_keep_to_the_limit(tmp_path_factory, sizes, limit):
     for name, array in arrays.items():
         np.testing.assert_array_equal(tensors.read(stored[name]), array)
     for file in {where.file for where in stored.values()}:
-        held = [where.nbytes for where in stored.values() if where.file == file]
-        assert sum(held) <= limit or len([size for size in held if size]) <= 1
+        sizes = [where.nbytes for where in stored.values() if where.file == file]
+        assert sum(sizes) <= limit or len([size for size in sizes if size]) <= 1
 
 
-def test_byte_size():
+def test_byte_size_is_parsed():
     """Powers of 1000, as Hugging Face counts."""
     assert [tensors.byte_size(text) for text in ("5GB", "500 mb", "1.5KB", 7, "12")] == [
         5 * 10**9,

@@ -1,4 +1,4 @@
-"""The commands as a person uses them: bad input is one line and writes nothing; the verbs on a finished run."""
+"""The commands: bad input is one line and writes nothing; every verb on a finished run."""
 
 import json
 import os
@@ -82,11 +82,15 @@ def other_files(folder):
 BAD = {
     "no model": (None, {"model__path": "/nowhere/model"}, "model folder /nowhere/model does not exist"),
     "pickle": (no_weights, {}, "pytorch_model.bin is a pickle"),
-    "truncated": (truncated, {}, "model.safetensors is not a whole safetensors file"),
+    "truncated": (truncated, {}, "model.safetensors is not a complete safetensors file"),
     "unknown key": (None, {"train__learning_rat": 1}, "(did you mean 'learning_rate'?)"),
-    "a rule that matches nothing": (None, {"delta__targets": [".*/querry/kernel"]}, "'.*/querry/kernel' takes nothing"),
-    "a rule of pruning": (None, {"prune__targets": ["decoder/.*"]}, "'decoder/.*' takes nothing"),
-    "prune what is no kernel": (None, {"prune__targets": [".*/bias"]}, "expected a kernel (in, out)"),
+    "a rule that matches nothing": (
+        None,
+        {"delta__targets": [".*/querry/kernel"]},
+        "'.*/querry/kernel' matches nothing",
+    ),
+    "a rule of pruning": (None, {"prune__targets": ["decoder/.*"]}, "'decoder/.*' matches nothing"),
+    "pruning a bias": (None, {"prune__targets": [".*/bias"]}, "expected a kernel (in, out)"),
     "groups that do not fit": (None, {"prune__kind": "nm", "prune__m": 5}, "prune.m is 5;"),
     "a score of nothing": (None, {"prune__score": "AB", "delta__rank": 0}, "prune.score 'AB'"),
     "nonzeros": (None, {"delta__nonzeros": 577}, "delta.nonzeros is 577;"),
@@ -99,7 +103,11 @@ BAD = {
     ),
     "heads that do not divide": (five_heads, {}, "'hidden_size' is 24, not a multiple of 'num_attention_heads' = 5"),
     "a dense model with units of a cut": (a_cut_of_other_widths, {}, "kept.safetensors: the model has the widths"),
-    "units of another model": (a_cut_of_more_heads, {}, "kept.safetensors: layer 0 has 3 heads and the cut is of 4"),
+    "units of another model": (
+        a_cut_of_more_heads,
+        {},
+        "kept.safetensors: layer 0 has 3 heads and the kept units are of 4",
+    ),
     "too many heads": (None, {"prune__kind": "structured", "prune__heads": 4}, "prune.heads is 4 and there are 3"),
     "nothing to cut": (None, {"prune__kind": "structured"}, "prune.heads is 0; expected more than 0"),
     "a unit in part": (
@@ -112,7 +120,7 @@ BAD = {
     "short row": (short_row, {"data__source": "glue", "data__task": "rte"}, "train.tsv:3: the row has 3 columns"),
     "vocabulary": (small_embedding, {}, "vocabulary larger than the embedding"),
     "too long": (None, {"data__max_length": 64}, "data.max_length is 64;"),
-    "another run's folder": (other_run, {}, "belongs to another config: train.seed is 5 there and 0 here"),
+    "another run's folder": (other_run, {}, "belongs to another config: train.seed is 5 in its config and 0 in yours"),
     "a folder of other things": (other_files, {}, "it is no run's"),
 }
 
@@ -133,29 +141,31 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, name):
     assert said.out == ""
 
 
-def test_bad_input_from_the_shell(tmp_path):
-    """Exit status 2, and nothing on stderr but the line, though a head was created and transformers was imported."""
+def test_bad_input_from_the_shell_is_one_line(tmp_path):
+    """Exit status 2 and one line on stderr, though a head is created and transformers is imported."""
     arguments = runs.arguments(tmp_path)
     shutil.rmtree(tmp_path / "base")
     tiny.bert(tmp_path / "base", head=False, vocab_size=len(tiny.VOCABULARY) - 25)
-    found = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True, env=dict(os.environ)
     )
-    assert found.returncode == 2
-    assert found.stderr.count("\n") == 1
-    assert "vocabulary larger than the embedding" in found.stderr
-    assert "classifier/kernel, pooler/bias, pooler/kernel: created at random" in found.stdout
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "vocabulary larger than the embedding" in done.stderr
+    assert "classifier/kernel, pooler/bias, pooler/kernel: created at random" in done.stdout
     assert not (tmp_path / "run").exists()
 
 
-def test_a_fault_of_the_program_is_not_hidden(tmp_path, monkeypatch):
+def test_internal_error_is_not_hidden(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "prepare", lambda config: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train.main(runs.arguments(tmp_path))
 
 
-@pytest.mark.parametrize("arguments", [[], ["evaluate"], ["export"], ["report"], ["inspect"], ["statistics"]])
-def test_help(capsys, arguments):
+@pytest.mark.parametrize(
+    "arguments", [[], ["evaluate"], ["export"], ["report"], ["inspect"], ["statistics"], ["generate"], ["plan"]]
+)
+def test_help_of_every_verb(capsys, arguments):
     with pytest.raises(SystemExit) as stop:
         command.main([*arguments, "--help"])
     assert stop.value.code == 0
@@ -171,7 +181,7 @@ def test_help_of_the_main_job(capsys):
     assert "delta.nonzeros = 64" in capsys.readouterr().out
 
 
-def test_an_unknown_verb(capsys):
+def test_unknown_verb_is_refused(capsys):
     with pytest.raises(SystemExit) as stop:
         command.main(["evaluat", "x"])
     assert stop.value.code == 2
@@ -187,8 +197,8 @@ def finished(finished_run):
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("overrides", [[], ["--train.batch_size=4"]])
-def test_evaluate(finished, capsys, overrides):
-    """From the files alone, whatever the batches."""
+def test_evaluate_prints_the_final_metrics(finished, capsys, overrides):
+    """From the files alone, at any batch size."""
     assert command.main(["evaluate", str(finished[0]), *overrides]) == 0
     assert json.loads(capsys.readouterr().out) == pytest.approx(finished[1]["final"], abs=1e-6)
 
@@ -201,8 +211,8 @@ def logits(folder, kept=None):
 
 
 @pytest.mark.smoke
-def test_export_folded(finished, tmp_path, capsys):
-    """Any reader of the folder gets the logits of the model with its updates attached."""
+def test_folded_export_has_the_tuned_logits(finished, tmp_path, capsys):
+    """The logits of the folder equal those of the model with attached updates."""
     run = finished[0]
     assert command.main(["export", str(run), str(tmp_path / "out"), "--format", "hf"]) == 0
     attached = logits(run / "model", adapter.load(run / "adapter"))
@@ -215,7 +225,7 @@ def test_export_folded(finished, tmp_path, capsys):
     assert "exists" in capsys.readouterr().err
 
 
-def test_export_folded_of_values_that_are_not_scaled(finished, tmp_path):
+def test_folded_export_with_unscaled_values(finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished[0], run, ignore=shutil.ignore_patterns("checkpoints"))
     kept = adapter.load(run / "adapter")
@@ -227,7 +237,7 @@ def test_export_folded_of_values_that_are_not_scaled(finished, tmp_path):
     )
 
 
-def test_export_with_factors(finished, tmp_path):
+def test_export_with_factors_keeps_weights_and_adapter(finished, tmp_path):
     run, out = finished[0], tmp_path / "out"
     assert command.main(["export", str(run), str(out), "--format", "hf", "--factors"]) == 0
     assert (out / "model.safetensors").read_bytes() == (run / "model" / "model.safetensors").read_bytes()
@@ -236,32 +246,32 @@ def test_export_with_factors(finished, tmp_path):
 
 @pytest.mark.parity
 @pytest.mark.filterwarnings("default")
-def test_export_folded_opens_elsewhere(finished, tmp_path):
-    """Hugging Face transformers on torch gives the same logits."""
+def test_folded_export_opens_in_transformers(finished, tmp_path):
+    """transformers on torch computes equal logits."""
     torch = pytest.importorskip("torch")
     from transformers import BertForSequenceClassification
 
     assert command.main(["export", str(finished[0]), str(tmp_path / "out"), "--format", "hf"]) == 0
     theirs = BertForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     with torch.no_grad():
-        found = theirs(**{name: torch.from_numpy(x).long() for name, x in tiny.batch().items()}).logits.numpy()
-    np.testing.assert_allclose(logits(tmp_path / "out"), found, atol=1e-5)
+        expected = theirs(**{name: torch.from_numpy(x).long() for name, x in tiny.batch().items()}).logits.numpy()
+    np.testing.assert_allclose(logits(tmp_path / "out"), expected, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
 def cut(finished_run):
-    """The folder of a finished run that cut heads and neurons out, and its results."""
+    """The folder of a finished run with pruned heads and neurons, and its results."""
     run = finished_run("structured") / "run"
     return run, json.loads((run / folders.METRICS).read_text())
 
 
-def test_evaluate_a_cut_model(cut, capsys):
+def test_evaluate_a_pruned_model(cut, capsys):
     assert command.main(["evaluate", str(cut[0])]) == 0
     assert json.loads(capsys.readouterr().out) == pytest.approx(cut[1]["final"], abs=1e-6)
 
 
-def test_export_a_cut_model(cut, tmp_path, capsys):
-    """Compact and in full shape: the logits of the model with its updates attached, from smaller and larger files."""
+def test_exports_of_a_pruned_model_have_the_tuned_logits(cut, tmp_path, capsys):
+    """Compact and at full size: the logits equal those of the model with attached updates."""
     run = cut[0]
     attached = logits(run / "model", adapter.load(run / "adapter"))
     for form in ("hf", "compact"):
@@ -281,14 +291,14 @@ def test_export_a_cut_model(cut, tmp_path, capsys):
     assert "use it with --format compact" in capsys.readouterr().err
 
 
-def test_export_compact_of_a_model_that_was_not_cut(finished, tmp_path, capsys):
+def test_compact_export_of_an_unpruned_model_is_refused(finished, tmp_path, capsys):
     assert command.main(["export", str(finished[0]), str(tmp_path / "out"), "--format", "compact"]) == 2
-    assert "cut no heads or neurons out" in capsys.readouterr().err
+    assert "has pruned no heads or neurons" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_cut_model_with_the_files_of_another(cut, finished, tmp_path, capsys):
-    """Weights of one cut with the config, or the adapter, of another model: refused by name, never read as they come."""
+def test_pruned_model_with_files_of_another_is_refused(cut, finished, tmp_path, capsys):
+    """Weights of one pruned model with the config, or the adapter, of another model."""
     spoilt = tmp_path / "run"
     shutil.copytree(cut[0], spoilt, ignore=shutil.ignore_patterns("checkpoints"))
     shutil.copyfile(finished[0] / "model" / "config.json", spoilt / "model" / "config.json")
@@ -296,18 +306,18 @@ def test_a_cut_model_with_the_files_of_another(cut, finished, tmp_path, capsys):
     assert "kept.safetensors: the model has the widths" in capsys.readouterr().err
     (spoilt / "model" / "kept.safetensors").unlink()
     assert command.main(["evaluate", str(spoilt)]) == 2
-    assert "were heads or neurons cut? then take the config.json" in capsys.readouterr().err
+    assert "were heads or neurons pruned? then take the config.json" in capsys.readouterr().err
     shutil.rmtree(spoilt / "model")
     shutil.copytree(finished[0] / "model", spoilt / "model")
     assert command.main(["evaluate", str(spoilt)]) == 2
-    assert "are of two cuts: the heads of layer 0 differ" in capsys.readouterr().err
+    assert "were pruned differently: the heads of layer 0 differ" in capsys.readouterr().err
     (spoilt / "adapter" / "kept.safetensors").unlink()
     assert command.main(["evaluate", str(spoilt)]) == 2
-    assert "they are of two models, or of two cuts of one" in capsys.readouterr().err
+    assert "the adapter belongs to another model, or to the same model pruned differently" in capsys.readouterr().err
 
 
 def refused(run, out, capsys, *words):
-    """By every verb that opens the model and its adapter, in one line."""
+    """Assert that every verb that loads the model and its adapter fails with one line."""
     for arguments in (["evaluate", str(run)], ["export", str(run), str(out)]):
         assert command.main(arguments) == 2
         said = capsys.readouterr().err
@@ -318,56 +328,56 @@ def refused(run, out, capsys, *words):
 
 
 def rolled(folder):
-    """Another cut, of equal widths."""
+    """Replace the kept units by others of equal widths."""
     units = kept_units.read(folder)
     kept_units.write(folder, jax.tree.map(lambda flags: np.roll(flags, 1), units))
 
 
 @pytest.mark.parametrize("part", ["model", "adapter"])
-def test_equal_shapes_of_two_cuts(cut, tmp_path, capsys, part):
-    """The units of the model, or a foreign adapter: nothing but kept.safetensors tells them apart."""
+def test_kept_units_of_another_pruning_are_refused(cut, tmp_path, capsys, part):
+    """Equal shapes: only kept.safetensors distinguishes the model, or the adapter, from another pruning."""
     spoilt = tmp_path / "run"
     shutil.copytree(cut[0], spoilt, ignore=shutil.ignore_patterns("checkpoints"))
     rolled(spoilt / part)
-    words = (spoilt / "adapter", spoilt / "model", "are of two cuts: the heads of layer 0 differ")
+    words = (spoilt / "adapter", spoilt / "model", "were pruned differently: the heads of layer 0 differ")
     refused(spoilt, tmp_path / "out", capsys, *words)
 
 
-def test_an_adapter_of_the_dense_model_that_fits_the_shapes_of_the_cut(cut, finished, tmp_path, capsys):
+def test_adapter_of_the_dense_model_is_refused(cut, finished, tmp_path, capsys):
     spoilt = tmp_path / "run"
     shutil.copytree(cut[0], spoilt, ignore=shutil.ignore_patterns("checkpoints", "adapter"))
     made = adapter.load(finished[0] / "adapter")
     (spoilt / "adapter").mkdir()
     adapter.save(spoilt / "adapter", made._replace(deltas={}, supports={}, masks={}))
-    refused(spoilt, tmp_path / "out", capsys, "are of two cuts: the heads of layer 0 differ")
+    refused(spoilt, tmp_path / "out", capsys, "were pruned differently: the heads of layer 0 differ")
 
 
-def test_units_that_did_not_make_the_model(cut, tmp_path, capsys):
-    """Another run's kept.safetensors, of other widths: told from config.json, also where there is no adapter."""
+def test_kept_units_of_other_widths_are_refused(cut, tmp_path, capsys):
+    """kept.safetensors of another run, with other widths than config.json; also without an adapter."""
     spoilt = tmp_path / "run"
     shutil.copytree(cut[0], spoilt, ignore=shutil.ignore_patterns("checkpoints"))
     kept_units.write(spoilt / "model", {"heads": {"layer_0": np.array([True, False, False])}})
-    refused(spoilt, tmp_path / "out", capsys, spoilt / "model" / "kept.safetensors", "the cut leaves")
-    with pytest.raises(dsee_jax.errors.InputError, match="it and config.json must be written together"):
+    refused(spoilt, tmp_path / "out", capsys, spoilt / "model" / "kept.safetensors", "the kept units give")
+    with pytest.raises(dsee_jax.errors.InputError, match="this file and config.json must be written together"):
         dsee_jax.load_pretrained(spoilt / "model")
 
 
 @pytest.mark.parity
 @pytest.mark.filterwarnings("default")
-def test_a_cut_model_opens_elsewhere(cut, tmp_path):
-    """Hugging Face transformers on torch gives the same logits from the full shape with zeros."""
+def test_export_of_a_pruned_model_opens_in_transformers(cut, tmp_path):
+    """transformers on torch computes equal logits from the full size with zeros."""
     torch = pytest.importorskip("torch")
     from transformers import BertForSequenceClassification
 
     assert command.main(["export", str(cut[0]), str(tmp_path / "out"), "--format", "hf"]) == 0
     theirs = BertForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     with torch.no_grad():
-        found = theirs(**{name: torch.from_numpy(x).long() for name, x in tiny.batch().items()}).logits.numpy()
+        expected = theirs(**{name: torch.from_numpy(x).long() for name, x in tiny.batch().items()}).logits.numpy()
     attached = logits(cut[0] / "model", adapter.load(cut[0] / "adapter"))
-    np.testing.assert_allclose(attached, found, atol=1e-5)
+    np.testing.assert_allclose(attached, expected, atol=1e-5)
 
 
-def test_report(finished, tmp_path, capsys):
+def test_report_prints_stages_and_sparsity(finished, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(finished[0], run, ignore=shutil.ignore_patterns("checkpoints"))
     assert command.main(["report", str(run)]) == 0
@@ -377,26 +387,26 @@ def test_report(finished, tmp_path, capsys):
 
 
 @pytest.mark.smoke
-def test_inspect(finished, tmp_path, capsys):
+def test_inspect_prints_and_writes_layers(finished, tmp_path, capsys):
     run = finished[0]
-    arguments = ["inspect", str(run.parent / "base"), str(run / "model"), "--json", str(tmp_path / "found.json")]
+    arguments = ["inspect", str(run.parent / "base"), str(run / "model"), "--json", str(tmp_path / "comparison.json")]
     assert command.main(arguments) == 0
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert [row["layer"] for row in found["layers"]] == ["0", "other"]
-    assert 0.4 < found["layers"][0]["zeros"] < 0.6
+    comparison = json.loads((tmp_path / "comparison.json").read_text())
+    assert [row["layer"] for row in comparison["layers"]] == ["0", "other"]
+    assert 0.4 < comparison["layers"][0]["zeros"] < 0.6
     assert "only after: bert.pooler.dense.bias" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "report", "export"])
-def test_a_folder_that_is_no_finished_run(tmp_path, capsys, verb):
+def test_unfinished_run_is_named(tmp_path, capsys, verb):
     assert command.main([verb, str(tmp_path), *(["out", "--format", "hf"] if verb == "export" else [])]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert str(tmp_path) in said
 
 
-def test_a_run_without_its_adapter_is_not_evaluated(finished, tmp_path, capsys):
-    """The updates are part of the model: without them the figures would be another model's."""
+def test_run_without_its_adapter_is_not_evaluated(finished, tmp_path, capsys):
+    """The updates are part of the model; without them the metrics would be wrong."""
     shutil.copytree(finished[0], tmp_path / "run", ignore=shutil.ignore_patterns("adapter", "checkpoints"))
     assert command.main(["evaluate", str(tmp_path / "run")]) == 2
     assert "adapter_config.json: missing" in capsys.readouterr().err

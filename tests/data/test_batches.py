@@ -1,4 +1,4 @@
-"""Length-batched, deterministic, resumable: every example once an epoch, little padding, the same after a restart."""
+"""Batches by length: every example once per epoch, little padding, deterministic, and equal after a restart."""
 
 import itertools
 import json
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsee_jax.data import glue, toy
-from dsee_jax.data.batches import Batches, assemble, bucket_edges, epoch_plan, eval_batches, iterate, micro_batches
+from dsee_jax.data.batches import Batches, assemble, bucket_edges, epoch_batches, eval_batches, iterate, micro_batches
 from dsee_jax.data.tokens import Tokens, load_tokenizer, tokenize
 from dsee_jax.errors import InputError
 
@@ -39,8 +39,8 @@ def assert_same(one, other):
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=40), st.integers(1, 6), st.sampled_from([0.0, 0.1, 0.3]))
-def test_edges_are_the_best_there_are(lengths, limit, padding):
-    """Against trying all sets of edges: as few as reach the padding asked for, and none of that number pads less."""
+def test_edges_have_the_least_padding(lengths, limit, padding):
+    """Brute force over all sets of edges: no smaller set reaches the limit, no set of that size has less padding."""
     lengths = np.array(lengths)
     sizes = np.unique(lengths)
 
@@ -83,13 +83,13 @@ def test_assemble_literal():
 
 
 @given(st.integers(1, 70), st.integers(1, 9), st.integers(0, 3))
-def test_every_example_once_an_epoch(count, batch_size, epoch):
+def test_an_epoch_has_every_example_once(count, batch_size, epoch):
     buckets = np.random.default_rng(count).integers(0, 4, count)
-    plan = epoch_plan(buckets, batch_size, seed=7, epoch=epoch)
-    assert plan.shape == (-(-count // batch_size), batch_size)
-    assert sorted(plan[plan >= 0].tolist()) == list(range(count))
-    assert (plan[:, 0] >= 0).all()
-    assert sum((row < 0).any() for row in plan) <= 1
+    rows = epoch_batches(buckets, batch_size, seed=7, epoch=epoch)
+    assert rows.shape == (-(-count // batch_size), batch_size)
+    assert sorted(rows[rows >= 0].tolist()) == list(range(count))
+    assert (rows[:, 0] >= 0).all()
+    assert sum((row < 0).any() for row in rows) <= 1
 
 
 def test_lengths_and_epochs():
@@ -104,8 +104,8 @@ def test_lengths_and_epochs():
         batches[33]
 
 
-def test_batches_hold_the_tokens():
-    """What is under the mask is the example, all of it."""
+def test_batches_have_the_tokens_of_their_examples():
+    """The tokens under the attention mask are the complete example; all others are padding."""
     batches = make()
     for batch in (batches[0], batches[20]):
         for row, label in enumerate(batch["labels"]):
@@ -118,8 +118,8 @@ def test_batches_hold_the_tokens():
             assert (batch["input_ids"][row, ~inside] == 9).all()
 
 
-def test_deterministic_and_random_access():
-    """A step depends on the seed and its number, not on what was read before; epochs and seeds differ."""
+def test_batches_depend_on_seed_and_step_only():
+    """Reading steps in another order gives equal batches; epochs and seeds give different ones."""
     forward, backward, other = make(), make(), make(seed=1)
     for step in reversed(range(len(forward))):
         backward[step]
@@ -134,8 +134,8 @@ def test_deterministic_and_random_access():
 
 
 @pytest.mark.parametrize("taken", [0, 5, 13, 20])
-def test_resume_in_mid_epoch(taken):
-    """Stop after some batches, build everything again, set the state (through JSON): the same batches follow."""
+def test_iterator_resumes_in_the_middle_of_an_epoch(taken):
+    """Stop after some batches, create a new iterator and set the state (through JSON): the remaining batches are equal."""
     batches = make()
     whole = list(iterate(batches))
     assert len(whole) == len(batches)
@@ -155,12 +155,12 @@ def test_resume_in_mid_epoch(taken):
         assert_same(batch, expected)
 
 
-def test_no_steps():
+def test_no_epochs_give_no_batches():
     assert list(iterate(make(epochs=0))) == []
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(1, 4), (8, 4), (30, 7)])
-def test_eval_covers_every_example_once(count, batch_size):
+def test_evaluation_has_every_example_once(count, batch_size):
     tokens = ragged(random_lengths(count))
     seen = []
     for batch, indices in eval_batches(tokens, batch_size, bucket_edges(tokens.lengths)):
@@ -183,8 +183,8 @@ def test_micro_batches():
 
 
 @pytest.mark.parametrize("task", ["rte", "stsb", "sst2", "toy"])
-def test_padding_on_real_data(shared, minilm, task):
-    """Under a tenth of all positions is padding, filled-up rows counted as padding too, over a whole epoch."""
+def test_padding_of_real_data_is_below_a_tenth(shared, minilm, task):
+    """Padding and filler rows together are less than a tenth of all positions of an epoch."""
     train = toy.load().train if task == "toy" else glue.load(task, str(shared / "data" / "glue")).train
     cut = slice(10_000)
     train = train._replace(text=train.text[cut], pair=train.pair and train.pair[cut], labels=train.labels[cut])

@@ -1,4 +1,4 @@
-"""`load`: the sources by name, and a drawn part of the training set."""
+"""`load`: sources by name, and random subsets of the training set."""
 
 import numpy as np
 import pytest
@@ -15,8 +15,8 @@ def test_toy_needs_no_files():
     assert (task.num_labels, task.regression) == (3, False)
 
 
-def test_examples_are_drawn_with_the_seed():
-    """A larger draw with one seed holds the smaller; texts, pairs and labels stay together."""
+def test_the_seed_decides_the_drawn_examples():
+    """With one seed a larger subset contains a smaller one; texts, pairs and labels stay aligned."""
     whole = data.load(DataConfig(), seed=0).train
     small, same, large, other = (
         data.load(DataConfig(examples=count), seed=seed).train for count, seed in ((50, 3), (50, 3), (80, 3), (50, 4))
@@ -34,11 +34,10 @@ def test_examples_are_drawn_with_the_seed():
     ("config", "message"),
     [
         (DataConfig(examples=4001), r"data\.examples: 4001 of 4000 training examples"),
-        (DataConfig(examples=-1), r"data\.examples: -1 of"),
         (DataConfig(source="glue", task="rte"), r"data\.dir: empty; data\.source 'glue' reads files"),
         (DataConfig(source="csv", task="mine"), r"data\.dir: empty"),
     ],
 )
-def test_errors(config, message):
+def test_impossible_data_section_is_refused(config, message):
     with pytest.raises(InputError, match=message):
         data.load(config, seed=0)

@@ -1,4 +1,4 @@
-"""The nine layouts, read from tiny files written here, and what is wrong with a file, said with its line."""
+"""The nine layouts of GLUE, on tiny files; errors have the file and line."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from dsee_jax.data import glue
 from dsee_jax.errors import InputError
 
-# Per task: header line (None: the file has none), two rows, and what they must become: texts, pairs, labels.
+# Per task: header line (None: no header), two rows, and the expected texts, pairs and labels.
 FILES = {
     "cola": (None, ["gj04\t1\t\tIt rains.", 'bc01\t0\t*\tRains "it.'], ["It rains.", 'Rains "it.'], None, [1, 0]),
     "sst2": ("sentence\tlabel", ['a "gem \t1', "dull\t0"], ['a "gem ', "dull"], None, [1, 0]),
@@ -65,7 +65,7 @@ NAMES |= {"rte": "RTE", "wnli": "WNLI"}
 
 
 def write(folder, task, rows=None, splits=("train", "dev", "dev_matched", "dev_mismatched")):
-    """Write the files of a task as they are published: MRPC begins with a byte-order mark."""
+    """Write the files of a task in their published form; MRPC starts with a byte-order mark."""
     header, lines = FILES[task][:2]
     content = "\n".join(([] if header is None else [header]) + (lines if rows is None else rows)) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def write(folder, task, rows=None, splits=("train", "dev", "dev_matched", "dev_m
 
 @pytest.mark.parametrize("inner", [True, False], ids=["GLUE's folder", "the task's folder"])
 @pytest.mark.parametrize("task", FILES)
-def test_layout(tmp_path, task, inner):
+def test_every_task_is_read_from_its_layout(tmp_path, task, inner):
     write(tmp_path / NAMES[task] if inner else tmp_path, task)
     loaded = glue.load(task, str(tmp_path))
     _, _, text, pair, labels = FILES[task]
@@ -90,8 +90,8 @@ def test_layout(tmp_path, task, inner):
         np.testing.assert_array_equal(examples.labels, labels)
 
 
-def test_windows_line_ends(tmp_path):
-    """Carriage returns are no part of the label, wherever the file was unpacked."""
+def test_carriage_return_is_no_part_of_a_label(tmp_path):
+    """Files with Windows line ends."""
     write(tmp_path, "rte")
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
@@ -111,7 +111,7 @@ def test_windows_line_ends(tmp_path):
         ("qqp", "0\t1\t2\tWho?", ["train.tsv:3", "4 columns", "expected 6"]),
     ],
 )
-def test_bad_row(tmp_path, task, row, parts):
+def test_malformed_row_is_named(tmp_path, task, row, parts):
     write(tmp_path, task, [FILES[task][1][0], row])
     with pytest.raises(InputError) as error:
         glue.load(task, str(tmp_path))
@@ -120,16 +120,16 @@ def test_bad_row(tmp_path, task, row, parts):
         assert part in str(error.value)
 
 
-def test_torn_rows_of_qqp(tmp_path, caplog):
-    """QQP as published has a few rows that line breaks in a question tore; they are left out, and said."""
+def test_torn_rows_of_qqp_are_skipped_with_a_warning(tmp_path, caplog):
+    """A few rows of the published QQP are torn by line breaks inside a question."""
     rows = FILES["qqp"][1] * 1000
     write(tmp_path, "qqp", [*rows, "9\t1\t2\tWho", "is it?\tWhy?"])
     loaded = glue.load("qqp", str(tmp_path))
     assert len(loaded.train.text) == len(rows)
-    assert "left out 2 torn rows" in caplog.text
+    assert "skipped 2 incomplete rows" in caplog.text
 
 
-def test_bad_files(tmp_path):
+def test_missing_or_malformed_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"no folder .*nowhere.*RTE/train\.tsv"):
         glue.load("rte", str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match=r"looked for .*RTE/train\.tsv and .*train\.tsv"):
@@ -154,8 +154,8 @@ def test_bad_files(tmp_path):
 
 
 @pytest.mark.parametrize(("task", "train", "dev"), [("rte", 2490, 277), ("sst2", 67349, 872), ("stsb", 5749, 1500)])
-def test_real_files(shared, task, train, dev):
-    """The published numbers of rows, so no quote swallows its neighbours."""
+def test_real_files_have_the_published_sizes(shared, task, train, dev):
+    """The numbers of rows are the published ones, so no quote joins several rows."""
     loaded = glue.load(task, str(shared / "data" / "glue"))
     assert (len(loaded.train.labels), len(loaded.dev["dev"].labels)) == (train, dev)
     assert all(not text.count("\t") for text in loaded.train.text)

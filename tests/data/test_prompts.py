@@ -1,4 +1,4 @@
-"""Files of prompts: E2E's CSV, JSON lines, CSV; every malformed line is named."""
+"""Prompt files: E2E's CSV, JSON lines and CSV; errors have the file and line."""
 
 import collections
 import json
@@ -24,7 +24,7 @@ def jsonl(folder, lines=LINES, *, name="train.jsonl"):
     return DataConfig(source="jsonl", task="mine", dir=str(folder))
 
 
-def test_json_lines(tmp_path):
+def test_json_lines_are_read(tmp_path):
     task = data.load(jsonl(tmp_path), seed=0, causal=True)
     assert task.causal
     assert not task.regression
@@ -34,7 +34,7 @@ def test_json_lines(tmp_path):
     assert task.train.where[2] == f"{tmp_path / 'train.jsonl'}:3"
 
 
-def test_csv_and_named_files(tmp_path):
+def test_csv_files_of_other_names_are_read(tmp_path):
     for name in ("mine", "other"):
         (tmp_path / f"{name}.csv").write_text(f'prompt,completion\n{name},"of\ntwo lines"\nb,c\n')
     config = DataConfig(source="csv", task="t", dir=str(tmp_path), train_file="mine.csv", dev_file="other.csv")
@@ -45,7 +45,7 @@ def test_csv_and_named_files(tmp_path):
     assert [where.rpartition(":")[2] for where in task.train.where] == ["3", "4"]
 
 
-def test_examples_are_drawn(tmp_path):
+def test_prompts_are_drawn_in_their_order(tmp_path):
     config = DataConfig(**vars(jsonl(tmp_path, LINES * 5)) | {"examples": 4})
     task = data.load(config, seed=0, causal=True)
     assert [len(column) for column in task.train] == [4] * 3
@@ -55,8 +55,8 @@ def test_examples_are_drawn(tmp_path):
     )
 
 
-def test_e2e(shared):
-    """All pairs; the references of one input are its rows."""
+def test_e2e_rows_are_read(shared):
+    """Every row is a pair; rows of one input are its references."""
     names = {"train_file": "devset.csv", "dev_file": "testset_w_refs.csv"}
     config = DataConfig(source="e2e", dir=str(shared / "data" / "e2e"), **names)
     task = data.load(config, seed=0)
@@ -71,36 +71,36 @@ def test_e2e(shared):
 
 BAD = {
     "no JSON": ("{", "not JSON"),
-    "no object": ("[1]", "expected one JSON object a line"),
+    "no object": ("[1]", "expected one JSON object per line"),
     "no completion": ({"prompt": "a"}, "no 'completion'; expected prompt and completion, or messages, found 'prompt'"),
     "a misspelt name": ({"prompt": "a", "completions": "b"}, r"no 'completion' \(did you mean 'completions'\?\)"),
-    "no text": ({"prompt": 3, "completion": "b"}, "'prompt' is '3'; expected a text"),
-    "an empty completion": ({"prompt": "a", "completion": " \n"}, "what is to follow the prompt is empty"),
-    "no messages": ({"messages": "hello"}, "'messages' is 'hello'; expected a list of two messages or more"),
-    "one message": ({"messages": [{"role": "user", "content": "u"}]}, "expected a list of two messages or more"),
+    "no string": ({"prompt": 3, "completion": "b"}, "'prompt' is '3'; expected a string"),
+    "an empty completion": ({"prompt": "a", "completion": " \n"}, "the completion is empty"),
+    "no messages": ({"messages": "hello"}, "'messages' is 'hello'; expected a list of two or more messages"),
+    "one message": ({"messages": [{"role": "user", "content": "u"}]}, "expected a list of two or more messages"),
     "a message without a role": (
         {"messages": [{"content": "u"}, {"role": "assistant", "content": "x"}]},
-        "message 0 is \"{'content': 'u'}\"; expected texts 'role' and 'content'",
+        "message 0 is \"{'content': 'u'}\"; expected strings 'role' and 'content'",
     ),
     "the user last": (
         {"messages": [{"role": "assistant", "content": "x"}, {"role": "user", "content": "u"}]},
-        "the last message is of 'user'; expected the assistant's",
+        "the last message has the role 'user'; expected 'assistant'",
     ),
     "an empty answer": (
         {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": ""}]},
-        "what is to follow the prompt is empty",
+        "the completion is empty",
     ),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_malformed_lines_are_named(tmp_path, name):
+def test_malformed_line_is_named(tmp_path, name):
     line, message = BAD[name]
     with pytest.raises(InputError, match=rf"train\.jsonl:2: .*{message}"):
         data.load(jsonl(tmp_path, [LINES[0], line]), seed=0, causal=True)
 
 
-def test_files_that_are_not_there(tmp_path):
+def test_missing_file_is_named(tmp_path):
     (tmp_path / "train.jsonl").write_text("{}")
     config = DataConfig(source="jsonl", dir=str(tmp_path))
     with pytest.raises(InputError, match=r"data\.dir: no file .*dev\.jsonl or .*validation\.jsonl"):

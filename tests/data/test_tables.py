@@ -1,4 +1,4 @@
-"""CSV and JSON lines, by the columns of the configuration."""
+"""CSV and JSON lines with the columns of the config."""
 
 import numpy as np
 import pytest
@@ -13,8 +13,8 @@ def write(folder, **files):
         (folder / name.replace("_", ".")).write_text(content, encoding="utf-8")
 
 
-def test_csv_pairs(tmp_path):
-    """Quoted fields may hold commas, quotes and line breaks; classes are sorted, and as numbers when they are."""
+def test_csv_with_quoted_fields_is_read(tmp_path):
+    """Quoted fields may contain commas, quotes and line breaks; classes are sorted, as numbers where they are numbers."""
     write(
         tmp_path,
         train_csv='premise,hypothesis,label\n"Yes, ""so"".",No.,10\n"two\nlines",b,2\n',
@@ -31,7 +31,7 @@ def test_csv_pairs(tmp_path):
     np.testing.assert_array_equal(task.dev["dev"].labels, [0])
 
 
-def test_jsonl_regression_and_validation_file(tmp_path):
+def test_jsonl_regression_with_a_validation_file_is_read(tmp_path):
     write(
         tmp_path,
         train_jsonl='{"s": "a", "y": 0.5}\n\n{"s": "b", "y": "2"}\n',
@@ -45,7 +45,7 @@ def test_jsonl_regression_and_validation_file(tmp_path):
     np.testing.assert_array_equal(task.dev["dev"].labels, [3.0])
 
 
-def test_given_classes_keep_their_order(tmp_path):
+def test_configured_classes_keep_their_order(tmp_path):
     write(
         tmp_path,
         train_jsonl='{"sentence1": "a", "label": true}\n{"sentence1": "b", "label": false}\n',
@@ -71,7 +71,7 @@ def test_given_classes_keep_their_order(tmp_path):
         ("jsonl", '{"sentence1": "a", "label": "x"}\n{"sentence1": 3, "label": "x"}\n', [":2:", "no text"]),
     ],
 )
-def test_bad_train_file(tmp_path, source, train, parts):
+def test_malformed_training_file_is_named(tmp_path, source, train, parts):
     write(tmp_path, **{f"train_{source}": train, f"dev_{source}": train or "x"})
     with pytest.raises(InputError) as error:
         tables.load(DataConfig(source=source, dir=str(tmp_path)))
@@ -80,13 +80,13 @@ def test_bad_train_file(tmp_path, source, train, parts):
         assert part in str(error.value)
 
 
-def test_label_of_dev_unknown_in_training(tmp_path):
+def test_dev_label_outside_the_training_labels_is_named(tmp_path):
     write(tmp_path, train_csv="sentence1,label\na,yes\nb,no\n", dev_csv="sentence1,label\na,yes\nb,maybe\n")
     with pytest.raises(InputError, match=r"dev\.csv:3: label 'maybe' is outside the task; expected one of 'no', 'yes'"):
         tables.load(DataConfig(source="csv", dir=str(tmp_path)))
 
 
-def test_missing_files(tmp_path):
+def test_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"no folder .*train\.csv"):
         tables.load(DataConfig(source="csv", dir=str(tmp_path / "nowhere")))
     write(tmp_path, train_csv="sentence1,label\na,yes\nb,no\n")

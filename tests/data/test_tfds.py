@@ -1,4 +1,4 @@
-"""TFDS folders that TFDS itself wrote here as array_record, in an interpreter that has no TensorFlow."""
+"""TFDS folders of array_record files, written by TFDS, in an interpreter without TensorFlow."""
 
 import dataclasses
 import sys
@@ -13,11 +13,11 @@ from dsee_jax.errors import InputError
 
 
 def prepare(folder, name, config, features, splits, file_format="array_record"):
-    """Write a dataset ``name/config`` as `download_and_prepare` does for the real one."""
+    """Write a dataset ``name/config`` with `download_and_prepare`."""
 
     class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("2.0.0")
-        code_path = None  # TFDS looks for the checksums of downloads beside the file of a builder; there are none.
+        code_path = None  # TFDS looks for download checksums beside the builder's file, which do not exist.
         BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config, version="2.0.0", description="tiny")]  # noqa: RUF012
 
         def _info(self):
@@ -34,13 +34,13 @@ def prepare(folder, name, config, features, splits, file_format="array_record"):
 
 
 def rows_by_text(examples):
-    """TFDS shuffles what it writes."""
+    """Return the rows sorted by text, because TFDS shuffles them."""
     return sorted(
         zip(examples.text, examples.pair or [None] * len(examples.text), examples.labels.tolist(), strict=True)
     )
 
 
-def test_glue_sst2(tmp_path):
+def test_sst2_is_read(tmp_path):
     features = {
         "sentence": tfds.features.Text(),
         "label": tfds.features.ClassLabel(names=["negative", "positive"]),
@@ -79,8 +79,8 @@ def test_glue_mnli_has_two_dev_sets(tmp_path):
     assert rows_by_text(task.train) == [("He ran.", "He sat.", 2)]
 
 
-def test_own_builder_and_regression(tmp_path):
-    """A dataset whose code is not installed is read from its folder; a float label makes a regression."""
+def test_float_label_of_an_own_builder_is_a_regression(tmp_path):
+    """The code of the dataset is not installed; its folder is enough."""
     features = {"a": tfds.features.Text(), "b": tfds.features.Text(), "score": np.float32}
     rows = [{"a": "x", "b": "y", "score": 1.5}, {"a": "z", "b": "w", "score": 0.25}]
     prepare(tmp_path, "tiny_pairs", "one", features, {"train": rows, "validation": rows})
@@ -92,8 +92,8 @@ def test_own_builder_and_regression(tmp_path):
         source.load(DataConfig(source="tfds", task="tiny_pairs/one", dir=str(tmp_path), text="a", label="scor"))
 
 
-def test_unlabelled_rows_are_outside_the_task(tmp_path):
-    """TFDS writes -1 where GLUE gives no label."""
+def test_unlabelled_row_is_named(tmp_path):
+    """TFDS writes -1 where GLUE has no label."""
     features = {"sentence": tfds.features.Text(), "label": tfds.features.ClassLabel(names=["negative", "positive"])}
     rows = [{"sentence": "a", "label": -1}]
     prepare(tmp_path, "glue", "sst2", features, {"train": rows, "validation": rows})
@@ -101,8 +101,8 @@ def test_unlabelled_rows_are_outside_the_task(tmp_path):
         source.load(DataConfig(source="tfds", task="glue/sst2", dir=str(tmp_path)))
 
 
-def test_columns_and_formats(tmp_path):
-    """A text column that is none, a split that is missing, and files that cannot be read at random, each said."""
+def test_wrong_column_format_or_split_is_named(tmp_path):
+    """A text column without text, files without random access, and a missing split."""
     features = {"sentence1": tfds.features.Text(), "number": np.int32, "label": np.int64}
     rows = [{"sentence1": "a", "number": 1, "label": 3}, {"sentence1": "b", "number": 2, "label": 10}]
     prepare(tmp_path, "tiny_texts", "one", features, {"train": rows, "validation": rows})
@@ -122,7 +122,7 @@ def test_columns_and_formats(tmp_path):
         source.load(config)
 
 
-def test_not_there(tmp_path):
+def test_unprepared_or_unknown_builder_is_named(tmp_path):
     with pytest.raises(InputError, match=r"'glue/rte' is not prepared in .*array_record"):
         source.load(DataConfig(source="tfds", task="glue/rte", dir=str(tmp_path)))
     with pytest.raises(InputError, match=r"no TFDS builder 'no_such_set'"):

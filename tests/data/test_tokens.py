@@ -1,4 +1,4 @@
-"""Ragged tokens: the tokenizer's own ids, cut at the right place, and within the embedding."""
+"""Ragged tokens: ids equal the tokenizer's, are truncated correctly, and have rows in the embedding."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def tokenizer(minilm):
     return tokens.load_tokenizer(minilm)
 
 
-def test_ids_are_the_tokenizers(tokenizer):
+def test_ids_equal_those_of_the_tokenizer(tokenizer):
     texts = ["a dog runs", "unaffable", ""]
     got = tokens.tokenize(tokenizer, Examples(texts, None, np.array([1, 0, 1], np.int32)), 16, vocab_size=30522)
     for number, text in enumerate(texts):
@@ -25,15 +25,14 @@ def test_ids_are_the_tokenizers(tokenizer):
     assert got.pad_id == tokenizer.pad_token_id
 
 
-def test_the_longer_sentence_is_cut_first(tokenizer):
+def test_longer_sentence_is_truncated_first(tokenizer):
     examples = Examples(["a b c d e f g h"], ["x y z"], np.zeros(1, np.int32))
     got = tokens.tokenize(tokenizer, examples, 10, vocab_size=30522)
     assert " ".join(tokenizer.convert_ids_to_tokens(got.input_ids)) == "[CLS] a b c d [SEP] x y z [SEP]"
     assert got.token_type_ids.tolist() == [0] * 6 + [1] * 4
 
 
-def test_chunks_join(tokenizer, monkeypatch):
-    """However many are encoded at once, the result is the same."""
+def test_chunk_size_does_not_change_tokens(tokenizer, monkeypatch):
     examples = Examples([f"word {n}" for n in range(7)], ["x"] * 7, np.zeros(7, np.int32))
     whole = tokens.tokenize(tokenizer, examples, 16, vocab_size=30522)
     monkeypatch.setattr(tokens, "CHUNK", 3)
@@ -42,7 +41,7 @@ def test_chunks_join(tokenizer, monkeypatch):
         np.testing.assert_array_equal(one, other)
 
 
-def test_errors(tokenizer, tmp_path):
+def test_unusable_tokenizer_or_length_is_refused(tokenizer, tmp_path):
     examples = Examples(["zebra"], ["b"], np.zeros(1, np.int32))
     with pytest.raises(InputError, match=r"vocabulary larger than the embedding.* 1000 rows"):
         tokens.tokenize(tokenizer, examples, 16, vocab_size=1000)

@@ -1,4 +1,4 @@
-"""The embedded task: its labels are right, its dev set is new, and words alone do not give it away."""
+"""The built-in task: labels are correct, dev combinations are new, and words alone do not predict the label."""
 
 import itertools
 
@@ -34,12 +34,12 @@ RUN, SPRINT, RUN_AT_NIGHT = Phrase("run", ""), Phrase("sprint", ""), Phrase("run
         ((ALL, DOGS, RUN), (SOME, CATS, RUN), "neutral"),
     ],
 )
-def test_known_relations(premise, hypothesis, label):
+def test_label_of_known_pairs(premise, hypothesis, label):
     assert LABELS[toy.relation(Sentence(*premise), Sentence(*hypothesis))] == label
 
 
-def test_relations_hold_in_every_small_model():
-    """Against brute force: give three individuals all sets that the words allow, and look at the sentences."""
+def test_label_equals_a_search_over_small_models():
+    """Brute force: evaluate the sentences in every model of three individuals that the words allow."""
     nouns = [DOGS, POODLES, Phrase("dogs", "wet"), CATS]
     individuals = range(3)
     subsets = [frozenset(s) for size in range(4) for s in itertools.combinations(individuals, size)]
@@ -55,10 +55,10 @@ def test_relations_hold_in_every_small_model():
             for n, o, v, w in itertools.product(subsets, repeat=4)
             if n
             and o
-            and (not toy.below(noun, other) or n <= o)
-            and (not toy.below(other, noun) or o <= n)
-            and (not toy.below(verb, RUN) or v <= w)
-            and (not toy.below(RUN, verb) or w <= v)
+            and (not toy.is_included(noun, other) or n <= o)
+            and (not toy.is_included(other, noun) or o <= n)
+            and (not toy.is_included(verb, RUN) or v <= w)
+            and (not toy.is_included(RUN, verb) or w <= v)
         ]
         for p, h in itertools.product(range(len(FORMS)), repeat=2):
             premise, hypothesis = Sentence(p, noun, verb), Sentence(h, other, RUN)
@@ -67,12 +67,12 @@ def test_relations_hold_in_every_small_model():
             assert toy.relation(premise, hypothesis) == expected, (premise.text, hypothesis.text)
 
 
-def test_sentences_read_as_english():
+def test_sentence_is_english():
     sentence = Sentence(SOME_NOT, Phrase("dogs", "wet"), Phrase("eat apples", "at night"))
     assert sentence.text == "some wet dogs do not eat apples at night"
 
 
-def test_held_out_combinations():
+def test_dev_hypotheses_have_held_out_combinations():
     splits = toy.generate(600, 150)
 
     def combinations(split, sentences=slice(None)):
@@ -81,18 +81,18 @@ def test_held_out_combinations():
     assert len(set(splits["train"])) == 600
     assert len(set(splits["dev"])) == 150
     assert not combinations("train") & combinations("dev", slice(1, None))
-    for column in range(3):  # nothing is new but the combination
+    for column in range(3):  # only the combinations are new
         words = [{combination[column] for combination in combinations(split)} for split in ("train", "dev")]
         assert words[1] <= words[0]
 
 
-def test_deterministic_by_seed():
+def test_pairs_depend_on_the_seed_only():
     assert toy.generate(60, 30) == toy.generate(60, 30)
     assert toy.generate(60, 30) != toy.generate(60, 30, seed=1)
 
 
-def test_no_lexical_shortcut():
-    """The classes are balanced, and linear models of the words are at chance (1/3) where the structure decides all."""
+def test_words_alone_do_not_predict_the_label():
+    """The classes are balanced, and linear models of the words are near chance (1/3)."""
     task = toy.load()
     train, dev = task.train, task.dev["dev"]
     assert (len(train.labels), len(dev.labels)) == (4000, 800)
@@ -108,7 +108,7 @@ def test_no_lexical_shortcut():
     def hypothesis(examples):
         return examples.pair
 
-    def both(examples):  # every word says which sentence it is of
+    def both(examples):  # each word is marked with its sentence
         return [
             " ".join([f"p_{word}" for word in premise.split()] + [f"h_{word}" for word in hypothesis.split()])
             for premise, hypothesis in zip(examples.text, examples.pair, strict=True)

@@ -1,4 +1,4 @@
-"""GreBsmo finds what was planted; the decompositions agree with NumPy's."""
+"""GreBsmo finds planted spikes, and the decompositions agree with NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from dsee_jax.errors import InputError
 
 
 def planted(seed: int, shape: tuple[int, int], rank: int, noise: float, spike: float) -> tuple[np.ndarray, set[int]]:
-    """Low rank (entries about 1) + noise + 64 spikes of 1 to 1.5 times ``spike``, either sign; and where they are."""
+    """Return low rank (entries about 1) + noise + 64 spikes of 1 to 1.5 times ``spike`` in magnitude, and their indices."""
     draw = np.random.default_rng(seed)
     w = draw.normal(size=(shape[0], rank)) @ draw.normal(size=(rank, shape[1])) / np.sqrt(rank)
     w += noise * draw.normal(size=shape)
@@ -22,8 +22,8 @@ def planted(seed: int, shape: tuple[int, int], rank: int, noise: float, spike: f
 @pytest.mark.parametrize(
     ("shape", "true_rank", "rank", "noise", "spike"),
     [
-        ((768, 768), 16, 16, 0.01, 0.1),  # a tenth of the entries of the low-rank part, and the rank known
-        ((768, 768), 16, 192, 0.01, 5.0),  # 12 times the rank, spikes that the low-rank part could follow
+        ((768, 768), 16, 16, 0.01, 0.1),  # spikes are a tenth of the entries of the low-rank part; the rank is exact
+        ((768, 768), 16, 192, 0.01, 5.0),  # 12 times the rank: the low-rank part could fit the spikes
         ((384, 384), 32, 32, 0.001, 0.5),
         ((384, 384), 16, 32, 0.1, 1.0),
         ((128, 128), 16, 32, 0.01, 0.1),
@@ -34,19 +34,19 @@ def planted(seed: int, shape: tuple[int, int], rank: int, noise: float, spike: f
     ],
 )
 def test_every_planted_spike_is_found(shape, true_rank, rank, noise, spike):
-    """What it is for: 64 of 64, though no spike is the largest entry around and the rank is only known to be enough."""
+    """All 64, though spikes need not be the largest entries and the rank is only an upper bound."""
     w, truth = planted(0, shape, true_rank, noise, spike)
     assert set(decompose.spikes(w, rank, 64, key=jax.random.key(0)).tolist()) == truth
 
 
-def test_spikes_without_noise_are_found_too():
-    """The basis then has more columns than the matrix has rank, which a careless orthonormalisation does not survive."""
+def test_spikes_without_noise_are_found():
+    """The basis has more columns than the rank of the matrix, so its columns are nearly dependent."""
     w, truth = planted(1, (64, 64), 4, 0.0, 0.5)
     assert set(decompose.spikes(w, 8, 64, key=jax.random.key(0)).tolist()) == truth
 
 
-def test_the_parts_of_grebsmo():
-    """Shapes, orthonormal u, exactly 64 entries of s, and a rest of the size of the noise."""
+def test_parts_of_grebsmo():
+    """Shapes, orthonormal u, exactly 64 entries of s, and a residual of the size of the noise."""
     w, truth = planted(2, (96, 192), 8, 0.01, 0.5)
     u, v, s = decompose.grebsmo(w, rank=8, nonzeros=64, key=jax.random.key(0))
     assert (u.shape, v.shape, s.shape) == ((96, 8), (8, 192), (96, 192))
@@ -57,26 +57,26 @@ def test_the_parts_of_grebsmo():
     assert np.abs(rest).max() < 0.06
 
 
-def test_many_matrices_in_one_call_equal_one_at_a_time():
+def test_spikes_under_vmap_equal_spikes_of_each_matrix():
     w = np.stack([planted(seed, (64, 64), 4, 0.01, 1.0)[0] for seed in range(3)])
     keys = jax.random.split(jax.random.key(0), 3)
     together = jax.jit(jax.vmap(lambda w, key: decompose.spikes(w, 8, 64, key=key)))(w, keys)
-    for w_one, key, found in zip(w, keys, together, strict=True):
-        assert set(decompose.spikes(w_one, 8, 64, key=key).tolist()) == set(found.tolist())
+    for w_one, key, indices in zip(w, keys, together, strict=True):
+        assert set(decompose.spikes(w_one, 8, 64, key=key).tolist()) == set(indices.tolist())
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1e-3, 1e15])
-def test_the_scale_of_the_matrix_does_not_matter(scale):
+def test_spikes_do_not_depend_on_the_scale(scale):
     w, truth = planted(0, (64, 64), 4, 0.01, 1.0)
     assert set(decompose.spikes(w * np.float32(scale), 8, 64, key=jax.random.key(0)).tolist()) == truth
 
 
-def test_rank_zero_is_the_largest_magnitude():
+def test_spikes_of_rank_zero_are_the_largest_magnitudes():
     assert decompose.spikes(jnp.array([[1.0, -3.0, 2.0]]), 0, 2, key=jax.random.key(0)).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("shape", [(40, 30), (30, 40)])
-def test_svd_is_numpys(shape):
+def test_svd_equals_numpy(shape):
     w = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     u, s, v = map(np.asarray, decompose.svd(w, 7))
     expected = np.linalg.svd(w)
@@ -97,7 +97,7 @@ def test_randomized_svd_is_near_svd(shape):
     assert decompose.randomized_svd(w, 50, key=jax.random.key(0))[1].shape == (50,)
 
 
-def test_what_is_out_of_range_is_named():
+def test_out_of_range_argument_is_named():
     w, key = jnp.ones((8, 6)), jax.random.key(0)
     with pytest.raises(InputError, match="rank is 4 for a matrix of 8 x 6: use 0 to 3"):
         decompose.grebsmo(w, 4, 2, key=key)

@@ -1,4 +1,4 @@
-"""Updates: the start is the pretrained model, attached equals folded, and any Linen model takes them unedited."""
+"""Updates: new updates change nothing, attached equals folded, and any Linen model takes updates unedited."""
 
 import flax.linen as nn
 import jax
@@ -15,7 +15,7 @@ KEY = jax.random.key(0)
 
 
 class Stranger(nn.Module):
-    """A model that knows nothing of this library: a Dense of three axes' input, one without bias, a repeated layer."""
+    """A model outside this library: a Dense with an input of three axes, a Dense without a bias, a repeated layer."""
 
     @nn.compact
     def __call__(self, x):
@@ -45,7 +45,7 @@ class Layer(nn.Module):
 
 
 def grown(updates, key=KEY):
-    """Updates with every leaf away from its start, or nothing would be tested."""
+    """Return updates with random values; initial updates are zero and would test nothing."""
     leaves, structure = jax.tree.flatten(updates)
     keys = jax.random.split(key, len(leaves))
     return structure.unflatten([0.3 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
@@ -59,7 +59,7 @@ def made(model, x, **options):
 
 @pytest.mark.parametrize("model", [Stranger(), Scanned()], ids=lambda model: type(model).__name__)
 @pytest.mark.parametrize("scale_sparse", [True, False])
-def test_attached_equals_folded_on_a_model_never_edited(model, scale_sparse):
+def test_attached_updates_equal_folded_updates(model, scale_sparse):
     x = jax.random.normal(KEY, (2, 3, 8))
     params, updates, supports = made(model, x)
     options = {"scale": 1.5, "scale_sparse": scale_sparse}
@@ -71,7 +71,7 @@ def test_attached_equals_folded_on_a_model_never_edited(model, scale_sparse):
     np.testing.assert_allclose(attached, folded, atol=1e-5)
 
 
-def test_gradients_of_the_updates_equal_those_through_the_folded_weights():
+def test_gradients_of_attached_and_folded_updates_agree():
     x = jax.random.normal(KEY, (2, 3, 8))
     model = Scanned()
     params, updates, supports = made(model, x)
@@ -82,13 +82,13 @@ def test_gradients_of_the_updates_equal_those_through_the_folded_weights():
     jax.tree.map(lambda a, f: np.testing.assert_allclose(a, f, rtol=2e-4, atol=1e-5), attached, folded)
 
 
-def test_materialize_is_what_the_equation_says():
+def test_materialize_equals_the_equation():
     w = jnp.arange(6.0).reshape(2, 3)
     delta = {"a": jnp.array([[1.0], [2.0]]), "b": jnp.array([[1.0, 0.0, -1.0]]), "values": jnp.array([10.0, 20.0])}
     support = jnp.array([[0, 1], [1, 2]])
     tree_of = lambda leaf: {"dense": {"kernel": leaf}}
-    found = fold.materialize(tree_of(w), tree_of(delta), tree_of(support), scale=2.0)["dense"]["kernel"]
-    np.testing.assert_array_equal(found, [[2.0, 21.0, 0.0], [7.0, 4.0, 41.0]])
+    folded = fold.materialize(tree_of(w), tree_of(delta), tree_of(support), scale=2.0)["dense"]["kernel"]
+    np.testing.assert_array_equal(folded, [[2.0, 21.0, 0.0], [7.0, 4.0, 41.0]])
     unscaled = fold.materialize(tree_of(w), tree_of(delta), tree_of(support), scale=2.0, scale_sparse=False)
     np.testing.assert_array_equal(unscaled["dense"]["kernel"], [[2.0, 11.0, 0.0], [7.0, 4.0, 21.0]])
 
@@ -96,7 +96,7 @@ def test_materialize_is_what_the_equation_says():
 @pytest.mark.parametrize(
     ("rank", "nonzeros", "names"), [(2, 5, {"a", "b", "values"}), (2, 0, {"a", "b"}), (0, 5, {"values"})]
 )
-def test_only_what_is_asked_for_exists(rank, nonzeros, names):
+def test_zero_rank_or_nonzeros_creates_no_array(rank, nonzeros, names):
     _, updates, supports = made(Stranger(), jnp.zeros((1, 8)), rank=rank, nonzeros=nonzeros)
     for delta in fold.kernels(updates).values():
         assert set(delta) == names
@@ -104,14 +104,14 @@ def test_only_what_is_asked_for_exists(rank, nonzeros, names):
     assert fold.count(updates) == rank * (8 + 12 + 12 + 12) + 2 * nonzeros
 
 
-def test_no_update_at_all():
+def test_zero_rank_and_nonzeros_create_no_update():
     _, updates, supports = made(Stranger(), jnp.zeros((1, 8)), rank=0, nonzeros=0, targets=("nothing",))
     assert (updates, supports) == ({}, {})
 
 
 @pytest.mark.parametrize(("rank", "nonzeros", "count"), [(16, 0, 589_824), (16, 128, 592_896), (16, 64, 591_360)])
-def test_the_authors_counts_for_bert_base(rank, nonzeros, count):
-    """BERT-base query and value, 24 kernels of 768 x 768: the counts of the paper's tables."""
+def test_trained_parameters_of_bert_base_equal_the_paper(rank, nonzeros, count):
+    """Query and value of BERT-base, 24 kernels of 768 x 768; the numbers are from the tables of the paper."""
     shape = jax.ShapeDtypeStruct((768, 768), jnp.float32)
     params = {f"layer_{i}": {n: {"kernel": shape} for n in ("query", "value")} for i in range(12)}
     config = DeltaConfig(targets=(".*",), rank=rank, nonzeros=nonzeros, support="random")
@@ -119,7 +119,7 @@ def test_the_authors_counts_for_bert_base(rank, nonzeros, count):
     assert fold.count(updates) == count
 
 
-def test_the_same_key_gives_the_same_updates_and_another_does_not():
+def test_updates_depend_on_the_key():
     params = Stranger().init(KEY, jnp.zeros((1, 8)))["params"]
     config = DeltaConfig(targets=(".*/kernel",), rank=2, nonzeros=5, support="random")
     first, again, other = (create.init(params, config, key=jax.random.key(seed)) for seed in (1, 1, 2))
@@ -137,12 +137,12 @@ def test_the_same_key_gives_the_same_updates_and_another_does_not():
         ({"rank": 9}, r"delta.rank is 9; 'wide/kernel' is 8 x 12"),
     ],
 )
-def test_what_cannot_be_is_named(options, message):
+def test_bad_config_is_named(options, message):
     with pytest.raises(InputError, match=message):
         made(Stranger(), jnp.zeros((1, 8)), **options)
 
 
-def test_an_update_that_no_module_takes_is_an_error():
+def test_update_that_reaches_no_module_is_named():
     class Raw(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -154,7 +154,7 @@ def test_an_update_that_no_module_takes_is_an_error():
 
 
 def test_bfloat16_compute_keeps_small_updates():
-    """Folded in 16 bits, an update below the kernel's last place would vanish; attached it must not."""
+    """An update below the last place of the kernel vanishes when folded in 16 bits, and must not when attached."""
     model = nn.Dense(64, dtype=jnp.bfloat16)
     x = jnp.ones((2, 64))
     params = {"kernel": jnp.ones((64, 64)), "bias": jnp.zeros(64)}

@@ -1,4 +1,4 @@
-"""Exact top-k, N:M and the selectors of coordinates."""
+"""Exact top-k, N:M, and the selectors of coordinates."""
 
 import hypothesis
 import hypothesis.extra.numpy as hnp
@@ -16,9 +16,9 @@ TIED = st.sampled_from([-np.inf, -1.0, -0.0, 0.0, 1e-40, 1.0, 2.0, np.inf, np.na
 
 
 def stable_top_k(score: np.ndarray, k: int) -> np.ndarray:
-    """What top_k must give, by a stable sort."""
+    """Return the expected result of top_k, by a stable sort."""
     flat = score.astype(np.float32).ravel()
-    # Subnormal numbers count as zero on most accelerators, and so they do here.
+    # top_k counts subnormal numbers as zero, as most accelerators do.
     flat = np.where(np.abs(flat) < np.finfo(np.float32).tiny, 0, flat)
     order = sorted(range(flat.size), key=lambda i: (not np.isnan(flat[i]), flat[i] if flat[i] == flat[i] else 0, -i))
     mask = np.zeros(flat.size, bool)
@@ -62,7 +62,7 @@ def test_top_k_takes_a_traced_count_under_vmap(dtype):
 
 
 def test_n_m_literals():
-    """2:4 and 1:4 along the inputs (axis 0), by hand; ties keep the lower input."""
+    """2:4, 1:4 and 1:2 along the inputs (axis 0), by hand; ties keep the lower input."""
     score = jnp.array([[1.0, 4.0, 7.0], [2.0, 3.0, 7.0], [3.0, 2.0, 7.0], [4.0, 1.0, 7.0]])
     assert topk.n_m(score, 2, 4).astype(int).tolist() == [[0, 1, 1], [0, 1, 1], [1, 0, 0], [1, 0, 0]]
     assert topk.n_m(score, 1, 4).astype(int).tolist() == [[0, 1, 1], [0, 0, 0], [0, 0, 0], [1, 0, 0]]
@@ -80,7 +80,7 @@ def test_n_m_keeps_exactly_n_and_the_best(score, n_m):
     np.testing.assert_array_equal(mask[0, :m], one)
 
 
-def test_n_m_refuses_inputs_that_do_not_divide():
+def test_n_m_refuses_inputs_that_m_does_not_divide():
     with pytest.raises(InputError, match="found 6"):
         topk.n_m(jnp.ones((6, 2)), 2, 4)
     with pytest.raises(InputError, match="5:4"):
@@ -89,31 +89,31 @@ def test_n_m_refuses_inputs_that_do_not_divide():
 
 @pytest.mark.parametrize("name", supports.SUPPORTS)
 @pytest.mark.parametrize(("shape", "dtype"), [((16, 16), jnp.bfloat16), ((24, 7), jnp.float32)])
-def test_every_selector_returns_that_many_sorted_coordinates(name, shape, dtype):
-    """The contract of the table, under jit and vmap, whatever the kernel: random, constant, zero, not-a-number."""
+def test_every_selector_returns_sorted_distinct_coordinates(name, shape, dtype):
+    """Under jit and vmap, for random, constant, zero and not-a-number kernels."""
     random = jax.random.normal(jax.random.key(1), shape)
     kernels = jnp.stack([random, jnp.ones(shape), jnp.zeros(shape), jnp.full(shape, jnp.nan)]).astype(dtype)
     keys = jax.random.split(jax.random.key(0), len(kernels))
     select = jax.jit(jax.vmap(lambda w, key: supports.SUPPORTS[name](w, 9, key=key)))
-    found = select(kernels, keys)
-    assert found.shape == (4, 9, 2)
-    assert found.dtype == jnp.int32
-    flat = np.asarray(found[..., 0] * shape[1] + found[..., 1])
+    coordinates = select(kernels, keys)
+    assert coordinates.shape == (4, 9, 2)
+    assert coordinates.dtype == jnp.int32
+    flat = np.asarray(coordinates[..., 0] * shape[1] + coordinates[..., 1])
     assert (np.diff(flat) > 0).all()
-    assert (np.asarray(found) >= 0).all()
-    assert (np.asarray(found) < np.array(shape)).all()
-    np.testing.assert_array_equal(select(kernels, keys), found)
+    assert (np.asarray(coordinates) >= 0).all()
+    assert (np.asarray(coordinates) < np.array(shape)).all()
+    np.testing.assert_array_equal(select(kernels, keys), coordinates)
 
 
 @pytest.mark.parametrize("name", supports.SUPPORTS)
 @pytest.mark.parametrize("nonzeros", [0, 1, 12])
 def test_every_selector_takes_any_count_of_a_tiny_kernel(name, nonzeros):
-    found = supports.SUPPORTS[name](jnp.arange(12.0).reshape(12, 1), nonzeros, key=jax.random.key(0))
-    assert len({tuple(pair) for pair in found.tolist()}) == nonzeros
+    coordinates = supports.SUPPORTS[name](jnp.arange(12.0).reshape(12, 1), nonzeros, key=jax.random.key(0))
+    assert len({tuple(pair) for pair in coordinates.tolist()}) == nonzeros
 
 
 @pytest.mark.parametrize("name", supports.SUPPORTS)
-def test_every_selector_refuses_more_than_there_are(name):
+def test_every_selector_refuses_more_entries_than_the_kernel_has(name):
     with pytest.raises(InputError, match="nonzeros is 13 for a kernel of 12 entries"):
         supports.SUPPORTS[name](jnp.ones((3, 4)), 13, key=jax.random.key(0))
 

@@ -1,4 +1,4 @@
-"""The exported program: run where neither this library nor flax is, it gives the logits of the run's model."""
+"""The exported program, run without this library and flax, computes the logits of the run's model."""
 
 import json
 import pathlib
@@ -21,11 +21,11 @@ from dsee_jax import models, tree
 from dsee_jax.export import stablehlo
 from dsee_jax.models import bert
 from dsee_jax.ops import dense, nn
-from dsee_jax.train import reopen
+from dsee_jax.train import finished_run
 
 KINDS = {"dense": "lora", "masked": "dsee", "compact": "structured"}
 SHAPES = ((1, 1), (3, 12), (5, 32), (3, 7))
-"""Rows and lengths; 32 is all positions there are."""
+"""Rows and lengths; 32 is the number of positions."""
 
 
 @pytest.fixture(
@@ -44,8 +44,8 @@ def batches():
 
 
 def logits(run, *batches):
-    """Of each batch, from the model that `evaluate` scores, updates attached."""
-    _, _, model, params, kept = reopen.opened(run)
+    """The logits of each batch, from the model that `evaluate` scores, with attached updates."""
+    _, _, model, params, kept = finished_run.load(run)
     options = {"scale": kept.config["scale"], "scale_sparse": kept.config["scale_sparse"]}
     return [dsee_jax.apply(model, params, kept.deltas, kept.supports, batch, **options) for batch in batches]
 
@@ -58,58 +58,58 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 folder = pathlib.Path(sys.argv[1])
 program = runpy.run_path(str(folder / "run.py"))["load"](folder)
-given, found = load_file(sys.argv[2]), {}
-for number in range(len(given) // 3):
-    inputs = [given[f"{number}.{name}"] for name in ("input_ids", "attention_mask", "token_type_ids")]
-    found[str(number)] = np.asarray(program(*inputs))
+arrays, outputs = load_file(sys.argv[2]), {}
+for number in range(len(arrays) // 3):
+    inputs = [arrays[f"{number}.{name}"] for name in ("input_ids", "attention_mask", "token_type_ids")]
+    outputs[str(number)] = np.asarray(program(*inputs))
 assert not [name for name, module in sys.modules.items() if module and name.startswith(("dsee_jax", "flax."))]
-save_file(found, sys.argv[3])
+save_file(outputs, sys.argv[3])
 """
 
 
-def test_it_runs_without_this_library(run, tmp_path):
-    """In a process without our code or flax: any batch and length, the logits of the model with its updates attached."""
-    given = {f"{n}.{name}": x for n, batch in enumerate(batches()) for name, x in batch.items()}
-    save_file(given, tmp_path / "inputs")
+def test_program_runs_without_this_library(run, tmp_path):
+    """In a process without dsee_jax and flax, at several batches and lengths."""
+    arrays = {f"{n}.{name}": x for n, batch in enumerate(batches()) for name, x in batch.items()}
+    save_file(arrays, tmp_path / "inputs")
     files = [str(run[1]), str(tmp_path / "inputs"), str(tmp_path / "outputs")]
     subprocess.run([sys.executable, "-c", ALONE, *files], check=True, cwd=tmp_path)
-    found = load_file(tmp_path / "outputs")
+    outputs = load_file(tmp_path / "outputs")
     for number, expected in enumerate(logits(run[0], *batches())):
-        np.testing.assert_allclose(found[str(number)], expected, atol=1e-5)
+        np.testing.assert_allclose(outputs[str(number)], expected, atol=1e-5)
 
 
-def test_the_folder_says_how_to_call_it(run):
+def test_signature_describes_the_program(run):
     said = json.loads((run[1] / "signature.json").read_text())
     assert [(each["name"], each["dtype"], each["shape"]) for each in said["inputs"]] == [
         (name, "int32", ["batch", "length"]) for name in ("input_ids", "attention_mask", "token_type_ids")
     ]
-    assert said["output"] == {"dtype": "float32", "shape": ["batch", 2], "what": "logits, one a label"}
+    assert said["output"] == {"dtype": "float32", "shape": ["batch", 2], "what": "logits, one per label"}
     assert said["labels"] == ["no", "yes"]
     assert (said["longest"], said["pad_token_id"], said["jax"]) == (32, 0, jax.__version__)
     program = export.deserialize(bytearray((run[1] / "model.stablehlo").read_bytes()))
     assert set(said["platforms"]) == set(program.platforms) == {"cpu", "cuda", "tpu"}
     names = {path.name for path in run[1].iterdir()}
     assert names >= {"run.py", "weights.safetensors", "tokenizer.json"}
-    # The weights are there once, and nothing of the machine.
+    # The program contains no weights and no paths of this machine.
     program = (run[1] / "model.stablehlo").read_bytes()
     assert len(program) < 100_000
     assert str(pathlib.Path(stablehlo.__file__).parent).encode() not in program
     assert str(pathlib.Path(jax.__file__).parents[1]).encode() not in program
 
 
-def test_the_example_of_the_folder(run):
-    """Rows of ids on the command line; a row that is too long is one line."""
+def test_example_script_prints_the_logits(run):
+    """Rows of ids on the command line; a row that is too long is a one-line error."""
     rows = [[2, 7, 9, 3], [2, 3]]
     command = [sys.executable, str(run[1] / "run.py")]
-    found = subprocess.run([*command, json.dumps(rows)], capture_output=True, text=True, check=True)
+    done = subprocess.run([*command, json.dumps(rows)], capture_output=True, text=True, check=True)
     ids, mask = np.array([[2, 7, 9, 3], [2, 3, 0, 0]]), np.array([[1, 1, 1, 1], [1, 1, 0, 0]])
     (expected,) = logits(run[0], {"input_ids": ids, "attention_mask": mask, "token_type_ids": 0 * ids})
-    np.testing.assert_allclose(json.loads(found.stdout), expected, atol=1e-5)
+    np.testing.assert_allclose(json.loads(done.stdout), expected, atol=1e-5)
     long = subprocess.run([*command, json.dumps([[2] * 33])], capture_output=True, text=True)
-    assert (long.returncode, long.stderr) == (1, "a row has 33 tokens; the model has 32 positions: cut it\n")
+    assert (long.returncode, long.stderr) == (1, "a row has 33 tokens; the model has 32 positions: shorten it\n")
 
 
-def test_longer_than_the_positions_is_refused_before_it_runs(run):
+def test_length_beyond_the_positions_is_refused(run):
     program = export.deserialize(bytearray((run[1] / "model.stablehlo").read_bytes()))
     weights = load_file(run[1] / "weights.safetensors")
     with pytest.raises(ValueError) as error:
@@ -117,7 +117,7 @@ def test_longer_than_the_positions_is_refused_before_it_runs(run):
     assert "constraint length <= 32" in str(error.value) + str(error.value.__cause__)
 
 
-def test_weights_of_another_shape_are_refused(run):
+def test_misshapen_weights_are_refused(run):
     program = export.deserialize(bytearray((run[1] / "model.stablehlo").read_bytes()))
     weights = load_file(run[1] / "weights.safetensors")
     name = "encoder/layer_0/attention/query/kernel"
@@ -131,7 +131,7 @@ def test_bad_input_writes_nothing(run, tmp_path, capsys):
     assert "exists: give a new folder" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in run[1].iterdir()} == before
     for arguments, message in (
-        ([str(run[0]), str(tmp_path / "x"), "--factors"], "--factors: stablehlo has one way to hold updates"),
+        ([str(run[0]), str(tmp_path / "x"), "--factors"], "--factors does not apply to --format stablehlo"),
         ([str(tmp_path), str(tmp_path / "x")], "is no finished run"),
     ):
         assert command.main(["export", *arguments, "--format", "stablehlo"]) == 2
@@ -143,20 +143,20 @@ def test_bad_input_writes_nothing(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_layers_that_lost_everything(dtype):
-    """And a model that computes in 16 bits."""
+def test_program_with_empty_layers(dtype):
+    """Layers without heads or without neurons, in float32 and bfloat16."""
     widths = {"kept_heads": [0, 1], "kept_neurons": [9, 0]}
     model = bert.Bert(bert.Config.from_hf(tiny.config(**widths), dtype=dtype))
     params = tiny.params(model, jnp.zeros((1, 1), jnp.int32))
-    program = export.deserialize(stablehlo.exported(model, params).serialize())
+    program = export.deserialize(stablehlo.export_program(model, params).serialize())
     for batch in batches()[:2]:
         expected = jax.jit(model.apply)({"params": params}, *batch.values())
-        found = program.call(tree.flatten(params), *batch.values())
-        np.testing.assert_allclose(found, expected, atol=1e-5 if dtype == "float32" else 0.05)
+        output = program.call(tree.flatten(params), *batch.values())
+        np.testing.assert_allclose(output, expected, atol=1e-5 if dtype == "float32" else 0.05)
 
 
-def test_gradient_rules_and_barriers_lower_everywhere():
-    """What is not in the program of inference: the backward rules of `dsee_jax.ops`, for each platform."""
+def test_gradient_rules_lower_on_every_platform():
+    """The backward rules of `dsee_jax.ops`, which an inference program does not contain."""
     x, w, b = jnp.ones((2, 3, 8)), jnp.ones((8, 8)), jnp.ones(8)
     delta = {"a": jnp.ones((8, 2)), "b": jnp.ones((2, 8)), "values": jnp.ones(3)}
     support = jnp.zeros((3, 2), jnp.int32)
@@ -172,7 +172,7 @@ def test_gradient_rules_and_barriers_lower_everywhere():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), program.call(x, delta), gradient(x, delta))
 
 
-def test_the_library_is_not_in_the_example():
+def test_example_script_does_not_import_the_library():
     text = pathlib.Path(stablehlo.run_template.__file__).read_text()
     assert "dsee_jax" not in text
     assert "flax" not in text
@@ -186,15 +186,15 @@ def test_the_library_is_not_in_the_example():
         *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("roberta", "llama", "mistral", "qwen3")),
     ],
 )
-def test_every_family_is_exported(family):
-    """One program at two shapes, padded rows too, gives the logits of the model; some families know no longest input."""
+def test_program_of_every_family(family):
+    """One program at two shapes, with padded rows; some families have no longest length."""
     fields = decoders.config(model_type=family) if family in decoders.KINDS else tiny.config(family)
-    module = models.find(family)
-    model = module.Model(module.Config.from_hf(fields), "sequence-classification")
+    architecture = models.find(family)
+    model = architecture.model(architecture.config.from_hf(fields), "sequence-classification")
     params = jax.tree.map(jnp.asarray, tiny.params(model, jnp.zeros((1, 1), jnp.int32)))
-    program = stablehlo.exported(model, params)
+    program = stablehlo.export_program(model, params)
     for rows, length in ((1, 4), (3, 12)):
         batch = tiny.batch(rows=rows, length=length, padded=length > 4)
         batch["token_type_ids"] = np.zeros_like(batch["input_ids"])
-        found = program.call(tree.flatten(params), *(jnp.asarray(batch[name], jnp.int32) for name in models.INPUTS))
-        np.testing.assert_allclose(found, model.apply({"params": params}, **batch), atol=1e-5)
+        output = program.call(tree.flatten(params), *(jnp.asarray(batch[name], jnp.int32) for name in models.INPUTS))
+        np.testing.assert_allclose(output, model.apply({"params": params}, **batch), atol=1e-5)

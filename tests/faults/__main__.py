@@ -1,15 +1,15 @@
-"""Checks that the tests notice faults: ``python -m tests.faults [NAME ...]`` puts each fault into a copy and runs its tests.
+"""Check that the tests detect faults: ``python -m tests.faults [NAME ...]`` runs the tests of each fault on a faulty copy.
 
-A fault is a replacement of text in one file; the TOML files beside this one list them::
+A fault replaces text in one file. The TOML files in this folder list the faults::
 
     [[fault]]
     name = "masks-apply-inverted"
     file = "dsee_jax/masks.py"
-    old = "text that occurs once in the file"
+    old = "text that occurs exactly once in the file"
     new = "its replacement"
-    tests = ["tests/test_masks.py"]     # the tests that must fail, as arguments of pytest
+    tests = ["tests/test_masks.py"]     # pytest's arguments; one of these tests must fail
 
-With no NAME, all faults are tried. NAME may be a glob pattern. The exit status is 1 if a fault is not noticed.
+Without NAME, all faults are tested. NAME may be a glob pattern. The exit status is 1 if a fault is not detected.
 """
 
 import argparse
@@ -25,11 +25,11 @@ import tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SECONDS = 600
-"""Limit of one run of tests; a run that takes longer counts as noticed, since the suite would hang."""
+"""The time limit of one test run; a run that exceeds the limit counts as detected, since the suite would hang."""
 
 
 def read() -> dict[str, dict]:
-    """Return the faults by name; raise ValueError for one that does not fit the sources."""
+    """Return the faults by name; raise ValueError for a fault that does not match the sources."""
     faults = {}
     for path in sorted(pathlib.Path(__file__).parent.glob("*.toml")):
         for fault in tomllib.loads(path.read_text())["fault"]:
@@ -39,16 +39,16 @@ def read() -> dict[str, dict]:
                     f"{path.name}: {fault['name']}: 'old' occurs {count} times in {fault['file']}, not once"
                 )
             if fault["name"] in faults:
-                raise ValueError(f"{path.name}: {fault['name']} is there twice")
+                raise ValueError(f"{path.name}: two faults are named {fault['name']}")
             for test in fault["tests"]:
                 if not (ROOT / test.partition("::")[0]).exists():
-                    raise ValueError(f"{path.name}: {fault['name']}: no file {test}")
+                    raise ValueError(f"{path.name}: {fault['name']}: {test} does not exist")
             faults[fault["name"]] = fault
     return faults
 
 
 def copy(folder: pathlib.Path) -> None:
-    """Copy the files that git tracks, as they are in the working tree, and link the data folder beside them."""
+    """Copy the tracked files of the working tree into ``folder``, and link the data folder beside it."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
     for name in listed.decode().split("\0"):
         if name and (ROOT / name).exists():
@@ -58,8 +58,8 @@ def copy(folder: pathlib.Path) -> None:
         (folder.parent / "shared").symlink_to(ROOT.parent / "shared")
 
 
-def noticed(fault: dict, folder: pathlib.Path, cache: pathlib.Path) -> tuple[bool, str]:
-    """Run the fault's tests on the copy in ``folder``; return whether one failed, and the last line of pytest."""
+def detected(fault: dict, folder: pathlib.Path, cache: pathlib.Path) -> tuple[bool, str]:
+    """Run the fault's tests on the copy in ``folder``; return whether a test failed, and the line of the failure."""
     path = folder / fault["file"]
     text = path.read_text()
     path.write_text(text.replace(fault["old"], fault["new"]))
@@ -81,11 +81,11 @@ def noticed(fault: dict, folder: pathlib.Path, cache: pathlib.Path) -> tuple[boo
             [*command, *fault["tests"]], cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS
         )
     except subprocess.TimeoutExpired:
-        return True, f"no end after {SECONDS} s"
+        return True, f"not finished after {SECONDS} s"
     finally:
         path.write_text(text)
     lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or [""]
-    # 1: a test failed; 2: the tests could not be imported; 0: all passed.
+    # 0: all tests passed; 1: a test failed; 2: the tests could not be imported.
     if done.returncode not in (0, 1, 2):
         raise RuntimeError(f"{fault['name']}: pytest ended with {done.returncode}: {lines[-1]}")
     failed = next((line for line in lines if line.startswith(("FAILED", "ERROR"))), lines[-1])
@@ -93,16 +93,16 @@ def noticed(fault: dict, folder: pathlib.Path, cache: pathlib.Path) -> tuple[boo
 
 
 def main(arguments: list[str]) -> int:
-    """Try the faults that are named and return the exit status."""
+    """Test the named faults; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="names or glob patterns (default: all)")
-    parser.add_argument("-n", type=int, default=2, metavar="N", help="how many are tried at once (default: 2)")
+    parser.add_argument("-n", type=int, default=2, metavar="N", help="number of faults tested at once (default: 2)")
     parser.add_argument("--list", action="store_true", help="list the faults and exit")
     options = parser.parse_args(arguments)
     faults = read()
     unknown = [name for name in options.names if not fnmatch.filter(faults, name)]
     if unknown:
-        parser.error(f"no fault is called {unknown[0]!r}; --list shows them all")
+        parser.error(f"no fault matches {unknown[0]!r}; --list prints all faults")
     patterns = options.names or ["*"]
     chosen = [fault for name, fault in faults.items() if any(fnmatch.fnmatchcase(name, each) for each in patterns)]
     if options.list:
@@ -118,16 +118,16 @@ def main(arguments: list[str]) -> int:
         def attempt(fault: dict) -> tuple[str, bool, str]:
             folder = folders.pop()
             try:
-                return fault["name"], *noticed(fault, folder, pathlib.Path(place, "compiled"))
+                return fault["name"], *detected(fault, folder, pathlib.Path(place, "compiled"))
             finally:
                 folders.append(folder)
 
         with concurrent.futures.ThreadPoolExecutor(options.n) as pool:
-            for name, found, line in pool.map(attempt, chosen):
-                print(f"{'noticed' if found else 'MISSED ':8} {name:50} {line}", flush=True)
-                missed += [] if found else [name]
+            for name, failed, line in pool.map(attempt, chosen):
+                print(f"{'detected' if failed else 'MISSED':8} {name:50} {line}", flush=True)
+                missed += [] if failed else [name]
     print(
-        f"{len(chosen) - len(missed)} of {len(chosen)} faults noticed"
+        f"{len(chosen) - len(missed)} of {len(chosen)} faults detected"
         + (f"; missed: {', '.join(missed)}" * bool(missed))
     )
     return 1 if missed else 0

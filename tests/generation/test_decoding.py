@@ -1,4 +1,4 @@
-"""Generation against loops without a cache and exhaustive search; Hugging Face's own in tests/ckpt/test_decoder_parity.py."""
+"""Generation against loops without a cache and exhaustive search; for parity see tests/ckpt/test_decoder_parity.py."""
 
 import functools
 import itertools
@@ -23,8 +23,8 @@ FAMILIES = ("llama", "mistral", "gpt2")
 @functools.cache
 def made(variant="llama", **changes):
     fields = decoders.config(**decoders.VARIANTS[variant], **changes)
-    module = models.find(fields["model_type"])
-    model = module.Model(module.Config.from_hf(fields), "causal-lm")
+    architecture = models.find(fields["model_type"])
+    model = architecture.model(architecture.config.from_hf(fields), "causal-lm")
     return model, tiny.params(model, jnp.zeros((1, 1), jnp.int32))
 
 
@@ -34,7 +34,7 @@ def whole(model):
 
 
 def log_probs(model, params, rows):
-    """Of every next token, float64 (rows, length, vocabulary), from scratch."""
+    """Log probabilities of every next token, float64 (rows, length, vocabulary), without a cache."""
     logits = whole(model)({"params": params}, np.asarray(rows, np.int32))
     return np.asarray(jax.nn.log_softmax(logits), np.float64)
 
@@ -44,11 +44,11 @@ def new(model, params, prompts=PROMPTS, **options):
 
 
 @pytest.mark.parametrize("variant", FAMILIES)
-def test_greedy_is_the_most_probable_each_time(variant):
-    """A padded batch equals every prompt alone, read from the start for every token."""
+def test_greedy_takes_the_most_probable_token(variant):
+    """A padded batch equals single prompts, computed without a cache."""
     model, params = made(variant)
-    found = new(model, params, new_tokens=9)
-    for prompt, row in zip(PROMPTS, found, strict=True):
+    rows = new(model, params, new_tokens=9)
+    for prompt, row in zip(PROMPTS, rows, strict=True):
         tokens = [*prompt]
         for token in row:
             padded = np.zeros((1, 16), np.int32)
@@ -57,26 +57,26 @@ def test_greedy_is_the_most_probable_each_time(variant):
             tokens.append(token)
 
 
-def test_a_row_ends_with_its_end_of_text():
+def test_row_is_padded_after_its_end_of_text():
     model, params = made()
     free = new(model, params, new_tokens=9)
     eos = int(free[0, 4])
-    found = new(model, params, new_tokens=9, eos=(36, eos), pad=3)
-    for row, expected in zip(found, free, strict=True):
+    rows = new(model, params, new_tokens=9, eos=(36, eos), pad=3)
+    for row, expected in zip(rows, free, strict=True):
         ends = [place for place, token in enumerate(expected) if token in (36, eos)]
         stop = ends[0] + 1 if ends else 9
         np.testing.assert_array_equal(row, [*expected[:stop], *[3] * (9 - stop)])
 
 
-def test_one_token_is_as_good_as_many():
+def test_one_new_token_is_enough():
     model, params = made()
     for options in ({}, {"beams": 3}, {"temperature": 1.0, "key": jax.random.key(0)}):
         assert new(model, params, new_tokens=1, **options).shape == (3, 1)
 
 
 @pytest.mark.parametrize("variant", FAMILIES)
-def test_enough_beams_find_the_best_of_all(variant):
-    """As many beams as words: nothing of two tokens is left out, so the search is exhaustive."""
+def test_beams_for_every_word_find_the_best_sequence(variant):
+    """With one beam per word the search over two tokens is exhaustive."""
     model, params = made(variant)
     words = model.config.vocab_size
     prompt = PROMPTS[0]
@@ -87,8 +87,8 @@ def test_enough_beams_find_the_best_of_all(variant):
     np.testing.assert_array_equal(new(model, params, [prompt], new_tokens=2, beams=words)[0], best)
 
 
-def test_beams_weigh_length():
-    """With an end of text anywhere, the score of each candidate is its mean log probability: the best of all is found."""
+def test_length_penalty_weighs_scores():
+    """An end of text may come first or second; the score of a sequence is its log probability over length ** penalty."""
     model, params = made()
     prompt, words, eos = PROMPTS[2], model.config.vocab_size, 9
     first = log_probs(model, params, [[*prompt, 0]])[0, len(prompt) - 1]
@@ -98,12 +98,12 @@ def test_beams_weigh_length():
         pairs = itertools.product(range(words), range(words))
         scores |= {(a, b): (first[a] + second[a, b]) / 2**penalty for a, b in pairs if a != eos}
         best = max(scores, key=scores.__getitem__)
-        found = new(model, params, [prompt], new_tokens=2, beams=words, eos=(eos,), length_penalty=penalty)
-        np.testing.assert_array_equal(found[0], best)
+        tokens = new(model, params, [prompt], new_tokens=2, beams=words, eos=(eos,), length_penalty=penalty)
+        np.testing.assert_array_equal(tokens[0], best)
 
 
-def test_updates_attached_folded_and_cut():
-    """The same tokens, greedy and by beams, from updates attached and folded; from a masked model and the smaller one."""
+def test_attached_folded_and_compacted_updates_generate_equal_tokens():
+    """Greedy and by beams: attached against folded updates, a masked model against the compacted one."""
     model, params = made("llama", num_key_value_heads=3)
     config = dsee_jax.DeltaConfig(targets=("decoder/.*/kernel",), rank=2, nonzeros=9, support="random")
     deltas, supports = dsee_jax.deltas.create.init(params, config, key=jax.random.key(0))
@@ -123,12 +123,12 @@ def test_updates_attached_folded_and_cut():
         assert (masked != attached).any()
 
 
-def test_what_is_left_to_sample_from():
+def test_top_k_and_top_p_exclude_tokens():
     """Literals: probabilities 0.5, 0.25, 0.15, 0.1 at temperature 1."""
     logits = jnp.log(jnp.array([[0.25, 0.5, 0.1, 0.15]]))
-    left = lambda **options: np.isfinite(decoding.filtered(logits, decoding.Options(**{"temperature": 1.0} | options)))[
-        0
-    ].tolist()
+    left = lambda **options: np.isfinite(
+        decoding.filter_logits(logits, decoding.Options(**{"temperature": 1.0} | options))
+    )[0].tolist()
     assert left() == [True] * 4
     assert left(top_k=2) == [True, True, False, False]
     assert left(top_k=9) == [True] * 4
@@ -136,18 +136,18 @@ def test_what_is_left_to_sample_from():
     assert left(top_p=0.7) == [True, True, False, False]
     assert left(top_p=0.8) == [True, True, False, True]
     assert left(top_k=3, top_p=0.8) == [True, True, False, False]
-    halved = decoding.filtered(logits, decoding.Options(temperature=0.5))
+    halved = decoding.filter_logits(logits, decoding.Options(temperature=0.5))
     np.testing.assert_allclose(halved, 2 * logits, rtol=1e-6)
 
 
-def test_sampling_follows_the_probabilities():
-    """Of 2,000 draws every word comes as often as the model says, within four standard errors; the key decides."""
+def test_samples_follow_the_probabilities():
+    """In 2,000 samples the frequency of every word is its probability within four standard errors; the key decides."""
     model, params = made("llama", initializer_range=0.1)
     prompt, draws = list(PROMPTS[0]), 2000
     expected = np.exp(log_probs(model, params, [prompt])[0, -1])
     options = {"new_tokens": 1, "temperature": 1.0}
-    found = new(model, params, [prompt] * draws, key=jax.random.key(1), **options)[:, 0]
-    shares = np.bincount(found, minlength=len(expected)) / draws
+    samples = new(model, params, [prompt] * draws, key=jax.random.key(1), **options)[:, 0]
+    shares = np.bincount(samples, minlength=len(expected)) / draws
     assert (np.abs(shares - expected) <= 4 * np.sqrt(expected * (1 - expected) / draws) + 1e-3).all()
     again, other = (new(model, params, [prompt] * 50, key=jax.random.key(k), **options)[:, 0] for k in (1, 2))
     np.testing.assert_array_equal(again, new(model, params, [prompt] * 50, key=jax.random.key(1), **options)[:, 0])
@@ -170,12 +170,12 @@ def test_sampling_follows_the_probabilities():
         ({"new_tokens": 28}, "a prompt of 5 tokens and 28 new ones are more than the model's 32 positions"),
     ],
 )
-def test_what_cannot_be_is_named(options, message):
+def test_impossible_option_is_named(options, message):
     with pytest.raises(InputError, match=message):
         new(*made("gpt2"), **options)
 
 
-def test_prompts_that_cannot_be_are_named():
+def test_impossible_prompt_is_named():
     model, params = made()
     for ids, mask in (([[5, 6, 0]], [[1, 1, 0]]), ([[], []], None)):
         with pytest.raises(InputError, match="a prompt has no tokens or is padded on the right"):

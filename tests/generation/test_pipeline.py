@@ -1,4 +1,4 @@
-"""``python -m dsee_jax generate``: models, runs and their updates, prompts that cannot be."""
+"""``python -m dsee_jax generate``: models, runs with their updates, and bad input."""
 
 import json
 
@@ -19,18 +19,18 @@ def said(capsys, *arguments):
     return capsys.readouterr().out
 
 
-def test_a_story_goes_on(shared, capsys):
-    """A real Llama, as Hugging Face's goes on; at the end of text it stops."""
+def test_llama_continues_a_story_like_transformers(shared, capsys):
+    """A real Llama; the text is that of Hugging Face's."""
     start = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
     folder = shared / "data" / "stories260k"
-    found = said(capsys, folder, "--prompt", start, "--new-tokens", "40")
-    assert found.startswith(
+    text = said(capsys, folder, "--prompt", start, "--new-tokens", "40")
+    assert text.startswith(
         f"{start} One day, she saw a big, red ball. She wanted to play with it, but it was too high."
     )
 
 
-def test_prompts_of_a_file_and_options(tmp_path, capsys):
-    """All prompts are one batch, and each is as it would be alone; JSON for programs; the seed decides what is sampled."""
+def test_batch_equals_single_prompts_and_seed_decides_samples(tmp_path, capsys):
+    """All prompts are one batch; each completion equals that of its prompt alone, as text and as JSON."""
     folder = decoders.write(tmp_path / "a")
     (tmp_path / "prompts.txt").write_text("no dog\nsome red bird runs\n")
     both = said(capsys, folder, "--prompt", PROMPT, "--file", tmp_path / "prompts.txt", "--new-tokens", 5).splitlines()
@@ -44,35 +44,35 @@ def test_prompts_of_a_file_and_options(tmp_path, capsys):
     assert first == again != other
 
 
-def test_the_end_of_text_is_the_files(tmp_path):
-    """generation_config.json before config.json before the tokenizer; what it ends with is not written."""
+def test_end_of_text_comes_from_the_files(tmp_path):
+    """generation_config.json before config.json before the tokenizer; the completion excludes the end of text."""
     folder = decoders.write(tmp_path / "a", eos_token_id=9)
-    assert pipeline.opened(folder).eos == (9,)
+    assert pipeline.load(folder).ends == (9,)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8]}))
-    writer = pipeline.opened(folder)
-    assert writer.eos == (7, 8)
-    word = pipeline.complete(writer._replace(eos=()), [PROMPT], new_tokens=8)[0].split()[0]
-    ending = writer._replace(eos=(3, writer.tokenizer.convert_tokens_to_ids(word)))
+    writer = pipeline.load(folder)
+    assert writer.ends == (7, 8)
+    word = pipeline.complete(writer._replace(ends=()), [PROMPT], new_tokens=8)[0].split()[0]
+    ending = writer._replace(ends=(3, writer.tokenizer.convert_tokens_to_ids(word)))
     assert pipeline.complete(ending, [PROMPT], new_tokens=8) == [""]
 
 
-def test_what_a_models_files_ask_for(tmp_path, caplog):
-    """A penalty of repetition is heeded where a user does not say otherwise; what is not done here is named."""
+def test_options_of_the_model_files_apply(tmp_path, caplog):
+    """The repetition penalty of the files is the default; an unsupported option is named in a warning."""
     folder = decoders.write(tmp_path / "a")
-    plain = pipeline.complete(pipeline.opened(folder), [PROMPT], new_tokens=8)
+    plain = pipeline.complete(pipeline.load(folder), [PROMPT], new_tokens=8)
     (folder / "generation_config.json").write_text(json.dumps({"repetition_penalty": 1.9, "min_length": 0}))
     assert not caplog.records
-    writer = pipeline.opened(folder)
+    writer = pipeline.load(folder)
     assert pipeline.complete(writer, [PROMPT], new_tokens=8) != plain
     assert pipeline.complete(writer, [PROMPT], new_tokens=8, repetition_penalty=1.0) == plain
     (folder / "generation_config.json").write_text(json.dumps({"no_repeat_ngram_size": 3}))
-    pipeline.opened(folder)
-    assert "no_repeat_ngram_size = 3, which is not done here" in caplog.text
+    pipeline.load(folder)
+    assert "no_repeat_ngram_size = 3, which is not supported" in caplog.text
 
 
 @pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.exhaustive)])
-def test_a_run_and_its_exports_say_the_same(tmp_path, family):
-    """Updates attached from adapter/, kept as factors in an export, and folded."""
+def test_run_and_its_exports_generate_equal_texts(tmp_path, family):
+    """Updates attached from adapter/, exported as factors, and folded."""
     decoders.write(tmp_path / "base", tie_word_embeddings=True, **decoders.VARIANTS[family])
     runs.table(tmp_path / "data")
     options = {"train__epochs": 0.4, "train__retune_epochs": 0.2, "train__learning_rate": 0.3}
@@ -80,7 +80,7 @@ def test_a_run_and_its_exports_say_the_same(tmp_path, family):
     run.export(tmp_path / "run", tmp_path / "factors", factors=True)
     run.export(tmp_path / "run", tmp_path / "folded")
     tuned, factors, folded, plain = (
-        pipeline.opened(tmp_path / name) for name in ("run", "factors", "folded", "run/model")
+        pipeline.load(tmp_path / name) for name in ("run", "factors", "folded", "run/model")
     )
     assert tuned.updates
     assert factors.updates
@@ -92,12 +92,12 @@ def test_a_run_and_its_exports_say_the_same(tmp_path, family):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "there is no prompt: give --prompt TEXT or --file FILE"),
-        (["--file", "nothing.txt"], "--file nothing.txt: cannot be read"),
+        ([], "no prompt: give --prompt TEXT or --file FILE"),
+        (["--file", "nothing.txt"], "--file nothing.txt: not readable"),
         (["--prompt", "a", "--beams", "0"], "beams is 0; expected 1 or more"),
         (["--prompt", "a", "--new-tokens", "31"], "more than the model's 32 positions: shorten the prompt"),
         (["--prompt", "the " * 40], "has 42 tokens and the model 32 positions, which leaves no room: shorten it"),
-        (["--prompt", "a", "--beam", "2", "b"], "generate takes no 'b'"),
+        (["--prompt", "a", "--beam", "2", "b"], "generate does not accept 'b'"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, arguments, message):
@@ -108,7 +108,7 @@ def test_bad_input_is_one_line(tmp_path, capsys, arguments, message):
     assert error.count("\n") == 1
 
 
-def test_an_encoder_does_not_generate(tmp_path, capsys):
+def test_encoder_is_refused(tmp_path, capsys):
     runs.settings(tmp_path)
     assert command.main(["generate", str(tmp_path / "base"), "--prompt", "a"]) == 2
     assert "task 'causal-lm' is not supported" in capsys.readouterr().err

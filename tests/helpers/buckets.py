@@ -1,4 +1,4 @@
-"""Object stores that run on this machine for as long as a test session: Google's by an emulator, Amazon's by moto."""
+"""Local object stores for one test session: an emulator of Google's, and moto for Amazon's."""
 
 import contextlib
 import socket
@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 60
-"""After which a server counts as not starting."""
+"""The time limit for the start of a server."""
 
 BUCKET = "bucket"
 
 
 @contextlib.contextmanager
 def opened(scheme: str, log: Path) -> Iterator[dict[str, str]]:
-    """Start a store; yield the environment by which gcsfs, s3fs and TensorStore find it. It has one, empty bucket."""
+    """Start a store with one empty bucket; yield the environment variables of gcsfs, s3fs and TensorStore."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -26,11 +26,11 @@ def opened(scheme: str, log: Path) -> Iterator[dict[str, str]]:
         "gs": [__file__, str(port)],
         "s3": ["-m", "moto.server", "--port", str(port), "--host", "localhost"],
     }
-    found = {
+    environment = {
         "gs": {
             "STORAGE_EMULATOR_HOST": url,
             "TENSORSTORE_GCS_HTTP_URL": url,
-            # Else it asks Google what kind of bucket this is.
+            # Otherwise gcsfs asks Google for the type of the bucket.
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
         },
         "s3": {
@@ -40,11 +40,11 @@ def opened(scheme: str, log: Path) -> Iterator[dict[str, str]]:
             "AWS_DEFAULT_REGION": "us-east-1",
         },
     }
-    with log.open("w") as said:
-        server = subprocess.Popen([sys.executable, *command[scheme]], stdout=said, stderr=said)
+    with log.open("w") as output:
+        server = subprocess.Popen([sys.executable, *command[scheme]], stdout=output, stderr=output)
     try:
         _wait(server, port, log)
-        yield found[scheme]
+        yield environment[scheme]
     finally:
         server.terminate()
         server.wait()
@@ -62,8 +62,8 @@ def _wait(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
 def google(port: int) -> None:
     """Serve Google's protocol until the end of the process.
 
-    The emulator lacks generations of objects, by which TensorStore tells what it has read and writes only what it knows:
-    they are told with what is read, and asked for (``ifGenerationMatch``) where something is written or removed.
+    The emulator lacks the generations of objects, by which TensorStore detects that an object has changed: this wrapper
+    returns the generation with each read, and checks it (``ifGenerationMatch``) before each write and delete.
     """
     import logging
 

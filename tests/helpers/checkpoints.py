@@ -1,4 +1,4 @@
-"""Tiny checkpoints on disk, with what a merge needs around them."""
+"""Tiny checkpoints on disk, and merge recipes."""
 
 import json
 
@@ -18,7 +18,7 @@ CONFIG = {
 
 
 def shapes(layers=3, width=16, vocabulary=50):
-    """A decoder's names and shapes."""
+    """Yield the names and shapes of the tensors of a decoder."""
     yield "model.embed_tokens.weight", (vocabulary, width)
     for layer in range(layers):
         yield f"model.layers.{layer}.attn.weight", (width, width)
@@ -29,10 +29,9 @@ def shapes(layers=3, width=16, vocabulary=50):
 
 
 def family(folder, *, models=2, dtype="float32", config=CONFIG, max_shard_size="5GB", **size):
-    """Write ``base`` and ``model_0``... in ``folder``; return ``[base, model_0, ...]`` as arrays."""
+    """Write the models ``base``, ``model_0`` ... in ``folder``; return their arrays, ``[base, model_0, ...]``."""
     generator = np.random.default_rng(0)
-    named = dict(shapes(**size))
-    base = {name: generator.normal(size=shape).astype(dtype) for name, shape in named.items()}
+    base = {name: generator.normal(size=shape).astype(dtype) for name, shape in shapes(**size)}
     trees = [base] + [
         {name: (b + 0.05 * generator.normal(size=b.shape) * (number + 1)).astype(dtype) for name, b in base.items()}
         for number in range(models)
@@ -50,8 +49,8 @@ def save(folder, tree, config=CONFIG, max_shard_size="5GB"):
 
 
 def recipe(folder, method="linear", *, models=2, base=None, parameters=None, each=None, **keys):
-    """Write a recipe over a `family`; return its path."""
-    said = {
+    """Write a recipe over a `family`; return the path."""
+    fields = {
         "merge_method": method,
         "models": [{"model": f"model_{number}", "parameters": dict(each or {})} for number in range(models)],
         **({"base_model": "base"} if (base if base is not None else method != "linear") else {}),
@@ -59,7 +58,7 @@ def recipe(folder, method="linear", *, models=2, base=None, parameters=None, eac
         **keys,
     }
     path = folder / "recipe.yml"
-    path.write_text(yaml.safe_dump(said))
+    path.write_text(yaml.safe_dump(fields))
     return path
 
 

@@ -1,4 +1,4 @@
-"""Tiny random decoders in Hugging Face's layout, made without torch and without the tables under test."""
+"""Tiny random decoders in Hugging Face's layout, without torch and without the tables under test."""
 
 import json
 import pathlib
@@ -75,7 +75,7 @@ VARIANTS: dict[str, dict] = {
     },
     "gpt2, not tied": {"model_type": "gpt2", "tie_word_embeddings": False},
 }
-"""Every option of every family, each against `config`."""
+"""Every option of every family, as changes of `config`."""
 
 GPT2 = {
     "model_type": "gpt2",
@@ -92,7 +92,7 @@ GPT2 = {
 
 
 def config(**changes) -> dict:
-    """The config.json of a decoder that is small in every direction, all sizes different; a change to None leaves it out."""
+    """Return the config.json of a tiny decoder whose sizes are all different; a change to None leaves the field out."""
     if changes.get("model_type") == "gpt2":
         return GPT2 | changes
     fields = {
@@ -116,7 +116,7 @@ def config(**changes) -> dict:
 
 
 def weights(fields: dict, *, seed: int = 0, labels: int = 0) -> dict[str, np.ndarray]:
-    """Random float32 tensors under the names of the causal language model, or with ``labels`` of the classifier."""
+    """Return random float32 tensors under the names of the causal language model, or, with ``labels``, of the classifier."""
     shapes = dict(_gpt2(fields) if fields["model_type"] == "gpt2" else _llama(fields))
     width = shapes["transformer.wte.weight" if fields["model_type"] == "gpt2" else "model.embed_tokens.weight"][1]
     if labels:
@@ -173,7 +173,7 @@ def _llama(fields: dict) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def write(folder: pathlib.Path, *, seed: int = 0, labels: int = 0, shards: int = 1, **changes) -> pathlib.Path:
-    """Make a whole checkpoint folder, its tokenizer without a token for padding, and return it."""
+    """Write a checkpoint folder whose tokenizer has no padding token, and return the folder."""
     fields = config(**changes)
     tiny.write(folder, fields, weights(fields, seed=seed, labels=labels), shards=shards)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
@@ -183,7 +183,7 @@ def write(folder: pathlib.Path, *, seed: int = 0, labels: int = 0, shards: int =
 
 
 def sides(batch: dict[str, np.ndarray], side: str) -> dict[str, np.ndarray]:
-    """A batch of `tiny.batch` with its padding on the given side."""
+    """Return a batch from `tiny.batch` with the padding on one side."""
     batch = {name: x for name, x in batch.items() if name != "token_type_ids"}
     if side == "right":
         return batch

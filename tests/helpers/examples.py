@@ -1,4 +1,4 @@
-"""A tiny model with a batch of examples of several lengths, for sums over examples."""
+"""A tiny model and a batch of examples of two lengths, for sums over examples."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from dsee_jax import models
 
 
 def case(folder, *, labels=2, layers=1, family="bert"):
-    """A model, its params, and a batch of four examples of two lengths, the last one a filler."""
+    """A model, its params, and a batch of four rows of two lengths; the last row is a filler."""
     model, params = dsee_jax.load_pretrained(
         tiny.bert(folder, labels=labels, num_hidden_layers=layers, model_type=family), num_labels=labels
     )
@@ -18,6 +18,6 @@ def case(folder, *, labels=2, layers=1, family="bert"):
 
 
 def alone(batch, row):
-    """One example of a batch without its padding."""
+    """Row ``row`` of a batch, without padding."""
     length = int(batch["attention_mask"][row].sum())
     return {name: batch[name][row : row + 1, :length] for name in models.INPUTS}

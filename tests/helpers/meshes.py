@@ -1,4 +1,4 @@
-"""What `test_sharding` runs in a process that has eight simulated devices: ``python meshes.py JOB FOLDER``."""
+"""The jobs of `test_sharding` in a process with eight simulated devices: ``python meshes.py JOB FOLDER``."""
 
 import functools
 import json
@@ -24,10 +24,10 @@ from dsee_jax.train import loop, sharding, step
 ONE = (1, 1, 1)
 MESHES = ((8, 1, 1), (1, 4, 2), (2, 2, 2))
 SIZES = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
-"""What eight devices divide, and two whole heads."""
+"""Sizes that eight devices divide, with two complete heads per device of the tensor axis."""
 
 FAMILIES = {
-    **{name: tiny.config(name, **SIZES) for name in ("bert", "deberta")},  # RoBERTa's tables are BERT's
+    **{name: tiny.config(name, **SIZES) for name in ("bert", "deberta")},  # RoBERTa has BERT's axes
     "gpt2": decoders.config(model_type="gpt2", n_embd=32, n_head=4),
     "llama": decoders.config(**SIZES, num_key_value_heads=2),
     "llama, scanned": decoders.config(**SIZES, num_key_value_heads=2),
@@ -42,12 +42,14 @@ def mesh(shape):
 
 
 @functools.cache
-def made(name):
+def build(name):
     """A model, its params, its task head's paths and a batch of sixteen."""
     fields = FAMILIES[name]
-    module = models.find(fields["model_type"])
+    architecture = models.find(fields["model_type"])
     causal = fields["model_type"] in decoders.KINDS
-    model = module.Model(module.Config.from_hf(fields), "causal-lm" if causal else "sequence-classification")
+    model = architecture.model(
+        architecture.config.from_hf(fields), "causal-lm" if causal else "sequence-classification"
+    )
     model = model.clone(config=model.config.with_dropout(0.0), **({"scan": True} if "scanned" in name else {}))
     ids = np.random.default_rng(0).integers(5, fields["vocab_size"], (16, 12)).astype(np.int32)
     params = jax.device_get(jax.jit(model.init)(jax.random.key(0), ids)["params"])
@@ -55,16 +57,16 @@ def made(name):
     if causal:
         head, answers = [], {"labels": np.roll(ids, -1, 1), "weights": np.ones(ids.shape, np.float32)}
     else:
-        head = tree.select(module.HEAD, tree.flatten(params))
+        head = tree.select(architecture.head, tree.flatten(params))
         answers = {"labels": ids[:, 1] % 2, "weights": np.ones(16, np.float32)}
     return model, params, head, batch | answers
 
 
 def steps(name, shape):
-    """Two steps of training; return what was trained, the losses and the compiled program."""
-    model, params, head, batch = made(name)
+    """Train two steps; return the trained parameters, the losses, the text of the compiled program and the frozen params."""
+    model, params, head, batch = build(name)
     where = mesh(shape)
-    # Adam would make equal steps of unequal rounding errors.
+    # Adam would turn different rounding errors into steps of equal size.
     placed, optimizer = sharding.placement(where, model), optax.trace(0.9)
     updates, supports = jax.jit(lambda p: create.init(p, DELTA, key=jax.random.key(1)))(params)
     trained_head, rest = tree.split(params, head)
@@ -74,7 +76,7 @@ def steps(name, shape):
     )
 
     def run(state, *args):
-        with sharding.rows_divided(where):
+        with sharding.constrain_rows(where):
             new, loss = inner(state, *args)
         return jax.lax.with_sharding_constraint(new, sharding.shardings(placed, new)), loss
 
@@ -89,7 +91,7 @@ def steps(name, shape):
 
 
 def reduced(text, kernels):
-    """How many of the all-reduces of a program are of the shape of a kernel."""
+    """The number of all-reduces in a program that have the shape of a kernel."""
     shapes = {f"f32[{','.join(map(str, shape))}]" for shape in kernels}
     return sum(
         shape in shapes
@@ -99,59 +101,59 @@ def reduced(text, kernels):
 
 
 def all_steps(_, families=tuple(FAMILIES), shapes=MESHES):
-    found = {}
+    figures = {}
     for name in families:
         trained, losses, _, params = steps(name, ONE)
         kernels = {leaf.shape for path, leaf in tree.flatten(params).items() if path.endswith("kernel")}
         for shape in shapes:
             other, also, text, placed = steps(name, shape)
             largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(trained))
-            apart = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), trained, other)
+            errors = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), trained, other)
             matrices = [leaf for path, leaf in tree.flatten(placed).items() if path.endswith(("kernel", "embedding"))]
             held = [leaf.addressable_shards[0].data.size / leaf.size for leaf in matrices]
-            found[f"{name} {shape}"] = {
+            figures[f"{name} {shape}"] = {
                 "losses": float(np.abs(np.array(losses) - also).max()),
-                "trained": max(jax.tree.leaves(apart)) / float(largest),
+                "trained": max(jax.tree.leaves(errors)) / float(largest),
                 "reduced": reduced(text, kernels),
                 "head": sum(path.endswith("kernel") for path in tree.flatten(trained["params"])),
                 "held": max(held),
             }
-    return found
+    return figures
 
 
 def pruning(_):
-    """Masks of sharded kernels against those of whole ones, and the largest thing that counting gathers."""
+    """Compare the masks of sharded and unsharded kernels, and list the shapes that counting all-gathers."""
     where, generator = mesh((2, 2, 2)), np.random.default_rng(0)
-    whole = {n: {"kernel": generator.normal(size=(32, 64)).round(1).astype(np.float32)} for n in ("a", "b")}
-    placed = jax.device_put(whole, NamedSharding(where, PartitionSpec("fsdp", "tensor")))
-    found = {}
+    unsharded = {n: {"kernel": generator.normal(size=(32, 64)).round(1).astype(np.float32)} for n in ("a", "b")}
+    placed = jax.device_put(unsharded, NamedSharding(where, PartitionSpec("fsdp", "tensor")))
+    equal = {}
     for name, draw in {
         "global": lambda params: weights.unstructured(params, {}, {}, [".*"], score="W", sparsity=0.4),
         "tensor": lambda params: weights.unstructured(params, {}, {}, [".*"], score="W", sparsity=0.4, scope="tensor"),
         "nm": lambda params: weights.nm(params, {}, {}, [".*"], score="W"),
     }.items():
-        same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), draw(whole), draw(placed))
-        found[name] = all(jax.tree.leaves(same))
+        same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), draw(unsharded), draw(placed))
+        equal[name] = all(jax.tree.leaves(same))
     ranks = [leaf.view(jnp.uint32) for leaf in jax.tree.leaves(placed)]
     texts = [
         weights._count.lower(ranks, np.uint32(7)).compile().as_text(),
         weights.highest.lower(ranks[0], 7).compile().as_text(),
     ]
     gathered = [re.findall(r"= \(?(\w+\[[\d,]*\])\S* all-gather", text) for text in texts]
-    return found | {"gathered": [shape for shapes in gathered for shape in shapes]}
+    return equal | {"gathered": [shape for shapes in gathered for shape in shapes]}
 
 
 def all_runs(folder, names=None):
-    """The figures of whole runs on a mixed mesh."""
-    found = {}
+    """The figures of complete runs on a mesh of all three axes."""
+    figures = {}
     for name in names or RUNS:
         pruned = RUNS[name]
         config = runs.config(
             folder, **pruned, mesh__data=2, mesh__fsdp=2, mesh__tensor=2, output_dir=str(folder / name)
         )
         loop.run(config, say=lambda text: None)
-        found[name] = runs.figures(folder / name)
-    return found
+        figures[name] = runs.figures(folder / name)
+    return figures
 
 
 RUNS = {
@@ -170,7 +172,7 @@ JOBS = {
     "pruning": pruning,
     "steps": all_steps,
     "runs": all_runs,
-    # One of each kind: an encoder and scanned layers on a mesh of all three axes; a run that cuts.
+    # A sample: an encoder and scanned layers on a mesh of all three axes; a run with structured pruning.
     "some steps": lambda folder: all_steps(folder, ("bert", "llama, scanned"), ((2, 2, 2),)),
     "some runs": lambda folder: all_runs(folder, ("structured",)),
 }

@@ -1,4 +1,4 @@
-"""Tiny whole runs: a random checkpoint, a handful of examples, every stage in seconds."""
+"""Tiny complete runs: a random checkpoint, a few examples, every stage in seconds."""
 
 import csv
 import json
@@ -13,11 +13,11 @@ from dsee_jax.ckpt import hf
 from dsee_jax.train import config_file, loop
 
 NOT_COMPARED = ("train_seconds", "train_tokens_per_second", "peak_memory_bytes")
-"""Figures of metrics.json that two equal runs do not share."""
+"""Figures of metrics.json that differ between equal runs."""
 
 
 def table(folder: pathlib.Path, *, rows: int = 40, words: tuple[int, ...] = (5,), regression: bool = False) -> str:
-    """Write train.csv and dev.csv (columns text and label) and return the folder; one length of sentence compiles once."""
+    """Write train.csv and dev.csv (columns text and label) and return the folder; sentences of one length compile once."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(0)
     for name, count in (("train", rows), ("dev", 20)):
@@ -32,9 +32,9 @@ def table(folder: pathlib.Path, *, rows: int = 40, words: tuple[int, ...] = (5,)
 
 
 def settings(folder: pathlib.Path, *, family: str = "bert", **overrides) -> dict[str, object]:
-    """The keys of a DSEE run on a tiny checkpoint; makes the checkpoint and the data in ``folder`` where they are not.
+    """The keys of a DSEE run on a tiny checkpoint; creates the checkpoint and the data in ``folder`` if they do not exist.
 
-    A section's key is written with two underscores: ``train__seed=1``.
+    Overrides have two underscores for a dot: ``train__seed=1``.
     """
     if not (folder / "base").exists():
         tiny.bert(folder / "base", num_hidden_layers=1, head=False, model_type=family)
@@ -58,10 +58,10 @@ def settings(folder: pathlib.Path, *, family: str = "bert", **overrides) -> dict
     return keys | {key.replace("__", "."): value for key, value in overrides.items()}
 
 
-def written(folder: pathlib.Path, *, rows: int = 24) -> str:
-    """Write train.jsonl and dev.jsonl, prompts of three words and what follows them, and return the folder.
+def prompts(folder: pathlib.Path, *, rows: int = 24) -> str:
+    """Write train.jsonl and dev.jsonl, prompts of three words with completions, and return the folder.
 
-    The response says the prompt's words again, the last first; of the dev set's prompts each has two references.
+    A completion has the words of its prompt in reverse order; each prompt of the dev set has two references.
     """
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(0)
@@ -75,12 +75,12 @@ def written(folder: pathlib.Path, *, rows: int = 24) -> str:
     return str(folder)
 
 
-def writing(folder: pathlib.Path, **overrides) -> dict[str, object]:
-    """What makes `settings` those of a run of causal-lm on the decoder at ``folder / "base"``; makes the data."""
+def causal_lm(folder: pathlib.Path, **overrides) -> dict[str, object]:
+    """The overrides of `settings` for a causal-lm run on the decoder at ``folder / "base"``; writes the data."""
     keys = {
         "model__task": "causal-lm",
         "data__source": "jsonl",
-        "data__dir": written(folder / "prompts"),
+        "data__dir": prompts(folder / "prompts"),
         "generate__new_tokens": 6,
         "generate__batch_size": 4,
     }
@@ -88,30 +88,30 @@ def writing(folder: pathlib.Path, **overrides) -> dict[str, object]:
 
 
 def arguments(folder: pathlib.Path, **overrides) -> list[str]:
-    """The same as the overrides of a command line."""
+    """The `settings` as command-line overrides."""
     return [f"--{key}={json.dumps(value)}" for key, value in settings(folder, **overrides).items()]
 
 
 def config(folder: pathlib.Path, **overrides) -> configs.Config:
-    """The same as a checked config."""
+    """The `settings` as a checked config."""
     return config_file.read(None, arguments(folder, **overrides))
 
 
 def run(folder: pathlib.Path, **overrides) -> tuple[dict, pathlib.Path]:
     """Run every stage; return the results and the run's folder."""
-    settled = config(folder, **overrides)
-    return loop.run(settled, say=lambda text: None), folder / settled.output_dir
+    chosen = config(folder, **overrides)
+    return loop.run(chosen, say=lambda text: None), folder / chosen.output_dir
 
 
 def zeros(run: pathlib.Path, masks: dict) -> dict[str, np.ndarray]:
-    """The entries of the exported kernels that the masks cut, by path."""
+    """The pruned entries of the exported kernels, by path."""
     _, params = hf.load_pretrained(run / "model")
     flat = tree.flatten(params)
     return {path: np.asarray(flat[path])[~mask] for path, mask in tree.flatten(masks).items()}
 
 
 def figures(run: pathlib.Path) -> dict:
-    """What metrics.json holds, times and memory aside."""
+    """The content of metrics.json without times and memory."""
     return {k: v for k, v in json.loads((run / "metrics.json").read_text()).items() if k not in NOT_COMPARED}
 
 
@@ -125,9 +125,9 @@ FINISHED: dict[str, dict[str, object]] = {
     },
     "lora": {"prune__kind": "none", "delta__nonzeros": 0, "delta__alpha": 7, "train__epochs": 1},
 }
-"""The runs that a session makes once, by kind; see the fixture ``finished_run``."""
+"""The runs that a test session creates once, by kind; see the fixture ``finished_run``."""
 
 
 def finish(folder: pathlib.Path, kind: str) -> None:
-    """Make a run of `FINISHED` in ``folder / "run"``, its checkpoint in ``folder / "base"``."""
+    """Create a run of `FINISHED` in ``folder / "run"``, with its checkpoint in ``folder / "base"``."""
     loop.run(config(folder, **FINISHED[kind]), say=lambda text: None)

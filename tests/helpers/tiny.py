@@ -1,4 +1,4 @@
-"""Tiny random checkpoints in Hugging Face's layout, made without torch and without the tables under test."""
+"""Tiny random checkpoints in Hugging Face's layout, without torch and without the tables under test."""
 
 import json
 import pathlib
@@ -52,11 +52,11 @@ FAMILIES: dict[str, dict] = {
         "position_biased_input": False,
     },
 }
-"""By ``model_type``, what of `config` is another than BERT's. The padding is that of the tokenizer, 0."""
+"""``model_type`` -> the fields of `config` that differ from BERT's. The padding id is that of the tokenizer, 0."""
 
 
 def config(model_type: str = "bert", **changes) -> dict:
-    """The config.json of an encoder that is small in every direction, all sizes different."""
+    """Return the config.json of a tiny encoder whose sizes are all different."""
     return {
         "model_type": model_type,
         "vocab_size": len(VOCABULARY),
@@ -77,7 +77,7 @@ def config(model_type: str = "bert", **changes) -> dict:
 
 
 def prefix_of(fields: dict) -> str:
-    """What the names of a backbone begin with."""
+    """Return the prefix of the tensor names of the backbone."""
     return fields["model_type"].removeprefix("xlm-") + "."
 
 
@@ -86,24 +86,24 @@ HEADS = {
     "roberta.": ("classifier.dense", "classifier.out_proj"),
     "deberta.": ("pooler.dense", "classifier"),
 }
-"""The two affine maps of sequence classification."""
+"""Prefix -> the two affine maps of sequence classification."""
 
 
 def weights(fields: dict, *, seed: int = 0, labels: int = 2, head: bool = True) -> dict[str, np.ndarray]:
-    """Random float32 tensors under the names that Hugging Face's class for sequence classification gives them."""
+    """Return random float32 tensors under the names of Hugging Face's class for sequence classification."""
     width, neurons = fields["hidden_size"], fields["intermediate_size"]
-    start, apart = prefix_of(fields), fields["model_type"] == "deberta"
+    start, disentangled = prefix_of(fields), fields["model_type"] == "deberta"
     shapes = {f"{start}embeddings.word_embeddings.weight": (fields["vocab_size"], width)}
     if fields.get("position_biased_input", True):
         shapes[f"{start}embeddings.position_embeddings.weight"] = (fields["max_position_embeddings"], width)
     if fields["type_vocab_size"]:
         shapes[f"{start}embeddings.token_type_embeddings.weight"] = (fields["type_vocab_size"], width)
-    if apart:
+    if disentangled:
         shapes[f"{start}encoder.rel_embeddings.weight"] = (2 * fields["max_relative_positions"], width)
     norms, dense = [f"{start}embeddings.LayerNorm"], {}
     for layer in range(fields["num_hidden_layers"]):
         name = f"{start}encoder.layer.{layer}"
-        if apart:
+        if disentangled:
             shapes |= {f"{name}.attention.self.{part}": (width,) for part in ("q_bias", "v_bias")}
             shapes[f"{name}.attention.self.in_proj.weight"] = (3 * width, width)
             shapes[f"{name}.attention.self.pos_proj.weight"] = (width, width)
@@ -122,7 +122,7 @@ def weights(fields: dict, *, seed: int = 0, labels: int = 2, head: bool = True) 
     for name, shape in dense.items():
         shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
     generator = np.random.default_rng(seed)
-    # Far larger than real weights at this width, so that attention is not uniform and a swapped tensor shows.
+    # Far larger than real weights, so that attention is not uniform and a swapped tensor changes the outputs.
     tensors = {name: generator.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
     return {name: 1 + x if name.endswith("LayerNorm.weight") else x for name, x in tensors.items()}
 
@@ -130,14 +130,14 @@ def weights(fields: dict, *, seed: int = 0, labels: int = 2, head: bool = True) 
 def tokenizer(folder: pathlib.Path) -> None:
     """Write a WordPiece tokenizer over VOCABULARY that AutoTokenizer opens."""
     vocabulary = {word: number for number, word in enumerate(VOCABULARY)}
-    made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    made.normalizer = normalizers.BertNormalizer(lowercase=True)
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    made.post_processor = processors.TemplateProcessing(
+    wordpiece = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    wordpiece.normalizer = normalizers.BertNormalizer(lowercase=True)
+    wordpiece.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    wordpiece.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    made.add_special_tokens(list(VOCABULARY[:5]))
-    made.save(str(folder / "tokenizer.json"))
+    wordpiece.add_special_tokens(list(VOCABULARY[:5]))
+    wordpiece.save(str(folder / "tokenizer.json"))
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
     special = ("pad", "unk", "cls", "sep", "mask")
     settings = {f"{name}_token": token for name, token in zip(special, VOCABULARY[:5], strict=True)}
@@ -173,16 +173,16 @@ def bert(
     shards: int = 1,
     **changes,
 ) -> pathlib.Path:
-    """Make a whole checkpoint folder of an encoder (a BERT where ``model_type`` says nothing else) and return it.
+    """Write the checkpoint folder of an encoder, by default a BERT, and return the folder.
 
     Args:
-      folder: where; created.
-      seed: of the weights.
+      folder: the folder, which is created.
+      seed: of the random weights.
       labels: rows of the classifier.
       head: with pooler and classifier.
-      prefix: names start with ``bert.`` or what the family has; without, as a bare BertModel is stored.
-      old_names: norms are called gamma and beta.
-      shards: how many files the weights are in.
+      prefix: names start with the prefix of the family, such as ``bert.``; false: as in a bare BertModel.
+      old_names: the params of norms are gamma and beta.
+      shards: the number of files of the weights.
       **changes: fields of config.json.
     """
     fields = config(**changes)
@@ -202,7 +202,7 @@ def bert(
 def batch(
     *, rows: int = 3, length: int = 12, padded: bool = True, types: int = 2, seed: int = 0, pad: int = 0
 ) -> dict[str, np.ndarray]:
-    """Random int32 inputs (rows, length) over VOCABULARY; row r of a padded batch has 2 r positions of padding, ``pad``."""
+    """Return random int32 inputs (rows, length) over VOCABULARY; row r of a padded batch ends in 2 r padding ids ``pad``."""
     generator = np.random.default_rng(seed)
     mask = np.ones((rows, length), np.int32)
     if padded:
@@ -214,7 +214,7 @@ def batch(
 
 
 def params(module, *inputs, seed: int = 0) -> dict:
-    """Random params of any Linen module, from the shapes alone: compiling its own init takes longer than most tests."""
+    """Return random params of a Linen module, from the shapes of its init: compiling the init would take too long."""
     generator = np.random.default_rng(seed)
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
     return jax.tree.map(lambda leaf: generator.normal(0.1, 0.3, leaf.shape).astype(leaf.dtype), shapes)

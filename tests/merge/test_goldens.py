@@ -1,4 +1,4 @@
-"""In memory, the numbers of the RankMean authors' code and of mergekit 0.1.5."""
+"""In-memory merges equal the RankMean authors' code and mergekit 0.1.5."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def trees(shared):
         ("ties_merging", {"method": "ties", "density": 0.2, "trim": "global", "trim_ties": "keep"}),
     ],
 )
-def test_equals_the_outputs_of_the_authors_code(shared, trees, name, options):
+def test_equals_the_authors_code(shared, trees, name, options):
     expected = load_file(shared / "goldens" / "rankmean" / f"expected_{name}.safetensors")
     merged = merge.merge(trees[0], trees[1:], **options)
     assert merged.keys() == expected.keys()
@@ -45,7 +45,7 @@ def test_linear_task_arithmetic_and_ties_equal_mergekit(shared, trees):
     equal(merged, load_file(folder / "ties.safetensors"))
 
 
-def test_slerp_equals_mergekit_where_its_recipe_says_one_half(shared, trees):
+def test_slerp_at_one_half_equals_mergekit(shared, trees):
     _, a, b = trees
     expected = load_file(shared / "goldens" / "mergekit" / "slerp.safetensors")
     half = {name: value for name, value in expected.items() if "self_attn" not in name and "mlp" not in name}

@@ -1,4 +1,4 @@
-"""From files to files, the numbers of the RankMean authors' code and of mergekit 0.1.5, whose recipes run unmodified."""
+"""Streamed merges equal the RankMean authors' code and mergekit 0.1.5, whose recipes run unmodified."""
 
 import numpy as np
 import pytest
@@ -25,20 +25,20 @@ def equal(merged, expected):
 
 
 @pytest.mark.parametrize("name", AUTHORS)
-def test_the_authors_outputs(shared, tmp_path, name):
+def test_streamed_merge_equals_the_authors_code(shared, tmp_path, name):
     folder = shared / "goldens" / "rankmean"
     method, parameters = AUTHORS[name]
-    said = {"merge_method": method, "parameters": parameters, "models": []}
-    said["models"] = [{"model": str(folder / model)} for model in ("model_a", "model_b")]
+    fields = {"merge_method": method, "parameters": parameters, "models": []}
+    fields["models"] = [{"model": str(folder / model)} for model in ("model_a", "model_b")]
     if method != "linear":
-        said["base_model"] = str(folder / "base")
-    (tmp_path / "recipe.yml").write_text(yaml.safe_dump(said))
+        fields["base_model"] = str(folder / "base")
+    (tmp_path / "recipe.yml").write_text(yaml.safe_dump(fields))
     assert command.main([str(tmp_path / "recipe.yml"), str(tmp_path / "out")]) == 0
     equal(checkpoints.load(tmp_path / "out"), load_file(folder / f"expected_{name}.safetensors"))
 
 
 @pytest.mark.parametrize("name", ["linear", "linear_slices", "slerp", "task_arithmetic", "ties"])
-def test_mergekits_recipes(shared, tmp_path, name):
+def test_streamed_merge_equals_mergekit(shared, tmp_path, name):
     folder = shared / "goldens" / "mergekit"
     assert command.main([str(folder / f"{name}.yml"), str(tmp_path / "out")]) == 0
     equal(checkpoints.load(tmp_path / "out"), load_file(folder / f"{name}.safetensors"))

@@ -1,4 +1,4 @@
-"""Every method through one table: against its definition read in float64, its invariants, and its transformations."""
+"""Every method, from one table of cases: its definition in float64, its invariants, and jit and grad."""
 
 import itertools
 from collections.abc import Mapping
@@ -16,21 +16,21 @@ import merge
 from dsee_jax.errors import InputError
 from merge import noise
 from merge.leaf import Tile, positions
-from merge.methods import dare, find, sparsify, ties
-from merge.topk import Cut
+from merge.methods import dare, find, sparse_sum, ties
+from merge.topk import Selection
 
 SHAPES = {"embed": (5, 4), "layers/0/kernel": (5, 4), "layers/1/kernel": (5, 4), "layers/1/bias": (7,), "scalar": ()}
 
 
 class Case(NamedTuple):
-    """A method with options, and the options that make it a mean (or its only model)."""
+    """A method with options, and the options with which equal models merge to that model."""
 
     method: str
     options: dict
     mean: Mapping = MappingProxyType({})
     models: int = 3
     base: bool = True
-    permutes: bool = True  # permuting models, and their options with them, changes nothing
+    permutes: bool = True  # permuting the models and their options does not change the merge
     scales: bool = True  # scaling all changes scales the merged change
 
 
@@ -45,16 +45,16 @@ CASES = {
     "rankmean": Case("rankmean", {}),
     "rankmean tensors": Case("rankmean", {"unit": "tensor", "order": "reversed"}),
     "ties": Case("ties", SPARSE, AVERAGE),
-    "ties whole": Case("ties", SPARSE | {"trim": "global", "rescale": True}, AVERAGE),
-    "ties kept": Case("ties", SPARSE | {"trim_ties": "keep", "vote": "unweighted"}, AVERAGE),
-    # Each model has a mask of its own, by its number.
+    "ties global": Case("ties", SPARSE | {"trim": "global", "rescale": True}, AVERAGE),
+    "ties keep": Case("ties", SPARSE | {"trim_ties": "keep", "vote": "unweighted"}, AVERAGE),
+    # The random mask of a model depends on its number.
     "dare_ties": Case("dare_ties", SPARSE, AVERAGE, permutes=False),
     "dare_linear": Case("dare_linear", SPARSE | {"rescale_norm": "inverse"}, AVERAGE, permutes=False),
     "della": Case("della", SPARSE, AVERAGE, permutes=False),
     "della_linear": Case("della_linear", SPARSE | {"rescale": False, "seed": 3}, AVERAGE, permutes=False),
     "breadcrumbs": Case("breadcrumbs", SPARSE | {"gamma": 0.1}, AVERAGE),
     "breadcrumbs_ties": Case("breadcrumbs_ties", SPARSE, AVERAGE),
-    # Arcs and angles about the origin are not the base's business; a cut at t is not linear.
+    # Arcs about the origin do not scale with the changes, and neither does a limit of t.
     "slerp": Case("slerp", {"t": 0.3}, {"t": 1.0}, models=1, scales=False),
     "nearswap": Case("nearswap", {"t": 0.05}, {"t": 1e6}, models=1, scales=False),
     "karcher": Case("karcher", {}, base=False, scales=False),
@@ -80,7 +80,7 @@ CASES = {
 each_case = pytest.mark.parametrize("name", CASES)
 
 
-def test_the_table_holds_every_method():
+def test_every_method_has_a_case():
     assert {case.method for case in CASES.values()} == set(merge.METHODS)
 
 
@@ -88,7 +88,7 @@ def tree(rng, size=1.0):
     return {name: np.asarray(rng.normal(size=shape) * size, np.float32) for name, shape in SHAPES.items()}
 
 
-def drawn(seed, case, spread=0.5):
+def random_models(seed, case, spread=0.5):
     """A base, and models that share a part of their changes."""
     rng = np.random.default_rng(seed)
     base, common = tree(rng), tree(rng, spread / 2)
@@ -97,7 +97,7 @@ def drawn(seed, case, spread=0.5):
 
 
 def data(case):
-    """The statistics that fisher and regmean ask for, the same for every seed."""
+    """The statistics for fisher and regmean, the same for every seed."""
     rng = np.random.default_rng(9)
     if case.method == "fisher":
         return {"statistics": [{name: part**2 for name, part in tree(rng).items()} for _ in range(case.models)]}
@@ -111,10 +111,10 @@ def run(case, base, models, **options):
     return merge.merge(base if case.base else None, models, method=case.method, **case.options | options)
 
 
-def close(found, expected, tolerance=1e-5):
+def assert_close(merged, expected, tolerance=1e-5):
     for name, value in expected.items():
         size = tolerance * max(np.abs(value).max(), 1e-3)
-        np.testing.assert_allclose(found[name], value, rtol=tolerance, atol=size, err_msg=name)
+        np.testing.assert_allclose(merged[name], value, rtol=tolerance, atol=size, err_msg=name)
 
 
 # Invariants
@@ -123,10 +123,10 @@ def close(found, expected, tolerance=1e-5):
 @each_case
 @settings(max_examples=2, deadline=None)
 @given(seed=st.integers(0, 10**6), factor=st.sampled_from([0.5, 2.0, 8.0]))
-def test_invariants(name, seed, factor):
-    """Permuting models, no change, copies of one model (or one model) where it is a mean, scaling the changes."""
+def test_permutation_copies_and_scaling_are_respected(name, seed, factor):
+    """Permuted models, unchanged models, copies of one model, and scaled changes."""
     case = CASES[name]
-    base, models = drawn(seed, case)
+    base, models = random_models(seed, case)
     extra = data(case)
     merged = run(case, base, models, **extra)
     assert all(np.isfinite(value).all() for value in merged.values())
@@ -134,20 +134,20 @@ def test_invariants(name, seed, factor):
         turn = lambda values: [*values[1:], values[0]]
         listed = {key: turn(value) for key, value in case.options.items() if isinstance(value, list)}
         extras = {key: turn(value) for key, value in extra.items()}
-        close(run(case, base, turn(models), **listed, **extras), merged)
-    close(run(case, base, [models[0]] * case.models, **extra, **case.mean), models[0])
-    close(run(case, base, [base] * case.models, **extra, **case.mean), base)
+        assert_close(run(case, base, turn(models), **listed, **extras), merged)
+    assert_close(run(case, base, [models[0]] * case.models, **extra, **case.mean), models[0])
+    assert_close(run(case, base, [base] * case.models, **extra, **case.mean), base)
     if case.scales:
         moved = lambda model: {key: base[key] + np.float32(factor) * (model[key] - base[key]) for key in SHAPES}
-        close(run(case, base, [moved(model) for model in models], **extra), moved(merged), 1e-4)
+        assert_close(run(case, base, [moved(model) for model in models], **extra), moved(merged), 1e-4)
 
 
 @each_case
 @pytest.mark.parametrize("fill", ["zeros", "opposite", "tiny", "large"])
-def test_no_nan_in_the_corners(name, fill):
-    """All zeros, changes that cancel, changes near the smallest floats, and large ones."""
+def test_extreme_changes_give_finite_results(name, fill):
+    """All zeros, changes that cancel, changes near the smallest floats, and large changes."""
     case = CASES[name]
-    base, models = drawn(0, case)
+    base, models = random_models(0, case)
     zeros = {key: np.zeros_like(value) for key, value in base.items()}
     signs = itertools.cycle([1, -1])
     scale = {"zeros": 0.0, "opposite": 1.0, "tiny": 1e-36, "large": 1e15}[fill]
@@ -166,7 +166,7 @@ def test_no_nan_in_the_corners(name, fill):
 
 
 def definition(case, name, base, models):
-    """The merged tensor ``name``, straight from the formula of the method's source, one tensor at a time."""
+    """The merged tensor ``name``, by the formula of the method's source."""
     o, method = case.options, case.method
     t0 = np.float64(base[name])
     ts = [np.float64(model[name]) for model in models]
@@ -226,12 +226,12 @@ def definition(case, name, base, models):
         kept = ranked(variance) >= n - int(n * np.float32(o.get("select_topk", 1.0)))
         ds = [np.where(kept, d, 0) for d in ds]
         energy = np.array([np.mean(d**2) for d in ds])
-        # Nothing selected: all models weigh the same.
+        # If no element is selected, all models have equal weights.
         energy = energy / energy.sum() if energy.sum() > 1e-6 else np.full(count, 1 / count)
         return t0 + elected(ds, energy, ds, normalize=True)
     if method in ("fisher", "regmean"):
-        return informed(case, name, ts, w)
-    # What is left thins out the changes, weighs them, and adds them, with or without an election.
+        return data_weighted(case, name, ts, w)
+    # The other methods sparsify the changes, weight them, and add them up, with or without an election.
     inner = o.get("over", method) if method == "lines" else method
     density = o.get("density", [1.0] * count)
     if inner == "ties":
@@ -260,15 +260,17 @@ def definition(case, name, base, models):
         kept = [draw(m) < p for m, p in enumerate(chance)]
     else:
         kept = [np.ones(t0.shape, bool)] * count
-    thin = [np.where(k, d, 0) for k, d in zip(kept, ds, strict=True)]
+    sparse_changes = [np.where(k, d, 0) for k, d in zip(kept, ds, strict=True)]
     if o.get("rescale_norm") == "inverse":
-        thin = [d / p for d, p in zip(thin, chance, strict=True)]
+        sparse_changes = [d / p for d, p in zip(sparse_changes, chance, strict=True)]
     elif o.get("rescale", "dare" in inner or "della" in inner):
-        thin = [s * (np.abs(d).sum() / np.abs(s).sum() if s.any() else 1) for s, d in zip(thin, ds, strict=True)]
-    terms = [a * d for a, d in zip(w, thin, strict=True)]
+        sparse_changes = [
+            s * (np.abs(d).sum() / np.abs(s).sum() if s.any() else 1) for s, d in zip(sparse_changes, ds, strict=True)
+        ]
+    terms = [a * d for a, d in zip(w, sparse_changes, strict=True)]
     if inner in ("ties", "dare_ties", "della", "breadcrumbs_ties"):
-        votes = thin if o.get("vote") == "unweighted" else terms
-        change = elected(thin, w, votes, normalize=inner in ("ties", "della"))
+        votes = sparse_changes if o.get("vote") == "unweighted" else terms
+        change = elected(sparse_changes, w, votes, normalize=inner in ("ties", "della"))
     else:
         change = sum(terms) * o.get("scale", 1.0)
     if method == "lines":
@@ -289,7 +291,7 @@ def elected(ds, w, votes, *, normalize):
     return total / np.where(divisor == 0, 1, divisor) if normalize else total
 
 
-def informed(case, name, ts, w):
+def data_weighted(case, name, ts, w):
     if case.method == "fisher":
         shares = [a * (np.float64(s[name]) + 1e-6) for a, s in zip(w, data(case)["statistics"], strict=True)]
         return sum(s * t for s, t in zip(shares, ts, strict=True)) / sum(shares)
@@ -303,19 +305,19 @@ def informed(case, name, ts, w):
 @pytest.mark.smoke
 @pytest.mark.parametrize("name", [name for name in CASES if "rankmean" not in name])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_equals_its_definition(name, seed):
+def test_method_equals_its_definition(name, seed):
     case = CASES[name]
-    base, models = drawn(seed, case)
+    base, models = random_models(seed, case)
     merged = run(case, base, models, **data(case))
-    close(merged, {key: definition(case, key, base, models) for key in SHAPES}, 2e-5)
+    assert_close(merged, {key: definition(case, key, base, models) for key in SHAPES}, 2e-5)
 
 
 # Random choices
 
 
 @pytest.mark.parametrize("method", ["dare_linear", "della_linear"])
-def test_random_choices_belong_to_seed_and_name(method):
-    """The same for the same seed and name whatever stands around; others for another seed, name or model."""
+def test_random_choices_depend_only_on_seed_name_and_model(method):
+    """Other tensors do not matter; another seed or name gives other choices."""
     rng = np.random.default_rng(0)
     one, zero = {"a": rng.normal(size=(64, 32)).astype(np.float32)}, {"a": np.zeros((64, 32), np.float32)}
     run = lambda base, model, **o: merge.merge(base, [model], method=method, density=0.5, rescale=False, **o)
@@ -327,13 +329,13 @@ def test_random_choices_belong_to_seed_and_name(method):
     assert (np.asarray(first) != run({"b": zero["a"]}, {"b": one["a"]})["b"]).mean() > 0.3
 
 
-def test_dare_keeps_its_density_and_makes_up_for_it():
+def test_dare_keeps_the_density_and_rescales():
     zero, one = {"a": np.zeros((512, 256), np.float32)}, {"a": np.ones((512, 256), np.float32)}
     for norm, density in itertools.product(("l1", "inverse"), (0.1, 0.5, 0.9)):
-        found = np.asarray(merge.merge(zero, [one], method="dare_ties", density=density, rescale_norm=norm)["a"])
-        share = (found != 0).mean()
-        assert abs(share - density) < 4 * np.sqrt(density * (1 - density) / found.size)
-        np.testing.assert_allclose(found.max(), 1 / (share if norm == "l1" else density), rtol=1e-5)
+        merged = np.asarray(merge.merge(zero, [one], method="dare_ties", density=density, rescale_norm=norm)["a"])
+        share = (merged != 0).mean()
+        assert abs(share - density) < 4 * np.sqrt(density * (1 - density) / merged.size)
+        np.testing.assert_allclose(merged.max(), 1 / (share if norm == "l1" else density), rtol=1e-5)
 
 
 def test_della_keeps_large_changes_more_often():
@@ -348,7 +350,7 @@ def test_della_keeps_large_changes_more_often():
 
 
 @pytest.mark.parametrize("method", ["ties", "sce"])
-def test_a_sum_of_zero_elects_the_positive_sign(method):
+def test_sum_of_zero_elects_the_positive_sign(method):
     change = np.float32([1, -2])
     merged = merge.merge({"a": 0 * change}, [{"a": change}, {"a": -change}], method=method)
     np.testing.assert_allclose(merged["a"], [1, 2])
@@ -360,15 +362,15 @@ def test_ties_keeps_exact_counts_among_equal_and_zero_changes(density):
     rng = np.random.default_rng(0)
     change = rng.choice(np.float32([0, 0, 1, -1, 2]), size=(40, 25))
     zero = {"a": np.zeros_like(change)}
-    found = np.asarray(merge.merge(zero, [{"a": change}], method="ties", density=density)["a"])
+    merged = np.asarray(merge.merge(zero, [{"a": change}], method="ties", density=density)["a"])
     order = np.argsort(-np.abs(change.ravel()), kind="stable")[: max(1, int(density * 1000))]
     expected = np.zeros(1000, np.float32)
     expected[order] = change.ravel()[order]
-    np.testing.assert_array_equal(found.ravel(), expected)
+    np.testing.assert_array_equal(merged.ravel(), expected)
 
 
-def test_sce_selects_exact_counts_however_it_is_compiled():
-    """The variance of an element is the same where the cut is found and where it is applied, fused with other work or not."""
+def test_sce_selects_exact_counts_under_any_compilation():
+    """Fused or not, the search for the threshold and its application compute equal variances."""
     before = jax.config.read("jax_disable_most_optimizations")
     for plain, shape in ((False, (5, 9)), (True, (5, 11))):
         jax.config.update("jax_disable_most_optimizations", plain)
@@ -382,15 +384,15 @@ def test_sce_selects_exact_counts_however_it_is_compiled():
             jax.config.update("jax_disable_most_optimizations", before)
 
 
-def test_sce_does_not_hide_a_weight_that_is_no_number():
+def test_sce_propagates_nan():
     base, *models = np.random.default_rng(0).normal(size=(4, 5, 9)).astype(np.float32)
     models[1][2, 3] = np.nan
     merged = merge.merge({"w": base}, [{"w": model} for model in models], method="sce", select_topk=0.4)["w"]
     assert np.isnan(merged[2, 3])
 
 
-def test_breadcrumbs_of_a_small_tensor_keeps_something():
-    """Where the largest fraction is less than one element, none of the largest is dropped."""
+def test_breadcrumbs_keeps_the_middle_of_a_small_tensor():
+    """If gamma is less than one element, none of the largest is dropped."""
     change = np.float32([1, 2, 3, 4, 5, 6, 7, 8])
     merged = merge.merge({"a": 0 * change}, [{"a": change}], method="breadcrumbs", density=0.5, gamma=0.01)
     np.testing.assert_array_equal(merged["a"], [0, 0, 0, 0, 5, 6, 7, 8])
@@ -398,14 +400,14 @@ def test_breadcrumbs_of_a_small_tensor_keeps_something():
     np.testing.assert_array_equal(merged["a"], [0, 0, 3, 4, 5, 6, 0, 0])
 
 
-def test_model_stock_stays_at_the_base_where_changes_oppose():
+def test_model_stock_of_opposite_changes_is_the_base():
     base, change = np.float32([1, 2]), np.float32([3, -1])
     merged = merge.merge({"a": base}, [{"a": base + change}, {"a": base - change}], method="model_stock")
     np.testing.assert_allclose(merged["a"], base)
 
 
-def test_models_close_together_are_told_apart():
-    """Changes of 1e-5 of the weights: coefficients from cosines in float32 would be noise."""
+def test_spherical_mean_of_tiny_changes_is_accurate():
+    """For changes of 1e-5 of the weights, coefficients from float32 cosines would be noise."""
     rng = np.random.default_rng(0)
     base = {"a": rng.normal(size=(100, 100)).astype(np.float32)}
     models = [{"a": base["a"] + np.float32(1e-5) * rng.normal(size=(100, 100)).astype(np.float32)} for _ in range(3)]
@@ -415,8 +417,8 @@ def test_models_close_together_are_told_apart():
         np.testing.assert_allclose(merged["a"], mean, atol=1e-6)
 
 
-def test_regmean_with_inputs_that_never_occur_takes_the_mean_there():
-    """A Gram matrix without rank: directions that no input has keep the plain mean, the others the least squares."""
+def test_regmean_takes_the_mean_along_inputs_that_never_occur():
+    """Singular Gram matrices: unused inputs get the plain mean, used inputs the least-squares solution."""
     gram = [{"a": np.diag(np.float32([g, 0]))} for g in (1, 3)]
     models = [{"a": np.float32([[0, 0]])}, {"a": np.float32([[1, 1]])}]
     merged = merge.merge(None, models, method="regmean", grams=gram)
@@ -428,7 +430,7 @@ def test_fisher_without_statistics_is_refused():
         merge.merge(None, [{"a": np.ones(2, np.float32)}] * 2, method="fisher")
 
 
-def test_lines_has_the_options_of_the_method_under_it():
+def test_lines_has_the_options_of_its_inner_method():
     assert {"trim", "density", "alpha", "method"} <= find("lines", {"method": "ties"}).shared.keys() | find(
         "lines", {"over": "ties"}
     ).each.keys()
@@ -442,19 +444,19 @@ def test_lines_has_the_options_of_the_method_under_it():
 
 
 @each_case
-def test_the_same_under_jit(name):
+def test_jit_gives_the_same_result(name):
     case = CASES[name]
-    base, models = drawn(5, case)
+    base, models = random_models(5, case)
     extra = data(case)
     compiled = jax.jit(lambda base, models: run(case, base, models, **extra))(base, models)
-    close(compiled, run(case, base, models, **extra), 1e-6)
+    assert_close(compiled, run(case, base, models, **extra), 1e-6)
 
 
 @pytest.mark.parametrize("name", ["linear", "task_arithmetic", "ties", "dare_ties", "multislerp", "fisher", "lines"])
-def test_gradients_with_respect_to_weights(name):
-    """Against finite differences of the merged sum of squares."""
+def test_gradients_equal_finite_differences(name):
+    """Of the sum of squares of the merged tensors, with respect to the weights."""
     case = CASES[name]
-    base, models = drawn(5, case)
+    base, models = random_models(5, case)
     extra = data(case)
 
     def total(weight):
@@ -469,15 +471,15 @@ def test_gradients_with_respect_to_weights(name):
 
 
 @pytest.mark.parametrize("sparse", [dare._dropped, ties._trimmed])
-def test_every_element_is_read_once(sparse):
-    """Compiled, an election over many models is one loop: no operation but the fused one makes a whole tensor."""
+def test_election_compiles_to_one_loop(sparse):
+    """In the compiled program, only the fused loop produces a tensor of the leaf's shape."""
     rule = (np.zeros((3, 2), np.uint32), jnp.full(3, 0.5))
     if sparse is ties._trimmed:
-        rule = Cut(jnp.full(3, 0.5), jnp.zeros(3, jnp.uint32))
+        rule = Selection(jnp.full(3, 0.5), jnp.zeros(3, jnp.uint32))
     tile = Tile(jnp.zeros((8, 128)), tuple(jnp.ones((8, 128)) for _ in range(3)), jnp.uint32(0))
     static = {"sparse": sparse, "elect": True, "normalize": True, "vote": "weighted"}
-    merged = jax.jit(sparsify._merged, static_argnames=tuple(static))
+    merged = jax.jit(sparse_sum._merged, static_argnames=tuple(static))
     lowered = merged.lower(tile, rule, jnp.ones(3), jnp.ones(3), jnp.float32(1), **static)
     entry = lowered.compile().as_text().split("ENTRY")[1]
-    made = [line for line in entry.splitlines() if "= f32[8,128]" in line and "parameter(" not in line]
-    assert len(made) == 1, entry
+    tensors = [line for line in entry.splitlines() if "= f32[8,128]" in line and "parameter(" not in line]
+    assert len(tensors) == 1, entry

@@ -1,4 +1,4 @@
-"""Scores: literals worked by hand, and GLUE's choice of metrics by task."""
+"""Metrics: literals by hand, and the metrics of each task of GLUE."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_metrics_by_task(task, regression, expected):
 
 
 def test_losses():
-    found = classification.score("rte", logits(np.array([0, 0])), np.array([0, 1]), regression=False)["loss"]
-    assert found == pytest.approx(np.mean([np.log1p(np.exp(-4)), np.log1p(np.exp(4))]))
+    loss = classification.score("rte", logits(np.array([0, 0])), np.array([0, 1]), regression=False)["loss"]
+    assert loss == pytest.approx(np.mean([np.log1p(np.exp(-4)), np.log1p(np.exp(4))]))
     squared = classification.score("stsb", np.array([[1.0], [2.0]]), np.array([0.0, 4.0]), regression=True)["loss"]
     assert squared == pytest.approx(2.5)

@@ -1,4 +1,4 @@
-"""Multiply-adds a token, by hand and by the compiler."""
+"""Multiply-adds per token, by hand and by the compiler."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ PARAMS = {
 
 
 def test_dense_and_sparse():
-    """A 2 x 3 kernel with 3 nonzeros, and a stack of two 4 x 4 with 4; a -0.0 is a zero; only what is named counts."""
+    """A 2 x 3 kernel with 3 nonzeros, and a stack of two 4 x 4 kernels with 4; -0.0 is a zero; only the given paths count."""
     assert flops.dense(PARAMS, ["a/kernel"]) == 6
     assert flops.dense(PARAMS, ["a/kernel", "layers/kernel"]) == 6 + 32
     assert flops.sparse(PARAMS, ["a/kernel", "layers/kernel"]) == 3 + 4
@@ -32,10 +32,10 @@ def test_factors():
 
 
 def bert(**changes):
-    """Two layers of MiniLM's size, without a head: every position of every layer is computed."""
+    """Return two layers of the size of MiniLM without a task head, so that every position of every layer is computed."""
     sizes = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536, "max_position_embeddings": 128}
-    return models.find("bert").Model(
-        models.find("bert").Config.from_hf(tiny.config(**sizes)).with_widths(**changes), "features"
+    return models.find("bert").model(
+        models.find("bert").config.from_hf(tiny.config(**sizes)).with_widths(**changes), "features"
     )
 
 
@@ -43,21 +43,21 @@ def bert(**changes):
     "widths", [{}, {"heads": (8, 4), "neurons": (1000, 600)}, {"heads": (0, 12), "neurons": (1536, 0)}], ids=str
 )
 @pytest.mark.parametrize("length", [32, 128])
-def test_what_xla_counts(widths, length):
-    """Dense and compacted, within two percent of the compiler's own count of one example."""
+def test_multiply_adds_equal_the_count_of_xla(widths, length):
+    """Dense and compacted models, within two percent of the count of one example by the compiler."""
     model = bert(**widths)
     params, ids = models.shapes(model), jax.ShapeDtypeStruct((1, length), np.int32)
     kernels = [path for path in tree.flatten(params) if path.endswith("/kernel")]
-    found = flops.example(flops.dense(params, kernels), params, models.cuts(model)["heads"], length)
+    multiply_adds = flops.example(flops.dense(params, kernels), params, models.cuts(model)["heads"], length)
     compiled = jax.jit(lambda params, ids: model.apply({"params": params}, ids)).lower(params, ids).compile()
-    assert 2 * found == pytest.approx(compiled.cost_analysis()["flops"], rel=0.02)
+    assert 2 * multiply_adds == pytest.approx(compiled.cost_analysis()["flops"], rel=0.02)
 
 
-def test_masked_costs_what_compacted_costs():
-    """Zeros skipped, the masked model of full shape does the work of the smaller one."""
-    model = models.find("bert").Model(models.find("bert").Config.from_hf(tiny.config()))
+def test_masked_and_compacted_models_cost_the_same():
+    """With zeros skipped, the masked model needs the multiply-adds of the compacted model."""
+    model = models.find("bert").model(models.find("bert").config.from_hf(tiny.config()))
     params = tiny.params(model, np.zeros((1, 1), np.int32))
-    cut = units.structured(params, None, None, models.cuts(model), heads=0.34, neurons=0.4, scope="global")
+    cut = units.structured(params, None, None, models.cuts(model), heads=0.34, neurons=0.4)
     _, small = dsee_jax.compact(model, params, cut)
     count = lambda values: [path for path in tree.flatten(values) if path.endswith("/kernel")]
     masked = masks.apply(params, cut)

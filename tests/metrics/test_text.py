@@ -1,8 +1,8 @@
-"""Scores of texts next to the numbers of the outside implementations, on a fixed handful of texts.
+"""Scores of texts equal those of the reference implementations, on a few fixed texts.
 
-The numbers were made once, with case ignored, by sacrebleu 2.6.0 (BLEU), by the scorer of the E2E challenge
-(github.com/tuetschek/e2e-metrics, 1b9c4d8): mteval-v13a-sig.pl (NIST where all texts have as many references, to 4 digits),
-metrics/pymteval.py (NIST) and Rouge of pycocoevalcap behind the PTBTokenizer of Stanford CoreNLP 3.4.1 (ROUGE-L).
+The numbers ignore case and come from sacrebleu 2.6.0 (BLEU) and the scorer of the E2E challenge
+(github.com/tuetschek/e2e-metrics, 1b9c4d8): mteval-v13a-sig.pl (NIST, 4 digits, for texts with equal numbers of references),
+metrics/pymteval.py (NIST), and Rouge of pycocoevalcap with the PTBTokenizer of Stanford CoreNLP 3.4.1 (ROUGE-L).
 """
 
 import pytest
@@ -46,16 +46,16 @@ REFERENCES = [
         (4, 3, 40.0945249282933, 5.237259714134787, 0.6550457153873305),
         # mteval-v13a-sig.pl: NIST 3.8328, BLEU 0.2726
         (5, 1, 27.2575737015545, 3.8327837762172865, None),
-        # pymteval counts fewer than no n-grams in a text that is shorter than n, so no number of its for NIST here
+        # pymteval counts a negative number of n-grams in a text shorter than n, so its NIST is not comparable here
         (5, 3, 36.229965572659495, None, 0.6048312742966193),
     ],
 )
-def test_the_numbers_of_the_reference_implementations(texts, most, bleu, nist, rouge_l):
-    found = text.score(TEXTS[:texts], [some[:most] for some in REFERENCES[:texts]])
-    assert tuple(found) == text.NAMES
-    assert found["bleu"] == pytest.approx(bleu, rel=1e-9)
-    assert nist is None or found["nist"] == pytest.approx(nist, rel=1e-9)
-    assert rouge_l is None or found["rouge_l"] == pytest.approx(rouge_l, rel=1e-9)
+def test_scores_equal_the_reference_implementations(texts, most, bleu, nist, rouge_l):
+    scores = text.score(TEXTS[:texts], [some[:most] for some in REFERENCES[:texts]])
+    assert tuple(scores) == text.NAMES
+    assert scores["bleu"] == pytest.approx(bleu, rel=1e-9)
+    assert nist is None or scores["nist"] == pytest.approx(nist, rel=1e-9)
+    assert rouge_l is None or scores["rouge_l"] == pytest.approx(rouge_l, rel=1e-9)
 
 
 def test_rouge_l_by_hand():
@@ -66,8 +66,8 @@ def test_rouge_l_by_hand():
     assert text.rouge_l(["", "x"], [["a"], ["y"]]) == 0
 
 
-def test_ends_of_the_range():
-    """A text that is its own reference, and one that shares nothing or says nothing."""
+def test_identical_and_disjoint_texts_score_the_extremes():
+    """A text equal to its reference; a text that shares no word with it; an empty text."""
     same = text.score(TEXTS, [[text] for text in TEXTS])
     assert same["bleu"] == pytest.approx(100)
     assert same["rouge_l"] == 1

@@ -1,4 +1,4 @@
-"""Disentangled attention against the paper's formula, and the fields that decide about it."""
+"""Disentangled attention against the formula of the paper, and its config fields."""
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ HEADS, SIZE, WIDTH, LENGTH = 2, 3, 5, 4
 @pytest.mark.parametrize("relative", [("c2p", "p2c"), ("p2c",), ("c2p",), ()])
 @pytest.mark.parametrize("most", [6, 2])
 def test_attention_is_the_paper_formula(relative, most):
-    """Equation 4 with loops: Qc Kc + Qc Kr[d(i, j)] + Kc Qr[d(j, i)], over sqrt(terms * size); distances within and beyond."""
+    """Equation 4 by loops: (Qc Kc + Qc Kr[d(i, j)] + Kc Qr[d(j, i)]) / sqrt(terms * size), also for clipped distances."""
     span = min(LENGTH, most)
     more = {"unbiased": ("key",), "terms": 1 + len(relative), "relative": relative}
     module = deberta.Attention(heads=HEADS, head_size=SIZE, dropout_rate=0.0, width=WIDTH, **more)
@@ -50,7 +50,7 @@ def test_attention_is_the_paper_formula(relative, most):
                     if "c2p" in relative:
                         scores[j] += q[i, head] @ project(distances[0], "position_key")[place(i - j), head]
                     if "p2c" in relative:
-                        # The released weights were made with i - j here too, where the paper has j - i.
+                        # The released weights use i - j here too; the paper has j - i.
                         scores[j] += k[j, head] @ project(distances[0], "position_query")[place(i - j), head]
                 weights = np.exp(scores / np.sqrt((1 + len(relative)) * SIZE))
                 mixed[i, head] = weights / weights.sum() @ v[:, head]
@@ -59,8 +59,8 @@ def test_attention_is_the_paper_formula(relative, most):
     np.testing.assert_allclose(run(params, 2), expected[:, :2], atol=1e-5)
 
 
-def test_terms_as_a_text_or_a_list():
-    """The file of the released models has a text."""
+def test_attention_terms_are_read_from_text_or_list():
+    """The released models have a text."""
     configs = [
         deberta.Config.from_hf(tiny.config("deberta", pos_att_type=terms)) for terms in ("C2P | p2c", ["c2p", "p2c"])
     ]
@@ -68,7 +68,7 @@ def test_terms_as_a_text_or_a_list():
     assert deberta.Config.from_hf(tiny.config("deberta", pos_att_type=None)).terms == ()
 
 
-def test_the_largest_distance():
+def test_largest_distance_defaults_to_the_positions():
     assert deberta.Config.from_hf(tiny.config("deberta")).distance == 5
     assert deberta.Config.from_hf(tiny.config("deberta", max_relative_positions=-1)).distance == 32
 
@@ -91,6 +91,6 @@ def test_the_largest_distance():
         ({"pooler_dropout": 1.5}, "'pooler_dropout' is 1.5"),
     ],
 )
-def test_refused_by_name(changes, message):
+def test_bad_field_is_named(changes, message):
     with pytest.raises(InputError, match=message):
         deberta.Config.from_hf(tiny.config("deberta", **changes))

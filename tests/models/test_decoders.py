@@ -21,8 +21,8 @@ FAMILIES = ("llama", "mistral", "qwen2, windows above", "qwen3, biases and windo
 @functools.cache
 def made(variant, task="causal-lm", dtype="float32", **changes):
     fields = decoders.config(**decoders.VARIANTS[variant], **changes)
-    module = models.find(fields["model_type"])
-    model = module.Model(module.Config.from_hf(fields, num_labels=3, dtype=dtype), task)
+    architecture = models.find(fields["model_type"])
+    model = architecture.model(architecture.config.from_hf(fields, num_labels=3, dtype=dtype), task)
     return model, tiny.params(model, jnp.zeros((1, 1), jnp.int32))
 
 
@@ -35,8 +35,8 @@ def run(model, params, **inputs):
     return jitted(model)({"params": params}, **inputs)
 
 
-def close(found, expected, tolerance=2e-6):
-    np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
+def close(actual, expected, tolerance=2e-6):
+    np.testing.assert_allclose(actual, expected, atol=tolerance * np.abs(expected).max())
 
 
 def ids(rows=2, length=12):
@@ -44,18 +44,18 @@ def ids(rows=2, length=12):
 
 
 @pytest.mark.parametrize("variant", decoders.VARIANTS)
-def test_tables_cover_every_param(variant):
-    """The first rule of AXES for each has as many axes as the array, whatever the task."""
+def test_axes_cover_every_param(variant):
+    """The first matching rule names every axis of every param, for each task."""
     for task in ("causal-lm", "sequence-classification", "features"):
         model, params = made(variant, task)
-        rules = models.find(model.config.model_type).AXES
+        rules = models.find(model.config.model_type).axes
         for path, leaf in tree.flatten(params).items():
             axes = next(axes for pattern, axes in rules if re.fullmatch(pattern, path))
             assert len(axes) == leaf.ndim, path
 
 
 @pytest.mark.parametrize("variant", FAMILIES)
-def test_only_the_past_is_seen(variant):
+def test_attention_is_causal(variant):
     model, params = made(variant)
     before = run(model, params, input_ids=ids())
     changed = ids()
@@ -66,36 +66,36 @@ def test_only_the_past_is_seen(variant):
 
 
 @pytest.mark.parametrize("variant", FAMILIES)
-def test_packed_texts_are_strangers(variant):
-    """Three texts in one row, padding between and after: each gets the logits it has alone, positions from 0."""
+def test_packed_texts_are_independent(variant):
+    """Three texts in one row, with padding between and after: each has the logits of the single text, positions from 0."""
     model, params = made(variant)
     texts = [ids(1, 12)[:, :count] for count in (5, 1, 3)]
     gap = np.zeros((1, 2), np.int32)
     packed = np.concatenate([texts[0], texts[1], gap, texts[2], gap[:, :1]], 1)
     segments = np.array([[1] * 5 + [2] + [0] * 2 + [3] * 3 + [0]], np.int32)
-    found = run(model, params, input_ids=packed, attention_mask=segments)
-    assert np.isfinite(found).all()
+    actual = run(model, params, input_ids=packed, attention_mask=segments)
+    assert np.isfinite(actual).all()
     for text, start in zip(texts, (0, 5, 8), strict=True):
         alone = run(model, params, input_ids=np.pad(text, ((0, 0), (0, 12 - text.shape[1]))))[:, : text.shape[1]]
-        close(found[:, start : start + text.shape[1]], alone, 1e-5)
-    given = np.array([[0, 1, 2, 3, 4, 0, 0, 0, 0, 1, 2, 0]], np.int32)
+        close(actual[:, start : start + text.shape[1]], alone, 1e-5)
+    positions = np.array([[0, 1, 2, 3, 4, 0, 0, 0, 0, 1, 2, 0]], np.int32)
     close(
-        run(model, params, input_ids=packed, attention_mask=segments, positions=given)[segments > 0],
-        found[segments > 0],
+        run(model, params, input_ids=packed, attention_mask=segments, positions=positions)[segments > 0],
+        actual[segments > 0],
     )
 
 
 @pytest.mark.parametrize("variant", FAMILIES)
-def test_a_cache_changes_nothing(variant):
-    """In parts of 5, 1 and 6 tokens, two packed texts, padded on the left; a cache larger than need be."""
+def test_cache_does_not_change_logits(variant):
+    """In parts of 5, 1 and 6 tokens: two packed texts, padding on the left, and a cache with spare capacity."""
     model, params = made(variant)
     batch = {"input_ids": ids(), "attention_mask": np.array([[0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2], [1] * 12], np.int32)}
     seen = batch["attention_mask"] > 0
-    whole, cache, parts = run(model, params, **batch), caches.create(model, 2, 15), []
+    expected, cache, parts = run(model, params, **batch), caches.create(model, 2, 15), []
     for part in (slice(0, 5), slice(5, 6), slice(6, 12)):
         logits, cache = run(model, params, **{name: x[:, part] for name, x in batch.items()}, cache=cache)
         parts.append(logits)
-    close(np.concatenate(parts, 1)[seen], np.asarray(whole)[seen])
+    close(np.concatenate(parts, 1)[seen], np.asarray(expected)[seen])
     assert int(cache["length"]) == 12
     swapped = caches.take(cache, jnp.array([1, 0]))
     more = run(model, params, input_ids=ids()[:, :1], cache=cache)[0]
@@ -103,29 +103,29 @@ def test_a_cache_changes_nothing(variant):
 
 
 @pytest.mark.parametrize("variant", FAMILIES)
-def test_only_the_last_logits(variant):
+def test_last_only_returns_the_last_logits(variant):
     model, params = made(variant)
     close(run(model, params, input_ids=ids(), last_only=True), run(model, params, input_ids=ids())[:, -1:])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_classifier_reads_the_last_token(side):
-    """Whatever stands in the padding, on either side; a row alone says the same."""
+def test_classifier_reads_the_last_token(side):
+    """The content of the padding, on either side, does not matter; a single row has the same logits."""
     model, params = made("llama", "sequence-classification")
     batch = decoders.sides(tiny.batch(), side)
-    found = run(model, params, **batch)
-    assert found.shape == (3, 3)
+    actual = run(model, params, **batch)
+    assert actual.shape == (3, 3)
     spoiled = np.where(batch["attention_mask"], batch["input_ids"], 7)
-    close(run(model, params, **(batch | {"input_ids": spoiled})), found)
+    close(run(model, params, **(batch | {"input_ids": spoiled})), actual)
     alone = batch["input_ids"][2][batch["attention_mask"][2] > 0][None]
-    close(run(model, params, input_ids=alone), found[2:], 1e-5)
+    close(run(model, params, input_ids=alone), actual[2:], 1e-5)
     typed = run(model, params, **batch, token_type_ids=np.ones_like(spoiled))
-    np.testing.assert_array_equal(typed, found)
+    np.testing.assert_array_equal(typed, actual)
 
 
 @pytest.mark.parametrize("variant", [*FAMILIES, "llama, biases", "gpt2, not tied"])
-def test_attached_is_materialised(variant):
-    """Updates on every kernel, the joint ones of query, key and value and of gate and up among them."""
+def test_attached_equals_materialised(variant):
+    """Updates on every kernel, with the joint kernels of query, key and value and of gate and up."""
     model, params = made(variant)
     config = dsee_jax.DeltaConfig(targets=(".*/kernel",), rank=2, nonzeros=9, support="random")
     deltas, supports = dsee_jax.deltas.create.init(params, config, key=jax.random.key(0))
@@ -139,12 +139,12 @@ def test_attached_is_materialised(variant):
 
 @pytest.mark.parametrize("variant", FAMILIES)
 def test_bfloat16_is_close(variant):
-    """Products in 8 bits, norms, rotations, softmax and the result in float32."""
+    """Matrix products have 8 bits; norms, rotations, softmax and the result are float32."""
     model, params = made(variant)
     rough, _ = made(variant, dtype="bfloat16")
-    found = run(rough, params, input_ids=ids())
-    assert found.dtype == jnp.float32
-    close(found, run(model, params, input_ids=ids()), 6e-2)
+    actual = run(rough, params, input_ids=ids())
+    assert actual.dtype == jnp.float32
+    close(actual, run(model, params, input_ids=ids()), 6e-2)
 
 
 @pytest.mark.parametrize("variant", ["llama", "gpt2"])
@@ -160,7 +160,7 @@ def test_dropout_is_in_training_only(variant):
     np.testing.assert_array_equal(call(1), still)
 
 
-def test_beyond_the_table_of_positions():
+def test_too_long_batch_is_refused():
     model, params = made("gpt2")
     with pytest.raises(InputError, match=re.escape("33 tokens long and the model has 32 positions")):
         run(model, params, input_ids=np.ones((1, 33), np.int32))
@@ -168,7 +168,7 @@ def test_beyond_the_table_of_positions():
     assert np.isnan(outside).all()
 
 
-def test_gradients_are_finite_where_nothing_is_seen():
+def test_gradients_of_padding_are_finite():
     model, params = made("qwen3, biases and windows")
     loss = lambda params: jnp.sum(model.apply({"params": params}, ids(), np.zeros((2, 12), np.int32)) ** 2)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(params)))

@@ -1,4 +1,4 @@
-"""Every encoder: tables that cover it, heads, masks, types, dropout, dtype. tests/ckpt/test_parity.py compares with torch."""
+"""Every encoder: architecture tables, heads, masks, token types, dropout, dtype. tests/ckpt/test_parity.py uses torch."""
 
 import functools
 import re
@@ -16,12 +16,12 @@ from dsee_jax.ckpt import hf_names
 from dsee_jax.errors import InputError
 
 FAMILIES = [name for name in tiny.FAMILIES if name != "xlm-roberta"]
-"""XLM-RoBERTa is RoBERTa; only its names differ."""
+"""XLM-RoBERTa differs from RoBERTa by its names only."""
 
 
 def _model(family="bert", task="sequence-classification", dtype="float32", num_hidden_layers=1, **changes):
-    fields, module = tiny.config(family, num_hidden_layers=num_hidden_layers, **changes), models.find(family)
-    model = module.Model(module.Config.from_hf(fields, num_labels=3, dtype=dtype), task)
+    fields, architecture = tiny.config(family, num_hidden_layers=num_hidden_layers, **changes), models.find(family)
+    model = architecture.model(architecture.config.from_hf(fields, num_labels=3, dtype=dtype), task)
     return model, tiny.params(model, jnp.zeros((1, 1), jnp.int32))
 
 
@@ -57,8 +57,8 @@ COUNTS = {"bert": 5 + 2 * 16 + 4, "roberta": 5 + 2 * 16 + 4, "deberta": 4 + 2 * 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_paths_are_the_agreed_ones(family):
-    """Rules in configs, adapters and recipes name these paths, whatever the architecture."""
+def test_param_paths_are_stable(family):
+    """Rules in configs, adapters and recipes use these paths for every architecture."""
     _, params = _model(family, num_hidden_layers=2)
     flat = tree.flatten(params)
     assert set(PATHS) <= flat.keys()
@@ -71,23 +71,23 @@ TASKS = ("sequence-classification", "token-classification", "question-answering"
 
 
 @pytest.mark.parametrize("family", [name for name in models.MODELS if name not in decoders.KINDS])
-def test_tables_cover_every_param_once(family):
-    """HF_NAMES has every path once, AXES as many names as the array has axes, HEAD and CUTS match real paths."""
-    tables, flat = models.find(family), {}
-    # With all that a config can ask for.
+def test_architecture_covers_every_param_once(family):
+    """hf_names has every path once, axes one name per array axis; head and cuts match existing paths."""
+    architecture, flat = models.find(family), {}
+    # With every optional param.
     more = {"position_biased_input": True, "type_vocab_size": 2} if family == "deberta" else {}
     for task in TASKS:
         model, params = _model(family, task, num_hidden_layers=2, **more)
         flat |= tree.flatten(params)
-        theirs = [name for name, _ in hf_names.names(model).values()]
-        shared = sum(layout.parts - 1 for _, _, layout in tables.HF_NAMES if layout.part == 0)
-        assert len(theirs) - len(set(theirs)) == 2 * shared
-    ours, _, _ = zip(*tables.HF_NAMES, strict=True)
-    assert {re.sub(r"layer_\d+", "layer_{i}", path) for path in flat} == set(ours)
-    assert len(set(ours)) == len(ours)
-    for path, axes in tree.assign(tables.AXES, flat).items():
+        names = [name for name, _ in hf_names.names(model).values()]
+        shared = sum(layout.parts - 1 for _, _, layout in architecture.hf_names if layout.part == 0)
+        assert len(names) - len(set(names)) == 2 * shared
+    paths, _, _ = zip(*architecture.hf_names, strict=True)
+    assert {re.sub(r"layer_\d+", "layer_{i}", path) for path in flat} == set(paths)
+    assert len(set(paths)) == len(paths)
+    for path, axes in tree.assign(architecture.axes, flat).items():
         assert len(axes) == flat[path].ndim, path
-    heads = tree.select(tables.HEAD, flat)
+    heads = tree.select(architecture.head, flat)
     assert {path.partition("/")[0] for path in heads} == {"pooler", "classifier", "token_classifier", "span"}
     sizes = {"heads": 24, "neurons": 40}
     for kind, layers in models.cuts(model).items():
@@ -96,7 +96,7 @@ def test_tables_cover_every_param_once(family):
             for path, (axis, _) in units.axes.items():
                 assert flat[path].shape[axis] == sizes[kind], path
             assert set(units.scored) <= units.axes.keys()
-    up = tree.assign(tables.AXES, flat)["encoder/layer_1/mlp/up/kernel"]
+    up = tree.assign(architecture.axes, flat)["encoder/layer_1/mlp/up/kernel"]
     assert up == ("embed", "mlp")
 
 
@@ -110,18 +110,18 @@ def test_tables_cover_every_param_once(family):
         ("features", (3, 12, 24), set()),
     ],
 )
-def test_outputs_and_heads_of_tasks(family, task, shape, head):
-    """Each task has params of its own, and what a classifier gives is computed from the first position alone."""
+def test_task_determines_outputs_and_head(family, task, shape, head):
+    """Each task has its own params and output shape."""
     model, params = _model(family, task)
     assert params.keys() - {"embeddings", "encoder"} == head
-    found = _run(model, params, **_batch(model))
-    assert (found.shape, found.dtype) == (shape, jnp.float32)
+    outputs = _run(model, params, **_batch(model))
+    assert (outputs.shape, outputs.dtype) == (shape, jnp.float32)
 
 
 @pytest.mark.parametrize("task", ["token-classification", "question-answering"])
 @pytest.mark.parametrize("family", ["bert", "deberta"])
-def test_heads_of_positions_take_updates(family, task):
-    """Attached to every kernel, the head's too, as folded into it."""
+def test_updates_attach_to_every_kernel(family, task):
+    """Attached updates equal folded updates, also on the kernels of the head."""
     model, params = _model(family, task)
     config = dsee_jax.DeltaConfig(targets=(".*/kernel",), rank=2, nonzeros=3, support="random")
     deltas, supports = dsee_jax.deltas.create.init(params, config, key=jax.random.key(0))
@@ -132,8 +132,8 @@ def test_heads_of_positions_take_updates(family, task):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_padding_changes_nothing(family):
-    """A row alone, cut to its length, has the logits it has in a padded batch."""
+def test_padding_does_not_change_outputs(family):
+    """A single row without padding has the same logits as in a padded batch."""
     model, params = _model(family)
     batch = _batch(model)
     together = _run(model, params, **batch)
@@ -143,8 +143,8 @@ def test_padding_changes_nothing(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_defaults_of_mask_and_types(family):
-    """None means all tokens and type 0, bit for bit where nothing is compiled together."""
+def test_missing_mask_and_types_have_defaults(family):
+    """None means all tokens and type 0, bit for bit in an uncompiled call."""
     model, params = _model(family)
     ids = _batch(model, padded=False)["input_ids"]
     expected = model.apply({"params": params}, ids, np.ones_like(ids), np.zeros_like(ids))
@@ -152,8 +152,8 @@ def test_defaults_of_mask_and_types(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_dropout_follows_its_key(family):
-    """Training mode differs from evaluation, repeats with the key, changes with it, and is off at rate 0."""
+def test_dropout_depends_on_its_key(family):
+    """Training differs from evaluation, is equal for equal keys, differs for other keys, and has no dropout at rate 0."""
     model, params = _model(family, hidden_dropout_prob=0.2)
     batch = _batch(model)
 
@@ -166,27 +166,27 @@ def test_dropout_follows_its_key(family):
 
 
 @pytest.mark.parametrize(
-    ("family", "rate"), [(family, rate) for family in FAMILIES for rate in models.find(family).Config.DROPOUTS]
+    ("family", "rate"), [(family, rate) for family in FAMILIES for rate in models.find(family).config.DROPOUTS]
 )
 def test_each_dropout_rate_reaches_the_model(family, rate):
     """One rate at a time, the others 0."""
-    off = dict.fromkeys(models.find(family).Config.DROPOUTS, 0.0)
+    off = dict.fromkeys(models.find(family).config.DROPOUTS, 0.0)
     model, params = _model(family, **(off | {rate: 0.5}))
     batch = _batch(model)
     assert np.abs(_train(model, params, 0, **batch) - _run(model, params, **batch)).max() > 1e-3
-    still = model.clone(config=model.config.with_dropout(0.0))
-    np.testing.assert_array_equal(_train(still, params, 0, **batch), _run(model, params, **batch))
+    fixed = model.clone(config=model.config.with_dropout(0.0))
+    np.testing.assert_array_equal(_train(fixed, params, 0, **batch), _run(model, params, **batch))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_is_close_and_returns_float32(family):
-    """Params stay float32; only the products are in bfloat16."""
+    """Params stay float32; only the matrix products are in bfloat16."""
     model, params = _model(family)
     half, _ = _model(family, dtype="bfloat16")
     batch = _batch(model)
-    found, expected = _run(half, params, **batch), _run(model, params, **batch)
-    assert found.dtype == jnp.float32
-    assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+    actual, expected = _run(half, params, **batch), _run(model, params, **batch)
+    assert actual.dtype == jnp.float32
+    assert 0 < np.abs(actual - expected).max() < 0.05 * np.abs(expected).max()
     abstract = jax.eval_shape(half.init, jax.random.key(0), batch["input_ids"])
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(abstract))
 
@@ -201,20 +201,20 @@ def test_bfloat16_is_close_and_returns_float32(family):
         ("deberta", {}, None),
     ],
 )
-def test_too_long_a_batch_is_refused(family, changes, longest):
-    """Positions end at max_position_embeddings, less those up to the padding's; without a table there is no end."""
+def test_too_long_batch_is_refused(family, changes, longest):
+    """RoBERTa has max_position_embeddings - pad_token_id - 1 positions; a model without a table has no limit."""
     model, params = _model(family, **changes)
     assert model.config.longest == longest
-    whole = np.full((1, longest or 40), 7, np.int32)
-    assert np.isfinite(_run(model, params, input_ids=whole)).all()
+    ids = np.full((1, longest or 40), 7, np.int32)
+    assert np.isfinite(_run(model, params, input_ids=ids)).all()
     if longest is not None:
         with pytest.raises(InputError, match=f"{longest + 1} tokens long and the model has {longest} positions"):
             model.apply({"params": params}, np.zeros((1, longest + 1), np.int32))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_id_outside_the_vocabulary_shows(family):
-    """It gives NaN, never another token's embedding."""
+def test_id_outside_the_vocabulary_gives_nan(family):
+    """The output is never that of another token."""
     model, params = _model(family)
     ids = np.full((1, 4), model.config.vocab_size, np.int32)
     assert np.isnan(_run(model, params, input_ids=ids)).all()

@@ -1,4 +1,4 @@
-"""config.json: every field is used, checked or known to change nothing."""
+"""config.json: every field is used, checked or known to be irrelevant."""
 
 import dataclasses
 import json
@@ -11,19 +11,19 @@ from dsee_jax.errors import InputError
 from dsee_jax.models import MODELS, bert, find, hf_config, llama, rope
 
 
-def test_reads_what_it_writes():
-    """from_hf(write(config)) is the config; the run decides labels and dtype, not the file."""
+def test_written_config_is_read_back():
+    """from_hf(write(config)) equals the config; the run sets num_labels and dtype."""
     for name in MODELS.keys() - {*decoders.KINDS}:
-        module = MODELS[name]
-        config = module.Config.from_hf(tiny.config(name, kept_heads=[2, 0]))
-        assert module.Config.from_hf(hf_config.write(config)) == config
+        architecture = MODELS[name]
+        config = architecture.config.from_hf(tiny.config(name, kept_heads=[2, 0]))
+        assert architecture.config.from_hf(hf_config.write(config)) == config
     config = bert.Config.from_hf(tiny.config(classifier_dropout=0.3), num_labels=3, dtype="bfloat16")
     assert (config.hidden_size, config.classifier_dropout, config.num_labels) == (24, 0.3, 3)
     assert bert.Config.from_hf(hf_config.write(config), num_labels=3, dtype="bfloat16") == config
 
 
-def test_fields_that_change_nothing_are_passed_over():
-    """What released BERT and MiniLM configs carry, and the storage dtype of the file."""
+def test_irrelevant_fields_are_ignored():
+    """The further fields of released BERT and MiniLM configs, and the storage dtype."""
     extra = {
         "_name_or_path": "x",
         "transformers_version": "4.8.2",
@@ -62,8 +62,8 @@ def test_fields_that_change_nothing_are_passed_over():
         ({"hidden_dropout_prob": 1.0}, r"'hidden_dropout_prob' is 1.0; expected a number in \[0, 1\)"),
     ],
 )
-def test_refused_by_name(change, message):
-    """A field that would change the result, or that nobody knows, stops the reading."""
+def test_bad_field_is_named(change, message):
+    """A field that would change the result, or an unknown field, is an error."""
     with pytest.raises(InputError, match=message):
         bert.Config.from_hf(tiny.config(**change))
 
@@ -78,55 +78,56 @@ def test_refused_by_name(change, message):
         ({"kept_heads": [4, 1]}, "'kept_heads' holds 4; expected whole numbers from 0 to 3"),
     ],
 )
-def test_every_encoder_refuses_by_name(family, change, message):
+def test_every_encoder_names_a_bad_field(family, change, message):
     with pytest.raises(InputError, match=message):
-        MODELS[family].Config.from_hf(tiny.config(family, **change))
+        MODELS[family].config.from_hf(tiny.config(family, **change))
 
 
 def test_missing_size_names_the_near_field():
-    """Sizes have no default, so that a typo never means BERT-base."""
+    """Sizes have no default, so a typo never selects BERT-base."""
     config = tiny.config()
     config["intermediate_sizes"] = config.pop("intermediate_size")
     with pytest.raises(InputError, match=r"'intermediate_size' is missing.*did you mean 'intermediate_sizes'"):
         bert.Config.from_hf(config)
 
 
-def test_run_choices_are_checked():
-    """dtype and num_labels come from the command line."""
+def test_run_options_are_checked():
+    """The run sets dtype and num_labels."""
     with pytest.raises(InputError, match=r"'dtype' is 'float16'.*implemented: float32, bfloat16"):
         bert.Config.from_hf(tiny.config(), dtype="float16")
     with pytest.raises(InputError, match="'num_labels' is 0"):
         bert.Config.from_hf(tiny.config(), num_labels=0)
 
 
-def test_unknown_model_type_lists_the_known():
-    """One line with the nearest name and all there are."""
+def test_unknown_model_type_lists_supported_ones():
+    """The line names the nearest model type and all supported ones."""
     with pytest.raises(InputError, match=r"'brt' is not supported \(did you mean 'bert'\?\); supported: bert"):
         find("brt")
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_config_is_a_frozen_hashable_dataclass(kind):
+def test_config_is_hashable(kind):
     """Models are static arguments of jit."""
-    given = decoders.config(model_type=kind) if kind in decoders.KINDS else tiny.config(kind)
-    config = MODELS[kind].Config.from_hf(given)
+    fields = decoders.config(model_type=kind) if kind in decoders.KINDS else tiny.config(kind)
+    config = MODELS[kind].config.from_hf(fields)
     assert config.model_type == kind
     assert hash(config) == hash(dataclasses.replace(config))
 
 
 @pytest.mark.parametrize("variant", decoders.VARIANTS)
-def test_decoders_read_what_they_write(variant):
-    """Every option comes back, and a cut with it."""
-    config = find(decoders.config(**decoders.VARIANTS[variant])["model_type"]).Config.from_hf
+def test_written_decoder_config_is_read_back(variant):
+    """Every option is read back, and so are pruned widths."""
+    config = find(decoders.config(**decoders.VARIANTS[variant])["model_type"]).config.from_hf
     first = config(decoders.config(**decoders.VARIANTS[variant]))
     assert config({"model_type": first.model_type, **hf_config.write(first)}) == first
-    cut = first.with_widths(heads=[1, 0], neurons=[0, 7])
-    assert json.loads(json.dumps(hf_config.write(cut)))["kept_heads"] == [1, 0]
-    assert config({"model_type": first.model_type, **json.loads(json.dumps(hf_config.write(cut)))}) == cut
+    pruned = first.with_widths(heads=[1, 0], neurons=[0, 7])
+    written = json.loads(json.dumps(hf_config.write(pruned)))
+    assert written["kept_heads"] == [1, 0]
+    assert config({"model_type": first.model_type, **written}) == pruned
 
 
 def test_both_layouts_of_rotary_parameters_are_read():
-    """rope_theta and rope_scaling of earlier versions, rope_parameters of today."""
+    """rope_theta and rope_scaling of earlier versions, and rope_parameters."""
     old = {"rope_parameters": None, "rope_theta": 1e6, "rope_scaling": {"type": "linear", "factor": 2}}
     new = {"rope_parameters": {"rope_type": "linear", "factor": 2, "rope_theta": 1e6}}
     read = lambda fields: llama.Config.from_hf(decoders.config(**fields))
@@ -136,7 +137,7 @@ def test_both_layouts_of_rotary_parameters_are_read():
     assert read(old | new) == read(new)
 
 
-def test_a_parameter_of_another_scaling_is_named(caplog):
+def test_parameter_of_another_scaling_is_named(caplog):
     llama.Config.from_hf(decoders.config(rope_parameters={"rope_type": "linear", "factor": 2, "beta_fast": 4}))
     assert "'rope_type' 'linear' does not read 'beta_fast'" in caplog.text
     caplog.clear()
@@ -154,7 +155,7 @@ def test_a_parameter_of_another_scaling_is_named(caplog):
         ),
         (
             {"rope_parameters": {"rope_type": "llama3", "factor": 2}},
-            "'low_freq_factor' is missing, which .* 'llama3' needs",
+            "'low_freq_factor' is missing; 'rope_type' 'llama3' needs",
         ),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2, "finetuned": True}}, "unknown parameter 'finetuned'"),
         ({"rope_parameters": {"rope_type": "linear", "factor": "2"}}, "'factor' is '2'; expected a number above 0"),
@@ -162,11 +163,11 @@ def test_a_parameter_of_another_scaling_is_named(caplog):
         ({"rope_parameters": [1]}, r"'rope_parameters' is \[1\]; expected an object"),
         (
             {"rope_parameters": {"rope_theta": 5.0}, "rope_theta": 7.0},
-            "'rope_theta' is 7.0 and 5.0: keep the one that is meant",
+            "'rope_theta' is 7.0 and 5.0: keep the intended value",
         ),
         (
             {"rope_parameters": {"rope_type": "linear", "factor": 3}, "rope_scaling": {"type": "linear", "factor": 2}},
-            "'rope_scaling' is .*2.* and 'rope_parameters' .*3.*: keep the one that is meant",
+            "'rope_scaling' is .*2.* and 'rope_parameters' .*3.*: keep the intended one",
         ),
         ({"partial_rotary_factor": 0.5}, "unknown field 'partial_rotary_factor'"),
         ({"pretraining_tp": 2}, "'pretraining_tp' is 2, which is not implemented"),
@@ -197,9 +198,9 @@ def test_a_parameter_of_another_scaling_is_named(caplog):
         ({"model_type": "gpt2", "n_ctxs": 3}, "unknown field 'n_ctxs'"),
     ],
 )
-def test_decoders_refuse_by_name(change, message):
+def test_bad_decoder_field_is_named(change, message):
     with pytest.raises(InputError, match=message):
-        find(change.get("model_type", "llama")).Config.from_hf(decoders.config(**change))
+        find(change.get("model_type", "llama")).config.from_hf(decoders.config(**change))
 
 
 @pytest.mark.parametrize("kind", sorted(MODELS))
@@ -211,14 +212,14 @@ def test_decoders_refuse_by_name(change, message):
         ({"attention_sinks": 4}, "unknown field 'attention_sinks'"),
     ],
 )
-def test_every_family_refuses_what_none_has(kind, change, message):
+def test_field_of_no_family_is_refused(kind, change, message):
     made = tiny.config if kind in tiny.FAMILIES else decoders.config
     with pytest.raises(InputError, match=message):
-        find(kind).Config.from_hf(made(**{"model_type": kind} | change))
+        find(kind).config.from_hf(made(**{"model_type": kind} | change))
 
 
-def test_windows_that_are_null_are_off():
-    """As in Hugging Face's classes; of mistral, which has no such field, the window counts."""
+def test_null_window_is_off():
+    """As in Hugging Face's classes; mistral lacks the field, so its window applies."""
     fields = {"model_type": "qwen2", "use_sliding_window": None, "sliding_window": 4, "max_window_layers": 0}
     assert llama.Config.from_hf(decoders.config(**fields)).windows == (None, None)
     assert llama.Config.from_hf(decoders.config(model_type="mistral", sliding_window=4)).windows == (4, 4)
@@ -235,17 +236,17 @@ def test_windows_that_are_null_are_off():
         ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}, 32),
     ],
 )
-def test_scaled_positions_are_for_longer_texts(parameters, longest):
+def test_scaled_positions_allow_longer_texts(parameters, longest):
     assert llama.Config.from_hf(decoders.config(rope_parameters=parameters)).longest == longest
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_every_field_that_transformers_writes_is_known(name):
-    """A config of its defaults, every field written out by its own class, says what fields that need saying do here."""
+def test_every_transformers_field_is_known(name):
+    """The default config of transformers, with every field written, is read; required fields have the same values."""
     from transformers import CONFIG_MAPPING
 
     written = json.loads(CONFIG_MAPPING[name]().to_json_string(use_diff=False))
-    config = find(name).Config.from_hf(written)
+    config = find(name).config.from_hf(written)
     for field in dataclasses.fields(config):
         if field.default is dataclasses.MISSING:
             assert getattr(config, field.name) == written[field.name]

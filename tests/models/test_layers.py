@@ -1,4 +1,4 @@
-"""The shared layers against formulas written out in NumPy."""
+"""The shared layers against formulas in NumPy."""
 
 import math
 
@@ -13,7 +13,7 @@ from dsee_jax.models import layers
 
 
 def test_activations_are_their_formulas():
-    """The five names against their definitions, evaluated by Python's math."""
+    """The five activations against their definitions, evaluated by Python's math."""
     x = np.linspace(-4, 4, 33)
     erf = [v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x]
     tanh = [0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))) for v in x]
@@ -21,23 +21,23 @@ def test_activations_are_their_formulas():
     expected = {"gelu": erf, "gelu_new": tanh, "gelu_pytorch_tanh": tanh, "relu": np.maximum(x, 0), "silu": silu}
     assert expected.keys() == layers.ACTIVATIONS.keys()
     for name, values in expected.items():
-        found = layers.ACTIVATIONS[name](jnp.asarray(x, jnp.float32))
-        np.testing.assert_allclose(found, values, atol=2e-6, err_msg=name)
+        actual = layers.ACTIVATIONS[name](jnp.asarray(x, jnp.float32))
+        np.testing.assert_allclose(actual, values, atol=2e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_layer_norm_is_computed_in_float32(dtype):
-    """A large mean would swallow the variance in bfloat16; the result comes back in the compute dtype."""
+    """In bfloat16 a large mean would absorb the variance; the result has the compute dtype."""
     x = (1000 + np.random.default_rng(0).normal(size=(2, 3, 16)) * 10).astype(np.float32)
     scale, bias = np.linspace(0.5, 2, 16, dtype=np.float32), np.linspace(-1, 1, 16, dtype=np.float32)
-    found = layers.LayerNorm(1e-12, dtype).apply({"params": {"scale": scale, "bias": bias}}, jnp.asarray(x))
+    actual = layers.LayerNorm(1e-12, dtype).apply({"params": {"scale": scale, "bias": bias}}, jnp.asarray(x))
     expected = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True) * scale + bias
-    assert found.dtype == dtype
-    np.testing.assert_allclose(found.astype(np.float32), expected, atol=1e-4 if dtype == jnp.float32 else 3e-2)
+    assert actual.dtype == dtype
+    np.testing.assert_allclose(actual.astype(np.float32), expected, atol=1e-4 if dtype == jnp.float32 else 3e-2)
 
 
-def test_dropout_is_off_when_it_should_be():
-    """Deterministic or rate 0 needs no key; otherwise the share of zeros is the rate, the rest is scaled up."""
+def test_dropout_is_off_if_deterministic_or_rate_zero():
+    """No key is needed then; otherwise the share of zeros is the rate, and the other entries are scaled up."""
     x = np.ones((200, 200), np.float32)
     for module, deterministic in ((layers.Dropout(0.25), True), (layers.Dropout(0.0), False)):
         np.testing.assert_array_equal(module.apply({}, x, deterministic), x)
@@ -47,16 +47,16 @@ def test_dropout_is_off_when_it_should_be():
 
 
 def test_joint_dense_is_several_dense_layers():
-    """Different output widths, leading axes: equal to one nn.Dense per name with the same params."""
+    """With different output widths and leading axes, equal to one nn.Dense per name with the same params."""
     module = layers.JointDense(("query", "key", "value"), (4, 6, 2))
     x = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
     params = tiny.params(module, x)
     outputs = module.apply({"params": params}, x)
     assert set(params) == {"query", "key", "value"}
-    for name, features, found in zip(module.joint, module.features, outputs, strict=True):
+    for name, features, actual in zip(module.joint, module.features, outputs, strict=True):
         assert params[name]["kernel"].shape == (8, features)
         expected = nn.Dense(features).apply({"params": params[name]}, x)
-        np.testing.assert_allclose(found, expected, atol=1e-6)
+        np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 def _attention():
@@ -68,7 +68,7 @@ def _attention():
 
 
 def test_attention_is_the_paper_formula():
-    """softmax(q k^T / sqrt(d)) v per head, over the visible keys, written with loops; 2 heads of 3 from a width of 5."""
+    """softmax(q k^T / sqrt(d)) v per head over the visible keys, by loops; 2 heads of size 3, width 5."""
     module, x, mask, params = _attention()
     assert {name: params[name]["kernel"].shape for name in params} == {
         "query": (5, 6),
@@ -76,7 +76,7 @@ def test_attention_is_the_paper_formula():
         "value": (5, 6),
         "output": (6, 5),
     }
-    found = module.apply({"params": params}, x, mask, True)
+    actual = module.apply({"params": params}, x, mask, True)
     expected = np.zeros((2, 4, 5))
     for row in range(2):
         seen = np.flatnonzero(mask[row, 0, 0])
@@ -86,19 +86,19 @@ def test_attention_is_the_paper_formula():
             weights = np.exp(q[:, head] @ k[seen, head].T / np.sqrt(3))
             mixed[:, head] = weights / weights.sum(1, keepdims=True) @ v[seen, head]
         expected[row] = mixed @ params["output"]["kernel"] + params["output"]["bias"]
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 def test_attention_of_a_row_of_padding_is_finite():
-    """Rows that only fill up a batch see nothing; they must not bring NaN into a gradient."""
+    """Rows of padding only see no key; they must not put NaN into a gradient."""
     module, x, mask, params = _attention()
-    found, gradient = jax.value_and_grad(lambda p: module.apply({"params": p}, x, mask & False, True).sum())(params)
-    assert np.isfinite(found)
+    actual, gradient = jax.value_and_grad(lambda p: module.apply({"params": p}, x, mask & False, True).sum())(params)
+    assert np.isfinite(actual)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
 def test_attention_keeps_its_paths_under_scan_and_remat():
-    """The shared scope of the joint projection survives lifted transforms, with one leading axis for the layers."""
+    """The shared scope of the joint projection works under lifted transforms, with a leading layer axis."""
 
     class Step(nn.Module):
         @nn.compact
@@ -110,5 +110,5 @@ def test_attention_keeps_its_paths_under_scan_and_remat():
         nn.remat(Step), variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=1
     )
     stacked = jax.tree.map(lambda leaf: leaf[None], {"attention": params})
-    found, _ = scanned().apply({"params": stacked}, x, mask)
-    np.testing.assert_allclose(found, x + module.apply({"params": params}, x, mask, True), atol=1e-6)
+    actual, _ = scanned().apply({"params": stacked}, x, mask)
+    np.testing.assert_allclose(actual, x + module.apply({"params": params}, x, mask, True), atol=1e-6)

@@ -1,4 +1,4 @@
-"""The fast operations against plain autodiff of what they stand for, in float64."""
+"""The operations with gradient rules against autodiff of plain formulas, in float64."""
 
 import functools
 import re
@@ -22,7 +22,7 @@ def random(seed, *shape):
 
 
 def problem(leading, width=10, outputs=(6, 7, 5), kinds=("ab+values", "", "values")):
-    """x, and of each member kernel, bias (None for the second), delta and support, one coordinate of it repeated."""
+    """Return x, and per member the kernel, bias (None for the second), delta and support, with one repeated coordinate."""
     x = random(0, *leading, width)
     kernels, biases, deltas, supports = [], [], [], []
     for number, (out, kind) in enumerate(zip(outputs, kinds, strict=True)):
@@ -39,7 +39,7 @@ def problem(leading, width=10, outputs=(6, 7, 5), kinds=("ab+values", "", "value
 
 
 def plain(x, kernels, biases, deltas, supports, *, scale, scale_sparse=True):
-    """The same with kernels materialised."""
+    """Return `joint_dense` by materialised kernels."""
     outputs = []
     for kernel, bias, delta, support in zip(kernels, biases, deltas, supports, strict=True):
         if "a" in delta:
@@ -50,12 +50,12 @@ def plain(x, kernels, biases, deltas, supports, *, scale, scale_sparse=True):
     return tuple(outputs)
 
 
-def close(found, expected, tolerance=1e-11):
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), found, expected)
+def close(actual, expected, tolerance=1e-11):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), actual, expected)
 
 
 def weighed(function, supports, **options):
-    """A scalar that depends on every output entry differently."""
+    """Return a scalar function that depends on every output entry differently."""
 
     def loss(x, kernels, biases, deltas):
         outputs = function(x, kernels, biases, deltas, supports, **options)
@@ -73,27 +73,27 @@ def test_joint_dense_and_every_gradient_equal_the_materialised_form(leading, sca
     *arguments, supports = problem(leading)
     options = {"scale": 1.7, "scale_sparse": scale_sparse}
     close(dense.joint_dense(*arguments, supports, **options), plain(*arguments, supports, **options))
-    found, expected = (
+    actual, expected = (
         jax.jit(jax.grad(weighed(function, supports, **options), argnums=(0, 1, 2, 3)))(*arguments)
         for function in (dense.joint_dense, plain)
     )
-    close(found, expected)
+    close(actual, expected)
 
 
 @pytest.mark.parametrize("argument", [0, 1, 2, 3])
 @pytest.mark.usefixtures("x64")
-def test_each_gradient_alone_is_right_too(argument):
-    """What is not differentiated is not computed; what is must not be lost with it."""
+def test_each_gradient_alone_is_right(argument):
+    """Gradients of other arguments are not computed; the wanted gradient must not be lost with them."""
     *arguments, supports = problem((8, 5))
-    found, expected = (
+    actual, expected = (
         jax.grad(weighed(function, supports, scale=2.0), argnums=argument)(*arguments)
         for function in (dense.joint_dense, plain)
     )
-    close(found, expected)
+    close(actual, expected)
 
 
 @pytest.mark.usefixtures("x64")
-def test_an_output_that_is_not_used_gets_no_gradient():
+def test_unused_output_gives_no_gradient():
     x, kernels, biases, deltas, supports = problem((40,))
 
     def loss(function, deltas):
@@ -105,7 +105,7 @@ def test_an_output_that_is_not_used_gets_no_gradient():
 @pytest.mark.parametrize("leading", [(2,), (40,)])
 @pytest.mark.usefixtures("x64")
 def test_dense_under_vmap_scan_and_remat(leading):
-    """Stacked layers: vmap over kernels, scan through them, with and without remat."""
+    """Stacked layers: vmap over kernels, scan over layers, with and without remat."""
     layers, width = 3, 10
     x, w, bias = random(0, *leading, width), random(1, layers, width, width) / 4, random(2, layers, width)
     delta = {"a": random(3, layers, width, 2), "b": random(4, layers, 2, width), "values": random(5, layers, 4)}
@@ -117,7 +117,7 @@ def test_dense_under_vmap_scan_and_remat(leading):
 
         return jnp.sum(jax.lax.scan(wrap(body), x, (w, bias, delta, support))[0] ** 2)
 
-    def side_by_side(dense, x, w, bias, delta):
+    def mapped(dense, x, w, bias, delta):
         return jnp.sum(jnp.sin(jax.vmap(lambda *layer: dense(x, *layer, scale=0.5))(w, bias, delta, support)))
 
     def plain_dense(x, kernel, bias, delta, support, *, scale):
@@ -129,19 +129,19 @@ def test_dense_under_vmap_scan_and_remat(leading):
     for function, argnums in (
         (functools.partial(through, lambda f: f), 3),
         (functools.partial(through, jax.checkpoint), (0, 1, 2, 3)),
-        (side_by_side, (0, 1, 2, 3)),
+        (mapped, (0, 1, 2, 3)),
     ):
         close(gradient(function, dense.dense, argnums), gradient(function, plain_dense, argnums))
 
 
 def products(function, *arguments):
-    """Shapes of the results of all matrix products in the jaxpr, inner jaxprs included."""
+    """Return the result shapes of all matrix products in the jaxpr and its inner jaxprs."""
     return re.findall(r"f32(\[[\d,]*\]) = dot_general", str(jax.make_jaxpr(function)(*arguments)))
 
 
 @pytest.mark.parametrize("rows", [3, 64])
-def test_the_backward_forms_no_gradient_of_a_frozen_kernel(rows):
-    """Tuning must cost two large products, not three; and it must not lose the third when the kernel is trained."""
+def test_backward_forms_no_gradient_of_a_frozen_kernel(rows):
+    """Tuning costs two large products instead of three; training the kernel needs the third."""
     x, w = jnp.ones((rows, 20)), jnp.ones((20, 30))
     delta, support = (
         {"a": jnp.ones((20, 2)), "b": jnp.ones((2, 30)), "values": jnp.ones(4)},
@@ -153,13 +153,13 @@ def test_the_backward_forms_no_gradient_of_a_frozen_kernel(rows):
 
     _, tuning = jax.vjp(lambda x, delta: loss(x, w, delta), x, delta)
     _, training = jax.vjp(loss, x, w, delta)
-    folded = 1 if rows == 64 else 0  # A @ B, added to the kernel anew
+    folded = 1 if rows == 64 else 0  # A @ B, added to the kernel again
     assert products(tuning, jnp.ones(())).count("[20,30]") == folded
     assert products(training, jnp.ones(())).count("[20,30]") == folded + 1
 
 
-def test_in_bfloat16_a_small_update_is_not_lost():
-    """Added to a bfloat16 kernel of ones, an update of 2**-10 would round away."""
+def test_small_update_is_not_lost_in_bfloat16():
+    """An update of 2**-10, added to a bfloat16 kernel of ones, would round to zero."""
     x = jnp.ones((256, 64), jnp.bfloat16)
     delta = {"a": jnp.full((64, 1), 2.0**-10), "b": jnp.ones((1, 32))}
     kernel = jnp.tile(jnp.array([[1.0], [-1.0]]), (32, 32))
@@ -187,7 +187,7 @@ def plain_rms_norm(x, scale):
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "shapes"),
+    ("function", "plain", "shapes"),
     [
         (nn.gelu, functools.partial(jax.nn.gelu, approximate=False), [(3, 50)]),
         (nn.gelu_tanh, functools.partial(jax.nn.gelu, approximate=True), [(3, 50)]),
@@ -199,21 +199,21 @@ def plain_rms_norm(x, scale):
     ids=["gelu", "gelu_tanh", "silu", "rms_norm", "layer_norm", "softmax"],
 )
 @pytest.mark.usefixtures("x64")
-def test_values_and_gradients_equal_plain_autodiff(ours, theirs, shapes):
+def test_values_and_gradients_equal_plain_autodiff(function, plain, shapes):
     arguments = [3 * random(number, *shape) for number, shape in enumerate(shapes)]
-    close(ours(*arguments), theirs(*arguments))
+    close(function(*arguments), plain(*arguments))
     for argnums in (0, tuple(range(len(arguments)))):
         close(
             *(
                 jax.jit(jax.grad(lambda *a, f=f: jnp.sum(jnp.sin(f(*a)) * f(*a)), argnums))(*arguments)
-                for f in (ours, theirs)
+                for f in (function, plain)
             )
         )
     tangents = [random(9 + number, *shape) for number, shape in enumerate(shapes)]
-    close(*(jax.jvp(f, arguments, tangents) for f in (ours, theirs)))
+    close(*(jax.jvp(f, arguments, tangents) for f in (function, plain)))
 
 
-def test_layer_norm_of_bfloat16_takes_its_statistics_in_float32():
+def test_layer_norm_statistics_of_bfloat16_are_float32():
     x = (1000 + jnp.arange(64.0)).astype(jnp.bfloat16)[None]
     y = nn.layer_norm(x, jnp.ones(64), jnp.zeros(64), 0.0)
     assert y.dtype == jnp.float32
@@ -222,8 +222,8 @@ def test_layer_norm_of_bfloat16_takes_its_statistics_in_float32():
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
-def test_dropout_has_its_rate_keeps_the_mean_and_drops_independently(rate):
-    """Four standard errors each: of the rate, and of the correlation with neighbours and with other keys."""
+def test_dropout_is_unbiased_and_independent(rate):
+    """The rate, and the correlations with neighbours and other keys, are within four standard errors."""
     shape, key = (500, 800), jax.random.key(3)
     masks = np.stack([nn.dropout(jnp.ones(shape), rate, key=jax.random.fold_in(key, n)) > 0 for n in range(3)])
     count = masks[0].size
@@ -241,7 +241,7 @@ def test_dropout_has_its_rate_keeps_the_mean_and_drops_independently(rate):
 
 
 def test_hash_bits_are_uniform():
-    """Chi-square of the top and the bottom byte over 2**20 draws: 255 degrees of freedom, standard deviation 22.6."""
+    """Chi-square of the top and bottom bytes over 2**20 draws: 255 degrees of freedom, standard deviation 22.6."""
     bits = np.asarray(nn._hash_bits(jax.random.key(1), (1 << 20,)))
     for byte in (bits >> 24, bits & 255):
         counts = np.bincount(byte, minlength=256)
@@ -249,7 +249,7 @@ def test_hash_bits_are_uniform():
     assert np.array_equal(bits, np.asarray(nn._hash_bits(jax.random.key(1), (1 << 10, 1 << 10))).ravel())
 
 
-def test_dropout_differentiates_as_the_mask_and_maps_over_keys():
+def test_dropout_gradient_is_the_mask():
     keys = jax.random.split(jax.random.key(0), 3)
     x = jnp.ones((3, 40))
     y = jax.vmap(lambda x, key: nn.dropout(x, 0.3, key=key))(x, keys)

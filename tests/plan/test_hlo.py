@@ -1,4 +1,4 @@
-"""What is read off a program's text, against programs whose numbers are known."""
+"""Traffic, collectives and multiply-adds of programs whose numbers are known."""
 
 import jax
 import jax.numpy as jnp
@@ -41,31 +41,31 @@ ENTRY %main (w: bf16[16,4]) -> f32[8,4] {
 MESH = {"data": 2, "fsdp": 4}
 
 
-def test_shapes():
+def test_bytes_of_shapes():
     assert hlo.nbytes("f32[8,4]{1,0}") == 128
     assert hlo.nbytes("(bf16[2,3], pred[5], s4[4])") == 12 + 5 + 2
     assert hlo.nbytes("f32[]") == 4
     assert hlo.nbytes("token[]") == 0
 
 
-def test_collectives_count_as_often_as_their_loop_turns():
+def test_collective_counts_once_per_iteration():
     first, second = hlo.collectives(TEXT, MESH)
     assert first == hlo.Collective("all-reduce", ("fsdp",), "f32[8,4]", 5, 5 * 128)
     assert (second.kind, second.count, second.bytes) == ("all-gather", 1, 512)
 
 
-def test_a_loop_that_does_not_say_how_often():
-    """Then its condition does; and where that has two constants nobody does."""
-    unsaid = TEXT.replace(', backend_config={"known_trip_count":{"n":"5"}}', "").replace("%cond,", "%cond.1,")
-    assert hlo.collectives(unsaid, MESH)[0].count == 7
-    two = unsaid.replace("%n = s32[] constant(7)", "%n = s32[] constant(7)\n  %m = s32[] constant(1)")
+def test_trip_count_comes_from_the_condition():
+    """Without a known_trip_count: the limit in the condition; with two constants in the condition it is unknown."""
+    without = TEXT.replace(', backend_config={"known_trip_count":{"n":"5"}}', "").replace("%cond,", "%cond.1,")
+    assert hlo.collectives(without, MESH)[0].count == 7
+    two = without.replace("%n = s32[] constant(7)", "%n = s32[] constant(7)\n  %m = s32[] constant(1)")
     assert {row.count for row in hlo.collectives(two, MESH)} == {1}
     assert hlo.unknown_loops(two) == 1
-    assert hlo.unknown_loops(unsaid) == hlo.unknown_loops(TEXT) == 0
+    assert hlo.unknown_loops(without) == hlo.unknown_loops(TEXT) == 0
 
 
-def test_a_collective_beside_other_work_counts_once():
-    """As a TPU's compiler writes it: the same channel in several fusions of one computation."""
+def test_overlapped_collective_counts_once():
+    """A TPU's compiler repeats one channel in several fusions of a computation."""
     fused = """
 %f.1 (p: bf16[4]) -> bf16[16] {
   %p = bf16[4]{0} parameter(0)
@@ -79,7 +79,7 @@ def test_a_collective_beside_other_work_counts_once():
     assert rows == [hlo.Collective("all-gather", ("fsdp",), "bf16[16]", 1, 32)]
 
 
-def test_an_asynchronous_permute_gives_its_array():
+def test_asynchronous_permute_counts_its_result():
     start = "(bf16[8,4]{1,0}, bf16[8,4]{1,0}, u32[], u32[]) collective-permute-start(%w)"
     line = f"  %s = {start}, source_target_pairs={{{{0,1}},{{1,0}}}}\n"
     text = TEXT.replace("  ROOT %out", line + "  ROOT %out")
@@ -87,25 +87,25 @@ def test_an_asynchronous_permute_gives_its_array():
     assert (row.shape, row.count, row.bytes) == ("bf16[8,4]", 1, 64)
 
 
-def test_what_lies_within_the_processor_is_no_traffic():
+def test_arrays_in_the_processor_have_no_memory_bytes():
     assert hlo.nbytes("(f32[8]{0:T(128)S(1)}, f32[4]{0})") == 48
     assert hlo.nbytes("(f32[8]{0:T(128)S(1)}, f32[4]{0})", memory=True) == 16
 
 
-def test_a_loop_reads_of_stacked_weights_one_layer_a_turn():
-    """Eight turns over (8, 64, 64): each matrix once, not the stack eight times."""
+def test_loop_reads_one_layer_per_iteration():
+    """Eight iterations over (8, 64, 64) read each matrix once, not the stack eight times."""
     x, stack = jax.ShapeDtypeStruct((4, 64), jnp.float32), jax.ShapeDtypeStruct((8, 64, 64), jnp.float32)
     run = lambda x, stack: jax.lax.scan(lambda x, w: (x @ w, None), x, stack)[0]
-    found = hlo.traffic(jax.jit(run).lower(x, stack).compile().as_text())
-    assert 8 * 64 * 64 * 4 <= found <= 4 * 8 * 64 * 64 * 4
+    traffic = hlo.traffic(jax.jit(run).lower(x, stack).compile().as_text())
+    assert 8 * 64 * 64 * 4 <= traffic <= 4 * 8 * 64 * 64 * 4
 
 
-def test_a_loop_writes_into_a_stack_one_layer_a_turn():
-    """Sixty-four turns that each give (64, 64) of a stack: the stack is written once, not sixty-four times."""
+def test_loop_writes_one_layer_per_iteration():
+    """64 iterations that each write (64, 64) of a stack write the stack once, not 64 times."""
     x = jax.ShapeDtypeStruct((64, 64), jnp.float32)
     run = lambda x: jax.lax.scan(lambda x, _: ((y := jnp.sin(x)), y), x, length=64)[1]
-    found = hlo.traffic(jax.jit(run).lower(x).compile().as_text())
-    assert 64 * 64 * 64 * 4 <= found <= 8 * 64 * 64 * 64 * 4
+    traffic = hlo.traffic(jax.jit(run).lower(x).compile().as_text())
+    assert 64 * 64 * 64 * 4 <= traffic <= 8 * 64 * 64 * 64 * 4
 
 
 @pytest.mark.parametrize(
@@ -119,20 +119,20 @@ def test_a_loop_writes_into_a_stack_one_layer_a_turn():
         ("replica_groups={}", ("data", "fsdp")),
     ],
 )
-def test_axes(attributes, axes):
+def test_mesh_axes_of_device_groups(attributes, axes):
     assert hlo._axes(attributes, MESH) == axes
 
 
-def test_what_is_sent_on_a_ring():
+def test_bytes_sent_on_a_ring():
     row = hlo.Collective("all-reduce", ("fsdp",), "f32[8,4]", 5, 640)
-    assert hlo.wire(row, MESH) == 2 * 640 * 3 / 4
-    assert hlo.wire(row._replace(kind="all-gather"), MESH) == 640 * 3 / 4
-    assert hlo.wire(row._replace(kind="reduce-scatter"), MESH) == 640 * 3
-    assert hlo.wire(row._replace(kind="collective-permute"), MESH) == 640
+    assert hlo.bytes_sent(row, MESH) == 2 * 640 * 3 / 4
+    assert hlo.bytes_sent(row._replace(kind="all-gather"), MESH) == 640 * 3 / 4
+    assert hlo.bytes_sent(row._replace(kind="reduce-scatter"), MESH) == 640 * 3
+    assert hlo.bytes_sent(row._replace(kind="collective-permute"), MESH) == 640
 
 
-def test_products_of_loops_count_in_full():
-    """Three turns of (4, 8) @ (8, 8), its gradient in both operands, and one product outside."""
+def test_multiply_adds_count_every_iteration():
+    """Three iterations of (4, 8) @ (8, 8) with gradients for both operands, and one product outside."""
     w = jax.ShapeDtypeStruct((8, 8), jnp.float32)
 
     def run(w):
@@ -143,8 +143,8 @@ def test_products_of_loops_count_in_full():
     assert hlo.multiply_adds(jax.grad(jax.jit(run)), w) >= 3 * 3 * 4 * 8 * 8
 
 
-def test_traffic_of_a_program():
-    """One product reads both operands and writes the result; a loop of five does it five times over."""
+def test_traffic_counts_every_iteration():
+    """One product reads both operands and writes the result; a loop of five has at least five times the traffic."""
     a, b = (jax.ShapeDtypeStruct((64, 64), jnp.float32) for _ in range(2))
     once = hlo.traffic(jax.jit(lambda a, b: a @ b).lower(a, b).compile().as_text())
     assert once == pytest.approx(3 * 64 * 64 * 4, rel=0.1)

@@ -1,4 +1,4 @@
-"""What goes into kernels: sums over a batch next to NumPy, example by example."""
+"""Statistics of the inputs of kernels equal NumPy's, example by example."""
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,7 @@ from examples import alone, case
 
 
 def captured(model, params, example):
-    """The inputs of every Dense and joint projection, as (tokens, in)."""
+    """Return the inputs of every Dense and joint projection, as (tokens, in)."""
     seen = {}
 
     def intercept(call, args, kwargs, context):
@@ -30,34 +30,34 @@ def captured(model, params, example):
     return seen
 
 
-def test_gram_is_numpy_over_the_inputs_of_examples_without_padding(tmp_path):
-    """Padding and filler rows do not count; the last layer goes on with the first position of each example alone."""
+def test_gram_equals_numpy_without_padding(tmp_path):
+    """Padding and filler rows do not count; the last layer computes only the first position of each example."""
     model, params, batch = case(tmp_path / "hf", layers=2)
-    found = jax.jit(lambda p, b: calibration.gram(model, p, b))(params, batch)
+    sums = jax.jit(lambda p, b: calibration.gram(model, p, b))(params, batch)
     inputs = [captured(model, params, alone(batch, row)) for row in range(3)]
     kernels = [path for path in tree.flatten(params) if path.endswith("/kernel")]
-    assert sorted(found) == sorted(kernels)
-    for path, part in found.items():
+    assert sorted(sums) == sorted(kernels)
+    for path, part in sums.items():
         x = np.concatenate([seen[path] for seen in inputs]).astype(np.float64)
         assert int(part["count"]) == len(x)
         np.testing.assert_allclose(part["sum"], x.T @ x, rtol=1e-4, atol=1e-4, err_msg=path)
     tokens = int(batch["attention_mask"][:3].sum())
-    assert int(found["encoder/layer_0/mlp/up/kernel"]["count"]) == tokens
-    assert int(found["encoder/layer_1/mlp/up/kernel"]["count"]) == int(found["classifier/kernel"]["count"]) == 3
+    assert int(sums["encoder/layer_0/mlp/up/kernel"]["count"]) == tokens
+    assert int(sums["encoder/layer_1/mlp/up/kernel"]["count"]) == int(sums["classifier/kernel"]["count"]) == 3
 
 
-def test_gram_of_what_is_of_no_example(tmp_path):
-    """Embeddings of distances count once a batch; kernels that share a tensor share its input, and so its matrix."""
+def test_gram_counts_distance_embeddings_once_per_batch(tmp_path):
+    """Kernels that share a tensor share its input, and so its matrix."""
     model, params, batch = case(tmp_path / "hf", family="deberta")
-    found = calibration.gram(model, params, batch)
+    sums = calibration.gram(model, params, batch)
     rows = np.asarray(params["encoder"]["distance"]["embedding"], np.float64)
     for name in ("position_key", "position_query"):
-        part = found[f"encoder/layer_0/attention/{name}/kernel"]
+        part = sums[f"encoder/layer_0/attention/{name}/kernel"]
         assert int(part["count"]) == 10
         np.testing.assert_allclose(part["sum"], rows.T @ rows, rtol=1e-4, atol=1e-4)
-    assert hf_names.names(model).keys() >= found.keys()
+    assert hf_names.names(model).keys() >= sums.keys()
     shared = {"encoder/layer_0/attention/query/kernel", "encoder/layer_0/attention/value/kernel"}
-    one, other = (found[path] for path in shared)
+    one, other = (sums[path] for path in shared)
     np.testing.assert_array_equal(one["sum"], other["sum"])
 
 
@@ -70,23 +70,23 @@ def test_squares_are_the_diagonal_of_gram(tmp_path):
         assert part["count"] == gram[path]["count"]
 
 
-def test_sizes_are_over_all_batches(tmp_path):
-    """Of batches of other lengths too; a token counts as any other, whatever its batch."""
+def test_sizes_cover_all_batches(tmp_path):
+    """Batches differ in length; all tokens have the same weight."""
     model, params, batch = case(tmp_path / "hf", layers=2)
     first = alone(batch, 0) | {"weights": batch["weights"][:1]}
-    found = calibration.sizes(model, params, [first, batch])
+    sizes = calibration.sizes(model, params, [first, batch])
     parts = [calibration.squares(model, params, each) for each in (first, batch)]
-    for path, size in found.items():
+    for path, size in sizes.items():
         total, count = (sum(np.asarray(part[path][name]) for part in parts) for name in ("sum", "count"))
         np.testing.assert_allclose(size, np.sqrt(total / count), rtol=1e-5)
 
 
-def test_sizes_of_scanned_layers_are_those_of_layers_apart(tmp_path):
+def test_sizes_of_scanned_layers_equal_those_of_separate_layers(tmp_path):
     decoders.write(tmp_path / "hf", **decoders.VARIANTS["llama"])
     batch = tiny.batch(rows=3, length=8) | {"weights": np.ones((3, 8), np.float32)}
     model, params = hf.load_pretrained(tmp_path / "hf", "causal-lm")
-    apart = calibration.sizes(model, params, [batch])
+    separate = calibration.sizes(model, params, [batch])
     scanned = calibration.sizes(model.clone(scan=True, remat=True), stacks.stack(params), [batch])
-    assert scanned.keys() == {stacks.place(path)[0] for path in apart}
-    for path, size in tree.flatten(stacks.stack(tree.unflatten(apart))).items():
+    assert scanned.keys() == {stacks.place(path)[0] for path in separate}
+    for path, size in tree.flatten(stacks.stack(tree.unflatten(separate))).items():
         np.testing.assert_allclose(scanned[path], size, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Smaller arrays give the logits of the masked model, updates included; and back to full shape."""
+"""Compacted models give the logits of the masked model, with updates, and expand to the original shapes."""
 
 import functools
 
@@ -39,21 +39,21 @@ FAMILIES = {
     "gpt2": (decoders.config(model_type="gpt2", n_inner=NEURONS), "causal-lm"),
     "qwen3": (decoders.config(model_type="qwen3", num_key_value_heads=3, head_dim=6), "features"),
 }
-"""All with the layers, heads (or groups of them) and neurons above."""
+"""All have the layers, heads (or groups of heads) and neurons above."""
 
 
 def families(*quick):
-    """Every family; those that are not named are left to the exhaustive tier."""
+    """Parametrize over all families; families outside ``quick`` run in the exhaustive tier."""
     marks = {True: (), False: pytest.mark.exhaustive}
     return pytest.mark.parametrize("family", [pytest.param(name, marks=marks[name in quick]) for name in FAMILIES])
 
 
 @functools.cache
 def whole(family="bert"):
-    """A tiny model with updates everywhere: ``(model, params, deltas, supports)``."""
+    """Return a tiny model with updates everywhere: ``(model, params, deltas, supports)``."""
     fields, task = FAMILIES[family]
-    module = models.find(fields["model_type"])
-    model = module.Model(module.Config.from_hf(fields), task)
+    architecture = models.find(fields["model_type"])
+    model = architecture.model(architecture.config.from_hf(fields), task)
     params = tiny.params(model, jnp.zeros((1, 1), jnp.int32))
     deltas, supports = dsee_jax.deltas.create.init(params, DELTA, key=KEY)
     draw = np.random.default_rng(1)
@@ -62,7 +62,7 @@ def whole(family="bert"):
 
 
 def flags(heads, neurons):
-    """A tree of kept units from lists of bools a layer."""
+    """Return a tree of kept units from one list of bools per layer."""
     return {
         kind: {units.layer(number): np.array(keep, bool) for number, keep in enumerate(layers)}
         for kind, layers in (("heads", heads), ("neurons", neurons))
@@ -71,15 +71,15 @@ def flags(heads, neurons):
 
 
 def cut(kept, family="bert"):
-    """All of the tiny model, cut: ``(model, params, deltas, supports)``."""
+    """Return the compacted tiny model: ``(model, params, deltas, supports)``."""
     model, params, deltas, supports = whole(family)
-    plan = compaction.plan(model, kept, deltas, supports)
+    indices = compaction.indices(model, kept, deltas, supports)
     small, small_params = dsee_jax.compact(model, params, units.masks(params, models.cuts(model), kept))
     return (
         small,
         small_params,
-        compaction.cut_tree({"deltas": deltas}, plan)["deltas"],
-        compaction.cut_supports(supports, plan),
+        compaction.cut_tree({"deltas": deltas}, indices)["deltas"],
+        compaction.cut_supports(supports, indices),
     )
 
 
@@ -88,17 +88,17 @@ def logits(model, params, deltas=None, supports=None):
     return np.asarray(jax.jit(functools.partial(dsee_jax.apply, model))(params, deltas, supports, batch))
 
 
-def close(found, expected):
-    np.testing.assert_allclose(found, expected, atol=1e-5 * max(1, np.abs(expected).max()))
+def close(result, expected):
+    np.testing.assert_allclose(result, expected, atol=1e-5 * max(1, np.abs(expected).max()))
 
 
 def same(kept, family="bert"):
-    """Masked, cut and expanded models agree, bare and with updates."""
+    """Assert that masked, compacted and expanded models agree, with and without updates."""
     model, params, deltas, supports = whole(family)
-    given = units.masks(params, models.cuts(model), kept)
+    unit_masks = units.masks(params, models.cuts(model), kept)
     small, small_params, small_deltas, small_supports = cut(kept, family)
-    close(logits(small, small_params), logits(model, masks.apply(params, given)))
-    folded = masks.apply(dsee_jax.materialize(params, deltas, supports), given)
+    close(logits(small, small_params), logits(model, masks.apply(params, unit_masks)))
+    folded = masks.apply(dsee_jax.materialize(params, deltas, supports), unit_masks)
     attached = logits(small, small_params, small_deltas, small_supports)
     close(attached, logits(model, folded))
     small_folded = dsee_jax.materialize(small_params, small_deltas, small_supports)
@@ -113,7 +113,7 @@ def same(kept, family="bert"):
 
 
 def some(size):
-    """Any flags, but none and all of them more often than chance would have it."""
+    """Draw any flags; all False and all True are more frequent than by chance."""
     return st.one_of(
         st.just([False] * size), st.just([True] * size), st.lists(st.booleans(), min_size=size, max_size=size)
     )
@@ -124,23 +124,23 @@ def some(size):
     st.lists(some(HEADS), min_size=LAYERS, max_size=LAYERS), st.lists(some(NEURONS), min_size=LAYERS, max_size=LAYERS)
 )
 @hypothesis.settings(max_examples=5, deadline=None)
-def test_masked_is_compacted(heads, neurons):
+def test_compacted_model_equals_masked_model(heads, neurons):
     same(flags(heads, neurons))
 
 
 @families("bert", "deberta", "gpt2", "qwen3")
-def test_nothing_left_in_any_layer(family):
+def test_model_without_units_equals_masked_model(family):
     same(flags([[False] * HEADS] * LAYERS, [[False] * NEURONS] * LAYERS), family)
 
 
 @families("bert", "deberta", "gpt2", "llama with biases")
-def test_layers_that_differ(family):
-    """One loses all of its heads and some neurons, the other one head and all neurons."""
+def test_layers_of_different_widths_equal_masked_model(family):
+    """Layer 0 loses all heads and half of its neurons, layer 1 one head and all neurons."""
     same(flags([[0, 0, 0], [1, 0, 1]], [[1, 0] * 20, [0] * 40]), family)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_attached_is_materialised(family):
+def test_attached_updates_equal_materialised(family):
     model, params, deltas, supports = whole(family)
     folded = dsee_jax.materialize(params, deltas, supports)
     kernels = [path for path in tree.flatten(params) if "coder/" in path and path.endswith("/kernel")]
@@ -149,8 +149,8 @@ def test_attached_is_materialised(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_compact_checkpoint(family, tmp_path):
-    """Written and read again, a layer without heads in it; then the dense shape, bit for bit what was masked."""
+def test_compact_checkpoint_round_trips_and_expands(family, tmp_path):
+    """A layer has no heads; the expanded weights equal the masked weights bit for bit."""
     model, params, *_ = whole(family)
     kept = flags([[0, 0, 0], [1, 0, 1]], [[1, 0] * 20, [1] * 40])
     small, small_params, *_ = cut(kept, family)
@@ -165,10 +165,10 @@ def test_a_compact_checkpoint(family, tmp_path):
         np.testing.assert_array_equal(tree.get(dense, path), leaf)
 
 
-def test_widths_are_in_the_config_and_all_is_none():
+def test_config_holds_the_widths():
     model, params, deltas, supports = whole()
-    given = units.structured(params, deltas, supports, models.cuts(model), heads=1, neurons=0.4, scope="global")
-    small, small_params = dsee_jax.compact(model, params, given)
+    unit_masks = units.structured(params, deltas, supports, models.cuts(model), heads=1, neurons=0.4)
+    small, small_params = dsee_jax.compact(model, params, unit_masks)
     assert (sum(small.config.kept_heads), sum(small.config.kept_neurons)) == (2 * 3 - 1, 80 - 32)
     assert small_params["encoder"]["layer_1"]["mlp"]["up"]["kernel"].shape == (24, small.config.kept_neurons[1])
     assert hash(small.config) != hash(model.config)
@@ -177,8 +177,8 @@ def test_widths_are_in_the_config_and_all_is_none():
     jax.tree.map(np.testing.assert_array_equal, same_params, params)
 
 
-def test_one_cut_after_another():
-    """The second counts what the first left; both together are one cut of the first model."""
+def test_two_cuts_in_a_row_equal_one_cut():
+    """The second cut is over the units that the first keeps."""
     first = flags([[1, 0, 1], [0, 1, 1]], [[1] * 30 + [0] * 10, [0] * 40])
     second = flags([[0, 1], [1, 1]], [])
     both = compaction.composed(first, second)
@@ -190,8 +190,8 @@ def test_one_cut_after_another():
     assert both["heads"]["layer_0"].tolist() == [False, False, True]
 
 
-def test_the_state_of_an_optimiser_is_cut_along():
-    """A step of the cut model from the cut state is the cut of a step of the whole model."""
+def test_optimiser_state_is_cut():
+    """A step of the compacted model equals the compacted step of the full model."""
     model, params, deltas, supports = whole()
     kept = flags([[1, 0, 1], [0, 0, 0]], [[1] * 7 + [0] * 33, [0] * 40])
     trained = {"deltas": deltas, "params": params}
@@ -199,19 +199,19 @@ def test_the_state_of_an_optimiser_is_cut_along():
     gradient = jax.tree.map(lambda x: jnp.cos(7 * x), trained)
     update = jax.jit(optimizer.update)
     _, state = update(gradient, optimizer.init(trained), trained)
-    plan = compaction.plan(model, kept, deltas, supports)
+    indices = compaction.indices(model, kept, deltas, supports)
     updates, after = update(gradient, state, trained)
-    small = [compaction.cut_tree(value, plan) for value in (gradient, state, trained)]
-    found, small_after = update(*small)
-    jax.tree.map(np.testing.assert_array_equal, found, compaction.cut_tree(updates, plan))
-    jax.tree.map(np.testing.assert_array_equal, small_after, compaction.cut_tree(after, plan))
+    small = [compaction.cut_tree(value, indices) for value in (gradient, state, trained)]
+    small_updates, small_after = update(*small)
+    jax.tree.map(np.testing.assert_array_equal, small_updates, compaction.cut_tree(updates, indices))
+    jax.tree.map(np.testing.assert_array_equal, small_after, compaction.cut_tree(after, indices))
     small_params = small[2]["params"]["encoder"]["layer_1"]
     assert set(small_params["attention"]) == {"output"}
     assert set(small_params["mlp"]["down"]) == {"bias"}
     assert "attention" not in small[2]["deltas"]["encoder"].get("layer_1", {})
 
 
-def test_supports_count_what_is_left():
+def test_supports_are_renumbered():
     *_, deltas, supports = whole()
     kept = flags([[0, 1, 1], [1, 1, 1]], [[0, 1] * 20, [1] * 40])
     *_, small_deltas, small_supports = cut(kept)
@@ -220,29 +220,31 @@ def test_supports_count_what_is_left():
     assert 0 < left.sum() < 9
     expected = np.asarray(places)[left] // np.array([[2, 1]])
     np.testing.assert_array_equal(tree.get(small_supports, "encoder/layer_0/mlp/down/kernel"), expected)
-    found = tree.get(small_deltas, "encoder/layer_0/mlp/down/kernel/values")
-    np.testing.assert_array_equal(found, values["values"][left])
+    small_values = tree.get(small_deltas, "encoder/layer_0/mlp/down/kernel/values")
+    np.testing.assert_array_equal(small_values, values["values"][left])
     untouched = "encoder/layer_1/mlp/up/kernel"
     np.testing.assert_array_equal(tree.get(small_supports, untouched), tree.get(supports, untouched))
 
 
-def test_gradients_flow_through_empty_layers():
+def test_gradients_through_empty_layers_are_finite():
     small, params, deltas, supports = cut(flags([[0] * 3, [1, 0, 0]], [[0] * 40, [0] * 40]))
     loss = lambda deltas: jnp.sum(dsee_jax.apply(small, params, deltas, supports, tiny.batch()) ** 2)
     for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(deltas)):
         assert np.isfinite(leaf).all()
 
 
-def test_a_cut_of_another_model_is_refused():
+def test_kept_units_of_another_model_are_refused():
     model, params, *_ = whole()
-    with pytest.raises(InputError, match="layer 0 has 3 heads and the cut is of 4: it was made from another model"):
-        compaction.plan(model, flags([[1, 1, 0, 1], [1, 1, 1]], []))
+    with pytest.raises(
+        InputError, match="layer 0 has 3 heads and the kept units are of 4: they belong to another model"
+    ):
+        compaction.indices(model, flags([[1, 1, 0, 1], [1, 1, 1]], []))
     small, small_params, *_ = cut(flags([[1, 0, 1], [1, 1, 1]], []))
-    with pytest.raises(InputError, match="the model has the widths .* and the cut leaves"):
+    with pytest.raises(InputError, match="the model has the widths .* and the kept units give"):
         compaction.expand(small, small_params, flags([[1, 0, 0], [1, 1, 1]], []))
-    given = units.structured(params, None, None, models.cuts(model), heads=1, score="W")
-    with pytest.raises(InputError, match="the mask of .*/query/kernel' is of 3 heads; the model has 2 there"):
-        dsee_jax.compact(small, small_params, given)
+    unit_masks = units.structured(params, None, None, models.cuts(model), heads=1, score="W", scope="tensor")
+    with pytest.raises(InputError, match="the mask of .*/query/kernel' is for 3 heads; the layer of the model has 2"):
+        dsee_jax.compact(small, small_params, unit_masks)
 
 
 @pytest.mark.parametrize(
@@ -254,6 +256,6 @@ def test_a_cut_of_another_model_is_refused():
         ({"kept_neurons": 12}, "'kept_neurons' is 12"),
     ],
 )
-def test_widths_that_cannot_be(change, message):
+def test_impossible_width_is_named(change, message):
     with pytest.raises(InputError, match=message):
         bert.Config.from_hf(tiny.config(**change))

@@ -1,4 +1,4 @@
-"""EarlyBERT: coefficients are on the units they name, the draw is exact, and a search finds what was made useless."""
+"""EarlyBERT: coefficients act on their units, the draw is exact, and a search prunes dead units."""
 
 import dataclasses
 import functools
@@ -20,12 +20,12 @@ from dsee_jax.train import optim, step
 
 KEY = jax.random.key(0)
 QUICKLY = {"xla_backend_optimization_level": 0}
-"""What is compiled quickly will do for arrays this small."""
+"""Compile fast: the arrays are too small for optimised code to pay."""
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """``(model, params, cuts, coefficients)``; coefficients are positive and not 1, and relu(c x) = c relu(x)."""
+    """Return ``(model, params, cuts, coefficients)``; coefficients are positive and not 1, so relu(c x) = c relu(x)."""
     folder = tiny.bert(tmp_path_factory.mktemp("tickets") / "base", hidden_act="relu")
     model, params = hf.load_pretrained(folder)
     cuts = models.cuts(model)
@@ -33,7 +33,7 @@ def made(tmp_path_factory):
 
 
 def ones(heads, neurons):
-    """Coefficients of 1 for so many heads and neurons a layer."""
+    """Return coefficients of 1 for the numbers of heads and neurons of each layer."""
     return {
         kind: {f"layer_{number}": jnp.ones(width) for number, width in enumerate(widths)}
         for kind, widths in (("heads", heads), ("neurons", neurons))
@@ -50,7 +50,7 @@ def attached(model, params, cuts, coefficients, batch, updates=None, supports=No
         return attach.apply(model, params, updates, supports, batch)
 
 
-def test_the_start_is_the_pretrained_model(made):
+def test_coefficients_of_one_change_nothing(made):
     model, params, cuts, _ = made
     start = earlybert.init(cuts, params)
     assert jax.tree.map(jnp.shape, start) == jax.tree.map(jnp.shape, ones((3, 3), (40, 40)))
@@ -61,7 +61,7 @@ def test_the_start_is_the_pretrained_model(made):
 
 
 def multiplied(params, coefficients):
-    """Params whose units compute ``c`` times what they did, by their own weights: what is on the way in, not read out."""
+    """Return params whose units give ``c`` times their outputs, by a change of the kernels that write the units."""
     flat = {path: np.array(leaf) for path, leaf in tree.flatten(params).items()}
     for kind, name, entries in (("heads", "attention/value", 8), ("neurons", "mlp/up", 1)):
         for layer, c in coefficients[kind].items():
@@ -72,8 +72,8 @@ def multiplied(params, coefficients):
     return tree.unflatten(flat)
 
 
-def test_activations_rows_and_the_units_own_weights_are_one_function(made):
-    """The third way needs no code of this library: a head's context is linear in its values, relu in what it is given."""
+def test_attached_and_scaled_compute_one_function(made):
+    """`multiplied` needs no code of this library: a context is linear in the values, and relu is positively homogeneous."""
     model, params, cuts, coefficients = made
     batch = tiny.batch()
     plain, expected, rows = (
@@ -85,7 +85,7 @@ def test_activations_rows_and_the_units_own_weights_are_one_function(made):
     np.testing.assert_allclose(attached(model, params, cuts, coefficients, batch), expected, atol=1e-5)
 
 
-def test_updates_of_the_reading_kernels_are_scaled_too(made):
+def test_coefficients_scale_attached_updates(made):
     model, params, cuts, coefficients = made
     config = DeltaConfig(targets=(".*/(output|down)/kernel",), rank=2, nonzeros=5, support="magnitude")
     updates, supports = create.init(params, config, key=KEY)
@@ -93,39 +93,39 @@ def test_updates_of_the_reading_kernels_are_scaled_too(made):
     batch = tiny.batch()
     folded = earlybert.scaled(fold.materialize(params, updates, supports), coefficients, cuts)
     expected = attach.apply(model, folded, None, None, batch)
-    found = attached(model, params, cuts, coefficients, batch, updates, supports)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    logits = attached(model, params, cuts, coefficients, batch, updates, supports)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
-def test_gradients_of_both_forms_agree(made):
+def test_gradients_of_attached_and_scaled_agree(made):
     model, params, cuts, coefficients = made
     batch = tiny.batch()
     loss = lambda logits: jnp.sum(jnp.sin(logits))
     on_activations = lambda p, c: loss(attached(model, p, cuts, c, batch))
     on_rows = lambda p, c: loss(attach.apply(model, earlybert.scaled(p, c, cuts), None, None, batch))
-    found, expected = (
+    gradients, expected = (
         jax.jit(jax.grad(form, argnums=(0, 1)), compiler_options=QUICKLY)(params, coefficients)
         for form in (on_activations, on_rows)
     )
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), found, expected)
-    assert all(np.all(c != 0) for c in found[1]["heads"].values())
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), gradients, expected)
+    assert all(np.all(c != 0) for c in gradients[1]["heads"].values())
 
 
-def test_bfloat16_products_and_float32_coefficients(made):
+def test_coefficient_gradients_are_float32_in_a_bfloat16_model(made):
     model, params, cuts, coefficients = made
     low = model.clone(config=dataclasses.replace(model.config, dtype="bfloat16"))
     batch = tiny.batch()
     slope = lambda model: jax.jit(
         jax.grad(lambda c: jnp.sum(attached(model, params, cuts, c, batch))), compiler_options=QUICKLY
     )
-    found, expected = slope(low)(coefficients), slope(model)(coefficients)
-    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    gradients, expected = slope(low)(coefficients), slope(model)(coefficients)
+    for x, y in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
         assert x.dtype == jnp.float32
         np.testing.assert_allclose(x, y, atol=0.05 * np.max(np.abs(y)))
 
 
 class Stranger(nn.Module):
-    """A model that knows nothing of this library."""
+    """A model outside this library."""
 
     @nn.compact
     def __call__(self, x):
@@ -134,7 +134,7 @@ class Stranger(nn.Module):
         return x
 
 
-def test_any_linen_model_with_a_table_takes_coefficients():
+def test_any_linen_model_takes_coefficients():
     cuts = {
         "neurons": [
             typing.Units({f"in_{i}/kernel": (1, 1), f"in_{i}/bias": (0, 1), f"out_{i}/kernel": (0, 1)}, ())
@@ -146,9 +146,9 @@ def test_any_linen_model_with_a_table_takes_coefficients():
     coefficients = shaken(earlybert.init(cuts, params))
     expected = Stranger().apply({"params": earlybert.scaled(params, coefficients, cuts)}, x)
     with earlybert.attached(coefficients, cuts):
-        found = Stranger().apply({"params": params}, x)
-    assert found.dtype == expected.dtype
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+        outputs = Stranger().apply({"params": params}, x)
+    assert outputs.dtype == expected.dtype
+    np.testing.assert_allclose(outputs, expected, atol=1e-5)
 
 
 def test_penalty_by_hand():
@@ -156,9 +156,9 @@ def test_penalty_by_hand():
     assert float(earlybert.penalty({})) == 0
 
 
-def test_equal_coefficients_lose_exact_counts():
-    """BERT-base: 4 of 12 heads a layer, 14,746 of 36,864 neurons; the authors' strict quantile would take all."""
-    kept = earlybert.draw(ones((12,) * 12, (3072,) * 12))
+def test_equal_coefficients_lose_the_exact_number_of_units():
+    """BERT-base: 4 of 12 heads per layer, 14,746 of 36,864 neurons; the authors' strict quantile would prune all."""
+    kept = earlybert.draw(ones((12,) * 12, (3072,) * 12), heads=1 / 3, neurons=0.4)
     for mask in kept["heads"].values():
         np.testing.assert_array_equal(mask, np.arange(12) < 8)
     neurons = np.concatenate([kept["neurons"][f"layer_{number}"] for number in range(12)])
@@ -185,7 +185,7 @@ def test_draw_by_hand():
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25, 0.4, 0.99])
 def test_draw_equals_a_stable_sort(fraction):
-    """Coefficients with many ties, against NumPy; layers of unlike width, 10 after 2."""
+    """Coefficients have many ties and layers differ in width; layer_10 comes after layer_2."""
     coefficients = shaken(ones((8,) * 11, range(1, 12)), low=-1, high=1)
     coefficients = jax.tree.map(lambda c: np.round(8 * c) / 8, coefficients)
     kept = earlybert.draw(coefficients, heads=fraction, neurons=fraction)
@@ -198,20 +198,20 @@ def test_draw_equals_a_stable_sort(fraction):
 
     for layer, c in coefficients["heads"].items():
         np.testing.assert_array_equal(kept["heads"][layer], highest(c))
-    found, scores = (
+    flags, scores = (
         np.concatenate([x["neurons"][f"layer_{number}"] for number in range(11)]) for x in (kept, coefficients)
     )
-    np.testing.assert_array_equal(found, highest(scores))
+    np.testing.assert_array_equal(flags, highest(scores))
 
 
-def test_a_ticket_attached_masked_and_cut_is_one_model(made):
-    """A kept unit has the coefficient 1, one that goes 0; layer 1 loses all of its neurons."""
+def test_attached_masked_and_compacted_tickets_agree(made):
+    """Kept units have the coefficient 1, pruned units 0; layer 1 loses all of its neurons."""
     model, params, cuts, coefficients = made
     coefficients = coefficients | {"neurons": coefficients["neurons"] | {"layer_1": jnp.full(40, 0.1)}}
-    kept = earlybert.draw(coefficients, neurons=0.6)
+    kept = earlybert.draw(coefficients, heads=1 / 3, neurons=0.6)
     drawn = units.masks(params, cuts, kept)
     by_score = functools.partial(units.structured, params, None, None, cuts, score=coefficients)
-    scored = masks.intersect(by_score(heads=1 / 3), by_score(neurons=0.6, scope="global"))
+    scored = masks.intersect(by_score(heads=1 / 3, scope="tensor"), by_score(neurons=0.6))
     jax.tree.map(np.testing.assert_array_equal, drawn, scored)
     small, cut = compact(model, params, drawn)
     assert small.config.widths == {"heads": (2, 2), "neurons": (32, 0)}
@@ -234,7 +234,7 @@ def test_distance_by_hand():
     assert earlybert.distance(one, jax.tree.map(np.logical_not, one)) == {"heads": 1.0, "neurons": 1.0}
 
 
-def test_what_a_log_keeps_by_hand():
+def test_summary_and_packed_by_hand():
     coefficients = {"heads": {"layer_0": np.float32([1, 0.5])}, "neurons": {"layer_0": np.float32([4, 0, 1, 2, 3])}}
     assert earlybert.summary(coefficients) == {
         "heads": {"layer_0": [1.0, 0.5]},
@@ -244,9 +244,9 @@ def test_what_a_log_keeps_by_hand():
     assert earlybert.packed(kept) == {"heads": {"layer_0": "80"}, "neurons": {"layer_0": "0100"}}
 
 
-def test_settled_when_every_one_of_the_last_is_under_the_tolerance():
+def test_settled_needs_every_recent_distance_under_the_tolerance():
     far, near, mixed = ({"heads": h, "neurons": n} for h, n in ((0.5, 0.5), (0.01, 0.02), (0.01, 0.5)))
-    settled = lambda *found, **options: earlybert.settled(found, **{"tolerance": 0.1, "patience": 2} | options)
+    settled = lambda *distances, **options: earlybert.settled(distances, **{"tolerance": 0.1, "patience": 2} | options)
     assert settled(far, near, near)
     assert not settled(near, far, near)
     assert not settled(near, near, mixed)
@@ -293,23 +293,23 @@ DEAD = {
 
 
 def deadened(params):
-    """Params whose units in DEAD give 0 and are read by nobody: no gradient revives them, and none holds their coefficient."""
+    """Return params whose units in DEAD output 0 and have zero rows in their readers, so that no gradient revives them."""
     flat = {path: np.array(leaf) for path, leaf in tree.flatten(params).items()}
-    for kind, given, read, entries in (
+    for kind, written, read, entries in (
         ("heads", "attention/value", "attention/output", 8),
         ("neurons", "mlp/up", "mlp/down", 1),
     ):
         for layer, dead in DEAD[kind].items():
             index = [entries * unit + entry for unit in dead for entry in range(entries)]
-            flat[f"encoder/{layer}/{given}/kernel"][:, index] = 0
-            flat[f"encoder/{layer}/{given}/bias"][index] = 0
+            flat[f"encoder/{layer}/{written}/kernel"][:, index] = 0
+            flat[f"encoder/{layer}/{written}/bias"][index] = 0
             flat[f"encoder/{layer}/{read}/kernel"][index] = 0
     return tree.unflatten(flat)
 
 
 @pytest.fixture(scope="module")
 def search(tmp_path_factory):
-    """A search of 30 steps: sentences whose first word decides the label, every weight trained with the coefficients."""
+    """Return a search of 30 steps: the first token of a sentence decides the label, and every weight is trained."""
     model, params = hf.load_pretrained(tiny.bert(tmp_path_factory.mktemp("search") / "base"))
     params, cuts, optimizer = deadened(params), models.cuts(model), optim.adamw(TrainConfig())
     one = step.train_step(model, optimizer, DeltaConfig(), regression=False, cuts=cuts, penalty=1e-4)
@@ -332,12 +332,12 @@ def search(tmp_path_factory):
     return run
 
 
-def test_a_search_draws_away_what_was_made_useless(search):
-    found, losses = search()
+def test_search_prunes_dead_units(search):
+    coefficients, losses = search()
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
-    kept = earlybert.draw(found, heads=1 / 3, neurons=0.4)
+    kept = earlybert.draw(coefficients, heads=1 / 3, neurons=0.4)
     assert jax.tree.map(lambda mask: np.flatnonzero(~mask).tolist(), kept) == DEAD
 
 
-def test_a_search_repeats_itself(search):
+def test_search_is_reproducible(search):
     jax.tree.map(np.testing.assert_array_equal, search()[0], search()[0])

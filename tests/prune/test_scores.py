@@ -1,10 +1,11 @@
-"""The table of scores: literals by hand, and what every score must keep to."""
+"""The table of scores: literals by hand, and the properties of every score."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dsee_jax import config
 from dsee_jax.errors import InputError
 from dsee_jax.prune.scores import SCORES
 
@@ -44,11 +45,17 @@ def test_every_score_is_float32_and_never_negative(name, dtype):
     np.testing.assert_allclose(one(w[0], low_rank[0], update[0], keys[0]), together[0], rtol=1e-6)
 
 
+def test_config_lists_the_scores_by_the_properties_of_the_table():
+    """The config imports no JAX and repeats the names."""
+    assert tuple(name for name, score in SCORES.items() if score.of_units) == config.UNIT_SCORES
+    assert tuple(name for name, score in SCORES.items() if score.reads == ("low_rank",)) == config.LOW_RANK_SCORES
+
+
 def test_random_needs_a_key():
     with pytest.raises(InputError, match="key"):
         SCORES["random"](W, LOW_RANK, UPDATE)
 
 
 def test_wanda_needs_the_sizes_of_inputs():
-    with pytest.raises(InputError, match=r"inputs=dsee_jax\.activations\.sizes"):
+    with pytest.raises(InputError, match=r"inputs=dsee_jax\.prune\.calibration\.sizes"):
         SCORES["WANDA"](W, LOW_RANK, UPDATE)

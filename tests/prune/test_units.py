@@ -1,4 +1,4 @@
-"""Heads and neurons: scores by hand, masks of whole units and back."""
+"""Heads and neurons: scores by hand, and masks from kept units and back."""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def model():
 
 
 def kept(masks):
-    """The kept units as lists of 0 and 1."""
+    """Return the kept units as lists of 0 and 1."""
     flat = tree.flatten(units.kept(model()[0], CUTS, masks))
     return {path: np.asarray(flag).astype(int).tolist() for path, flag in flat.items()}
 
@@ -50,7 +50,7 @@ def kept(masks):
     ("score", "scale_sparse", "heads"),
     [
         ("W", True, [[8, 9], [3 + 8 + 1, 8 + 5]]),
-        # D = 2 * [[0, 0, -1, 2], [10, 0, -1, 2]] at the query of layer 0; all others have none.
+        # D = 2 * [[0, 0, -1, 2], [10, 0, -1, 2]] at the query of layer 0; all other kernels have no update.
         ("ABS", True, [[20, 12], [0, 0]]),
         ("ABS", False, [[10, 12], [0, 0]]),
         ("AB", True, [[0, 12], [0, 0]]),
@@ -59,45 +59,46 @@ def kept(masks):
 )
 def test_scores_of_heads_by_hand(score, scale_sparse, heads):
     params, deltas, supports = model()
-    found = units.scores(params, deltas, supports, CUTS["heads"], score, scale=2.0, scale_sparse=scale_sparse)
-    np.testing.assert_allclose(found, heads)
+    by_layer = units.scores(params, deltas, supports, CUTS["heads"], score, scale=2.0, scale_sparse=scale_sparse)
+    np.testing.assert_allclose(by_layer, heads)
 
 
 @pytest.mark.parametrize("score", ["W", "ABS", "WABS"])
-def test_scores_of_neurons_without_an_update_are_their_weights(score):
+def test_neurons_without_an_update_score_their_weights(score):
     params, deltas, supports = model()
     np.testing.assert_allclose(units.scores(params, deltas, supports, CUTS["neurons"], score), [[2, 3, 4], [4, 6, 8]])
 
 
-def test_random_scores():
+def test_random_scores_depend_on_the_key():
     params, *_ = model()
     draw = lambda key: np.concatenate(units.scores(params, None, None, CUTS["neurons"], "random", key=key)).tolist()
     assert draw(KEY) == draw(KEY) != draw(jax.random.key(1))
     assert len(set(draw(KEY))) == 6
 
 
-def test_within_layers_and_over_all():
+def test_tensor_and_global_scope_literals():
     params, deltas, supports = model()
     args = (params, deltas, supports, CUTS)
-    assert kept(units.structured(*args, heads=0.5, neurons=1, score="W")) == {
+    assert kept(units.structured(*args, heads=0.5, neurons=1, score="W", scope="tensor")) == {
         "heads/layer_0": [0, 1],
         "heads/layer_1": [0, 1],
         "neurons/layer_0": [0, 1, 1],
         "neurons/layer_1": [0, 1, 1],
     }
-    found = units.structured(*args, heads=2, neurons=0.5, score="W", scope="global")
-    assert kept(found) == {
+    masks = units.structured(*args, heads=2, neurons=0.5, score="W")
+    assert kept(masks) == {
         "heads/layer_0": [0, 0],
         "heads/layer_1": [1, 1],
-        # 2, 3 and one of the equal 4s go: the one at the lower index stays.
+        # 2, 3 and one of the equal 4s go; the 4 at the lower index stays.
         "neurons/layer_0": [0, 0, 1],
         "neurons/layer_1": [0, 1, 1],
     }
 
 
-def test_masks_of_all_that_goes_with_a_unit():
+def test_masks_cover_every_param_of_a_unit():
     params, deltas, supports = model()
-    masks = tree.flatten(units.structured(params, deltas, supports, CUTS, heads=1, neurons=1, score="W"))
+    options = {"heads": 1, "neurons": 1, "score": "W", "scope": "tensor"}
+    masks = tree.flatten(units.structured(params, deltas, supports, CUTS, **options))
     assert {path.partition("/")[2] for path in masks} == {"q", "v", "o", "up", "bias", "down"}
     assert masks["l0/q"].astype(int).tolist() == [[0, 0, 1, 1]] * 2
     assert masks["l0/o"].astype(int).tolist() == [[0, 0], [0, 0], [1, 1], [1, 1]]
@@ -105,10 +106,10 @@ def test_masks_of_all_that_goes_with_a_unit():
     assert masks["l0/down"].astype(int).tolist() == [[0, 0], [1, 1], [1, 1]]
 
 
-def test_given_scores():
+def test_scores_from_a_tree_decide():
     params, *_ = model()
-    given = {"heads": {"layer_0": np.array([0.5, 0.5]), "layer_1": np.array([0.1, 0.9])}}
-    assert kept(units.structured(params, None, None, CUTS, heads=1, score=given)) == {
+    tree_of_scores = {"heads": {"layer_0": np.array([0.5, 0.5]), "layer_1": np.array([0.1, 0.9])}}
+    assert kept(units.structured(params, None, None, CUTS, heads=1, score=tree_of_scores, scope="tensor")) == {
         "heads/layer_0": [1, 0],
         "heads/layer_1": [0, 1],
     }
@@ -119,8 +120,8 @@ def test_given_scores():
     [
         ({"heads": 1.0}, r"heads is 1\.0; expected a fraction in \[0, 1\) or a whole number: 1\.0 leaves none"),
         ({"neurons": -0.1}, r"neurons is -0\.1"),
-        ({"heads": 3}, "heads is 3 and there are 2 to compare"),
-        ({"neurons": 7, "scope": "global"}, "neurons is 7 and there are 6"),
+        ({"heads": 3, "scope": "tensor"}, "heads is 3 and there are 2 to compare"),
+        ({"neurons": 7}, "neurons is 7 and there are 6"),
         ({"heads": 1, "score": "WABSS"}, "did you mean 'WABS'"),
         ({"heads": 1, "score": "NABS"}, "score is 'NABS'"),
         ({"heads": 1, "score": "random"}, "needs a key"),
@@ -134,7 +135,7 @@ def test_bad_input_is_named(options, message):
         units.structured(*model(), CUTS, **options)
 
 
-def test_masks_that_are_not_of_whole_units():
+def test_mask_of_a_part_of_a_unit_is_named():
     params, deltas, supports = model()
     masks = tree.flatten(units.structured(params, deltas, supports, CUTS, heads=1, score="W"))
 
@@ -142,22 +143,23 @@ def test_masks_that_are_not_of_whole_units():
         return tree.unflatten({path: mask for path, mask in (masks | changes).items() if mask is not None})
 
     for masks_, message in (
-        (spoiled(**{"l0/q": masks["l0/q"].at[0, 3].set(False)}), "'l0/q' cuts unit 1 in part"),
-        (spoiled(**{"l0/v": ~masks["l0/v"]}), "'l0/q' cuts heads and 'l0/v' has another one"),
-        (spoiled(**{"l0/o": None}), "'l0/q' cuts heads and 'l0/o' has none"),
-        (spoiled(**{"l0/norm": jnp.ones(2, bool)}), "'l0/norm' is none of heads or neurons"),
+        (spoiled(**{"l0/q": masks["l0/q"].at[0, 3].set(False)}), "'l0/q' prunes a part of unit 1"),
+        (spoiled(**{"l0/v": ~masks["l0/v"]}), "'l0/q' prunes heads and 'l0/v' has a different mask"),
+        (spoiled(**{"l0/o": None}), "'l0/q' prunes heads and 'l0/o' has no mask"),
+        (spoiled(**{"l0/norm": jnp.ones(2, bool)}), "'l0/norm' is not of heads or neurons"),
     ):
         with pytest.raises(InputError, match=message):
             units.kept(params, CUTS, masks_)
 
 
-def test_units_that_do_not_divide():
+def test_axis_that_units_do_not_divide_is_named():
     params, *_ = model()
     params["l0"]["q"] = params["l0"]["q"][:, :3]
     with pytest.raises(InputError, match="'l0/q' has 3 entries on axis 1; units of 2 do not divide it"):
         units.structured(params, None, None, CUTS, heads=1, score="W")
     params["l0"]["q"] = params["l0"]["q"][:, :2]
     with pytest.raises(
-        InputError, match="'l0/. has 1 units and|'l0/.' has 2 units and 'l0/q' 1: they are cut together"
+        InputError,
+        match="'l0/. has 1 units and|'l0/.' has 2 units and 'l0/q' 1: params of one layer hold the same units",
     ):
         units.structured(params, None, None, CUTS, heads=1, score="W")

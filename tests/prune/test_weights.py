@@ -20,7 +20,7 @@ def kept(masks):
 
 
 def model(dtype=jnp.float32):
-    """Two updated kernels, one with a sparse part only, one without an update, and a bias."""
+    """Return two updated kernels, a kernel without an update, a stacked kernel, and a bias."""
     draw = np.random.default_rng(0)
     array = lambda *shape: jnp.asarray(draw.normal(size=shape), jnp.float32)
     params = {
@@ -42,7 +42,7 @@ def model(dtype=jnp.float32):
 
 
 def inputs(params):
-    """A size of every input of every kernel."""
+    """Return a size of every input of every kernel."""
     return {
         path: np.linspace(1, 2, leaf[..., 0].size, dtype=np.float32).reshape(leaf.shape[:-1])
         for path, leaf in tree.flatten(params).items()
@@ -51,7 +51,7 @@ def inputs(params):
 
 
 def dense_update(delta, support, shape, scale, sparse_scale):
-    """The update of one kernel, written out."""
+    """Return the update of one kernel, in NumPy."""
     out = scale * np.asarray(delta["a"], np.float64) @ np.asarray(delta["b"], np.float64)
     if "values" in delta:
         for index, value in zip(np.asarray(support).reshape(-1, 2), np.asarray(delta["values"]).ravel(), strict=True):
@@ -78,8 +78,8 @@ def test_ties_keep_the_lowest_index_in_the_order_of_the_tree():
 
 @pytest.mark.parametrize("score", ["WABS", "WAB", "ABS", "AB", "NABS", "NAB", "W"])
 @pytest.mark.parametrize("scale_sparse", [True, False])
-def test_scores_read_the_update(score, scale_sparse):
-    """Against the definitions written out in NumPy; a kernel without an update scores |W|."""
+def test_score_equals_its_definition(score, scale_sparse):
+    """The definitions in NumPy; a kernel without an update scores |W|."""
     params, deltas, supports = model()
     masks = weights.unstructured(
         params, deltas, supports, ["(q|v|f)/kernel"], score=score, scale=3.0, scale_sparse=scale_sparse, scope="tensor"
@@ -105,8 +105,8 @@ def test_scores_read_the_update(score, scale_sparse):
     st.booleans(),
 )
 @hypothesis.settings(max_examples=30, deadline=None)
-def test_counts_are_exact(score, scope, sparsity, tied):
-    """Any score, scope and sparsity; kernels in bfloat16 and stacked ones, each layer by itself; all equal or not."""
+def test_number_of_pruned_weights_is_exact(score, scope, sparsity, tied):
+    """For any score, scope and sparsity, with bfloat16 and stacked kernels, and with all scores tied."""
     params, deltas, supports = model(jnp.bfloat16)
     if tied:
         params, deltas = (jax.tree.map(jnp.zeros_like, part) for part in (params, deltas))
@@ -120,18 +120,18 @@ def test_counts_are_exact(score, scope, sparsity, tied):
             inputs=inputs(params),
         )
     )
-    apart = [layer for mask in masks.values() for layer in (mask if mask.ndim == 3 else [mask])]
+    parts = [layer for mask in masks.values() for layer in (mask if mask.ndim == 3 else [mask])]
     if scope == "output":
-        apart = [column for mask in apart for column in mask.T]
-    groups = [apart] if scope == "global" else [[mask] for mask in apart]
+        parts = [column for mask in parts for column in mask.T]
+    groups = [parts] if scope == "global" else [[mask] for mask in parts]
     for group in groups:
         total = sum(mask.size for mask in group)
         assert sum(int((~mask).sum()) for mask in group) == round(sparsity * total)
     assert all(masks[f"{name}/kernel"].shape == params[name]["kernel"].shape for name in params)
 
 
-def test_wanda_prunes_what_small_inputs_multiply():
-    """Literals: |W| times the size of the row's input, compared within the kernel or within each column."""
+def test_wanda_prunes_the_weights_of_small_inputs():
+    """Literals: |W| times the size of the input of the row, compared within the kernel or within each column."""
     params = {"a": {"kernel": jnp.array([[1.0, 2.0], [3.0, -4.0], [5.0, 0.0], [7.0, 9.0]])}}
     args = {"score": "WANDA", "inputs": {"a/kernel": jnp.array([9.0, 1.0, 2.0, 0.1])}}
     # scores [[9, 18], [3, 4], [10, 0], [.7, .9]]
@@ -151,13 +151,13 @@ def test_wanda_prunes_what_small_inputs_multiply():
         ({"a/kernel": jnp.ones(3)}, r"found \(3,\)"),
     ],
 )
-def test_wanda_without_fitting_inputs(inputs, message):
+def test_wanda_refuses_missing_or_misshapen_inputs(inputs, message):
     with pytest.raises(InputError, match=message):
         weights.unstructured({"a": {"kernel": jnp.ones((4, 2))}}, None, None, [".*"], score="WANDA", inputs=inputs)
 
 
-def test_columns_shrink_as_they_are_pruned_again():
-    """scope output under the gradual schedule: what is gone stays gone and the count is exact in every column."""
+def test_scope_output_keeps_earlier_masks():
+    """Pruned entries stay pruned, and the number of zeros is exact in every column."""
     params = {"kernel": jax.random.normal(KEY, (8, 5))}
     options = {"score": "W", "scope": "output"}
     before = weights.unstructured(params, None, None, [".*"], sparsity=0.25, **options)
@@ -167,15 +167,15 @@ def test_columns_shrink_as_they_are_pruned_again():
     assert (before["kernel"] | ~after["kernel"]).all()
 
 
-def test_a_score_that_is_no_number_goes_first():
+def test_nan_score_is_pruned_first():
     params = {"kernel": jnp.array([[jnp.nan, 0.0], [-jnp.inf, -0.0]])}
     assert kept(weights.unstructured(params, None, None, ["kernel"], score="W", sparsity=0.25)) == {
         "kernel": [[0, 1], [1, 1]]
     }
 
 
-def test_a_pool_of_its_own():
-    """Global ABS takes the updated kernel first, as its definition says; with a pool of its own it does not."""
+def test_rule_with_options_makes_its_own_pool():
+    """Global ABS prunes the updated kernel first; in a pool of its own the kernel loses its own share."""
     params = {"q": {"kernel": jnp.ones((4, 4))}, "f": {"kernel": jnp.arange(1.0, 17).reshape(4, 4)}}
     deltas = {"q": {"kernel": {"a": jnp.full((4, 1), 0.01), "b": jnp.arange(1.0, 5)[None]}}}
     mixed = weights.unstructured(params, deltas, {}, [".*"], score="ABS")
@@ -186,14 +186,14 @@ def test_a_pool_of_its_own():
     assert masks["f"]["kernel"].astype(int).tolist() == [[0] * 4] * 3 + [[1] * 4]
 
 
-def test_false_and_unmatched_paths_are_left_out():
+def test_false_rules_and_unmatched_paths_are_not_pruned():
     params, deltas, supports = model()
     rules = [("v/kernel", False), ("[qv]/kernel", True)]
     assert list(tree.flatten(weights.unstructured(params, deltas, supports, rules))) == ["q/kernel"]
 
 
 def test_masks_only_shrink_along_the_cubic():
-    """Gradual pruning while the weights move: what is pruned stays so, and the count is exact at every step."""
+    """While the weights move, pruned entries stay pruned and the number of zeros is exact at every step."""
     masks, draw = None, np.random.default_rng(0)
     for step in range(5):
         params = {"a": {"kernel": draw.normal(size=(6, 8))}, "b": {"kernel": draw.normal(size=(6, 4))}}
@@ -224,7 +224,7 @@ def test_cubic_literals():
     assert weights.cubic(0.5, initial=0.4, final=0.8) == pytest.approx(0.75)
 
 
-def test_nm_along_the_inputs():
+def test_nm_groups_run_along_the_inputs():
     params = {"a": {"kernel": jnp.array([[4.0], [-3.0], [2.0], [1.0]])}, "b": {"kernel": jnp.ones((2, 8, 3))}}
     masks = weights.nm(params, None, None, [("a/kernel", {"n": 1, "m": 2}), (".*", True)])
     assert masks["a"]["kernel"].astype(int).ravel().tolist() == [1, 0, 1, 0]
@@ -232,22 +232,22 @@ def test_nm_along_the_inputs():
 
 
 def test_nm_reads_the_update():
-    """By its update the last two inputs of four matter, by its weight the first two."""
+    """The update has its largest entries at the last two of four inputs, the weight at the first two."""
     params = {"kernel": jnp.array([[4.0], [3.0], [2.0], [1.0]])}
     deltas = {"kernel": {"a": jnp.array([[1.0], [2.0], [3.0], [4.0]]), "b": jnp.array([[0.01]])}}
     assert kept(weights.nm(params, deltas, {}, ["kernel"], score="ABS")) == {"kernel": [[0], [0], [1], [1]]}
-    assert kept(weights.nm(params, deltas, {}, ["kernel"])) == {"kernel": [[1], [1], [0], [0]]}
+    assert kept(weights.nm(params, deltas, {}, ["kernel"], score="W")) == {"kernel": [[1], [1], [0], [0]]}
 
 
 @pytest.mark.parametrize(
     ("rules", "options", "message"),
     [
-        (["q/kernel"], {"sparsity": 1.0}, r"sparsity is 1\.0, expected a fraction of zeros in \[0, 1\)"),
+        (["q/kernel"], {"sparsity": 1.0}, r"sparsity is 1\.0; expected a fraction of zeros in \[0, 1\)"),
         (["q/kernel"], {"sparsity": -0.1}, r"sparsity is -0\.1"),
         (["q/kernel"], {"score": "WABSS"}, "did you mean 'WABS'"),
         (["q/kernel"], {"score": "random"}, "needs a key"),
         (["q/kernel"], {"scope": "layer"}, "scope is 'layer'"),
-        (["q/kernle"], {}, "takes nothing.*did you mean 'q/kernel'"),
+        (["q/kernle"], {}, "matches nothing.*did you mean 'q/kernel'"),
         (["q/.*"], {}, "q/bias"),
         ([("q/kernel", {"sparsty": 0.1})], {}, "did you mean 'sparsity'"),
         ([("q/kernel", 0.5)], {}, "use True, False or a mapping"),
@@ -260,7 +260,7 @@ def test_bad_input_is_named(rules, options, message):
         weights.unstructured(params, deltas, supports, rules, **options)
 
 
-def test_more_bad_input_is_named():
+def test_bad_kernel_is_named():
     with pytest.raises(InputError, match="'kernel': 2:4 needs .* found 6"):
         weights.nm({"kernel": jnp.ones((6, 2))}, None, None, ["kernel"])
     deltas = {"kernel": {"values": jnp.ones(1)}}
@@ -272,19 +272,19 @@ def test_more_bad_input_is_named():
 
 @pytest.mark.parity
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.77])
-def test_global_magnitude_is_torchs(sparsity):
+def test_global_magnitude_pruning_equals_torch(sparsity):
     torch = pytest.importorskip("torch")
     from torch.nn.utils import prune as torch_prune
 
     draw = np.random.default_rng(0)
-    weights = [draw.normal(size=shape).astype(np.float32) for shape in ((6, 8), (8, 5), (5, 3))]
-    layers = [torch.nn.Linear(w.shape[0], w.shape[1]) for w in weights]
-    for layer, w in zip(layers, weights, strict=True):
+    kernels = [draw.normal(size=shape).astype(np.float32) for shape in ((6, 8), (8, 5), (5, 3))]
+    layers = [torch.nn.Linear(w.shape[0], w.shape[1]) for w in kernels]
+    for layer, w in zip(layers, kernels, strict=True):
         layer.weight.data = torch.tensor(w.T.copy())
     torch_prune.global_unstructured(
         [(layer, "weight") for layer in layers], pruning_method=torch_prune.L1Unstructured, amount=sparsity
     )
-    params = {str(number): {"kernel": jnp.asarray(w)} for number, w in enumerate(weights)}
+    params = {str(number): {"kernel": jnp.asarray(w)} for number, w in enumerate(kernels)}
     masks = weights.unstructured(params, None, None, [".*"], score="W", sparsity=sparsity)
     for number, layer in enumerate(layers):
         np.testing.assert_array_equal(masks[str(number)]["kernel"], layer.weight_mask.numpy().T.astype(bool))

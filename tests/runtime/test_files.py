@@ -1,6 +1,4 @@
-"""The log of a run: rewinding to a checkpoint, and lines cut short by a crash."""
-
-import os
+"""The log of a run: rewinding to a checkpoint, and incomplete lines after a crash."""
 
 from dsee_jax.runtime import files
 
@@ -16,7 +14,7 @@ def test_rewind_keeps_finished_stages_and_earlier_steps(tmp_path):
     assert files.read(path) == records[:4]
 
 
-def test_a_line_cut_short_is_left_out(tmp_path):
+def test_incomplete_line_is_left_out(tmp_path):
     path = tmp_path / "log.jsonl"
     files.append(path, {"a": 1})
     with path.open("a") as file:
@@ -25,15 +23,8 @@ def test_a_line_cut_short_is_left_out(tmp_path):
     assert files.read(tmp_path / "none") == []
 
 
-def test_a_file_is_replaced_as_a_whole(tmp_path):
+def test_file_is_replaced(tmp_path):
     files.write(tmp_path / "m.json", {"a": 1})
     files.write(tmp_path / "m.json", {"a": 2})
     assert (tmp_path / "m.json").read_text() == '{\n "a": 2\n}\n'
     assert [path.name for path in tmp_path.iterdir()] == ["m.json"]
-
-
-def test_a_file_is_whole_on_the_disk_before_it_has_its_name(tmp_path, syncs_and_renames):
-    """Else a crash of the machine could leave an empty file under the name."""
-    files.write_text(tmp_path / "m.json", "12345")
-    file = os.stat(tmp_path / "m.json").st_ino
-    assert syncs_and_renames == [("synced", file, 5), ("renamed", file, 5)]

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process: what is allocated again causes no page faults."""
+"""Freed memory stays in the process: a new allocation of the same size causes no page faults."""
 
 import os
 import platform
@@ -22,7 +22,7 @@ if {keep}:
 
 def fill():
     for _ in range(20):
-        # Freed together, so that the top of the heap is free; NumPy asks for huge pages from 4 MiB on.
+        # Freed together, so that the top of the heap is free; NumPy asks for huge pages for 4 MiB and more.
         blocks = [np.ones(1 << 19, np.float32) for _ in range(64)]
         del blocks
 
@@ -34,27 +34,27 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def faults(*, keep: bool) -> int:
-    """Page faults of a process that takes and gives back 128 MiB twenty times, after it did so before."""
+    """The page faults of a process that allocates and frees 128 MiB twenty times, after twenty times before."""
     command = [sys.executable, "-c", FAULTS.format(keep=keep)]
     environment = {name: value for name, value in os.environ.items() if name != CHOICE}
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
-def test_memory_that_is_kept_is_not_faulted_in_again():
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
+def test_freed_memory_causes_no_page_faults():
     pages = 20 * 32 * 1024
     assert faults(keep=False) > pages // 2
     assert faults(keep=True) < pages // 100
 
 
-def test_another_c_library_is_left_alone(monkeypatch):
+def test_other_c_library_stays_unchanged(monkeypatch):
     monkeypatch.delenv(CHOICE, raising=False)
     monkeypatch.setattr(malloc.platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(malloc.ctypes, "CDLL", None)
     assert malloc.keep_freed_memory() is False
 
 
-def test_what_the_environment_chose_stays(monkeypatch):
+def test_choice_of_the_environment_stays(monkeypatch):
     monkeypatch.setenv(CHOICE, "131072")
     monkeypatch.setattr(malloc.platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.setattr(malloc.ctypes, "CDLL", None)
@@ -62,7 +62,7 @@ def test_what_the_environment_chose_stays(monkeypatch):
 
 
 @pytest.mark.parametrize("command", [train.main, commands.main], ids=["train", "dsee_jax"])
-def test_commands_keep_it(monkeypatch, capsys, tmp_path, command):
+def test_commands_keep_freed_memory(monkeypatch, capsys, tmp_path, command):
     called = []
     monkeypatch.setattr(malloc, "keep_freed_memory", lambda: called.append(True))
     command([str(tmp_path / "none.yaml")] if command is train.main else ["evaluate", str(tmp_path)])

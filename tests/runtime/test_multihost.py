@@ -1,4 +1,4 @@
-"""Jobs of several processes: the figures of one, whoever dies; and what is said where they cannot work together."""
+"""Jobs of several processes: the figures of one process, also after any of them dies; errors of processes that differ."""
 
 import argparse
 import json
@@ -20,8 +20,8 @@ from dsee_jax.runtime import multihost, preemption
 from dsee_jax.train import loop
 
 
-def test_one_process_is_no_job():
-    """Nothing is joined, and what brings processes together gives back what it is given."""
+def test_single_process_is_not_distributed():
+    """Nothing is joined, and every exchange returns its argument."""
     parser = argparse.ArgumentParser()
     multihost.arguments(parser)
     multihost.join(parser.parse_args([]))
@@ -33,10 +33,10 @@ def test_one_process_is_no_job():
     assert multihost.allgather_objects(2.5) == [2.5]
     assert multihost.map_shards(3, lambda part: (part.start, part.stop)) == [(0, 3)]
     multihost.assert_equal("config", {"train.seed": 1})
-    found = multihost.to_host({"a": jax.numpy.arange(3), "b": {"c": np.ones(2)}})
-    assert isinstance(found["a"], np.ndarray)
-    assert found["a"].tolist() == [0, 1, 2]
-    assert found["b"]["c"].sum() == 2
+    arrays = multihost.to_host({"a": jax.numpy.arange(3), "b": {"c": np.ones(2)}})
+    assert isinstance(arrays["a"], np.ndarray)
+    assert arrays["a"].tolist() == [0, 1, 2]
+    assert arrays["b"]["c"].sum() == 2
     with pytest.raises(KeyError), multihost.exit_on_failure():
         raise KeyError
 
@@ -49,13 +49,13 @@ def test_one_process_is_no_job():
         (
             ["--distributed"],
             {},
-            "nothing here tells of a job .*: give --coordinator=HOST:PORT --processes=N --process=I",
+            "no job is announced here .*: give --coordinator=HOST:PORT --processes=N --process=I",
         ),
         (["--distributed"], {"JAX_PROCESS_ID": "one"}, "JAX_PROCESS_ID is 'one' in the environment; expected a number"),
         (["--distributed"], {"JAX_PROCESS_ID": "3", "JAX_NUM_PROCESSES": "2"}, "--process is 3 of --processes 2"),
     ],
 )
-def test_flags_that_name_no_job(monkeypatch, flags, environment, message):
+def test_flags_without_a_job_are_refused(monkeypatch, flags, environment, message):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     parser = argparse.ArgumentParser()
@@ -66,22 +66,22 @@ def test_flags_that_name_no_job(monkeypatch, flags, environment, message):
 
 
 def _no_cluster(*args, **options):
-    # What JAX says where it finds no cluster; in this process its backend runs already.
+    # The error of JAX without a cluster; the real call would fail because the backend runs already.
     raise ValueError("coordinator_address should be defined.")
 
 
-def made(folder):
+def write_inputs(folder):
     tiny.bert(folder / "base", num_hidden_layers=1, head=False, **meshes.SIZES)
     runs.table(folder / "data")
 
 
-def close(found, expected):
-    """Equal figures up to rounding: sums over processes are taken in another order."""
-    found, expected = runs.figures(found), runs.figures(expected)
-    for here, there in zip(found["stages"], expected["stages"], strict=True):
-        assert here["metrics"] == pytest.approx(there["metrics"], rel=1e-4), here["name"]
+def close(run, expected):
+    """Assert equal figures up to rounding: sums over processes have another order."""
+    figures, expected = runs.figures(run), runs.figures(expected)
+    for stage, other in zip(figures["stages"], expected["stages"], strict=True):
+        assert stage["metrics"] == pytest.approx(other["metrics"], rel=1e-4), stage["name"]
     for key in ("weight_sparsity", "kept", "flops_per_token", "model_bytes", "trainable_parameters"):
-        assert found[key] == expected[key], key
+        assert figures[key] == expected[key], key
 
 
 KINDS = {
@@ -100,12 +100,12 @@ KINDS = {
 }
 
 
-TOLD = (
-    "import sys; from dsee_jax.data import tokens; given = tokens._encoded; "
-    "tokens._encoded = lambda tokenizer, examples, part, *rest: "
-    "(print('encodes', part.start, part.stop, file=sys.stderr), given(tokenizer, examples, part, *rest))[1]"
+PRINTS = (
+    "import sys; from dsee_jax.data import tokens; original = tokens._encode_part; "
+    "tokens._encode_part = lambda tokenizer, examples, part, *rest: "
+    "(print('encodes', part.start, part.stop, file=sys.stderr), original(tokenizer, examples, part, *rest))[1]"
 )
-"""Makes a process say which texts it encodes."""
+"""Code by which a process prints the texts that it encodes."""
 
 
 @pytest.mark.parametrize(
@@ -115,18 +115,18 @@ TOLD = (
         for kind in KINDS
     ],
 )
-def test_the_figures_of_one_process(tmp_path, kind):
-    """Two and four processes, weights, rows and texts divided over them; each file is written once, and whole."""
-    made(tmp_path)
+def test_job_has_the_figures_of_one_process(tmp_path, kind):
+    """Two and four processes share weights, rows and texts; process 0 alone writes the files."""
+    write_inputs(tmp_path)
     count, options = KINDS[kind]
     alone = {key: value for key, value in options.items() if not key.startswith("mesh")}
     loop.run(runs.config(tmp_path, **alone, output_dir=str(tmp_path / "one")), say=lambda text: None)
-    ended = jobs.run(count, *runs.arguments(tmp_path, **options, output_dir=str(tmp_path / "job")), last=TOLD)
+    ended = jobs.run(count, *runs.arguments(tmp_path, **options, output_dir=str(tmp_path / "job")), last=PRINTS)
     assert [status for status, *_ in ended] == [0] * count, ended
     for rows in (40, 20):
         assert f"encodes {rows - rows // count} {rows}\n" in ended[-1][2]
     assert "figures" in ended[0][1]
-    assert not any(said for _, said, _ in ended[1:])
+    assert not any(out for _, out, _ in ended[1:])
     close(tmp_path / "job", tmp_path / "one")
     for name in ("model/model.safetensors", "adapter/adapter.safetensors", "adapter/masks.safetensors"):
         if (tmp_path / "one" / name).exists():
@@ -149,17 +149,17 @@ LONG = {"train__checkpoint_every": 1, "train__epochs": 6, "train__retune_epochs"
 
 
 def logged(run):
-    path = run / loop.LOG
+    path = run / folders.LOG
     return path.read_text().count("\n") if path.exists() else 0
 
 
 @pytest.mark.slow
-def test_processes_that_die(tmp_path):
-    """Whenever one of four is killed, the others end with one line, at once; two others, on another mesh, go on.
+def test_job_survives_killed_processes(tmp_path):
+    """When one of four processes is killed, the others end at once with one line; two processes resume on another mesh.
 
-    A checkpoint is being written at every step, so that each death falls into one.
+    Every step writes a checkpoint, so that the kill interrupts one.
     """
-    made(tmp_path)
+    write_inputs(tmp_path)
     options = LONG | {"prune__sparsity": 0.5}
     loop.run(runs.config(tmp_path, **options, output_dir=str(tmp_path / "one")), say=lambda text: None)
     run = tmp_path / "job"
@@ -172,16 +172,16 @@ def test_processes_that_die(tmp_path):
         begin = time.monotonic()
         ended = jobs.end(started)
         assert ended[victim][0] == -signal.SIGKILL, ended
-        assert time.monotonic() - begin < 2 * multihost.SILENCE
+        assert time.monotonic() - begin < 2 * multihost.HEARTBEAT
         for number, (status, _, said) in enumerate(ended):
-            # Where the first is gone, JAX's runtime may end the others before they notice.
-            ours = "another one is gone or cannot be reached" in said and "start all of them again" in said
+            # Without process 0, JAX's runtime may end the others before our handler does.
+            ours = "another process is lost or cannot be reached" in said and "start all processes again" in said
             assert number == victim or (status == 1 and ours) or (victim == 0 and "another task died" in said), ended
     assert not (run / folders.METRICS).exists()
     shape = {"mesh__data": 1, "mesh__tensor": 2}
     ended = jobs.run(2, *runs.arguments(tmp_path, **options, **shape, output_dir=str(run)))
     assert [status for status, *_ in ended] == [0, 0], ended
-    assert "going on at step" in ended[0][1]
+    assert "resuming at step" in ended[0][1]
     close(run, tmp_path / "one")
 
 
@@ -189,13 +189,13 @@ SIGTERM = (
     "import os, signal; from dsee_jax.train import {0}; before = {0}.{1}; "
     "{0}.{1} = lambda *args, **options: (os.kill(os.getpid(), signal.SIGTERM), before(*args, **options))[1]"
 )
-"""What a process runs first to send itself the signal whenever a function is called."""
+"""Code by which a process sends itself the signal at every call of a function."""
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_of_them(tmp_path):
-    """Both save the same step and end alike, whenever it comes: between stages, while they load, in the middle of a stage."""
-    made(tmp_path)
+def test_sigterm_to_one_process_stops_all(tmp_path):
+    """Both processes save the same step and end alike: SIGTERM between stages, while loading, in the middle of a stage."""
+    write_inputs(tmp_path)
     options = LONG | {"train__checkpoint_every": 1000, "prune__sparsity": 0.5}
     loop.run(runs.config(tmp_path, **options, output_dir=str(tmp_path / "one")), say=lambda text: None)
     run = tmp_path / "job"
@@ -216,7 +216,7 @@ def test_sigterm_to_one_of_them(tmp_path):
     said = []
     loop.run(runs.config(tmp_path, **options, output_dir=str(run)), say=said.append)
     number, stage = step.split()[1], step.split("stage ")[1].split(";")[0]
-    assert str(said[0]).endswith(f"going on at step {number} of stage {stage}")
+    assert str(said[0]).endswith(f"resuming at step {number} of stage {stage}")
     close(run, tmp_path / "one")
 
 
@@ -229,19 +229,19 @@ def test_sigterm_to_one_of_them(tmp_path):
             marks=pytest.mark.exhaustive,
         ),
         pytest.param(
-            "import pathlib; given = pathlib.Path.is_file; "
-            "pathlib.Path.is_file = lambda self: self.name != 'dev.csv' and given(self)",
+            "import pathlib; original = pathlib.Path.is_file; "
+            "pathlib.Path.is_file = lambda self: self.name != 'dev.csv' and original(self)",
             "data.dir: no file",
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            "from dsee_jax.runtime import storage; given = storage.size; storage.size = lambda path: given(path) + 1",
+            "from dsee_jax.runtime import storage; original = storage.size; storage.size = lambda path: original(path) + 1",
             "process 1 of this job differs from process 0 in its data: the size of",
             marks=pytest.mark.exhaustive,
         ),
         pytest.param(
             "from dsee_jax import errors; from dsee_jax.data import tokens; "
-            "tokens._encoded = lambda *given: (_ for _ in ()).throw(errors.InputError('no such text'))",
+            "tokens._encode_part = lambda *ignored: (_ for _ in ()).throw(errors.InputError('no such text'))",
             "no such text",
             marks=pytest.mark.exhaustive,
         ),
@@ -252,9 +252,9 @@ def test_sigterm_to_one_of_them(tmp_path):
         ),
     ],
 )
-def test_processes_that_do_not_fit_together(tmp_path, last, message):
-    """Each of them says so, and nothing is written."""
-    made(tmp_path)
+def test_processes_that_differ_are_refused(tmp_path, last, message):
+    """Every process prints the error, and nothing is written."""
+    write_inputs(tmp_path)
     ended = jobs.run(2, *runs.arguments(tmp_path, output_dir=str(tmp_path / "run")), last=last)
     for status, _, said in ended:
         assert status == 2, ended

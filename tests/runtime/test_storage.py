@@ -1,4 +1,4 @@
-"""Paths of object stores, against servers that speak their protocols: what is read, what is written, and whole runs."""
+"""Paths of object stores, against local servers of their protocols: downloads, uploads, and complete runs."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from dsee_jax.train import config_file, loop
 from merge.__main__ import main as merging
 
 pytestmark = [
-    # s3fs and gcsfs leave their connections to the end of the process.
+    # s3fs and gcsfs close their connections at the end of the process only.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -35,7 +35,7 @@ pytestmark = [
 
 @pytest.fixture(scope="session", params=["gs", "s3"])
 def server(request, tmp_path_factory):
-    """The scheme of a store that runs, with one bucket."""
+    """The scheme of a running store, which has one bucket."""
     scheme = request.param
     log = tmp_path_factory.mktemp(scheme) / "log"
     with buckets.opened(scheme, log) as environment, pytest.MonkeyPatch.context() as patch:
@@ -48,14 +48,14 @@ def server(request, tmp_path_factory):
 
 @pytest.fixture
 def bucket(server, tmp_path, monkeypatch, request):
-    """The URL of a folder of its own, in an environment that reaches it; copies go below ``tmp_path / "cache"``."""
+    """The URL of a folder for the test alone; downloads go to ``tmp_path / "cache"``."""
     monkeypatch.setenv(storage.CACHE, str(tmp_path / "cache"))
     name = "".join(c if c.isalnum() else "_" for c in request.node.name)
     return f"{server}://{buckets.BUCKET}/{name}"
 
 
 GOOGLE = pytest.mark.parametrize("server", ["gs"], indirect=True, scope="session")
-"""Of Google's store only, which alone Orbax reaches."""
+"""For Google's store only: Orbax supports no other."""
 
 
 def bytes_of(folder):
@@ -67,8 +67,8 @@ def equal(a, b):
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
-def test_a_model_is_read_from_a_store(bucket, tmp_path):
-    """The same params; only what a model needs is copied, once, and again where the store has another."""
+def test_model_is_read_from_a_store(bucket, tmp_path):
+    """Equal params; only the files of a model are downloaded, once, and again after they change in the store."""
     base = tiny.bert(tmp_path / "base", shards=2)
     (base / "optimizer.pt").write_bytes(b"x")
     storage.upload(base, f"{bucket}/base")
@@ -84,15 +84,15 @@ def test_a_model_is_read_from_a_store(bucket, tmp_path):
     other = tiny.bert(tmp_path / "other", seed=1)
     storage.upload(other, f"{bucket}/base")
     assert equal(hf.load_pretrained(f"{bucket}/base")[1], hf.load_pretrained(other)[1])
-    # What the store no longer has would be taken for a shard.
+    # A deleted file of the store would otherwise stay as a shard.
     assert sorted(path.name for path in here.glob("*.safetensors*")) == ["model.safetensors"]
-    # A copy that something has cut short is made again.
+    # A truncated copy is downloaded again.
     (here / "model.safetensors").write_bytes(b"short")
     assert equal(hf.load_pretrained(f"{bucket}/base")[1], hf.load_pretrained(other)[1])
 
 
-def test_a_model_is_written_to_a_store(bucket, tmp_path):
-    """The same bytes as here; nothing stays of what stood there; what stands there is not replaced unasked."""
+def test_model_is_written_to_a_store(bucket, tmp_path):
+    """The bytes of a local folder; an existing folder is replaced completely, and only with ``overwrite``."""
     model, params = hf.load_pretrained(base := tiny.bert(tmp_path / "base"))
     hf_save.save_pretrained(tmp_path / "here", model, params, source=base)
     hf_save.save_pretrained(f"{bucket}/there", model, params, source=base, max_shard_size="5KB")
@@ -104,20 +104,20 @@ def test_a_model_is_written_to_a_store(bucket, tmp_path):
 
 
 def broken(monkeypatch, scheme, *, after):
-    """Let a store take so many files more, and no other."""
+    """Let a store accept ``after`` more files, and fail afterwards."""
     system, left = storage._system(scheme), iter([True] * after)
-    given = system.put_file
+    original = system.put_file
 
     def put_file(*args, **options):
         if not next(left, False):
             raise ConnectionError("no route")
-        return given(*args, **options)
+        return original(*args, **options)
 
     monkeypatch.setattr(system, "put_file", put_file)
 
 
-def test_what_cannot_be_put_leaves_what_there_was(bucket, tmp_path, monkeypatch):
-    """A new folder replaces an old one once all of it is up; config.json is put last of all."""
+def test_failed_upload_keeps_the_old_folder(bucket, tmp_path, monkeypatch):
+    """A new folder replaces an old one after the upload of all files; config.json is uploaded last."""
     model, params = hf.load_pretrained(base := tiny.bert(tmp_path / "base"))
     hf_save.save_pretrained(tmp_path / "here", model, params, source=base, max_shard_size="5KB")
     with monkeypatch.context() as patched:
@@ -125,7 +125,7 @@ def test_what_cannot_be_put_leaves_what_there_was(bucket, tmp_path, monkeypatch)
         with pytest.raises(storage.StoreError, match=f"{bucket}/new cannot be reached .*no route"):
             storage.upload(tmp_path / "here", f"{bucket}/new")
     assert "model.safetensors.index.json" in storage.listdir(f"{bucket}/new")
-    with pytest.raises(InputError, match="no folder of a model: it has no config.json"):
+    with pytest.raises(InputError, match="not the folder of a model: it has no config.json"):
         resolve(f"{bucket}/new")
     storage.upload(base, f"{bucket}/old")
     with monkeypatch.context() as patched:
@@ -138,16 +138,16 @@ def test_what_cannot_be_put_leaves_what_there_was(bucket, tmp_path, monkeypatch)
     assert bytes_of(storage.download(f"{bucket}/old")) == bytes_of(base)
 
 
-def test_one_copy_for_all_who_ask_at_once(bucket, tmp_path, monkeypatch):
-    """The others wait for the first, as the processes of one host do."""
+def test_concurrent_downloads_copy_once(bucket, tmp_path, monkeypatch):
+    """The other callers wait for the first, as the processes of one host do."""
     storage.upload(tiny.bert(tmp_path / "base"), f"{bucket}/base")
     system, copied = storage._system(bucket.partition(":")[0]), []
-    given = system.get_file
+    original = system.get_file
 
     def get_file(key, *rest, **options):
         copied.append(key)
         time.sleep(0.1)
-        return given(key, *rest, **options)
+        return original(key, *rest, **options)
 
     monkeypatch.setattr(system, "get_file", get_file)
     with ThreadPoolExecutor(3) as pool:
@@ -156,22 +156,22 @@ def test_one_copy_for_all_who_ask_at_once(bucket, tmp_path, monkeypatch):
     assert bytes_of(places[0]) == bytes_of(tmp_path / "base")
 
 
-def test_objects_that_are_no_files_of_a_folder(bucket, tmp_path):
-    """What a console makes for a folder, and names that lead elsewhere."""
+def test_objects_that_are_not_files_are_skipped(bucket, tmp_path):
+    """Folder markers of a web console, and names that lead out of the folder."""
     system, key = storage._system(bucket.partition(":")[0]), bucket.partition("://")[2]
     storage.upload(tiny.bert(tmp_path / "base"), f"{bucket}/base")
     system.pipe_file(f"{key}/base/", b"")
     system.pipe_file(f"{key}/base/model/", b"")
     assert bytes_of(storage.download(f"{bucket}/base")) == bytes_of(tmp_path / "base")
     assert storage.listdir(f"{bucket}/base") == sorted(path.name for path in (tmp_path / "base").iterdir())
-    if bucket.startswith("s3"):  # Google's emulator takes no such name
+    if bucket.startswith("s3"):  # Google's emulator refuses the name
         system.pipe_file(f"{key}/base/a/../../../evil.txt", b"x")
         storage.download(f"{bucket}/base")
         assert not [*tmp_path.rglob("evil.txt")]
 
 
-def test_a_merge_from_a_store_to_a_store(bucket, tmp_path, capsys):
-    """Recipe, models beside it and at full paths, and the output: the bytes of the same merge on this disk."""
+def test_merge_from_a_store_to_a_store(bucket, tmp_path, capsys):
+    """Recipe, models beside the recipe and at full paths, and output: the bytes of the same merge on the local disk."""
     for number, name in enumerate(("base", "a", "b")):
         tiny.bert(tmp_path / name, seed=number)
         storage.upload(tmp_path / name, f"{bucket}/{name}")
@@ -198,7 +198,7 @@ def test_a_merge_from_a_store_to_a_store(bucket, tmp_path, capsys):
     assert json.loads(storage.as_path(f"{bucket}/found.json").read_text())["layers"]
 
 
-def test_a_merge_that_cannot_be_put_is_not_done_again(bucket, tmp_path, capsys, monkeypatch):
+def test_merge_resumes_with_the_upload(bucket, tmp_path, capsys, monkeypatch):
     for number, name in enumerate(("base", "a", "b")):
         tiny.bert(tmp_path / name, seed=number)
     recipe = tmp_path / "recipe.yaml"
@@ -220,8 +220,8 @@ def test_a_merge_that_cannot_be_put_is_not_done_again(bucket, tmp_path, capsys, 
 
 @pytest.mark.slow
 @GOOGLE
-def test_a_run_in_a_store(bucket, tmp_path, monkeypatch, capsys):
-    """Config, model, data and run in a store, interrupted and gone on with: the figures of a run on this disk."""
+def test_run_in_a_store(bucket, tmp_path, monkeypatch, capsys):
+    """Config, model, data and run in a store, interrupted and resumed: the figures of a run on the local disk."""
     keys = runs.settings(tmp_path, train__eval_every=3)
     expected = loop.run(
         config_file.read(None, [f"{k}={json.dumps(v)}" for k, v in keys.items()]), say=lambda text: None
@@ -240,12 +240,12 @@ def test_a_run_in_a_store(bucket, tmp_path, monkeypatch, capsys):
         with pytest.raises(preemption.Preempted, match="step 8 of 10 of stage tune"):
             loop.run(config, say=lambda text: None)
     said = []
-    found = loop.run(config, say=said.append)
-    assert any("going on at step 8 of stage tune" in str(text) for text in said)
+    figures = loop.run(config, say=said.append)
+    assert any("resuming at step 8 of stage tune" in str(text) for text in said)
     for name in ("final", "stages", "before", "weight_sparsity", "model_bytes"):
-        assert found[name] == expected[name]
+        assert figures[name] == expected[name]
     records = [files.read(storage.as_path(f"{at}/run/metrics.jsonl")) for at in (bucket, tmp_path)]
-    # Where it stopped it has logged one step more.
+    # The interrupted run has one more record of a step.
     scored = [[r for r in one if "metrics" in r] for one in records]
     assert scored[0] == scored[1]
     weights = [
@@ -271,24 +271,24 @@ def test_a_run_in_a_store(bucket, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 @GOOGLE
-def test_a_job_of_two_processes_in_a_store(bucket, tmp_path):
-    """Both write one checkpoint there; process 0 alone writes the rest."""
+def test_job_of_two_processes_in_a_store(bucket, tmp_path):
+    """Both processes write one checkpoint; process 0 alone writes the other files."""
     keys = runs.settings(tmp_path, train__eval_every=3)
     for name in ("base", "data"):
         storage.upload(tmp_path / name, f"{bucket}/{name}")
     (tmp_path / "run.yaml").write_text("")
     there = {"model.path": f"{bucket}/base", "data.dir": f"{bucket}/data"}
     for where, count in ((f"{bucket}/run", 2), (str(tmp_path / "run"), 1)):
-        given = [f"--{k}={json.dumps(v)}" for k, v in (keys | there | {"output_dir": where}).items()]
-        given += ["--mesh.fsdp=2"] if count == 2 else []
-        for status, _, error in jobs.run(count, tmp_path / "run.yaml", *given):
+        flags = [f"--{k}={json.dumps(v)}" for k, v in (keys | there | {"output_dir": where}).items()]
+        flags += ["--mesh.fsdp=2"] if count == 2 else []
+        for status, _, error in jobs.run(count, tmp_path / "run.yaml", *flags):
             assert status == 0, error
     two, one = (json.loads(storage.as_path(f"{at}/run/metrics.json").read_text()) for at in (bucket, tmp_path))
     assert two["final"] == pytest.approx(one["final"], rel=1e-4)
 
 
-def test_a_journal_in_a_store_is_not_written_at_every_line(bucket, monkeypatch):
-    """An object cannot be added to; what waits is written in time, before it is read, and with `flush`."""
+def test_log_in_a_store_is_not_written_at_every_line(bucket, monkeypatch):
+    """A store cannot append; lines are written after `EVERY` seconds, before a read, and by `flush`."""
     path = storage.as_path(f"{bucket}/metrics.jsonl")
     written = []
     monkeypatch.setattr(type(path), "write_text", lambda self, text: written.append(text))
@@ -307,7 +307,7 @@ def test_a_journal_in_a_store_is_not_written_at_every_line(bucket, monkeypatch):
     def fail(self, text):
         raise ConnectionError("no route")
 
-    # While it is only late nothing ends; where it has to be there, it does.
+    # `append` tolerates a failure; `flush` raises it.
     monkeypatch.setattr(type(path), "write_text", fail)
     now += files.EVERY
     files.append(path, {"step": 7})
@@ -320,7 +320,7 @@ def test_a_journal_in_a_store_is_not_written_at_every_line(bucket, monkeypatch):
 
 
 def bad(folder, case):
-    """Arrange a case; return what to call."""
+    """Prepare a case; return the failing call."""
     match case:
         case "nothing there":
             return lambda: storage.download(f"{folder}/none")
@@ -354,7 +354,7 @@ def bad(folder, case):
     [
         ("nothing there", "/none: there is nothing there"),
         ("no bucket", "nosuchbucket/folder"),
-        ("no model", "is no folder of a model: it has no config.json, but readme.txt"),
+        ("no model", "is not the folder of a model: it has no config.json, but readme.txt"),
         ("a pickle", "/pytorch_model.bin is a pickle"),
         ("no config", "/none.yaml"),
         ("no YAML", "/run.yaml: not YAML"),
@@ -363,16 +363,16 @@ def bad(folder, case):
         ("no text", "/train.csv:2: not UTF-8 text"),
     ],
 )
-def test_bad_input(bucket, case, text):
+def test_bad_input_is_one_line(bucket, case, text):
     call = bad(bucket, case)
     with pytest.raises(InputError, match=text) as raised:
         call()
     assert "\n" not in str(raised.value)
 
 
-def test_a_store_that_cannot_be_had(monkeypatch, tmp_path):
-    """Another scheme, no package, no server, and a run where Orbax cannot write: one line each."""
-    with pytest.raises(InputError, match="ftp://x/y is no path of a store that is known here; expected"):
+def test_unsupported_store_is_refused(monkeypatch, tmp_path):
+    """Another scheme, a missing package, and a run where Orbax cannot write: one line each."""
+    with pytest.raises(InputError, match="ftp://x/y is not a path of a supported store; expected"):
         storage.as_path("ftp://x/y")
     keys = runs.settings(tmp_path, output_dir="s3://b/x")
     config = config_file.read(None, [f"{k}={json.dumps(v)}" for k, v in keys.items()])

@@ -1,4 +1,4 @@
-"""Runs of causal-lm: every stage over two families, packed and unpacked alike, resumed, and what is asked of the input."""
+"""Runs of causal-lm: every stage of two families, packing, resuming, and errors of the input."""
 
 import json
 
@@ -19,7 +19,7 @@ from dsee_jax.errors import InputError
 from dsee_jax.export import run as export_run
 from dsee_jax.generation import pipeline
 from dsee_jax.runtime import files
-from dsee_jax.train import loop, programs, reopen, setup, step
+from dsee_jax.train import finished_run, loop, programs, setup, step
 
 pytest.importorskip("sacrebleu", reason="needs sacrebleu (extra `text`)")
 
@@ -36,11 +36,11 @@ def base(folder, family="llama"):
 
 
 def config(folder, **overrides):
-    """Two steps a stage."""
+    """A config with two steps per stage."""
     if not (folder / "base").exists():
         base(folder)
     short = {"train__epochs": 0.6, "train__retune_epochs": 0.6}
-    return runs.config(folder, **runs.writing(folder, **(short | overrides)))
+    return runs.config(folder, **runs.causal_lm(folder, **(short | overrides)))
 
 
 @pytest.mark.parametrize(
@@ -51,8 +51,8 @@ def config(folder, **overrides):
         pytest.param("llama", "earlybert", marks=pytest.mark.exhaustive),
     ],
 )
-def test_a_run(tmp_path, family, pruning):
-    """Every stage is scored, the verbs give the same again, and what was cut out is gone."""
+def test_run_of_a_decoder(tmp_path, family, pruning):
+    """Every stage has metrics, the verbs reproduce them, and pruned weights are gone."""
     base(tmp_path, family)
     chosen = config(tmp_path, **PRUNINGS[pruning])
     results = loop.run(chosen, say=lambda text: None)
@@ -64,32 +64,32 @@ def test_a_run(tmp_path, family, pruning):
     assert results["head_parameters"] == 0
     assert results["weight_sparsity"] > 0.2
     run = tmp_path / "run"
-    again = reopen.evaluate(run)
+    again = finished_run.evaluate(run)
     assert list(again) == list(results["final"])
     assert again == pytest.approx(results["final"], rel=1e-5)
     export_run.export(run, tmp_path / "hf")
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["architectures"] == [
         {"llama": "LlamaForCausalLM", "gpt2": "GPT2LMHeadModel"}[family]
     ]
-    texts = [pipeline.complete(pipeline.opened(tmp_path / name), ["the cat a"], new_tokens=4) for name in ("run", "hf")]
+    texts = [pipeline.complete(pipeline.load(tmp_path / name), ["the cat a"], new_tokens=4) for name in ("run", "hf")]
     assert texts[0] == texts[1]
     assert command.main(["report", str(run)]) == 0
 
 
-def test_updates_go_on_in_scanned_layers(tmp_path):
-    """Files have layers apart; a run that scans stacks what it begins with."""
+def test_start_from_an_adapter_with_scanned_layers(tmp_path):
+    """Files have one subtree per layer; a run with scanned layers stacks the updates that it starts from."""
     short = {"generate__new_tokens": 0, "prune__kind": "none", "train__epochs": 0.2}
     loop.run(config(tmp_path, **short), say=lambda text: None)
     places = {"model__path": str(tmp_path / "run/model"), "delta__start": str(tmp_path / "run/adapter")}
     on = config(tmp_path, model__scan=True, output_dir=str(tmp_path / "on"), **places, **short)
     begun, kept = setup.prepare(on), adapter.load(tmp_path / "run/adapter")
-    found = {"deltas": begun.trained["deltas"], "supports": begun.supports}
+    start = {"deltas": begun.trained["deltas"], "supports": begun.supports}
     expected = {"deltas": kept.deltas, "supports": kept.supports}
-    jax.tree.map(np.testing.assert_array_equal, stacks.unstack(found), expected)
+    jax.tree.map(np.testing.assert_array_equal, stacks.unstack(start), expected)
 
 
-def test_it_learns(tmp_path):
-    """To say three words again, the last first."""
+def test_training_lowers_the_loss_and_raises_rouge(tmp_path):
+    """The task: repeat three words in reverse order."""
     chosen = config(tmp_path, train__full=True, delta__rank=0, delta__nonzeros=0, prune__kind="none", train__epochs=25)
     results = loop.run(chosen, say=lambda text: None)
     assert results["final"]["loss"] < results["before"]["loss"] / 2
@@ -98,13 +98,13 @@ def test_it_learns(tmp_path):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """The setups of one run, with a text a row and packed."""
+    """Two setups of one run: one text per row, and packed rows."""
     folder = tmp_path_factory.mktemp("packed")
     return [setup.prepare(config(folder, data__packing=packing, data__max_length=30)) for packing in (False, True)]
 
 
 def loss_and_gradient(made, batch):
-    """Of the mean over the tokens of responses, with respect to updates that are not 0."""
+    """The mean loss over response tokens, and its gradient with respect to updates that are not 0."""
     frozen = step.Frozen(made.params, made.supports, {})
     moved = jax.tree.map(lambda leaf: leaf + 0.1, made.trained["deltas"])
 
@@ -127,16 +127,16 @@ def loss_and_gradient(made, batch):
     ],
 )
 def test_packed_and_unpacked_texts_have_equal_losses_and_gradients(tmp_path, family):
-    """The whole training set as one batch: many rows of one text, or few rows of several."""
+    """The complete training set is one batch: many rows of one text, or few rows of several texts."""
     base(tmp_path, family)
-    found = []
+    results = []
     for packing in (False, True):
         made = setup.prepare(config(tmp_path, data__packing=packing, data__max_length=30, train__dropout=0.0))
         data, size = made.data.train, made.data.train.size
         batch = Batches(data, size, 1.0, 0, made.data.edges)[0]
         assert (batch["attention_mask"].max() > 1) == packing
-        found.append((size, batch["weights"].sum(), *loss_and_gradient(made, batch)))
-    (rows, tokens, single, gradient), (fewer, same, packed, other) = found
+        results.append((size, batch["weights"].sum(), *loss_and_gradient(made, batch)))
+    (rows, tokens, single, gradient), (fewer, same, packed, other) = results
     assert fewer <= rows / 2
     assert same == tokens
     assert float(packed) == pytest.approx(float(single), rel=1e-5)
@@ -147,16 +147,16 @@ def test_packed_and_unpacked_texts_have_equal_losses_and_gradients(tmp_path, fam
     "family", ["llama", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("qwen3", "gpt2"))]
 )
 def test_training_in_bfloat16_is_close(tmp_path, family):
-    """Weights and products of 8 bits: a relative error of 2 ** -8 each, a few dozen of them on the way."""
+    """bfloat16 has a relative rounding error of 2 ** -8 per operation, over a few dozen operations."""
     base(tmp_path, family)
-    found = []
+    results = []
     for dtype in ("float32", "bfloat16"):
         made = setup.prepare(config(tmp_path, model__dtype=dtype, model__param_dtype=dtype, train__dropout=0.0))
         batch = Batches(made.data.train, made.data.train.size, 1.0, 0, made.data.edges)[0]
         loss, gradient = loss_and_gradient(made, batch)
-        found.append((float(loss), np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)])))
-        assert found[-1][1].dtype == np.float32
-    (loss, gradient), (rough, other) = found
+        results.append((float(loss), np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)])))
+        assert results[-1][1].dtype == np.float32
+    (loss, gradient), (rough, other) = results
     assert rough == pytest.approx(loss, rel=8 * 2**-8)
     assert np.linalg.norm(other - gradient) < 32 * 2**-8 * np.linalg.norm(gradient)
 
@@ -170,24 +170,24 @@ def test_packed_and_unpacked_dev_sets_have_equal_scores(prepared):
     assert scores[1] == pytest.approx(scores[0], rel=1e-5)
 
 
-def test_the_exercise_of_a_dev_set(prepared):
-    """Each prompt once, with all its references, as the files have them."""
+def test_references_have_every_prompt_once(prepared):
+    """Each prompt of the dev set once, with all its references."""
     for made in prepared:
-        exercise = made.data.exercise
-        assert exercise is not None
-        assert len(exercise.prompts) == len({tuple(prompt) for prompt in exercise.prompts})
-        assert sum(map(len, exercise.references)) == 12
-        ids = made.data.exercise.tokenizer.decode(exercise.prompts[0], skip_special_tokens=True).split()
-        assert exercise.references[0] == [" ".join(ids[::-1]), ids[-1]]
+        references = made.data.references
+        assert references is not None
+        assert len(references.prompts) == len({tuple(prompt) for prompt in references.prompts})
+        assert sum(map(len, references.texts)) == 12
+        ids = made.data.references.tokenizer.decode(references.prompts[0], skip_special_tokens=True).split()
+        assert references.texts[0] == [" ".join(ids[::-1]), ids[-1]]
 
 
 class Death(Exception):
-    """Stands for whatever ends a process."""
+    """The death of a process."""
 
 
 @pytest.mark.slow
-def test_a_run_that_died_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
-    """Packed rows, and texts scored at the ends of stages: the same figures as of a run that was left alone."""
+def test_killed_run_resumes_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
+    """With packed rows and generated texts: the figures are those of an uninterrupted run."""
     base(tmp_path)
     options = {"data__packing": True, "data__max_length": 30, "train__batch_size": 2, "train__checkpoint_every": 1}
     options |= {"train__epochs": 1.0, "train__eval_every": 2}
@@ -207,8 +207,8 @@ def test_a_run_that_died_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
     assert runs.figures(tmp_path / "again") == runs.figures(tmp_path / "run")
 
 
-def test_statistics_and_a_program_of_a_run(tmp_path):
-    """A Gram matrix of every kernel, each token of the training set once; a program of logits for every word."""
+def test_statistics_and_stablehlo_of_a_decoder_run(tmp_path):
+    """Gram matrices of every kernel, and a program that returns the logits of every word."""
     options = {"prune__kind": "none", "generate__new_tokens": 0, "data__packing": True, "data__max_length": 30}
     results = loop.run(config(tmp_path, **options), say=lambda text: None)
     assert list(results["final"]) == ["loss", "perplexity"]
@@ -216,14 +216,14 @@ def test_statistics_and_a_program_of_a_run(tmp_path):
     arrays, about = statistics.collect(run, "gram", examples=8)
     assert about == {"kind": "gram", "examples": "8", "task": "tiny"}
     assert arrays["model.layers.1.mlp.down_proj.weight"].shape == (40, 40)
-    with pytest.raises(InputError, match="a language model has as many classes as words .*: use --kind gram"):
+    with pytest.raises(InputError, match="the classes of a language model are its vocabulary.*: use --kind gram"):
         statistics.collect(run, "fisher", examples=0)
     export_run.export(run, tmp_path / "program", form="stablehlo")
     said = json.loads((tmp_path / "program" / "signature.json").read_text())["output"]
     assert said == {
         "dtype": "float32",
         "shape": ["batch", "length", 37],
-        "what": "logits of the word that follows each",
+        "what": "logits of the next token",
     }
 
 
@@ -236,7 +236,7 @@ BAD = {
     "an empty completion": (
         {"prompt": "cat", "completion": ""},
         {},
-        "train.jsonl:25: what is to follow the prompt is empty",
+        "train.jsonl:25: the completion is empty",
     ),
     "a line that is not JSON": ("{'prompt'", {}, "train.jsonl:25: not JSON: "),
     "a chat without a template": (
@@ -247,21 +247,25 @@ BAD = {
     "no room to write": (
         None,
         {"generate__new_tokens": 31},
-        "generate.new_tokens is 31; a prompt of 5 tokens and so many",
+        "generate.new_tokens is 31; with a prompt of 5 tokens this is more than the model's 32 positions",
     ),
     "longer than the positions": (None, {"data__max_length": 33}, "data.max_length is 33; "),
-    "nothing to train": (None, {"delta__rank": 0, "delta__nonzeros": 0, "prune__score": "W"}, "nothing is trained: "),
+    "nothing to train": (
+        None,
+        {"delta__rank": 0, "delta__nonzeros": 0, "prune__score": "W"},
+        "no parameter is trained: ",
+    ),
     "a source without prompts": (
         None,
         {"data__source": "toy"},
-        "data.source is 'toy'; expected for causal-lm one of csv",
+        "data.source is 'toy'; expected one of csv",
     ),
     "packing for a classifier": (
         None,
         {"model__task": "sequence-classification", "data__packing": True},
         "data.packing is",
     ),
-    "a new head of what has none": (None, {"model__new_head": True}, "model.new_head is True; expected false"),
+    "a new head of a decoder": (None, {"model__new_head": True}, "model.new_head is True; expected false"),
     "no such search": (None, {"generate__beams": 0}, "generate.beams is 0; expected 1 or more"),
 }
 
@@ -270,7 +274,7 @@ BAD = {
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, name):
     line, options, message = BAD[name]
     base(tmp_path)
-    arguments = runs.arguments(tmp_path, **runs.writing(tmp_path, **options))
+    arguments = runs.arguments(tmp_path, **runs.causal_lm(tmp_path, **options))
     if line:
         with (tmp_path / "prompts" / "train.jsonl").open("a") as file:
             file.write(line if isinstance(line, str) else json.dumps(line))

@@ -1,4 +1,4 @@
-"""Whole runs on a tiny checkpoint of each architecture."""
+"""Complete runs on a tiny checkpoint of each architecture."""
 
 import jax
 import numpy as np
@@ -9,7 +9,7 @@ import runs
 from dsee_jax.ckpt import adapter, hf
 from dsee_jax.errors import InputError
 from dsee_jax.export import run as export_run
-from dsee_jax.train import reopen
+from dsee_jax.train import finished_run
 from runs import run, zeros
 
 TWO_STEPS = {"data__examples": 16, "train__epochs": 1, "train__retune_epochs": 1}
@@ -23,27 +23,27 @@ TWO_STEPS = {"data__examples": 16, "train__epochs": 1, "train__retune_epochs": 1
         pytest.param("xlm-roberta", marks=pytest.mark.exhaustive),
     ],
 )
-def test_other_encoders(tmp_path, family):
-    """Two steps a stage, unstructured and then structured, from the checkpoint to the export and back."""
+def test_run_of_every_encoder(tmp_path, family):
+    """Two steps per stage, unstructured and then structured pruning, from the checkpoint to the export and back."""
     common = TWO_STEPS | {"family": family, "delta__targets": [r"encoder/.*/kernel"]}
     results, out = run(tmp_path, **common)
     assert [stage.get("steps") for stage in results["stages"]] == [2, None, 2]
     assert results["weight_sparsity"] == 0.5
-    assert reopen.evaluate(out) == pytest.approx(results["final"], rel=1e-5)
+    assert finished_run.evaluate(out) == pytest.approx(results["final"], rel=1e-5)
     for values in zeros(out, adapter.load(out / "adapter").masks).values():
         assert not values.any()
     cut = {"prune__kind": "structured", "prune__heads": 1, "prune__neurons": 0.4, "output_dir": str(tmp_path / "cut")}
     results, out = run(tmp_path, **common, **cut)
     assert results["kept"] == {"heads": [2], "neurons": [24]}
-    assert reopen.evaluate(out) == pytest.approx(results["final"], rel=1e-5)
+    assert finished_run.evaluate(out) == pytest.approx(results["final"], rel=1e-5)
     export_run.export(out, tmp_path / "dense")
     model, params = hf.load_pretrained(tmp_path / "dense")
     assert model.config.widths == {"heads": (3,), "neurons": (40,)}
     assert results["backbone_parameters"] + results["head_parameters"] == sum(x.size for x in jax.tree.leaves(params))
 
 
-def test_examples_longer_than_the_positions(tmp_path):
-    """Of 32 the first is the padding's."""
+def test_max_length_beyond_the_positions_is_refused(tmp_path):
+    """The first of RoBERTa's 32 positions is the padding's."""
     with pytest.raises(InputError, match=r"data.max_length is 32; .* has 31 positions: use fewer"):
         run(tmp_path, family="roberta", data__max_length=32)
     assert not (tmp_path / "run").exists()
@@ -58,8 +58,8 @@ def test_examples_longer_than_the_positions(tmp_path):
         *(pytest.param(family, "structured", marks=pytest.mark.exhaustive) for family in ("mistral", "qwen2")),
     ],
 )
-def test_every_decoder(tmp_path, family, kind):
-    """Two steps a stage, with a tokenizer that has no token for padding; where keys are shared a unit of heads is a group."""
+def test_run_of_every_decoder(tmp_path, family, kind):
+    """Two steps per stage, a tokenizer without a padding token; where query heads share keys, a head is a group of them."""
     depth = "n_layer" if family == "gpt2" else "num_hidden_layers"
     decoders.write(tmp_path / "base", **decoders.VARIANTS[family] | {depth: 1})
     runs.table(tmp_path / "data", words=(3, 5))
@@ -75,7 +75,7 @@ def test_every_decoder(tmp_path, family, kind):
     assert results["kept"] == {"heads": [heads], "neurons": [neurons]}
     if kind == "unstructured":
         assert results["weight_sparsity"] == pytest.approx(0.5, abs=1e-4)
-    assert reopen.evaluate(out) == pytest.approx(results["final"], rel=1e-5)
+    assert finished_run.evaluate(out) == pytest.approx(results["final"], rel=1e-5)
     export_run.export(out, tmp_path / "whole")
     whole, params = hf.load_pretrained(tmp_path / "whole")
     assert whole.config == whole.config.with_widths()

@@ -1,4 +1,4 @@
-"""Whole runs on a tiny checkpoint: the files they leave, what is in them, and how a run goes on from another."""
+"""Complete runs on a tiny checkpoint: their files and figures, and runs that start from another run."""
 
 import json
 
@@ -21,13 +21,13 @@ KERNELS = ("attention/query", "attention/key", "attention/value", "attention/out
 
 @pytest.fixture(scope="module")
 def dsee(finished_run):
-    """One finished run of every stage: ``(folder, results)``; its files are in ``folder / "run"``."""
+    """A finished run of every stage as ``(folder, results)``; the files of the run are in ``folder / "run"``."""
     folder = finished_run("dsee")
     return folder, json.loads((folder / "run" / folders.METRICS).read_text())
 
 
 @pytest.mark.smoke
-def test_the_files_of_a_run(dsee):
+def test_run_writes_its_files(dsee):
     folder, results = dsee
     out = folder / "run"
     assert {path.name for path in out.iterdir()} == {
@@ -48,8 +48,8 @@ def test_the_files_of_a_run(dsee):
 
 
 @pytest.mark.smoke
-def test_the_figures_of_a_run(dsee):
-    """Counted by hand: width 24, 40 neurons, one layer; query and value have A, B of rank 2 and 5 values each."""
+def test_figures_match_hand_counts(dsee):
+    """The counts are those of width 24, 40 neurons, one layer, and A, B of rank 2 and 5 values each on query and value."""
     folder, results = dsee
     kernels, trained = 4 * 24 * 24 + 2 * 24 * 40, 2 * (2 * (24 + 24) + 5)
     head = 24 * 24 + 24 + 24 * 2 + 2
@@ -65,8 +65,8 @@ def test_the_figures_of_a_run(dsee):
     assert results["model_bytes"] == sum(path.stat().st_size for path in files)
 
 
-def test_pruned_weights_are_exactly_zero_and_the_others_untouched(dsee):
-    """Bit for bit: no -0.0, nothing near zero; the kept ones and all that is not trained are the pretrained ones."""
+def test_pruned_weights_are_zero_and_the_others_unchanged(dsee):
+    """Bit for bit: pruned weights are 0.0, not -0.0; kept weights and all other untrained weights are pretrained values."""
     folder, _ = dsee
     masks = adapter.load(folder / "run" / "adapter").masks
     assert set(tree.flatten(masks)) == {f"encoder/layer_0/{name}/kernel" for name in KERNELS}
@@ -79,11 +79,11 @@ def test_pruned_weights_are_exactly_zero_and_the_others_untouched(dsee):
         np.testing.assert_array_equal(after[name][kept], array[kept])
 
 
-def test_the_log_of_a_run(dsee):
+def test_log_has_every_evaluation_once(dsee):
     records = files.read(dsee[0] / "run" / "metrics.jsonl")
-    seen = [(r["stage"], r["step"], "metrics" in r) for r in records]
-    assert len(set(seen)) == len(seen)
-    assert [(stage, step) for stage, step, scored in seen if scored] == [
+    marks = [(r["stage"], r["step"], "metrics" in r) for r in records]
+    assert len(set(marks)) == len(marks)
+    assert [(stage, step) for stage, step, scored in marks if scored] == [
         *(("before", 0), ("tune", 5), ("tune", 10), ("prune", 0), ("retune", 5), ("retune", 10))
     ]
     for record in records:
@@ -91,17 +91,17 @@ def test_the_log_of_a_run(dsee):
             assert set(record) == {"stage", "step", "loss", "learning_rate", "tokens_per_second"}
 
 
-def test_a_finished_run_is_not_redone(dsee):
+def test_finished_run_is_not_repeated(dsee):
     folder, results = dsee
-    files = {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*") if path.is_file()}
-    said = []
-    assert loop.run(runs.config(folder), say=said.append) == results
-    assert "finished" in said[0]
-    assert {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*") if path.is_file()} == files
+    times = {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*") if path.is_file()}
+    lines = []
+    assert loop.run(runs.config(folder), say=lines.append) == results
+    assert "finished" in lines[0]
+    assert {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*") if path.is_file()} == times
 
 
-def test_a_seed_decides_the_result(dsee, tmp_path):
-    """The same seed gives the same figures twice; another seed gives other ones."""
+def test_seed_determines_the_result(dsee, tmp_path):
+    """Two runs with one seed have the same figures and files; another seed gives other figures."""
     folder, _ = dsee
     _, second = run(folder, output_dir=str(tmp_path / "again"))
     run(folder, output_dir=str(tmp_path / "other"), train__seed=1)
@@ -115,8 +115,8 @@ def test_a_seed_decides_the_result(dsee, tmp_path):
 
 
 @pytest.mark.smoke
-def test_lora(finished_run):
-    """No sparse part, no pruning: one stage, no masks, the pretrained weights as they were."""
+def test_lora_keeps_the_pretrained_weights(finished_run):
+    """LoRA has no sparse values and no pruning: one stage, no masks, the pretrained weights in the model."""
     folder = finished_run("lora")
     out = folder / "run"
     results = json.loads((out / folders.METRICS).read_text())
@@ -124,16 +124,16 @@ def test_lora(finished_run):
     assert results["weight_sparsity"] == 0
     assert results["trainable_parameters"] == 2 * 2 * 48
     assert results["flops_ratio"] > 1
-    kept = adapter.load(out / "adapter")
-    assert (kept.masks, kept.supports) == ({}, {})
+    updates = adapter.load(out / "adapter")
+    assert (updates.masks, updates.supports) == ({}, {})
     before, after = (load_file(folder / "model.safetensors") for folder in (folder / "base", out / "model"))
     for name, array in before.items():
         np.testing.assert_array_equal(after[name], array)
 
 
 @pytest.mark.smoke
-def test_full_fine_tuning_keeps_what_is_pruned_at_zero(tmp_path):
-    """Every weight moves, and the pruned ones stay exactly 0 through the steps of re-tuning; there is no adapter."""
+def test_full_fine_tuning_keeps_pruned_weights_at_zero(tmp_path):
+    """Every kept weight changes, pruned weights stay exactly 0 during re-tuning, and the run writes no adapter."""
     results, out = run(
         tmp_path, delta__rank=0, delta__nonzeros=0, train__full=True, train__learning_rate=1e-3, train__epochs=1
     )
@@ -144,8 +144,8 @@ def test_full_fine_tuning_keeps_what_is_pruned_at_zero(tmp_path):
     before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "base", out / "model"))
     for name, array in before.items():
         assert not np.array_equal(after[name], array)
-        gone = after[name] == 0
-        assert not after[name][gone].view(np.uint32).any()
+        pruned = after[name] == 0
+        assert not after[name][pruned].view(np.uint32).any()
     with checkpoints.opened(out / "checkpoints") as store:
         _, masks = checkpoints.latest(store)
     assert len(tree.flatten(masks)) == len(KERNELS)
@@ -154,7 +154,7 @@ def test_full_fine_tuning_keeps_what_is_pruned_at_zero(tmp_path):
         assert not values.view(np.uint32).any()
 
 
-def test_regression(tmp_path):
+def test_regression_run_has_the_regression_metrics(tmp_path):
     runs.table(tmp_path / "numbers", regression=True)
     results, out = run(
         tmp_path, data__dir=str(tmp_path / "numbers"), data__regression=True, train__epochs=1, train__retune_epochs=1
@@ -164,8 +164,8 @@ def test_regression(tmp_path):
     assert json.loads((out / "model" / "config.json").read_text())["id2label"] == {"0": "LABEL_0"}
 
 
-def test_on_from_a_model_of_another_task(tmp_path):
-    """A regression tuned in full, and on from what it left a task of two labels, which reads all but the classifier."""
+def test_new_head_starts_from_a_model_of_another_task(tmp_path):
+    """A task of two labels starts from the model of a regression and takes all of its weights but the classifier."""
     runs.settings(tmp_path)
     table = runs.table(tmp_path / "scores", regression=True)
     full = {"delta__rank": 0, "delta__nonzeros": 0, "train__full": True, "prune__kind": "none", "train__epochs": 0.2}
@@ -181,14 +181,14 @@ def test_on_from_a_model_of_another_task(tmp_path):
     config = json.loads((tmp_path / "run/model/config.json").read_text())
     assert list(config["id2label"].values()) == ["no", "yes"]
     _, second = hf.load_pretrained(tmp_path / "run/model")
-    # What DSEE does not train is the first run's; half of the kernels of the encoder is pruned.
+    # DSEE trains no encoder weights; half of the kernel entries are pruned.
     np.testing.assert_array_equal(second["embeddings"]["word"]["embedding"], first["embeddings"]["word"]["embedding"])
     before, after = (tree.get(one, "encoder/layer_0/attention/query/kernel") for one in (first, second))
     np.testing.assert_array_equal(after, np.where(np.asarray(after) != 0, before, 0))
 
 
-def test_on_from_the_updates_of_a_run(dsee, tmp_path):
-    """It begins where that run ended, and what that one pruned stays zero."""
+def test_run_starts_from_the_adapter_of_another_run(dsee, tmp_path):
+    """The second run starts with the final metrics of the first run, and the weights that the first run pruned stay zero."""
     folder, first = dsee
     on = {
         "model__path": str(folder / "run/model"),
@@ -205,20 +205,20 @@ def test_on_from_the_updates_of_a_run(dsee, tmp_path):
     for path, mask in tree.flatten(before.masks).items():
         np.testing.assert_array_equal(tree.get(after.masks, path), mask)
     jax.tree.map(np.testing.assert_array_equal, after.supports, before.supports)
-    moved = jax.tree.map(lambda x, y: np.abs(x - y).max() > 0, before.deltas, after.deltas)
-    assert all(jax.tree.leaves(moved))
+    changed = jax.tree.map(lambda x, y: np.abs(x - y).max() > 0, before.deltas, after.deltas)
+    assert all(jax.tree.leaves(changed))
 
-    for other, message in {
-        "delta__rank=3": r"query/kernel/a' is \(24, 2\) there and \(24, 3\) by this config: set delta.targets, rank",
-        "delta__nonzeros=0": r"query/kernel/values' is \(5,\) there and not by this config",
-        "delta__targets=['.*/query/kernel']": "value/kernel/a' is .* there and not by this config",
-        "delta__alpha=4": "scale is 16.0 there and 2.0 by this config: set it as it was",
-        "delta__scale_sparse=false": "scale_sparse is True there and False by this config",
+    for override, message in {
+        "delta__rank=3": r"query/kernel/a' has the shape \(24, 2\) in the adapter and \(24, 3\) by this config: set",
+        "delta__nonzeros=0": r"query/kernel/values' has the shape \(5,\) in the adapter and none by this config",
+        "delta__targets=['.*/query/kernel']": "value/kernel/a' has the shape .* in the adapter and none by this config",
+        "delta__alpha=4": "scale is 16.0 in the adapter and 2.0 by this config: set it as in its run",
+        "delta__scale_sparse=false": "scale_sparse is True in the adapter and False by this config",
     }.items():
-        key, _, value = other.partition("=")
-        changed = on | {key: yaml.safe_load(value), "output_dir": str(tmp_path / "bad")}
+        key, _, value = override.partition("=")
+        options = on | {key: yaml.safe_load(value), "output_dir": str(tmp_path / "bad")}
         with pytest.raises(InputError, match=message):
-            run(folder, **changed)
+            run(folder, **options)
     with pytest.raises(InputError, match="nowhere/adapter_config.json: missing"):
         run(folder, **on | {"delta__start": str(folder / "nowhere"), "output_dir": str(tmp_path / "bad")})
     assert not (tmp_path / "bad").exists()

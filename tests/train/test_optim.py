@@ -1,4 +1,4 @@
-"""The optimiser: the schedule's corners, and which leaves decay."""
+"""The optimiser: schedules, weight decay, clipping, and parity with optax."""
 
 import jax
 import jax.numpy as jnp
@@ -10,19 +10,19 @@ from dsee_jax.config import TrainConfig
 from dsee_jax.train import optim
 
 
-def test_schedule_goes_up_then_down_to_zero():
+def test_rate_rises_and_falls_to_zero():
     rate = optim.schedule(1.0, 20, 0.1)
     np.testing.assert_allclose([rate(s) for s in (0, 1, 2, 11, 20)], [0, 0.5, 1, 0.5, 0], atol=1e-6)
 
 
-def test_without_warmup_it_starts_at_the_peak():
+def test_rate_without_warmup_starts_at_the_peak():
     assert float(optim.schedule(1.0, 10, 0.0)(0)) == 1.0
 
 
-def test_a_search_goes_up_and_no_further_down():
-    rate = optim.warmed(1.0, 20, 0.1)
+def test_rate_of_a_search_rises_and_stays():
+    rate = optim.warmup_constant(1.0, 20, 0.1)
     np.testing.assert_allclose([float(rate(step)) for step in (0, 1, 2, 11, 20)], [0, 0.5, 1, 1, 1])
-    assert float(optim.warmed(1.0, 4, 0.1)(0)) == 1.0
+    assert float(optim.warmup_constant(1.0, 4, 0.1)(0)) == 1.0
 
 
 def test_only_matrices_decay():
@@ -37,7 +37,7 @@ def test_only_matrices_decay():
 
 
 @pytest.mark.parametrize("clip", [0.0, 1.0])
-def test_clipping_bounds_the_gradient_that_adam_sees(clip):
+def test_clipping_bounds_the_gradient_of_adam(clip):
     tree = {"x": {"kernel": jnp.zeros(4)}}
     optimizer = optim.adamw(TrainConfig(clip=clip))
     _, state = optimizer.update({"x": {"kernel": jnp.full(4, 10.0)}}, optimizer.init(tree), tree)
@@ -45,8 +45,8 @@ def test_clipping_bounds_the_gradient_that_adam_sees(clip):
     assert float(jnp.linalg.norm(adam.mu["x"]["kernel"])) == pytest.approx(0.1 * (1.0 if clip else 20.0), rel=1e-5)
 
 
-def test_equals_optax_adamw():
-    """The same numbers as the library's own, with the rate as an argument."""
+def test_adamw_equals_optax():
+    """The rate is applied by the caller."""
     tree = {"x": {"kernel": jnp.array([1.0, -2.0])}, "y": {"bias": jnp.array([3.0])}}
     gradient = jax.tree.map(lambda w: 0.1 * w + 1, tree)
     ours, theirs = optim.adamw(TrainConfig(clip=0.0)), optax.adamw(0.01, weight_decay=0.01, mask=optim.decay_mask)

@@ -1,4 +1,4 @@
-"""Whole runs on a tiny checkpoint that prune: N:M, structured, EarlyBERT, gradual schedules."""
+"""Complete runs with pruning on a tiny checkpoint: N:M, structured, EarlyBERT, gradual schedules."""
 
 import itertools
 import json
@@ -16,7 +16,7 @@ from runs import run
 
 
 @pytest.mark.smoke
-def test_n_m(tmp_path):
+def test_run_with_n_m_masks(tmp_path):
     results, out = run(tmp_path, prune__kind="nm", train__epochs=0.2, train__retune_epochs=0.2)
     assert results["weight_sparsity"] == 0.5
     for mask in tree.flatten(adapter.load(out / "adapter").masks).values():
@@ -24,8 +24,8 @@ def test_n_m(tmp_path):
 
 
 @pytest.mark.smoke
-def test_structured(tmp_path):
-    """One of three heads and 16 of 40 neurons go: every array is smaller, and the figures say so."""
+def test_run_with_structured_pruning(tmp_path):
+    """One of three heads and 16 of 40 neurons are pruned: arrays and figures are smaller."""
     results, out = run(tmp_path, prune__kind="structured", prune__heads=1, prune__neurons=0.4, train__epochs=1)
     kernels, left = 4 * 24 * 24 + 2 * 24 * 40, 4 * 24 * 16 + 2 * 24 * 24
     assert results["kept"] == {"heads": [2], "neurons": [24]}
@@ -34,10 +34,10 @@ def test_structured(tmp_path):
     assert kept.masks == {}
     assert kept.config["kept"] == results["kept"]
     factors = sum(leaf.size for leaf in tree.flatten(kept.deltas).values())
-    # Query and value are 24 x 16 now; a value whose column went is gone.
+    # Query and value are 24 x 16; sparse values of removed columns are removed.
     assert 2 * 2 * (24 + 16) <= factors <= 2 * (2 * (24 + 16) + 5)
     assert results["flops_per_token"] == {"dense": 2 * kernels, "final": 2 * (left + factors)}
-    # Scores and mixing: 16 entries of every head that is left, with each of 16 positions.
+    # Attention: 16 entries of the kept heads, with each of 16 positions, for scores and for mixing.
     assert results["flops_per_example"] == {
         "length": 16,
         "dense": 2 * 16 * (kernels + 2 * 16 * 24),
@@ -55,8 +55,8 @@ def test_structured(tmp_path):
 
 
 @pytest.mark.smoke
-def test_earlybert(tmp_path):
-    """Search, draw, rewind, tune: the model is smaller, and what the ticket keeps of it is what was pretrained."""
+def test_run_with_earlybert(tmp_path):
+    """Search, draw, rewind, tune: the smaller model has the pretrained values of the kept units."""
     results, out = run(
         tmp_path, prune__kind="earlybert", prune__heads=1, prune__neurons=0.4, prune__search=0.8, prune__check_every=2
     )
@@ -69,7 +69,7 @@ def test_earlybert(tmp_path):
     assert [record["step"] for record in checks] == [2, 4]
     assert checks[0]["distance"] == {}
     assert all(0 <= distance <= 1 for distance in checks[1]["distance"].values())
-    # Warmed up at step 0.4 of 4, and no further down.
+    # The warm-up ends at step 0.4 of 4; then the rate is constant.
     assert log[-2]["learning_rate"] == pytest.approx(1e-2)
     learned = np.asarray(checks[-1]["coefficients"]["heads"]["layer_0"])
     assert learned.shape == (3,)
@@ -83,8 +83,8 @@ def test_earlybert(tmp_path):
     np.testing.assert_array_equal(up(after), up(before)[:, kept["neurons"]["layer_0"]])
 
 
-def test_a_ticket_is_tuned_from_where_it_was_pretrained(tmp_path, monkeypatch):
-    """Full fine-tuning moved every weight in the search; tuning begins as if it had not been."""
+def test_ticket_is_tuned_from_pretrained_weights(tmp_path, monkeypatch):
+    """Full fine-tuning changes every weight in the search; tuning starts from the pretrained values."""
     begun = []
     tune = stages.STAGES["tune"]
 
@@ -97,15 +97,15 @@ def test_a_ticket_is_tuned_from_where_it_was_pretrained(tmp_path, monkeypatch):
         tmp_path, prune__kind="earlybert", prune__heads=1, prune__search=1, train__epochs=0.2,
         delta__rank=0, delta__nonzeros=0, train__full=True, train__learning_rate=1e-2,
     )  # fmt: skip
-    (found,) = begun
+    (start,) = begun
     _, before = hf.load_pretrained(tmp_path / "base")
     columns = np.repeat(kept_units.read(out / "model")["heads"]["layer_0"], 8)
     kernel = lambda params: np.asarray(params["encoder"]["layer_0"]["attention"]["query"]["kernel"])
-    np.testing.assert_array_equal(kernel(found), kernel(before)[:, columns])
+    np.testing.assert_array_equal(kernel(start), kernel(before)[:, columns])
 
 
-def test_a_search_ends_when_the_mask_is_at_rest(tmp_path):
-    """Every distance is below 1, so two checks after the first are enough; a large penalty pulls every coefficient down."""
+def test_search_ends_when_the_mask_is_stable(tmp_path):
+    """Every distance is less than 1, so two checks after the first end the search; the penalty lowers every coefficient."""
     results, out = run(
         tmp_path, prune__kind="earlybert", prune__neurons=0.4, prune__search=2, prune__check_every=1,
         prune__tolerance=1, prune__patience=2, prune__penalty=100, delta__rank=0, delta__nonzeros=0,
@@ -119,8 +119,8 @@ def test_a_search_ends_when_the_mask_is_at_rest(tmp_path):
 
 
 @pytest.mark.slow
-def test_full_fine_tuning_of_a_cut_model_and_on_from_it(tmp_path):
-    """Every weight moves on in smaller arrays; a run that starts from the compact checkpoint cuts it once more."""
+def test_full_fine_tuning_and_second_pruning_of_a_compact_model(tmp_path):
+    """Every weight of the smaller model is tuned; a run that starts from the compact checkpoint prunes it again."""
     cut = {"prune__kind": "structured", "prune__scope": "global", "train__epochs": 0.2, "train__retune_epochs": 0.2}
     full = {"delta__rank": 0, "delta__nonzeros": 0, "train__full": True, "train__learning_rate": 1e-3}
     results, out = run(tmp_path, prune__heads=3, prune__neurons=10, **cut, **full)
@@ -140,8 +140,8 @@ def test_full_fine_tuning_of_a_cut_model_and_on_from_it(tmp_path):
     assert emptied["kept"] == {"heads": [3], "neurons": [0]}
 
 
-def test_masks_of_a_gradual_schedule_only_shrink(tmp_path, monkeypatch):
-    """Cubic: drawn again in the re-tuning, each mask within the one before; the last has the whole sparsity."""
+def test_masks_of_a_cubic_schedule_only_shrink(tmp_path, monkeypatch):
+    """Masks are drawn again in the re-tuning, each within its predecessor; the last has the full sparsity."""
     drawn = []
     draw = pruning.draw
 
@@ -165,14 +165,14 @@ def test_masks_of_a_gradual_schedule_only_shrink(tmp_path, monkeypatch):
     sizes = [1 - sum(int(m.sum()) for m in masks.values()) / sum(m.size for m in masks.values()) for masks in drawn]
     np.testing.assert_allclose(sizes, [0.75 * (1 - (1 - t) ** 3) for t in (0.25, 0.5, 0.75, 1)], atol=2e-4)
     assert results["weight_sparsity"] == 0.75
-    # Until the last cut, at step 4 of 10, no evaluation may count as the best.
+    # No evaluation before the last pruning, at step 4 of 10, can be the best.
     assert results["stages"][-1]["best_step"] > 4
     assert tree.flatten(adapter.load(out / "adapter").masks).keys() == drawn[-1].keys()
 
 
 @pytest.mark.parametrize(("schedule", "epochs"), [("one_shot", 0), ("cubic", 0), ("cubic", 0.2)])
-def test_the_whole_sparsity_is_reached_however_short_the_retuning(tmp_path, schedule, epochs):
-    """No step, or one step, is too few for a schedule of ten updates: all is cut in the stage prune."""
+def test_short_retuning_reaches_the_full_sparsity(tmp_path, schedule, epochs):
+    """Without steps, or with one step, for ten updates the stage prune reaches the full sparsity."""
     results, _ = run(tmp_path, prune__schedule=schedule, train__epochs=0.2, train__retune_epochs=epochs)
     assert [stage["name"] for stage in results["stages"]] == ["tune", "prune", "retune"][: 3 if epochs else 2]
     assert results["weight_sparsity"] == 0.5

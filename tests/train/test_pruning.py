@@ -1,4 +1,4 @@
-"""When a run prunes, and what its steps read afterwards."""
+"""The pruning schedule of a run, and the calibration inputs of its scores."""
 
 import jax
 import numpy as np
@@ -17,35 +17,35 @@ def cubic(**options):
     return PruneConfig(schedule="cubic", **options)
 
 
-def test_one_shot_cuts_once():
+def test_one_shot_prunes_once():
     assert pruning.sparsities(PruneConfig(sparsity=0.7), 100) == {0: 0.7}
 
 
-def test_cubic_by_hand():
-    """1 - (1 - t)^3 at thirds of the way, on the steps 0 to 49 of 100 (half of the way to the last, 99)."""
-    found = pruning.sparsities(cubic(sparsity=0.54, schedule_updates=3), 100)
-    assert list(found) == [0, 25, 50]
-    assert list(found.values()) == pytest.approx([0.38, 0.52, 0.54])
+def test_cubic_literals():
+    """1 - (1 - t)^3 at three steps from 0 to 50 of 100, half of the way to the last step, 99."""
+    schedule = pruning.sparsities(cubic(sparsity=0.54, schedule_updates=3), 100)
+    assert list(schedule) == [0, 25, 50]
+    assert list(schedule.values()) == pytest.approx([0.38, 0.52, 0.54])
 
 
 @pytest.mark.parametrize("total", [0, 1, 2, 3, 7])
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 1.0])
-def test_all_is_cut_before_the_last_step(total, fraction):
-    found = pruning.sparsities(cubic(sparsity=0.5, schedule_fraction=fraction), total)
-    assert min(found) == 0
-    assert max(found) <= max(total - 1, 0)
-    assert found[max(found)] == 0.5
-    assert list(found.values()) == sorted(found.values())
+def test_schedule_reaches_the_sparsity_before_the_last_step(total, fraction):
+    schedule = pruning.sparsities(cubic(sparsity=0.5, schedule_fraction=fraction), total)
+    assert min(schedule) == 0
+    assert max(schedule) <= max(total - 1, 0)
+    assert schedule[max(schedule)] == 0.5
+    assert list(schedule.values()) == sorted(schedule.values())
 
 
-def test_wanda_reads_the_inputs_of_the_model_as_it_is(tmp_path):
-    """Against scores written out: |W| by the inputs of the tuned, masked weights on the first batches of training; exact."""
+def test_wanda_reads_the_inputs_of_the_current_model(tmp_path):
+    """Explicit scores: |W| times the input norms of the tuned, masked model on the first training batches; exact."""
     options = {"prune__score": "WANDA", "prune__scope": "tensor", "prune__calibration": 12}
     made = setup.prepare(runs.config(tmp_path, **options, delta__targets=["encoder/.*/kernel"]))
     moved = jax.tree.map(lambda leaf: leaf + 0.3, made.trained["deltas"])
     trained = made.trained | {"deltas": moved}
     before = pruning.draw(made, made.trained, {}, 0.25)
-    found = tree.flatten(pruning.draw(made, trained, before, 0.5))
+    drawn = tree.flatten(pruning.draw(made, trained, before, 0.5))
 
     weights = masks.apply(tree.join(tree.split(made.params, made.head)[1], trained["params"]), before)
     scale = {"scale": made.config.delta.scale, "scale_sparse": made.config.delta.scale_sparse}
@@ -55,7 +55,7 @@ def test_wanda_reads_the_inputs_of_the_model_as_it_is(tmp_path):
     )
     plain = calibration.sizes(made.model, made.params, [source[0], source[1]])
     differ = False
-    for path, kept in found.items():
+    for path, kept in drawn.items():
         old = np.asarray(tree.get(before, path))
 
         def lowest(sizes, path=path, old=old):
@@ -66,4 +66,4 @@ def test_wanda_reads_the_inputs_of_the_model_as_it_is(tmp_path):
         np.testing.assert_array_equal(kept, lowest(expected))
         assert not (np.asarray(kept) & ~old).any()
         differ |= (lowest(expected) != lowest(plain)).any()
-    assert differ, "the inputs of the pretrained model would have done as well"
+    assert differ, "the pretrained model has equal masks: the test proves nothing"

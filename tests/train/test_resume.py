@@ -1,4 +1,4 @@
-"""Runs that die and are started again: the figures are those of a run that was left alone, value for value."""
+"""Interrupted runs resume to the figures and files of an uninterrupted run, value for value."""
 
 import os
 import pathlib
@@ -27,29 +27,29 @@ DEATHS = {
     "dsee": [("tune", 8), ("prune", 0), ("retune", 8)],
     "earlybert": [("search", 4), ("search", 8), ("draw", 0), ("tune", 8)],
 }
-"""(stage, step) whose log line is the last thing that a run does, by the kind of its stages."""
+"""The (stage, step) of the log lines after which a run dies, by the kind of its stages."""
 EVERY = {"train__eval_every": 4, "train__checkpoint_every": 3, "train__epochs": 3}
 
 
-def same(found, expected):
-    """Equal figures, equal logs (speeds aside), no line twice."""
-    assert runs.figures(found) == runs.figures(expected)
-    logs = [files.read(run / loop.LOG) for run in (found, expected)]
+def assert_same(resumed, expected):
+    """Assert equal figures, equal logs without speeds, no repeated log line, and equal tensors in all files."""
+    assert runs.figures(resumed) == runs.figures(expected)
+    logs = [files.read(run / folders.LOG) for run in (resumed, expected)]
     for records in logs:
-        seen = [(record["stage"], record["step"], *record) for record in records]
-        assert len(set(seen)) == len(seen)
+        marks = [(record["stage"], record["step"], *record) for record in records]
+        assert len(set(marks)) == len(marks)
         for record in records:
             record.pop("tokens_per_second", None)
     assert logs[0] == logs[1]
     for name in ("model/model.safetensors", "adapter/adapter.safetensors", "adapter/masks.safetensors"):
-        assert (found / name).exists() == (expected / name).exists()
-        if (found / name).exists():
-            left, right = (load_file(run / name) for run in (found, expected))
+        assert (resumed / name).exists() == (expected / name).exists()
+        if (resumed / name).exists():
+            left, right = (load_file(run / name) for run in (resumed, expected))
             assert {key: array.tobytes() for key, array in left.items()} == {k: x.tobytes() for k, x in right.items()}
 
 
 class Death(Exception):
-    """Stands for whatever ends a process."""
+    """Simulates the end of a process."""
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ class Death(Exception):
         *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("structured", "full")),
     ],
 )
-def test_a_run_that_died_once_in_every_stage(tmp_path, monkeypatch, config):
-    """Between checkpoints, in mid-epoch, after the cut, and while the results are written."""
+def test_run_that_dies_in_every_stage_gives_the_same_result(tmp_path, monkeypatch, config):
+    """The run dies between checkpoints, within an epoch, after pruning, and while the results are written."""
     options = EVERY | CONFIGS[config]
     loop.run(runs.config(tmp_path, **options), say=lambda text: None)
     append = files.append
@@ -88,7 +88,7 @@ def test_a_run_that_died_once_in_every_stage(tmp_path, monkeypatch, config):
                 loop.run(again, say=lambda text: None)
         assert not (tmp_path / "again" / folders.METRICS).exists()
     loop.run(again, say=lambda text: None)
-    same(tmp_path / "again", tmp_path / "run")
+    assert_same(tmp_path / "again", tmp_path / "run")
 
 
 def start(arguments):
@@ -99,7 +99,7 @@ def start(arguments):
 
 
 def kill_when(arguments, condition):
-    """Start a run and SIGKILL it as soon as ``condition()`` holds; return whether it died of that."""
+    """Start a run, send SIGKILL as soon as ``condition()`` is true, and return whether the signal ended the run."""
     process = start(arguments)
     while process.poll() is None and not condition():
         time.sleep(0.001)
@@ -117,11 +117,11 @@ def kill_when(arguments, condition):
     ],
 )
 def test_sigterm_saves_the_step_and_stops(tmp_path, monkeypatch, config, stage):
-    """At a step that would not have been saved; the run goes on after it, to the same figures."""
+    """SIGTERM comes at a step without a checkpoint of its own; the run resumes after this step, to the same figures."""
     options = EVERY | {"train__checkpoint_every": 100} | CONFIGS[config]
     loop.run(runs.config(tmp_path, **options), say=lambda text: None)
     again = runs.config(tmp_path, output_dir=str(tmp_path / "again"), **options)
-    steps, count = [], trainer.count
+    steps, count = [], trainer.count_tokens
 
     def counting(batch):
         steps.append(batch)
@@ -130,12 +130,12 @@ def test_sigterm_saves_the_step_and_stops(tmp_path, monkeypatch, config, stage):
         return count(batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "count", counting)
+        patch.setattr(trainer, "count_tokens", counting)
         with pytest.raises(preemption.Preempted, match=rf"step 6 of 1[05] of stage {stage}"):
             loop.run(again, say=lambda text: None)
-    said = []
-    loop.run(again, say=said.append)
-    assert f"of stage {stage}" in str(said[0])
+    lines = []
+    loop.run(again, say=lines.append)
+    assert f"of stage {stage}" in str(lines[0])
     assert runs.figures(tmp_path / "again") == runs.figures(tmp_path / "run")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
@@ -147,17 +147,17 @@ def test_sigterm_saves_the_step_and_stops(tmp_path, monkeypatch, config, stage):
         for name in CONFIGS
     ],
 )
-def test_a_run_that_is_killed_in_every_stage(tmp_path, config):
-    """SIGKILL of the real command at a few instants of each stage; nobody gets to tidy up."""
+def test_run_killed_in_every_stage_gives_the_same_result(tmp_path, config):
+    """SIGKILL ends the command at a few instants of each stage, so that no cleanup code runs."""
     options = EVERY | CONFIGS[config]
     process = start(runs.arguments(tmp_path, **options))
-    _, said = process.communicate()
-    assert (process.returncode, said) == (0, b"")
+    _, errors = process.communicate()
+    assert (process.returncode, errors) == (0, b"")
     run = tmp_path / "again"
     command = runs.arguments(tmp_path, output_dir=str(run), **options)
 
     def logged(stage, count):
-        return lambda: sum(r["stage"] == stage for r in files.read(run / loop.LOG)) >= count
+        return lambda: sum(r["stage"] == stage for r in files.read(run / folders.LOG)) >= count
 
     stages = ("search", "draw", "tune") if config == "earlybert" else ("tune", "prune", "retune")
     instants = [
@@ -166,8 +166,8 @@ def test_a_run_that_is_killed_in_every_stage(tmp_path, config):
         lambda: (run / ".model.partial").exists() or (run / "model").exists(),
     ]
     killed = [kill_when(command, instant) for instant in instants]
-    assert all(killed[:-1])  # writing a tiny model may be over before the signal arrives
+    assert all(killed[:-1])  # a tiny model may be written before the last signal arrives
     process = start(command)
-    _, said = process.communicate()
-    assert (process.returncode, said) == (0, b"")
-    same(run, tmp_path / "run")
+    _, errors = process.communicate()
+    assert (process.returncode, errors) == (0, b"")
+    assert_same(run, tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Where arrays lie: the tables on abstract meshes, and whole steps and runs on eight simulated devices."""
+"""Shardings: the tables on abstract meshes, and complete steps and runs on eight simulated devices."""
 
 import json
 import os
@@ -38,26 +38,26 @@ def on_eight_devices(job, folder):
 
 def model(name="bert", **changes):
     fields = meshes.FAMILIES[name] | changes
-    module = models.find(fields["model_type"])
-    return module.Model(module.Config.from_hf(fields), "features")
+    architecture = models.find(fields["model_type"])
+    return architecture.model(architecture.config.from_hf(fields), "features")
 
 
-def test_a_mesh_of_what_there_is():
-    """On the one device of the tests."""
+def test_mesh_sizes_multiply_to_the_devices():
+    """The tests have one device."""
     assert dict(sharding.mesh(MeshConfig(-1, 1, 1), batch_size=3).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
     assert dict(sharding.mesh(MeshConfig(1, -1, 1), batch_size=3).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
     for sizes, message in (
         ((2, 1, 1), "the mesh data 2 x fsdp 1 x tensor 1 does not fit 1 devices: its sizes must multiply to 1"),
         ((-1, 1, 3), "the mesh data -1 x fsdp 1 x tensor 3 does not fit 1 devices"),
-        ((-1, -1, 1), "mesh.data and mesh.fsdp are -1; only one of them can take what is left"),
-        ((0, 1, 1), "mesh.data is 0; use a number of devices, or -1"),
+        ((-1, -1, 1), "mesh.data and mesh.fsdp are -1; only one axis can take the devices that are left"),
+        ((0, 1, 1), "mesh.data is 0; expected a number of devices, or -1"),
     ):
         with pytest.raises(InputError, match=message):
             sharding.mesh(MeshConfig(*sizes), batch_size=8)
 
 
 class Chip:
-    """A device of a TPU that says where it stands, as those of topologies do."""
+    """A TPU device with coordinates, like the devices of a topology."""
 
     platform, device_kind, core_on_chip, slice_index, process_index = "tpu", "TPU v5 lite", 0, 0, 0
 
@@ -68,8 +68,8 @@ class Chip:
 CHIPS = [Chip(4 * row + column, column, row) for row in range(4) for column in range(4)]
 
 
-def test_neighbours_on_a_mesh_axis_are_linked(caplog):
-    """Four by four chips as 2 x 8: an axis may take one dimension of the links and a part of the other."""
+def test_mesh_neighbours_are_physical_neighbours(caplog):
+    """4 x 4 chips as a mesh of 2 x 8: a mesh axis can extend along one dimension of the torus and part of the other."""
     laid = sharding.mesh(MeshConfig(2, 8, 1), batch_size=16, devices=CHIPS).devices[:, :, 0]
     halves = [{chip.coords for chip in row} for row in laid]
     assert halves == [{(x, y, 0) for x in range(4) for y in rows} for rows in ((0, 1), (2, 3))] or halves == [
@@ -81,7 +81,7 @@ def test_neighbours_on_a_mesh_axis_are_linked(caplog):
     assert not caplog.records
 
 
-def test_links_that_nobody_knows_are_said(monkeypatch, caplog):
+def test_unknown_links_are_a_warning(monkeypatch, caplog):
     def refuse(*args, **options):
         raise NotImplementedError
 
@@ -91,11 +91,11 @@ def test_links_that_nobody_knows_are_said(monkeypatch, caplog):
     assert "in their own order, not along their links" in caplog.text
 
 
-def test_where_params_lie():
-    """Width over fsdp, heads, neurons and words over tensor; vectors of the width are whole."""
+def test_shardings_of_params():
+    """Width over fsdp; heads, neurons and vocabulary over tensor; vectors of the width are replicated."""
     placed = sharding.placement(abstract(2, 4, 2), model())
     expected = {
-        "embeddings/word/embedding": P(None, "fsdp"),  # 37 words: no other than 1 divides them
+        "embeddings/word/embedding": P(None, "fsdp"),  # 37 words are prime
         "embeddings/position/embedding": P(None, "fsdp"),
         "embeddings/norm/scale": P(None),
         "encoder/layer_0/attention/query/kernel": P("fsdp", "tensor"),
@@ -112,16 +112,16 @@ def test_where_params_lie():
     assert {axis for spec in alone.specs.values() for axis in spec} == {None}
 
 
-def test_layers_of_a_stack_are_not_divided():
-    module = models.find("llama")
-    stacked = module.Model(module.Config.from_hf(meshes.FAMILIES["llama"]), scan=True)
+def test_layer_axis_of_a_stack_is_not_sharded():
+    architecture = models.find("llama")
+    stacked = architecture.model(architecture.config.from_hf(meshes.FAMILIES["llama"]), scan=True)
     placed = sharding.placement(abstract(1, 4, 2), stacked)
     assert placed.specs["decoder/layers/attention/value/kernel"] == P(None, "fsdp", "tensor")
     assert placed.specs["decoder/layers/attention_norm/scale"] == P(None, None)
 
 
-def test_where_everything_else_lies():
-    """Updates and moments as their kernels, masks as theirs, supports and values everywhere."""
+def test_shardings_of_updates_masks_and_moments():
+    """Updates, moments and masks are sharded like their kernels; supports and sparse values are replicated."""
     bert = model()
     placed = sharding.placement(abstract(2, 4, 2), bert)
     params = bert.init(jax.random.key(0), np.ones((1, 4), np.int32))["params"]
@@ -131,8 +131,8 @@ def test_where_everything_else_lies():
     state = step.State(np.zeros((), np.int32), trained, optimizer.init(trained))
     kernel = lambda tree: tree["encoder"]["layer_0"]["attention"]["query"]["kernel"]
     moment = next(part.mu for part in sharding.shardings(placed, state).optimizer if hasattr(part, "mu"))
-    for found in (sharding.shardings(placed, state).trained, moment):
-        assert {name: where.spec for name, where in kernel(found["deltas"]).items()} == {
+    for shardings in (sharding.shardings(placed, state).trained, moment):
+        assert {name: where.spec for name, where in kernel(shardings["deltas"]).items()} == {
             "a": P("fsdp", None),
             "b": P(None, "tensor"),
             "values": P(),
@@ -156,13 +156,13 @@ def test_where_everything_else_lies():
         ),
     ],
 )
-def test_what_does_not_divide(axes, name, changes, message):
+def test_indivisible_axis_is_named(axes, name, changes, message):
     with pytest.raises(InputError, match=message):
         sharding.placement(abstract(**axes), model(name, **changes))
 
 
-def test_what_was_cut_need_not_divide():
-    """Three heads are left of four: attention is whole on every device, the width still divided."""
+def test_indivisible_heads_of_a_pruned_model_are_replicated():
+    """Three of four heads are kept: attention is replicated over tensor, the width is sharded over fsdp."""
     cut = model()
     cut = cut.clone(config=cut.config.with_widths(heads=[3, 4]))
     placed = sharding.placement(abstract(1, 2, 2), cut)
@@ -177,33 +177,33 @@ SOME_AND_ALL = [
 
 
 @pytest.mark.parametrize("which", SOME_AND_ALL)
-def test_steps(tmp_path, which):
-    """Two steps of every architecture on every mesh are those of one device; of a kernel's size only heads are summed."""
-    for case, found in on_eight_devices(f"{which}steps", tmp_path).items():
-        assert found["losses"] < 1e-5, (case, found)
-        assert found["trained"] < 1e-4, (case, found)
-        assert found["reduced"] <= found["head"], (case, found)
+def test_steps_on_meshes_equal_one_device(tmp_path, which):
+    """Two steps of every architecture on every mesh; only gradients of the head are all-reduced at the size of a kernel."""
+    for case, figures in on_eight_devices(f"{which}steps", tmp_path).items():
+        assert figures["losses"] < 1e-5, (case, figures)
+        assert figures["trained"] < 1e-4, (case, figures)
+        assert figures["reduced"] <= figures["head"], (case, figures)
         divided = eval(case[case.index("(") :])
-        assert found["held"] <= 1 / divided[1], (case, found)
+        assert figures["held"] <= 1 / divided[1], (case, figures)
 
 
 @pytest.mark.slow
-def test_pruning(tmp_path):
-    """Masks of kernels divided over devices are those of whole ones, and no device sees a whole kernel."""
+def test_masks_of_sharded_kernels_equal_one_device(tmp_path):
+    """No device gathers a complete kernel."""
     assert on_eight_devices("pruning", tmp_path) == {"global": True, "tensor": True, "nm": True, "gathered": []}
 
 
 @pytest.mark.parametrize("which", SOME_AND_ALL)
-def test_runs(tmp_path, which):
-    """Tuned, pruned or cut, and tuned again over data 2 x fsdp 2 x tensor 2: the figures of one device."""
+def test_run_on_a_mesh_equals_one_device(tmp_path, which):
+    """Tuning, pruning and re-tuning over data 2 x fsdp 2 x tensor 2."""
     tiny.bert(tmp_path / "base", num_hidden_layers=1, head=False, **meshes.SIZES)
     runs.table(tmp_path / "data")
-    found = on_eight_devices(f"{which}runs", tmp_path)
-    for name in found:
+    results = on_eight_devices(f"{which}runs", tmp_path)
+    for name in results:
         config = runs.config(tmp_path, **meshes.RUNS[name], output_dir=str(tmp_path / f"{name} alone"))
         loop.run(config, say=lambda text: None)
         alone = runs.figures(tmp_path / f"{name} alone")
-        for here, there in zip(alone["stages"], found[name]["stages"], strict=True):
+        for here, there in zip(alone["stages"], results[name]["stages"], strict=True):
             assert there["metrics"] == pytest.approx(here["metrics"], rel=1e-4), name
         for key in ("weight_sparsity", "kept", "flops_per_token", "model_bytes"):
-            assert found[name][key] == alone[key], (name, key)
+            assert results[name][key] == alone[key], (name, key)

@@ -1,4 +1,4 @@
-"""One optimiser step: what it differentiates, what it leaves alone, and what must not change its result."""
+"""The optimiser step: its gradients, its constants, and its invariance to padding, order and micro-batches."""
 
 import functools
 
@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 
 
 def made(folder, *, full=False, dtype="float32"):
-    """``(model, state, frozen)``; the updates are moved off their start so that every part of them has a gradient."""
+    """``(model, state, frozen)``; the updates are perturbed, so that every part of them has a gradient."""
     model, params = hf.load_pretrained(folder, dtype=dtype)
     head = tree.select(["pooler/.*", "classifier/.*"], tree.flatten(params))
     deltas, supports = ({}, {}) if full else create.init(params, DELTA, key=KEY)
@@ -43,13 +43,13 @@ def made(folder, *, full=False, dtype="float32"):
 
 
 def batch(rows=8, **options):
-    found = tiny.batch(rows=rows, length=16, **options)
-    return found | {"labels": np.arange(rows, dtype=np.int32) % 2, "weights": np.ones(rows, np.float32)}
+    inputs = tiny.batch(rows=rows, length=16, **options)
+    return inputs | {"labels": np.arange(rows, dtype=np.int32) % 2, "weights": np.ones(rows, np.float32)}
 
 
 @functools.cache
 def program(model, parts):
-    """A compiled step; what is compiled quickly will do for arrays this small."""
+    """A compiled step, with few optimisations, which are enough for small arrays."""
     function = step.train_step(model, OPTIMIZER, DELTA, regression=False, parts=lambda _: parts)
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
@@ -59,27 +59,27 @@ def one_step(model, state, frozen, batch, parts=1):
 
 
 def summed(equation):
-    """How many terms each entry of a matrix product sums."""
+    """The number of terms in each entry of a matrix product."""
     (axes, _), _ = equation.params["dimension_numbers"]
     return int(np.prod([equation.invars[0].aval.shape[axis] for axis in axes]))
 
 
 def products(jaxpr):
-    """The shapes of the results of all matrix products of a jaxpr and of those within it, A @ B left out.
+    """The result shapes of all matrix products of a jaxpr and its inner jaxprs, except A @ B.
 
-    The forward pass may fold ``A @ B`` into a kernel; that sums over the rank, a gradient over rows or tokens.
+    The forward pass may fold ``A @ B`` into a kernel. That product sums over the rank; a gradient sums over rows or tokens.
     """
-    found = []
+    shapes = []
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general" and summed(equation) != DELTA.rank:
-            found += [variable.aval.shape for variable in equation.outvars]
+            shapes += [variable.aval.shape for variable in equation.outvars]
         for value in jax.tree.leaves(dict(equation.params)):
             inner = getattr(value, "jaxpr", value)
-            found += products(inner) if hasattr(inner, "eqns") else []
-    return found
+            shapes += products(inner) if hasattr(inner, "eqns") else []
+    return shapes
 
 
-def test_only_updates_and_head_are_moved_and_have_optimiser_state(folder):
+def test_only_updates_and_head_change_and_have_optimiser_state(folder):
     model, state, frozen = made(folder)
     paths = set(tree.flatten(state.trained))
     assert {path.split("/")[-2] for path in paths if path.startswith("params/")} == {"pooler", "classifier"}
@@ -96,16 +96,16 @@ def test_only_updates_and_head_are_moved_and_have_optimiser_state(folder):
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_no_gradient_of_a_frozen_kernel_is_formed(folder, full):
-    """Looked up in the program: width 24, 40 neurons; the only 24 x 24 product is the gradient of the pooler's kernel.
+def test_step_computes_no_gradient_of_a_frozen_kernel(folder, full):
+    """Width 24, 40 neurons: the only 24 x 24 product of the program is the gradient of the pooler's kernel.
 
-    Full fine-tuning shows that the search finds such products where they are.
+    Full fine-tuning shows that `products` detects such gradients.
     """
     model, state, frozen = made(folder, full=full)
     function = step.train_step(model, OPTIMIZER, DELTA, regression=False)
-    found = products(jax.make_jaxpr(function)(state, frozen, batch(), KEY, 1e-2).jaxpr)
-    wide = [shape for shape in found if shape in {(24, 40), (40, 24), (24, 72), (72, 24)}]
-    square = [shape for shape in found if shape == (24, 24)]
+    shapes = products(jax.make_jaxpr(function)(state, frozen, batch(), KEY, 1e-2).jaxpr)
+    wide = [shape for shape in shapes if shape in {(24, 40), (40, 24), (24, 72), (72, 24)}]
+    square = [shape for shape in shapes if shape == (24, 24)]
     if full:
         assert len(wide) >= 3
         assert len(square) >= 2
@@ -115,7 +115,7 @@ def test_no_gradient_of_a_frozen_kernel_is_formed(folder, full):
 
 
 def variants():
-    """Spellings of one batch of 8 rows."""
+    """Equivalent forms of one batch of 8 rows: ``(batch, micro-batches)``."""
     whole = batch()
     longer = {k: np.pad(x, ((0, 0), (0, 9))) if x.ndim == 2 else x for k, x in whole.items()}
     filled = {k: np.concatenate([x, x[:4]]) for k, x in whole.items()}
@@ -131,22 +131,22 @@ def variants():
 
 
 @pytest.mark.parametrize("name", variants())
-def test_the_spelling_of_a_batch_does_not_change_the_step(folder, name):
+def test_padding_order_and_parts_do_not_change_a_step(folder, name):
     model, state, frozen = made(folder)
     expected, expected_loss = one_step(model, state, frozen, batch())
     other, parts = variants()[name]
-    found, loss = one_step(model, state, frozen, other, parts)
+    state_after, loss = one_step(model, state, frozen, other, parts)
     assert float(loss) == pytest.approx(float(expected_loss), rel=1e-5)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), found.trained, expected.trained)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), state_after.trained, expected.trained)
 
 
 def test_pruned_weights_stay_exactly_zero(folder):
-    """Full fine-tuning with momentum and weight decay: bit for bit 0.0 after every step, the others move."""
+    """Full fine-tuning with momentum and weight decay: pruned weights are bitwise 0.0, the others change."""
     model, state, frozen = made(folder, full=True)
     before = tree.flatten(state.trained["params"])
     paths = tree.select(["encoder/.*/kernel"], before)
     masks = tree.unflatten({path: np.random.default_rng(0).random(before[path].shape) < 0.5 for path in paths})
-    # One dense step first: the moments of what is pruned then are not zero.
+    # After a dense step the moments of pruned weights are not zero.
     state, _ = one_step(model, state, frozen, batch())
     state = state._replace(trained=state.trained | {"params": mask_trees.apply(state.trained["params"], masks)})
     frozen = frozen._replace(masks=masks)
@@ -158,7 +158,7 @@ def test_pruned_weights_stay_exactly_zero(folder):
             assert np.all(values[mask] != np.asarray(before[path])[mask])
 
 
-def test_bfloat16_products_and_float32_weights(folder):
+def test_bfloat16_products_keep_float32_weights(folder):
     model, state, frozen = made(folder, dtype="bfloat16")
     after, loss = one_step(model, state, frozen, batch())
     _, expected = one_step(*made(folder), batch())
@@ -168,7 +168,7 @@ def test_bfloat16_products_and_float32_weights(folder):
 
 
 def searching(folder, **options):
-    """``(state, frozen, step, run)`` of a search whose update is the gradient; kernels are frozen, coefficients not 1."""
+    """``(state, frozen, step, run)`` of a search whose update is the gradient; coefficients differ from 1."""
     model, state, frozen = made(folder)
     cuts = models.cuts(model)
     noise = np.random.default_rng(1)
@@ -181,8 +181,8 @@ def searching(folder, **options):
     return state, frozen, function, lambda batch: quick(state, frozen, batch, KEY, 1.0)
 
 
-def test_the_penalty_pulls_coefficients_and_nothing_else(folder):
-    """It adds penalty * sign(c) to the gradient, and nothing to the loss that is returned; in parts as well as at once."""
+def test_penalty_changes_coefficients_only(folder):
+    """The gradient gains penalty * sign(c), the returned loss excludes the penalty; also with micro-batches."""
     state, _, _, run = searching(folder)
     free, loss = run(batch())
     for parts in (1, 4):
@@ -199,24 +199,24 @@ def test_the_penalty_pulls_coefficients_and_nothing_else(folder):
     assert all(jax.tree.leaves(moved))
 
 
-def test_a_search_forms_no_gradient_of_a_frozen_kernel(folder):
+def test_search_computes_no_gradient_of_a_frozen_kernel(folder):
     state, frozen, function, _ = searching(folder, penalty=1e-4)
-    found = products(jax.make_jaxpr(function)(state, frozen, batch(), KEY, 1.0).jaxpr)
-    assert not {(24, 40), (40, 24), (24, 72), (72, 24)} & set(found)
-    assert found.count((24, 24)) == 1
+    shapes = products(jax.make_jaxpr(function)(state, frozen, batch(), KEY, 1.0).jaxpr)
+    assert not {(24, 40), (40, 24), (24, 72), (72, 24)} & set(shapes)
+    assert shapes.count((24, 24)) == 1
 
 
-def test_coefficients_without_a_table_are_refused(folder):
+def test_coefficients_without_cuts_are_refused(folder):
     model, state, frozen = made(folder)
     trained = state.trained | {"coefficients": {"heads": {"layer_0": jnp.ones(3)}}}
     with pytest.raises(InputError, match="heads of layer_0"):
         step.predict(model, trained, frozen, batch(), DELTA)
 
 
-def test_losses():
-    """By hand: -log softmax, and the squared error; in float32 whatever the logits are."""
+def test_loss_literals():
+    """-log softmax and the squared error, in float32 for any dtype of logits."""
     logits = jnp.array([[0.0, np.log(3)], [0.0, 0.0]], jnp.bfloat16)
-    found = step.losses(logits, np.array([1, 0]), regression=False)
-    np.testing.assert_allclose(found, [np.log(4 / 3), np.log(2)], rtol=5e-3)
-    assert found.dtype == jnp.float32
+    values = step.losses(logits, np.array([1, 0]), regression=False)
+    np.testing.assert_allclose(values, [np.log(4 / 3), np.log(2)], rtol=5e-3)
+    assert values.dtype == jnp.float32
     np.testing.assert_allclose(step.losses(jnp.array([[1.5], [2.0]]), np.array([1.0, 4.0]), regression=True), [0.25, 4])

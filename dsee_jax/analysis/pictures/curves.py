@@ -1,4 +1,4 @@
-"""Loss, learning rate and scores of a run by step."""
+"""Loss, learning rate and dev scores of a run by step."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,9 +7,9 @@ from dsee_jax.analysis.pictures import style
 
 
 def timeline(records: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[int, Mapping[str, Any]]], dict[str, int]]:
-    """Return records with the optimiser step of the whole run they stand at, and where each stage begins.
+    """Return the records, each with its optimiser step counted from the start of the run, and the first step of each stage.
 
-    A stage that trains nothing stands where the one before it ends.
+    A stage without training is placed at the last step of the stage before.
     """
     trained = {record["stage"] for record in records if "loss" in record}
     begin: dict[str, int] = {}
@@ -35,9 +35,10 @@ def draw(records: Sequence[Mapping[str, Any]]) -> Any:
             axis.plot([at for at, _ in points], [value for _, value in points], ".-", markersize=3, color=style.BLUE)
         axis.set_ylabel(label)
     scored = [(at, record["metrics"]) for at, record in placed if "metrics" in record]
-    names = [name for name in dict.fromkeys(key for _, found in scored for key in found) if not name.startswith("loss")]
+    keys = dict.fromkeys(key for _, metrics in scored for key in metrics)
+    names = [name for name in keys if not name.startswith("loss")]
     for name, colour in zip(names, style.COLOURS, strict=False):
-        points = [(at, found[name]) for at, found in scored if name in found]
+        points = [(at, metrics[name]) for at, metrics in scored if name in metrics]
         axes[2].plot(*zip(*points, strict=True), "o-", markersize=4, color=colour, label=name)
     axes[2].set(ylabel="dev score", xlabel="optimiser step")
     if names:

@@ -1,4 +1,4 @@
-"""Which heads and neurons every layer of a cut model has left."""
+"""The kept heads and neurons of every layer of a structurally pruned model."""
 
 from typing import Any
 
@@ -8,22 +8,22 @@ from dsee_jax.analysis.pictures import style
 from dsee_jax.typing import Masks
 
 SINGLE, BLOCKS = 64, 128
-"""Units of a layer that are drawn one by one at most; columns of the map where there are more, of blocks of units."""
+"""The most units of a layer that are drawn one by one; the columns of the map for more units, each a block of units."""
 
 
 def draw(units: Masks) -> Any:
-    """Draw which units every layer has left, True = kept; of many units, as neurons are, the share as well.
+    """Draw the kept units of every layer; for many units, such as neurons, also the kept share of each layer.
 
     Args:
-      units: as of `dsee_jax.prune.units`, of all units there were before any cut, as many in every layer.
+      units: from `dsee_jax.prune.units`, True = kept, over all units before any pruning, the same number in every layer.
     """
     if not units:
         return None
     names = style.names({name: None for layers in units.values() for name in layers})
     tables = {}
     for kind, layers in units.items():
-        whole = np.ones(len(next(iter(layers.values()))))
-        tables[kind] = np.stack([layers.get(name, whole) for name in names]).astype(float)
+        full = np.ones(len(next(iter(layers.values()))))
+        tables[kind] = np.stack([layers.get(name, full) for name in names]).astype(float)
     widths = [width for table in tables.values() for width in ([1.5] if table.shape[1] <= SINGLE else [1.2, 3.6])]
     figure = style.figure(1.2 + 1.6 * sum(widths), max(2.2, 1.1 + 0.26 * len(names)))
     panels = iter(figure.subplots(1, len(widths), sharey=True, width_ratios=widths, squeeze=False)[0])

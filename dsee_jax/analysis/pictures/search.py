@@ -1,4 +1,4 @@
-"""How the search for a ticket went: coefficients, masks, and the step at which the ticket was drawn."""
+"""The search for a ticket: coefficients, changes of the mask, and the step at which the ticket is drawn."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,19 +10,20 @@ from dsee_jax.analysis.pictures import style
 
 
 def draw(records: Sequence[Mapping[str, Any]]) -> Any:
-    """Draw the coefficients that a search learns, how far the mask moves between checks, and where the ticket is drawn.
+    """Draw the learned coefficients, the change of the mask between checks, and the step at which the ticket is drawn.
 
     Args:
-      records: of ``metrics.jsonl``. Those with ``coefficients`` are checks: all coefficients of heads, and of neurons the
-        quantiles 0, 1/4, 1/2, 3/4 and 1 of each layer; ``distance`` from the mask of the check before, a fraction of the
-        units by kind; ``kept``, the mask in hexadecimal (`dsee_jax.prune.earlybert.packed`).
+      records: from ``metrics.jsonl``. A record with ``coefficients`` is a check: ``coefficients`` has all coefficients of
+        heads, and for neurons the quantiles 0, 1/4, 1/2, 3/4 and 1 of each layer; ``distance`` is the distance from the mask
+        of the previous check, a fraction of the units, by kind; ``kept`` is the mask in hexadecimal
+        (`dsee_jax.prune.earlybert.packed`).
     """
     checks = [record for record in records if "coefficients" in record]
     if not checks:
         return None
     steps = [check["step"] for check in checks]
     layers = checks[0].get("kept", {}).get("neurons", {})
-    # Of neurons the record has quantiles; four bits a digit is their number wherever it is a multiple of 8.
+    # For neurons the record has quantiles only; four units per hexadecimal digit is exact for multiples of 8.
     units = {
         "heads": sum(map(len, checks[0]["coefficients"].get("heads", {}).values())),
         "neurons": sum(4 * len(digits) for digits in layers.values()),
@@ -30,7 +31,7 @@ def draw(records: Sequence[Mapping[str, Any]]) -> Any:
     heights = [max(2.8, 0.012 * units["heads"]), 2.8, 2.8]
     figure = style.figure(8, 1.2 + sum(heights))
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=heights)
-    # So that what happens at the last step is not on the frame.
+    # Room for the last step, which would lie on the frame.
     bottom.set_xlim(0, 1.02 * steps[-1])
     for axis, kind, panel in ((top, "heads", _heads), (middle, "neurons", _neurons)):
         if layers := checks[0]["coefficients"].get(kind):
@@ -39,12 +40,12 @@ def draw(records: Sequence[Mapping[str, Any]]) -> Any:
         moved = [(check["step"], 100 * check["distance"][kind]) for check in checks if kind in check["distance"]]
         if moved:
             bottom.plot(
-                *zip(*moved, strict=True), "o-", markersize=4, color=colour, label=f"{kind}: since the check before"
+                *zip(*moved, strict=True), "o-", markersize=4, color=colour, label=f"{kind}: from the previous check"
             )
         if all(kind in check.get("kept", {}) for check in checks):
-            away = [100 * apart(check["kept"][kind], checks[-1]["kept"][kind]) / units[kind] for check in checks]
+            away = [100 * distance(check["kept"][kind], checks[-1]["kept"][kind]) / units[kind] for check in checks]
             bottom.plot(steps, away, "s--", markersize=3, color=colour, label=f"{kind}: from the last check", alpha=0.8)
-    bottom.set_title("how far the mask moves (Hamming distance)", fontsize=10)
+    bottom.set_title("change of the mask (Hamming distance)", fontsize=10)
     bottom.set(ylabel="% of the units", xlabel="step of the search")
     bottom.set_ylim(bottom=0)
     if any(record["stage"] == "draw" for record in records):
@@ -55,7 +56,7 @@ def draw(records: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _heads(figure: Any, axis: Any, names: list[str], steps: list[int], checks: list[dict[str, list[float]]]) -> None:
-    """Draw a row a head, those of a layer one below the other; a check's colour stands over the steps that led to it."""
+    """Draw one row per head, layer by layer; the colour of a check spans the steps since the previous check."""
     rows = np.array([[c for name in names for c in check[name]] for check in checks]).T
     ends = np.cumsum([len(checks[0][name]) for name in names])
     image = axis.pcolormesh([0, *steps], np.arange(len(rows) + 1), rows, cmap=style.SCALE)
@@ -66,12 +67,12 @@ def _heads(figure: Any, axis: Any, names: list[str], steps: list[int], checks: l
     middles = ends - [len(checks[0][name]) / 2 for name in names]
     axis.set_yticks(middles[::step], [str(number) for number in range(0, len(names), step)])
     axis.invert_yaxis()
-    axis.set_ylabel("layer (a line a head)")
+    axis.set_ylabel("layer (one line per head)")
     axis.set_title("coefficients of heads", fontsize=10)
 
 
 def _neurons(figure: Any, axis: Any, names: list[str], steps: list[int], checks: list[dict[str, list[float]]]) -> None:
-    """Draw the quantiles of every layer, the medians bold."""
+    """Draw the quantiles of every layer, with bold medians."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import BoundaryNorm
 
@@ -86,6 +87,6 @@ def _neurons(figure: Any, axis: Any, names: list[str], steps: list[int], checks:
     axis.set_title("coefficients of neurons by layer: median (bold), quartiles, smallest and largest", fontsize=10)
 
 
-def apart(a: Mapping[str, str], b: Mapping[str, str]) -> int:
-    """Return how many units differ between two masks in hexadecimal (`dsee_jax.prune.earlybert.packed`)."""
+def distance(a: Mapping[str, str], b: Mapping[str, str]) -> int:
+    """Return the number of units that differ between two masks in hexadecimal (`dsee_jax.prune.earlybert.packed`)."""
     return sum((int(a[name], 16) ^ int(b[name], 16)).bit_count() for name in a)

@@ -1,4 +1,4 @@
-"""Adapters as models: ours equals the folded model, PEFT's equals the definition, and what does not fit is named."""
+"""Adapters as models: they equal the materialized model or the definition of LoRA, and mismatches are named."""
 
 import json
 
@@ -19,12 +19,12 @@ from merge.inputs import sources
 RANDOM = np.random.default_rng(0)
 
 
-def whole(lazy):
+def read_tensor(lazy):
     return lazy.read(0, int(np.prod(lazy.shape))).reshape(lazy.shape)
 
 
-def ours(folder, *, scale_sparse=True, head=True, family="bert"):
-    """Write a base in ``base`` and an adapter in ``adapter``; return the params that they stand for, by their names."""
+def write_base_and_adapter(folder, *, scale_sparse=True, head=True, family="bert"):
+    """Write a base in ``base`` and an adapter in ``adapter``; return the materialized tensors by their names."""
     tiny.bert(folder / "base", model_type=family)
     model, params = hf.load_pretrained(folder / "base")
     config = DeltaConfig(
@@ -32,14 +32,14 @@ def ours(folder, *, scale_sparse=True, head=True, family="bert"):
     )
     updates, supports = create.init(params, config, key=jax.random.key(0))
     updates = jax.tree.map(lambda leaf: RANDOM.normal(size=leaf.shape).astype(np.float32), updates)
-    kept = {"encoder/layer_0/attention/query/kernel", "encoder/layer_1/attention/output/kernel"}
-    cut = tree.unflatten({path: RANDOM.random(tree.get(params, path).shape) < 0.5 for path in kept})
+    pruned = {"encoder/layer_0/attention/query/kernel", "encoder/layer_1/attention/output/kernel"}
+    kernel_masks = tree.unflatten({path: RANDOM.random(tree.get(params, path).shape) < 0.5 for path in pruned})
     new = {"classifier": {"kernel": RANDOM.normal(size=(24, 2)), "bias": RANDOM.normal(size=2)}} if head else {}
     new = jax.tree.map(lambda leaf: leaf.astype(np.float32), new)
     about = {"scale": config.scale, "scale_sparse": scale_sparse}
     (folder / "adapter").mkdir()
-    adapter.save(folder / "adapter", adapter.Adapter(updates, supports, new, cut, about, {}))
-    tuned = masks.apply(tree.unflatten({**tree.flatten(params), **tree.flatten(new)}), cut)
+    adapter.save(folder / "adapter", adapter.Adapter(updates, supports, new, kernel_masks, about, {}))
+    tuned = masks.apply(tree.unflatten({**tree.flatten(params), **tree.flatten(new)}), kernel_masks)
     return hf_names.hf_tensors(
         model, fold.materialize(tuned, updates, supports, scale=config.scale, scale_sparse=scale_sparse)
     )
@@ -47,20 +47,20 @@ def ours(folder, *, scale_sparse=True, head=True, family="bert"):
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "deberta"])
 @pytest.mark.parametrize("scale_sparse", [True, False])
-def test_ours_equals_the_folded_model(tmp_path, scale_sparse, family):
-    """Masks, low rank, sparse values and the head in the layout of the file: transposed, or several kernels in one tensor."""
-    expected = ours(tmp_path, scale_sparse=scale_sparse, family=family)
+def test_adapter_equals_the_materialized_model(tmp_path, scale_sparse, family):
+    """Masks, low-rank and sparse updates and the head, in files that transpose kernels or store several in one tensor."""
+    expected = write_base_and_adapter(tmp_path, scale_sparse=scale_sparse, family=family)
     source = sources.open_source("base+adapter", tmp_path)
     assert source.tensors.keys() == expected.keys()
     for name, lazy in source.tensors.items():
-        np.testing.assert_allclose(whole(lazy), expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(read_tensor(lazy), expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
     files = ["adapter.safetensors", "adapter_config.json", "masks.safetensors"]
     assert list(source.files) == ["base/config.json", "base/model.safetensors", *(f"adapter/{file}" for file in files)]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
-def test_ours_on_a_decoder(tmp_path, family):
-    """Grouped heads, kernels stored (in, out), and three of them in one tensor, pruned and updated each for itself."""
+def test_decoder_adapter_equals_the_materialized_model(tmp_path, family):
+    """Grouped heads, kernels stored (in, out), and three kernels in one tensor, each pruned and updated separately."""
     decoders.write(tmp_path / "base", **decoders.VARIANTS[family])
     model, params = hf.load_pretrained(tmp_path / "base", "causal-lm")
     config = DeltaConfig(targets=(".*/(query|value|up)/kernel",), rank=3, alpha=5.0, nonzeros=7)
@@ -69,32 +69,32 @@ def test_ours_on_a_decoder(tmp_path, family):
     pruned = [
         f"decoder/layer_{layer}/attention/{name}/kernel" for layer, name in ((0, "query"), (1, "key"), (1, "output"))
     ]
-    cut = tree.unflatten({path: RANDOM.random(tree.get(params, path).shape) < 0.5 for path in pruned})
+    kernel_masks = tree.unflatten({path: RANDOM.random(tree.get(params, path).shape) < 0.5 for path in pruned})
     (tmp_path / "adapter").mkdir()
     about = {"scale": config.scale, "scale_sparse": True}
-    adapter.save(tmp_path / "adapter", adapter.Adapter(updates, supports, {}, cut, about, {}))
-    folded = fold.materialize(masks.apply(params, cut), updates, supports, scale=config.scale)
+    adapter.save(tmp_path / "adapter", adapter.Adapter(updates, supports, {}, kernel_masks, about, {}))
+    folded = fold.materialize(masks.apply(params, kernel_masks), updates, supports, scale=config.scale)
     expected, source = hf_names.hf_tensors(model, folded), sources.open_source("base+adapter", tmp_path)
     assert source.tensors.keys() == expected.keys()
     for name, lazy in source.tensors.items():
-        np.testing.assert_allclose(whole(lazy), expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(read_tensor(lazy), expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-def test_ours_brings_its_head_to_a_base_that_has_none(tmp_path):
-    """And finds the tensors of a file whose names lack the prefix."""
-    expected = ours(tmp_path)
+def test_adapter_adds_its_head_to_a_base_without_head(tmp_path):
+    """The names of the base's tensors also lack the model's prefix."""
+    expected = write_base_and_adapter(tmp_path)
     tiny.bert(tmp_path / "base", head=False, prefix=False)
     source = sources.open_source("base+adapter", tmp_path)
     for name in ("classifier.weight", "classifier.bias"):
-        np.testing.assert_array_equal(whole(source.tensors[name]), expected[name])
+        np.testing.assert_array_equal(read_tensor(source.tensors[name]), expected[name])
     name = "encoder.layer.1.intermediate.dense.weight"
-    assert whole(source.tensors[name]).shape == expected[f"bert.{name}"].shape
+    assert read_tensor(source.tensors[name]).shape == expected[f"bert.{name}"].shape
     assert not any(name.startswith("bert.") for name in source.tensors)
 
 
-def changed(folder, **parts):
-    kept = adapter.load(folder)
-    adapter.save(folder, kept._replace(**parts))
+def rewrite(folder, **parts):
+    saved = adapter.load(folder)
+    adapter.save(folder, saved._replace(**parts))
 
 
 @pytest.mark.parametrize(
@@ -115,16 +115,16 @@ def changed(folder, **parts):
         ({"config": []}, "lacks 'scale' or 'scale_sparse'"),
     ],
 )
-def test_ours_must_fit_its_base(tmp_path, parts, message):
-    ours(tmp_path, head=False)
-    changed(tmp_path / "adapter", **parts)
+def test_adapter_of_another_model_is_refused(tmp_path, parts, message):
+    write_base_and_adapter(tmp_path, head=False)
+    rewrite(tmp_path / "adapter", **parts)
     with pytest.raises(InputError, match=message):
         sources.open_source("base+adapter", tmp_path)
 
 
-def test_a_shared_tensor_of_another_width_is_named(tmp_path):
-    """No whole number of heads of three kernels."""
-    ours(tmp_path, family="deberta")
+def test_misshapen_shared_tensor_is_named(tmp_path):
+    """The width is not a multiple of the width of three heads."""
+    write_base_and_adapter(tmp_path, family="deberta")
     fields = json.loads((tmp_path / "base" / "config.json").read_text())
     name = "deberta.encoder.layer.0.attention.self.in_proj.weight"
     tiny.write(tmp_path / "base", fields, tiny.weights(fields) | {name: np.zeros((70, 24), np.float32)})
@@ -132,10 +132,10 @@ def test_a_shared_tensor_of_another_width_is_named(tmp_path):
         sources.open_source("base+adapter", tmp_path)
 
 
-def test_a_support_outside_of_its_kernel_is_an_error(tmp_path):
-    ours(tmp_path)
-    kept = adapter.load(tmp_path / "adapter")
-    changed(tmp_path / "adapter", supports=jax.tree.map(lambda leaf: leaf + 30, kept.supports))
+def test_support_outside_its_kernel_is_refused(tmp_path):
+    write_base_and_adapter(tmp_path)
+    saved = adapter.load(tmp_path / "adapter")
+    rewrite(tmp_path / "adapter", supports=jax.tree.map(lambda leaf: leaf + 30, saved.supports))
     with pytest.raises(InputError, match="does not fit"):
         sources.open_source("base+adapter", tmp_path)
 
@@ -178,47 +178,47 @@ def peft(folder, arrays, **settings):
     ],
 )
 def test_lora_is_w_plus_scale_b_a(tmp_path, settings, scales):
-    """Scale is alpha / r, or alpha / sqrt(r); patterns are regexes for the end of a name, the first that matches."""
+    """The scale is alpha / r, or alpha / sqrt(r); the first alpha pattern that matches the end of a name holds."""
     source = peft(tmp_path, UP | DOWN, **settings)
     for name, scale in scales.items():
         expected = BASE[f"model.{name}.weight"] + scale * B[name] @ A[name]
-        np.testing.assert_allclose(whole(source.tensors[f"model.{name}.weight"]), expected, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(read_tensor(source.tensors[f"model.{name}.weight"]), expected, rtol=1e-6, atol=1e-6)
     for name in BASE.keys() - {"model.up.weight", "model.down.weight"}:
-        np.testing.assert_array_equal(whole(source.tensors[name]), BASE[name], strict=True)
+        np.testing.assert_array_equal(read_tensor(source.tensors[name]), BASE[name], strict=True)
     assert source.tensors["model.up.weight"].dtype == "F32"
     assert {"lora/adapter_config.json", "lora/adapter_model.safetensors"} < source.files.keys()
 
 
-def test_lora_of_weights_stored_in_out(tmp_path):
+def test_lora_of_in_out_weights_is_transposed(tmp_path):
     pair = {"model.up.lora_A.weight": A["down"], "model.up.lora_B.weight": B["down"]}
     source = peft(tmp_path, pair, fan_in_fan_out=True)
     expected = BASE["model.up.weight"] + 3 * (B["down"] @ A["down"]).T
-    np.testing.assert_allclose(whole(source.tensors["model.up.weight"]), expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(read_tensor(source.tensors["model.up.weight"]), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_lora_of_an_embedding(tmp_path):
+def test_lora_of_an_embedding_is_transposed(tmp_path):
     a, b = RANDOM.normal(size=(2, 5)).astype(np.float32), RANDOM.normal(size=(4, 2)).astype(np.float32)
     source = peft(tmp_path, {"model.embed.lora_embedding_A": a, "model.embed.lora_embedding_B": b})
     expected = BASE["model.embed.weight"] + 3 * (b @ a).T
-    np.testing.assert_allclose(whole(source.tensors["model.embed.weight"]), expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(read_tensor(source.tensors["model.embed.weight"]), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_saved_modules_and_biases_replace_whole_tensors(tmp_path):
-    """Of any number of rows; a saved module may be new."""
+def test_saved_modules_and_biases_replace_the_tensors_of_the_base(tmp_path):
+    """A saved module may have another number of rows, or be new."""
     head, fresh = np.ones((3, 4), np.float32), np.ones(3, np.float32)
     bias = np.full(6, 2, np.float32)
     arrays = UP | {"score.weight": head, "score.bias": fresh, "model.up.base_layer.bias": bias}
     source = peft(tmp_path, arrays, modules_to_save=["score"])
-    np.testing.assert_array_equal(whole(source.tensors["score.weight"]), head)
-    np.testing.assert_array_equal(whole(source.tensors["score.bias"]), fresh)
-    np.testing.assert_array_equal(whole(source.tensors["model.up.bias"]), bias)
+    np.testing.assert_array_equal(read_tensor(source.tensors["score.weight"]), head)
+    np.testing.assert_array_equal(read_tensor(source.tensors["score.bias"]), fresh)
+    np.testing.assert_array_equal(read_tensor(source.tensors["model.up.bias"]), bias)
     assert source.tensors.keys() == BASE.keys() | {"score.bias"}
 
 
-def test_a_base_without_the_prefix_of_its_adapter(tmp_path):
+def test_base_without_the_prefix_of_its_adapter_is_matched(tmp_path):
     source = peft(tmp_path, {f"whole.{name}": array for name, array in UP.items()})
     expected = BASE["model.up.weight"] + 3 * B["up"] @ A["up"]
-    np.testing.assert_allclose(whole(source.tensors["model.up.weight"]), expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(read_tensor(source.tensors["model.up.weight"]), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -235,21 +235,21 @@ def test_a_base_without_the_prefix_of_its_adapter(tmp_path):
         ),
         ({"model.up.lora_A.weight": A["up"][:1], "model.up.lora_B.weight": B["up"]}, r"\(6, 2\) times \(1, 4\)"),
         ({"model.up.lora_A.weight": A["up"][..., None], "model.up.lora_B.weight": B["up"]}, "not a pair of matrices"),
-        (UP | {"model.up.lora_magnitude_vector": np.ones(6)}, "lora_magnitude_vector.*is no part"),
+        (UP | {"model.up.lora_magnitude_vector": np.ones(6)}, "lora_magnitude_vector.*is not part"),
         (UP | {"model.other.weight": np.ones(6)}, "no tensor 'model.other.weight'"),
         ({"count.lora_A.weight": A["up"], "count.lora_B.weight": B["up"]}, "no tensor 'count.weight'"),
         ({"model.up.bias.lora_A.weight": A["up"], "model.up.bias.lora_B.weight": B["up"]}, "no tensor"),
     ],
 )
-def test_every_tensor_of_an_adapter_has_its_place(tmp_path, arrays, message):
+def test_unmatched_adapter_tensor_is_refused(tmp_path, arrays, message):
     with pytest.raises(InputError, match=message):
         peft(tmp_path, arrays)
 
 
-def test_tensors_without_pefts_prefix_are_refused(tmp_path):
+def test_tensor_without_the_prefix_of_peft_is_refused(tmp_path):
     peft(tmp_path, UP)
     save_file(UP, tmp_path / "lora" / "adapter_model.safetensors")
-    with pytest.raises(InputError, match="'model.up.lora_A.weight' is no part of a LoRA"):
+    with pytest.raises(InputError, match="'model.up.lora_A.weight' is not part of a supported LoRA"):
         sources.open_source("base+lora", tmp_path)
 
 
@@ -268,12 +268,12 @@ def test_tensors_without_pefts_prefix_are_refused(tmp_path):
         {"alpha_pattern": {"(": 1}},
     ],
 )
-def test_what_is_no_plain_lora_is_refused_by_name(tmp_path, settings):
+def test_unsupported_peft_setting_is_named(tmp_path, settings):
     with pytest.raises(InputError, match=f"adapter_config.json: .*{next(iter(settings)).partition('_pattern')[0]}"):
         peft(tmp_path, UP, **settings)
 
 
-def test_folders_that_hold_no_adapter(tmp_path):
+def test_folder_without_adapter_is_refused(tmp_path):
     peft(tmp_path, UP)
     (tmp_path / "lora" / "adapter_model.safetensors").rename(tmp_path / "lora" / "adapter_model.bin")
     with pytest.raises(InputError, match="is a pickle.*save_pretrained"):
@@ -281,13 +281,13 @@ def test_folders_that_hold_no_adapter(tmp_path):
     with pytest.raises(InputError, match="holds no adapter"):
         sources.open_source("base+base", tmp_path)
     (tmp_path / "lora" / "adapter_model.safetensors").write_bytes(b"\x09")
-    with pytest.raises(InputError, match="not a whole safetensors file"):
+    with pytest.raises(InputError, match="not a complete safetensors file"):
         sources.open_source("base+lora", tmp_path)
 
 
 @pytest.mark.parity
-def test_lora_equals_what_peft_merges(tmp_path):
-    """PEFT's own folder and its own merge_and_unload, on a model of linear layers and an embedding."""
+def test_lora_equals_the_merge_of_peft(tmp_path):
+    """A folder that PEFT wrote, against PEFT's merge_and_unload, for linear layers and an embedding."""
     torch, library = pytest.importorskip("torch"), pytest.importorskip("peft")
 
     class Model(torch.nn.Module):
@@ -324,6 +324,6 @@ def test_lora_equals_what_peft_merges(tmp_path):
     merged = tuned.merge_and_unload().state_dict()
     assert source.tensors.keys() == merged.keys()
     for name, tensor in merged.items():
-        np.testing.assert_allclose(whole(source.tensors[name]), tensor.detach().numpy(), rtol=1e-5, atol=1e-5)
-        changed = not np.array_equal(whole(source.tensors[name]), base[name])
+        np.testing.assert_allclose(read_tensor(source.tensors[name]), tensor.detach().numpy(), rtol=1e-5, atol=1e-5)
+        changed = not np.array_equal(read_tensor(source.tensors[name]), base[name])
         assert changed, f"{name} was to be tuned"

@@ -1,4 +1,4 @@
-"""Reading stretches: every kind equals the whole array it stands for, whatever the stretch."""
+"""Lazy tensors: every range that is read equals that range of the whole array."""
 
 import pathlib
 
@@ -23,8 +23,8 @@ def in_memory(array, dtype="F32"):
     return lazy.Lazy(array.shape, dtype, (HERE,), array.nbytes, lambda start, stop: flat[start:stop])
 
 
-def all_stretches(lazy):
-    """Check that every stretch is that part of the whole, and return the whole."""
+def read_every_range(lazy):
+    """Check that every range equals that range of the whole tensor, and return the whole tensor."""
     size = int(np.prod(lazy.shape))
     whole = lazy.read(0, size)
     assert whole.shape == (size,)
@@ -36,23 +36,23 @@ def all_stretches(lazy):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16, np.int64, np.bool_])
-def test_plain_is_what_the_file_holds(tmp_path, dtype):
+def test_plain_reads_the_tensor_of_the_file(tmp_path, dtype):
     array = (MATRIX * 4).astype(dtype)
     save_file({"other": np.ones(3, np.int8), "x": array}, tmp_path / "model.safetensors")
     tensor = lazy.plain(tensors.index(tmp_path)["x"])
-    np.testing.assert_array_equal(all_stretches(tensor), array)
+    np.testing.assert_array_equal(read_every_range(tensor), array)
     assert (tensor.shape, tensor.nbytes, tensor.files) == ((5, 7), array.nbytes, (tmp_path / "model.safetensors",))
 
 
-def test_scalars_and_empty_tensors(tmp_path):
-    """Nothing to map is no error."""
+def test_scalar_and_empty_tensor_are_read(tmp_path):
+    """An empty tensor has no bytes to map."""
     save_file({"one": np.array(3.0), "none": np.empty((0, 4), np.float32)}, tmp_path / "model.safetensors")
     stored = tensors.index(tmp_path)
     assert lazy.plain(stored["one"]).read(0, 1).tolist() == [3.0]
     assert lazy.plain(stored["none"]).read(0, 0).shape == (0,)
 
 
-def test_a_file_cut_short_after_it_was_opened_is_an_error(tmp_path):
+def test_file_truncated_after_opening_is_an_error(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"x": np.zeros(100_000, np.float32)}, path)
     tensor = lazy.plain(tensors.index(tmp_path)["x"])
@@ -61,34 +61,34 @@ def test_a_file_cut_short_after_it_was_opened_is_an_error(tmp_path):
         tensor.read(90_000, 100_000)
 
 
-def test_adapted_by_hand():
-    """1. keep or cut the weight, 2. add the product, 3. add the sparse values."""
+def test_adapted_applies_mask_product_and_sparse_values():
+    """The order is: mask the weight, add the product, add the sparse values."""
     base = in_memory(np.array([[1, 2], [3, 4], [5, 6]], np.float16), "F16")
     left, right = np.array([[1], [0], [2]], np.float32), np.array([[10, 20]], np.float32)
     kept = np.packbits(np.array([1, 0, 1, 1, 1, 1], bool))
     sparse = np.array([2, 5]), np.array([0.5, 0.25], np.float32)
     tensor = lazy.adapted(base, HERE, factors=(left, right), sparse=sparse, kept=kept)
-    assert all_stretches(tensor).tolist() == [[11, 20], [3.5, 4], [25, 46.25]]
+    assert read_every_range(tensor).tolist() == [[11, 20], [3.5, 4], [25, 46.25]]
     assert (tensor.dtype, tensor.files) == ("F32", (HERE, HERE))
 
 
-def test_aligned_by_hand():
-    """Rows moved, taken from another model, averaged, zero, and padding that is the mean of them all."""
+def test_aligned_moves_fills_and_pads_rows():
+    """Rows are moved, taken from another model, averaged, or zero; padding is the mean of all rows."""
     ours, theirs = np.arange(6, dtype=np.float32).reshape(3, 2), np.array([[10, 20], [30, 40]], np.float32)
     mine, other = in_memory(ours), in_memory(theirs)
     fills = {1: [(other, 1)], 3: [(mine, 0), (other, 0)]}
     tensor = lazy.aligned(mine, np.array([2, -1, 0, -1, -1, -1]), fills, 5)
     rows = [[4, 5], [30, 40], [0, 1], [5, 10.5], [0, 0]]
-    assert all_stretches(tensor).tolist() == [*rows, pytest.approx(np.mean(rows, axis=0))]
+    assert read_every_range(tensor).tolist() == [*rows, pytest.approx(np.mean(rows, axis=0))]
     assert tensor.shape == (6, 2)
 
 
 def test_aligned_vectors_have_rows_of_one_element():
     tensor = lazy.aligned(in_memory(np.array([5, 6, 7], np.float32)), np.array([1, 2, -1, 0]), {}, 4)
-    assert all_stretches(tensor).tolist() == [6, 7, 0, 5]
+    assert read_every_range(tensor).tolist() == [6, 7, 0, 5]
 
 
-def test_aligned_keeps_the_type_only_where_rows_are_moved():
+def test_aligned_keeps_the_type_only_if_rows_are_moved():
     low, high = in_memory(MATRIX.astype(np.float16), "F16"), in_memory(MATRIX)
     rows = np.array([1, -1])
     assert lazy.aligned(low, rows, {1: [(low, 0)]}, 2).dtype == "F16"
@@ -99,8 +99,8 @@ def test_aligned_keeps_the_type_only_where_rows_are_moved():
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(-1, 4), min_size=1, max_size=12), st.data())
-def test_aligned_is_an_index(rows, data):
-    """Any order, repeats and holes: NumPy's own indexing is the oracle."""
+def test_aligned_equals_numpy_indexing(rows, data):
+    """Rows in any order, with repeats and missing rows."""
     rows = np.array(rows, np.int64)
     tensor = lazy.aligned(in_memory(MATRIX), rows, {}, len(rows))
     expected = np.where(rows[:, None] < 0, 0, MATRIX[rows]).astype(np.float32).ravel()

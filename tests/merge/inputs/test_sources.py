@@ -1,4 +1,4 @@
-"""Opening models: references, damaged folders, fuzzed headers."""
+"""Opening models: references, damaged folders, and fuzzed headers."""
 
 import json
 import os
@@ -26,8 +26,8 @@ def folder(path, arrays=None, config=CONFIG):
     return path
 
 
-def test_a_source_tells_what_it_holds_and_reads(tmp_path):
-    """Config, tensors, and every file under a name that names no folder of this machine."""
+def test_source_has_config_tensors_and_files(tmp_path):
+    """Files are listed under names without this machine's folders."""
     tiny.bert(tmp_path / "a", shards=2)
     source = sources.open_source("a", tmp_path)
     stored = tensors.index(tmp_path / "a")
@@ -43,7 +43,7 @@ def test_a_source_tells_what_it_holds_and_reads(tmp_path):
     assert all(path.is_file() for path in source.files.values())
 
 
-def test_a_path_is_looked_up_beside_the_recipe_first(tmp_path, monkeypatch):
+def test_path_is_looked_up_beside_the_recipe_first(tmp_path, monkeypatch):
     beside, here = folder(tmp_path / "recipes" / "a").parent, folder(tmp_path / "work" / "a").parent
     folder(here / "b")
     monkeypatch.chdir(here)
@@ -52,21 +52,21 @@ def test_a_path_is_looked_up_beside_the_recipe_first(tmp_path, monkeypatch):
     assert sources.open_source(str(here / "a"), beside).folder == here / "a"
 
 
-def test_a_folder_may_have_a_plus_or_an_at_in_its_name(tmp_path):
+def test_folder_name_may_hold_plus_and_at(tmp_path):
     assert sources.open_source("a+b@c", folder(tmp_path / "a+b@c").parent).folder.name == "a+b@c"
 
 
-def test_a_revision_goes_to_the_hub(tmp_path, monkeypatch):
-    asked = []
+def test_revision_is_passed_to_the_hub(tmp_path, monkeypatch):
+    requests = []
 
     def snapshot(name, *, revision, **options):
-        asked.append((name, revision))
-        return folder(tmp_path / "got")
+        requests.append((name, revision))
+        return folder(tmp_path / "snapshot")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    assert sources.open_source("org/name@v1.0", tmp_path).folder == tmp_path / "got"
+    assert sources.open_source("org/name@v1.0", tmp_path).folder == tmp_path / "snapshot"
     sources.open_source("org/name", tmp_path)
-    assert asked == [("org/name", "v1.0"), ("org/name", None)]
+    assert requests == [("org/name", "v1.0"), ("org/name", None)]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_revision_goes_to_the_hub(tmp_path, monkeypatch):
         ("package:no_such_package_here", "not installed"),
     ],
 )
-def test_a_reference_that_leads_nowhere_is_one_line(tmp_path, reference, message):
+def test_bad_reference_is_one_line(tmp_path, reference, message):
     folder(tmp_path / "a")
     with pytest.raises(InputError, match=message) as error:
         sources.open_source(reference, tmp_path)
@@ -94,27 +94,27 @@ def test_a_reference_that_leads_nowhere_is_one_line(tmp_path, reference, message
 
 
 def test_damaged_folders_are_refused(tmp_path):
-    """Each says what is wrong and the way out."""
-    made = folder(tmp_path / "a")
-    (made / "config.json").unlink()
+    """The error names the problem and the fix."""
+    damaged = folder(tmp_path / "a")
+    (damaged / "config.json").unlink()
     with pytest.raises(InputError, match=r"config.json is missing"):
         sources.open_source("a", tmp_path)
-    (made / "config.json").write_text("[" * 100_000)
+    (damaged / "config.json").write_text("[" * 100_000)
     with pytest.raises(InputError, match=r"config.json is not JSON"):
         sources.open_source("a", tmp_path)
-    folder(made, {"x": np.ones(2, np.uint32)})
+    folder(damaged, {"x": np.ones(2, np.uint32)})
     with pytest.raises(InputError, match="'x' is stored as U32.*convert the model first"):
         sources.open_source("a", tmp_path)
-    (made / "model.safetensors").unlink()
-    (made / "pytorch_model.bin").write_bytes(b"\x80\x02.")
+    (damaged / "model.safetensors").unlink()
+    (damaged / "pytorch_model.bin").write_bytes(b"\x80\x02.")
     with pytest.raises(InputError, match="is a pickle.*safetensors"):
         sources.open_source("a", tmp_path)
 
 
-def test_a_pipe_in_place_of_a_file_does_not_hang(tmp_path):
-    made = folder(tmp_path / "a")
-    (made / "model.safetensors").unlink()
-    os.mkfifo(made / "model.safetensors")
+def test_named_pipe_is_refused(tmp_path):
+    damaged = folder(tmp_path / "a")
+    (damaged / "model.safetensors").unlink()
+    os.mkfifo(damaged / "model.safetensors")
     with pytest.raises(InputError, match="not a file"):
         sources.open_source("a", tmp_path)
 
@@ -151,19 +151,19 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         b"null",
     ],
 )
-def test_a_header_that_is_wrong_is_one_line(tmp_path, header):
+def test_bad_header_is_one_line(tmp_path, header):
     file = tmp_path / "model.safetensors"
     file.write_bytes(safetensors(header, bytes(8)))
-    with pytest.raises(InputError, match=r"model.safetensors is not a whole safetensors file") as error:
+    with pytest.raises(InputError, match=r"model.safetensors is not a complete safetensors file") as error:
         tensors.index(tmp_path)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("size", [0, 9, 2**31, 2**62, 2**64 - 1])
-def test_a_header_that_claims_a_wrong_size_allocates_nothing(tmp_path, size):
+def test_header_with_a_wrong_size_allocates_nothing(tmp_path, size):
     (tmp_path / "model.safetensors").write_bytes(safetensors(json.dumps({"a": ENTRY}).encode(), bytes(8), size))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(InputError, match="not a whole safetensors file"):
+    with pytest.raises(InputError, match="not a complete safetensors file"):
         tensors.index(tmp_path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
 
@@ -171,14 +171,14 @@ def test_a_header_that_claims_a_wrong_size_allocates_nothing(tmp_path, size):
 @pytest.mark.parametrize(
     "file", ["../x.safetensors", "/etc/x.safetensors", "a/b.safetensors", "", ".", "x.bin", 5, None, ["x"], "x" * 300]
 )
-def test_an_index_names_shards_in_its_own_folder(tmp_path, file):
+def test_index_with_a_bad_file_name_is_refused(tmp_path, file):
     (tmp_path / tensors.INDEX).write_text(json.dumps({"weight_map": {"a": file}}))
     with pytest.raises(InputError, match="is not an index of shards"):
         tensors.index(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "{}", "5", '{"weight_map": []}', '{"weight_map": {}}', "\x00", "é"])
-def test_an_index_that_is_none_is_one_line(tmp_path, text):
+def test_malformed_index_is_refused(tmp_path, text):
     (tmp_path / tensors.INDEX).write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError, match="is not an index of shards"):
         tensors.index(tmp_path)
@@ -207,7 +207,7 @@ headers = st.dictionaries(st.text(max_size=4) | st.just("__metadata__"), entries
 
 
 def fuzz(examples):
-    """A test of so many files: each is read or refused in one line, and what is read lies inside the file."""
+    """A test over ``examples`` files: each is refused in one line, or its tensors lie inside the file."""
 
     @settings(deadline=None, max_examples=examples)
     @given(
@@ -217,23 +217,23 @@ def fuzz(examples):
         st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=3),
     )
     def test(tmp_path_factory, header, data, size, flips):
-        made = tmp_path_factory.getbasetemp() / "fuzzed"
-        made.mkdir(exist_ok=True)
+        damaged = tmp_path_factory.getbasetemp() / "fuzzed"
+        damaged.mkdir(exist_ok=True)
         content = bytearray(safetensors(json.dumps(header).encode(), data, size))
         for place, value in flips:
             content[place % len(content)] = value
-        (made / "model.safetensors").write_bytes(content)
+        (damaged / "model.safetensors").write_bytes(content)
         try:
-            found = tensors.index(made)
+            index = tensors.index(damaged)
         except InputError as error:
             assert len(str(error).splitlines()) == 1  # noqa: PT017
             return
-        for stored in found.values():
+        for stored in index.values():
             assert 0 <= stored.offset <= stored.offset + stored.nbytes <= len(content)
             assert all(isinstance(size, int) and size >= 0 for size in stored.shape)
 
     return test
 
 
-test_fuzzed_headers = fuzz(300)
-test_fuzzed_headers_of_10000 = pytest.mark.exhaustive(fuzz(10_000))
+test_any_file_is_read_or_refused = fuzz(300)
+test_any_of_10000_files_is_read_or_refused = pytest.mark.exhaustive(fuzz(10_000))

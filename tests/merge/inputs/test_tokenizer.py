@@ -1,4 +1,4 @@
-"""Vocabularies: the merged one, and embeddings put in its order. Expected rows are derived by hand."""
+"""The merged vocabulary, and embeddings aligned to it. Expected rows are derived by hand."""
 
 import json
 import logging
@@ -20,14 +20,14 @@ def model(folder, words, *, added=(), rows=None, seed=1, dtype=np.float32, kind=
     """Write a model whose embedding's row r is (seed, r), its head's row (seed, -r), and a tokenizer over ``words``."""
     folder.mkdir(parents=True)
     vocabulary = {word: row for row, word in enumerate(words)}
-    made = (
+    saved = (
         models.WordLevel(vocabulary, unk_token="<unk>") if kind == "WordLevel" else models.BPE(vocabulary, [("a", "b")])
     )
-    made = Tokenizer(made)
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.add_special_tokens(["<unk>"])
-    made.add_tokens([AddedToken(token, normalized=False) for token in added])
-    made.save(str(folder / "tokenizer.json"))
+    saved = Tokenizer(saved)
+    saved.pre_tokenizer = pre_tokenizers.Whitespace()
+    saved.add_special_tokens(["<unk>"])
+    saved.add_tokens([AddedToken(token, normalized=False) for token in added])
+    saved.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"} | fields
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     size = len(words) + len(added) if rows is None else rows
@@ -57,12 +57,12 @@ def two(tmp_path):
     return tmp_path
 
 
-def test_base_takes_the_tokens_of_the_base(two):
-    """Tokens of the base that a model lacks get the base's row."""
-    found = opened(two, "one", "two")
-    decided = tokenizer.build("base", found, two, base="one")
-    assert decided.tokens == {"<unk>": 0, "a": 1, "b": 2, "c": 3, "<x>": 4}
-    one, other = tokenizer.align(decided, found)
+def test_base_has_the_tokens_of_the_base(two):
+    """A token that a model lacks gets the base's row."""
+    opened_models = opened(two, "one", "two")
+    vocabulary = tokenizer.build("base", opened_models, two, base="one")
+    assert vocabulary.tokens == {"<unk>": 0, "a": 1, "b": 2, "c": 3, "<x>": 4}
+    one, other = tokenizer.align(vocabulary, opened_models)
     assert rows(one) == [[1, 0], [1, 1], [1, 2], [1, 3], [1, 4]]
     assert rows(other) == [[2, 0], [2, 3], [1, 2], [2, 1], [1, 4]]
     assert rows(other, "lm_head.weight") == [[2, 0], [2, -3], [1, -2], [2, -1], [1, -4]]
@@ -70,45 +70,45 @@ def test_base_takes_the_tokens_of_the_base(two):
     assert other.tensors["model.embed_tokens.weight"].dtype == "F32"
 
 
-def test_union_adds_what_only_others_have(two):
-    """The base's rows stay; plain tokens of others follow, then their added ones."""
-    found = opened(two, "one", "two")
-    decided = tokenizer.build("union", found, two, base="one")
-    assert decided.tokens == {"<unk>": 0, "a": 1, "b": 2, "c": 3, "<x>": 4, "d": 5, "e": 6, "<y>": 7}
-    assert (decided.token_rows, decided.rows) == (8, 8)
-    one, other = tokenizer.align(decided, found)
+def test_union_appends_the_tokens_of_other_models(two):
+    """After the base's tokens come the plain tokens of other models, then their added tokens."""
+    opened_models = opened(two, "one", "two")
+    vocabulary = tokenizer.build("union", opened_models, two, base="one")
+    assert vocabulary.tokens == {"<unk>": 0, "a": 1, "b": 2, "c": 3, "<x>": 4, "d": 5, "e": 6, "<y>": 7}
+    assert (vocabulary.token_rows, vocabulary.rows) == (8, 8)
+    one, other = tokenizer.align(vocabulary, opened_models)
     assert rows(one) == [[1, 0], [1, 1], [1, 2], [1, 3], [1, 4], [2, 2], [2, 4], [2, 5]]
     assert rows(other) == [[2, 0], [2, 3], [1, 2], [2, 1], [1, 4], [2, 2], [2, 4], [2, 5]]
 
 
-def test_a_model_gives_the_tokens(two):
-    """It need not be one of those merged; a token that no model has is zero."""
+def test_named_model_gives_the_tokens(two):
+    """The model need not be merged; a token that no merged model has gets a zero row."""
     model(two / "elsewhere" / "three", ["<unk>", "e", "z", "b"], seed=3)
-    found = opened(two, "one", "two")
-    decided = tokenizer.build("elsewhere/three", found, two, base="one")
-    one, other = tokenizer.align(decided, found)
+    opened_models = opened(two, "one", "two")
+    vocabulary = tokenizer.build("elsewhere/three", opened_models, two, base="one")
+    one, other = tokenizer.align(vocabulary, opened_models)
     assert rows(one) == [[1, 0], [2, 4], [0, 0], [1, 2]]
     assert rows(other) == [[2, 0], [2, 4], [0, 0], [1, 2]]
 
 
-def test_without_a_base_a_lacking_row_is_the_mean_of_those_that_have_it(two):
+def test_missing_row_without_a_base_is_the_mean_of_other_models(two):
     model(two / "three", ["<unk>", "d"], seed=6)
-    found = opened(two, "one", "two", "three")
-    decided = tokenizer.build("union", found, two)
-    d = decided.tokens["d"]
-    one, other, third = tokenizer.align(decided, found)
+    opened_models = opened(two, "one", "two", "three")
+    vocabulary = tokenizer.build("union", opened_models, two)
+    d = vocabulary.tokens["d"]
+    one, other, third = tokenizer.align(vocabulary, opened_models)
     assert rows(one)[d] == [(2 + 6) / 2, (2 + 1) / 2]
     assert rows(other)[d] == [2, 2]
     assert rows(third)[d] == [6, 1]
-    assert rows(third)[decided.tokens["a"]] == [1.5, 2]
-    with_base = tokenizer.align(decided._replace(base="one"), found)
-    assert rows(with_base[2])[decided.tokens["a"]] == [1, 1]
+    assert rows(third)[vocabulary.tokens["a"]] == [1.5, 2]
+    with_base = tokenizer.align(vocabulary._replace(base="one"), opened_models)
+    assert rows(with_base[2])[vocabulary.tokens["a"]] == [1, 1]
     assert rows(with_base[0])[d] == [4, 1.5]
 
 
-def test_the_recipe_gives_rows_to_tokens(two):
-    """A model, another token of a model, a row of a model, zeros; forced ones replace also what models have."""
-    found = opened(two, "one", "two")
+def test_recipe_gives_rows_to_tokens(two):
+    """Sources: a model, a token of a model, a row of a model, zeros; ``force`` also replaces existing rows."""
+    opened_models = opened(two, "one", "two")
     tokens = {
         "<x>": {"source": "one"},
         "<y>": {"source": {"kind": "model_token", "model": "one", "token": "b"}},
@@ -118,80 +118,80 @@ def test_the_recipe_gives_rows_to_tokens(two):
         "new": {"source": {"kind": "model_token", "model": "two", "token": "a"}},
         "<unk>": {},
     }
-    decided = tokenizer.build("base", found, two, base="one", tokens=tokens)
-    assert decided.tokens == {"<unk>": 0, "a": 1, "b": 2, "c": 3, "<x>": 4, "<y>": 5, "new": 6}
-    one, other = tokenizer.align(decided, found)
+    vocabulary = tokenizer.build("base", opened_models, two, base="one", tokens=tokens)
+    assert vocabulary.tokens == {"<unk>": 0, "a": 1, "b": 2, "c": 3, "<x>": 4, "<y>": 5, "new": 6}
+    one, other = tokenizer.align(vocabulary, opened_models)
     assert rows(one) == [[1, 0], [2, 5], [1, 2], [0, 0], [1, 4], [1, 2], [2, 3]]
     assert rows(other) == [[2, 0], [2, 5], [0, 0], [0, 0], [1, 4], [2, 5], [2, 3]]
 
 
 def test_padding_is_the_mean_of_all_rows(two):
-    found = opened(two, "one", "two")
-    decided = tokenizer.build("base", found, two, base="one", pad_to_multiple_of=4)
-    assert (decided.token_rows, decided.rows) == (5, 8)
-    assert rows(tokenizer.align(decided, found)[0])[4:] == [[1, 4], *[[1, 2]] * 3]
-    assert tokenizer.build("base", found, two, base="one", pad_to_multiple_of=5).rows == 5
+    opened_models = opened(two, "one", "two")
+    vocabulary = tokenizer.build("base", opened_models, two, base="one", pad_to_multiple_of=4)
+    assert (vocabulary.token_rows, vocabulary.rows) == (5, 8)
+    assert rows(tokenizer.align(vocabulary, opened_models)[0])[4:] == [[1, 4], *[[1, 2]] * 3]
+    assert tokenizer.build("base", opened_models, two, base="one", pad_to_multiple_of=5).rows == 5
 
 
-def test_models_of_one_vocabulary_stay_as_they_are_stored(tmp_path):
+def test_equal_vocabularies_keep_their_stored_type(tmp_path):
     model(tmp_path / "one", FIRST, dtype=np.float16)
     model(tmp_path / "two", FIRST, dtype=np.float16, seed=2)
-    found = opened(tmp_path, "one", "two")
-    aligned = tokenizer.align(tokenizer.build("union", found, tmp_path, base="one"), found)
+    opened_models = opened(tmp_path, "one", "two")
+    aligned = tokenizer.align(tokenizer.build("union", opened_models, tmp_path, base="one"), opened_models)
     assert [source.tensors["lm_head.weight"].dtype for source in aligned] == ["F16", "F16"]
-    assert rows(aligned[1]) == rows(found[1])
+    assert rows(aligned[1]) == rows(opened_models[1])
 
 
-def test_rows_beyond_the_tokens_are_left_out(tmp_path):
-    """An embedding padded for speed becomes as long as the tokens; a model's own count decides which tokens it has."""
+def test_rows_after_the_last_token_are_dropped(tmp_path):
+    """The padding of an embedding is dropped; tokens after a model's last row count as missing."""
     model(tmp_path / "one", FIRST, rows=8)
     model(tmp_path / "two", SECOND, rows=3, seed=2)
-    found = opened(tmp_path, "one", "two")
-    one, other = tokenizer.align(tokenizer.build("base", found, tmp_path, base="one"), found)
+    opened_models = opened(tmp_path, "one", "two")
+    one, other = tokenizer.align(tokenizer.build("base", opened_models, tmp_path, base="one"), opened_models)
     assert rows(one) == [[1, 0], [1, 1], [1, 2], [1, 3]]
     assert rows(other) == [[2, 0], [1, 1], [1, 2], [2, 1]]
 
 
-def test_tokens_of_the_base_that_have_no_row_are_dropped(tmp_path):
-    """Added ones of any tokenizer, and all of a BPE; a vocabulary of words cannot be cut."""
+def test_base_tokens_without_a_row_are_dropped(tmp_path):
+    """Added tokens of any tokenizer, and BPE tokens; the tokens of a word-level vocabulary cannot be dropped."""
     model(tmp_path / "added", FIRST, added=["<x>"], rows=4, pad_token="<x>")
     model(tmp_path / "pairs", ["<unk>", "a", "b", "c", "ab"], rows=4, kind="BPE")
     model(tmp_path / "words", FIRST, rows=3)
     for name in ("added", "pairs"):
-        decided = tokenizer.build("base", opened(tmp_path, name), tmp_path)
-        assert decided.tokens == {"<unk>": 0, "a": 1, "b": 2, "c": 3}
+        vocabulary = tokenizer.build("base", opened(tmp_path, name), tmp_path)
+        assert vocabulary.tokens == {"<unk>": 0, "a": 1, "b": 2, "c": 3}
         (tmp_path / f"{name}-out").mkdir()
-        decided.tokenizer.save_pretrained(tmp_path / f"{name}-out")
+        vocabulary.tokenizer.save_pretrained(tmp_path / f"{name}-out")
         again = tokenizer._opened(tmp_path / f"{name}-out")
-        assert again.get_vocab() == decided.tokens
+        assert again.get_vocab() == vocabulary.tokens
     with pytest.raises(InputError, match="1 tokens more than the model's 3 rows"):
         tokenizer.build("base", opened(tmp_path, "words"), tmp_path)
 
 
-def test_a_model_without_a_tokenizer_has_that_of_the_base(two, caplog):
+def test_model_without_a_tokenizer_takes_the_tokenizer_of_the_base(two, caplog):
     model(two / "three", FIRST, seed=3)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (two / "three" / file).unlink()
-    found = opened(two, "one", "three")
+    opened_models = opened(two, "one", "three")
     with caplog.at_level(logging.WARNING):
-        decided = tokenizer.build("base", found, two, base="one")
+        vocabulary = tokenizer.build("base", opened_models, two, base="one")
     assert "three has no tokenizer" in caplog.text
-    assert rows(tokenizer.align(decided, found)[1]) == [[3, 0], [3, 1], [3, 2], [3, 3], [1, 4]]
+    assert rows(tokenizer.align(vocabulary, opened_models)[1]) == [[3, 0], [3, 1], [3, 2], [3, 3], [1, 4]]
     with pytest.raises(InputError, match="no tokenizer in .*three"):
-        tokenizer.build("base", found[::-1], two, base="three")
+        tokenizer.build("base", opened_models[::-1], two, base="three")
 
 
-def test_the_saved_tokenizer_knows_every_token(two):
-    decided = tokenizer.build("union", opened(two, "one", "two"), two, base="one")
+def test_saved_tokenizer_has_every_token(two):
+    vocabulary = tokenizer.build("union", opened(two, "one", "two"), two, base="one")
     (two / "out").mkdir()
-    decided.tokenizer.save_pretrained(two / "out")
+    vocabulary.tokenizer.save_pretrained(two / "out")
     again = tokenizer._opened(two / "out")
-    assert again.get_vocab() == decided.tokens
+    assert again.get_vocab() == vocabulary.tokens
     assert again("a d <y> q")["input_ids"] == [1, 5, 7, 0]
 
 
-def test_the_command_merges_the_rows_of_equal_tokens(tmp_path):
-    """Two embeddings of one shape, which would merge row by row as well."""
+def test_command_merges_rows_by_token(tmp_path):
+    """The embeddings have equal shapes, so a merge row by row would be possible."""
     model(tmp_path / "one", FIRST, added=["<x>"], seed=1)
     model(tmp_path / "two", SECOND, seed=2)
     recipe = tmp_path / "recipe.yml"
@@ -202,12 +202,12 @@ def test_the_command_merges_the_rows_of_equal_tokens(tmp_path):
     assert tokenizer._opened(tmp_path / "out").get_vocab() == {
         token: row for row, token in enumerate(["<unk>", "a", "b", "c", "<x>", "d", "e"])
     }
-    (found,) = opened(tmp_path, "out")
-    assert found.config["vocab_size"] == 7
-    assert rows(found) == [[1.5, 0], [1.5, 2], [1, 2], [1.5, 2], [1, 4], [2, 2], [2, 4]]
+    (opened_models,) = opened(tmp_path, "out")
+    assert opened_models.config["vocab_size"] == 7
+    assert rows(opened_models) == [[1.5, 0], [1.5, 2], [1, 2], [1.5, 2], [1, 4], [2, 2], [2, 4]]
 
 
-def test_the_first_models_tokenizer_is_not_touched(two):
+def test_build_does_not_change_the_tokenizer_files(two):
     before = (two / "one" / "tokenizer.json").read_bytes()
     tokenizer.build("union", opened(two, "one", "two"), two, base="one")
     assert (two / "one" / "tokenizer.json").read_bytes() == before
@@ -216,7 +216,7 @@ def test_the_first_models_tokenizer_is_not_touched(two):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("three", "'three' is no model of the recipe"),
+        ("three", "'three' is not a model of the recipe"),
         ("onee", "did you mean 'one'"),
         ("two", "'two' has no token 'b'"),
         ({"kind": "zeros"}, "expected a model, {kind: zero}"),
@@ -228,7 +228,7 @@ def test_the_first_models_tokenizer_is_not_touched(two):
         (5, "expected a model"),
     ],
 )
-def test_what_a_recipe_may_not_say_of_a_token(two, source, message):
+def test_bad_token_source_is_refused(two, source, message):
     with pytest.raises(InputError, match=message) as error:
         tokenizer.build(
             "base", opened(two, "one", "two"), two, base="one", tokens={"b": {"source": source, "force": True}}
@@ -236,8 +236,8 @@ def test_what_a_recipe_may_not_say_of_a_token(two, source, message):
     assert "tokenizer.tokens.b.source" in str(error.value)
 
 
-def test_vocabularies_that_differ_need_a_word_in_the_recipe(two, caplog):
-    """Sizes are an error with the way out; other tokens in the same rows, which mergekit takes, a warning."""
+def test_different_vocabularies_are_refused_or_warned_about(two, caplog):
+    """Different sizes are an error; different tokens in one row, which mergekit accepts, a warning."""
     model(two / "three", ["<unk>", "b", "a", "c", "<x>"])
     with pytest.raises(InputError, match=r"'one' has vocab_size 5 and 'two' 6.*tokenizer_source: base"):
         tokenizer.check(opened(two, "one", "two"))
@@ -245,7 +245,7 @@ def test_vocabularies_that_differ_need_a_word_in_the_recipe(two, caplog):
         tokenizer.check(opened(two, "one", "one"))
         assert not caplog.text
         tokenizer.check(opened(two, "one", "three"))
-    assert "2 rows are other tokens in three than in one" in caplog.text
+    assert "2 rows stand for different tokens in three and one" in caplog.text
     assert "row 1 is 'b' and 'a'" in caplog.text
 
 
@@ -264,7 +264,7 @@ def test_vocabularies_that_differ_need_a_word_in_the_recipe(two, caplog):
         ("model.norm.weight", (9,), False),
     ],
 )
-def test_vocabulary_tensors_by_name_and_rows(tmp_path, name, shape, expected):
+def test_vocabulary_tensor_is_found_by_name_and_rows(tmp_path, name, shape, expected):
     save_file({name: np.zeros(shape, np.float32)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"text_config": {"vocab_size": 9}}')
     source = sources.open_source(str(tmp_path), tmp_path)
@@ -272,9 +272,9 @@ def test_vocabulary_tensors_by_name_and_rows(tmp_path, name, shape, expected):
     assert tokenizer.is_vocabulary(name, source.tensors[name], 9) is expected
 
 
-def test_tensors_must_agree_in_all_but_rows(two):
+def test_vocabulary_tensors_of_different_widths_are_refused(two):
     wide = {"model.embed_tokens.weight": np.zeros((6, 3), np.float32)}
     save_file(wide, two / "two" / "model.safetensors")
-    found = opened(two, "one", "two")
+    opened_models = opened(two, "one", "two")
     with pytest.raises(InputError, match=r"\(5, 2\) in 'one' and \(6, 3\) in 'two'"):
-        tokenizer.align(tokenizer.build("base", found, two, base="one"), found)
+        tokenizer.align(tokenizer.build("base", opened_models, two, base="one"), opened_models)

@@ -7,8 +7,8 @@ from merge.outputs import card
 DIGESTS = {"org/b/model.safetensors": "ff" * 32, "a/config.json": "00" * 32}
 
 
-def test_the_recipe_runs_again_and_tells_its_inputs():
-    """Digests are a comment, in the form that sha256sum checks; the rest is the recipe, its order kept."""
+def test_recipe_text_is_the_recipe_with_digests():
+    """The digests are a comment in the format of sha256sum; the order of the recipe is kept."""
     recipe = {
         "merge_method": "linear",
         "models": [{"model": "org/b", "parameters": {"weight": 0.5}}],
@@ -20,8 +20,8 @@ def test_the_recipe_runs_again_and_tells_its_inputs():
     assert text.splitlines()[1:3] == [f"# {'00' * 32}  a/config.json", f"# {'ff' * 32}  org/b/model.safetensors"]
 
 
-def test_the_card_has_front_matter_and_everything_of_the_merge(tmp_path, monkeypatch):
-    """base_model names ids of the hub only: not folders, revisions or adapters' separators."""
+def test_card_describes_the_merge(tmp_path, monkeypatch):
+    """base_model lists hub ids only: no folders, revisions or separators of adapters."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here" / "folder").mkdir(parents=True)
     text = card.card(
@@ -51,7 +51,7 @@ def test_the_card_has_front_matter_and_everything_of_the_merge(tmp_path, monkeyp
         assert part in body
 
 
-def test_a_card_without_base_options_or_ids():
+def test_card_without_base_options_or_ids():
     text = card.card(
         "mine", method="linear", about="mean", models=["a"], base=None, recipe="", options={}, digests=DIGESTS
     )

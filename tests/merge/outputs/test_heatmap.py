@@ -1,4 +1,4 @@
-"""The heat map and the table of a merge: files that open, every unit and model named, and no need of Pillow."""
+"""The heat map and the table of a merge: valid pictures, the names of units and models, and no error without Pillow."""
 
 import sys
 
@@ -15,7 +15,7 @@ def figures(units, models, seed=0):
 
 
 @pytest.mark.parametrize(("units", "models"), [(1, 1), (6, 4), (48, 3), (9000, 2)])
-def test_a_picture_is_drawn(tmp_path, units, models):
+def test_picture_has_one_row_per_unit(tmp_path, units, models):
     """A PNG whose height follows the number of units, up to a limit."""
     image = pytest.importorskip("PIL.Image", reason="needs the extra `plot`")
     path = tmp_path / "heat.png"
@@ -32,25 +32,25 @@ def test_a_picture_is_drawn(tmp_path, units, models):
     assert [path.name for path in tmp_path.iterdir()] == ["heat.png"]
 
 
-def test_colours_tell_shares_apart(tmp_path):
-    """Of two models in one unit the one with the larger share is red, the other blue."""
+def test_larger_share_is_red(tmp_path):
+    """Of two models in one unit, the larger share is red and the smaller share is blue."""
     image = pytest.importorskip("PIL.Image", reason="needs the extra `plot`")
     heatmap.heatmap(tmp_path / "heat.png", ["0"], ["a", "b"], np.array([[0.9, 0.1]]), np.array([[0.02, np.nan]]))
     with image.open(tmp_path / "heat.png") as drawn:
-        found = {colour for _, colour in drawn.getcolors(1 << 16)}
-    assert {(103, 0, 31), (5, 48, 97), (253, 231, 37), (224, 224, 224)} <= found
+        colours = {colour for _, colour in drawn.getcolors(1 << 16)}
+    assert {(103, 0, 31), (5, 48, 97), (253, 231, 37), (224, 224, 224)} <= colours
 
 
-def test_without_pillow_the_way_out_is_said(tmp_path, monkeypatch):
+def test_missing_pillow_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
-    said = heatmap.heatmap(tmp_path / "heat.png", ["a"], ["m"], *figures(1, 1))
-    assert said == "heat map  not drawn: pip install 'dsee-jax[plot]'"
+    line = heatmap.heatmap(tmp_path / "heat.png", ["a"], ["m"], *figures(1, 1))
+    assert line == "heat map  not drawn: pip install 'dsee-jax[plot]'"
     assert not list(tmp_path.iterdir())
 
 
-def test_table():
-    found = heatmap.table(["0", "out"], ["x/a", "x/b"], np.array([[0.25, 0.75], [0.5, 0.5]]), [[0.1, np.nan], [0, 2]])
-    assert found.splitlines() == [
+def test_table_is_aligned():
+    text = heatmap.table(["0", "out"], ["x/a", "x/b"], np.array([[0.25, 0.75], [0.5, 0.5]]), [[0.1, np.nan], [0, 2]])
+    assert text.splitlines() == [
         "unit  share a  share b  change a  change b",
         "0      0.2500   0.7500    10.00%         -",
         "out    0.5000   0.5000     0.00%   200.00%",
@@ -67,5 +67,5 @@ def test_table():
         (["0123456789" * 3], ["...901234567890123456789"]),
     ],
 )
-def test_models_are_told_apart_by_few_words(models, names):
+def test_model_names_are_short_and_distinct(models, names):
     assert heatmap._short(models) == names

@@ -11,24 +11,24 @@ from dsee_jax.errors import InputError
 from merge.outputs import metadata
 
 
-def test_hashes_are_sha256_and_progress_is_every_byte(tmp_path):
+def test_hashes_are_sha256_and_progress_counts_every_byte(tmp_path):
     """Empty files and files larger than a buffer; a file named twice is read once."""
     contents = {"a": b"", "b": b"abc", "c": bytes(range(256)) * 10_000}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    told, lock = [], threading.Lock()
+    sizes, lock = [], threading.Lock()
 
     def progress(nbytes):
         with lock:
-            told.append(nbytes)
+            sizes.append(nbytes)
 
     files = [tmp_path / name for name in contents]
-    found = metadata.hashes([*files, files[2]], progress)
-    assert found == {tmp_path / name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    assert sum(told) == 3 + 2_560_000
+    digests = metadata.hashes([*files, files[2]], progress)
+    assert digests == {tmp_path / name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    assert sum(sizes) == 3 + 2_560_000
 
 
-def test_a_file_that_is_gone_is_one_line(tmp_path):
+def test_missing_file_is_one_line(tmp_path):
     with pytest.raises(InputError, match="gone cannot be read"):
         metadata.hashes([tmp_path / "gone"])
 
@@ -42,36 +42,36 @@ def test_a_file_that_is_gone_is_one_line(tmp_path):
         ({}, {"dtype": "bfloat16"}),
     ],
 )
-def test_config_says_the_written_type(fields, expected):
+def test_config_has_the_written_type(fields, expected):
     assert metadata.config(fields, dtype="BF16") == expected
     assert metadata.config(fields) == fields
 
 
-def test_config_says_the_written_layers_and_rows():
-    """Lists with one entry a layer follow the layers; other lists of that length do not."""
+def test_config_has_the_written_layers_and_rows():
+    """Lists with one entry per layer follow the layers; other lists of the same length do not."""
     fields = {"num_hidden_layers": 3, "layer_types": ["full", "sliding", "none"], "sizes": [1, 2, 3], "vocab_size": 7}
-    found = metadata.config(fields, layers=[0, 1, 1, 2], vocab_size=9)
+    merged = metadata.config(fields, layers=[0, 1, 1, 2], vocab_size=9)
     types = ["full", "sliding", "sliding", "none"]
-    assert found == fields | {"num_hidden_layers": 4, "layer_types": types, "vocab_size": 9}
+    assert merged == fields | {"num_hidden_layers": 4, "layer_types": types, "vocab_size": 9}
     assert fields["num_hidden_layers"] == 3
     assert metadata.config({"n_layer": 2}, layers=[0]) == {"n_layer": 1}
 
 
-def test_config_of_a_model_of_text_and_more():
+def test_config_of_a_multimodal_model():
     fields = {"text_config": {"num_hidden_layers": 2, "vocab_size": 7, "x": 1}, "y": 2}
-    found = metadata.config(fields, layers=[1, 0, 1], vocab_size=8)
-    assert found == {"text_config": {"num_hidden_layers": 3, "vocab_size": 8, "x": 1}, "y": 2}
+    merged = metadata.config(fields, layers=[1, 0, 1], vocab_size=8)
+    assert merged == {"text_config": {"num_hidden_layers": 3, "vocab_size": 8, "x": 1}, "y": 2}
     assert fields["text_config"]["vocab_size"] == 7
 
 
-def test_config_that_cannot_say_what_changes():
+def test_config_without_the_changed_field_is_refused():
     with pytest.raises(InputError, match=r"nothing of its layers: expected one of num_hidden_layers"):
         metadata.config({}, layers=[0])
     with pytest.raises(InputError, match=r"nothing of its rows of the embedding: expected one of vocab_size"):
         metadata.config({}, vocab_size=5)
 
 
-def test_the_chat_template_that_most_models_have(tmp_path):
+def test_auto_takes_the_most_frequent_chat_template(tmp_path):
     """From its own file, or from a field of tokenizer_config.json: one text, or several by name."""
     for name in "abcd":
         (tmp_path / name).mkdir()
@@ -87,8 +87,8 @@ def test_the_chat_template_that_most_models_have(tmp_path):
         metadata.chat_template("chatml", folders)
 
 
-def test_write_takes_the_tokenizer_of_the_donor(tmp_path):
-    """Byte by byte, with the generation config; nothing else of its folder."""
+def test_write_copies_the_tokenizer_of_the_donor(tmp_path):
+    """Byte by byte, with the generation config, and no other file of the donor."""
     donor, out = tiny.bert(tmp_path / "donor"), tmp_path / "out"
     (donor / "generation_config.json").write_text("{}")
     (donor / "training_args.bin").write_bytes(b"x")
@@ -104,7 +104,7 @@ def test_write_takes_the_tokenizer_of_the_donor(tmp_path):
     assert (out / "merge_recipe.yml").read_text() == "the: recipe\n"
 
 
-def test_write_puts_the_merged_tokenizer_and_template_in_place_of_the_donors(tmp_path):
+def test_write_prefers_the_merged_tokenizer_and_template(tmp_path):
     from transformers import AutoTokenizer
 
     donor, out = tiny.bert(tmp_path / "donor"), tmp_path / "out"

@@ -1,4 +1,4 @@
-"""Rows, heads, plan and overview: what is done with each tensor, from headers alone."""
+"""Plans from headers alone: matched tensors, tied heads, options, and the text description."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ SIZES = {"F32": 4, "BF16": 2, "I64": 8}
 
 
 def lazy(shape, dtype="F32"):
-    """A tensor whose header is all there is."""
+    """A tensor with a header only; reading it fails."""
     return Lazy(
         shape, dtype, (Path("model.safetensors"),), int(np.prod(shape)) * SIZES[dtype], lambda start, stop: 1 / 0
     )
@@ -36,22 +36,22 @@ def tensors(layers=3, width=4, vocabulary=8, dtype="F32", head=True):
 
 
 def opened(reference, tied=False, config=None, more=None, **shape):
-    """A model from its headers; ``tied`` None: its config does not say."""
-    said = {"model_type": "m", "num_hidden_layers": shape.get("layers", 3)}
-    said |= {} if tied is None else {"tie_word_embeddings": tied}
-    return Source(reference, Path(reference), said | (config or {}), tensors(**shape) | (more or {}), {}, {})
+    """A model from its headers; ``tied`` None: its config does not have the field."""
+    fields = {"model_type": "m", "num_hidden_layers": shape.get("layers", 3)}
+    fields |= {} if tied is None else {"tie_word_embeddings": tied}
+    return Source(reference, Path(reference), fields | (config or {}), tensors(**shape) | (more or {}), {}, {})
 
 
 @pytest.fixture
 def planned(tmp_path):
-    """Plans a recipe from its text, with models a, b, t unless others are given."""
+    """A function that plans a recipe from its text; ``others`` replace the default models a, b and t."""
 
     def make(text, *others, statistics=None):
         path = tmp_path / "recipe.yml"
         path.write_text(text)
-        found = recipe.read(path)
-        sources = {name: opened(name) for name in found.references} | {other.reference: other for other in others}
-        return plan.plan(found, sources, statistics)
+        parsed = recipe.read(path)
+        sources = {name: opened(name) for name in parsed.references} | {other.reference: other for other in others}
+        return plan.plan(parsed, sources, statistics)
 
     return make
 
@@ -62,11 +62,11 @@ LINEAR = (
 TIES = "merge_method: ties\nbase_model: t\nparameters: {weight: 1, density: 0.5}\nmodels: [{model: a}, {model: b}]\n"
 
 
-def test_gradients_and_filters(planned):
-    """By layer; filters by name; outside of the layers a gradient stands at its start."""
+def test_weights_follow_gradients_and_filters(planned):
+    """Outside the layers a gradient has its first value."""
     text = LINEAR.replace("WEIGHT", "[{filter: norm, value: [5, 7]}, {value: [0, 0.5, 2]}]")
-    found = {job.name: job.options["weight"] for job in planned(text).jobs}
-    assert found == {
+    weights = {job.name: job.options["weight"] for job in planned(text).jobs}
+    assert weights == {
         "model.embed.weight": (0, 1),
         "model.layers.0.mlp.weight": (0, 1),
         "model.layers.0.norm.weight": (5, 1),
@@ -79,36 +79,36 @@ def test_gradients_and_filters(planned):
     }
 
 
-def test_one_layer_stands_at_the_end(planned):
-    """As in mergekit."""
-    found = planned(LINEAR.replace("WEIGHT", "[3, 4]"), opened("a", layers=1), opened("b", layers=1))
-    assert [job.options["weight"][0] for job in found.jobs] == [3, 4, 4, 3, 3]
+def test_single_layer_takes_the_last_value_of_a_gradient(planned):
+    """The behaviour is mergekit's."""
+    merge_plan = planned(LINEAR.replace("WEIGHT", "[3, 4]"), opened("a", layers=1), opened("b", layers=1))
+    assert [job.options["weight"][0] for job in merge_plan.jobs] == [3, 4, 4, 3, 3]
 
 
-def test_jobs(planned):
-    """The base apart from the models, every option resolved, in the base's type."""
-    found = planned(TIES, opened("t", dtype="BF16"))
-    job = found.jobs[1]
+def test_job_has_its_inputs_options_and_written_type(planned):
+    """The written type is the base's."""
+    merge_plan = planned(TIES, opened("t", dtype="BF16"))
+    job = merge_plan.jobs[1]
     assert (job.name, job.method, job.dtype, job.columns) == ("model.layers.0.mlp.weight", "ties", "BF16", (0, 1))
     assert (job.base.dtype, [model.dtype for model in job.models]) == ("BF16", ["F32", "F32"])
     assert (job.options["density"], job.options["lambda"], job.options["normalize"]) == ((0.5, 0.5), 1.0, True)
-    assert (found.models, found.layers, found.notes) == (("a", "b"), None, ())
+    assert (merge_plan.models, merge_plan.layers, merge_plan.notes) == (("a", "b"), None, ())
     assert job.shape == (4, 8)
-    assert plan.written(job) == 64
+    assert plan.written_bytes(job) == 64
 
 
-def test_written_types(planned):
-    """out_dtype, else dtype, else the base's; whole numbers are copied as they are."""
-    for said, expected in (("", "F32"), ("dtype: bfloat16", "BF16"), ("dtype: bfloat16\nout_dtype: float16", "F16")):
+def test_written_type_is_out_dtype_else_dtype_else_the_base_type(planned):
+    """Integer tensors are copied unchanged."""
+    for dtypes, expected in (("", "F32"), ("dtype: bfloat16", "BF16"), ("dtype: bfloat16\nout_dtype: float16", "F16")):
         sources = [opened(name, more={"position_ids": lazy((1, 8), "I64")}) for name in "tab"]
-        found = {job.name: job for job in planned(TIES + said, *sources).jobs}
-        assert found["lm_head.weight"].dtype == expected
-        copied = found["position_ids"]
+        jobs = {job.name: job for job in planned(TIES + dtypes, *sources).jobs}
+        assert jobs["lm_head.weight"].dtype == expected
+        copied = jobs["position_ids"]
         assert (copied.method, copied.dtype, copied.options) == ("copy", "I64", {})
 
 
-def test_slices(planned):
-    """Layers by number, what stands before them from the first slice, what stands after from the last."""
+def test_slices_give_layers_in_order_and_the_tensors_around_them(planned):
+    """The tensors before the layers come from the first slice, the tensors after the layers from the last."""
     text = """
 merge_method: passthrough
 slices:
@@ -117,8 +117,8 @@ slices:
     parameters: {scale: [{filter: layers.2.mlp, value: 5}, {value: 3}]}
   - sources: [{model: a, layer_range: [2, 3], parameters: {scale: [8, 9]}}]
 """
-    found = planned(text)
-    assert [(job.name, job.columns, job.options["scale"]) for job in found.jobs] == [
+    merge_plan = planned(text)
+    assert [(job.name, job.columns, job.options["scale"]) for job in merge_plan.jobs] == [
         ("model.embed.weight", (0,), (1,)),
         ("model.layers.0.mlp.weight", (0,), (1,)),
         ("model.layers.0.norm.weight", (0,), (1,)),
@@ -134,49 +134,49 @@ slices:
         ("model.norm.weight", (0,), (8,)),
         ("lm_head.weight", (0,), (8,)),
     ]
-    assert found.layers == (0, 1, 1, 2, 2)
+    assert merge_plan.layers == (0, 1, 1, 2, 2)
 
 
-def test_several_stacks_have_their_own_depth(planned):
+def test_each_stack_of_layers_has_its_own_depth(planned):
     """An encoder of 3 layers and a decoder of 2."""
     more = {f"decoder.layers.{number}.weight": lazy((2,)) for number in range(2)}
-    found = planned(LINEAR.replace("WEIGHT", "[0, 1]"), opened("a", more=more), opened("b", more=more))
-    weights = {job.name: job.options["weight"][0] for job in found.jobs}
+    merge_plan = planned(LINEAR.replace("WEIGHT", "[0, 1]"), opened("a", more=more), opened("b", more=more))
+    weights = {job.name: job.options["weight"][0] for job in merge_plan.jobs}
     assert [weights[f"model.layers.{number}.norm.weight"] for number in range(3)] == [0, 0.5, 1]
     assert [weights[f"decoder.layers.{number}.weight"] for number in range(2)] == [0, 1]
 
 
 @pytest.mark.parametrize("tied", [True, None])
-def test_tied_heads(planned, tied):
-    """A head that only some files hold is the embedding of those that do not, or is left out with the base's."""
+def test_tied_head_is_stored_as_in_the_base(planned, tied):
+    """A head that a model lacks is taken from its embedding; a head that the base lacks is left out."""
     without = planned(
         TIES, opened("t", tied=tied, head=False), opened("a", tied=tied), opened("b", tied=tied, head=False)
     )
     assert "lm_head.weight" not in [job.name for job in without.jobs]
     assert without.notes == ("a stores lm_head.weight, which is tied to model.embed.weight; t does not: left out",)
     sources = [opened("t"), opened("a"), opened("b", tied=tied, head=False)]
-    found = planned(TIES, *sources)
-    job = next(job for job in found.jobs if job.name == "lm_head.weight")
+    merge_plan = planned(TIES, *sources)
+    job = next(job for job in merge_plan.jobs if job.name == "lm_head.weight")
     assert job.models[1] is sources[2].tensors["model.embed.weight"]
-    assert found.notes == ("b does not store lm_head.weight: the tied model.embed.weight is taken",)
+    assert merge_plan.notes == ("b does not store lm_head.weight: the tied model.embed.weight is taken",)
     none = planned(TIES, *(opened(name, tied=tied, head=False) for name in "tab"))
     assert (len(none.jobs), none.notes) == (8, ())
 
 
-def test_statistics(planned, tmp_path):
-    """Gram matrices where there are some; Fisher information for every tensor."""
+def test_statistics_are_matched_to_tensors(planned, tmp_path):
+    """Gram matrices for some tensors; Fisher information for every tensor."""
     models = "models: [{model: a, statistics: a.st}, {model: b, statistics: b.st}]"
     text = f"merge_method: METHOD\nparameters: {{PARAMETERS}}\n{models}"
     files = {tmp_path / f"{name}.st": {"model.layers.0.mlp.weight": lazy((8, 8))} for name in "ab"}
     for file in files:
         file.touch()
-    found = planned(text.replace("METHOD", "regmean").replace("PARAMETERS", "alpha: 0.5"), statistics=files)
-    assert [len(job.statistics) for job in found.jobs] == [0, 2, 0, 0, 0, 0, 0, 0, 0]
+    merge_plan = planned(text.replace("METHOD", "regmean").replace("PARAMETERS", "alpha: 0.5"), statistics=files)
+    assert [len(job.statistics) for job in merge_plan.jobs] == [0, 2, 0, 0, 0, 0, 0, 0, 0]
     fisher = text.replace("METHOD", "fisher").replace("PARAMETERS", "weight: 1")
     with pytest.raises(InputError, match=r"models\[0\].statistics: \S*a.st lacks 'model.embed.weight'"):
         planned(fisher, statistics=files)
     with pytest.raises(InputError, match=r"'model.layers.0.mlp.weight' is \[8, 8\] in .*; expected \[4, 8\]"):
-        planned(fisher, statistics={file: tensors() | held for file, held in files.items()})
+        planned(fisher, statistics={file: tensors() | grams for file, grams in files.items()})
     assert len(planned(fisher, statistics={file: tensors() for file in files}).jobs[0].statistics) == 2
 
 
@@ -212,8 +212,8 @@ BAD = [
 
 
 @pytest.mark.parametrize(("text", "others", "message"), BAD, ids=[str(number) for number in range(len(BAD))])
-def test_what_does_not_fit(planned, text, others, message):
-    """Each is one line that begins with the recipe's path and names tensor or key, and models."""
+def test_mismatch_is_one_line_that_names_it(planned, text, others, message):
+    """The line names the recipe, the tensor or key, and the models."""
     with pytest.raises(InputError) as caught:
         planned(text, *others)
     assert "recipe.yml: " in str(caught.value)
@@ -221,10 +221,10 @@ def test_what_does_not_fit(planned, text, others, message):
     assert "\n" not in str(caught.value)
 
 
-def test_the_overview_fits_a_screen(planned):
-    """It names models, bytes, types, shards, ranges and the first tensors."""
-    found = planned(TIES.replace("density: 0.5", "density: [0.2, 0.4]"), opened("b", tied=True, head=False))
-    text = describe.describe(found, [("model.safetensors", [job.name for job in found.jobs])])
+def test_description_fits_a_screen(planned):
+    """The description has the models, bytes, types, shards, ranges of options, and the first tensors."""
+    merge_plan = planned(TIES.replace("density: 0.5", "density: [0.2, 0.4]"), opened("b", tied=True, head=False))
+    text = describe.describe(merge_plan, [("model.safetensors", [job.name for job in merge_plan.jobs])])
     assert len(text.splitlines()) <= 40
     for expected in (
         "ties",
@@ -240,11 +240,13 @@ def test_the_overview_fits_a_screen(planned):
         assert expected in text
 
 
-def test_the_overview_of_much(planned):
-    """Many slices and shards are counted, not listed."""
+def test_description_counts_long_lists(planned):
+    """For many slices and shards."""
     slices = "\n".join("  - sources: [{model: a, layer_range: [0, 3]}]" for _ in range(40))
-    found = planned(f"merge_method: passthrough\nslices:\n{slices}")
-    text = describe.describe(found, [(f"{number}.safetensors", [job.name]) for number, job in enumerate(found.jobs)])
+    merge_plan = planned(f"merge_method: passthrough\nslices:\n{slices}")
+    text = describe.describe(
+        merge_plan, [(f"{number}.safetensors", [job.name]) for number, job in enumerate(merge_plan.jobs)]
+    )
     assert len(text.splitlines()) <= 40
     assert "... and 34 more slices" in text
 
@@ -262,8 +264,8 @@ HEADERS = st.dictionaries(
     max_examples=200, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
 )
 @hypothesis.given(headers=st.tuples(HEADERS, HEADERS, HEADERS), same=st.booleans(), text=st.sampled_from([TIES, SLICE]))
-def test_any_headers(planned, headers, same, text):
-    """Whatever the headers hold there is a plan, or one line."""
+def test_any_headers_give_a_plan_or_an_input_error(planned, headers, same, text):
+    """The error is one line."""
     sources = [
         Source(
             name, Path(name), {}, {key: lazy(*kind) for key, kind in (headers[0] if same else header).items()}, {}, {}

@@ -1,4 +1,4 @@
-"""`python -m merge` from files to files: what it writes, and that what it writes is whole or not there."""
+"""`python -m merge` from files to files: the written files, and a complete output or none."""
 
 import errno
 import hashlib
@@ -34,57 +34,57 @@ def run(*arguments):
 
 
 def refused(capsys, *arguments):
-    """The one line of an error."""
+    """Run a merge that fails; return its error, one line."""
     assert run(*arguments) == 2
     lines = capsys.readouterr().err.strip().split("\n")
     assert len(lines) == 1, lines
     return lines[0]
 
 
-def everything(folder):
-    """The bytes of every file."""
+def contents(folder):
+    """``{name: bytes}`` of every file in a folder."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def beside(folder):
-    """What lies in the folder that is hidden."""
+def hidden_files(folder):
+    """The names of the hidden files in a folder."""
     return [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
-def test_linear_from_files_to_files(tmp_path, capsys):
+def test_linear_merge_of_files_is_the_mean(tmp_path, capsys):
     base, a, b = checkpoints.family(tmp_path)
     assert run(checkpoints.recipe(tmp_path, each=WEIGHTED), tmp_path / "out") == 0
-    found = load_file(tmp_path / "out" / "model.safetensors")
-    assert found.keys() == base.keys()
-    for name, merged in found.items():
-        np.testing.assert_allclose(merged, (a[name] + b[name]) / 2, rtol=1e-6, atol=1e-7)
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    assert merged.keys() == base.keys()
+    for name, tensor in merged.items():
+        np.testing.assert_allclose(tensor, (a[name] + b[name]) / 2, rtol=1e-6, atol=1e-7)
     assert capsys.readouterr().out.split() == [str(tmp_path / "out")]
-    assert not beside(tmp_path)
-    card, said = ((tmp_path / "out" / name).read_text() for name in ("README.md", "merge_recipe.yml"))
+    assert not hidden_files(tmp_path)
+    card, recipe = ((tmp_path / "out" / name).read_text() for name in ("README.md", "merge_recipe.yml"))
     for model in ("model_0", "model_1"):
         digest = hashlib.sha256((tmp_path / model / "model.safetensors").read_bytes()).hexdigest()
         assert digest in card
-        assert digest in said
+        assert digest in recipe
 
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("method", ["rankmean", "task_arithmetic", "ties", "dare_ties", "slerp", "model_stock", "sce"])
-def test_streaming_is_as_in_memory(tmp_path, method):
-    """The same names give the same random choices, so even DARE is the same."""
+def test_streamed_merge_equals_in_memory_merge(tmp_path, method):
+    """DARE too: equal names give equal random choices."""
     count = 1 if method == "slerp" else 2
     base, *models = checkpoints.family(tmp_path, models=count)
-    known = METHODS[method]
-    each = {key: {"weight": 0.6, "density": 0.5}[key] for key in known.each if key in ("weight", "density")}
+    definition = METHODS[method]
+    each = {key: {"weight": 0.6, "density": 0.5}[key] for key in definition.each if key in ("weight", "density")}
     shared = {"t": 0.3} if method == "slerp" else {}
     path = checkpoints.recipe(tmp_path, method, models=count, each=each, parameters=shared)
     assert run(path, tmp_path / "out", "--max-shard-size", "4kB") == 0
     expected = merge.merge(base, models, method=method, **each, **shared)
-    for name, found in checkpoints.load(tmp_path / "out").items():
-        np.testing.assert_allclose(found, expected[name], rtol=1e-6, atol=1e-6, err_msg=name)
+    for name, merged in checkpoints.load(tmp_path / "out").items():
+        np.testing.assert_allclose(merged, expected[name], rtol=1e-6, atol=1e-6, err_msg=name)
 
 
 def write(folder, family, seed):
-    """A checkpoint of a family, and the task that it is read for."""
+    """Write a checkpoint of a family; return its path and the task to load it for."""
     if family in tiny.FAMILIES:
         return tiny.bert(folder, seed=seed, model_type=family), "sequence-classification"
     return decoders.write(folder, seed=seed, **decoders.VARIANTS[family]), "causal-lm"
@@ -92,8 +92,8 @@ def write(folder, family, seed):
 
 @pytest.mark.parametrize("family", [*tiny.FAMILIES, "llama", "llama, tied", "mistral", "qwen2", "qwen3", "gpt2"])
 @pytest.mark.parametrize("method", ["linear", "rankmean"])
-def test_models_streamed_are_the_params_merged(tmp_path, family, method):
-    """The same by tensors of files and by params, also where a file keeps several params in one tensor."""
+def test_streamed_files_load_as_the_merged_params(tmp_path, family, method):
+    """Also where a file stores several params in one tensor."""
     names = ("base", "model_0", "model_1")
     params = [hf.load_pretrained(*write(tmp_path / name, family, seed))[1] for seed, name in enumerate(names)]
     recipe = checkpoints.recipe(tmp_path, method, each=WEIGHTED if method == "linear" else {})
@@ -101,13 +101,13 @@ def test_models_streamed_are_the_params_merged(tmp_path, family, method):
     base, *models = params
     options = {"weight": 0.6} if method == "linear" else {}
     expected = merge.merge(None if method == "linear" else base, models, method=method, **options)
-    _, found = hf.load_pretrained(tmp_path / "out", write(tmp_path / "again", family, 0)[1])
-    for path, leaf in tree.flatten(found).items():
+    _, merged = hf.load_pretrained(tmp_path / "out", write(tmp_path / "again", family, 0)[1])
+    for path, leaf in tree.flatten(merged).items():
         np.testing.assert_allclose(leaf, tree.get(expected, path), rtol=1e-5, atol=1e-6, err_msg=path)
 
 
-def test_shards_and_their_index(tmp_path):
-    """Small shards hold every tensor once, within the size, as the index says."""
+def test_shards_match_their_index(tmp_path):
+    """Shards hold every tensor once, stay within the maximum size, and are named in the index."""
     checkpoints.family(tmp_path, max_shard_size="3kB")
     path = checkpoints.recipe(tmp_path, each=WEIGHTED)
     assert run(path, tmp_path / "out", "--max-shard-size", "5kB") == 0
@@ -115,45 +115,45 @@ def test_shards_and_their_index(tmp_path):
     files = sorted((tmp_path / "out").glob("*.safetensors"))
     assert len(files) > 2
     index = json.loads((tmp_path / "out" / tensors.INDEX).read_text())
-    found = {}
+    sharded = {}
     for file in files:
         part = load_file(file)
         assert sum(array.nbytes for array in part.values()) <= 5000
         assert all(index["weight_map"][name] == file.name for name in part)
-        found |= part
-    whole = load_file(tmp_path / "one" / "model.safetensors")
-    assert index["metadata"]["total_size"] == sum(array.nbytes for array in whole.values())
-    assert all(found[name].tobytes() == whole[name].tobytes() for name in whole)
+        sharded |= part
+    single = load_file(tmp_path / "one" / "model.safetensors")
+    assert index["metadata"]["total_size"] == sum(array.nbytes for array in single.values())
+    assert all(sharded[name].tobytes() == single[name].tobytes() for name in single)
     assert not list((tmp_path / "out").glob("*.done"))
 
 
-def test_rankmean_says_what_it_took_from_whom(tmp_path, capsys):
+def test_rankmean_prints_its_shares_and_draws_the_heat_map(tmp_path, capsys):
     pytest.importorskip("PIL")
     checkpoints.family(tmp_path)
     assert run(checkpoints.recipe(tmp_path, "rankmean"), tmp_path / "out") == 0
-    said = capsys.readouterr().out
-    assert all(f"\n{layer} " in said for layer in range(3)), said
+    printed = capsys.readouterr().out
+    assert all(f"\n{layer} " in printed for layer in range(3)), printed
     assert (tmp_path / "out" / "merge_coefficients.png").read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.parametrize("method", ["fisher", "regmean"])
-def test_statistics_weigh_a_streamed_merge(tmp_path, method):
-    """Files of statistics beside the models, as `python -m dsee_jax statistics` writes them."""
+def test_statistics_weight_a_streamed_merge(tmp_path, method):
+    """Statistics files beside the models, as `python -m dsee_jax statistics` writes them."""
     base, *models = checkpoints.family(tmp_path)
     generator, gathered = np.random.default_rng(1), []
     for number in range(2):
         if method == "fisher":
-            found = {name: generator.uniform(size=b.shape).astype("float32") for name, b in base.items()}
+            arrays = {name: generator.uniform(size=b.shape).astype("float32") for name, b in base.items()}
         else:
             inputs = {
                 name: generator.normal(size=(40, b.shape[1]))
                 for name, b in base.items()
                 if "layers" in name and b.ndim == 2
             }
-            found = {name: (x.T @ x / 40).astype("float32") for name, x in inputs.items()}
-        gathered.append(found)
-        checkpoints.save(tmp_path / f"statistics_{number}", found)
-    said = {
+            arrays = {name: (x.T @ x / 40).astype("float32") for name, x in inputs.items()}
+        gathered.append(arrays)
+        checkpoints.save(tmp_path / f"statistics_{number}", arrays)
+    fields = {
         "merge_method": method,
         "models": [
             {"model": f"model_{number}", "statistics": f"statistics_{number}/model.safetensors"}
@@ -162,12 +162,12 @@ def test_statistics_weigh_a_streamed_merge(tmp_path, method):
         ],
     }
     path = tmp_path / "recipe.yml"
-    path.write_text(yaml.safe_dump(said))
+    path.write_text(yaml.safe_dump(fields))
     assert run(path, tmp_path / "out") == 0
     options = {"weight": [1, 2], "statistics": gathered} if method == "fisher" else {"grams": gathered}
     expected = merge.merge(None, models, method=method, **options)
-    for name, found in checkpoints.load(tmp_path / "out").items():
-        np.testing.assert_allclose(found, expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    for name, merged in checkpoints.load(tmp_path / "out").items():
+        np.testing.assert_allclose(merged, expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_plan_reads_headers_only(tmp_path, capsys, monkeypatch):
@@ -175,14 +175,14 @@ def test_plan_reads_headers_only(tmp_path, capsys, monkeypatch):
     path = checkpoints.recipe(tmp_path, "ties", each={"weight": 1, "density": 0.5})
     monkeypatch.setattr(tensors, "mapped", None)
     assert run(path, tmp_path / "out", "--plan") == 0
-    said = capsys.readouterr().out
-    assert "ties" in said
-    assert "12 to merge" in said
+    printed = capsys.readouterr().out
+    assert "ties" in printed
+    assert "12 to merge" in printed
     assert not (tmp_path / "out").exists()
-    assert not beside(tmp_path)
+    assert not hidden_files(tmp_path)
 
 
-def test_an_output_that_is_there_is_kept(tmp_path, capsys):
+def test_existing_output_is_kept_without_overwrite(tmp_path, capsys):
     checkpoints.family(tmp_path)
     path = checkpoints.recipe(tmp_path, each=WEIGHTED)
     out = tmp_path / "out"
@@ -192,34 +192,34 @@ def test_an_output_that_is_there_is_kept(tmp_path, capsys):
     out.mkdir()
     (out / "model-00001-of-00002.safetensors").write_bytes(b"older")
     assert "--overwrite" in refused(capsys, path, out)
-    assert everything(out) == {"model-00001-of-00002.safetensors": b"older"}
+    assert contents(out) == {"model-00001-of-00002.safetensors": b"older"}
     assert run(path, out, "--overwrite") == 0
-    assert "model-00001-of-00002.safetensors" not in everything(out), "old files are never mixed in"
-    assert not beside(tmp_path)
+    assert "model-00001-of-00002.safetensors" not in contents(out), "old files are never mixed in"
+    assert not hidden_files(tmp_path)
 
 
 @pytest.mark.parametrize("where", ["model_0", "."])
-def test_an_output_may_not_hold_an_input(tmp_path, capsys, where):
+def test_output_that_holds_an_input_is_refused(tmp_path, capsys, where):
     checkpoints.family(tmp_path)
     path = checkpoints.recipe(tmp_path, each=WEIGHTED)
-    before = everything(tmp_path / "model_0")
+    before = contents(tmp_path / "model_0")
     assert "input" in refused(capsys, path, tmp_path / where, "--overwrite")
-    assert everything(tmp_path / "model_0") == before
+    assert contents(tmp_path / "model_0") == before
 
 
 @pytest.mark.parametrize("method", ["linear", "ties", "rankmean"])
-def test_a_nan_is_refused_or_allowed(tmp_path, capsys, method):
+def test_nan_is_refused_or_allowed(tmp_path, capsys, method):
     _, _, b = checkpoints.family(tmp_path)
     b["model.layers.1.mlp.weight"][3, 5] = np.nan
     checkpoints.save(tmp_path / "model_1", b)
     each = {key: 0.5 for key in ("weight", "density") if key in METHODS[method].each}
     path = checkpoints.recipe(tmp_path, method, each=each)
-    said = refused(capsys, path, tmp_path / "out")
-    assert "model.layers.1.mlp.weight" in said
-    assert "--allow-nonfinite" in said
-    assert "model_1" in said
+    error = refused(capsys, path, tmp_path / "out")
+    assert "model.layers.1.mlp.weight" in error
+    assert "--allow-nonfinite" in error
+    assert "model_1" in error
     assert not (tmp_path / "out").exists()
-    assert not beside(tmp_path)
+    assert not hidden_files(tmp_path)
     assert run(path, tmp_path / "out", "--allow-nonfinite") == 0
 
 
@@ -244,23 +244,23 @@ def folded(tmp_path, method, parameters):
 
 @pytest.mark.parametrize("which", ["base", "model_0", "model_1"])
 @pytest.mark.parametrize(("method", "parameters"), FOLDED)
-def test_a_nan_is_refused_by_the_first_pass(tmp_path, capsys, method, parameters, which):
-    """Whichever pass is the first to read a tensor: in a layer, and outside of all, where RankMean looks at none."""
+def test_nan_is_refused_by_the_first_pass(tmp_path, capsys, method, parameters, which):
+    """Tensors in a layer, and outside the layers, which RankMean's first pass does not read."""
     trees = dict(zip(("base", "model_0", "model_1"), checkpoints.family(tmp_path), strict=True))
     for name in ("model.layers.2.norm.weight", "lm_head.weight"):
         good = trees[which][name].copy()
         trees[which][name].reshape(-1)[-1] = np.nan
         checkpoints.save(tmp_path / which, trees[which])
-        said = refused(capsys, folded(tmp_path, method, parameters), tmp_path / "out")
-        assert name in said
-        assert f"{which}/model.safetensors" in said
-        assert not beside(tmp_path)
+        error = refused(capsys, folded(tmp_path, method, parameters), tmp_path / "out")
+        assert name in error
+        assert f"{which}/model.safetensors" in error
+        assert not hidden_files(tmp_path)
         trees[which][name] = good
 
 
 @pytest.mark.parametrize(("method", "parameters"), [("linear", {}), *FOLDED])
-def test_every_element_is_looked_at_once(tmp_path, monkeypatch, method, parameters):
-    """However often a method reads it."""
+def test_every_element_is_checked_once(tmp_path, monkeypatch, method, parameters):
+    """A second reading is not checked again."""
     base, *models = checkpoints.family(tmp_path)
     seen, nonfinite = [], tiles.nonfinite
     monkeypatch.setattr(tiles, "nonfinite", lambda array: seen.append(array.size) or nonfinite(array))
@@ -269,17 +269,16 @@ def test_every_element_is_looked_at_once(tmp_path, monkeypatch, method, paramete
     assert sum(seen) == files * sum(leaf.size for leaf in base.values())
 
 
-def test_finished_shards_are_kept_and_damaged_ones_are_not(tmp_path, monkeypatch):
-    """An interrupted merge goes on where it stopped."""
+def test_resumed_merge_keeps_finished_shards_and_rewrites_damaged_shards(tmp_path, monkeypatch):
     checkpoints.family(tmp_path)
     path, out = checkpoints.recipe(tmp_path, each=WEIGHTED), tmp_path / "out"
-    assert run(path, tmp_path / "calm", "--max-shard-size", "4kB") == 0
-    made = []
+    assert run(path, tmp_path / "uninterrupted", "--max-shard-size", "4kB") == 0
+    created = []
     create = shards.create
 
     def counted(file, arrays):
-        made.append(file.name)
-        if len(made) == 4:
+        created.append(file.name)
+        if len(created) == 4:
             while len(list(file.parent.glob("*.done"))) < 2:
                 time.sleep(0.01)
             raise KeyboardInterrupt
@@ -293,17 +292,18 @@ def test_finished_shards_are_kept_and_damaged_ones_are_not(tmp_path, monkeypatch
     assert done
     damaged = done[0]
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x01")
-    made[:] = [None] * 10
+    created[:] = [None] * 10
     assert run(path, out, "--max-shard-size", "4kB") == 0
-    assert damaged.name in made
-    assert not {file.name for file in done[1:]} & set(made)
-    calm, found = everything(tmp_path / "calm"), everything(out)
-    assert {name for name in calm if found[name] != calm[name]} <= {"README.md"}, "the card bears the output's name"
+    assert damaged.name in created
+    assert not {file.name for file in done[1:]} & set(created)
+    uninterrupted, resumed = contents(tmp_path / "uninterrupted"), contents(out)
+    different = {name for name in uninterrupted if resumed[name] != uninterrupted[name]}
+    assert different <= {"README.md"}, "only the model card holds the output's name"
 
 
 @pytest.mark.parametrize("changed", ["nothing", "recipe", "input", "size of shards"])
-def test_another_merge_does_not_go_on_from_this_one(tmp_path, monkeypatch, changed):
-    """What a stopped merge left is dropped when the recipe, an input or the shards' size has changed."""
+def test_changed_merge_does_not_resume(tmp_path, monkeypatch, changed):
+    """A changed recipe, input or shard size deletes the files of an interrupted merge."""
     _, a, _ = checkpoints.family(tmp_path)
     path, out, options = checkpoints.recipe(tmp_path, each=WEIGHTED), tmp_path / "out", []
     monkeypatch.setattr(shards, "create", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -317,11 +317,11 @@ def test_another_merge_does_not_go_on_from_this_one(tmp_path, monkeypatch, chang
     elif changed == "size of shards":
         options = ["--max-shard-size", "4kB"]
     assert run(path, out, *options) == 0
-    assert ("stray" in everything(out)) == (changed == "nothing")
+    assert ("stray" in contents(out)) == (changed == "nothing")
 
 
-def test_a_shard_is_on_the_disk_before_it_has_its_name(tmp_path, syncs_and_renames):
-    """Else a crash of the machine could leave one that its mark calls whole."""
+def test_shard_is_synced_before_its_rename(tmp_path, syncs_and_renames):
+    """Otherwise a crash of the machine could leave a damaged shard that is marked as complete."""
     path = tmp_path / "model.safetensors"
     shard = shards.create(path, {"w": ("F32", (3,))})
     shard.sink("w", lambda nbytes: None)(0, np.arange(3, dtype=np.float32))
@@ -331,7 +331,7 @@ def test_a_shard_is_on_the_disk_before_it_has_its_name(tmp_path, syncs_and_renam
     assert syncs_and_renames == [("synced", *file), ("renamed", *file)]
 
 
-def test_a_full_disk_leaves_nothing(tmp_path, capsys, monkeypatch):
+def test_full_disk_leaves_no_files(tmp_path, capsys, monkeypatch):
     checkpoints.family(tmp_path)
     path = checkpoints.recipe(tmp_path, each=WEIGHTED)
 
@@ -341,21 +341,21 @@ def test_a_full_disk_leaves_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(os, "pwrite", full)
     assert "is full" in refused(capsys, path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert not beside(tmp_path)
+    assert not hidden_files(tmp_path)
 
 
 @pytest.mark.slow
-def test_a_small_disk_leaves_nothing(tmp_path, capsys, monkeypatch):
-    """On a real one: too small from the start, and one that turns out too small while the merge runs."""
+def test_small_disk_leaves_no_files(tmp_path, capsys, monkeypatch):
+    """A real disk: too small from the start, and full during the merge."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, text=True)
     if mounted.returncode:
-        pytest.skip(f"may not mount a small disk: {mounted.stderr.strip()}")
+        pytest.skip(f"cannot mount a small disk: {mounted.stderr.strip()}")
     try:
         checkpoints.family(tmp_path, width=128, vocabulary=1000)
         path = checkpoints.recipe(tmp_path, each=WEIGHTED)
-        assert "GB free" in refused(capsys, path, disk / "out")
+        assert " free; the merged model takes " in refused(capsys, path, disk / "out")
         assert not list(disk.iterdir())
         room = shutil.disk_usage(tmp_path)
         monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
@@ -368,16 +368,16 @@ def test_a_small_disk_leaves_nothing(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     "kills", [pytest.param(4, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.exhaustive)]
 )
-def test_killed_at_any_moment(tmp_path, kills):
-    """SIGKILL: no output or a whole one; the next run finishes it; the bytes are an undisturbed run's."""
+def test_kill_leaves_a_complete_output_or_none(tmp_path, kills):
+    """SIGKILL; the next run completes the output, with the bytes of an uninterrupted run."""
     checkpoints.family(tmp_path, layers=12, width=256, vocabulary=4000)
     path = checkpoints.recipe(tmp_path, "ties", each={"weight": 0.5, "density": 0.5})
     order = lambda out: [sys.executable, "-m", "merge", str(path), str(out), "--max-shard-size", "2MB"]
-    subprocess.run(order(tmp_path / "first"), check=True)  # compiles, which those after it need not
+    subprocess.run(order(tmp_path / "first"), check=True)  # compiles for the later runs
     start = time.monotonic()
-    subprocess.run(order(tmp_path / "calm"), check=True)
+    subprocess.run(order(tmp_path / "uninterrupted"), check=True)
     seconds = time.monotonic() - start
-    calm = everything(tmp_path / "calm")
+    uninterrupted = contents(tmp_path / "uninterrupted")
     killed = 0
     for number in range(kills):
         out = tmp_path / f"out{number}"
@@ -386,14 +386,14 @@ def test_killed_at_any_moment(tmp_path, kills):
         process.send_signal(signal.SIGKILL)
         killed += process.wait() != 0
         if out.exists():
-            assert everything(out).keys() == calm.keys()
+            assert contents(out).keys() == uninterrupted.keys()
         else:
             subprocess.run(order(out), check=True)
-        found = everything(out)
-        assert found.keys() == calm.keys()
-        assert all(found[name] == calm[name] for name in calm if name != "README.md")
+        output = contents(out)
+        assert output.keys() == uninterrupted.keys()
+        assert all(output[name] == uninterrupted[name] for name in uninterrupted if name != "README.md")
         shutil.rmtree(out)
-    assert killed > kills / 2, "the moments were after the end"
+    assert killed > kills / 2, "most kills came after the end of the merge"
 
 
 WORKER = """
@@ -424,22 +424,22 @@ def test_two_processes_write_the_same_bytes(tmp_path, method):
         )
         for number in range(2)
     ]
-    said = [process.communicate(timeout=300)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    one, two = everything(tmp_path / "one"), everything(tmp_path / "two")
+    errors = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
     assert one.keys() == two.keys()
     assert {name for name in one if one[name] != two[name]} <= {"README.md"}
 
 
-def test_tiles_of_the_engine_do_not_show(tmp_path, monkeypatch):
-    """The same bytes whatever a tile holds: nothing in the file depends on how it was cut."""
+def test_tile_size_changes_no_byte_of_the_output(tmp_path, monkeypatch):
+    """DARE's random choices do not depend on the tiles."""
     checkpoints.family(tmp_path)
     path = checkpoints.recipe(
         tmp_path, "dare_ties", each={"weight": 0.5, "density": 0.5}, parameters={"rescale": False}
     )
-    found = []
+    outputs = []
     for tile in (64, 1 << 20):
         monkeypatch.setattr(tiles, "TILE", tile)
         assert run(path, tmp_path / f"out{tile}") == 0
-        found.append((tmp_path / f"out{tile}" / "model.safetensors").read_bytes())
-    assert found[0] == found[1]
+        outputs.append((tmp_path / f"out{tile}" / "model.safetensors").read_bytes())
+    assert outputs[0] == outputs[1]

@@ -1,4 +1,4 @@
-"""A tensor streamed from files merges to what it merges to in memory, for every method."""
+"""For every method, a tensor streamed from files merges as in memory."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -31,18 +31,18 @@ NAMES = {"model.layers.0.a.weight": (37, 24), "model.layers.1.a.weight": (37, 24
 
 
 def count(method):
-    """As many models as a method takes, three at most."""
+    """The maximum number of models of a method, but not more than three."""
     return min(method.models[1] or 3, 3)
 
 
-def options(method, given, models):
-    found = {}
+def options(method, overrides, models):
+    values = {}
     for key, option in method.each.items():
         value = EACH.get(key, option.default)
-        found[key] = tuple(value[:models]) if isinstance(value, tuple) else (value,) * models
+        values[key] = tuple(value[:models]) if isinstance(value, tuple) else (value,) * models
     for key, option in method.shared.items():
-        found[key] = given.get(key, SHARED.get(key, option.default))
-    return found
+        values[key] = overrides.get(key, SHARED.get(key, option.default))
+    return values
 
 
 def leaves(tmp_path, method, dtype, by_rows, engine, outputs):
@@ -63,19 +63,19 @@ def leaves(tmp_path, method, dtype, by_rows, engine, outputs):
     base_lazy, *rest = opened
     models, statistics = rest[: count(method)], rest[count(method) :]
     use = method.base != "none"
-    streamed, whole = [], []
+    streamed, resident = [], []
     for name, shape in NAMES.items():
         outputs[name] = np.full(shape, np.nan, "float32")
 
-        def sink(start, stretch, name=name):
-            outputs[name].reshape(-1)[start : start + stretch.size] = stretch
+        def sink(start, chunk, name=name):
+            outputs[name].reshape(-1)[start : start + chunk.size] = chunk
 
         streamed.append(
             tiles.Tiled(
                 name,
                 base_lazy[name] if use else None,
                 tuple(model[name] for model in models),
-                tuple(found[name] for found in statistics),
+                tuple(statistic[name] for statistic in statistics),
                 by_rows,
                 "F32",
                 sink,
@@ -83,7 +83,7 @@ def leaves(tmp_path, method, dtype, by_rows, engine, outputs):
             )
         )
         arrays = [tree[name] for tree in trees]
-        whole.append(
+        resident.append(
             Whole(
                 name,
                 arrays[0] if use else None,
@@ -91,54 +91,54 @@ def leaves(tmp_path, method, dtype, by_rows, engine, outputs):
                 tuple(arrays[1 + count(method) :]),
             )
         )
-    return streamed, whole
+    return streamed, resident
 
 
 @pytest.mark.parametrize("dtype", ["float32", ml_dtypes.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize(("name", "given"), VARIANTS, ids=lambda value: str(value) if value else "")
-def test_streamed_is_as_in_memory(tmp_path, monkeypatch, name, given, dtype):
-    """Tiles of 128 elements cut every matrix; thresholds, random choices and ranks do not notice."""
+@pytest.mark.parametrize(("name", "overrides"), VARIANTS, ids=lambda value: str(value) if value else "")
+def test_streamed_merge_equals_in_memory_merge(tmp_path, monkeypatch, name, overrides, dtype):
+    """Tiles of 128 elements split every matrix; thresholds, random choices and ranks do not depend on them."""
     monkeypatch.setattr(tiles, "TILE", 128)
     monkeypatch.setattr(tiles, "_SMALLEST", 32)
-    method = find(name, given)
-    chosen = method.keywords(options(method, given, count(method)))
+    method = find(name, overrides)
+    keywords = method.keywords(options(method, overrides, count(method)))
     with ThreadPoolExecutor(2) as workers:
         outputs = {}
-        streamed, whole = leaves(
-            tmp_path, method, dtype, method.by_rows(**chosen), tiles.Means(workers, set()), outputs
+        streamed, resident = leaves(
+            tmp_path, method, dtype, method.by_rows(**keywords), tiles.Resources(workers, set()), outputs
         )
         extras = [
-            method.prepare(side, [chosen] * len(side)) if method.prepare else [{}] * len(side)
-            for side in (streamed, whole)
+            method.prepare(side, [keywords] * len(side)) if method.prepare else [{}] * len(side)
+            for side in (streamed, resident)
         ]
-        for leaf, inside, extra, more in zip(streamed, whole, *extras, strict=True):
-            method.merge(leaf, **chosen, **extra)
-            expected = np.asarray(method.merge(inside, **chosen, **more))
+        for leaf, resident_leaf, extra, resident_extra in zip(streamed, resident, *extras, strict=True):
+            method.merge(leaf, **keywords, **extra)
+            expected = np.asarray(method.merge(resident_leaf, **keywords, **resident_extra))
             np.testing.assert_allclose(outputs[leaf.name], expected, rtol=2e-6, atol=2e-6, err_msg=leaf.name)
 
 
-def test_padding_of_the_last_tile_changes_nothing(tmp_path, monkeypatch):
-    """Whatever the tile's size, the same bytes of a method whose sums are of whole numbers."""
+def test_padding_of_the_last_tile_changes_no_byte(tmp_path, monkeypatch):
+    """TIES, whose sums are integers, gives equal bytes for every tile size."""
     method = find("ties")
-    chosen = method.keywords(options(method, {}, 3))
-    found = []
+    keywords = method.keywords(options(method, {}, 3))
+    merged = []
     for tile in (64, 256, 1 << 12):
         monkeypatch.setattr(tiles, "TILE", tile)
         folder, outputs = tmp_path / str(tile), {}
         folder.mkdir()
         with ThreadPoolExecutor(2) as workers:
-            streamed, _ = leaves(folder, method, "float32", False, tiles.Means(workers, set()), outputs)
+            streamed, _ = leaves(folder, method, "float32", False, tiles.Resources(workers, set()), outputs)
             for leaf in streamed:
-                method.merge(leaf, **chosen)
-        found.append(outputs)
+                method.merge(leaf, **keywords)
+        merged.append(outputs)
     for name in NAMES:
-        assert found[0][name].tobytes() == found[1][name].tobytes() == found[2][name].tobytes()
+        assert merged[0][name].tobytes() == merged[1][name].tobytes() == merged[2][name].tobytes()
 
 
 @pytest.mark.parametrize("size", [40, 5_000, 60_000])
 @pytest.mark.parametrize("levels", [0, 3], ids=["distinct", "ties"])
 def test_streamed_selection_is_exact(tmp_path, monkeypatch, size, levels):
-    """Exactly k are kept, the largest, equal ones by position: with a sample to begin from or without, in one leaf or two."""
+    """Exactly the k largest, equal elements by position; with and without a sample, in one leaf and in two."""
     monkeypatch.setattr(tiles, "TILE", 1 << 10)
     generator = np.random.default_rng(size)
     values = generator.normal(size=(2, size)).astype("float32")
@@ -151,24 +151,28 @@ def test_streamed_selection_is_exact(tmp_path, monkeypatch, size, levels):
         opened.append(lazy.plain(tensors.index(tmp_path / str(number))["x"]))
     with ThreadPoolExecutor(2) as workers:
         make = lambda lazy: tiles.Tiled(
-            "x", None, (lazy,), (), False, "F32", lambda *_: None, tiles.Means(workers, set())
+            "x", None, (lazy,), (), False, "F32", lambda *_: None, tiles.Resources(workers, set())
         )
         for both in (False, True):
             part = [make(lazy) for lazy in (opened if both else opened[:1])]
             flat = np.abs(values if both else values[:1])
             for share in (0, 0.003, 0.5, 0.97, 1):
-                kept = int(share * flat.size)
-                cuts = topk.largest(part, topk.magnitudes, [kept])
-                places = np.arange(size, dtype=np.uint32)
-                mask = np.concatenate([cut.kept(0, row, places) for cut, row in zip(cuts, flat, strict=True)])
-                order = np.lexsort((np.arange(flat.size), -flat.ravel()))[:kept]
-                assert mask.sum() == kept
+                count = int(share * flat.size)
+                selections = topk.largest(part, topk.magnitudes, [count])
+                positions = np.arange(size, dtype=np.uint32)
+                mask = np.concatenate(
+                    [selection.mask(0, row, positions) for selection, row in zip(selections, flat, strict=True)]
+                )
+                order = np.lexsort((np.arange(flat.size), -flat.ravel()))[:count]
+                assert mask.sum() == count
                 assert mask[order].all()
-                if 0 < kept < flat.size:
-                    cuts = topk.largest(part, topk.magnitudes, [kept], every_tie=True)
-                    mask = np.concatenate([cut.kept(0, row, places) for cut, row in zip(cuts, flat, strict=True)])
+                if 0 < count < flat.size:
+                    selections = topk.largest(part, topk.magnitudes, [count], every_tie=True)
+                    mask = np.concatenate(
+                        [selection.mask(0, row, positions) for selection, row in zip(selections, flat, strict=True)]
+                    )
                     np.testing.assert_array_equal(
-                        mask, flat.ravel() >= flat.ravel()[order[-1]], "all ties with the last"
+                        mask, flat.ravel() >= flat.ravel()[order[-1]], "every element equal to the smallest"
                     )
 
 
@@ -182,17 +186,17 @@ def test_nonfinite_is_found_in_every_type(dtype, value):
     assert tiles.nonfinite(array)
 
 
-def test_a_nan_is_named(tmp_path):
-    """Though TIES would have trimmed it away."""
+def test_nan_is_named(tmp_path):
+    """Also where TIES would trim the element."""
     method, outputs = find("ties"), {}
     with ThreadPoolExecutor(1) as workers:
-        streamed, _ = leaves(tmp_path, method, "float32", False, tiles.Means(workers, set()), outputs)
+        streamed, _ = leaves(tmp_path, method, "float32", False, tiles.Resources(workers, set()), outputs)
         lazy = streamed[0].models[1]
 
         def read(start, stop):
-            found = np.array(lazy.read(start, stop))
-            found[3] = np.nan
-            return found
+            chunk = np.array(lazy.read(start, stop))
+            chunk[3] = np.nan
+            return chunk
 
         bad = streamed[0]._replace(models=(streamed[0].models[0], lazy._replace(read=read), *streamed[0].models[2:]))
         with pytest.raises(InputError, match=r"model\.safetensors.*NaN.*'model\.layers\.0\.a\.weight'"):

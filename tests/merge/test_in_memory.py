@@ -1,4 +1,4 @@
-"""In-memory merging: trees of every kind, options, gradients, sharding, and RankMean's invariants."""
+"""In-memory merging: trees of many kinds, options, gradients, sharding, and RankMean's invariants."""
 
 import os
 import subprocess
@@ -31,26 +31,26 @@ def models(seed: int, count: int, layers: int = 3) -> tuple[dict, list[dict]]:
     return model(), [model() for _ in range(count)]
 
 
-def test_literal_ranks_give_literal_coefficients():
+def test_coefficients_are_ranks_over_their_sum():
     base = {f"layer_{i}": {"kernel": np.zeros(1, np.float32)} for i in range(3)}
-    grow = lambda *sizes: {f"layer_{i}": {"kernel": np.float32([s])} for i, s in enumerate(sizes)}
-    found = merge.rankmean_coefficients(base, [grow(1, 2, 3), grow(9, -5, 1)])
-    np.testing.assert_allclose([found[u] for u in "012"], [[1 / 4, 3 / 4], [1 / 2, 1 / 2], [3 / 4, 1 / 4]])
-    tied = merge.rankmean_coefficients(base, [grow(1, 1, 3), grow(1, 2, 3)])
+    model = lambda *sizes: {f"layer_{i}": {"kernel": np.float32([size])} for i, size in enumerate(sizes)}
+    distinct = merge.rankmean_coefficients(base, [model(1, 2, 3), model(9, -5, 1)])
+    np.testing.assert_allclose([distinct[unit] for unit in "012"], [[1 / 4, 3 / 4], [1 / 2, 1 / 2], [3 / 4, 1 / 4]])
+    tied = merge.rankmean_coefficients(base, [model(1, 1, 3), model(1, 2, 3)])
     np.testing.assert_allclose(tied["0"], [1.5 / 2.5, 1 / 2.5])
-    ordered = merge.rankmean_coefficients(base, [grow(1, 1, 3), grow(1, 2, 3)], ties="order")
-    np.testing.assert_allclose([ordered[u] for u in "012"], [[1 / 2, 1 / 2]] * 3)
+    ordered = merge.rankmean_coefficients(base, [model(1, 1, 3), model(1, 2, 3)], ties="order")
+    np.testing.assert_allclose([ordered[unit] for unit in "012"], [[1 / 2, 1 / 2]] * 3)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 4), st.floats(0.01, 100), st.sampled_from(["ascending", "reversed"]))
-def test_invariants_of_the_coefficients(seed, count, factor, order):
+def test_coefficients_sum_to_one_and_ignore_scale_and_model_order(seed, count, factor, order):
     base, tuned = models(seed, count)
-    found = merge.rankmean_coefficients(base, tuned, order=order)
+    coefficients = merge.rankmean_coefficients(base, tuned, order=order)
     scaled = jax.tree.map(lambda b, t: b + np.float32(factor) * (t - b), base, tuned[0])
     again = merge.rankmean_coefficients(base, [scaled, *tuned[1:]], order=order)
     swapped = merge.rankmean_coefficients(base, tuned[::-1], order=order)
-    for unit, share in found.items():
+    for unit, share in coefficients.items():
         np.testing.assert_allclose(np.sum(share), 1, rtol=1e-6)
         np.testing.assert_allclose(share, again[unit], rtol=1e-6)
         np.testing.assert_allclose(share, swapped[unit][::-1], rtol=1e-6)
@@ -64,8 +64,8 @@ class Pair(NamedTuple):
 
 
 @pytest.mark.parametrize("kind", ["dict", "list", "tuple", "frozen", "jax"])
-def test_any_tree_keeps_its_structure_and_types(kind):
-    """Dicts, lists, NamedTuples and Flax's frozen dicts; half precision; whole numbers and truth values are the base's."""
+def test_merged_tree_has_the_structure_and_types_of_the_base(kind):
+    """Dicts, lists, NamedTuples and Flax's frozen dicts; bfloat16; integers are copied from the base."""
     make = {
         "dict": lambda a, b: {"a": a, "b": {"c": b}},
         "list": lambda a, b: [a, [b]],
@@ -83,8 +83,8 @@ def test_any_tree_keeps_its_structure_and_types(kind):
     np.testing.assert_array_equal(numbers, [0, 1, 2])
 
 
-def test_names_of_hugging_face_find_their_layers():
-    """A flat dict by names with dots; float64 and arrays without axes come out in what JAX holds."""
+def test_hugging_face_names_are_grouped_by_layer():
+    """A flat dict of names with dots; a float64 array without axes keeps its shape."""
     base = {"model.layers.0.w": np.zeros(2), "model.layers.1.w": np.zeros(2), "scale": np.float64(0)}
     tuned = [{name: value + 1 for name, value in base.items()}, {name: value + 3 for name, value in base.items()}]
     assert merge.rankmean_coefficients(base, tuned).keys() == {"0", "1"}
@@ -94,8 +94,8 @@ def test_names_of_hugging_face_find_their_layers():
     assert float(merged["scale"]) == 2
 
 
-def test_without_a_base():
-    """Where a method does without one, models alone; where not, an error that says so."""
+def test_base_may_be_none_unless_the_method_needs_one():
+    """For nuslerp the models are enough; for ties a missing base is an error."""
     _, tuned = models(0, 2)
     merged = merge.merge(None, tuned, method="nuslerp")
     assert jax.tree.structure(merged) == jax.tree.structure(tuned[0])
@@ -118,21 +118,21 @@ for method, options in {
     run = lambda base, models: merge.merge(base, models, method=method, **options)["layer_0"]["kernel"]
     expected = run(trees[0], trees[1:])
     for function in (run, jax.jit(run)):
-        found = function(put(trees[0]), [put(tree) for tree in trees[1:]])
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6, err_msg=method)
-        assert found.sharding.is_equivalent_to(NamedSharding(mesh, P("x", None)), 2), (method, found.sharding)
+        merged = function(put(trees[0]), [put(tree) for tree in trees[1:]])
+        np.testing.assert_allclose(merged, expected, rtol=1e-5, atol=1e-6, err_msg=method)
+        assert merged.sharding.is_equivalent_to(NamedSharding(mesh, P("x", None)), 2), (method, merged.sharding)
 """
 
 
-def test_sharded_arrays_stay_sharded():
-    """On two simulated devices, compiled or not: the same numbers, laid out as the models are."""
+def test_sharded_models_give_the_same_numbers_in_the_same_sharding():
+    """Two simulated devices, with and without jit."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
     environment = dict(os.environ, XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
     done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_gradients_flow_through_given_coefficients():
+def test_merge_is_differentiable_in_the_coefficients():
     base, tuned = models(0, 2)
     shares = merge.rankmean_coefficients(base, tuned)
     total = lambda c: jnp.sum(
@@ -187,7 +187,7 @@ def test_bad_options_are_named(method, options, message):
     assert "\n" not in str(caught.value)
 
 
-def test_whole_numbers_cannot_be_traced():
+def test_traced_integer_option_is_refused():
     base, tuned = models(0, 2)
     with pytest.raises(InputError, match="seed is traced"):
         jax.jit(lambda seed: merge.merge(base, tuned, method="dare_ties", density=0.5, seed=seed))(1)

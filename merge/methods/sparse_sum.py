@@ -1,7 +1,7 @@
 """Sparse changes and their sum, which TIES, DARE, DELLA and Breadcrumbs share, each with mergekit's options.
 
-Each model's change is sparsified, rescaled and weighted. The changes are then added up; or the sign of each element is
-elected, and only the changes of that sign are added up.
+Each model's change is sparsified, rescaled and weighted. Without an election, all changes are added up. With an election, the
+sign of each element is elected, and only the changes of that sign are added up.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,9 +37,9 @@ def combined(
       deltas: the changes of the models, all of one shape.
       weights: (models,).
       scale: ().
-      elect: add up at each element only the changes whose sign is that of the sum of all votes (a sum of 0 is positive).
+      elect: at each element, add up only the changes with the sign of the sum of all votes (a sum of 0 is positive).
       normalize: divide by the sum of the weights; after an election, by the sum of the agreeing models' weights.
-      vote: ``weighted``: w_m d_m, ``unweighted``: d_m.
+      vote: a model's vote; ``weighted``: w_m d_m, ``unweighted``: d_m.
     """
     terms = [weights[model] * delta for model, delta in enumerate(deltas)]
     if not elect:
@@ -82,7 +82,7 @@ def merge_sparse(
       weight: (models,).
       elect: see `combined`.
       normalize: see `combined`.
-      rescale: scale each model's sparse change to the sum of |change| before.
+      rescale: scale each model's sparse change to the sum of |change| before sparsification.
       scale: factor of the merged change.
       vote: see `combined`.
       **unused: options of mergekit that change nothing.
@@ -117,17 +117,19 @@ def _sizes(values: list[jax.Array]) -> jax.Array:
     return jnp.stack([jnp.sum(jnp.abs(value)) for value in values])
 
 
-def draw(delta: jax.Array, chance: jax.Array, words: jax.Array, positions: jax.Array, *, inverse: bool) -> jax.Array:
-    """Return ``delta`` with each element kept with probability ``chance``, and else 0.
+def draw(
+    delta: jax.Array, probability: jax.Array, words: jax.Array, positions: jax.Array, *, inverse: bool
+) -> jax.Array:
+    """Return ``delta`` with each element kept with probability ``probability``, and else 0.
 
     Args:
       delta: one model's change.
-      chance: in (0, 1], shaped like ``delta``, or ().
+      probability: in (0, 1], shaped like ``delta``, or ().
       words: uint32 (2,), from `key_words`.
       positions: uint32, shaped like ``delta``.
-      inverse: divide by ``chance``.
+      inverse: divide by ``probability``.
     """
-    return jnp.where(noise.uniform(words, positions) < chance, delta / chance if inverse else delta, 0)
+    return jnp.where(noise.uniform(words, positions) < probability, delta / probability if inverse else delta, 0)
 
 
 def key_words(leaf: Leaf, seed: int) -> np.ndarray:
@@ -136,28 +138,30 @@ def key_words(leaf: Leaf, seed: int) -> np.ndarray:
 
 
 def kept_count(share: float, size: int) -> int:
-    """Return how many of ``size`` elements to keep for a density of ``share``: at least 1."""
+    """Return the number of elements to keep, at least 1, of ``size`` elements at a density of ``share``."""
     return min(size, max(1, int(share * size)))
 
 
 def check(where: str, *, weight: Any, normalize: Any, elect: bool, **others: Any) -> None:
-    """Raise `InputError` where known weights sum to 0 and the changes are to be divided by that sum."""
+    """Raise `InputError` for concrete weights that sum to 0, if the changes are divided by that sum."""
     if not elect:
         linear.check(where, weight=weight, normalize=normalize)
 
 
-DENSITY = Option(float, 1.0, "fraction of the model's changes kept", 0, 1, low_open=True)
+DENSITY = Option(float, 1.0, "fraction of the model's changes that is kept", 0, 1, low_open=True)
 EACH = {"weight": linear.WEIGHT, "density": DENSITY}
-SEED = Option(int, 0, "of the random choice", 0)
-RESCALE_NORM = Option(str, "l1", "rescale to the sum of |change| or by 1 / the chance", choices=("l1", "inverse"))
+SEED = Option(int, 0, "seed of the random numbers", 0)
+RESCALE_NORM = Option(
+    str, "l1", "l1: restore the sum of |change|; inverse: divide by the keep probability", choices=("l1", "inverse")
+)
 RANDOM = {"rescale_norm": RESCALE_NORM, "seed": SEED}
 
 
 def shared_options(*, normalize: bool, rescale: bool) -> dict[str, Option]:
-    """Return the options that all these methods take, with two of their defaults."""
+    """Return the options that all these methods share; the arguments are two defaults."""
     return {
         "normalize": Option(bool, normalize, linear.NORMALIZE),
         "lambda": linear.LAMBDA,
-        "rescale": Option(bool, rescale, "scale what is kept up to the size of all"),
+        "rescale": Option(bool, rescale, "scale the kept changes to make up for the dropped changes"),
         "int8_mask": Option(bool, False, linear.UNUSED),
     }

@@ -1,0 +1,73 @@
+"""Write a file or a folder of this machine completely, or not at all.
+
+The content goes to a hidden path beside the target, is synced to the disk, and is then renamed. A crash at any moment leaves
+the former content of the target or the new content.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def hidden(path: Path, suffix: str = "partial") -> Path:
+    """Return the hidden path beside ``path``: ``.NAME.partial``, which holds the content until it is complete."""
+    return path.with_name(f".{path.name}.{suffix}")
+
+
+@contextlib.contextmanager
+def file(path: Path) -> Iterator[Path]:
+    """Yield the hidden path to write a file to; the file replaces ``path`` at the end, and is deleted on an error."""
+    partial = hidden(path)
+    try:
+        yield partial
+        replace_file(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def folder(path: Path) -> Iterator[Path]:
+    """Yield an empty hidden folder; it replaces ``path`` at the end, and is deleted on an error. Parents are created."""
+    path = path.absolute()
+    partial = hidden(path)
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        replace_folder(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def replace_file(partial: Path, path: Path) -> None:
+    """Sync a complete file, and rename it to ``path``."""
+    _sync(partial)
+    partial.replace(path)
+
+
+def replace_folder(partial: Path, path: Path) -> None:
+    """Sync a complete folder, and rename it to ``path``; a folder at ``path`` is deleted after the rename."""
+    for each in (*partial.rglob("*"), partial):
+        _sync(each)
+    old = hidden(path, "old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.replace(old)
+    partial.replace(path)
+    _sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until the disk holds the bytes of a file, or the entries of a folder."""
+    windows = os.name == "nt"
+    if windows and path.is_dir():  # Windows cannot open a folder
+        return
+    # Windows syncs only what is open for writing.
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,83 @@
+"""A finished run, loaded from its files for evaluation, export and analysis."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dsee_jax.ckpt import adapter, hf
+from dsee_jax.ckpt.folders import ADAPTER, CONFIG, METRICS, MODEL
+from dsee_jax.config import Config, model_task
+from dsee_jax.data import Task
+from dsee_jax.deltas import fold
+from dsee_jax.errors import InputError
+from dsee_jax.models.architecture import Model
+from dsee_jax.train import config_file, evaluation, sharding, step
+from dsee_jax.train.inputs import read_data, read_task
+from dsee_jax.typing import Params
+
+
+class Finished(NamedTuple):
+    """The config, task, model and adapter of a finished run."""
+
+    config: Config
+    task: Task
+    model: Model
+    params: Any  # pruned, with the tuned head; updates are not folded in
+    adapter: adapter.Adapter | None  # None for a run without updates
+
+
+def load(run: Path, overrides: Sequence[str] = (), *, sharded: bool = False) -> Finished:
+    """Return a finished run from its files.
+
+    Args:
+      run: the output_dir of the run.
+      overrides: ``section.key=value`` for its config.
+      sharded: put the weights on the mesh of the config.
+
+    Raises:
+      InputError: ``run`` is no folder of a finished run, its data are unreadable, or the adapter belongs to another model.
+    """
+    if not (run / CONFIG).exists() or not (run / METRICS).exists():
+        raise InputError(
+            f"{run} is no finished run: it lacks {CONFIG} or {METRICS}; run train.py with its config again"
+        )
+    config = config_file.read(run / CONFIG, overrides)
+    task = read_task(config)
+    model, params = hf.load_pretrained(
+        *(run / MODEL, model_task(config), task.num_labels),
+        dtype=config.model.dtype,
+        sharding=(lambda model: _placement(config, model).sharding) if sharded else None,
+    )
+    saved = adapter.load(run / ADAPTER) if config.delta.rank or config.delta.nonzeros else None
+    if saved:
+        adapter.check(run / ADAPTER, run / MODEL, params, saved)
+    return Finished(config, task, model, params, saved)
+
+
+def _placement(config: Config, model: Model) -> sharding.Placement:
+    return sharding.placement(sharding.mesh(config.mesh, batch_size=config.train.batch_size), model)
+
+
+def plain_params(finished: Finished) -> Params:
+    """Return plain params that give the tuned logits: the updates, where the run has any, are folded into their kernels."""
+    if not finished.adapter:
+        return finished.params
+    about = finished.adapter.config
+    return fold.materialize(
+        finished.params,
+        finished.adapter.deltas,
+        finished.adapter.supports,
+        scale=about["scale"],
+        scale_sparse=about["scale_sparse"],
+    )
+
+
+def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
+    """Return the metrics of a finished run, computed again from ``model/`` and ``adapter/``; raises like `load`."""
+    config, task, model, params, saved = load(run, overrides, sharded=True)
+    data = read_data(config, task, run / MODEL, model)
+    placed = _placement(config, model)
+    frozen = step.Frozen(params, saved.supports if saved else {}, {})
+    trained = {"deltas": saved.deltas if saved else {}, "params": {}}
+    write, score = (make(model, config, data, placed) for make in (evaluation.writer, evaluation.evaluator))
+    return write(trained, frozen) | score(trained, frozen)

@@ -1,0 +1,77 @@
+"""Files and folders that are complete or absent: the old content until the rename, and a sync before the rename."""
+
+import os
+
+import pytest
+
+from dsee_jax.errors import InputError
+from dsee_jax.runtime import atomic, files
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def write_and_fail(path):
+    path.write_text("new")
+    raise KeyError
+
+
+def test_failed_write_keeps_the_old_file(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(KeyError), atomic.file(tmp_path / "a") as partial:
+        write_and_fail(partial)
+    assert (tmp_path / "a").read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_file_is_synced_before_the_rename(tmp_path, syncs_and_renames):
+    """A crash of the machine could leave an empty file under the name."""
+    with atomic.file(tmp_path / "a") as partial:
+        partial.write_text("12345")
+    files.write_text(tmp_path / "b", "123")
+    file = os.stat(tmp_path / "a").st_ino
+    other = os.stat(tmp_path / "b").st_ino
+    assert syncs_and_renames == [("synced", file, 5), ("renamed", file, 5), ("synced", other, 3), ("renamed", other, 3)]
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_failed_write_keeps_the_old_folder(tmp_path, old):
+    if old:
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "x").write_text("old")
+    with pytest.raises(KeyError), atomic.folder(tmp_path / "a") as partial:
+        write_and_fail(partial / "x")
+    assert names(tmp_path) == ["a"] * old
+    assert not old or (tmp_path / "a" / "x").read_text() == "old"
+
+
+def test_replaced_folder_has_only_new_files(tmp_path):
+    """The new folder has only the new files, also after a killed process left some."""
+    for name in ("a", ".a.partial", ".a.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text("old")
+    with atomic.folder(tmp_path / "a") as partial:
+        (partial / "y").write_text("new")
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == ["y"]
+
+
+def test_folder_is_synced_before_the_rename(tmp_path, syncs_and_renames):
+    with atomic.folder(tmp_path / "a") as partial:
+        (partial / "b").mkdir()
+        (partial / "b" / "x").write_text("1")
+    inodes = [os.stat(tmp_path / name).st_ino for name in ("a/b", "a/b/x", "a", "a", ".")]
+    assert [(kind, inode) for kind, inode, _ in syncs_and_renames] == list(
+        zip(["synced", "synced", "synced", "renamed", "synced"], inodes, strict=True)
+    )
+
+
+def test_existing_folder_needs_overwrite(tmp_path):
+    with files.folder(tmp_path / "x" / "a") as partial:
+        (partial / "y").write_text("1")
+    with pytest.raises(InputError, match="a exists: give a new folder"), files.folder(tmp_path / "x" / "a"):
+        pass
+    with files.folder(tmp_path / "x" / "a", overwrite=True):
+        pass
+    assert not names(tmp_path / "x" / "a")

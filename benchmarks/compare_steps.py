@@ -1,8 +1,8 @@
-"""Time our training step and PEFT's in turns, each in a process of its own, and write the ratio of the medians.
+"""Compare the time of our training step with PEFT's: alternating runs in separate processes, and the ratio of the medians.
 
 ``python -m benchmarks.compare_steps --model HF_DIR [--rounds 5]`` writes ``benchmarks/results/train_step.json``.
 
-In turns because the speed of a machine drifts; the ratio of each round is of two runs that stood next to each other.
+The runs alternate because the speed of a machine drifts. The ratio of a round compares two consecutive runs.
 """
 
 import argparse
@@ -17,14 +17,14 @@ import sys
 
 
 def seconds(module: str, python: str, options: list[str]) -> list[float]:
-    """Return what ``python -m module`` prints, one number a line."""
+    """Return the seconds of each step, which ``python -m module`` prints one per line."""
     command = [python, "-m", module, *options, "--seconds-only"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return [float(line) for line in done.stdout.split()]
 
 
 def cpu() -> str:
-    """Return the processor's name."""
+    """Return the name of the processor."""
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -33,12 +33,14 @@ def cpu() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", required=True, help="a Hugging Face folder; benchmarks.random_bert writes one")
+    parser.add_argument(
+        "--model", required=True, help="a Hugging Face folder, for instance from benchmarks.random_bert"
+    )
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--python", default=sys.executable, help="the interpreter of both; it needs the extra `bench`")
+    parser.add_argument("--python", default=sys.executable, help="Python interpreter with the extra `bench`")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results/train_step.json")
     arguments = parser.parse_args()
     options = [f"--{name}={getattr(arguments, name)}" for name in ("model", "batch", "length", "steps")]
@@ -46,8 +48,8 @@ def main() -> None:
     ours: list[list[float]] = []
     peft: list[list[float]] = []
     for number in range(arguments.rounds):
-        for module, into in (("benchmarks.train_step", ours), ("benchmarks.peft_step", peft)):
-            into.append(seconds(module, arguments.python, options))
+        for module, runs in (("benchmarks.train_step", ours), ("benchmarks.peft_step", peft)):
+            runs.append(seconds(module, arguments.python, options))
         pair = [statistics.median(runs[-1]) for runs in (ours, peft)]
         print(
             f"round {number + 1}: ours {pair[0]:.3f} s, PEFT {pair[1]:.3f} s, ratio {pair[0] / pair[1]:.3f}", flush=True

@@ -1,12 +1,12 @@
-"""Time the supports of all 24 query and value kernels of a BERT-base, random weights, and the procedure of DSEE's authors.
+"""Time GreBsmo supports of all 24 query and value kernels of a BERT-base, against the procedure of the authors of DSEE.
 
     python -m benchmarks.grebsmo
 
-Ours: one jitted, vmapped call, 64 entries each; seconds with and without compilation. Theirs, in PyTorch (left out where that
-is absent): as the paper and the code's description have it, 100 growth steps of 5 columns with 2 inner rounds each and a hard
-threshold of 0.01; one matrix is timed and stands for all 24, which it runs one after the other. Both see the same weights
-and the same cores, in turns. A last figure says how many of 64 planted spikes ours finds in a 768 x 768 matrix.
-Writes ``benchmarks/results/grebsmo.json``.
+Ours is one jitted, vmapped call with 64 entries per kernel, timed with and without compilation. The authors' procedure runs in
+PyTorch and is skipped if PyTorch is not installed: 100 growth steps of 5 columns with 2 inner rounds each and a hard threshold
+of 0.01, as in the paper and the description of their code. It handles one matrix after another, so the time of one matrix is
+multiplied by 24. Both procedures alternate on the same random weights and cores. The result also counts how many of 64 planted
+spikes ours recovers in a 768 x 768 matrix. Writes ``benchmarks/results/grebsmo.json``.
 """
 
 import argparse
@@ -33,7 +33,10 @@ KERNELS, WIDTH, NONZEROS = 24, 768, 64
 
 
 def planted(seed: int) -> tuple[np.ndarray, set[int]]:
-    """Rank 16 with entries about 1, noise 0.01, 64 spikes of 0.5 to 0.75."""
+    """Return a float32 matrix and the flat indices of its 64 spikes.
+
+    The matrix is the sum of a matrix of rank 16 with entries about 1, noise of 0.01, and the spikes of +-0.5 to 0.75.
+    """
     draw = np.random.default_rng(seed)
     w = draw.normal(size=(WIDTH, 16)) @ draw.normal(size=(16, WIDTH)) / 4 + 0.01 * draw.normal(size=(WIDTH, WIDTH))
     index = draw.choice(w.size, NONZEROS, replace=False)
@@ -42,7 +45,7 @@ def planted(seed: int) -> tuple[np.ndarray, set[int]]:
 
 
 def authors(w, steps: int = 100, columns: int = 5, rounds: int = 2, threshold: float = 0.01):
-    """Greedy bilateral smoothing as DSEE's authors run it: S (torch) by a hard threshold while the rank grows."""
+    """Return S (torch) by greedy bilateral smoothing as the authors of DSEE run it: a hard threshold while the rank grows."""
     sparse, rest = torch.zeros_like(w), w
     right = torch.randn(columns, w.shape[1])
     for _ in range(steps):
@@ -54,7 +57,7 @@ def authors(w, steps: int = 100, columns: int = 5, rounds: int = 2, threshold: f
             sparse = torch.where(rest.abs() > threshold, rest, 0.0)
         if len(right) + columns > min(w.shape):
             break
-        # Grow along the directions in which most is left over.
+        # Grow along the directions of the largest residual.
         fresh = torch.linalg.qr((torch.randn(columns, w.shape[0]) @ (rest - sparse)).T)[0].T
         right = torch.cat([right, fresh])
     return sparse
@@ -88,7 +91,7 @@ def main() -> None:
             matrix = torch.tensor(weights[number])
             theirs.append(seconds(lambda matrix=matrix: authors(matrix)))
     spiky, truth = planted(0)
-    found = supports.grebsmo(jnp.asarray(spiky), NONZEROS, key=jax.random.key(0))
+    support = supports.grebsmo(jnp.asarray(spiky), NONZEROS, key=jax.random.key(0))
     result = {
         "command": "python -m benchmarks.grebsmo",
         "machine": {
@@ -104,7 +107,7 @@ def main() -> None:
         "nonzeros": NONZEROS,
         "seconds_with_compilation": first,
         "seconds": statistics.median(ours),
-        "planted_found": len(truth & {row * WIDTH + column for row, column in found.tolist()}),
+        "planted_found": len(truth & {row * WIDTH + column for row, column in support.tolist()}),
     }
     if torch is not None:
         one = statistics.median(theirs)

@@ -1,13 +1,13 @@
-"""Throughput and memory of a run's finished model, next to the pretrained model it was made from under the same head.
+"""Throughput and memory of the finished model of a run, against its pretrained model with the same head.
 
     python -m benchmarks.inference RUN_DIR [--batch 32 --length 128 --repeats 20 --json FILE]
 
-The finished model is what ``export`` writes: updates folded in, and of a run that cut heads and neurons the smaller arrays.
-Throughput is that of the compiled program, warm, the two models in turns; each turn's ratio is of two calls that stood next
-to each other. The process keeps the memory that it frees, as all commands do (`dsee_jax.runtime.malloc`; ``--trim`` leaves
-it to the C library). Memory is measured in a process for each model that loads it and answers one batch: the peak of the
-whole process (Python, JAX, loading and compiling included), and XLA's analysis of the program (arguments, which are weights
-and a batch, and temporaries). The machine must be idle otherwise.
+The finished model is the model that ``export`` writes: updates folded in, and after structured pruning the smaller arrays.
+Throughput is measured on warm compiled programs. The two models alternate, and each ratio compares two consecutive calls. The
+process keeps freed memory, as all commands do (`dsee_jax.runtime.malloc`); with ``--trim`` the C library returns freed memory
+to the system. Memory is measured in one process per model, which loads the model and runs one batch: the peak of the process
+(Python, JAX, loading and compiling included), and XLA's analysis of the program (arguments, which are weights and a batch, and
+temporaries). The machine must be idle otherwise.
 """
 
 import argparse
@@ -29,25 +29,26 @@ MODELS = ("final", "dense")
 
 
 def write(run: Path, folder: Path) -> None:
-    """Write both models as folders: ``final``, and ``dense``, the run's pretrained model with its tuned head."""
+    """Write two model folders: ``final``, the finished model, and ``dense``, the pretrained model with the tuned head."""
     from dsee_jax import models, tree
-    from dsee_jax.ckpt import hf, hf_save
+    from dsee_jax.ckpt import folders, hf, hf_save
     from dsee_jax.ckpt.resolve import resolve
-    from dsee_jax.train import reopen
+    from dsee_jax.train import finished_run
 
-    found = reopen.opened(run)
-    base = resolve(found.config.model.path)
-    hf_save.save_pretrained(folder / "final", found.model, reopen.folded(found), source=run / reopen.MODEL)
+    finished = finished_run.load(run)
+    base, new_head = resolve(finished.config.model.path), finished.config.model.new_head
+    plain = finished_run.plain_params(finished)
+    hf_save.save_pretrained(folder / "final", finished.model, plain, source=run / folders.MODEL)
     model: Any
-    model, params = hf.load_pretrained(base, num_labels=found.task.num_labels, new_head=found.config.model.new_head)
-    flat, tuned = tree.flatten(params), tree.flatten(found.params)
-    head = tree.select(models.find(model.config.model_type).HEAD, flat)
+    model, params = hf.load_pretrained(base, num_labels=finished.task.num_labels, new_head=new_head)
+    flat, tuned = tree.flatten(params), tree.flatten(finished.params)
+    head = tree.select(models.find(model.config.model_type).head, flat)
     params = tree.unflatten(flat | {path: tuned[path] for path in head})
-    hf_save.save_pretrained(folder / "dense", model, params, source=base, labels=found.task.labels)
+    hf_save.save_pretrained(folder / "dense", model, params, source=base, labels=finished.task.labels)
 
 
 def program(run: Path, folder: Path, batch: int, length: int) -> tuple[Any, tuple[Any, ...]]:
-    """Return the compiled program of a written model and what it takes: its weights, and a batch without padding."""
+    """Return the compiled program of a model folder, and its arguments: the weights, and a batch without padding."""
     import jax
     import numpy as np
 
@@ -66,34 +67,34 @@ def program(run: Path, folder: Path, batch: int, length: int) -> tuple[Any, tupl
 
 
 def memory(run: Path, folder: Path, batch: int, length: int) -> dict[str, int]:
-    """Return the peak of this process, which must hold nothing else, and the bytes of the program, after one batch."""
+    """Return the bytes of the program and the peak of this process after one batch; the process must hold nothing else."""
     import jax
 
     compiled, arguments = program(run, folder, batch, length)
     jax.block_until_ready(compiled(*arguments))
-    said = compiled.memory_analysis()
-    parts = {"argument_bytes": said.argument_size_in_bytes, "temporary_bytes": said.temp_size_in_bytes}
+    sizes = compiled.memory_analysis()
+    parts = {"argument_bytes": sizes.argument_size_in_bytes, "temporary_bytes": sizes.temp_size_in_bytes}
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(arguments[0]))
     return {"weight_bytes": weights, **parts, "program_bytes": sum(parts.values()), "peak_rss_bytes": peak()}
 
 
 def seconds(run: Path, folder: Path, batch: int, length: int, repeats: int) -> dict[str, list[float]]:
-    """Return the seconds of ``repeats`` calls of each model, in turns, after one that is not counted."""
+    """Return the seconds of ``repeats`` alternating calls of each model, after one call that is not counted."""
     import jax
 
     programs = {name: program(run, folder / name, batch, length) for name in MODELS}
-    found: dict[str, list[float]] = {name: [] for name in MODELS}
+    times: dict[str, list[float]] = {name: [] for name in MODELS}
     for repeat in range(repeats + 1):
         for name, (compiled, arguments) in programs.items():
             begin = time.perf_counter()
             jax.block_until_ready(compiled(*arguments))
             if repeat:
-                found[name].append(time.perf_counter() - begin)
-    return found
+                times[name].append(time.perf_counter() - begin)
+    return times
 
 
 def compared(batch: int, times: dict[str, list[float]], memories: dict[str, dict[str, int]]) -> dict[str, Any]:
-    """Return the figures of both models and their ratios, finished over pretrained."""
+    """Return the figures of both models and their ratios, ``final`` over ``dense``."""
     figures: dict[str, Any] = {
         name: {
             "examples_per_second": batch / statistics.median(times[name]),
@@ -110,18 +111,18 @@ def compared(batch: int, times: dict[str, list[float]], memories: dict[str, dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="the output_dir of a finished run")
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="output_dir of a finished run")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=20, help="calls of each model that are timed")
-    parser.add_argument("--trim", action="store_true", help="let the C library give freed memory back to the system")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
+    parser.add_argument("--repeats", type=int, default=20, help="timed calls of each model")
+    parser.add_argument("--trim", action="store_true", help="let the C library return freed memory to the system")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not (options.run / "metrics.json").exists():
         parser.error(f"{options.run} is no finished run: it has no metrics.json")
-    kept = not options.trim and malloc.keep_freed_memory()
+    keeps_memory = not options.trim and malloc.keep_freed_memory()
     shape = (options.batch, options.length)
     if options.write:
         return write(options.run, options.write)
@@ -131,35 +132,35 @@ def main() -> None:
     this += [f"--batch={options.batch}", f"--length={options.length}", *(["--trim"] if options.trim else [])]
     with tempfile.TemporaryDirectory() as temporary:
         folder, memories = Path(temporary), {}
-        # This process stays small until these are done: Linux hands its peak down to them.
+        # On Linux a child process inherits the peak of its parent, so this process must load no model before.
         subprocess.run([*this, "--write", temporary], check=True, stdout=sys.stderr)
         for name in MODELS:
-            told = subprocess.run(
+            done = subprocess.run(
                 [*this, "--measure", str(folder / name)], check=True, stdout=subprocess.PIPE, text=True
             )
-            memories[name] = json.loads(told.stdout.splitlines()[-1])
+            memories[name] = json.loads(done.stdout.splitlines()[-1])
         times = seconds(options.run, folder, *shape, options.repeats)
     import jax
 
-    found = {
+    report = {
         "run": options.run.name,
         "batch": options.batch,
         "length": options.length,
         "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), {jax.devices()[0].device_kind}",
         "jax": jax.__version__,
-        "freed_memory_kept": kept,
+        "freed_memory_kept": keeps_memory,
         **compared(options.batch, times, memories),
     }
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for name in MODELS:
-        figures = found[name]
+        figures = report[name]
         print(
             f"{name:6} {figures['examples_per_second']:8.1f} examples/s   program {figures['program_bytes'] / 1e6:7.1f} MB"
             f"   process {figures['peak_rss_bytes'] / 1e6:7.1f} MB   weights {figures['weight_bytes'] / 1e6:6.1f} MB"
         )
-    ratios = ", ".join(f"{key.removesuffix('_ratio')} {value:.3f}" for key, value in found.items() if "ratio" in key)
+    ratios = ", ".join(f"{key.removesuffix('_ratio')} {value:.3f}" for key, value in report.items() if "ratio" in key)
     print(f"final / dense: {ratios}")
 
 

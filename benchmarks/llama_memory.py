@@ -1,9 +1,9 @@
-"""Peak host memory of tuning a large Llama-shaped model by DSEE on CPU, and what it consists of.
+"""Peak host memory of tuning a large Llama by DSEE on the CPU, and the parts of this peak.
 
-``python -m benchmarks.llama_memory`` writes ``benchmarks/results/llama_memory.json`` and prints it: 1.1 billion parameters
-(the shape of TinyLlama) of random weights in bfloat16, on disk in shards; updates of rank 16 with 64 nonzeros on query and
-value; one text of 512 tokens a step; layers scanned and computed again in the backward pass. The checkpoint is made in one
-process and tuned in another, because the peak of a process (``ru_maxrss``) must hold nothing else. Needs 3 GB of disk.
+``python -m benchmarks.llama_memory`` writes and prints ``benchmarks/results/llama_memory.json``. The model has 1.1 billion
+random weights in bfloat16 (the shape of TinyLlama), on disk in shards. The updates have rank 16 and 64 nonzeros on query and
+value, a step trains on one text of 512 tokens, and layers are scanned and rematerialised in the backward pass. One process
+writes the checkpoint and another tunes the model, because ``ru_maxrss`` is the peak of a process. Needs 3 GB of disk.
 """
 
 import argparse
@@ -34,7 +34,7 @@ SHAPE = {
 
 
 def make(folder: pathlib.Path, layers: int) -> None:
-    """Write the checkpoint, every tensor normal with standard deviation 0.02 (norms 1), in shards of 500 MB."""
+    """Write the checkpoint in shards of 500 MB: matrices are normal with standard deviation 0.02, vectors are 1."""
     import jax.numpy as jnp
     import numpy as np
 
@@ -42,18 +42,18 @@ def make(folder: pathlib.Path, layers: int) -> None:
     from dsee_jax.models import llama
 
     settings = SHAPE | {"num_hidden_layers": layers}
-    model = llama.Model(llama.Config.from_hf(settings))
+    model = llama.Llama(llama.Config.from_hf(settings))
     generator, arrays = np.random.default_rng(0), {}
     for name, shape in hf_names.stored_shapes(model).items():
-        one = generator.standard_normal(shape, np.float32) * 0.02 if len(shape) > 1 else np.ones(shape, np.float32)
-        arrays[name] = one.astype(jnp.bfloat16)
+        array = generator.standard_normal(shape, np.float32) * 0.02 if len(shape) > 1 else np.ones(shape, np.float32)
+        arrays[name] = array.astype(jnp.bfloat16)
     folder.mkdir(parents=True)
     tensors.write(folder, arrays, max_shard_size="500MB")
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def measure(folder: pathlib.Path, length: int, steps: int) -> None:
-    """Read the checkpoint, make the updates, and do some steps; print what memory each took, in bytes."""
+    """Load the checkpoint, create the updates and do some steps; print the memory after each phase in bytes."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -65,8 +65,9 @@ def measure(folder: pathlib.Path, length: int, steps: int) -> None:
 
     jax.block_until_ready(jnp.arange(8) + 1)
     figures: dict[str, float] = {"peak_before": peak()}
-    kinds = {"dtype": "bfloat16", "param_dtype": "bfloat16"}
-    model, params = dsee_jax.load_pretrained(folder, "causal-lm", scan=True, remat=True, **kinds)
+    model, params = dsee_jax.load_pretrained(
+        folder, "causal-lm", scan=True, remat=True, dtype="bfloat16", param_dtype="bfloat16"
+    )
     leaves = jax.tree.leaves(params)
     figures |= {"parameters": sum(leaf.size for leaf in leaves), "weights_bytes": sum(leaf.nbytes for leaf in leaves)}
     figures["largest_shard_bytes"] = max(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -104,11 +105,13 @@ def measure(folder: pathlib.Path, length: int, steps: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"], help="default: %(default)s")
-    parser.add_argument("--length", type=int, default=512, help="tokens of a text; default: %(default)s")
+    parser.add_argument("--length", type=int, default=512, help="tokens per text; default: %(default)s")
     parser.add_argument("--steps", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--make", type=pathlib.Path, metavar="DIR", help="only write the checkpoint")
-    parser.add_argument("--measure", type=pathlib.Path, metavar="DIR", help="only tune it and print the figures")
-    parser.add_argument("--out", type=pathlib.Path, default=RESULT, help="where the JSON goes; default: %(default)s")
+    parser.add_argument(
+        "--measure", type=pathlib.Path, metavar="DIR", help="only tune the checkpoint in DIR and print the figures"
+    )
+    parser.add_argument("--out", type=pathlib.Path, default=RESULT, help="output file; default: %(default)s")
     options = parser.parse_args()
     if options.make:
         return make(options.make, options.layers)
@@ -119,14 +122,14 @@ def main() -> None:
         this = [sys.executable, "-m", "benchmarks.llama_memory", f"--layers={options.layers}"]
         subprocess.run([*this, "--make", checkpoint], check=True)
         sizes = [f"--length={options.length}", f"--steps={options.steps}"]
-        told = subprocess.run([*this, *sizes, "--measure", checkpoint], check=True, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run([*this, *sizes, "--measure", checkpoint], check=True, stdout=subprocess.PIPE, text=True)
     import jax
 
     figures = {
         "command": " ".join(["python -m benchmarks.llama_memory", *sys.argv[1:]]),
         "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), no accelerator",
         "jax": jax.__version__,
-        **json.loads(told.stdout.splitlines()[-1]),
+        **json.loads(done.stdout.splitlines()[-1]),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(figures, indent=1) + "\n")

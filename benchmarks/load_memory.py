@@ -1,8 +1,8 @@
-"""How far loading a BERT-base-sized checkpoint raises memory, over the size of its weights.
+"""Peak memory of loading a checkpoint of the size of BERT-base, relative to the size of its weights.
 
-``python -m benchmarks.load_memory`` writes ``benchmarks/results/load_memory.json`` and prints it. The checkpoint has random
-weights. It is made in one process and read in another, because the peak of a process (``ru_maxrss``, which Linux hands down
-to children) must hold nothing else.
+``python -m benchmarks.load_memory`` writes and prints ``benchmarks/results/load_memory.json``. The weights are random. One
+process writes the checkpoint and another loads the checkpoint, because ``ru_maxrss`` is the peak of a process, which child
+processes inherit on Linux.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def make(folder: str) -> None:
 
 
 def peak() -> int:
-    """Return the most memory this process ever had resident, in bytes."""
+    """Return the peak resident memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -52,8 +52,8 @@ def measure(folder: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--make", metavar="DIR", help="only write the checkpoint")
-    parser.add_argument("--measure", metavar="DIR", help="only read it and print the figures")
-    parser.add_argument("--out", default=str(RESULT), help="where the JSON goes (default: %(default)s)")
+    parser.add_argument("--measure", metavar="DIR", help="only load the checkpoint and print the figures")
+    parser.add_argument("--out", default=str(RESULT), help="output file (default: %(default)s)")
     options = parser.parse_args()
     if options.make:
         return make(options.make)
@@ -62,8 +62,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         this, checkpoint = [sys.executable, "-m", "benchmarks.load_memory"], f"{folder}/bert-base"
         subprocess.run([*this, "--make", checkpoint], check=True)
-        told = subprocess.run([*this, "--measure", checkpoint], check=True, stdout=subprocess.PIPE, text=True).stdout
-    figures = json.loads(told.splitlines()[-1])
+        done = subprocess.run([*this, "--measure", checkpoint], check=True, stdout=subprocess.PIPE, text=True).stdout
+    figures = json.loads(done.splitlines()[-1])
     out = pathlib.Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(figures, indent=2) + "\n")

@@ -1,14 +1,15 @@
-"""Two language models tuned from one real Llama on different texts, merged into one that writes both: one resumable command.
+"""Merge two language models, tuned on different texts from one pretrained Llama, by several methods; the command is resumable.
 
     python -m benchmarks.merge_llama --llama LLAMA_DIR --e2e E2E_DIR --glue GLUE_DIR
 
-The base: a small Llama of children's stories (``--llama``). ``restaurants`` learns E2E's descriptions (dev set; scored on the
-test set), ``reviews`` phrases of SST-2 of eight words or more after ``good review:`` or ``bad review:`` (scored on its dev
-set); every weight is tuned. The two are merged by ``python -m merge`` with RankMean, linear, TIES and DARE, options as their
-papers advise without a validation set, none searched. Of every model: the mean loss in nats over the tokens of each task's
-responses, the mean of both over the tuned models', and what it writes first for a prompt of each.
+The base is a small Llama of children's stories (``--llama``). Every weight is tuned: ``restaurants`` on the descriptions of
+E2E (trained on the dev set, scored on the test set), ``reviews`` on phrases of SST-2 with eight words or more, each after
+``good review:`` or ``bad review:`` (scored on the dev set). ``python -m merge`` merges both models with RankMean, linear, task
+arithmetic, TIES and DARE. The options are those that the papers advise without a validation set; none is searched. The results
+of every model are the mean loss in nats per response token of each task, the mean excess of both losses over the models tuned
+for these tasks, and a text generated for one prompt of each task.
 
-Writes ``benchmarks/results/merge_llama.json`` and ``.md``. A tuning that was interrupted goes on.
+Writes ``benchmarks/results/merge_llama.json`` and ``.md``. An interrupted tuning resumes.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from benchmarks.e2e import absolute
 from dsee_jax.ckpt import hf
 from dsee_jax.generation import pipeline
 from dsee_jax.runtime import files
-from dsee_jax.train import evaluation, inputs, reopen, sharding, step
+from dsee_jax.train import evaluation, finished_run, inputs, sharding, step
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -42,7 +43,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "train.epochs": 3,
     },
 }
-"""What is changed in configs/stories_e2e_dsee.yaml, besides `FULL`."""
+"""Task -> overrides of configs/stories_e2e_dsee.yaml, besides `FULL`."""
 
 FULL = {
     "delta.rank": 0,
@@ -53,7 +54,7 @@ FULL = {
     "generate.new_tokens": 0,
 }
 EXAMPLES, WORDS = 6000, 8
-"""Reviews to train on, each of so many words or more."""
+"""The number of training reviews, and the least words of a review."""
 
 PROMPTS = {"restaurants": "name[Blue Spice], eatType[coffee shop], area[city centre]", "reviews": "good review:"}
 MERGES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -64,29 +65,29 @@ MERGES: dict[str, tuple[str, dict[str, Any]]] = {
     "TIES": ("ties", {"density": 0.2}),
     "DARE": ("dare_linear", {"density": 0.5, "lambda": 0.4}),
 }
-"""Row -> method and parameters of the recipe."""
+"""Row -> (method, parameters) of the recipe."""
 
 
 def write_reviews(glue: Path, folder: Path) -> None:
-    """Write train.jsonl and dev.jsonl."""
+    """Write train.jsonl and dev.jsonl: prompts and completions from the phrases of SST-2."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, most in (("train", EXAMPLES), ("dev", None)):
         with (glue / "SST-2" / f"{split}.tsv").open(encoding="utf-8") as file:
             rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
-        found = [
+        examples = [
             {"prompt": f"{('bad', 'good')[int(label)]} review:", "completion": f" {text.strip()}"}
             for text, label in rows
             if len(text.split()) >= WORDS
         ]
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found[:most]))
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in examples[:most]))
 
 
 def tune(task: str, options: argparse.Namespace) -> Path:
-    """Tune a model, or what is left of it; return the folder of its run."""
+    """Do the remaining part of a tuning; return the folder of the run."""
     out = options.runs / task
     data = options.runs / "reviews_data" if task == "reviews" else options.e2e
-    files = {"data.train_file": "", "data.dev_file": ""} if task == "reviews" else {}
-    settings = FULL | TASKS[task] | files | {"model.path": options.llama, "data.dir": data, "output_dir": out}
+    no_files = {"data.train_file": "", "data.dev_file": ""} if task == "reviews" else {}
+    settings = FULL | TASKS[task] | no_files | {"model.path": options.llama, "data.dir": data, "output_dir": out}
     overrides = [f"--{key}={value}" for key, value in settings.items()]
     this = [sys.executable, "train.py", "configs/stories_e2e_dsee.yaml", *overrides]
     subprocess.run(this, check=True, cwd=ROOT)
@@ -94,12 +95,11 @@ def tune(task: str, options: argparse.Namespace) -> Path:
 
 
 def scorer(run: Path) -> Any:
-    """Return the function ``folder of a model -> loss`` on the dev set of a run's task."""
-    found = reopen.opened(run)
-    data = inputs.read_data(found.config, found.task, run / "model", found.model)
-    mesh = sharding.mesh(found.config.mesh, batch_size=found.config.train.batch_size)
-    placed = sharding.placement(mesh, found.model)
-    evaluate = evaluation.evaluator(found.model, found.config, data, placed)
+    """Return the function ``model folder -> loss`` on the dev set of the task of a run."""
+    config, task, model, *_ = finished_run.load(run)
+    data = inputs.read_data(config, task, run / "model", model)
+    mesh = sharding.mesh(config.mesh, batch_size=config.train.batch_size)
+    evaluate = evaluation.evaluator(model, config, data, sharding.placement(mesh, model))
 
     def score(folder: Path) -> float:
         _, params = hf.load_pretrained(folder, "causal-lm")
@@ -109,13 +109,13 @@ def scorer(run: Path) -> Any:
 
 
 def texts(folder: Path) -> dict[str, str]:
-    """Return what a model writes for the prompt of each task, the most probable token each time."""
-    writer = pipeline.opened(folder)
+    """Return the greedily generated text of a model for the prompt of each task."""
+    writer = pipeline.load(folder)
     return {task: pipeline.complete(writer, [prompt], new_tokens=48)[0].strip() for task, prompt in PROMPTS.items()}
 
 
 def merged(name: str, models: list[Path], options: argparse.Namespace) -> Path:
-    """Merge, and return the folder."""
+    """Merge the models by the method of a row, and return the output folder."""
     method, parameters = MERGES[name]
     out = options.runs / name.replace(", ", "_").replace(" ", "_").lower()
     recipe = {
@@ -135,7 +135,7 @@ def merged(name: str, models: list[Path], options: argparse.Namespace) -> Path:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Return the table for the README."""
-    lines = ["| model | loss, restaurants | loss, reviews | mean over the tuned models' |", "|---|---|---|---|"]
+    lines = ["| model | loss, restaurants | loss, reviews | mean excess over the tuned models |", "|---|---|---|---|"]
     lines += [
         f"| {row['model']} | {row['loss']['restaurants']:.3f} | {row['loss']['reviews']:.3f} | {row['excess']:+.3f} |"
         for row in rows
@@ -163,7 +163,7 @@ def main() -> None:
         excess = float(np.mean([loss[task] - own[task] for task in TASKS]))
         rows.append({"model": name, "loss": loss, "excess": excess, "texts": texts(folder)})
         print(json.dumps(rows[-1]), flush=True)
-    found = {
+    report = {
         "command": "python -m benchmarks.merge_llama --llama LLAMA_DIR --e2e E2E_DIR --glue GLUE_DIR",
         "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), no accelerator",
         "changes": {task: FULL | changes for task, changes in TASKS.items()},
@@ -171,7 +171,7 @@ def main() -> None:
         "merges": {name: {"method": method, **parameters} for name, (method, parameters) in MERGES.items()},
         "rows": rows,
     }
-    files.write(RESULTS / "merge_llama.json", found)
+    files.write(RESULTS / "merge_llama.json", report)
     files.write_text(RESULTS / "merge_llama.md", markdown(rows))
     print(markdown(rows))
 

@@ -1,14 +1,14 @@
-"""`python -m merge` next to mergekit on a bfloat16 checkpoint of 1.1 billion parameters and two models tuned from it.
+"""Time and memory of ``python -m merge`` against mergekit: a bfloat16 base of 1.1 billion parameters and two tuned models.
 
     python -m benchmarks.merge_speed --folder DIR [--mergekit MERGEKIT_YAML] [--rounds 1] [--methods linear ties ...]
 
-DIR gets the generated checkpoints (6.6 GB; made once), and the outputs, each deleted before the next run. MERGEKIT_YAML is
-mergekit's command, installed in an environment of its own; without it only ours is timed. Every run is a process of its own,
-inputs in the disk's cache, all dirty pages synced before it begins. Ours ends synced to disk; mergekit's time is given without
-the sync, which it leaves to the system. Peak memory is anonymous memory, without mapped files.
+DIR holds the generated checkpoints (6.6 GB, generated once) and the output of the current run. MERGEKIT_YAML is mergekit's
+command mergekit-yaml in a separate environment; without MERGEKIT_YAML only our command is timed. Every run is a new process.
+Its inputs are in the page cache, and all dirty pages are synced before it starts. Our seconds include the sync of the output
+to disk; mergekit does not sync, and its seconds exclude the sync. Peak memory is anonymous memory, without mapped files.
 
-``--large`` also merges a checkpoint four times as large (4.4 billion parameters; 27 GB of disk) to see that memory does not
-follow. Writes benchmarks/results/merge_speed.json.
+``--large`` also merges a checkpoint four times as large (4.4 billion parameters, 27 GB of disk): the peak memory must not grow
+with the size of the model. Writes benchmarks/results/merge_speed.json.
 """
 
 import argparse
@@ -43,8 +43,8 @@ OURS_ONLY = {"rankmean"}
 
 
 def config(size: str) -> dict[str, Any]:
-    """Return the model's config.json."""
-    layers, width, hidden, vocabulary, heads, shared = SHAPES[size]
+    """Return the content of config.json."""
+    layers, width, hidden, vocabulary, heads, kv_heads = SHAPES[size]
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -53,7 +53,7 @@ def config(size: str) -> dict[str, Any]:
         "intermediate_size": hidden,
         "vocab_size": vocabulary,
         "num_attention_heads": heads,
-        "num_key_value_heads": shared,
+        "num_key_value_heads": kv_heads,
         "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-5,
         "hidden_act": "silu",
@@ -65,9 +65,9 @@ def config(size: str) -> dict[str, Any]:
 
 
 def shapes(size: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield the names and shapes of the model's tensors."""
-    layers, width, hidden, vocabulary, heads, shared = SHAPES[size]
-    inner = width // heads * shared
+    """Yield the name and shape of every tensor of the model."""
+    layers, width, hidden, vocabulary, heads, kv_heads = SHAPES[size]
+    inner = width // heads * kv_heads
     yield "model.embed_tokens.weight", (vocabulary, width)
     for layer in range(layers):
         stem = f"model.layers.{layer}"
@@ -85,22 +85,21 @@ def shapes(size: str) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def generate(folder: Path, size: str) -> None:
-    """Write a base of random weights and two models tuned from it, 3 shards each, where they are not there yet."""
-    named = dict(shapes(size))
-    total = 2 * sum(int(np.prod(shape)) for shape in named.values())
-    placed = tensors.shards(
-        {name: 2 * int(np.prod(shape)) for name, shape in named.items()}, max_shard_size=total * 2 // 5
-    )
+    """Write a base of random weights and two models tuned from this base, 3 shards each; existing models are kept."""
+    shape_of = dict(shapes(size))
+    nbytes = {name: 2 * int(np.prod(shape)) for name, shape in shape_of.items()}
+    total = sum(nbytes.values())
+    shards = tensors.shards(nbytes, max_shard_size=total * 2 // 5)
     for number, model in enumerate(("base", "model_a", "model_b")):
         out = folder / model
         if (out / "config.json").exists():
             continue
         out.mkdir(parents=True, exist_ok=True)
-        for file, names in placed.items():
-            tensors.write(out, {name: _weights(name, named[name], number) for name in names})
+        for file, names in shards.items():
+            tensors.write(out, {name: _weights(name, shape_of[name], number) for name in names})
             (out / tensors.SINGLE).replace(out / file)
-        (out / tensors.INDEX).write_text(tensors.index_text(placed, total))
-        # Last: says that the model is whole.
+        (out / tensors.INDEX).write_text(tensors.index_text(shards, total))
+        # Last: config.json marks the model as complete.
         (out / "config.json").write_text(json.dumps(config(size), indent=1))
 
 
@@ -108,38 +107,38 @@ def _weights(name: str, shape: tuple[int, ...], model: int) -> np.ndarray:
     seed = [ord(letter) for letter in name]
     weights = _normal(seed, shape) * np.float32(0.02)
     if model:
-        # What tuning does is small beside the weights, and differs from layer to layer.
+        # Changes by tuning are small against the weights and differ between layers.
         scale = np.random.default_rng([*seed, model]).uniform(0.5, 2)
         weights += _normal([*seed, model], shape) * np.float32(2e-4 * scale)
     return weights.astype(ml_dtypes.bfloat16)
 
 
 def _normal(seed: list[int], shape: tuple[int, ...]) -> np.ndarray:
-    """Return normal numbers; those of a large tensor repeat, for drawing them all would take longer than all merges."""
+    """Return normal numbers. A large tensor repeats its numbers: drawing every number would take longer than all merges."""
     return np.resize(np.random.default_rng(seed).standard_normal(1 << 22, np.float32), shape)
 
 
 def recipe(folder: Path, method: str) -> Path:
-    """Write the recipe, in mergekit's grammar."""
+    """Write the recipe in mergekit's grammar and return its path."""
     models = [
         {"model": str(folder / name), "parameters": {"weight": weight, **METHODS[method]}}
         for name, weight in (("model_a", 0.4), ("model_b", 0.6))
     ]
-    said: dict[str, Any] = {"merge_method": method, "models": models, "dtype": "bfloat16"}
+    content: dict[str, Any] = {"merge_method": method, "models": models, "dtype": "bfloat16"}
     if method != "linear":
-        said["base_model"] = str(folder / "base")
+        content["base_model"] = str(folder / "base")
     if method == "slerp":
-        said |= {"base_model": str(folder / "model_a"), "parameters": {"t": 0.4}}
+        content |= {"base_model": str(folder / "model_a"), "parameters": {"t": 0.4}}
     if method in ("slerp", "rankmean"):
         for model in models:
             del model["parameters"]
     path = folder / f"{method}.yml"
-    path.write_text(yaml.safe_dump(said, sort_keys=False))
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
 
 
 def timed(command: list[str], out: Path) -> dict[str, float]:
-    """Run a command that writes ``out``; return its seconds, those with a sync after it, and its peak memory in GB."""
+    """Run a command that writes ``out``; return its seconds, its seconds with a final sync, and its peak memory in GB."""
     shutil.rmtree(out, ignore_errors=True)
     os.sync()
     start = time.perf_counter()
@@ -166,7 +165,7 @@ def _anonymous(process: int) -> int:
 
 
 def floor(folder: Path) -> dict[str, float]:
-    """Measure this machine: GB/s of reading files in the disk's cache, of copying memory, and of a synced write."""
+    """Return rates of this machine in GB/s: reads from the page cache, copies in memory, and synced writes."""
     file = next((folder / "base").glob("*.safetensors"))
     size, block = file.stat().st_size, np.empty(1 << 26, np.uint8)
     other = np.ones_like(block)
@@ -201,15 +200,15 @@ def floor(folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=lambda text: Path(text).absolute(), required=True)
-    parser.add_argument("--mergekit", help="mergekit's command mergekit-yaml, in an environment of its own")
+    parser.add_argument("--mergekit", help="mergekit's command mergekit-yaml, in a separate environment")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--large", action="store_true", help="also the memory of a checkpoint four times as large")
+    parser.add_argument("--large", action="store_true", help="also merge a checkpoint four times as large")
     options = parser.parse_args()
     generate(options.folder / "small", "small")
     for file in (options.folder / "small").glob("*/*.safetensors"):
-        file.read_bytes()  # into the disk's cache
-    found: dict[str, Any] = {
+        file.read_bytes()  # fills the page cache
+    report: dict[str, Any] = {
         "command": "python -m benchmarks.merge_speed --folder DIR --mergekit MERGEKIT_YAML --methods "
         + " ".join([*options.methods, *["--large"] * options.large]),
         "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), no accelerator",
@@ -230,27 +229,28 @@ def main() -> None:
         if "mergekit" in runs:
             pairs = zip(runs["mergekit"], runs["ours"], strict=True)
             row["times_faster"] = [theirs["seconds"] / ours["seconds"] for theirs, ours in pairs]
-        found["methods"][method] = row
+        report["methods"][method] = row
     if options.large:
         generate(options.folder / "large", "large")
-        found["large"] = {"parameters": sum(int(np.prod(shape)) for _, shape in shapes("large"))}
+        large: dict[str, Any] = {"parameters": sum(int(np.prod(shape)) for _, shape in shapes("large"))}
+        report["large"] = large
         for method in ("linear", "ties", "rankmean"):
             path, out = recipe(options.folder / "large", method), options.folder / "out"
-            found["large"][method] = run = timed([sys.executable, "-m", "merge", str(path), str(out)], out)
-            small = max(each["peak_gb"] for each in found["methods"].get(method, {}).get("ours", [run]))
+            large[method] = run = timed([sys.executable, "-m", "merge", str(path), str(out)], out)
+            small = max(each["peak_gb"] for each in report["methods"].get(method, {}).get("ours", [run]))
             run["peak_over_small"] = run["peak_gb"] / small
             print("large", method, run, flush=True)
     rates = floor(options.folder / "small")
-    weights = 2 * found["parameters"] / 1e9
-    found["floor"] = {
+    weights = 2 * report["parameters"] / 1e9
+    report["floor"] = {
         **rates,
-        "note": "seconds that reading two or three models from the disk's cache and a synced write of one take at least, "
-        "one after the other and, where the disk is waited for, beside each other",
+        "note": "lower bounds in seconds: two or three models are read from the page cache while one model is written "
+        "and synced",
         "linear_seconds": max(2 * weights / rates["cached_read_gb_per_s"], weights / rates["synced_write_gb_per_s"]),
         "with_base_seconds": max(3 * weights / rates["cached_read_gb_per_s"], weights / rates["synced_write_gb_per_s"]),
     }
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found["floor"], indent=1))
+    RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report["floor"], indent=1))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Seconds of one LoRA training step of HF PEFT (PyTorch), the peer of `benchmarks.train_step`.
+"""Time the LoRA training step of Hugging Face PEFT (PyTorch), the counterpart of `benchmarks.train_step`.
 
 ``python -m benchmarks.peft_step --model HF_DIR --batch 8 --length 128 --steps 6 --seconds-only``
 
-The same work as ours: rank 16 on query and value, the head (pooler and classifier) trained in full, dropout on,
-gradient clipped to norm 1, AdamW, float32, full rows. Needs the extra `bench`.
+The setup follows `benchmarks.train_step`: rank 16 on query and value, the head (pooler and classifier) trained in full,
+dropout on, gradient clipped to norm 1, AdamW, float32, rows without padding. Needs the extra `bench`.
 """
 
 import argparse
@@ -21,11 +21,11 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="a Hugging Face folder")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=6, help="how many steps are timed, after --warmup others")
+    parser.add_argument("--steps", type=int, default=6, help="number of timed steps, after --warmup steps")
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--seconds-only", action="store_true", help="print the seconds of each step, one a line")
+    parser.add_argument("--seconds-only", action="store_true", help="print only the seconds of each step, one per line")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)

@@ -1,10 +1,11 @@
-"""The memory that `dsee_jax.plan` says a step takes, next to what it took: on the devices of this machine.
+"""Compare the memory of a step that `dsee_jax.plan` predicts with the measured memory, on the devices of this machine.
 
     python -m benchmarks.plan_memory [--only NAME ...]
 
-Each case compiles the real steps from shapes alone, in a process of its own, and then runs them on arrays of those shapes. On
-a CPU what they took is the most memory that the process ever held since, less what it held once it had compiled; on a GPU
-what its allocator says. Writes ``benchmarks/results/plan_memory.json`` and ``.md``, a table for each kind of device.
+Each case is a new process, which compiles the steps of a run from shapes and then runs the steps on arrays of these shapes. On
+a CPU the measured memory is the peak of the process during the steps, less its memory after compilation. On a GPU the
+measured memory is the peak of the allocator. Writes ``benchmarks/results/plan_memory.json`` and ``.md``, with one table per
+kind of device.
 """
 
 import argparse
@@ -40,12 +41,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int, int]] = {
         512,
     ),
 }
-"""config.json, changes of the run's config, rows, tokens of each."""
+"""Case -> (config.json, overrides of the config of the run, rows of a batch, tokens per row)."""
 STEPS = 3
 
 
 def measure(name: str) -> dict[str, Any]:
-    """Return the bytes that the steps of a case are said to take, and those they took."""
+    """Return ``{step: {"said": predicted bytes, "took": measured bytes}}`` of a case."""
     import jax
     import jax.numpy as jnp
 
@@ -58,39 +59,39 @@ def measure(name: str) -> dict[str, Any]:
         settings = {"model.path": folder, "data.max_length": length, "train.batch_size": rows} | changes
         settings |= {"data.source": "jsonl", "data.dir": folder} if fields["model_type"] == "llama" else {}
         config = config_file.read(None, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
-        steps, placed = run.abstract(config, jax.devices())
-        said = {
-            step: roofline.compiled(run, args, placed.mesh, None, donated=run.DONATED[step])["bytes_per_chip"]
-            for step, (run, args) in steps.items()
+        steps, placed = run.abstract_steps(config, jax.devices())
+        predicted = {
+            step: roofline.analyze(*each, placed.mesh, None, donated=run.DONATED[step])["bytes_per_chip"]
+            for step, each in steps.items()
         }
     programs = {
-        step: jax.jit(run, donate_argnums=run.DONATED[step]).lower(*args).compile()
-        for step, (run, args) in steps.items()
+        step: jax.jit(function, donate_argnums=run.DONATED[step]).lower(*args).compile()
+        for step, (function, args) in steps.items()
     }
 
     def filled(leaf: Any) -> Any:
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.key(0)
-        # Entries of a kernel that no two updates share, and what keeps a loss a number.
+        # With 1 for every integer and 0.01 for every float, the indices are valid and the loss is finite.
         return jax.block_until_ready(jnp.full(leaf.shape, 1 if leaf.dtype == jnp.int32 else 0.01, leaf.dtype))
 
-    took = {}
+    measured = {}
     for step in ("evaluate", "train"):
         gc.collect()
-        begin = _begin()
+        begin = _start_peak()
         args = jax.tree.map(filled, steps[step][1])
         for _ in range(STEPS):
-            found = programs[step](*args)
+            outputs = programs[step](*args)
             if step == "train":
-                args = (found[0], *args[1:])
-            jax.block_until_ready(found)
-        took[step] = _most() - begin
-        del args, found
-    return {step: {"said": said[step]["total"], "took": took[step]} for step in took}
+                args = (outputs[0], *args[1:])
+            jax.block_until_ready(outputs)
+        measured[step] = _peak() - begin
+        del args, outputs
+    return {step: {"said": predicted[step]["total"], "took": measured[step]} for step in measured}
 
 
-def _begin() -> int:
-    """Return the bytes that are held now; from now on the most counts."""
+def _start_peak() -> int:
+    """Reset the peak, and return the bytes now in use."""
     import jax
 
     if jax.default_backend() != "cpu":
@@ -100,7 +101,8 @@ def _begin() -> int:
     return _status("VmRSS")
 
 
-def _most() -> int:
+def _peak() -> int:
+    """Return the peak of the bytes in use since `_start_peak`."""
     import jax
 
     stats = jax.local_devices()[0].memory_stats() or {}
@@ -112,11 +114,11 @@ def _status(name: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
 
 
-def markdown(found: dict[str, Any]) -> str:
-    """Return the tables."""
+def markdown(results: dict[str, Any]) -> str:
+    """Return one table per device."""
     text = ""
-    for device, cases in found.items():
-        text += f"{device}:\n\n| model, batch | step | said | took | ratio |\n|---|---|---|---|---|\n"
+    for device, cases in results.items():
+        text += f"{device}:\n\n| model, batch | step | predicted | measured | ratio |\n|---|---|---|---|---|\n"
         for name, steps in cases.items():
             _, _, rows, length = CASES[name]
             for step, sizes in steps.items():
@@ -138,19 +140,19 @@ def main() -> None:
         where = f"{os.cpu_count()} CPU cores ({platform.machine()})" if device.platform == "cpu" else device.device_kind
         print(json.dumps({"device": where, "steps": measure(options.one)}))
         return
-    kept = RESULTS / "plan_memory.json"
-    found: dict[str, Any] = json.loads(kept.read_text())["found"] if kept.exists() else {}
-    # What is freed goes back to the system, so that what is held is what is used.
+    path = RESULTS / "plan_memory.json"
+    results: dict[str, Any] = json.loads(path.read_text())["found"] if path.exists() else {}
+    # Freed memory returns to the system, so that the resident memory is the memory in use.
     environment = dict(os.environ, MALLOC_ARENA_MAX="2", MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536")
     for name in options.only:
         this = [sys.executable, "-m", "benchmarks.plan_memory", "--one", name]
         done = subprocess.run(this, check=True, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
         result = json.loads(done.stdout.splitlines()[-1])
-        found.setdefault(result["device"], {})[name] = result["steps"]
+        results.setdefault(result["device"], {})[name] = result["steps"]
         print(name, json.dumps(result["steps"]), flush=True)
-        files.write(kept, {"command": "python -m benchmarks.plan_memory", "found": found})
-    files.write_text(RESULTS / "plan_memory.md", markdown(found))
-    print(markdown(found))
+        files.write(path, {"command": "python -m benchmarks.plan_memory", "found": results})
+    files.write_text(RESULTS / "plan_memory.md", markdown(results))
+    print(markdown(results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write a BERT of random weights in Hugging Face's layout, for measuring time and memory without a download.
+"""Write a BERT of random weights in Hugging Face layout, so that time and memory are measured without a download.
 
 ``python -m benchmarks.random_bert OUT --size base``
 """
@@ -41,7 +41,7 @@ def config(size: str, vocabulary: int = 30522, positions: int = 512) -> dict:
 
 
 def tensors(settings: dict, seed: int = 0) -> dict[str, np.ndarray]:
-    """Return ``{name: array}``: normal(0, 0.02) matrices ``(out, in)``, zero biases, unit layer norms."""
+    """Return ``{name: array}``: normal(0, 0.02) matrices ``(out, in)``, biases 0, layer norm weights 1."""
     rng = np.random.default_rng(seed)
     width, inner = settings["hidden_size"], settings["intermediate_size"]
     out: dict[str, np.ndarray] = {}

@@ -1,6 +1,6 @@
-"""Write a small GPT-2 of random weights in Hugging Face's layout, with a byte-level BPE tokenizer learnt from texts.
+"""Write a small GPT-2 of random weights in Hugging Face layout, with a byte-level BPE tokenizer trained on given texts.
 
-``python -m benchmarks.random_gpt2 OUT --texts E2E_DIR/devset.csv``: what configs/gpt2_e2e_full.yaml starts from.
+``python -m benchmarks.random_gpt2 OUT --texts E2E_DIR/devset.csv`` writes the base model of configs/gpt2_e2e_full.yaml.
 """
 
 import argparse
@@ -16,18 +16,18 @@ END = "<|endoftext|>"
 
 
 def tokenizer(texts: list[str], vocabulary: int) -> Tokenizer:
-    """Return a byte-level BPE tokenizer of at most ``vocabulary`` tokens, the end of text among them."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
+    """Return a byte-level BPE tokenizer of at most ``vocabulary`` tokens, including the end of text."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator(
+    bpe.train_from_iterator(
         texts,
         trainers.BpeTrainer(
             vocab_size=vocabulary, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
         ),
     )
-    return made
+    return bpe
 
 
 def config(vocabulary: int, *, layers: int, width: int, heads: int, positions: int) -> dict:
@@ -47,13 +47,13 @@ def config(vocabulary: int, *, layers: int, width: int, heads: int, positions: i
 
 
 def tensors(settings: dict, seed: int = 0) -> dict[str, np.ndarray]:
-    """Return ``{name: array}``, kernels (in, out): as GPT-2 begins, what ends a branch smaller by sqrt(2 layers)."""
+    """Return ``{name: array}``, kernels (in, out), initialised as GPT-2: output projections are smaller by sqrt(2 layers)."""
     generator = np.random.default_rng(seed)
     width, layers = settings["n_embd"], settings["n_layer"]
-    found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
 
     def normal(name: str, *shape: int, scale: float = 1.0) -> None:
-        found[f"transformer.{name}.weight"] = generator.normal(0, 0.02 * scale, shape).astype(np.float32)
+        arrays[f"transformer.{name}.weight"] = generator.normal(0, 0.02 * scale, shape).astype(np.float32)
 
     normal("wte", settings["vocab_size"], width)
     normal("wpe", settings["n_positions"], width)
@@ -65,11 +65,11 @@ def tensors(settings: dict, seed: int = 0) -> dict[str, np.ndarray]:
             ("mlp.c_proj", 4 * width, width, (2 * layers) ** -0.5),
         ):
             normal(f"h.{number}.{name}", rows, columns, scale=scale)
-            found[f"transformer.h.{number}.{name}.bias"] = np.zeros(columns, np.float32)
+            arrays[f"transformer.h.{number}.{name}.bias"] = np.zeros(columns, np.float32)
     for name in (*(f"h.{number}.ln_{part}" for number in range(layers) for part in (1, 2)), "ln_f"):
-        found[f"transformer.{name}.weight"] = np.ones(width, np.float32)
-        found[f"transformer.{name}.bias"] = np.zeros(width, np.float32)
-    return found
+        arrays[f"transformer.{name}.weight"] = np.ones(width, np.float32)
+        arrays[f"transformer.{name}.bias"] = np.zeros(width, np.float32)
+    return arrays
 
 
 def write(
@@ -83,12 +83,12 @@ def write(
     positions: int = 256,
     seed: int = 0,
 ) -> None:
-    """Write the folder ``out``; the tokenizer is learnt from all cells of the CSV ``texts``."""
+    """Write the model folder ``out``; the tokenizer is trained on all cells of the CSV file ``texts``."""
     with texts.open(newline="", encoding="utf-8") as file:
-        made = tokenizer([cell for row in csv.reader(file) for cell in row], vocabulary)
-    settings = config(made.get_vocab_size(), layers=layers, width=width, heads=heads, positions=positions)
+        bpe = tokenizer([cell for row in csv.reader(file) for cell in row], vocabulary)
+    settings = config(bpe.get_vocab_size(), layers=layers, width=width, heads=heads, positions=positions)
     out.mkdir(parents=True, exist_ok=True)
-    made.save(str(out / "tokenizer.json"))
+    bpe.save(str(out / "tokenizer.json"))
     names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END, "eos_token": END, "unk_token": END}
     (out / "tokenizer_config.json").write_text(json.dumps(names | {"model_max_length": positions}, indent=2) + "\n")
     (out / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
@@ -98,7 +98,7 @@ def write(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
-    parser.add_argument("--texts", type=Path, required=True, metavar="CSV", help="what the tokenizer learns from")
+    parser.add_argument("--texts", type=Path, required=True, metavar="CSV", help="training texts of the tokenizer")
     for name, value in (
         ("vocabulary", 1024),
         ("layers", 4),

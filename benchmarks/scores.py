@@ -1,9 +1,9 @@
-"""What pruning alone costs, by score and scope: a finished run without pruning, half of its weights gone, not tuned again.
+"""The effect of pruning alone, by score and scope: a finished run is evaluated without half of its weights, not tuned again.
 
     python -m benchmarks.scores RUN_DIR [RUN_DIR ...] [--data.dir=GLUE_DIR]
 
-A run is one of LoRA or DSEE with ``prune.kind: none``, of ``train.py`` (for instance ``configs/minilm_sst2_lora.yaml``).
-Writes ``benchmarks/results/scores.json`` and ``scores.md``: the metrics of the dev set for each of `CHOICES`.
+RUN_DIR is a run of ``train.py`` by LoRA or DSEE with ``prune.kind: none``, for instance of ``configs/minilm_sst2_lora.yaml``.
+Writes the dev set metrics of each of `CHOICES` to ``benchmarks/results/scores.json`` and ``scores.md``.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from dsee_jax import masks
 from dsee_jax.data.batches import Batches
 from dsee_jax.prune import calibration, weights
 from dsee_jax.runtime import files
-from dsee_jax.train import evaluation, reopen, sharding, step
+from dsee_jax.train import evaluation, finished_run, sharding, step
 from dsee_jax.train.inputs import read_data
 
 CHOICES = [(score, scope) for score in ("W", "WABS", "WANDA") for scope in ("global", "tensor", "output")]
@@ -25,23 +25,23 @@ SPARSITY = 0.5
 
 
 def measured(run: Path, overrides: list[str]) -> dict[str, Any]:
-    """Return ``{choice: metrics}`` of a finished run, and those of the run as it is under ``whole``."""
-    found = reopen.opened(run, overrides)
-    config, task, model, params, kept = found
-    assert kept is not None, "a run with updates"
+    """Return the metrics of a finished run for every choice, and those of the unpruned run as ``whole``."""
+    finished = finished_run.load(run, overrides)
+    config, task, model, params, adapter = finished
+    assert adapter is not None, "a run with updates"
     data = read_data(config, task, run / "model", model)
     placed = sharding.placement(sharding.mesh(config.mesh, batch_size=config.train.batch_size), model)
     evaluate = evaluation.evaluator(model, config, data, placed)
-    whole = reopen.folded(found)
+    plain = finished_run.plain_params(finished)
     source = Batches(data.train, config.train.batch_size, epochs=1, seed=config.train.seed, edges=data.edges)
     sizes = calibration.sizes(
-        model, whole, (source[n] for n in range(-(-config.prune.calibration // config.train.batch_size)))
+        model, plain, (source[n] for n in range(-(-config.prune.calibration // config.train.batch_size)))
     )
-    trained = {"deltas": kept.deltas, "params": {}}
-    scores = {"whole": evaluate(trained, step.Frozen(params, kept.supports, {}))}
+    trained = {"deltas": adapter.deltas, "params": {}}
+    scores = {"whole": evaluate(trained, step.Frozen(params, adapter.supports, {}))}
     for score, scope in CHOICES:
-        drawn = weights.unstructured(
-            *(params, kept.deltas, kept.supports, config.prune.targets),
+        kept = weights.unstructured(
+            *(params, adapter.deltas, adapter.supports, config.prune.targets),
             sparsity=SPARSITY,
             score=score,
             scope=scope,
@@ -50,13 +50,13 @@ def measured(run: Path, overrides: list[str]) -> dict[str, Any]:
             inputs=sizes,
         )
         name = f"{score}, {scope}"
-        scores[name] = evaluate(trained, step.Frozen(masks.apply(params, drawn), kept.supports, {}))
+        scores[name] = evaluate(trained, step.Frozen(masks.apply(params, kept), adapter.supports, {}))
         print(task.name, name, scores[name], flush=True)
     return {"task": task.name, "seed": config.train.seed, "examples": config.data.examples, "metrics": scores}
 
 
 def markdown(runs: list[dict[str, Any]]) -> str:
-    """Return the table: a line a choice, a column a run."""
+    """Return the table: one row per choice, one column per run."""
     first = [next(iter(run["metrics"]["whole"])) for run in runs]
     heads = [f"{run['task']}: {metric}, loss" for run, metric in zip(runs, first, strict=True)]
     lines = [f"| score, scope | {' | '.join(heads)} |", "|" + "---|" * (1 + len(runs))]
@@ -74,13 +74,13 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR")
     options, overrides = parser.parse_known_args()
     runs = [measured(run, overrides) for run in options.runs]
-    found = {
+    report = {
         "command": "python -m benchmarks.scores RUN_DIR ... --data.dir=GLUE_DIR",
         "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), no accelerator",
         "sparsity": SPARSITY,
         "runs": runs,
     }
-    files.write(RESULTS / "scores.json", found)
+    files.write(RESULTS / "scores.json", report)
     files.write_text(RESULTS / "scores.md", markdown(runs))
     print(markdown(runs))
 

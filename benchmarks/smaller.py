@@ -1,17 +1,17 @@
-"""Smaller models on real GLUE tasks, on the real MiniLM: cut heads and neurons, early tickets; one resumable command.
+"""Structured pruning of the pretrained MiniLM on GLUE tasks: DSEE, and EarlyBERT tickets; the command is resumable.
 
     python -m benchmarks.smaller --data GLUE_DIR [--parts cut ticket birds]
 
-``cut``: DSEE whose heads and neurons are cut out by EarlyBERT's search (once also by score after tuning), next to LoRA and
-full fine-tuning of the whole model (the runs of `benchmarks.glue`): score, FLOPs, bytes, and the throughput and memory of the
-finished model next to the whole one (`benchmarks.inference`).
-``ticket``: full fine-tuning of EarlyBERT's tickets of several sizes and of the whole model: score, and time of training, its
-search included and compiling left out, from steps of each that are timed in turns.
-``birds``: one search over the whole training; how far the mask of each moment is from the last one.
+``cut``: DSEE with heads and neurons pruned by EarlyBERT's search (in one row by score after tuning), against LoRA and full
+fine-tuning of the unpruned model (the runs of `benchmarks.glue`). Measures score, FLOPs, bytes, and the throughput and memory
+of the finished model relative to the unpruned model (`benchmarks.inference`).
+``ticket``: full fine-tuning of EarlyBERT tickets of several sizes and of the unpruned model. Measures score and training time;
+the time includes the search and excludes compilation, and comes from alternating timed steps.
+``birds``: one search over the full training. Measures the distance of the mask at each check from the last mask.
 
-What a run measured is kept in ``benchmarks/results/smaller/`` with its config and not measured again unless the config
-changes; a run that was interrupted goes on. Seconds and throughput want an otherwise idle machine. Writes
-``benchmarks/results/smaller.json``, ``smaller.md``, ``tickets.png`` and ``birds.png``.
+The metrics and the config of a run are stored in ``benchmarks/results/smaller/``; the run is repeated only if the config
+changes. An interrupted run resumes. Times and throughput need an idle machine. Writes ``benchmarks/results/smaller.json``,
+``smaller.md``, ``tickets.png`` and ``birds.png``.
 """
 
 import argparse
@@ -35,33 +35,33 @@ from dsee_jax.runtime import files
 
 FOLDER = "smaller"
 EPOCHS = {"sst2": 3, "stsb": 4, "rte": 6, "rte_after_stsb": 6}
-"""Passes over the data of every method, in all; the search for a ticket is not counted, its seconds are."""
+"""Task -> passes over the data of every method, without the search for a ticket."""
 AFTER = {"sst2": 2, "stsb": 3, "rte": 4, "rte_after_stsb": 4}
-"""Of those the passes after a cut by score; after a ticket all are."""
+"""Task -> the passes that follow pruning by score; a ticket is drawn before all passes."""
 SEARCHED = {"rte_after_stsb": 1}
-"""Passes of the search for a ticket where it is not the default's fifth of one, which on so few examples is 31 steps."""
+"""Task -> passes of the search for a ticket, instead of the default 1/5, which on this small task is only 31 steps."""
 SIZES = {"75 % of the FLOPs": (2, 0.3), "1/4 of heads, 40 % of neurons": (0.25, 0.4)}
-"""(heads, neurons) that go in the part ``cut``."""
+"""Size -> (heads, neurons) that the part ``cut`` prunes."""
 KINDS = {"ticket": "earlybert", "score": "structured"}
 BY_SCORE = ("sst2", "75 % of the FLOPs")
-"""The task and the size of which the cut by score is measured too."""
+"""The task and the size that are also pruned by score."""
 TICKETS = ((2, 0.3), (4, 0.4), (6, 0.5), (6, 0.6))
-"""(heads of each layer, neurons) that go in the part ``ticket``."""
+"""(heads of each layer, fraction of neurons) that the part ``ticket`` prunes."""
 OWN, TIMED, STEPS, MOMENTS = TICKETS[1], "sst2", 313, 30
-"""The paper's ticket; the task of ``ticket`` and ``birds``, its steps an epoch; checks of the mask in ``birds``."""
+"""The paper's ticket, for ``birds``; the task of ``ticket`` and ``birds``, and its steps per epoch; checks in ``birds``."""
 TWICE = TICKETS[1:3]
-"""Those of which all seeds are run."""
+"""The tickets that run with every seed; the others run with the first seed."""
 BATCHES, ROUNDS = 20, 5
-"""Of the steps that are timed."""
+"""Timed batches per round, and rounds."""
 
 
 def done(name: str, task: str, method: str, seed: int, options: argparse.Namespace, *overrides: str) -> dict[str, Any]:
-    """Do one run of this benchmark; see `glue.run`."""
+    """Do the remaining part of a run of this benchmark, as `glue.run`."""
     return glue.run(name, task, method, seed, options, *overrides, folder=FOLDER)
 
 
 def pruned(kind: str, heads: float, neurons: float) -> list[str]:
-    """Return the overrides that cut so many heads and neurons out."""
+    """Return the overrides that prune ``heads`` and ``neurons`` of every layer."""
     return [
         f"--prune.kind={kind}",
         f"--prune.heads={heads}",
@@ -73,32 +73,29 @@ def pruned(kind: str, heads: float, neurons: float) -> list[str]:
 
 
 def inference(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure the finished model of a run next to the whole one, once; return what `benchmarks.inference` writes."""
-    kept = RESULTS / FOLDER / f"{name}_inference.json"
-    if not kept.exists():
-        module = [sys.executable, "-m", "benchmarks.inference", str(options.runs / name), "--json", str(kept)]
+    """Return the report of `benchmarks.inference` on the finished model of a run; it is measured once."""
+    path = RESULTS / FOLDER / f"{name}_inference.json"
+    if not path.exists():
+        module = [sys.executable, "-m", "benchmarks.inference", str(options.runs / name), "--json", str(path)]
         subprocess.run([*module, "--batch=32", "--length=128"], check=True, cwd=ROOT)
-    return json.loads(kept.read_text())
+    return json.loads(path.read_text())
 
 
 def cut(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the lines of the part ``cut``."""
-    lines = []
+    """Return the rows of the part ``cut``."""
+    rows = []
     for task in options.tasks:
-        wholes = {
+        unpruned = {
             method: [glue.run(f"{task}_{method}_seed{s}", task, method, s, options) for s in options.seeds]
             for method in ("full", "lora", "dsee")
         }
-        # Of one model and one length, which some of these runs did not record.
-        flops = wholes.pop("dsee")[0]
-        beside = (
-            flops["flops_per_example"]["dense"]
-            - flops["flops_per_example"]["length"] * flops["flops_per_token"]["dense"]
-        )
-        for method, runs in wholes.items():
-            length, tokens = flops["flops_per_example"]["length"], runs[0]["flops_per_token"]
-            found = {name: length * count + beside for name, count in tokens.items()}
-            lines.append(glue.row(task, method, runs) | described(runs[0] | {"flops_per_example": found}))
+        # Some of these runs did not record FLOPs per example; all of them have the model and the length of the DSEE run.
+        dsee = unpruned.pop("dsee")[0]
+        length = dsee["flops_per_example"]["length"]
+        attention = dsee["flops_per_example"]["dense"] - length * dsee["flops_per_token"]["dense"]
+        for method, runs in unpruned.items():
+            flops = {name: length * count + attention for name, count in runs[0]["flops_per_token"].items()}
+            rows.append(glue.row(task, method, runs) | described(runs[0] | {"flops_per_example": flops}))
         for size, (heads, neurons) in SIZES.items():
             for by, kind in KINDS.items():
                 if by == "score" and (task, size) != BY_SCORE:
@@ -110,18 +107,18 @@ def cut(options: argparse.Namespace) -> list[dict[str, Any]]:
                 overrides = [*pruned(kind, heads, neurons), *passes, *searched]
                 runs = [done(f"{name}_seed{s}", task, "dsee", s, options, *overrides) for s in options.seeds]
                 speed = inference(f"{name}_seed{options.seeds[0]}", options)
-                lines.append(glue.row(task, f"DSEE, {size}, by {by}", runs) | described(runs[0]) | {"inference": speed})
-    return lines
+                rows.append(glue.row(task, f"DSEE, {size}, by {by}", runs) | described(runs[0]) | {"inference": speed})
+    return rows
 
 
 def described(result: dict[str, Any]) -> dict[str, Any]:
-    """Return what a run's model is, the same for every seed: FLOPs an example against the whole model, and bytes."""
+    """Return the figures of a run that do not depend on the seed: its ratio of FLOPs per example, and its bytes."""
     flops = result["flops_per_example"]
     return {"example_flops_ratio": flops["final"] / flops["dense"], "model_bytes": result["model_bytes"]}
 
 
-def kept(widths: dict[str, Sequence[int]], setup: Any) -> Any:
-    """Return masks of heads and neurons of which so many are left in each layer: the first."""
+def first_units(widths: dict[str, Sequence[int]], setup: Any) -> Any:
+    """Return masks of kept heads and neurons (True = kept): in each layer the first ``widths[kind][layer]`` units."""
     from dsee_jax import models
     from dsee_jax.prune import units
 
@@ -135,13 +132,13 @@ def kept(widths: dict[str, Sequence[int]], setup: Any) -> Any:
 
 
 def step_times(tickets: dict[str, dict[str, Any]], options: argparse.Namespace) -> dict[str, float]:
-    """Return the time of a step of tuning each ticket in full, and of a step of the search, that of the whole model being 1.
+    """Return the step time of full tuning of each ticket, and of the search, relative to the unpruned model (``whole``).
 
-    Each in turns with the whole model, compiled: both take the same `BATCHES` of the task's own, one after the other, `ROUNDS`
-    times; the median of the ratios.
+    Each ratio is the median over `ROUNDS`. In a round the compiled steps of both models run the same `BATCHES` batches of the
+    task, one model after the other.
 
     Args:
-      tickets: what a run measured, by name.
+      tickets: the content of metrics.json of one run per ticket, by name.
       options: of the command.
     """
     import jax
@@ -153,16 +150,16 @@ def step_times(tickets: dict[str, dict[str, Any]], options: argparse.Namespace) 
 
     with tempfile.TemporaryDirectory() as folder:
         places = [f"--data.dir={options.data}", f"--output_dir={folder}/run"]
-        found = setup.prepare(config_file.read(glue.config_path(TIMED, "full"), places))
-    setups = {name: pruning.smaller(found, kept(result["kept"], found)) for name, result in tickets.items()}
-    source = stages.batches(found, 1)
-    batches = [sharding.split(found.placed.mesh, source[number]) for number in range(BATCHES)]
+        unpruned = setup.prepare(config_file.read(glue.config_path(TIMED, "full"), places))
+    setups = {name: pruning.resize(unpruned, first_units(result["kept"], unpruned)) for name, result in tickets.items()}
+    source = stages.batches(unpruned, 1)
+    batches = [sharding.split(unpruned.placed.mesh, source[number]) for number in range(BATCHES)]
 
-    def looped(one: setup.Setup, *, searching: bool = False) -> Callable[[], float]:
-        compiled = programs.make_programs(one, searching=searching)
-        more = {"coefficients": earlybert.init(cuts(one.model), one.params)} if searching else {}
-        trained = sharding.place(one.placed, jax.tree.map(jnp.copy, one.trained | more))
-        frozen = sharding.place(one.placed, pruning.freeze(one, {}))
+    def timer(of: setup.Setup, *, searching: bool = False) -> Callable[[], float]:
+        compiled = programs.make_programs(of, searching=searching)
+        coefficients = {"coefficients": earlybert.init(cuts(of.model), of.params)} if searching else {}
+        trained = sharding.place(of.placed, jax.tree.map(jnp.copy, of.trained | coefficients))
+        frozen = sharding.place(of.placed, pruning.freeze(of, {}))
         state = step.State(jnp.zeros((), jnp.int32), trained, compiled.optimizer.init(trained))
 
         def run() -> float:
@@ -177,18 +174,18 @@ def step_times(tickets: dict[str, dict[str, Any]], options: argparse.Namespace) 
         return run
 
     ratios = {"whole": 1.0}
-    for name, one in {"search": found, **setups}.items():
-        whole, other = looped(found), looped(one, searching=name == "search")
-        ratios[name] = float(np.median([other() / whole() for _ in range(ROUNDS)]))
+    for name, pruned_setup in {"search": unpruned, **setups}.items():
+        reference, other = timer(unpruned), timer(pruned_setup, searching=name == "search")
+        ratios[name] = float(np.median([other() / reference() for _ in range(ROUNDS)]))
         print(name, ratios[name], flush=True)
-        # A process cannot hold the programs of all of them.
+        # The programs of all tickets do not fit in the memory of one process.
         jax.clear_caches()
     return ratios
 
 
 def ticket(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the lines of the part ``ticket``: scores of the runs, and what they take by `step_times`."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    """Return the rows of the part ``ticket``: scores of the runs, and their training times by `step_times`."""
+    results: dict[str, list[dict[str, Any]]] = {}
     for number, seed in enumerate(options.seeds):
         runs = {"whole": []} | {
             f"{heads} heads of each layer, {neurons:.0%} of neurons": pruned("earlybert", heads, neurons)
@@ -198,81 +195,82 @@ def ticket(options: argparse.Namespace) -> list[dict[str, Any]]:
         for name, overrides in runs.items():
             short = "_".join(override.partition("=")[2] for override in overrides[1:3])
             label = f"{TIMED}_timed_{short or 'whole'}_seed{seed}"
-            found.setdefault(name, []).append(done(label, TIMED, "full", seed, options, *overrides))
-    whole, *_ = found["whole"]
-    times = step_times({name: runs[0] for name, runs in found.items() if name != "whole"}, options)
-    steps = stages(whole)["tune"]
-    lines = []
-    for name, runs in found.items():
-        searched = stages(runs[0]).get("draw", 0)
-        taken = (searched * times["search"] + stages(runs[0])["tune"] * times[name]) / steps
-        figures = {"step_time_ratio": times[name], "search_steps": searched, "time_ratio": taken}
-        lines.append(glue.row(TIMED, name, runs) | described(runs[0]) | figures)
-    lines[0]["search_step_time_ratio"] = times["search"]
-    curve(lines)
-    return lines
+            results.setdefault(name, []).append(done(label, TIMED, "full", seed, options, *overrides))
+    unpruned, *_ = results["whole"]
+    times = step_times({name: runs[0] for name, runs in results.items() if name != "whole"}, options)
+    total = stage_steps(unpruned)["tune"]
+    rows = []
+    for name, runs in results.items():
+        steps = stage_steps(runs[0])
+        search = steps.get("draw", 0)
+        ratio = (search * times["search"] + steps["tune"] * times[name]) / total
+        figures = {"step_time_ratio": times[name], "search_steps": search, "time_ratio": ratio}
+        rows.append(glue.row(TIMED, name, runs) | described(runs[0]) | figures)
+    rows[0]["search_step_time_ratio"] = times["search"]
+    curve(rows)
+    return rows
 
 
-def stages(result: dict[str, Any]) -> dict[str, int]:
-    """Return the steps of each stage of a run that has some; those of a search are the draw's."""
+def stage_steps(result: dict[str, Any]) -> dict[str, int]:
+    """Return the steps of each stage with steps; the stage ``draw`` has the steps of the search."""
     return {stage["name"]: stage["steps"] for stage in result["stages"] if "steps" in stage}
 
 
 def birds(options: argparse.Namespace) -> dict[str, Any]:
-    """Return how far the mask of each check is from the last, and draw the search into ``birds.png``."""
+    """Return the distance of the mask at each check from the last mask, and draw the search into ``birds.png``."""
     name, seed, steps = f"{TIMED}_birds", options.seeds[0], EPOCHS[TIMED] * STEPS
     long = (f"--prune.search={EPOCHS[TIMED]}", f"--prune.check_every={steps // MOMENTS}", "--train.epochs=0.05")
     done(name, TIMED, "full", seed, options, *pruned("earlybert", *OWN), *long)
-    kept = RESULTS / FOLDER / f"{name}_checks.json"
-    if not kept.exists():
-        files.write(kept, [r for r in files.read(options.runs / name / "metrics.jsonl") if "coefficients" in r])
-    checks = json.loads(kept.read_text())
+    path = RESULTS / FOLDER / f"{name}_checks.json"
+    if not path.exists():
+        files.write(path, [r for r in files.read(options.runs / name / "metrics.jsonl") if "coefficients" in r])
+    checks = json.loads(path.read_text())
     searches.draw(checks).savefig(RESULTS / "birds.png", dpi=120)
     last = checks[-1]["kept"]
     return {
         "task": TIMED,
         "epoch": [check["step"] / STEPS for check in checks],
         "units_away_from_the_last": [
-            {kind: searches.apart(check["kept"][kind], last[kind]) for kind in last} for check in checks
+            {kind: searches.distance(check["kept"][kind], last[kind]) for kind in last} for check in checks
         ],
         "moved_since_the_one_before": [check["distance"] for check in checks],
     }
 
 
-def curve(lines: list[dict[str, Any]]) -> None:
-    """Draw the scores of tickets against the time that training took into ``tickets.png``."""
+def curve(rows: list[dict[str, Any]]) -> None:
+    """Draw the scores of tickets against their training time into ``tickets.png``."""
     figure = style.figure(5.2, 3.4)
     axis = figure.subplots()
-    for line in lines:
-        times = [line["time_ratio"]] * len(line["scores"])
-        axis.plot(times, line["scores"], "o", color=style.BLUE)
-        label = f"{line['example_flops_ratio']:.0%} of the FLOPs"
+    for row in rows:
+        times = [row["time_ratio"]] * len(row["scores"])
+        axis.plot(times, row["scores"], "o", color=style.BLUE)
+        label = f"{row['example_flops_ratio']:.0%} of the FLOPs"
         axis.annotate(
-            label, (times[0], min(line["scores"])), (0, -12), textcoords="offset points", ha="center", fontsize=8
+            label, (times[0], min(row["scores"])), (0, -12), textcoords="offset points", ha="center", fontsize=8
         )
-    best = float(np.mean(lines[0]["scores"]))
-    axis.axhline(best - 1.5, color="0.6", linestyle="--", label="1.5 points below the whole model")
+    best = float(np.mean(rows[0]["scores"]))
+    axis.axhline(best - 1.5, color="0.6", linestyle="--", label="1.5 points below the unpruned model")
     axis.axvline(0.65, color="0.6", linestyle=":", label="35 % less time")
-    axis.set(xlabel="time of training, search included; whole model = 1", ylabel=f"{lines[0]['metric']} on {TIMED}")
+    axis.set(xlabel="training time with search; unpruned model = 1", ylabel=f"{rows[0]['metric']} on {TIMED}")
     axis.margins(0.15, 0.2)
     axis.legend(fontsize=8)
     figure.savefig(RESULTS / "tickets.png", dpi=120)
 
 
 def mean(scores: list[float]) -> str:
-    """Return the mean of scores, and the scores."""
+    """Return the mean of the scores, followed by the scores in parentheses."""
     return f"{np.mean(scores):.1f} ({', '.join(f'{score:.1f}' for score in scores)})"
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(report: dict[str, Any]) -> str:
     """Return the tables for the README."""
     text = ""
-    if "cut" in found:
+    if "cut" in report:
         text += (
-            "| task (metric) | method | score: mean (seeds) | FLOPs an example | bytes | throughput | memory |\n"
+            "| task (metric) | method | score: mean (seeds) | FLOPs per example | bytes | throughput | memory |\n"
             "|---|---|---|---|---|---|---|\n"
         )
-        for r in found["cut"]:
+        for r in report["cut"]:
             speed = r.get("inference")
             measured = f"{speed['throughput_ratio']:.2f} x | {speed['program_bytes_ratio']:.2f} x" if speed else "1 | 1"
             text += (
@@ -280,11 +278,11 @@ def markdown(found: dict[str, Any]) -> str:
                 f"| {r['model_bytes'] / 1e6:.1f} MB | {measured} |\n"
             )
         text += "\n"
-    if "ticket" in found:
-        text += "| ticket: what goes | score: mean (seeds) | FLOPs an example | time of a step "
-        text += "| of training, with the search |\n"
+    if "ticket" in report:
+        text += "| ticket: pruned units | score: mean (seeds) | FLOPs per example | step time "
+        text += "| training time with search |\n"
         text += "|---|---|---|---|---|\n"
-        for r in found["ticket"]:
+        for r in report["ticket"]:
             text += f"| {r['method']} | {mean(r['scores'])} | {r['example_flops_ratio']:.0%} "
             text += f"| {r['step_time_ratio']:.2f} | {r['time_ratio']:.2f} |\n"
     return text
@@ -296,18 +294,18 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)
-    kept = RESULTS / "smaller.json"
-    found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
-    found |= {
+    path = RESULTS / "smaller.json"
+    report: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    report |= {
         "command": "python -m benchmarks.smaller --data GLUE_DIR",
         "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), no accelerator",
         "seeds": options.seeds,
     }
     for part in options.parts:
-        found[part] = parts[part](options)
-        files.write(kept, found)
-        files.write_text(RESULTS / "smaller.md", markdown(found))
-    print(markdown(found))
+        report[part] = parts[part](options)
+        files.write(path, report)
+        files.write_text(RESULTS / "smaller.md", markdown(report))
+    print(markdown(report))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Seconds of one DSEE training step on a Hugging Face folder, by the library's own loader, updates and step.
+"""Time the DSEE training step of a Hugging Face model, with the loader, the updates and the step of this library.
 
 ``python -m benchmarks.train_step --model HF_DIR --batch 8 --length 128 --steps 6 --seconds-only``
 
-Rank 16 and 64 values on every query and value kernel, the head trained in full, dropout on, gradient clipped to norm 1,
-AdamW; only updates and head are differentiated. ``benchmarks.random_bert`` writes a folder; ``benchmarks.peft_step`` is the
-same with PyTorch's PEFT, ``benchmarks.compare_steps`` runs the two in turns.
+Rank 16 and 64 sparse values on every query and value kernel, the head trained in full, dropout on, gradient clipped to norm
+1, AdamW; only updates and head have gradients. ``benchmarks.random_bert`` writes a model, ``benchmarks.peft_step`` times PEFT,
+and ``benchmarks.compare_steps`` alternates both.
 """
 
 import argparse
@@ -28,20 +28,20 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="a Hugging Face folder")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=6, help="how many steps are timed, after --warmup others")
+    parser.add_argument("--steps", type=int, default=6, help="number of timed steps, after --warmup steps")
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--nonzeros", type=int, default=64)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--seconds-only", action="store_true", help="print the seconds of each step, one a line")
+    parser.add_argument("--seconds-only", action="store_true", help="print only the seconds of each step, one per line")
     arguments = parser.parse_args()
 
     key, rate = jax.random.key(0), np.float32(5e-4)
     model, params = dsee_jax.load_pretrained(arguments.model, num_labels=2, dtype=arguments.dtype)
-    # Which coordinates are chosen changes no shape, so the quickest way to choose them will do.
+    # The shapes do not depend on the choice of the coordinates; random coordinates are the cheapest.
     delta = DeltaConfig(rank=arguments.rank, nonzeros=arguments.nonzeros, support="random")
     deltas, supports = dsee_jax.deltas.create.init(params, delta, key=key)
-    head, rest = tree.split(params, tree.select(models.find(model.config.model_type).HEAD, tree.flatten(params)))
+    head, rest = tree.split(params, tree.select(models.find(model.config.model_type).head, tree.flatten(params)))
     optimizer = optim.adamw(TrainConfig(clip=1.0))
     trained = {"deltas": deltas, "params": head}
     state = step.State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained))

@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from dsee_jax import deltas, generation, masks, models, prune, tree
     from dsee_jax.ckpt.hf import load_pretrained
     from dsee_jax.ckpt.hf_save import save_pretrained
-    from dsee_jax.config import Config, DeltaConfig
+    from dsee_jax.config import (
+        Config,
+        DataConfig,
+        DeltaConfig,
+        GenerateConfig,
+        MeshConfig,
+        ModelConfig,
+        PruneConfig,
+        TrainConfig,
+    )
     from dsee_jax.deltas import decompose
     from dsee_jax.deltas.attach import apply
     from dsee_jax.deltas.fold import materialize
@@ -29,8 +38,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Config",
+    "DataConfig",
     "DeltaConfig",
+    "GenerateConfig",
     "InputError",
+    "MeshConfig",
+    "ModelConfig",
+    "PruneConfig",
+    "TrainConfig",
     "apply",
     "compact",
     "decompose",
@@ -50,7 +65,13 @@ _PUBLIC = {
     "load_pretrained": "ckpt.hf",
     "save_pretrained": "ckpt.hf_save",
     "Config": "config",
+    "DataConfig": "config",
     "DeltaConfig": "config",
+    "GenerateConfig": "config",
+    "MeshConfig": "config",
+    "ModelConfig": "config",
+    "PruneConfig": "config",
+    "TrainConfig": "config",
     "decompose": "deltas",
     "apply": "deltas.attach",
     "materialize": "deltas.fold",

@@ -5,6 +5,8 @@ values of its fields when it is created, and `Config` checks the sections agains
 """
 
 import dataclasses
+import numbers
+import os
 from typing import Any, Literal, get_args, get_origin
 
 from dsee_jax.errors import InputError, did_you_mean
@@ -13,7 +15,7 @@ CUTTING = ("structured", "earlybert")
 """The kinds of pruning that remove heads and neurons from the arrays."""
 
 UNIT_SCORES = ("W", "WAB", "WABS", "AB", "ABS", "random")
-"""The scores of heads and neurons; `dsee_jax.prune.scores` names the property they share."""
+"""The scores with ``of_units`` in `dsee_jax.prune.scores`, written out so that a config imports no JAX."""
 
 LOW_RANK_SCORES = ("AB", "NAB")
 """The scores of the low-rank update alone."""
@@ -26,10 +28,21 @@ def _need(holds: bool, key: str, value: object, expected: str) -> None:
         raise InputError(f"{key} is {value!r}; expected {expected}")
 
 
+def _plain(value: Any, kinds: tuple[Any, ...]) -> Any:
+    """Return a value of another library as one of ``kinds``, where it is one."""
+    if type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, numbers.Integral) and int in kinds:
+        return int(value)
+    if isinstance(value, numbers.Real) and float in kinds:
+        return float(value)
+    return str(value) if isinstance(value, str | os.PathLike) and str in kinds else value
+
+
 def _check_types(config: Any, section: str = "") -> None:
     """Raise `InputError` unless every field has a value of its type: an int is a float, a bool is no int.
 
-    A list in the place of a tuple is converted.
+    A list becomes a tuple, a number of NumPy becomes Python's, and a path becomes a string.
     """
     for field in dataclasses.fields(config):
         value: Any = getattr(config, field.name)
@@ -46,6 +59,10 @@ def _check_types(config: Any, section: str = "") -> None:
             expected = "a list of strings"
         else:
             *_, widest = kinds = get_args(kind) or (kind,)
+            plain = _plain(value, kinds)
+            if plain is not value:
+                value = plain
+                object.__setattr__(config, field.name, value)
             fits = isinstance(value, (*kinds, int) if widest is float else kinds)
             fits &= widest is bool or not isinstance(value, bool)
             expected = _EXPECTED.get(widest) or f"a {widest.__name__}"
@@ -295,7 +312,7 @@ class TrainConfig:
     eval_every: int = 0
     """Steps between evaluations on the dev set. 0: at the end of each epoch."""
     checkpoint_every: int = 0
-    """Steps between checkpoints. 0: after each evaluation."""
+    """Steps between checkpoints, besides those after each evaluation and at the end of a search. 0: only those."""
     full: bool = False
     """Full fine-tuning: train every weight. Needs delta.rank 0 and delta.nonzeros 0."""
 

@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of a merge."""
     top = argparse.ArgumentParser(
         prog="python -m merge",
-        description=__doc__,
+        description="Merge fine-tuned models of one base by a recipe, from files to files, one tensor at a time.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

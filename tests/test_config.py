@@ -5,6 +5,7 @@ import json
 import pathlib
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dsee_jax import config
@@ -167,3 +168,25 @@ def test_every_key_is_described():
         for field in dataclasses.fields(kind):
             assert f"  {section}.{field.name} = " in text
             assert docs.get(field.name), f"{section}.{field.name} has no description"
+
+
+def test_numbers_of_numpy_and_paths_become_plain():
+    delta: Any = {"rank": np.int64(4), "alpha": np.float32(8), "nonzeros": 3}
+    output: Any = pathlib.Path("x")
+    made = config.Config(delta=config.DeltaConfig(**delta), output_dir=output)
+    assert (type(made.delta.rank), type(made.delta.alpha), made.output_dir) == (int, float, "x")
+    assert "rank: 4\n" in config_file.dump(made)
+
+
+def test_error_names_the_file_only_where_the_file_is_wrong(tmp_path):
+    (tmp_path / "good.yaml").write_text("train: {seed: 1}")
+    (tmp_path / "bad.yaml").write_text("train: {sed: 1}")
+    with pytest.raises(InputError, match=r"^unknown key 'train.sed'"):
+        config_file.read(tmp_path / "good.yaml", ["--train.sed=1"])
+    with pytest.raises(InputError, match=r"bad.yaml: unknown key 'train.sed'"):
+        config_file.read(tmp_path / "bad.yaml", ["--train.epochs=2"])
+
+
+def test_override_without_a_value_is_named_before_the_file():
+    with pytest.raises(InputError, match="'--train.seed' is not an override; write --section.key=value"):
+        config_file.read("1", ["--train.seed"])

@@ -139,7 +139,7 @@ class Architecture:
     head: tuple[str, ...]
     """Regexes over the paths of the task heads. A head that a checkpoint lacks is created."""
     prefix: str
-    """Of every Hugging Face name outside the heads; checkpoints of a bare model lack the prefix."""
+    """The prefix of all Hugging Face names outside the heads; checkpoints of a bare model lack it."""
     hf_names: HfNames
     """The tensor of every param. Several params may share one tensor."""
     axes: Axes

@@ -4,12 +4,12 @@ A unit is an attention head or a feed-forward neuron. The kept units of a model 
 
     {"heads": {"layer_0": (heads,), ...}, "neurons": {"layer_0": (neurons,), ...}}
 
-Trees of scores and of coefficients have the same form.
+Trees of scores and of coefficients have the same form. In a layer or kind that is absent every unit is kept.
 """
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from dsee_jax.deltas import fold
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.models.architecture import Model
 from dsee_jax.ops.topk import top_k
-from dsee_jax.prune.scores import SCORES, Evidence
+from dsee_jax.prune.scores import SCORES, Evidence, complete
 from dsee_jax.runtime import multihost
 from dsee_jax.typing import Array, Cuts, Delta, Deltas, Masks, Params, Supports, Tree, Units
 
@@ -36,7 +36,7 @@ def structured(
     neurons: int | float = 0,
     score: str | Tree = "WABS",
     scope: str = "global",
-    **evidence: Any,
+    **evidence: Unpack[Evidence],
 ) -> dict[str, Any]:
     """Return masks without the lowest-scoring heads and neurons; `dsee_jax.compact` removes these units from the arrays.
 
@@ -50,12 +50,16 @@ def structured(
       **evidence: ``scale`` and ``scale_sparse`` of the updates, ``key`` for ``random``; see `dsee_jax.prune.scores.Evidence`.
 
     Returns:
-      Bool masks of the kernels and biases of all units of a kind that loses units. True = kept. Of units with equal scores
-      those of the lowest layer and index are kept. `dsee_jax.masks.apply` gives the masked model of full shape.
+      Bool masks of all kernels and biases that hold heads, where ``heads`` is not 0, and neurons, likewise. True = kept. Of
+      units with equal scores those of the lowest layer and index are kept. `dsee_jax.masks.apply` gives the masked model
+      of full shape.
 
     Raises:
       InputError: a fraction outside [0, 1), a number larger than the number of units, or an unknown kind, score or scope.
     """
+    scale, scale_sparse, key, inputs = complete("structured", evidence)
+    if inputs is not None:
+        raise InputError("inputs are of the score WANDA, which has no sum over heads and neurons: leave them out")
     if scope not in ("global", "tensor"):
         raise InputError(f"scope is {scope!r}: use 'global' or 'tensor'")
     kept: dict[str, dict[str, Array]] = {}
@@ -65,9 +69,9 @@ def structured(
         if kind not in cuts:
             raise InputError(f"{kind} is {amount} and this architecture has only {', '.join(cuts)} to cut")
         if isinstance(score, str):
-            key = evidence.get("key")
-            folded = {} if key is None else {"key": jax.random.fold_in(key, number)}
-            by_layer = scores(params, deltas, supports, cuts[kind], score, **evidence | folded)
+            folded = None if key is None else jax.random.fold_in(key, number)
+            options: Evidence = {"scale": scale, "scale_sparse": scale_sparse, "key": folded}
+            by_layer = scores(params, deltas, supports, cuts[kind], score, **options)
         else:
             by_layer = _layer_scores(params, score, kind, cuts[kind])
         pools = [by_layer] if scope == "global" else [[each] for each in by_layer]
@@ -166,7 +170,7 @@ def scores(
     supports: Supports | None,
     layers: Sequence[Units],
     score: str,
-    **evidence: Any,
+    **evidence: Unpack[Evidence],
 ) -> list[np.ndarray]:
     """Return the scores of all units of one kind, float32 (units,) for each layer; ``evidence`` is that of `structured`.
 
@@ -179,7 +183,7 @@ def scores(
     """
     if score not in UNIT_SCORES:
         raise InputError(f"score is {score!r}{did_you_mean(score, UNIT_SCORES)}: use one of {', '.join(UNIT_SCORES)}")
-    scale, scale_sparse, key, _ = Evidence(**evidence)
+    scale, scale_sparse, key, _ = complete("scores", evidence)
     if "key" in SCORES[score].reads and key is None:
         raise InputError("the score 'random' needs a key: pass key=jax.random.key(seed)")
     updates, coordinates = fold.kernels(deltas), tree.flatten(supports or {})

@@ -13,7 +13,7 @@ kind a pool of its own, as the authors of DSEE do (arXiv 2111.00160, section 3.3
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from dsee_jax.config import PruneConfig
 from dsee_jax.deltas import fold
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.ops.topk import highest, n_m, ordered
-from dsee_jax.prune.scores import SCORES, Evidence
+from dsee_jax.prune.scores import SCORES, Evidence, complete
 from dsee_jax.typing import Array, Delta, Deltas, Key, Masks, Params, Rules, Supports
 
 
@@ -38,7 +38,7 @@ def unstructured(
     score: str = "WABS",
     scope: str = "global",
     keep: Masks | None = None,
-    **evidence: Any,
+    **evidence: Unpack[Evidence],
 ) -> dict[str, Any]:
     """Return masks without the lowest-scoring entries of the kernels that the rules select.
 
@@ -72,7 +72,7 @@ def unstructured(
     if keep and earlier.keys() != kernels.keys():
         path = min(earlier.keys() ^ kernels.keys())
         raise InputError(f"keep and the rules must select the same kernels; only one of the two has {path!r}")
-    rank = _ranker(kernels, deltas, supports, Evidence(**evidence))
+    rank = _ranker(kernels, deltas, supports, complete("unstructured", evidence))
     masks: dict[str, jax.Array] = {}
     for options, paths in pools:
         for group in [paths] if scope == "global" else [[path] for path in paths]:
@@ -98,18 +98,25 @@ def nm(
     n: int = 2,
     m: int = 4,
     score: str = "WABS",
-    **evidence: Any,
+    **evidence: Unpack[Evidence],
 ) -> dict[str, Any]:
     """Return masks that keep the ``n`` highest scores of every ``m`` consecutive inputs, the pattern of sparse tensor cores.
 
-    The arguments are those of `unstructured`. The mapping of a rule may hold ``n``, ``m`` and ``score``. Of equal scores the
-    one of the lowest input is kept.
+    ``params``, ``deltas``, ``supports``, ``rules``, ``score`` and ``evidence`` are those of `unstructured`. The mapping of a
+    rule may hold ``n``, ``m`` and ``score``. Of equal scores the one of the lowest input is kept.
+
+    Args:
+      n: entries kept of each group, at least 1 (the others of the group are pruned).
+      m: consecutive inputs of one output that make a group; divides the inputs of every kernel.
+
+    Returns:
+      Bool masks at the selected paths. True = kept.
 
     Raises:
       InputError: as `unstructured`; or m does not divide the inputs of a kernel.
     """
     kernels, pools = _pools(params, rules, {"n": n, "m": m, "score": score})
-    rank = _ranker(kernels, deltas, supports, Evidence(**evidence))
+    rank = _ranker(kernels, deltas, supports, complete("nm", evidence))
     masks: dict[str, jax.Array] = {}
     for options, paths in pools:
         for path in paths:
@@ -173,7 +180,10 @@ def _check(options: Mapping[str, Any]) -> None:
 
 
 def _ranker(
-    kernels: Mapping[str, Array], deltas: Deltas | None, supports: Supports | None, evidence: Evidence
+    kernels: Mapping[str, Array],
+    deltas: Deltas | None,
+    supports: Supports | None,
+    evidence: tuple[float, bool, Key | None, Mapping[str, Array] | None],
 ) -> Callable[[str, str], jax.Array]:
     """Return ``rank(path, score)``, the `ordered` scores of one kernel; memory then holds the scores of one pool at most."""
     updates, coordinates = fold.kernels(deltas), tree.flatten(supports or {})

@@ -1,10 +1,12 @@
 """Write a file or a folder of this machine completely, or not at all.
 
 The content goes to a hidden path beside the target, is synced to the disk, and is then renamed. A crash at any moment leaves
-the former content of the target or the new content.
+the former content of the target or the new content. A folder takes two renames: a crash between them leaves the former
+content at ``.NAME.old``, from where the next writer of the folder restores it.
 """
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -32,6 +34,7 @@ def folder(path: Path) -> Iterator[Path]:
     """Yield an empty hidden folder; it replaces ``path`` at the end, and is deleted on an error. Parents are created."""
     path = path.absolute()
     partial = hidden(path)
+    _restore(path)
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
     partial.mkdir(parents=True)
     try:
@@ -51,13 +54,25 @@ def replace_folder(partial: Path, path: Path) -> None:
     """Sync a complete folder, and rename it to ``path``; a folder at ``path`` is deleted after the rename."""
     for each in (*partial.rglob("*"), partial):
         _sync(each)
+    _restore(path)
     old = hidden(path, "old")
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():
         path.replace(old)
-    partial.replace(path)
+    try:
+        partial.replace(path)
+    except BaseException:
+        _restore(path)
+        raise
     _sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _restore(path: Path) -> None:
+    """Rename the former folder back to ``path`` where a crash left nothing there."""
+    old = hidden(path, "old")
+    if old.exists() and not path.exists():
+        old.replace(path)
 
 
 def _sync(path: Path) -> None:
@@ -69,5 +84,9 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems sync no folders.
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise
     finally:
         os.close(descriptor)

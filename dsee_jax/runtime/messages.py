@@ -13,7 +13,7 @@ def pack(value: Any) -> bytes:
     """Return a value as bytes, from which `unpack` restores it with its types.
 
     Values are None, bool, int of any size, float, str, bytes, list, tuple, dict, NumPy arrays and NumPy scalars, nested in
-    any way.
+    any way; an array has less than 4 GiB.
 
     Raises:
       TypeError: any other type, such as a NamedTuple.

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import copy
 import dataclasses
 import inspect
 import itertools
@@ -27,13 +28,26 @@ def read(path: str | os.PathLike[str] | None = None, overrides: Sequence[str] = 
     Raises:
       InputError: unreadable file, unknown key, or a value that does not fit; the message names the key.
     """
+    values = [_override(override) for override in overrides]
     raw = _load(storage.as_path(path)) if path is not None else {}
-    for override in overrides:
-        _override(raw, override)
+    before = copy.deepcopy(raw)
+    for key, value in values:
+        _insert(raw, key, value)
     try:
         return _section(Config, raw, "")
     except InputError as error:
-        raise InputError(f"{path}: {error}" if path is not None else str(error)) from None
+        # The file is named where it fails in the same way without the overrides.
+        raise InputError(
+            f"{path}: {error}" if path is not None and _error(before) == str(error) else str(error)
+        ) from None
+
+
+def _error(raw: Mapping[str, Any]) -> str:
+    try:
+        _section(Config, raw, "")
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def dump(config: Config) -> str:
@@ -57,19 +71,24 @@ def _load(path: storage.Place) -> dict[str, Any]:
     return raw or {}
 
 
-def _override(raw: dict[str, Any], override: str) -> None:
+def _override(override: str) -> tuple[str, Any]:
+    """Return the key and the value of ``--section.key=value``."""
     key, equals, text = override.lstrip("-").partition("=")
     if not equals or not key:
         raise InputError(f"{override!r} is not an override; write --section.key=value, as in --train.seed=1")
+    try:
+        return key, yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError):
+        return key, text
+
+
+def _insert(raw: dict[str, Any], key: str, value: Any) -> None:
     node, (*sections, last) = raw, key.split(".")
     for section in sections:
         node = node.setdefault(section, {})
         if not isinstance(node, dict):
-            raise InputError(f"{override!r}: {section!r} is not a section")
-    try:
-        node[last] = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError):
-        node[last] = text
+            raise InputError(f"--{key}: {section!r} is not a section")
+    node[last] = value
 
 
 def _section(kind: Any, raw: Mapping[str, Any], prefix: str) -> Any:
@@ -132,7 +151,7 @@ def describe() -> str:
 
 
 def _wrapped(text: str, *, indent: int) -> str:
-    margin = " " * indent
+    margin, text = " " * indent, text.replace("``", "")
     return textwrap.fill(
         text, 120, initial_indent=margin, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False
     )

@@ -89,7 +89,7 @@ def _start(session: Session, setup: Setup) -> Run:
 
 
 def cost(progress: Progress) -> dict[str, Any]:
-    """Return the cost of a run: seconds of training, tokens per second, the peak memory of the process in bytes."""
+    """Return the cost of a run: seconds of training, tokens per second, and the peak memory in bytes (`peak_memory`)."""
     return {
         "train_seconds": progress.seconds,
         "train_tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),

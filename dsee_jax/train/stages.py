@@ -181,9 +181,9 @@ def _train(session: Session, run: Run, name: str, sparsities: dict[int, float]) 
 
     begin = sharding.place(setup.placed, run.trained or setup.trained)
     state = trainer.start(session, run, stage, begin)
-    point = Point(state, frozen(run.masks), run.masks, run.progress)
     hooks = Hooks(evaluations.__contains__, evaluate, evaluations.__contains__, before=redraw)
-    point = trainer.fit(session, run, stage, point, hooks)
+    # No name here for the first point: it would keep the first frozen params in memory after a redraw.
+    point = trainer.fit(session, run, stage, Point(state, frozen(run.masks), run.masks, run.progress), hooks)
     best: Any = point.progress.best
     trained = checkpoints.restore_best(session.store, best["mark"], begin)
     metrics = run.programs.write(trained, point.masks) | best["metrics"]

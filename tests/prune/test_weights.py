@@ -288,3 +288,9 @@ def test_global_magnitude_pruning_equals_torch(sparsity):
     masks = weights.unstructured(params, None, None, [".*"], score="W", sparsity=sparsity)
     for number, layer in enumerate(layers):
         np.testing.assert_array_equal(masks[str(number)]["kernel"], layer.weight_mask.numpy().T.astype(bool))
+
+
+def test_misspelt_keyword_of_the_evidence_is_an_error():
+    options = {"sclae": 1.0}
+    with pytest.raises(TypeError, match="unexpected keyword argument 'sclae' .did you mean 'scale'"):
+        weights.nm({"kernel": np.ones((4, 4), np.float32)}, None, None, [".*"], **options)

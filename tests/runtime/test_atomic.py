@@ -1,6 +1,7 @@
 """Files and folders that are complete or absent: the old content until the rename, and a sync before the rename."""
 
 import os
+import pathlib
 
 import pytest
 
@@ -75,3 +76,25 @@ def test_existing_folder_needs_overwrite(tmp_path):
     with files.folder(tmp_path / "x" / "a", overwrite=True):
         pass
     assert not names(tmp_path / "x" / "a")
+
+
+def test_folder_lost_between_two_renames_is_restored(tmp_path, monkeypatch):
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "file").write_text("former")
+    replace = pathlib.Path.replace
+
+    def failing(self, path):
+        if self.name.endswith(".partial"):
+            raise OSError("disk gone")
+        return replace(self, path)
+
+    monkeypatch.setattr(pathlib.Path, "replace", failing)
+    with pytest.raises(OSError, match="disk gone"), atomic.folder(target) as folder:
+        (folder / "file").write_text("new")
+    assert (target / "file").read_text() == "former"
+    monkeypatch.undo()
+    target.replace(atomic.hidden(target, "old"))  # as a kill between the renames leaves it
+    with pytest.raises(RuntimeError), atomic.folder(target):
+        raise RuntimeError
+    assert (target / "file").read_text() == "former"

@@ -1,7 +1,9 @@
 """Files and folders that are complete or absent: the old content until the rename, and a sync before the rename."""
 
+import errno
 import os
 import pathlib
+import stat
 
 import pytest
 
@@ -98,3 +100,17 @@ def test_folder_lost_between_two_renames_is_restored(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError), atomic.folder(target):
         raise RuntimeError
     assert (target / "file").read_text() == "former"
+
+
+def test_file_system_that_syncs_no_folders_is_accepted(tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def failing(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "no sync of folders")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with atomic.folder(tmp_path / "target") as folder:
+        (folder / "file").write_text("new")
+    assert (tmp_path / "target" / "file").read_text() == "new"

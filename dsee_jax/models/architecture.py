@@ -124,6 +124,25 @@ class UnitTemplate(NamedTuple):
     """Kernels (in, out); the columns of a unit make its score."""
 
 
+def standard_cuts(layer: str) -> dict[str, UnitTemplate]:
+    """Return the units of a layer at the path ``layer`` with query, key, value, output, up and down kernels."""
+    inner = [f"{layer}/attention/{name}" for name in ("query", "key", "value")]
+    return {
+        "heads": UnitTemplate(
+            axes=(
+                *((f"{path}/kernel", 1, "head_size") for path in inner),
+                *((f"{path}/bias", 0, "head_size") for path in inner),
+                (f"{layer}/attention/output/kernel", 0, "head_size"),
+            ),
+            scored=(f"{layer}/attention/query/kernel", f"{layer}/attention/value/kernel"),
+        ),
+        "neurons": UnitTemplate(
+            axes=((f"{layer}/mlp/up/kernel", 1, 1), (f"{layer}/mlp/up/bias", 0, 1), (f"{layer}/mlp/down/kernel", 0, 1)),
+            scored=(f"{layer}/mlp/up/kernel",),
+        ),
+    }
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Architecture:
     """All that generic code knows of an architecture; compared and hashed by identity."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from dsee_jax.hf_layout import KERNEL, PLAIN
 from dsee_jax.models import encoder, task_heads
-from dsee_jax.models.architecture import Architecture, HfNames, UnitTemplate
+from dsee_jax.models.architecture import Architecture, HfNames, standard_cuts
 from dsee_jax.models.encoder import Embeddings, Encoder
 
 
@@ -103,7 +103,6 @@ BACKBONE: HfNames = (
 )
 """The rows of `Architecture.hf_names` outside the heads."""
 
-_INNER = tuple(f"{_LAYER}/attention/{name}" for name in ("query", "key", "value"))
 
 ARCHITECTURE = Architecture(
     config=Config,
@@ -132,24 +131,7 @@ ARCHITECTURE = Architecture(
         (r".*/(attention/output|mlp/down)/bias", ("embed",)),
         *task_heads.AXES,
     ),
-    cuts={
-        "heads": UnitTemplate(
-            axes=(
-                *((f"{path}/kernel", 1, "head_size") for path in _INNER),
-                *((f"{path}/bias", 0, "head_size") for path in _INNER),
-                (f"{_LAYER}/attention/output/kernel", 0, "head_size"),
-            ),
-            scored=(f"{_LAYER}/attention/query/kernel", f"{_LAYER}/attention/value/kernel"),
-        ),
-        "neurons": UnitTemplate(
-            axes=(
-                (f"{_LAYER}/mlp/up/kernel", 1, 1),
-                (f"{_LAYER}/mlp/up/bias", 0, 1),
-                (f"{_LAYER}/mlp/down/kernel", 0, 1),
-            ),
-            scored=(f"{_LAYER}/mlp/up/kernel",),
-        ),
-    },
+    cuts=standard_cuts(_LAYER),
     # Checkpoints converted from TensorFlow.
     old_names=((r"(.*\.LayerNorm)\.gamma", r"\1.weight"), (r"(.*\.LayerNorm)\.beta", r"\1.bias")),
     # The constant 0, 1, 2 ..., and the pretraining heads.

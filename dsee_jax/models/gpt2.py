@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.hf_layout import KERNEL, PLAIN, Layout
 from dsee_jax.models import causal, hf_config
-from dsee_jax.models.architecture import Architecture, UnitTemplate
+from dsee_jax.models.architecture import Architecture, standard_cuts
 from dsee_jax.models.cache import Context
 from dsee_jax.models.causal import CausalAttention, CausalModel
 from dsee_jax.models.layers import ACTIVATIONS, Dropout, LayerNorm, Mlp, init
@@ -242,24 +242,7 @@ ARCHITECTURE = Architecture(
         ("classifier/kernel", "score.weight", KERNEL),
     ),
     axes=((r"embeddings/position/embedding", (None, "embed")), *causal.AXES),
-    cuts={
-        "heads": UnitTemplate(
-            axes=(
-                *((f"{path}/kernel", 1, "head_size") for path in _INNER),
-                *((f"{path}/bias", 0, "head_size") for path in _INNER),
-                (f"{_LAYER}/attention/output/kernel", 0, "head_size"),
-            ),
-            scored=(f"{_LAYER}/attention/query/kernel", f"{_LAYER}/attention/value/kernel"),
-        ),
-        "neurons": UnitTemplate(
-            axes=(
-                (f"{_LAYER}/mlp/up/kernel", 1, 1),
-                (f"{_LAYER}/mlp/up/bias", 0, 1),
-                (f"{_LAYER}/mlp/down/kernel", 0, 1),
-            ),
-            scored=(f"{_LAYER}/mlp/up/kernel",),
-        ),
-    },
+    cuts=standard_cuts(_LAYER),
     # The causal mask, and the vocabulary head where the task or tied embeddings make it redundant.
     ignored_names=(r"(.*\.)?attn\.(bias|masked_bias)", r"lm_head\.weight"),
 )

@@ -10,7 +10,6 @@ shard, and no device has to find out which values are its own.
 """
 
 import contextlib
-import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +17,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dsee_jax import models, tree
@@ -26,10 +24,8 @@ from dsee_jax.config import MeshConfig
 from dsee_jax.errors import InputError
 from dsee_jax.models.architecture import Model
 from dsee_jax.runtime import multihost
+from dsee_jax.runtime.mesh import AXES, device_mesh
 
-log = logging.getLogger(__name__)
-
-AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
 """The mesh axes that shard the rows of a batch."""
 
@@ -81,15 +77,7 @@ def mesh(config: MeshConfig, *, batch_size: int, devices: Sequence[Any] | None =
             f"train.batch_size is {batch_size}; it must be a multiple of mesh.data x mesh.fsdp = {sizes['data']} x "
             f"{sizes['fsdp']} = {rows}"
         )
-    shape = tuple(sizes.values())
-    try:
-        # Where the topology of the links is known, neighbours on a mesh axis are physical neighbours.
-        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    except (AssertionError, NotImplementedError, ValueError):
-        # JAX does not know some topologies, for instance the links between slices.
-        log.warning("the mesh %s has the devices in their own order, not along their links", shape)
-        grid = np.reshape(np.array(devices, dtype=object), shape)
-    return Mesh(grid, AXES)
+    return device_mesh((sizes["data"], sizes["fsdp"], sizes["tensor"]), devices)
 
 
 def placement(where: Mesh, model: Model) -> Placement:

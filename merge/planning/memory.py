@@ -4,26 +4,19 @@ Every tensor of every model is sharded over all devices, along the longest axis 
 tensor without such an axis is replicated. A streamed merge (`merge.streaming`) needs little memory: a few tiles at a time.
 """
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dsee_jax.ckpt.tensors import DTYPES
 from dsee_jax.plan import roofline
+from dsee_jax.runtime.mesh import AXES, device_mesh
 from merge.leaf import Whole
 from merge.methods import find
 from merge.planning.plan import Job, Plan
-
-log = logging.getLogger(__name__)
-
-AXES = ("data", "fsdp", "tensor")
-"""The mesh axes, named as those of a training run; all devices are on ``fsdp``."""
 
 
 def program(plan: Plan) -> Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, jax.Array]]:
@@ -86,17 +79,6 @@ def _partition_spec(shape: tuple[int, ...], count: int) -> PartitionSpec:
     return PartitionSpec(*(AXES if axis == longest else None for axis in range(len(shape))))
 
 
-def _mesh(devices: Sequence[Any]) -> Mesh:
-    shape = (1, len(devices), 1)
-    try:
-        # If the devices have coordinates, neighbours on a mesh axis are neighbours in the network.
-        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    except (AssertionError, NotImplementedError, ValueError):
-        log.warning("the mesh %s has the devices in their own order, not along their links", shape)
-        grid = np.reshape(np.array(devices, dtype=object), shape)
-    return Mesh(grid, AXES)
-
-
 def analyze(plan: Plan, topology: str = "") -> dict[str, Any]:
     """Compile the merge for a topology, and return its memory, FLOPs and times, as `dsee_jax.plan.roofline.analyze` does.
 
@@ -104,7 +86,7 @@ def analyze(plan: Plan, topology: str = "") -> dict[str, Any]:
       InputError: the topology does not exist, from `dsee_jax.plan.roofline.devices`.
     """
     devices = roofline.devices(topology)
-    mesh = _mesh(devices)
+    mesh = device_mesh((1, len(devices), 1), devices)
     chip = roofline.CHIPS.get(topology.partition(":")[0])
     # The origin's buffers are donated to the merged tensors.
     figures = roofline.analyze(program(plan), arguments(plan, mesh), mesh, chip, donated=(0,))

@@ -1,7 +1,9 @@
 """Complete runs with pruning on a tiny checkpoint: N:M, structured, EarlyBERT, gradual schedules."""
 
+import gc
 import itertools
 import json
+import weakref
 
 import jax
 import numpy as np
@@ -11,7 +13,7 @@ from dsee_jax import tree
 from dsee_jax.ckpt import adapter, hf, kept_units
 from dsee_jax.prune import earlybert
 from dsee_jax.runtime import files
-from dsee_jax.train import loop, pruning, stages
+from dsee_jax.train import loop, pruning, sharding, stages, step
 from runs import run
 
 
@@ -176,3 +178,22 @@ def test_short_retuning_reaches_the_full_sparsity(tmp_path, schedule, epochs):
     results, _ = run(tmp_path, prune__schedule=schedule, train__epochs=0.2, train__retune_epochs=epochs)
     assert [stage["name"] for stage in results["stages"]] == ["tune", "prune", "retune"][: 3 if epochs else 2]
     assert results["weight_sparsity"] == 0.5
+
+
+def test_redraw_frees_the_frozen_weights_before_it(tmp_path, monkeypatch):
+    """One name too many keeps a second copy of all pruned kernels on the device until the end of the stage."""
+    place, references, alive = sharding.place, [], []
+
+    def watched(placed, values):
+        placed_values = place(placed, values)
+        if isinstance(placed_values, step.Frozen):
+            gc.collect()
+            alive.append([reference() is not None for reference in references])
+            kernel = placed_values.params["encoder"]["layer_0"]["mlp"]["up"]["kernel"]
+            references.append(weakref.ref(kernel))
+        return placed_values
+
+    monkeypatch.setattr(sharding, "place", watched)
+    run(tmp_path, prune__schedule="cubic", prune__schedule_updates=3, train__epochs=0.2)
+    # The calls: tune (the pretrained kernel itself, which stays), retune and two redraws.
+    assert alive[-1] == [True, False, True]

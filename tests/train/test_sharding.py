@@ -17,6 +17,7 @@ from dsee_jax import models
 from dsee_jax.config import MeshConfig, TrainConfig
 from dsee_jax.deltas import create
 from dsee_jax.errors import InputError
+from dsee_jax.runtime import mesh
 from dsee_jax.train import loop, optim, sharding, step
 
 P = PartitionSpec
@@ -85,7 +86,7 @@ def test_unknown_links_are_a_warning(monkeypatch, caplog):
     def refuse(*args, **options):
         raise NotImplementedError
 
-    monkeypatch.setattr(sharding.mesh_utils, "create_device_mesh", refuse)
+    monkeypatch.setattr(mesh.mesh_utils, "create_device_mesh", refuse)
     laid = sharding.mesh(MeshConfig(2, 8, 1), batch_size=16, devices=CHIPS).devices
     assert [chip.id for chip in laid.ravel()] == list(range(16))
     assert "in their own order, not along their links" in caplog.text

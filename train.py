@@ -5,14 +5,18 @@ import logging
 import sys
 from pathlib import Path
 
+from dsee_jax.runtime import command
+
 
 def main(arguments: list[str]) -> int:
-    """Run the config and return the exit status.
+    """Run the config and return the exit status of `command.run`; 143: stopped by SIGTERM, after a checkpoint was saved."""
+    resume = "the same command resumes from the last checkpoint"
+    return command.run("train.py", arguments, lambda: _main(arguments), resume=resume)
 
-    0: done. 1: a store failed, or another process of the job died. 2: bad input; stderr has one line and nothing is written.
-    143: stopped by SIGTERM, after a checkpoint was saved.
-    """
+
+def _main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
+        prog="train.py",
         description="Fine-tune a pretrained transformer with DSEE: tune -> prune -> retune -> evaluate -> export. "
         "The same command with the same output_dir resumes the run; finished work is not repeated.",
         epilog="Options of the form --section.key=value override the config, as in --train.seed=1 --delta.rank=8. "
@@ -22,8 +26,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("config", nargs="?", default=demo, help="a YAML file (default: configs/demo.yaml)")
     parser.add_argument("--keys", action="store_true", help="list every key with its default and meaning, and exit")
 
-    from dsee_jax.errors import InputError
-    from dsee_jax.runtime import malloc, multihost, preemption, storage
+    from dsee_jax.errors import InputError, Stopped
+    from dsee_jax.runtime import malloc, multihost
     from dsee_jax.train import config_file
 
     multihost.arguments(parser)
@@ -31,31 +35,20 @@ def main(arguments: list[str]) -> int:
 
     if options.keys:
         print(config_file.describe())
-        return 0
+        return
     malloc.keep_freed_memory()
     # Log messages of the library (a new task head) belong to the report on stdout; stderr is for errors.
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
-    try:
-        settings = config_file.read(options.config, overrides)
-        multihost.join(options)
-        if not multihost.is_main():
-            logging.getLogger().setLevel(logging.ERROR)
-        from dsee_jax.runtime import console
-        from dsee_jax.train import loop
+    settings = config_file.read(options.config, overrides)
+    multihost.join(options)
+    if not multihost.is_main():
+        logging.getLogger().setLevel(logging.ERROR)
+    from dsee_jax.runtime import console
+    from dsee_jax.train import loop
 
-        with multihost.exit_on_failure(InputError, preemption.Preempted):
-            loop.run(settings, say=console.show)
-    except InputError as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
-    except storage.StoreError as error:
-        print(f"train.py: {error}; the same command resumes from the last checkpoint", file=sys.stderr)
-        return 1
-    except preemption.Preempted as stopped:
-        print(f"train.py: SIGTERM: saved at {stopped}; the same command resumes from there", file=sys.stderr)
-        return preemption.STATUS
-    return 0
+    with multihost.exit_on_failure(InputError, Stopped):
+        loop.run(settings, say=console.show)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    command.start(main)

@@ -1,12 +1,10 @@
 """Work with finished runs, checkpoints and configs: ``python -m dsee_jax VERB ...``."""
 
 import argparse
-import sys
 
 from dsee_jax.commands import evaluate, export, generate, inspect, plan, report, statistics
 from dsee_jax.errors import InputError
-from dsee_jax.runtime import malloc
-from dsee_jax.runtime.storage import StoreError
+from dsee_jax.runtime import command, malloc
 
 VERBS = {
     module.__name__.rpartition(".")[2]: module
@@ -31,22 +29,18 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> int:
-    """Return the exit status: 0; 2 for bad input (one line on stderr, no output written); 1 if a store rejects the output."""
+    """Return the exit status of `command.run`."""
     options, rest = parser().parse_known_args(arguments)
+    return command.run(f"dsee_jax {options.verb}", arguments, lambda: _main(options, rest))
+
+
+def _main(options: argparse.Namespace, rest: list[str]) -> None:
     malloc.keep_freed_memory()
-    try:
-        if rest and options.verb not in OVERRIDES:
-            raise InputError(f"{options.verb} does not accept {rest[0]!r}; see --help")
-        options.overrides = rest
-        VERBS[options.verb].run(options)
-    except InputError as error:
-        print(f"dsee_jax {options.verb}: {error}", file=sys.stderr)
-        return 2
-    except StoreError as error:
-        print(f"dsee_jax {options.verb}: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if rest and options.verb not in OVERRIDES:
+        raise InputError(f"{options.verb} does not accept {rest[0]!r}; see --help")
+    options.overrides = rest
+    VERBS[options.verb].run(options)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    command.start(main)

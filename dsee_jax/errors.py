@@ -1,4 +1,4 @@
-"""The error for bad input."""
+"""The errors that a command reports as one line."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,6 +6,12 @@ from collections.abc import Iterable
 
 class InputError(ValueError):
     """Bad input that the user can fix. One line names the input, the expectation and the fix. Commands exit with status 2."""
+
+
+class Stopped(RuntimeError):
+    """The work ends early, for a reason that one line names. A subclass sets the exit status of the command."""
+
+    status = 1
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:

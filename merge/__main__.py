@@ -9,7 +9,7 @@ from pathlib import Path
 from dsee_jax.ckpt.folders import MODEL_CONFIG
 from dsee_jax.ckpt.tensors import byte_size
 from dsee_jax.errors import InputError
-from dsee_jax.runtime import malloc, multihost, storage
+from dsee_jax.runtime import command, malloc, multihost, storage
 from merge import compare, pipeline
 from merge.inputs.sources import open_source
 from merge.methods import METHODS
@@ -192,22 +192,17 @@ def _progress() -> Iterator[engine.Progress]:
 
 
 def main(arguments: list[str]) -> int:
-    """Return the exit status: 0, or 2 for bad input (one line on stderr, no OUT_DIR)."""
-    compares = arguments[:1] == ["compare"]
-    options = compare_parser().parse_args(arguments[1:]) if compares else parser().parse_args(arguments)
-    try:
-        (print_comparison if compares else merge)(options)
-    except InputError as error:
-        print(f"merge: {error}", file=sys.stderr)
-        return 2
-    except storage.StoreError as error:
-        print(f"merge: {error}; the same command resumes", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("merge: interrupted; the same command resumes", file=sys.stderr)
-        return 130
-    return 0
+    """Return the exit status of `command.run`; after an error there is no OUT_DIR."""
+    resume = "" if arguments[:1] == ["compare"] else "the same command resumes"
+    return command.run("merge", arguments, lambda: _main(arguments), resume=resume)
+
+
+def _main(arguments: list[str]) -> None:
+    if arguments[:1] == ["compare"]:
+        print_comparison(compare_parser().parse_args(arguments[1:]))
+    else:
+        merge(parser().parse_args(arguments))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    command.start(main)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from jax.experimental import multihost_utils
 
+from dsee_jax.errors import Stopped
 from dsee_jax.runtime import multihost
 
 STATUS = 128 + signal.SIGTERM
@@ -21,8 +22,10 @@ _asked = threading.Event()
 _numbers = itertools.count(1)
 
 
-class Preempted(Exception):
+class Preempted(Stopped):
     """A run stopped on SIGTERM, after it saved a checkpoint; the message says the step and the stage."""
+
+    status = STATUS
 
 
 @contextlib.contextmanager

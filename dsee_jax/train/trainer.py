@@ -135,7 +135,9 @@ def fit(session: Session, run: Run, stage: Stage, point: Point, hooks: Hooks) ->
                 checkpoint = (copy(point.state), setup.kept or point.masks, point.progress._asdict())
                 checkpoints.save(session.store, stage.offset + done, *checkpoint)
             if stopping:
-                raise preemption.Preempted(f"step {done} of {total} of stage {stage.name}")
+                raise preemption.Preempted(
+                    f"SIGTERM: saved at step {done} of {total} of stage {stage.name}; the same command resumes from there"
+                )
     return point
 
 

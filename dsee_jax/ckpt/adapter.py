@@ -2,7 +2,7 @@
 
 ::
 
-    adapter_config.json   scale, scale_sparse, the delta section of the config, task, labels, SHA-256 of the base
+    adapter_config.json   scale, scale_sparse, the delta section of the config, task, labels, SHA-256 of the base and of model/
     adapter.safetensors   deltas/<kernel path>/{a, b, values}, supports/<kernel path>, params/<path> (the task head)
     masks.safetensors     one bit per weight, if the run pruned weights
     kept.safetensors      one bit per head and neuron, if the model was structurally pruned
@@ -12,6 +12,7 @@ The pretrained model, the masks, the head and the updates together are the tuned
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,11 @@ from dsee_jax import tree
 from dsee_jax.ckpt import kept_units, packed_masks, tensors
 from dsee_jax.ckpt.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MASKS
 from dsee_jax.errors import InputError
+from dsee_jax.runtime.storage import Place
 from dsee_jax.typing import Deltas, Masks, Params, Supports
+
+BASE_SHA256, MODEL_SHA256 = "base_sha256", "model_sha256"
+"""In adapter_config.json: the `fingerprint` of the pretrained model, and that of the run's own ``model/``."""
 
 
 class Adapter(NamedTuple):
@@ -89,7 +94,28 @@ def check(folder: Path, model: Path, params: Params, saved: Adapter) -> None:
             )
 
 
-def fingerprint(folder: Path) -> str:
+def check_base(folder: Path, config: Mapping[str, Any], model: Path | str, sha256: str, *, allow: str) -> None:
+    """Raise `InputError` if the adapter in ``folder`` was trained on other weights than those of ``model``.
+
+    An adapter belongs to two models: to the pretrained model that it was trained on, with the adapter's masks, and to the
+    ``model/`` of its run, which has the masks already. An adapter that records neither fits every model.
+
+    Args:
+      folder: of the adapter.
+      config: its adapter_config.json.
+      model: named in the message.
+      sha256: the `fingerprint` of ``model``.
+      allow: the way to use the adapter all the same, for the message, such as ``--allow-changed-base``.
+    """
+    recorded = [config[key] for key in (BASE_SHA256, MODEL_SHA256) if key in config]
+    if recorded and sha256 not in recorded:
+        raise InputError(
+            f"{folder}: the adapter was trained on other weights than those of {model}: SHA-256 {str(recorded[0])[:12]} by "
+            f"its {ADAPTER_CONFIG}, {sha256[:12]} there; give the model that it was trained on, or {allow}"
+        )
+
+
+def fingerprint(folder: Place) -> str:
     """Return the SHA-256 (hex) over the safetensors files of a model folder, in the order of their names."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):

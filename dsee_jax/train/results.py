@@ -77,7 +77,8 @@ def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Place) -> di
             "task": setup.data.task.name,
             "labels": list(labels),
             "base": config.model.path,
-            "base_sha256": adapter.fingerprint(setup.folder),
+            adapter.BASE_SHA256: adapter.fingerprint(setup.folder),
+            adapter.MODEL_SHA256: adapter.fingerprint(out / MODEL),
         } | ({"kept": setup.model.config.widths} if setup.kept else {})
         with files.folder(out / ADAPTER, overwrite=True) as staging:
             adapter.save(staging, adapter.Adapter(trained["deltas"], setup.supports, head, masks, about, kept))

@@ -68,3 +68,12 @@ def test_fingerprint_covers_the_weights(tmp_path):
     for name, content in (("model-2.safetensors", b"b"), ("model-1.safetensors", b"a"), ("config.json", b"{}")):
         (tmp_path / name).write_bytes(content)
     assert adapter.fingerprint(tmp_path) == hashlib.sha256(b"ab").hexdigest()
+
+
+def test_adapter_on_other_weights_is_an_error(tmp_path):
+    """It belongs to the pretrained model and to the model of its run; an adapter without hashes fits every model."""
+    recorded = {"base_sha256": "a" * 64, "model_sha256": "b" * 64}
+    for sha256, config in (("a" * 64, recorded), ("b" * 64, recorded), ("c" * 64, {})):
+        adapter.check_base(tmp_path, config, "base", sha256, allow="--flag")
+    with pytest.raises(InputError, match="those of base: SHA-256 aaaaaaaaaaaa by .* cccccccccccc there; .* or --flag"):
+        adapter.check_base(tmp_path, recorded, "base", "c" * 64, allow="--flag")

@@ -7,13 +7,14 @@ The runs alternate because the speed of a machine drifts. The ratio of a round c
 
 import argparse
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
 import statistics
 import subprocess
 import sys
+
+from dsee_jax.runtime import files
 
 
 def seconds(module: str, python: str, options: list[str]) -> list[float]:
@@ -70,7 +71,7 @@ def main() -> None:
     }
     result["command"] = result["command"].replace(arguments.model, "HF_DIR")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    files.write(arguments.out, result)
     print(f"median ratio {result['ratio_median']:.3f}; wrote {arguments.out}")
 
 

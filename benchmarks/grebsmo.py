@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsee_jax.deltas import supports
+from dsee_jax.runtime import files
 
 try:
     import torch
@@ -118,7 +119,7 @@ def main() -> None:
             "times_faster_with_compilation": KERNELS * one / first,
         }
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    files.write(options.out, result)
     json.dump(result, sys.stdout, indent=1)
     print()
 

@@ -153,7 +153,9 @@ def main() -> None:
     }
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        from dsee_jax.runtime import files
+
+        files.write(options.json, report)
     for name in MODELS:
         figures = report[name]
         print(

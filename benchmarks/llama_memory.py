@@ -132,7 +132,9 @@ def main() -> None:
         **json.loads(done.stdout.splitlines()[-1]),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(figures, indent=1) + "\n")
+    from dsee_jax.runtime import files
+
+    files.write(options.out, figures)
     print(json.dumps(figures, indent=1))
 
 

@@ -66,7 +66,9 @@ def main() -> None:
     figures = json.loads(done.splitlines()[-1])
     out = pathlib.Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(figures, indent=2) + "\n")
+    from dsee_jax.runtime import files
+
+    files.write(out, figures)
     print(json.dumps(figures))
 
 

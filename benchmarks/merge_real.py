@@ -123,7 +123,7 @@ def load(run: Path) -> Tuned:
     data = inputs.read_data(config, task, run / "model", model)
     mesh = sharding.mesh(config.mesh, batch_size=config.train.batch_size)
     evaluate = evaluation.evaluator(model, config, data, sharding.placement(mesh, model))
-    metric = next(iter(classification.of_task(config.data.task, regression=task.regression)))
+    metric = next(iter(classification.of_task(task.glue, regression=task.regression)))
     names = {path: name for path, (name, _) in hf_names.names(model).items()}
     flat = tree.flatten(params)
     head = set(tree.select(models.find(model.config.model_type).head, flat))

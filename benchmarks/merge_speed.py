@@ -28,6 +28,7 @@ import numpy as np
 import yaml
 
 from dsee_jax.ckpt import tensors
+from dsee_jax.runtime import files
 
 RESULTS = Path(__file__).parent / "results" / "merge_speed.json"
 SHAPES = {"small": (22, 2048, 5632, 32000, 32, 4), "large": (29, 3584, 9856, 64000, 32, 8)}
@@ -249,7 +250,7 @@ def main() -> None:
         "linear_seconds": max(2 * weights / rates["cached_read_gb_per_s"], weights / rates["synced_write_gb_per_s"]),
         "with_base_seconds": max(3 * weights / rates["cached_read_gb_per_s"], weights / rates["synced_write_gb_per_s"]),
     }
-    RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    files.write(RESULTS, report)
     print(json.dumps(report["floor"], indent=1))
 
 

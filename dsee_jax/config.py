@@ -101,7 +101,8 @@ class DataConfig:
     """The format of the examples. glue: GLUE's TSV files. csv, jsonl: one example per row or line. tfds: TensorFlow Datasets.
     toy: generated, without files. e2e: the CSV files of the E2E challenge."""
     task: str = "toy"
-    """glue: a GLUE task. tfds: a builder such as ``glue/sst2``. csv, jsonl: a name of your choice. toy, e2e: not used."""
+    """glue: a GLUE task. tfds: a builder such as ``glue/sst2``. csv, jsonl: a name of your choice;
+    their metric is accuracy, or for numbers pearson and spearman, whatever the name. toy, e2e: not used."""
     dir: str = ""
     """glue: the folder of GLUE or of the task. csv, jsonl, e2e: the folder of the training and dev files. tfds: data_dir."""
     train_file: str = ""

@@ -14,6 +14,10 @@ class Stopped(RuntimeError):
     status = 1
 
 
+class Diverged(Stopped):
+    """Training values are no longer finite."""
+
+
 def did_you_mean(name: str, options: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the nearest of ``options``, or an empty string if no option is near."""
     near = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)

@@ -23,6 +23,7 @@ from dsee_jax import tree
 from dsee_jax.ckpt import kept_units, packed_masks, tensors
 from dsee_jax.ckpt.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MASKS
 from dsee_jax.errors import InputError
+from dsee_jax.runtime import files
 from dsee_jax.runtime.storage import Place
 from dsee_jax.typing import Deltas, Masks, Params, Supports
 
@@ -48,7 +49,7 @@ def save(folder: Path, adapter: Adapter) -> None:
     if adapter.masks:
         packed_masks.save(folder / MASKS, adapter.masks)
     kept_units.write(folder, adapter.kept)
-    (folder / ADAPTER_CONFIG).write_text(json.dumps(adapter.config, indent=1) + "\n", encoding="utf-8")
+    (folder / ADAPTER_CONFIG).write_text(files.dumps(adapter.config, indent=1) + "\n", encoding="utf-8")
 
 
 def load(folder: Path) -> Adapter:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
+from dsee_jax.errors import Diverged
 from dsee_jax.runtime import multihost
 from dsee_jax.runtime.preemption import Preempted
 from dsee_jax.runtime.storage import Place
@@ -52,7 +53,7 @@ def opened(folder: Place) -> Iterator[Store]:
         yield store
     except BaseException as error:
         # In a job, an error on one process leaves the others in the middle of a step: closing would wait for them.
-        if not multihost.is_distributed() or isinstance(error, Preempted):
+        if not multihost.is_distributed() or isinstance(error, Preempted | Diverged):
             _close(store)
         raise
     _close(store)

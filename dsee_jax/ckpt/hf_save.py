@@ -1,6 +1,5 @@
 """Write a model as a Hugging Face folder: ``config.json``, safetensors shards, tokenizer files."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -57,7 +56,7 @@ def save_pretrained(
     config["dtype"] = kinds.pop() if len(kinds) == 1 else "float32"
     with files.folder(path, overwrite=overwrite) as staging:
         tensors.write(staging, arrays, max_shard_size=max_shard_size)
-        (staging / MODEL_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        (staging / MODEL_CONFIG).write_text(files.dumps(config, indent=2, sort_keys=True) + "\n")
         kept_units.write(staging, kept)
         if origin is not None:
             copy_files(origin, staging, (*TOKENIZER_FILES, GENERATION))

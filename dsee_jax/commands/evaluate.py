@@ -1,7 +1,6 @@
 """Compute the metrics of a finished run again, from its files."""
 
 import argparse
-import json
 
 from dsee_jax.errors import InputError
 
@@ -23,11 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print the metrics of a finished run."""
-    from dsee_jax.runtime import multihost, storage
+    from dsee_jax.runtime import files, multihost, storage
     from dsee_jax.train import finished_run
 
     multihost.join(options)
     with multihost.exit_on_failure(InputError):
         metrics = finished_run.evaluate(storage.download(options.run), options.overrides)
     if multihost.is_main():
-        print(json.dumps(metrics, indent=1))
+        print(files.dumps(metrics, indent=1))

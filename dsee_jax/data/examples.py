@@ -39,12 +39,14 @@ class Task:
     """Training examples, dev sets and class names."""
 
     name: str
-    """``rte``, ``toy``, ...; decides the metrics."""
+    """``rte``, ``toy``, ..., for a person; tables of your own may have any name."""
     labels: tuple[str, ...]
     """The class names by class index; empty for regression and causal-lm."""
     train: Examples | Prompts
     dev: Mapping[str, Examples | Prompts]
     """Dev sets by name: ``dev``, or ``dev_matched`` and ``dev_mismatched`` for MNLI."""
+    glue: str = ""
+    """The task of GLUE, which decides the metrics; empty for data from elsewhere, whatever their name."""
 
     @property
     def causal(self) -> bool:

@@ -127,4 +127,4 @@ def load(task: str, folder: str) -> Task:
         root = _folder(root, layout)
     train = read_tsv(root / "train.tsv", layout)
     dev = {name: read_tsv(root / f"{name}.tsv", layout) for name in layout.dev}
-    return Task(task, layout.labels or layout.values, train, dev)
+    return Task(task, layout.labels or layout.values, train, dev, glue=task)

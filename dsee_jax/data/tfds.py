@@ -111,6 +111,9 @@ def load(config: DataConfig) -> Task:
     }
     regression = config.regression or np.issubdtype(features[label].np_dtype, np.floating)
     classes = () if regression else config.labels or names or class_names(values["train"])
+    short = config.task.removeprefix("glue/")
+    # Other classes than GLUE's, or numbers for classes, make another task of the same texts.
+    glue = short if short != config.task and (classes == names if names else regression) else ""
 
     def examples(split: str) -> Examples:
         def where(index: int) -> str:
@@ -123,4 +126,4 @@ def load(config: DataConfig) -> Task:
         )
 
     dev = {key: examples(split) for split, key in splits.items() if split != "train"}
-    return Task(config.task.removeprefix("glue/"), tuple(classes), examples("train"), dev)
+    return Task(short, tuple(classes), examples("train"), dev, glue)

@@ -6,7 +6,6 @@
     adapter_model.safetensors   base_model.model.<module>.lora_A.weight (r, in), lora_B.weight (out, r), and the head's tensors
 """
 
-import json
 from pathlib import Path
 
 from dsee_jax import tree
@@ -67,4 +66,4 @@ def save(path: Path, model: Model, adapter: Adapter) -> None:
     with files.folder(path) as staging:
         arrays = {_PREFIX + name: leaf for name, leaf in leaves.items()}
         tensors.save(staging / PEFT_WEIGHTS, arrays, metadata={"format": "pt"})
-        (staging / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        (staging / ADAPTER_CONFIG).write_text(files.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -36,4 +36,7 @@ def padded(rows: list[list[int]], signature: dict[str, Any]) -> list[np.ndarray]
 if __name__ == "__main__":
     here = Path(__file__).parent
     inputs = padded(json.loads(sys.argv[1]), json.loads((here / "signature.json").read_text()))
-    print(json.dumps(np.asarray(load(here)(*inputs)).tolist()))
+    logits = np.asarray(load(here)(*inputs))
+    values = logits.astype(object)
+    values[~np.isfinite(logits)] = None  # JSON has no such numbers
+    print(json.dumps(values.tolist()))

@@ -1,5 +1,6 @@
 """Metrics of a task on its dev set, by the conventions of GLUE (Wang et al. 2019, table 1), with scikit-learn and SciPy."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -47,30 +48,37 @@ METRICS: dict[str, dict[str, Metric]] = {
     "qqp": {"accuracy": accuracy, "f1": f1},
     "stsb": {"pearson": pearson, "spearman": spearman},
 }
-"""Metrics by task; the first decides the best checkpoint. Other tasks have accuracy; other regression tasks those of stsb."""
+"""Metrics of the tasks of GLUE that have metrics of their own; the first decides the best checkpoint."""
 
 
-def of_task(name: str, *, regression: bool) -> dict[str, Metric]:
-    """Return the metrics of a task; the first decides the best checkpoint."""
-    return METRICS.get(name.removeprefix("glue/"), METRICS["stsb"] if regression else {"accuracy": accuracy})
-
-
-def score(name: str, logits: np.ndarray, labels: np.ndarray, *, regression: bool) -> dict[str, float]:
-    """Return the metrics of a task and its ``loss``.
+def of_task(glue: str, *, regression: bool) -> dict[str, Metric]:
+    """Return the metrics of a task; the first decides the best checkpoint.
 
     Args:
-      name: the task, in lower case as in GLUE's file names.
+      glue: the task of GLUE (`METRICS`), or empty for any other data: accuracy, and for a regression those of stsb.
+      regression: whether the labels are numbers.
+    """
+    return METRICS.get(glue, METRICS["stsb"] if regression else {"accuracy": accuracy})
+
+
+def score(glue: str, logits: np.ndarray, labels: np.ndarray, *, regression: bool) -> dict[str, float]:
+    """Return the metrics of a task and its ``loss``; all are not-a-number where a logit is, or where it is infinite.
+
+    Args:
+      glue: as for `of_task`.
       logits: (n, classes) float, or (n, 1) for regression.
       labels: (n,) class indices, or floats for regression.
       regression: whether the labels are numbers. The loss is the mean squared error for numbers, else the cross-entropy in
         nats.
     """
-    logits = np.asarray(logits, np.float64)
+    logits, measures = np.asarray(logits, np.float64), of_task(glue, regression=regression)
+    # The highest of logits that are not numbers would be the first class.
+    if not np.isfinite(logits).all():
+        return dict.fromkeys((*measures, "loss"), math.nan)
     if regression:
         predictions = logits[:, 0]
         loss = np.mean((predictions - labels) ** 2)
     else:
         predictions = logits.argmax(-1)
         loss = -np.mean(np.take_along_axis(scipy.special.log_softmax(logits, -1), labels[:, None], -1))
-    measures = of_task(name, regression=regression)
     return {metric: measure(predictions, labels) for metric, measure in measures.items()} | {"loss": float(loss)}

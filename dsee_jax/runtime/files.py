@@ -1,4 +1,5 @@
-"""The log of a run (one JSON object per line), and files and folders that are complete or absent, on disks and in stores.
+"""Strict JSON, the log of a run (one object per line), and files and folders that are complete or absent, on disks and in
+stores.
 
 In a job, only process 0 writes files.
 """
@@ -6,10 +7,11 @@ In a job, only process 0 writes files.
 import contextlib
 import json
 import logging
+import math
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dsee_jax.errors import InputError
@@ -32,11 +34,24 @@ class _Stored:
 _stored: dict[str, _Stored] = {}
 
 
+def dumps(value: Any, **options: Any) -> str:
+    """Return strict JSON; a float that is not finite becomes null. ``options`` are those of ``json.dumps``."""
+    return json.dumps(_strict(value), allow_nan=False, **options)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def append(path: Place, record: dict[str, Any]) -> None:
     """Add one line to a log; a store receives the line within `EVERY` seconds, or at the next `flush`."""
     if not multihost.is_main():
         return
-    line = json.dumps(record) + "\n"
+    line = dumps(record) + "\n"
     if isinstance(path, pathlib.Path):
         with path.open("a", encoding="utf-8") as file:
             file.write(line)
@@ -80,12 +95,12 @@ def rewind(path: Place, done: list[str], stage: str, step: int) -> None:
     if not multihost.is_main():
         return
     records = [r for r in read(path) if r["stage"] in done or (r["stage"] == stage and r["step"] <= step)]
-    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+    write_text(path, "".join(dumps(record) + "\n" for record in records))
 
 
 def write(path: Place, value: Any) -> None:
     """Write one JSON file, completely or not at all."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    write_text(path, dumps(value, indent=1) + "\n")
 
 
 def write_text(path: Place, text: str) -> None:

@@ -1,7 +1,7 @@
 """Metrics of a model on the dev sets of a task, and of the texts that it generates."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -69,7 +69,7 @@ def evaluator(model: Model, config: Config, data: Data, placed: Placement) -> Ev
                 # exp of a larger loss is infinite, which JSON cannot represent.
                 scores = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
             else:
-                scores = classification.score(task.name, logits, tokens.labels, regression=task.regression)
+                scores = classification.score(task.glue, logits, tokens.labels, regression=task.regression)
             metrics |= {key if number == 0 else f"{key}_{name}": value for key, value in scores.items()}
         return metrics
 
@@ -98,9 +98,14 @@ def writer(model: Model, config: Config, data: Data, placed: Placement) -> Evalu
     return write
 
 
+def finite(metrics: Mapping[str, float]) -> bool:
+    """Return whether all metrics are finite. Those of a model that gives not-a-number are not, and never the best."""
+    return all(map(math.isfinite, metrics.values()))
+
+
 def selection_score(task: Task) -> Callable[[dict[str, float]], float]:
     """Return the function from metrics to the score that selects the best evaluation; larger is better."""
     if task.causal:
         return lambda metrics: -metrics["loss"]
-    name = next(iter(classification.of_task(task.name, regression=task.regression)))
+    name = next(iter(classification.of_task(task.glue, regression=task.regression)))
     return lambda metrics: metrics[name]

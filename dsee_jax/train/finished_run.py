@@ -1,5 +1,6 @@
 """A finished run, loaded from its files for evaluation, export and analysis."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from dsee_jax.config import Config, model_task
 from dsee_jax.data import Task
 from dsee_jax.deltas import fold
 from dsee_jax.errors import InputError
+from dsee_jax.metrics.text import NAMES
 from dsee_jax.models.architecture import Model
 from dsee_jax.train import config_file, evaluation, sharding, step
 from dsee_jax.train.inputs import read_data, read_task
@@ -80,4 +82,9 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
     frozen = step.Frozen(params, saved.supports if saved else {}, {})
     trained = {"deltas": saved.deltas if saved else {}, "params": {}}
     write, score = (make(model, config, data, placed) for make in (evaluation.writer, evaluation.evaluator))
-    return write(trained, frozen) | score(trained, frozen)
+    metrics = score(trained, frozen)
+    # A model that gives not-a-number writes a text too: the first token of its vocabulary again and again.
+    texts = (
+        write(trained, frozen) if evaluation.finite(metrics) or not data.references else dict.fromkeys(NAMES, math.nan)
+    )
+    return texts | metrics

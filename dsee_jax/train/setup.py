@@ -1,6 +1,7 @@
 """The setup of a run: model, params, updates and data, checked before the run writes a file."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from dsee_jax.runtime import multihost, storage
 from dsee_jax.train import sharding
 from dsee_jax.train.inputs import Data, read_data, read_task
 from dsee_jax.train.output_dir import check_output
-from dsee_jax.typing import Deltas, Key, Masks, Params, Supports
+from dsee_jax.typing import Array, Deltas, Key, Masks, Params, Supports
 
 
 class Setup(NamedTuple):
@@ -69,6 +70,7 @@ def prepare(config: Config) -> Setup:
         if config.train.dropout >= 0:
             model = model.clone(config=model.config.with_dropout(config.train.dropout))
         flat = tree.flatten(params)
+        _check_finite(folder, flat)
         head, moving = trainable_params(config, model, params)
         prunable = tree.select(config.prune.targets, flat) if config.prune.kind != "none" else []
         for path in prunable:
@@ -88,6 +90,21 @@ def prepare(config: Config) -> Setup:
     return Setup(config, folder, model, params, head, prunable, trained, supports, data, placed, {})
 
 
+@jax.jit
+def _all_finite(array: Array) -> jax.Array:
+    return jnp.all(jnp.isfinite(array))
+
+
+def _check_finite(folder: Path, arrays: Mapping[str, Array]) -> None:
+    """Raise `InputError` for the first of the arrays of ``folder`` that holds not-a-number or infinity."""
+    for path, finite in multihost.to_host({path: _all_finite(array) for path, array in arrays.items()}).items():
+        if not finite:
+            raise InputError(
+                f"{folder}: {path!r} holds values that are not finite (not-a-number or infinity), which no training mends: "
+                "the file is damaged, or its model diverged; take another checkpoint"
+            )
+
+
 def _updates(config: Config, folder: Path, model: Model, params: Params, key: Key) -> tuple[Deltas, Supports]:
     """Return the initial updates and their supports: new ones, or those of the adapter ``delta.start``."""
     delta = config.delta
@@ -98,6 +115,7 @@ def _updates(config: Config, folder: Path, model: Model, params: Params, key: Ke
     if scans(model):
         saved = saved._replace(deltas=stacks.stack(saved.deltas), supports=stacks.stack(saved.supports))
     adapter.check(start, folder, params, saved)
+    _check_finite(start, tree.flatten(saved.deltas))
     # Only the shapes of these updates are compared; a random support is the cheapest.
     new, _ = create.init(params, dataclasses.replace(delta, support="random"), key=key)
     expected, shapes = ({path: leaf.shape for path, leaf in tree.flatten(one).items()} for one in (new, saved.deltas))

@@ -14,6 +14,7 @@ from dsee_jax.ckpt import checkpoints
 from dsee_jax.ckpt.folders import LOG
 from dsee_jax.config import Config
 from dsee_jax.data.batches import Batches
+from dsee_jax.errors import Diverged
 from dsee_jax.prune import earlybert
 from dsee_jax.runtime import console, files
 from dsee_jax.train import evaluation, optim, pruning, sharding, trainer
@@ -97,7 +98,11 @@ def prune(session: Session, run: Run) -> Run:
     compiled = make_programs(setup) if setup.kept else run.programs
     run = run._replace(setup=setup, programs=compiled, trained=trained, masks=masks)
     done = [*run.progress.done, scored(session, run, "prune")]
-    return run._replace(progress=run.progress._replace(stage="retune", step=0, data=None, best=None, done=done))
+    return run._replace(
+        progress=run.progress._replace(
+            stage="retune", step=0, data=None, best=None, done=done, evaluations=0, last=None
+        )
+    )
 
 
 def retune(session: Session, run: Run) -> Run:
@@ -116,8 +121,18 @@ STAGES: dict[str, Callable[[Session, Run], Run]] = {
 
 
 def scored(session: Session, run: Run, name: str) -> dict[str, Any]:
-    """Return ``{"name", "metrics"}`` of the model at the start of the next stage; log and say the metrics."""
-    metrics = run.programs.write(run.trained, run.masks) | run.programs.evaluate(run.trained, run.masks)
+    """Return ``{"name", "metrics"}`` of the model at the start of the next stage; log and say the metrics.
+
+    Raises:
+      Diverged: a metric is not finite.
+    """
+    metrics = run.programs.evaluate(run.trained, run.masks)
+    if not evaluation.finite(metrics):
+        raise Diverged(
+            f"stage {name}: the metrics on the dev set are not finite ({console.line(metrics)}): the numbers of this model "
+            "exceed its dtype, or its vocabulary lacks a token of the texts"
+        )
+    metrics = run.programs.write(run.trained, run.masks) | metrics
     files.append(session.out / LOG, {"stage": name, "step": 0, "metrics": metrics})
     session.say(f"{name}: {console.line(metrics)}")
     return {"name": name, "metrics": metrics}
@@ -171,13 +186,18 @@ def _train(session: Session, run: Run, name: str, sparsities: dict[int, float]) 
     def evaluate(point: Point, done: int) -> tuple[Point, str]:
         metrics = run.programs.evaluate(point.state.trained, point.masks)
         files.append(session.out / LOG, {"stage": name, "step": done, "metrics": metrics})
-        best = point.progress.best
+        progress, best = point.progress, point.progress.best
         # Before the last cut the model is not yet as sparse as asked for.
-        if done > max(sparsities, default=0) and (best is None or score(metrics) > score(best["metrics"])):
-            mark = stage.offset + done
-            checkpoints.save_best(session.store, mark, trainer.copy(point.state.trained))
-            best = {"mark": mark, "step": done, "metrics": metrics}
-        return point._replace(progress=point.progress._replace(best=best)), console.line(metrics)
+        if done > max(sparsities, default=0):
+            progress = progress._replace(evaluations=progress.evaluations + 1, last=metrics)
+            if evaluation.finite(metrics) and (best is None or score(metrics) > score(best["metrics"])):
+                mark = stage.offset + done
+                checkpoints.save_best(session.store, mark, trainer.copy(point.state.trained))
+                best = {"mark": mark, "step": done, "metrics": metrics}
+        if done == total and best is None:
+            finding = f"no evaluation of this stage is finite ({console.line(metrics)})"
+            raise trainer.diverged(session, stage, done, stage.rate(done - 1), finding)
+        return point._replace(progress=progress._replace(best=best)), console.line(metrics)
 
     begin = sharding.place(setup.placed, run.trained or setup.trained)
     state = trainer.start(session, run, stage, begin)
@@ -187,7 +207,8 @@ def _train(session: Session, run: Run, name: str, sparsities: dict[int, float]) 
     best: Any = point.progress.best
     trained = checkpoints.restore_best(session.store, best["mark"], begin)
     metrics = run.programs.write(trained, point.masks) | best["metrics"]
-    finished = {"name": name, "metrics": metrics, "best_step": best["step"], "steps": total}
+    choice = {"best_step": best["step"], "steps": total, "evaluations": point.progress.evaluations}
+    finished = {"name": name, "metrics": metrics, **choice, "last": point.progress.last}
     session.say(f"{name}: {console.line(metrics)}")
     progress = point.progress._replace(done=[*point.progress.done, finished])
     return run._replace(trained=trained, masks=point.masks, progress=progress)

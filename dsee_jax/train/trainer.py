@@ -1,5 +1,6 @@
 """The step loop of every stage that trains: batches, steps, log lines, checkpoints and SIGTERM; hooks do the rest."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import numpy as np
 from dsee_jax.ckpt import checkpoints
 from dsee_jax.ckpt.folders import LOG
 from dsee_jax.data.batches import Batches, count_tokens, iterate
+from dsee_jax.errors import Diverged
 from dsee_jax.runtime import console, files, preemption
 from dsee_jax.runtime.storage import Place
 from dsee_jax.train import sharding
@@ -42,6 +44,8 @@ class Progress(NamedTuple):
     seconds: float  # of training so far
     tokens: int  # trained on so far, without padding
     distances: list[dict[str, float]]  # between the masks of consecutive checks of a search, `earlybert.distance`
+    evaluations: int = 0  # of this stage so far, among which ``best`` is chosen
+    last: dict[str, float] | None = None  # the metrics of the newest of them
 
 
 class Run(NamedTuple):
@@ -98,6 +102,8 @@ def fit(session: Session, run: Run, stage: Stage, point: Point, hooks: Hooks) ->
 
     Raises:
       Preempted: SIGTERM came; the step during which it came is finished and saved.
+      Diverged: a loss or a value of the state is not finite. Losses are read at log lines, and the state is checked where it
+        is evaluated or saved, so that no step waits for the device and no checkpoint holds such values.
     """
     setup, total = run.setup, len(stage.source)
     every = setup.config.train.checkpoint_every or total
@@ -105,7 +111,7 @@ def fit(session: Session, run: Run, stage: Stage, point: Point, hooks: Hooks) ->
     stream: Any = iterate(stage.source)
     if point.progress.data is not None:
         stream.set_state(point.progress.data)
-    pending: list[tuple[jax.Array, int]] = []
+    pending: list[_Pending] = []
     tick = time.perf_counter()
     with console.bar(stage.name, point.progress.step, total) as advance:
         for number in range(point.progress.step, total):
@@ -115,11 +121,12 @@ def fit(session: Session, run: Run, stage: Stage, point: Point, hooks: Hooks) ->
             batch, rate = next(stream), stage.rate(number)
             rows = sharding.split(setup.placed.mesh, batch)
             state, loss = run.programs.step(point.state, point.frozen, rows, key, rate)
-            pending.append((loss, count_tokens(batch)))
+            pending.append(_Pending(loss, count_tokens(batch), number + 1, rate))
             done, stopping = number + 1, preemption.asked()
             point = point._replace(state=state, progress=point.progress._replace(step=done))
             due, saving = hooks.due(done), hooks.saved(done) or done % every == 0 or stopping
             if done % LOG_EVERY == 0 or due or saving:
+                _check(session, stage, pending, point.state if due or saving else None)
                 figures, progress = _read(pending, tick, point.progress)
                 record = {"stage": stage.name, "step": done, "loss": figures[0], "learning_rate": float(rate)}
                 files.append(session.out / LOG, record | {"tokens_per_second": figures[1]})
@@ -141,15 +148,47 @@ def fit(session: Session, run: Run, stage: Stage, point: Point, hooks: Hooks) ->
     return point
 
 
-def _read(
-    pending: list[tuple[jax.Array, int]], tick: float, progress: Progress
-) -> tuple[tuple[float, float], Progress]:
+class _Pending(NamedTuple):
+    """A step whose loss is not read yet."""
+
+    loss: jax.Array
+    tokens: int
+    step: int
+    rate: Any  # a number, or an array of the device
+
+
+def diverged(session: Session, stage: Stage, step: int, rate: Any, finding: str) -> Diverged:
+    """Return the error that ends a stage at ``step``, with the learning rate ``rate``, because of ``finding``."""
+    mark = session.store.last.latest_step()
+    saved = "there is no checkpoint" if mark is None else f"the last good checkpoint is of step {mark - stage.offset}"
+    return Diverged(
+        f"stage {stage.name}, step {step}, learning rate {float(rate):g}: {finding}; {saved}, from "
+        "where the same command resumes; to train with a lower train.learning_rate, name another output_dir"
+    )
+
+
+def _check(session: Session, stage: Stage, pending: list[_Pending], state: State | None) -> None:
+    """Raise `Diverged` for the first loss that is not finite, or a ``state`` with such values after the last step."""
+    for each in pending:
+        if not math.isfinite(loss := float(each.loss)):
+            raise diverged(session, stage, each.step, each.rate, f"the training loss is {loss}")
+    if state is not None and not _finite(state):
+        raise diverged(session, stage, pending[-1].step, pending[-1].rate, "the trained values are not finite")
+
+
+@jax.jit
+def _finite(state: State) -> jax.Array:
+    leaves = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
+def _read(pending: list[_Pending], tick: float, progress: Progress) -> tuple[tuple[float, float], Progress]:
     """Return (mean loss, tokens per second) since the last log line, and progress with the time and tokens added.
 
     Reading the losses waits for the device; ``pending`` is empty afterwards.
     """
-    loss = float(np.mean([float(loss) for loss, _ in pending]))
-    seconds, tokens = time.perf_counter() - tick, sum(tokens for _, tokens in pending)
+    loss = float(np.mean([float(each.loss) for each in pending]))
+    seconds, tokens = time.perf_counter() - tick, sum(each.tokens for each in pending)
     pending.clear()
     progress = progress._replace(seconds=progress.seconds + seconds, tokens=progress.tokens + tokens)
     return (loss, tokens / seconds), progress

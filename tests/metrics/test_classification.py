@@ -25,10 +25,11 @@ def test_literals():
     [
         ("cola", False, ["matthews", "loss"]),
         ("mrpc", False, ["accuracy", "f1", "loss"]),
-        ("glue/qqp", False, ["accuracy", "f1", "loss"]),
+        ("qqp", False, ["accuracy", "f1", "loss"]),
         ("stsb", True, ["pearson", "spearman", "loss"]),
         ("rte", False, ["accuracy", "loss"]),
-        ("mine", True, ["pearson", "spearman", "loss"]),
+        ("", False, ["accuracy", "loss"]),
+        ("", True, ["pearson", "spearman", "loss"]),
     ],
 )
 def test_metrics_by_task(task, regression, expected):

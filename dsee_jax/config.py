@@ -316,6 +316,8 @@ class TrainConfig:
     """Steps between checkpoints, besides those after each evaluation and at the end of a search. 0: only those."""
     full: bool = False
     """Full fine-tuning: train every weight. Needs delta.rank 0 and delta.nonzeros 0."""
+    allow_changed_inputs: bool = False
+    """Go on where the base, the data or delta.start of a resumed run, or the model of a finished run, changed meanwhile."""
 
     def __post_init__(self) -> None:
         _check_types(self, "train")

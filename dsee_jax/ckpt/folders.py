@@ -1,7 +1,6 @@
 """The names of the files in the folders of runs, models and adapters."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from dsee_jax.errors import InputError
@@ -9,6 +8,9 @@ from dsee_jax.runtime import storage
 
 CONFIG, LOG, METRICS = "config.yaml", "metrics.jsonl", "metrics.json"
 """In the folder of a run: the resolved config, one record per logged step, and the final figures (of a finished run only)."""
+
+HASHES = "hashes.json"
+"""In the folder of a run: the SHA-256 of its inputs and of its model, see `dsee_jax.train.hashes`."""
 
 MODEL, ADAPTER, CHECKPOINTS = "model", "adapter", storage.NOT_DOWNLOADED
 """Subfolders of a run: the model in Hugging Face's layout, the trained updates, and the checkpoints to resume from."""
@@ -32,7 +34,7 @@ GENERATION = "generation_config.json"
 """The settings by which a decoder generates, such as the tokens that end a text; in the folder of a model."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: storage.Place) -> dict[str, Any]:
     """Return the object in a JSON file; raises `InputError` if the file is missing or holds anything else."""
     try:
         value = json.loads(path.read_bytes())

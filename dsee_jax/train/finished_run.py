@@ -1,5 +1,6 @@
 """A finished run, loaded from its files for evaluation, export and analysis."""
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +14,11 @@ from dsee_jax.deltas import fold
 from dsee_jax.errors import InputError
 from dsee_jax.metrics.text import NAMES
 from dsee_jax.models.architecture import Model
-from dsee_jax.train import config_file, evaluation, sharding, step
+from dsee_jax.train import config_file, evaluation, hashes, sharding, step
 from dsee_jax.train.inputs import read_data, read_task
 from dsee_jax.typing import Params
+
+log = logging.getLogger(__name__)
 
 
 class Finished(NamedTuple):
@@ -37,13 +40,16 @@ def load(run: Path, overrides: Sequence[str] = (), *, sharded: bool = False) -> 
       sharded: put the weights on the mesh of the config.
 
     Raises:
-      InputError: ``run`` is no folder of a finished run, its data are unreadable, or the adapter belongs to another model.
+      InputError: ``run`` is no folder of a finished run, its data are unreadable, the adapter belongs to another model, or
+        ``model/`` changed since the run wrote it and ``train.allow_changed_inputs`` is not set.
     """
     if not (run / CONFIG).exists() or not (run / METRICS).exists():
         raise InputError(
             f"{run} is no finished run: it lacks {CONFIG} or {METRICS}; run train.py with its config again"
         )
     config = config_file.read(run / CONFIG, overrides)
+    if changed := hashes.check_model(config, run):
+        log.warning("%s", changed)
     task = read_task(config)
     model, params = hf.load_pretrained(
         *(run / MODEL, model_task(config), task.num_labels),

@@ -6,6 +6,7 @@
 
 import dataclasses
 import json
+import logging
 import pathlib
 import sys
 from collections.abc import Callable
@@ -18,10 +19,12 @@ from dsee_jax.ckpt import checkpoints
 from dsee_jax.ckpt.folders import CHECKPOINTS, CONFIG, LOG, METRICS
 from dsee_jax.config import CUTTING, Config
 from dsee_jax.runtime import files, multihost, preemption, storage
-from dsee_jax.train import config_file, pruning, report, results, sharding, stages
+from dsee_jax.train import config_file, hashes, pruning, report, results, sharding, stages
 from dsee_jax.train.programs import make_programs
 from dsee_jax.train.setup import Setup, prepare
 from dsee_jax.train.trainer import Progress, Run, Session
+
+log = logging.getLogger(__name__)
 
 
 def run(config: Config, *, say: Callable[[Any], None] = print) -> dict[str, Any]:
@@ -45,8 +48,14 @@ def run(config: Config, *, say: Callable[[Any], None] = print) -> dict[str, Any]
         return json.loads((out / METRICS).read_text(encoding="utf-8"))
     if multihost.is_main() and isinstance(out, pathlib.Path):  # a store has no folders but those of its files
         out.mkdir(parents=True, exist_ok=True)
-    # The mesh may differ from that of an earlier call: the config of the folder follows this one.
-    files.write_text(out / CONFIG, config_file.dump(config))
+    with multihost.raise_on_all():
+        if multihost.is_main():
+            inputs = hashes.of_inputs(config, setup.folder, setup.data.task)
+            if changed := hashes.check_inputs(config, setup.folder, inputs):
+                log.warning("%s", changed)
+            # The mesh may differ from that of an earlier call: the config of the folder follows this one.
+            files.write_text(out / CONFIG, config_file.dump(config))
+            hashes.write(out, inputs)
     multihost.barrier("the folder of the run is there")
     with preemption.noticed(), checkpoints.opened(out / CHECKPOINTS) as store:
         session = Session(store, out, say)

@@ -1,13 +1,14 @@
 """The output folder of a run: new, empty, or with the files of a run of the same config."""
 
-import yaml
+import logging
 
-from dsee_jax import tree
-from dsee_jax.ckpt.folders import CONFIG
+from dsee_jax.ckpt.folders import CONFIG, HASHES
 from dsee_jax.config import Config
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import storage
-from dsee_jax.train import config_file
+from dsee_jax.train import config_file, hashes
+
+log = logging.getLogger(__name__)
 
 
 def check_output(config: Config) -> None:
@@ -19,27 +20,37 @@ def check_output(config: Config) -> None:
             "folder (for instance of a mounted bucket), and copy model/ and adapter/ afterwards"
         )
     with storage.store_errors(folder):
-        existing = _existing_config(folder)
-    if existing is None:
-        return
-    before, now = (tree.flatten(yaml.safe_load(text)) for text in (existing, config_file.dump(config)))
+        if not _has_run(folder):
+            return
+        existing = _existing_config(config, folder)
+    before, now = hashes.settings(existing), hashes.settings(config)
     other = [
-        f"{path.replace('/', '.')} is {before.get(path)!r} in its config and {now.get(path)!r} in yours"
-        for path in sorted(before.keys() | now.keys())
-        if before.get(path) != now.get(path) and path != "output_dir" and not path.startswith("mesh/")
+        f"{key} is {before.get(key)!r} in its config and {now.get(key)!r} in yours"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
     ]
     if other:
         more = f" (and {len(other) - 1} more)" if other[1:] else ""
         raise InputError(f"output_dir {folder} belongs to another config: {other[0]}{more}; name another folder")
 
 
-def _existing_config(folder: storage.Place) -> str | None:
-    """Return the text of the config in the folder; None where the folder has no run yet."""
+def _has_run(folder: storage.Place) -> bool:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output_dir {folder} is a file; name a folder")
     # A crash before the config was complete leaves partial files only.
     if not folder.exists() or all(path.suffix == ".partial" for path in folder.iterdir()):
-        return None
-    if not (folder / CONFIG).exists():
+        return False
+    if not (folder / CONFIG).exists() and not (folder / HASHES).exists():
         raise InputError(f"output_dir {folder} is not empty and has no {CONFIG}: it is no run's; name another folder")
-    return (folder / CONFIG).read_text(encoding="utf-8")
+    return True
+
+
+def _existing_config(config: Config, folder: storage.Place) -> Config:
+    """Return the config in the folder; where it is damaged, ``config`` itself if its hash is the one of the run."""
+    try:
+        return config_file.read(folder / CONFIG)
+    except InputError as error:
+        if hashes.read(folder).get("config") != hashes.of_config(config):
+            raise InputError(f"{error}; restore the config of the run {folder}, or name another folder") from None
+        log.warning("%s; written again from yours, which equals it by its hash in %s", error, HASHES)
+        return config

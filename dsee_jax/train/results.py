@@ -18,6 +18,7 @@ from dsee_jax.models.architecture import scans
 from dsee_jax.prune import compaction
 from dsee_jax.runtime import files, multihost, storage
 from dsee_jax.runtime.storage import Place
+from dsee_jax.train import hashes
 from dsee_jax.train.setup import Setup
 from dsee_jax.typing import Masks, Params
 
@@ -54,7 +55,7 @@ def to_host_layers(
 
 
 def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Place) -> dict[str, Any]:
-    """Write ``model/`` and, where the run has updates, ``adapter/`` in ``out``; return ``{"model_bytes": ...}``.
+    """Write ``model/`` with its hashes and, where the run has updates, ``adapter/``; return ``{"model_bytes": ...}``.
 
     ``model/`` has the pruned weights and the tuned head; after structured pruning it is a compact checkpoint. The updates are
     separate factors in ``adapter/``, so that zeros of the weights stay zeros.
@@ -66,9 +67,10 @@ def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Place) -> di
     hf_save.save_pretrained(
         out / MODEL, setup.model, final, source=setup.folder, labels=labels, kept=kept, overwrite=True
     )
+    hashes.write(out, {"model": hashes.of_model(out / MODEL)})
     total = _bytes(out / MODEL)
     if config.delta.rank or config.delta.nonzeros:
-        head = tree.split(trained["params"], setup.head)[0]
+        head, written = tree.split(trained["params"], setup.head)[0], hashes.read(out)
         about = {
             "format": "dsee_jax adapter 1",
             "scale": config.delta.scale,
@@ -77,8 +79,8 @@ def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Place) -> di
             "task": setup.data.task.name,
             "labels": list(labels),
             "base": config.model.path,
-            adapter.BASE_SHA256: adapter.fingerprint(setup.folder),
-            adapter.MODEL_SHA256: adapter.fingerprint(out / MODEL),
+            adapter.BASE_SHA256: written["base"][hashes.WEIGHTS],
+            adapter.MODEL_SHA256: written["model"][hashes.WEIGHTS],
         } | ({"kept": setup.model.config.widths} if setup.kept else {})
         with files.folder(out / ADAPTER, overwrite=True) as staging:
             adapter.save(staging, adapter.Adapter(trained["deltas"], setup.supports, head, masks, about, kept))

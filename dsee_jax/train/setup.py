@@ -116,6 +116,9 @@ def _updates(config: Config, folder: Path, model: Model, params: Params, key: Ke
         saved = saved._replace(deltas=stacks.stack(saved.deltas), supports=stacks.stack(saved.supports))
     adapter.check(start, folder, params, saved)
     _check_finite(start, tree.flatten(saved.deltas))
+    if not config.train.allow_changed_inputs:
+        sha256, allow = adapter.fingerprint(folder), "set train.allow_changed_inputs: true"
+        adapter.check_base(start, saved.config, folder, sha256, allow=allow)
     # Only the shapes of these updates are compared; a random support is the cheapest.
     new, _ = create.init(params, dataclasses.replace(delta, support="random"), key=key)
     expected, shapes = ({path: leaf.shape for path, leaf in tree.flatten(one).items()} for one in (new, saved.deltas))

@@ -31,7 +31,7 @@ def test_run_writes_its_files(dsee):
     folder, results = dsee
     out = folder / "run"
     assert {path.name for path in out.iterdir()} == {
-        *("config.yaml", "metrics.jsonl", "metrics.json", "checkpoints", "adapter", "model")
+        *("config.yaml", "hashes.json", "metrics.jsonl", "metrics.json", "checkpoints", "adapter", "model")
     }
     assert config_file.read(out / "config.yaml") == runs.config(folder)
     assert json.loads((out / "metrics.json").read_text()) == results

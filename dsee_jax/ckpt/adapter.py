@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from dsee_jax import tree
-from dsee_jax.ckpt import kept_units, packed_masks, tensors
+from dsee_jax.ckpt import formats, kept_units, packed_masks, tensors
 from dsee_jax.ckpt.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MASKS
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import files
@@ -58,6 +58,8 @@ def load(folder: Path) -> Adapter:
     Raises:
       InputError: the folder or one of its files is missing or damaged.
     """
+    if folder.is_dir() and not (folder / ADAPTER_WEIGHTS).exists() and formats.is_peft(folder):
+        raise InputError(f"{formats.describe(folder)}; expected the adapter/ folder of a run")
     try:
         config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         parts = tree.unflatten(load_file(folder / ADAPTER_WEIGHTS))

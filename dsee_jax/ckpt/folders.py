@@ -18,6 +18,9 @@ MODEL, ADAPTER, CHECKPOINTS = "model", "adapter", storage.NOT_DOWNLOADED
 MODEL_CONFIG, ADAPTER_CONFIG = storage.LAST
 """The configuration of a model, and of an adapter of this library or of PEFT, in their folders."""
 
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""The weights of a model: in one file, or the index of the shards."""
+
 ADAPTER_WEIGHTS, PEFT_WEIGHTS = "adapter.safetensors", "adapter_model.safetensors"
 """The trained arrays in the folder of an adapter, of this library and of PEFT."""
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsee_jax import hf_layout, models, stacks, tree
-from dsee_jax.ckpt import kept_units, tensors
-from dsee_jax.ckpt.folders import KEPT, MODEL_CONFIG, read_json
+from dsee_jax.ckpt import formats, kept_units, tensors
+from dsee_jax.ckpt.folders import KEPT, MODEL_CONFIG
 from dsee_jax.ckpt.hf_names import Place, places_of, renamed, tensor_of
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.errors import InputError, did_you_mean
@@ -45,7 +45,7 @@ class ModelOptions(TypedDict, total=False):
 def _model(
     folder: Path, task: str, num_labels: int, *, dtype: str = "float32", scan: bool = False, remat: bool = False
 ) -> Model:
-    config = read_json(folder / MODEL_CONFIG)
+    config = formats.model_config(folder)
     try:
         architecture = models.find(config.get("model_type", ""))
         if task not in architecture.tasks:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dsee_jax import models
-from dsee_jax.ckpt import kept_units, tensors
-from dsee_jax.ckpt.folders import GENERATION, MODEL_CONFIG, TOKENIZER_FILES, read_json
+from dsee_jax.ckpt import formats, kept_units, tensors
+from dsee_jax.ckpt.folders import GENERATION, MODEL_CONFIG, TOKENIZER_FILES
 from dsee_jax.ckpt.hf_names import hf_tensors
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.errors import InputError
@@ -70,7 +70,7 @@ def copy_files(source: Path, folder: Path, names: Iterable[str] = TOKENIZER_FILE
 
 
 def _config(model: Model, origin: Path | None, labels: Sequence[str]) -> dict[str, Any]:
-    config = read_json(origin / MODEL_CONFIG) if origin else {}
+    config = formats.model_config(origin) if origin else {}
     for name in ("_name_or_path", "torch_dtype", "transformers_version"):
         config.pop(name, None)
     own = hf_config.write(model.config)

@@ -4,8 +4,8 @@ import importlib
 import re
 from pathlib import Path
 
-from dsee_jax.ckpt import tensors
-from dsee_jax.ckpt.folders import ADAPTER_CONFIG, MODEL_CONFIG
+from dsee_jax.ckpt import formats
+from dsee_jax.ckpt.folders import ADAPTER_CONFIG, MODEL_CONFIG, SINGLE
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import storage
 
@@ -38,7 +38,8 @@ def resolve(path: str | Path, revision: str | None = None, *, weights: bool = Tr
     if local.is_dir():
         return local
     if local.exists():
-        raise InputError(f"{text} is a file; expected the folder that holds config.json and {tensors.SINGLE}")
+        line = formats.describe_file(text) or f"{text} is a file"
+        raise InputError(f"{line}; expected the folder that holds {MODEL_CONFIG} and {SINGLE}")
     if isinstance(path, Path) or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", text):
         raise InputError(
             f"the model folder {text} does not exist (here: {Path.cwd()}): give an existing folder or a hub id"
@@ -60,7 +61,7 @@ def resolve(path: str | Path, revision: str | None = None, *, weights: bool = Tr
             "give an existing folder, or a hub id with network access"
         ) from None
     if weights and not any(Path(folder).glob("*.safetensors")):
-        _refuse_pickles(text, revision)
+        _refuse_formats(text, revision)
     return Path(folder)
 
 
@@ -70,17 +71,17 @@ def _stored(url: str, weights: bool) -> Path:
         raise InputError(
             f"{url} is not the folder of a model: it has no config.json, but {', '.join(names[:4]) or 'no files'}"
         )
-    if weights and not any(name.endswith(".safetensors") for name in names) and (pickle := tensors.pickled(names)):
-        file, convert = pickle
-        raise InputError(
-            f"{url}/{file} is a pickle, which can run code when opened, and is not read; expected {tensors.SINGLE}: copy the "
-            f"folder to a machine where torch is installed, run there: {convert}, and copy it back"
-        )
+    if (
+        weights
+        and not any(name.endswith(".safetensors") for name in names)
+        and (line := formats.describe_names(url, names))
+    ):
+        raise InputError(f"{line} (on a machine with a copy of the folder, which is then copied back)")
     return storage.download(url, *(_HUB_FILES if weights else ("*.json",)))
 
 
-def _refuse_pickles(name: str, revision: str | None) -> None:
-    """Raise `InputError` for a repository of the hub whose weights are pickles; do nothing if the hub does not list it."""
+def _refuse_formats(name: str, revision: str | None) -> None:
+    """Raise `InputError` for a repository of the hub with weights of another format; do nothing if the hub lists no files."""
     import huggingface_hub
     import huggingface_hub.errors
 
@@ -88,12 +89,8 @@ def _refuse_pickles(name: str, revision: str | None) -> None:
         names = huggingface_hub.list_repo_files(name, revision=revision)
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError):
         return
-    if pickle := tensors.pickled(names):
-        file, convert = pickle
-        raise InputError(
-            f"{name!r} has its weights in {file} alone, a pickle, which can run code when opened, and is not read; where "
-            f"torch is installed: hf download {name} --local-dir DIR, run in DIR: {convert}, and give DIR"
-        )
+    if line := formats.describe_names(name, names):
+        raise InputError(f"{line}; to get the folder: hf download {name} --local-dir DIR")
 
 
 def _package(name: str) -> Path:

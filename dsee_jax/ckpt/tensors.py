@@ -4,7 +4,6 @@
 a part of an array through a memory map.
 """
 
-import fnmatch
 import functools
 import json
 import math
@@ -18,11 +17,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialized
 
+from dsee_jax.ckpt import formats
+from dsee_jax.ckpt.folders import INDEX, SINGLE
 from dsee_jax.errors import InputError
 from dsee_jax.typing import Array
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 DTYPES: dict[str, Any] = {
     "F64": np.float64,
@@ -40,14 +38,8 @@ DTYPES: dict[str, Any] = {
 
 _NAMES = {np.dtype(kind): name for name, kind in DTYPES.items()}
 
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_NOT_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|rng_state|training_args)\b.*|rng_state_.*")
-_CONVERT = (
-    'python -c "import glob, torch, safetensors.torch as s; s.save_file({k: v.clone().contiguous() for f in '
-    "sorted(glob.glob('%s')) for k, v in torch.load(f, map_location='cpu', weights_only=True).items()}, "
-    "'model.safetensors')\""
-)
-
+_POINTER = b"version "
+"""The first bytes of a file that stands for one that Git LFS has not downloaded."""
 
 _LARGEST = 32 << 20
 """The most bytes of JSON that are parsed: enough for some 300,000 tensors, and few enough for any memory."""
@@ -67,19 +59,13 @@ def index(folder: Path) -> dict[str, Stored]:
     """Return ``{name: where}`` of ``model.safetensors``, or of all shards of its index, from their headers alone.
 
     Raises:
-      InputError: no safetensors (for a pickle, with the command that converts it), a file that is truncated or not
-        safetensors, a missing shard, or an index that disagrees with its shards.
+      InputError: no safetensors (the line says what the folder holds, see `dsee_jax.ckpt.formats`), a file that is truncated
+        or not safetensors, a missing shard, or an index that disagrees with its shards.
     """
     if (folder / SINGLE).exists():
         return contents(folder / SINGLE)
     if not (folder / INDEX).exists():
-        if pickle := pickled(path.name for path in folder.glob("*")):
-            name, convert = pickle
-            raise InputError(
-                f"{folder / name} is a pickle, which can run code when opened, and is not read; expected {SINGLE}: "
-                f"where torch is installed, run there: {convert}"
-            )
-        raise InputError(f"{folder} holds no weights: expected {SINGLE} or {INDEX}")
+        raise InputError(formats.describe(folder))
     placed = _placed(folder / INDEX)
     stored: dict[str, Stored] = {}
     for file in sorted(set(placed.values())):
@@ -90,16 +76,6 @@ def index(folder: Path) -> dict[str, Stored]:
         if name not in stored or stored[name].file.name != file:
             raise InputError(f"{folder / INDEX} puts {name!r} in {file!r}, which does not hold it: download both again")
     return stored
-
-
-def pickled(names: Iterable[str]) -> tuple[str, str] | None:
-    """Return the pickle of weights (or its first shard) among the files of a folder, and the command that converts it."""
-    pickles = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in PICKLES)]
-    pickles = sorted(name for name in pickles if not _NOT_WEIGHTS.fullmatch(name))
-    if not pickles:
-        return None
-    name = next((name for name in pickles if name.startswith(("pytorch_model", "model"))), pickles[0])
-    return name, _CONVERT % re.sub(r"-\d+-of-\d+", "-*", name)
 
 
 def _placed(path: Path) -> dict[str, str]:
@@ -123,6 +99,8 @@ def contents(file: Path) -> dict[str, Stored]:
             raise OSError("no such file" if not file.exists() else "not a file")
         with file.open("rb") as opened:
             size = int.from_bytes(opened.read(8), "little")
+        if size == int.from_bytes(_POINTER, "little"):
+            raise InputError(f"{file} is a pointer of Git LFS to the weights: run git lfs pull in its folder")
         if size > min(_LARGEST, file.stat().st_size):
             raise ValueError(f"its header claims {size} bytes")
         # safe_open checks the lengths and the order of all arrays without reading them.

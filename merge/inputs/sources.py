@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsee_jax.ckpt import kept_units, tensors
-from dsee_jax.ckpt.folders import ADAPTER_WEIGHTS, KEPT, MODEL_CONFIG, read_json
+from dsee_jax.ckpt import formats, kept_units, tensors
+from dsee_jax.ckpt.folders import ADAPTER_WEIGHTS, KEPT, MODEL_CONFIG
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.ckpt.tensors import DTYPES
 from dsee_jax.errors import InputError
@@ -43,7 +43,7 @@ def open_source(reference: str, beside: Place) -> Source:
       InputError: a file is missing, damaged or of an unsupported kind; one line that names the file.
     """
     path, folder, extra = located(reference, beside)
-    config = read_json(folder / MODEL_CONFIG)
+    config = formats.model_config(folder)
     stored = tensors.index(folder)
     lazies: dict[str, Lazy] = {name: plain(where) for name, where in stored.items()}
     kept = kept_units.read(folder)

@@ -232,36 +232,12 @@ def test_new_head_is_reinitialised(tmp_path, caplog, labels):
         hf.load_pretrained(folder, "features", new_head=True)
 
 
-def test_pickle_is_refused_with_the_conversion(tmp_path):
-    """A .bin can run code; the error has the command that converts the file."""
-    folder = tiny.bert(tmp_path / "a")
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"pytorch_model.bin is a pickle.*glob\('pytorch_model.bin'") as caught:
-        hf.load_pretrained(folder)
-    assert "\n" not in str(caught.value)
-
-
-def test_pickled_weights_are_found_among_trainer_files(tmp_path):
-    folder = tiny.bert(tmp_path / "a")
-    (folder / "model.safetensors").unlink()
-    for name in ("optimizer.pt", "rng_state_0.pth", "scheduler.pt", "training_args.bin"):
-        (folder / name).write_bytes(b"")
-    with pytest.raises(InputError, match="holds no weights"):
-        hf.load_pretrained(folder)
-    for number in (1, 2):
-        (folder / f"pytorch_model-0000{number}-of-00002.bin").write_bytes(b"")
-    with pytest.raises(InputError, match=r"glob\('pytorch_model-\*.bin'\)"):
-        hf.load_pretrained(folder)
-
-
 def test_hub_repository_of_pickles_is_refused(tmp_path, monkeypatch):
     """Only the configuration is downloaded; the error tells how to convert a hub repository."""
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: str(tmp_path))
     names = ["config.json", "optimizer.pt", "pytorch_model.bin"]
     monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *args, **options: names)
-    with pytest.raises(
-        InputError, match=r"'some/thing' has its weights in pytorch_model.bin alone.*hf download"
-    ) as caught:
+    with pytest.raises(InputError, match=r"some/thing/pytorch_model.bin is a pickle.*hf download some/thing") as caught:
         hf.resolve("some/thing")
     assert "\n" not in str(caught.value)
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsee_jax import hf_layout, models, stacks, tree
-from dsee_jax.ckpt import formats, kept_units, tensors
+from dsee_jax.ckpt import formats, kept_units, tensors, tied
 from dsee_jax.ckpt.folders import KEPT, MODEL_CONFIG
 from dsee_jax.ckpt.hf_names import Place, places_of, renamed, tensor_of
 from dsee_jax.ckpt.resolve import resolve
@@ -111,13 +111,14 @@ def load_pretrained(
     """
     folder = resolve(path)
     model, dtype = _model(folder, task, num_labels, **options), _param_dtype(param_dtype)
+    model, index = tied.resolve(folder, model, tensors.index(folder))
     layered = model.clone(scan=False) if scans(model) else model
     try:
         compaction.check(layered, kept_units.read(folder))
     except InputError as error:
         raise InputError(f"{folder / KEPT}: {error}: this file and config.json must be written together") from None
     places = places_of(layered)
-    matched = _matched(folder, layered, places, _label_tensors(folder, layered) if new_head else set())
+    matched = _matched(folder, layered, index, places, _label_tensors(folder, layered) if new_head else set())
     shapes = {path: leaf.shape for path, leaf in tree.flatten(models.shapes(layered)).items()}
     groups = {path: [path] for path in shapes} if model is layered else _stacked(model, shapes)
     placed = None if sharding is None else sharding(model)
@@ -152,6 +153,10 @@ def _arrays(
     partial: dict[str, tuple[np.ndarray, set[str]]] = {}
     for name in sorted(matched, key=order):
         array = tensors.read(matched[name])
+        if not tensors.finite(array):
+            raise InputError(
+                f"{matched[name].file}: {name!r} holds NaN or infinities: the checkpoint is of a diverged run, or damaged"
+            )
         for path, layout in places[name].params.items():
             value, group = hf_layout.to_ours(layout, array).astype(dtype, copy=False), group_of[path]
             members = groups[group]
@@ -201,7 +206,11 @@ def _label_tensors(folder: Path, model: Model) -> set[str]:
 
 
 def _matched(
-    folder: Path, model: Model, places: Mapping[str, Place], skipped: Container[str]
+    folder: Path,
+    model: Model,
+    index: Mapping[str, tensors.Stored],
+    places: Mapping[str, Place],
+    skipped: Container[str],
 ) -> dict[str, tensors.Stored]:
     """Return the tensors of a folder that hold the model's params, by HF name, without the ``skipped`` names.
 
@@ -214,7 +223,7 @@ def _matched(
     head = {name for path, name, _ in architecture.hf_names if _any(architecture.head, path)}
     matched: dict[str, tensors.Stored] = {}
     unexpected, ignored = [], []
-    for stored_name, stored in tensors.index(folder).items():
+    for stored_name, stored in index.items():
         name = renamed(architecture, stored_name)
         if prefix + name in places or prefix + name in head:
             name = prefix + name

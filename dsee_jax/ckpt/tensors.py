@@ -45,6 +45,10 @@ _LARGEST = 32 << 20
 """The most bytes of JSON that are parsed: enough for some 300,000 tensors, and few enough for any memory."""
 
 
+_PART = 1 << 20
+"""The entries of an array that are compared or checked at a time."""
+
+
 class Stored(NamedTuple):
     """The location of one array on disk."""
 
@@ -130,6 +134,31 @@ def read(stored: Stored) -> np.ndarray:
     if flat.nbytes != stored.nbytes:
         raise InputError(f"{stored.file} ends early: the file has changed since it was opened")
     return flat.reshape(stored.shape)
+
+
+def equal(a: Stored, b: Stored) -> bool:
+    """Return whether two arrays have equal shapes and values; reads `_PART` entries of each at a time, up to a difference.
+
+    Arrays of one type are compared bit by bit, others by their values.
+    """
+    if a.shape != b.shape:
+        return False
+    kinds, count = (_dtype(a), _dtype(b)), math.prod(a.shape)
+    for start in range(0, count, _PART):
+        size = min(_PART, count - start)
+        one, other = (
+            np.fromfile(stored.file, kind, size, offset=stored.offset + start * kind.itemsize)
+            for stored, kind in zip((a, b), kinds, strict=True)
+        )
+        if not (one.tobytes() == other.tobytes() if kinds[0] == kinds[1] else np.array_equal(one, other)):
+            return False
+    return True
+
+
+def finite(array: np.ndarray) -> bool:
+    """Return whether an array holds neither NaN nor infinities, without a second array of its size."""
+    flat = array.reshape(-1)
+    return all(np.isfinite(flat[start : start + _PART]).all() for start in range(0, flat.size, _PART))
 
 
 def mapped(stored: Stored, start: int, stop: int) -> np.ndarray:

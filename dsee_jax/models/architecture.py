@@ -169,3 +169,5 @@ class Architecture:
     """(regex, replacement) for tensor names of older checkpoints."""
     ignored_names: tuple[str, ...] = ()
     """Regexes over names of tensors that are no param of the model."""
+    tied: tuple[str, str] | None = None
+    """The paths of the output matrix over the vocabulary and of the embedding to which a config may tie it."""

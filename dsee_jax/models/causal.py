@@ -245,6 +245,9 @@ TASKS = {
 HEAD = (r"classifier/.*",)
 """The paths of the task head."""
 
+TIED = ("lm_head/kernel", "embeddings/word/embedding")
+"""`Architecture.tied` of the decoders."""
+
 AXES: Axes = (
     (r"embeddings/word/embedding", ("vocab", "embed")),
     (r"(.*/)?(norm|attention_norm|mlp_norm)/(scale|bias)", ("embed",)),

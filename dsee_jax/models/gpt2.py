@@ -245,4 +245,5 @@ ARCHITECTURE = Architecture(
     cuts=standard_cuts(_LAYER),
     # The causal mask, and the vocabulary head where the task or tied embeddings make it redundant.
     ignored_names=(r"(.*\.)?attn\.(bias|masked_bias)", r"lm_head\.weight"),
+    tied=causal.TIED,
 )

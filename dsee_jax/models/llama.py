@@ -351,4 +351,5 @@ ARCHITECTURE = Architecture(
     },
     # Constants, and the vocabulary head where the task or tied embeddings make it redundant.
     ignored_names=(r"(.*\.)?rotary_emb\.inv_freq", r"lm_head\.weight"),
+    tied=causal.TIED,
 )

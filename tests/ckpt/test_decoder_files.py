@@ -4,6 +4,7 @@ import json
 import logging
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -58,8 +59,9 @@ def test_stored_tied_head_is_ignored(tmp_path, variant, caplog):
     """Some files repeat the tied head, and hold masks and constants of old versions."""
     source = decoders.write(tmp_path / "a", **decoders.VARIANTS[variant])
     _, expected = hf.load_pretrained(source, "causal-lm")
+    embedding = files(source)["transformer.wte.weight" if variant == "gpt2" else "model.embed_tokens.weight"]
     more = {
-        "lm_head.weight": np.ones((3, 3), np.float32),
+        "lm_head.weight": embedding,
         "transformer.h.0.attn.bias": np.ones((1, 1, 3, 3), np.float32),
         "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(2, np.float32),
     }
@@ -142,3 +144,52 @@ def test_param_paths_are_stable(tmp_path):
         *(f"decoder/layer_1/mlp/{name}/kernel" for name in ("up", "down")),
     ):
         assert all(path in flat for flat in trees), path
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("variant", ["llama, tied", "qwen2, tied", "gpt2"])
+def test_output_matrix_that_differs_from_a_tied_embedding_is_kept(tmp_path, variant, dtype, caplog):
+    """The written model says that it is not tied; scanned, the model is untied too."""
+    source = decoders.write(tmp_path / "a", **decoders.VARIANTS[variant])
+    embedding = files(source)["transformer.wte.weight" if variant == "gpt2" else "model.embed_tokens.weight"]
+    head = embedding.astype(np.dtype(dtype) if dtype == "float32" else ml_dtypes.bfloat16) * 1
+    head[3, 4] += 1
+    save_file(files(source) | {"lm_head.weight": head}, source / "model.safetensors")
+    for scan in (False, True):
+        caplog.clear()
+        model, params = hf.load_pretrained(source, "causal-lm", scan=scan)
+        np.testing.assert_array_equal(params["lm_head"]["kernel"], head.T.astype(np.float32))
+        assert not getattr(model.config, "tie_word_embeddings", None)
+        assert "lm_head.weight differs from" in caplog.text
+    hf_save.save_pretrained(tmp_path / "b", model, params, source=source)
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["tie_word_embeddings"] is False
+    caplog.clear()
+    np.testing.assert_array_equal(hf.load_pretrained(tmp_path / "b", "causal-lm")[1]["lm_head"]["kernel"], head.T)
+    assert not caplog.text
+    # Without a use for the output matrix, there is nothing to say.
+    hf.load_pretrained(source, "features")
+    assert "differs" not in caplog.text
+
+
+@pytest.mark.parametrize("variant", ["llama, tied", "gpt2"])
+def test_tied_matrix_is_read_under_the_name_of_the_head(tmp_path, variant):
+    """A writer that drops the second name of shared tensors may drop the embedding's."""
+    source = decoders.write(tmp_path / "a", **decoders.VARIANTS[variant])
+    expected, arrays = hf.load_pretrained(source, "causal-lm"), files(source)
+    name = "transformer.wte.weight" if variant == "gpt2" else "model.embed_tokens.weight"
+    arrays["lm_head.weight"] = arrays.pop(name)
+    save_file(arrays, source / "model.safetensors")
+    model, params = hf.load_pretrained(source, "causal-lm")
+    assert model == expected[0]
+    jax.tree.map(np.testing.assert_array_equal, params, expected[1])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, ml_dtypes.bfloat16])
+def test_weights_that_are_not_finite_are_named(tmp_path, value, dtype):
+    source = decoders.write(tmp_path / "a", num_hidden_layers=1)
+    arrays = {name: x.astype(dtype) for name, x in files(source).items()}
+    arrays["model.norm.weight"][-1] = value
+    save_file(arrays, source / "model.safetensors")
+    with pytest.raises(InputError, match=r"model.safetensors: 'model.norm.weight' holds NaN or infinities"):
+        hf.load_pretrained(source, "causal-lm")

@@ -36,6 +36,15 @@ TOKENIZER_FILES = (
 GENERATION = "generation_config.json"
 """The settings by which a decoder generates, such as the tokens that end a text; in the folder of a model."""
 
+MODEL_FILES = (
+    *(MODEL_CONFIG, GENERATION, KEPT, *TOKENIZER_FILES),
+    *("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json"),
+)
+"""Patterns of all files in the folder of a model that this library writes."""
+
+ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, MASKS, KEPT)
+"""All files in the folder of an adapter that this library writes."""
+
 
 def read_json(path: storage.Place) -> dict[str, Any]:
     """Return the object in a JSON file; raises `InputError` if the file is missing or holds anything else."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from dsee_jax import models
 from dsee_jax.ckpt import formats, kept_units, tensors
-from dsee_jax.ckpt.folders import GENERATION, MODEL_CONFIG, TOKENIZER_FILES
+from dsee_jax.ckpt.folders import GENERATION, MODEL_CONFIG, MODEL_FILES, TOKENIZER_FILES
 from dsee_jax.ckpt.hf_names import hf_tensors
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.errors import InputError
@@ -44,17 +44,17 @@ def save_pretrained(
       labels: names of the classes, in the order of the logits; empty: the names of the source, or LABEL_0 ...
       kept: for a structurally pruned model, all units before any pruning, True = kept; written beside the weights.
       max_shard_size: bytes, or a text such as "5GB"; larger weights are split over several files.
-      overwrite: replace a folder at ``path``.
+      overwrite: replace a folder at ``path`` that holds no other files than those of a model.
 
     Raises:
-      InputError: ``path`` exists and is not an empty folder (without ``overwrite``), ``params`` do not belong to the
-        model, or the number of ``labels`` is not the number of classes.
+      InputError: ``path`` exists and is not an empty folder (without ``overwrite``) or holds other files, ``params`` do not
+        belong to the model, or the number of ``labels`` is not the number of classes.
     """
     origin = None if source is None else resolve(source)
     arrays, config = hf_tensors(model, params), _config(model, origin, labels)
     kinds = {str(array.dtype) for array in arrays.values()}
     config["dtype"] = kinds.pop() if len(kinds) == 1 else "float32"
-    with files.folder(path, overwrite=overwrite) as staging:
+    with files.folder(path, replaces=MODEL_FILES if overwrite else ()) as staging:
         tensors.write(staging, arrays, max_shard_size=max_shard_size)
         (staging / MODEL_CONFIG).write_text(files.dumps(config, indent=2, sort_keys=True) + "\n")
         kept_units.write(staging, kept)

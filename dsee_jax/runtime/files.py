@@ -11,11 +11,11 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from dsee_jax.errors import InputError
-from dsee_jax.runtime import atomic, multihost, storage
+from dsee_jax.runtime import atomic, earlier_output, multihost, storage
 from dsee_jax.runtime.storage import Place
 
 log = logging.getLogger(__name__)
@@ -117,22 +117,24 @@ def write_text(path: Place, text: str) -> None:
 
 
 @contextlib.contextmanager
-def folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[pathlib.Path]:
+def folder(path: str | os.PathLike[str], *, replaces: Collection[str] = ()) -> Iterator[pathlib.Path]:
     """Yield an empty local folder to write into; it becomes ``path`` at the end, and is deleted on an error.
 
     If ``path`` is in a store, the folder is uploaded at the end.
 
     Args:
       path: the folder to create, and its parents.
-      overwrite: replace an existing ``path``.
+      replaces: names (`dsee_jax.runtime.earlier_output`) of the files that an existing ``path`` may hold; it is then replaced.
 
     Raises:
-      InputError: ``path`` exists and is not an empty folder (without ``overwrite``).
+      InputError: ``path`` exists and is not an empty folder, or holds a file that is not in ``replaces``.
       StoreError: the store does not take the folder.
     """
     place = storage.as_path(path)
     with storage.store_errors(place):
-        if place.exists() and not overwrite and not (place.is_dir() and not any(place.iterdir())):
+        if replaces:
+            earlier_output.check(place, replaces)
+        elif place.exists() and not (place.is_dir() and not any(place.iterdir())):
             raise InputError(f"{path} exists: give a new folder, or pass overwrite=True")
     if isinstance(place, pathlib.Path):
         with atomic.folder(place) as partial:

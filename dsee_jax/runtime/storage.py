@@ -22,7 +22,7 @@ import filelock
 from etils import epath
 
 from dsee_jax.errors import InputError
-from dsee_jax.runtime import atomic
+from dsee_jax.runtime import atomic, writable
 
 # Otherwise etils reads stores through TensorFlow where it is installed, with TensorFlow's credentials.
 os.environ.setdefault("EPATH_USE_TF", "false")
@@ -184,15 +184,17 @@ def upload(local: pathlib.Path, place: str | os.PathLike[str]) -> None:
             system.rm(key, recursive=True)
             for name in files:
                 system.copy(f"{to}/{name}", f"{key}/{name}")
-            system.rm(to, recursive=True)
+            system.rm([f"{to}/{name}" for name in files])
         system.invalidate_cache()
 
 
 def target(path: str, option: str) -> Place:
-    """Return the output file of a command's ``option``; raises `InputError` if the folder of the file does not exist."""
+    """Return the output file of a command's ``option``; raises `InputError` if the file cannot be written there."""
     file = as_path(path)
-    if isinstance(file, pathlib.Path) and not file.absolute().parent.is_dir():
-        raise InputError(f"{option} {file}: there is no folder {file.parent}; create it first")
+    if isinstance(file, pathlib.Path):
+        if file.is_dir():
+            raise InputError(f"{option} {file} is a folder; name a file")
+        writable.check(file, option)
     return file
 
 

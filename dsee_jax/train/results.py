@@ -10,7 +10,7 @@ import numpy as np
 
 from dsee_jax import models, stacks, tree
 from dsee_jax.ckpt import adapter, hf_save, kept_units
-from dsee_jax.ckpt.folders import ADAPTER, ADAPTER_WEIGHTS, MODEL
+from dsee_jax.ckpt.folders import ADAPTER, ADAPTER_FILES, ADAPTER_WEIGHTS, MODEL
 from dsee_jax.deltas import fold
 from dsee_jax.masks import apply as apply_masks
 from dsee_jax.metrics import flops
@@ -82,7 +82,7 @@ def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Place) -> di
             adapter.BASE_SHA256: written["base"][hashes.WEIGHTS],
             adapter.MODEL_SHA256: written["model"][hashes.WEIGHTS],
         } | ({"kept": setup.model.config.widths} if setup.kept else {})
-        with files.folder(out / ADAPTER, overwrite=True) as staging:
+        with files.folder(out / ADAPTER, replaces=ADAPTER_FILES) as staging:
             adapter.save(staging, adapter.Adapter(trained["deltas"], setup.supports, head, masks, about, kept))
         total += storage.size(out / ADAPTER / ADAPTER_WEIGHTS)
     return {"model_bytes": total}

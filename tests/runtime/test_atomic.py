@@ -75,7 +75,9 @@ def test_existing_folder_needs_overwrite(tmp_path):
         (partial / "y").write_text("1")
     with pytest.raises(InputError, match="a exists: give a new folder"), files.folder(tmp_path / "x" / "a"):
         pass
-    with files.folder(tmp_path / "x" / "a", overwrite=True):
+    with pytest.raises(InputError, match="'y' in it is not a file"), files.folder(tmp_path / "x" / "a", replaces=["z"]):
+        pass
+    with files.folder(tmp_path / "x" / "a", replaces=["y"]):
         pass
     assert not names(tmp_path / "x" / "a")
 

@@ -1,0 +1,49 @@
+"""The earlier output at the path of a new one: a command replaces a folder only if commands like it wrote everything in it."""
+
+import fnmatch
+from collections.abc import Collection
+
+from dsee_jax.errors import InputError
+from dsee_jax.runtime import storage
+from dsee_jax.runtime.storage import Place
+
+_OF_THE_SYSTEM = (".DS_Store",)
+"""Files that the system leaves in a folder which a person looks at."""
+
+
+def check(folder: Place, names: Collection[str], *, marker: tuple[str, str] | None = None) -> None:
+    """Raise `InputError` unless ``folder`` is absent, empty, or an earlier output that may be replaced.
+
+    Args:
+      folder: of this machine or of a store.
+      names: patterns (`fnmatch`) of the names that the command writes; the name of a subfolder ends with ``/``.
+      marker: the name and the first characters of a file that the command writes into every output; without this file the
+        folder is not the command's, even if all names fit.
+
+    Raises:
+      InputError: the folder holds another file or subfolder, lacks the marker, or is a file.
+    """
+    with storage.store_errors(folder):
+        if not folder.exists():
+            return
+        if not folder.is_dir():
+            raise InputError(f"{folder} is a file; name a folder")
+        entries = sorted(folder.iterdir())
+        for entry in entries:
+            fits = any(fnmatch.fnmatchcase(entry.name, name) for name in (*names, *_OF_THE_SYSTEM))
+            if not (f"{entry.name}/" in names if entry.is_dir() else fits):
+                raise InputError(
+                    f"{folder} is not replaced: {entry.name!r} in it is not a file that this command writes; move it away, or "
+                    "name another folder"
+                )
+        if entries and marker and not _begins(folder / marker[0], marker[1]):
+            raise InputError(
+                f"{folder} is not replaced: it has no {marker[0]} of an earlier output; name another folder, or delete it"
+            )
+
+
+def _begins(file: Place, text: str) -> bool:
+    if not file.is_file():
+        return False
+    with file.open("rb") as opened:
+        return bytes(opened.read(len(text.encode()))) == text.encode()

@@ -123,6 +123,7 @@ def results(
         "before": before["metrics"],
         "stages": done,
         "final": done[-1]["metrics"],
+        "final_last": done[-1].get("last", done[-1]["metrics"]),
         "trainable_parameters": count,
         "trainable_fraction": count / size,
         "head_parameters": sum(int(np.prod(flat[path].shape)) for path in setup.head),

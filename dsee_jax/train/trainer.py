@@ -159,11 +159,11 @@ class _Pending(NamedTuple):
 
 def diverged(session: Session, stage: Stage, step: int, rate: Any, finding: str) -> Diverged:
     """Return the error that ends a stage at ``step``, with the learning rate ``rate``, because of ``finding``."""
-    mark = session.store.last.latest_step()
-    saved = "there is no checkpoint" if mark is None else f"the last good checkpoint is of step {mark - stage.offset}"
+    # Every stage begins with a checkpoint.
+    saved = (session.store.last.latest_step() or stage.offset) - stage.offset
     return Diverged(
-        f"stage {stage.name}, step {step}, learning rate {float(rate):g}: {finding}; {saved}, from "
-        "where the same command resumes; to train with a lower train.learning_rate, name another output_dir"
+        f"stage {stage.name}, step {step}, learning rate {float(rate):g}: {finding}; the last good checkpoint is of step "
+        f"{saved}, from where the same command resumes; to train with a lower train.learning_rate, name another output_dir"
     )
 
 

@@ -79,7 +79,7 @@ def test_every_task_is_read_from_its_layout(tmp_path, task, inner):
     write(tmp_path / NAMES[task] if inner else tmp_path, task)
     loaded = glue.load(task, str(tmp_path))
     _, _, text, pair, labels = FILES[task]
-    assert loaded.name == task
+    assert (loaded.name, loaded.glue) == (task, task)
     assert set(loaded.dev) == ({"dev_matched", "dev_mismatched"} if task == "mnli" else {"dev"})
     assert loaded.regression == (task == "stsb")
     assert loaded.num_labels == {"stsb": 1, "mnli": 3}.get(task, 2)

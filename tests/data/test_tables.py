@@ -6,6 +6,7 @@ import pytest
 from dsee_jax.config import DataConfig
 from dsee_jax.data import tables
 from dsee_jax.errors import InputError
+from dsee_jax.metrics import classification
 
 
 def write(folder, **files):
@@ -43,6 +44,21 @@ def test_jsonl_regression_with_a_validation_file_is_read(tmp_path):
     assert task.train.labels.dtype == np.float32
     np.testing.assert_array_equal(task.train.labels, [0.5, 2.0])
     np.testing.assert_array_equal(task.dev["dev"].labels, [3.0])
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "regression", "metric"),
+    [("mrpc", "xyz", False, "accuracy"), ("cola", "123", True, "pearson"), ("stsb", "xyz", False, "accuracy")],
+)
+def test_name_of_a_table_decides_no_metric(tmp_path, name, labels, regression, metric):
+    """A table may be named as a task of GLUE; its metrics are those of its labels."""
+    lines = "".join(f"{label},{label}\n" for label in labels)
+    write(tmp_path, train_csv=f"sentence1,label\n{lines}", dev_csv=f"sentence1,label\n{lines}")
+    task = tables.load(DataConfig(source="csv", task=name, dir=str(tmp_path), regression=regression))
+    assert next(iter(classification.of_task(task.glue, regression=task.regression))) == metric
+    values = np.arange(3.0)[:, None] if regression else np.eye(3)
+    scores = classification.score(task.glue, values, task.dev["dev"].labels, regression=regression)
+    assert scores[metric] == pytest.approx(1.0)
 
 
 def test_configured_classes_keep_their_order(tmp_path):

@@ -52,7 +52,11 @@ def test_sst2_is_read(tmp_path):
     ]
     prepare(tmp_path, "glue", "sst2", features, {"train": train, "validation": train[:2]})
     task = source.load(DataConfig(source="tfds", task="glue/sst2", dir=str(tmp_path)))
-    assert (task.name, task.labels) == ("sst2", ("negative", "positive"))
+    assert (task.name, task.labels, task.glue) == ("sst2", ("negative", "positive"), "sst2")
+    others = source.load(
+        DataConfig(source="tfds", task="glue/sst2", dir=str(tmp_path), labels=("positive", "negative"))
+    )
+    assert (others.name, others.glue) == ("sst2", "")
     assert rows_by_text(task.train) == [("bad", None, 0), ("good \u00e9t\u00e9", None, 1), ("ok", None, 1)]
     assert len(task.dev["dev"].labels) == 2
     assert "tensorflow" not in sys.modules

@@ -43,3 +43,14 @@ def test_losses():
     assert loss == pytest.approx(np.mean([np.log1p(np.exp(-4)), np.log1p(np.exp(4))]))
     squared = classification.score("stsb", np.array([[1.0], [2.0]]), np.array([0.0, 4.0]), regression=True)["loss"]
     assert squared == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_have_no_metric(value):
+    """Not class 0 of a highest logit, not the constant prediction of a regression."""
+    values = logits(np.array([0, 0, 1]))
+    values[1, 1] = value
+    scores = classification.score("mrpc", values, np.array([0, 0, 1]), regression=False)
+    assert scores == pytest.approx({"accuracy": np.nan, "f1": np.nan, "loss": np.nan}, nan_ok=True)
+    scores = classification.score("", values[:, 1:], np.array([0.0, 1.0, 2.0]), regression=True)
+    assert scores == pytest.approx({"pearson": np.nan, "spearman": np.nan, "loss": np.nan}, nan_ok=True)

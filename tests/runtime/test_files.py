@@ -1,5 +1,9 @@
 """The log of a run: rewinding to a checkpoint, and incomplete lines after a crash."""
 
+import json
+
+import numpy as np
+
 from dsee_jax.runtime import files
 
 
@@ -28,3 +32,13 @@ def test_file_is_replaced(tmp_path):
     files.write(tmp_path / "m.json", {"a": 2})
     assert (tmp_path / "m.json").read_text() == '{\n "a": 2\n}\n'
     assert [path.name for path in tmp_path.iterdir()] == ["m.json"]
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path):
+    """JSON has no other way to write them; they are replaced in the log as well, at any depth."""
+    record = {"a": float("nan"), "b": [1.5, (float("inf"), np.float64("-inf"))], "c": {"d": float("nan"), "e": "NaN"}}
+    expected = {"a": None, "b": [1.5, [None, None]], "c": {"d": None, "e": "NaN"}}
+    files.write(tmp_path / "m.json", record)
+    files.append(tmp_path / "log.jsonl", record)
+    assert json.loads((tmp_path / "m.json").read_text()) == expected
+    assert files.read(tmp_path / "log.jsonl") == [expected]

@@ -193,13 +193,14 @@ class PruneConfig:
     sparsity: float = 0.5
     """unstructured: the fraction of zeros, in [0, 1)."""
     scope: Literal["global", "tensor", "output"] = "global"
-    """The weights that compete, of which the given fraction goes. global: those of all targets. tensor: those of each kernel;
-    structured: of each layer. output: those of each output of a kernel; unstructured only."""
+    """The weights that compete, of which the given fraction goes. global: those of all targets; for AB, ABS, NAB and NABS,
+    those of the kernels with an update and those of the others apart, as by the authors of DSEE (structured: layers). tensor:
+    those of each kernel; structured: of each layer. output: those of each output of a kernel; unstructured only."""
     score: Literal["W", "WAB", "WABS", "AB", "ABS", "NAB", "NABS", "WANDA", "random"] = "WABS"
     """The score of a weight; the lowest go. With D = scale * (A @ B + S): W is |W|, WAB |W + scale * A @ B|, WABS |W + D|,
-    AB |scale * A @ B|, ABS |D|; NAB and NABS are 1 / AB and 1 / ABS. WANDA is |W| times the root mean square of the input that
-    W multiplies, over training examples; best with scope tensor or output. structured: summed over the columns of a head or
-    neuron; without NAB, NABS and WANDA."""
+    AB |scale * A @ B|, ABS |D|; NAB and NABS are 1 / AB and 1 / ABS. A kernel without an update scores W. WANDA is |W| times
+    the root mean square of the input that W multiplies, over training examples; best with scope tensor or output. structured:
+    summed over the columns of a head or neuron; without NAB, NABS and WANDA."""
     calibration: int = 128
     """WANDA: the least number of training examples that the inputs are measured on, 1 or more; whole batches are used."""
     n: int = 2

@@ -3,6 +3,9 @@
 A pruned weight is exactly 0.0: masks select and never multiply, so no -0.0 and no NaN remains.
 """
 
+import math
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,11 +34,33 @@ def apply(params: Params, masks: Masks) -> dict[str, jax.Array]:
     return tree.map_at(pruned, params, masks)
 
 
+INT32 = 2**31
+"""The entries that an int32 cannot count. A stacked kernel of a deep decoder has more."""
+
+
+def parts(shape: Sequence[int], most: int = INT32) -> int:
+    """Return the number of leading axes to go through one by one, so that each part has fewer than ``most`` entries."""
+    return next(axes for axes in range(len(shape) + 1) if math.prod(shape[axes:]) < most)
+
+
+def counts(mask: jax.Array, most: int = INT32) -> jax.Array:
+    """Return the number of True entries of every part of a mask, int32 of the shape of its leading axes (`parts`).
+
+    Their sum may exceed an int32: add them as Python or NumPy int64 numbers.
+    """
+    leading = parts(mask.shape, most)
+    return jnp.sum(mask, axis=tuple(range(leading, mask.ndim)), dtype=jnp.int32)
+
+
 def density(masks: Masks) -> float:
     """Return the kept fraction of all masked entries, in [0, 1]; 1 for an empty tree."""
     flat = tree.flatten(masks).values()
     total = sum(mask.size for mask in flat)
-    return sum(int(jnp.count_nonzero(mask)) for mask in flat) / total if total else 1.0
+    kept = sum(
+        int(np.count_nonzero(mask) if isinstance(mask, np.ndarray) else np.asarray(counts(mask)).sum(dtype=np.int64))
+        for mask in flat
+    )
+    return kept / total if total else 1.0
 
 
 def intersect(a: Masks, b: Masks) -> dict[str, jax.Array]:

@@ -38,6 +38,20 @@ def test_density_literals():
     assert masks.density({}) == 1
 
 
+def test_density_adds_parts_beyond_an_int32(monkeypatch):
+    """A mask of 40 layers of 5120 x 13824 counts by layer; the sum of the counts exceeds an int32."""
+    assert masks.parts((40, 5120, 13824)) == 1
+    assert masks.parts((13824, 5120)) == masks.parts(()) == 0
+    assert masks.parts((2, 70000, 70000)) == 2
+    layered = jnp.arange(24).reshape(2, 3, 4) % 5 == 0
+    for most, axes in ((25, ()), (24, (2,)), (12, (2, 3)), (4, (2, 3, 4))):
+        counts = masks.counts(layered, most)
+        assert counts.shape == axes
+        assert int(counts.sum()) == 5
+    monkeypatch.setattr(masks, "counts", lambda mask: jnp.full(3, 2**30, jnp.int32))
+    assert masks.density({"a": jnp.ones((2, 2), bool)}) == 3 * 2**30 / 4
+
+
 def test_intersect_takes_a_missing_mask_as_all_kept():
     a = {"x": np.array([True, True, False]), "y": np.array([False])}
     b = {"x": np.array([True, False, True]), "z": np.array([True])}

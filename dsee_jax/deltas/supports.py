@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from dsee_jax.deltas import decompose
 from dsee_jax.errors import InputError
+from dsee_jax.masks import INT32
 from dsee_jax.ops.topk import ordered
 from dsee_jax.typing import Array, Key
 
@@ -48,6 +49,8 @@ def grebsmo(w: Array, nonzeros: int, *, key: Key, rank: int = 0) -> jax.Array:
 def _check(w: Array, nonzeros: int) -> None:
     if w.ndim != 2:
         raise InputError(f"expected a kernel (in, out), found the shape {w.shape}: use jax.vmap over leading axes")
+    if w.size >= INT32:
+        raise InputError(f"a kernel of {w.size} entries has too many for a support: leave it out of delta.targets")
     if not 0 <= nonzeros <= w.size:
         raise InputError(f"nonzeros is {nonzeros} for a kernel of {w.size} entries: use 0 to {w.size}")
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from dsee_jax.errors import InputError
+from dsee_jax.masks import INT32
 from dsee_jax.typing import Array
 
 
@@ -12,14 +13,20 @@ def top_k(score: Array, k: int | Array) -> jax.Array:
     """Return a bool mask like ``score``, True at exactly the ``k`` highest entries; ties go to the lowest flat index.
 
     ``k`` is clipped to 0 .. ``score.size`` and may be traced, so one compilation serves every ``k``. The cost is about fifty
-    counting passes and no sort; any size below 2^31 and any sharding are allowed.
+    counting passes and no sort. Any sharding is allowed.
+
+    Raises:
+      InputError: the array has 2^31 entries or more, which an int32 cannot count: select part by part, as
+        `dsee_jax.prune.weights` does.
     """
     return highest(ordered(score), k)
 
 
 @jax.jit
 def highest(rank: jax.Array, k: int | Array) -> jax.Array:
-    """Return the mask of `top_k` for the numbers from `ordered`."""
+    """Return the mask of `top_k` for the numbers from `ordered`; raises as `top_k`."""
+    if rank.size >= INT32:
+        raise InputError(f"an array of {rank.size} entries has too many for one selection: select layer by layer")
     k = jnp.clip(jnp.asarray(k, jnp.int32), 0, rank.size)
     bound = _kth(rank, k)
     above, tied = rank > bound, rank == bound

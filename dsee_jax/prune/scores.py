@@ -20,14 +20,16 @@ In ``WABS`` the code of the authors of DSEE scales S alone, by a slip of operato
 A score that is not a number counts as the lowest (see `dsee_jax.ops.topk.ordered`).
 """
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypedDict, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.typing import Array, Key
+
+T = TypeVar("T")
 
 
 class Evidence(TypedDict, total=False):
@@ -70,6 +72,11 @@ class Score(NamedTuple):
     def reads_update(self) -> bool:
         """Whether the score depends on the update of the kernel."""
         return "low_rank" in self.reads or "update" in self.reads
+
+    @property
+    def of_update(self) -> bool:
+        """Whether the score is one of the update alone, which no score of a weight compares with."""
+        return self.reads_update and "w" not in self.reads
 
     def __call__(
         self, w: Array, low_rank: Array, update: Array, *, key: Key | None = None, inputs: Array | None = None
@@ -125,3 +132,14 @@ SCORES = {
     "random": Score(_random, ("w", "key")),
 }
 """Every score by name; NAB and NABS of 0 are infinite."""
+
+
+def divided(members: Sequence[T], updated: Callable[[T], bool], score: str) -> list[list[T]]:
+    """Return the members of a pool in groups whose scores compare: one group, or those with an update and those without.
+
+    A member without an update scores ``W`` where the score is one of the update alone. No group is empty.
+    """
+    if not SCORES[score].of_update:
+        return [list(members)]
+    groups = [[each for each in members if updated(each) == whether] for whether in (True, False)]
+    return [group for group in groups if group]

@@ -21,7 +21,7 @@ from dsee_jax.deltas import fold
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.models.architecture import Model
 from dsee_jax.ops.topk import top_k
-from dsee_jax.prune.scores import SCORES, Evidence, complete
+from dsee_jax.prune.scores import SCORES, Evidence, complete, divided
 from dsee_jax.runtime import multihost
 from dsee_jax.typing import Array, Cuts, Delta, Deltas, Masks, Params, Supports, Tree, Units
 
@@ -46,7 +46,9 @@ def structured(
       heads: the heads to prune: a fraction in [0, 1), rounded to the nearest whole number, or a whole number (an int).
       neurons: the feed-forward neurons to prune, likewise.
       score: a name in `UNIT_SCORES`, summed over the columns of a unit; or a tree of scores (see above). The lowest go.
-      scope: ``global`` counts and compares over all layers, which may then differ in width; ``tensor`` within each layer.
+      scope: ``global`` counts and compares over all layers, which may then differ in width; ``tensor`` within each layer. For
+        a score of the update alone, the layers with an update and those without are compared apart, and each lose their
+        share.
       **evidence: ``scale`` and ``scale_sparse`` of the updates, ``key`` for ``random``; see `dsee_jax.prune.scores.Evidence`.
 
     Returns:
@@ -74,9 +76,18 @@ def structured(
             by_layer = scores(params, deltas, supports, cuts[kind], score, **options)
         else:
             by_layer = _layer_scores(params, score, kind, cuts[kind])
-        pools = [by_layer] if scope == "global" else [[each] for each in by_layer]
-        flags = [flag for pool in pools for flag in _keep_highest(kind, amount, pool)]
-        kept[kind] = {layer(number): flag for number, flag in enumerate(flags) if flag.size}
+        numbers = range(len(by_layer))
+        if scope == "tensor":
+            pools = [[number] for number in numbers]
+        elif isinstance(score, str):
+            pools = divided(numbers, _updated(cuts[kind], deltas).__getitem__, score)
+        else:
+            pools = [list(numbers)]
+        sizes = [sum(len(by_layer[number]) for number in pool) for pool in pools]
+        flags: dict[int, np.ndarray] = {}
+        for pool, left in zip(pools, _left(kind, amount, sizes, apart=scope == "tensor"), strict=True):
+            flags |= zip(pool, _keep_highest([by_layer[number] for number in pool], left), strict=True)
+        kept[kind] = {layer(number): flags[number] for number in numbers if flags[number].size}
     return masks(params, cuts, kept)
 
 
@@ -92,12 +103,26 @@ def _layer_scores(params: Params, score: Tree, kind: str, layers: Sequence[Units
     return by_layer
 
 
-def _keep_highest(kind: str, amount: int | float, scores: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return the kept units of each layer; ``amount`` counts over all layers in ``scores``."""
-    total = sum(len(each) for each in scores)
-    left = total - removal_count(kind, amount, total)
-    flags = np.asarray(top_k(np.concatenate(scores), left)) if total else np.zeros(0, bool)
+def _left(kind: str, amount: int | float, sizes: Sequence[int], *, apart: bool) -> list[int]:
+    """Return the number of units to keep of each pool; ``amount`` is of each pool, or of all with their shares."""
+    if apart:
+        return [size - removal_count(kind, amount, size) for size in sizes]
+    ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
+    removed = [round(removal_count(kind, amount, ends[-1]) * end / max(ends[-1], 1)) for end in ends]
+    return [size - (end - start) for size, start, end in zip(sizes, [0, *removed], removed, strict=False)]
+
+
+def _keep_highest(scores: Sequence[np.ndarray], left: int) -> list[np.ndarray]:
+    """Return the ``left`` units of the highest scores of all layers in ``scores``, by layer."""
+    joined = np.concatenate(scores)
+    flags = np.asarray(top_k(joined, left)) if joined.size else np.zeros(0, bool)
     return np.split(flags, np.cumsum([len(each) for each in scores])[:-1])
+
+
+def _updated(layers: Sequence[Units], deltas: Deltas | None) -> list[bool]:
+    """Return for each layer whether any of its scored kernels has an update."""
+    updates = fold.kernels(deltas)
+    return [any(path in updates for path in units.scored) for units in layers]
 
 
 def removal_count(kind: str, amount: int | float, total: int) -> int:
@@ -175,8 +200,8 @@ def scores(
     """Return the scores of all units of one kind, float32 (units,) for each layer; ``evidence`` is that of `structured`.
 
     The score of a unit is the sum of the scores of the weights in its scored columns (DSEE, arXiv 2111.00160, section 3.3,
-    structured). A kernel without an update has D = 0. Where no scored kernel of the kind has an update, scores that read
-    updates become ``W``. ``random`` draws one number per unit.
+    structured). A kernel without an update has D = 0. In a layer without an update of any scored kernel, a score of the update
+    alone becomes ``W``. ``random`` draws one number per unit.
 
     Raises:
       InputError: the score is not in `UNIT_SCORES`, or ``random`` has no key.
@@ -187,10 +212,9 @@ def scores(
     if "key" in SCORES[score].reads and key is None:
         raise InputError("the score 'random' needs a key: pass key=jax.random.key(seed)")
     updates, coordinates = fold.kernels(deltas), tree.flatten(supports or {})
-    if SCORES[score].reads_update and not any(path in updates for units in layers for path in units.scored):
-        score = "W"
     by_layer = []
-    for number, units in enumerate(layers):
+    for number, (units, updated) in enumerate(zip(layers, _updated(layers, deltas), strict=True)):
+        own = score if updated or not SCORES[score].of_update else "W"
         total = np.zeros(count(params, units), np.float32)
         if not len(total):
             pass
@@ -200,7 +224,7 @@ def scores(
             for path in units.scored:
                 entries = units.axes[path][1]
                 w, delta = tree.get(params, path), updates.get(path)
-                columns = _columns(w, delta, coordinates.get(path), score, scale, scale_sparse)
+                columns = _columns(w, delta, coordinates.get(path), own, scale, scale_sparse)
                 total = total + multihost.to_host(columns).reshape(-1, entries).sum(1)
         by_layer.append(total)
     return by_layer

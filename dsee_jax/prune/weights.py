@@ -4,9 +4,9 @@ Rules select the kernels. A rule is a regular expression over full kernel paths,
 (prune the kernel), ``False`` (do not prune it) or a mapping of its own options. The first rule that matches a path decides. A
 path that no rule matches is not pruned.
 
-Scores of different magnitude must not compete. With ``score="ABS"`` an updated kernel has the small scores ``|D|`` and a
-kernel without an update the much larger scores ``|W|``, so a global pool of both loses the updated kernels first. Give each
-kind a pool of its own, as the authors of DSEE do (arXiv 2111.00160, section 3.3)::
+Scores of different things do not compete. A score of the update alone, such as ``ABS``, gives an updated kernel the small
+scores ``|D|``, and a kernel without an update the much larger scores ``|W|``. A pool of both is divided into two, each with
+the sparsity of the pool, as the authors of DSEE do (arXiv 2111.00160, section 3.3). A rule gives a pool its own sparsity::
 
     [(".*/(query|value)/kernel", {"score": "ABS", "sparsity": 0.5}), ("encoder/.*/kernel", True)]
 """
@@ -23,8 +23,11 @@ from dsee_jax import tree
 from dsee_jax.config import PruneConfig
 from dsee_jax.deltas import fold
 from dsee_jax.errors import InputError, did_you_mean
+from dsee_jax.masks import INT32
+from dsee_jax.masks import counts as count_parts
 from dsee_jax.ops.topk import highest, n_m, ordered
-from dsee_jax.prune.scores import SCORES, Evidence, complete
+from dsee_jax.prune.scores import SCORES, Evidence, complete, divided
+from dsee_jax.runtime import multihost
 from dsee_jax.typing import Array, Delta, Deltas, Key, Masks, Params, Rules, Supports
 
 
@@ -53,7 +56,8 @@ def unstructured(
         mapping may hold ``sparsity`` and ``score``.
       sparsity: the fraction of zeros in each pool, in [0, 1).
       score: a name in `dsee_jax.prune.scores.SCORES`. For a kernel without an update, scores that read updates become ``W``.
-      scope: the entries that compete, N at a time. ``global``: all entries of a pool. ``tensor``: those of each kernel, or of
+      scope: the entries that compete, N at a time. ``global``: all entries of a pool; for a score of the update alone, those
+        with an update and those without are two pools. ``tensor``: those of each kernel, or of
         each layer of a stacked kernel. ``output``: those of each output of a kernel (a column).
       keep: earlier masks at the same paths. Entries that they prune go first and stay pruned: masks only shrink.
       **evidence: ``scale`` and ``scale_sparse`` of the updates, ``key`` for ``random``, ``inputs`` for ``WANDA``; see
@@ -73,9 +77,11 @@ def unstructured(
         path = min(earlier.keys() ^ kernels.keys())
         raise InputError(f"keep and the rules must select the same kernels; only one of the two has {path!r}")
     rank = _ranker(kernels, deltas, supports, complete("unstructured", evidence))
+    updated = fold.kernels(deltas).keys()
     masks: dict[str, jax.Array] = {}
     for options, paths in pools:
-        for group in [paths] if scope == "global" else [[path] for path in paths]:
+        comparable = divided(paths, updated.__contains__, options["score"])
+        for group in comparable if scope == "global" else [[path] for path in paths]:
             ranks = {path: rank(path, options["score"]) for path in group}
             if keep:
                 # 0 ranks below every score: not-a-number, which has rank 0, moves up to 1.
@@ -226,25 +232,41 @@ def _rank(
     return ordered(SCORES[score](w, low_rank, update, key=key, inputs=inputs))
 
 
-def _keep_highest(ranks: Mapping[str, jax.Array], sparsity: float) -> dict[str, jax.Array]:
-    """Return the masks of the highest ranks of one pool; counts are Python ints, so a pool may exceed 2^31 entries."""
+def _keep_highest(ranks: Mapping[str, jax.Array], sparsity: float, most: int = INT32) -> dict[str, jax.Array]:
+    """Return the masks of the highest ranks of one pool.
+
+    A pool and a kernel may have any number of entries: a program counts in parts of fewer than ``most`` (`masks.parts`),
+    which are added in 64 bits.
+    """
     total = sum(rank.size for rank in ranks.values())
     left = total - round(sparsity * total)
     arrays = list(ranks.values())
     bound = 0
     for bit in reversed(range(32)):
         higher = bound | 1 << bit
-        if sum(_reaching(arrays, higher)) >= left:
+        if sum(int(counts.sum()) for counts in _reaching(arrays, higher, most)) >= left:
             bound = higher
     # Where nothing is kept, bound is the highest uint32, which no rank reaches: both counts are 0.
-    reached, above = _reaching(arrays, bound), _reaching(arrays, min(bound + 1, 2**32 - 1))
-    left -= sum(above)
+    reached, above = _reaching(arrays, bound, most), _reaching(arrays, min(bound + 1, 2**32 - 1), most)
+    left -= sum(int(counts.sum()) for counts in above)
     masks: dict[str, jax.Array] = {}
     for (path, rank), at_least, more in zip(ranks.items(), reached, above, strict=True):
-        take = min(left, at_least - more)
-        left -= take
-        masks[path] = rank >= np.uint32(bound) if more + take == at_least else highest(rank, more + take)
+        tied = at_least - more
+        take = np.clip(left - (np.cumsum(tied).reshape(tied.shape) - tied), 0, tied)
+        left -= int(take.sum())
+        masks[path] = (
+            rank >= np.uint32(bound) if (take == tied).all() else _highest_parts(rank, (more + take).astype(np.int32))
+        )
     return masks
+
+
+@jax.jit
+def _highest_parts(rank: jax.Array, counts: Array) -> jax.Array:
+    """Return the mask of the ``counts`` highest ranks of every part."""
+    select = highest
+    for _ in range(counts.ndim):
+        select = jax.vmap(select)
+    return select(rank, counts)
 
 
 def _each_layer(ranks: Mapping[str, jax.Array], sparsity: float) -> dict[str, jax.Array]:
@@ -271,13 +293,14 @@ def _highest_columns(rank: jax.Array, count: Array) -> jax.Array:
 _highest_each = jax.jit(jax.vmap(highest, in_axes=(0, None)))
 
 
-def _reaching(ranks: list[jax.Array], bound: int) -> list[int]:
-    return [int(count) for count in jax.device_get(_count(ranks, np.uint32(bound)))]
+def _reaching(ranks: list[jax.Array], bound: int, most: int) -> list[np.ndarray]:
+    """Return the number of ranks from ``bound`` on in every part of every kernel, int64."""
+    return [counts.astype(np.int64) for counts in multihost.to_host(_count(ranks, np.uint32(bound), most))]
 
 
-@jax.jit
-def _count(ranks: list[jax.Array], bound: Array) -> list[jax.Array]:
-    return [jnp.sum(rank >= bound, dtype=jnp.int32) for rank in ranks]
+@functools.partial(jax.jit, static_argnums=2)
+def _count(ranks: list[jax.Array], bound: Array, most: int = INT32) -> list[jax.Array]:
+    return [count_parts(rank >= bound, most) for rank in ranks]
 
 
 def check_prunable(path: str, shape: tuple[int, ...], prune: PruneConfig) -> None:

@@ -50,10 +50,10 @@ def kept(masks):
     ("score", "scale_sparse", "heads"),
     [
         ("W", True, [[8, 9], [3 + 8 + 1, 8 + 5]]),
-        # D = 2 * [[0, 0, -1, 2], [10, 0, -1, 2]] at the query of layer 0; all other kernels have no update.
-        ("ABS", True, [[20, 12], [0, 0]]),
-        ("ABS", False, [[10, 12], [0, 0]]),
-        ("AB", True, [[0, 12], [0, 0]]),
+        # D = 2 * [[0, 0, -1, 2], [10, 0, -1, 2]] at the query of layer 0; layer 1 has no update and scores its weights.
+        ("ABS", True, [[20, 12], [12, 13]]),
+        ("ABS", False, [[10, 12], [12, 13]]),
+        ("AB", True, [[0, 12], [12, 13]]),
         ("WABS", True, [[3 + 20 + 5, 1 + 8 + 2 + 5 + 1], [12, 13]]),
     ],
 )
@@ -93,6 +93,21 @@ def test_tensor_and_global_scope_literals():
         "neurons/layer_0": [0, 0, 1],
         "neurons/layer_1": [0, 1, 1],
     }
+
+
+@pytest.mark.parametrize("heads", [2, 0.5])
+def test_layers_with_and_without_an_update_lose_their_shares(heads):
+    """By their updates and by their weights, which do not compare: by one pool layer 0 loses both of its tiny updates."""
+    params, deltas, supports = model()
+    small = jax.tree.map(lambda leaf: leaf / 100, deltas)
+    masks = units.structured(params, small, supports, CUTS, heads=heads, score="ABS")
+    assert kept(masks) == {"heads/layer_0": [1, 0], "heads/layer_1": [0, 1]}
+    # One unit of four: the pools have half a unit each, and one of them gives it.
+    one = units.structured(params, small, supports, CUTS, heads=1, score="ABS")
+    assert sum(map(sum, kept(one).values())) == 3
+    # |W + D| compares with |W|.
+    both = units.structured(params, small, supports, CUTS, heads=heads, score="WABS")
+    assert kept(both) == {"heads/layer_0": [0, 0], "heads/layer_1": [1, 1]}
 
 
 def test_masks_cover_every_param_of_a_unit():

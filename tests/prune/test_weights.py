@@ -123,7 +123,11 @@ def test_number_of_pruned_weights_is_exact(score, scope, sparsity, tied):
     parts = [layer for mask in masks.values() for layer in (mask if mask.ndim == 3 else [mask])]
     if scope == "output":
         parts = [column for mask in parts for column in mask.T]
-    groups = [parts] if scope == "global" else [[mask] for mask in parts]
+    groups = [[mask] for mask in parts]
+    if scope == "global":
+        with_update = [mask for path, mask in masks.items() if path != "f/kernel"]
+        alone = score in ("AB", "ABS", "NAB", "NABS")
+        groups = [with_update, [masks["f/kernel"]]] if alone else [parts]
     for group in groups:
         total = sum(mask.size for mask in group)
         assert sum(int((~mask).sum()) for mask in group) == round(sparsity * total)
@@ -175,11 +179,9 @@ def test_nan_score_is_pruned_first():
 
 
 def test_rule_with_options_makes_its_own_pool():
-    """Global ABS prunes the updated kernel first; in a pool of its own the kernel loses its own share."""
+    """In a pool of its own a kernel loses its own share."""
     params = {"q": {"kernel": jnp.ones((4, 4))}, "f": {"kernel": jnp.arange(1.0, 17).reshape(4, 4)}}
     deltas = {"q": {"kernel": {"a": jnp.full((4, 1), 0.01), "b": jnp.arange(1.0, 5)[None]}}}
-    mixed = weights.unstructured(params, deltas, {}, [".*"], score="ABS")
-    assert (mixed["q"]["kernel"].sum(), mixed["f"]["kernel"].sum()) == (0, 16)
     rules = [("q/kernel", {"score": "ABS", "sparsity": 0.25}), (".*", True)]
     masks = weights.unstructured(params, deltas, {}, rules, score="W", sparsity=0.75)
     assert masks["q"]["kernel"].astype(int).tolist() == [[0, 1, 1, 1]] * 4
@@ -208,6 +210,55 @@ def test_masks_only_shrink_along_the_cubic():
         masks = new
     less = weights.unstructured(params, None, None, [".*"], score="W", sparsity=0.1, keep=masks)
     assert jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), less, masks))
+
+
+@pytest.mark.parametrize("score", ["ABS", "AB", "NABS", "NAB"])
+def test_scores_of_updates_and_of_weights_are_two_pools(score):
+    """Each kind loses its share, also in a rule of its own, and along a gradual schedule."""
+    params, deltas, supports = model()
+    small = jax.tree.map(lambda leaf: leaf / 100, deltas)
+    masks = None
+    for rules in ([".*/kernel"], [(".*/kernel", {"score": score})]):
+        for sparsity in (0.25, 0.5):
+            options = {} if isinstance(rules[0], tuple) else {"score": score}
+            masks = weights.unstructured(
+                params, small, supports, rules, sparsity=sparsity, keep=masks, scope="global", **options
+            )
+            zeros = {path: int((~mask).sum()) for path, mask in tree.flatten(masks).items()}
+            assert zeros.pop("f/kernel") == round(sparsity * 32)
+            assert sum(zeros.values()) == round(sparsity * (48 + 48 + 72))
+        masks = None
+
+
+def test_scores_of_weights_with_and_without_an_update_are_one_pool():
+    """|W + D| and |W| compare: the kernel of the smaller weights loses more."""
+    params, deltas, supports = model()
+    params["f"]["kernel"] /= 100
+    masks = weights.unstructured(params, deltas, supports, ["(q|v|f)/kernel"], score="WABS", sparsity=0.25)
+    assert int((~masks["f"]["kernel"]).sum()) == 32
+
+
+@pytest.mark.parametrize("most", [10, 24, 25, 100])
+@pytest.mark.parametrize("tied", [False, True])
+def test_counts_in_parts_select_the_same_weights(tied, most):
+    """A kernel with more entries than an int32 counts: by layer, or by row where a layer has too many as well."""
+    draw = np.random.default_rng(0)
+    values = lambda *shape: draw.integers(0, 3, shape) if tied else draw.permutation(np.prod(shape)).reshape(shape)
+    ranks = {
+        "a": jnp.asarray(values(3, 4, 6), jnp.uint32),
+        "b": jnp.asarray(values(8, 3), jnp.uint32),
+        "c": jnp.zeros((2, 0, 3), jnp.uint32),
+    }
+    for sparsity in (0.0, 0.3, 0.5, 0.99):
+        whole, parts = weights._keep_highest(ranks, sparsity), weights._keep_highest(ranks, sparsity, most)
+        assert kept(parts) == kept(whole)
+        assert sum(int((~mask).sum()) for mask in parts.values()) == round(sparsity * 96)
+
+
+def test_counts_of_parts_add_up_beyond_an_int32(monkeypatch):
+    monkeypatch.setattr(weights, "_count", lambda ranks, bound, most: [jnp.full((3, 2), 2**30, jnp.int32)])
+    (counts,) = weights._reaching([], 0, 2**31)
+    assert counts.sum() == 6 * 2**30
 
 
 def test_random_is_reproducible_and_differs_between_kernels():

@@ -3,10 +3,17 @@
 A folder has two series: ``last`` (the state, the masks and a JSON record, to resume from) and ``best`` (the trained parameters
 at the best evaluation of the stage). Both series number their checkpoints by a mark that only grows during a run, so that a
 resumed run recognises the checkpoints that exist already.
+
+Each checkpoint on a disk has checksums, which become visible together with it. A damaged checkpoint is set aside when a run
+resumes, and the run goes back to the newest whole one. Stores have checksums of their own.
 """
 
 import contextlib
+import errno
+import json
 import logging
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,14 +21,25 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from dsee_jax.errors import Diverged
+from dsee_jax.ckpt import checksums
+from dsee_jax.errors import Diverged, InputError
 from dsee_jax.runtime import multihost
 from dsee_jax.runtime.preemption import Preempted
-from dsee_jax.runtime.storage import Place
+from dsee_jax.runtime.storage import Place, StoreError, remote
 from dsee_jax.typing import Masks
+
+log = logging.getLogger(__name__)
 
 KEPT = 2
 """Checkpoints kept in each series: the newest, and the one before, which is needed until the newest is complete."""
+
+DAMAGED = "damaged"
+"""The folder, beside the series, of the damaged checkpoints."""
+
+_PARTIAL, _METADATA = ".orbax-checkpoint-tmp", "_CHECKPOINT_METADATA"
+"""The end of the name of a folder that Orbax has not completed, and the file that Orbax changes last."""
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Store(NamedTuple):
@@ -41,27 +59,149 @@ class _Series(ocp.CheckpointManager):
 
 @contextlib.contextmanager
 def opened(folder: Place) -> Iterator[Store]:
-    """Open or create the series in ``folder``; at the end, wait until all checkpoints are on the disk."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    # Process 0 lists the checkpoints: on a shared disk the other processes may see them later.
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=KEPT, enable_async_checkpointing=True, single_host_load_and_broadcast=True
-    )
+    """Open or create the series in ``folder``; at the end, wait until all checkpoints are on the disk.
+
+    Raises:
+      InputError: every checkpoint is damaged.
+      StoreError: a checkpoint could not be written; the error of a save comes at the next call that waits for the save.
+    """
+    # Orbax prints the tracebacks of failed saves, which are raised too.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    with multihost.raise_on_all():
+        if multihost.is_main() and isinstance(folder, Path):
+            _set_damaged_aside(folder)
     folder = folder.absolute() if isinstance(folder, Path) else folder
-    store = Store(*(_Series(folder / name, options=options) for name in Store._fields))
+    store = Store(*(_series(folder / name) for name in Store._fields))
     try:
         yield store
-    except BaseException as error:
+    except (Preempted, Diverged):  # on every process at the same step
+        _finish(store)
+        raise
+    except BaseException:
         # In a job, an error on one process leaves the others in the middle of a step: closing would wait for them.
-        if not multihost.is_distributed() or isinstance(error, Preempted | Diverged):
+        if not multihost.is_distributed():
             _close(store)
         raise
-    _close(store)
+    _finish(store)
+
+
+def _series(folder: Place) -> _Series:
+    def seal() -> None:
+        """Write the checksums; process 0 calls this when all processes have written, before the checkpoint is renamed."""
+        if isinstance(folder, Path):
+            for partial in folder.glob(f"*{_PARTIAL}"):
+                checksums.write(partial, without=[_METADATA])
+
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=KEPT,
+        enable_async_checkpointing=True,
+        async_options=ocp.AsyncOptions(post_finalization_callback=seal),
+        # Process 0 lists the checkpoints: on a shared disk the other processes may see them later.
+        single_host_load_and_broadcast=True,
+    )
+    return _Series(folder, options=options)
+
+
+def _finish(store: Store) -> None:
+    try:
+        for series in store:
+            _wait(series)
+    finally:
+        _close(store)
 
 
 def _close(store: Store) -> None:
     for series in store:
-        series.close()
+        # The first calls raise the error of a failed save once more, before anything is closed.
+        for _ in range(4):
+            with contextlib.suppress(Exception):
+                series.close()
+                break
+
+
+def _wait(series: ocp.CheckpointManager) -> None:
+    with _writing(series):
+        series.wait_until_finished()
+
+
+@contextlib.contextmanager
+def _writing(series: ocp.CheckpointManager) -> Iterator[None]:
+    """Turn the errors of a save, or of the save before, into one line; Orbax and TensorStore raise several types."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        text = " ".join(str(error).split())
+        full = next((os.strerror(number) for number in _NO_SPACE if os.strerror(number) in text), None)
+        reason = f"{full}, {_free(series.directory)}" if full else text[:300]
+        raise StoreError(f"{series.directory}: a checkpoint could not be written: {reason}") from None
+
+
+@contextlib.contextmanager
+def _reading(series: ocp.CheckpointManager, mark: int | None) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise InputError(
+            f"{series.directory / str(mark)} cannot be restored ({reason}): move it away, and the same command goes back to "
+            "the checkpoint before it"
+        ) from None
+
+
+def _free(folder: Any) -> str:
+    return f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB are free on the disk"
+
+
+def _set_damaged_aside(folder: Path) -> None:
+    """Move checkpoints that cannot be resumed from to `DAMAGED`, and say so: the newest whole one becomes the newest.
+
+    A checkpoint of ``last`` is whole if its best is whole too. Where no such is left, a checkpoint without its best will do.
+    """
+    for partial in folder.glob(f"*/*{_PARTIAL}*"):
+        shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
+    places = {
+        name: {int(path.name): path for path in sorted((folder / name).glob("*")) if path.name.isdigit()}
+        for name in Store._fields
+    }
+    damage = {path: found for each in places.values() for path in each.values() if (found := _damage(path))}
+    if not damage:
+        return
+    whole = [mark for mark, path in places["last"].items() if path not in damage]
+    if places["last"] and not whole:
+        lines = "; ".join(f"{path}: {found}" for path, found in damage.items())
+        raise InputError(f"no checkpoint of this run is whole ({lines}): delete {folder} to begin the run again")
+    lost = {mark for mark, path in places["best"].items() if path in damage}
+    complete = [mark for mark in whole if _best(places["last"][mark]) not in lost]
+    newest = max(complete or whole, default=0)
+    for mark, path in places["last"].items():
+        if mark > newest and path not in damage:
+            damage[path] = f"it needs {places['best'][_best(path)]}"
+    for path, found in damage.items():
+        aside = folder / DAMAGED / f"{path.parent.name}_{path.name}"
+        log.warning("%s is damaged (%s): set aside as %s; the run goes on without it", path, found, aside)
+        aside.parent.mkdir(exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        path.replace(aside)
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """Return the damage of a checkpoint, None if it is whole."""
+    for item in ("state", "record") if checkpoint.parent.name == "last" else ("trained",):
+        if not (checkpoint / item).is_dir():
+            return f"{item} is missing"
+    try:
+        found = checksums.damage(checkpoint)
+        if not found and not isinstance(json.loads((checkpoint / _METADATA).read_bytes()), dict):
+            found = f"{_METADATA} is damaged"
+        return found
+    except (FileNotFoundError, ValueError):
+        return f"{_METADATA} is damaged"
+
+
+def _best(checkpoint: Path) -> int:
+    """Return the mark of the best that a whole checkpoint of ``last`` refers to; -1 where it refers to none."""
+    best = json.loads((checkpoint / "record" / "metadata").read_bytes()).get("best")
+    return best["mark"] if best else -1
 
 
 def save(store: Store, mark: int, state: Any, masks: Masks, record: dict[str, Any]) -> None:
@@ -72,15 +212,16 @@ def save(store: Store, mark: int, state: Any, masks: Masks, record: dict[str, An
       mark: the number of the checkpoint; an existing checkpoint of this number is kept unchanged.
       state: any pytree of arrays.
       masks: bool masks, True = kept; may be empty.
-      record: JSON values.
+      record: JSON values; ``record["best"]["mark"]``, where there is one, is the number of the best that belongs to it.
     """
-    store.best.wait_until_finished()
+    _wait(store.best)
     if mark in store.last.all_steps():
         return
     items: dict[str, Any] = {"state": ocp.args.StandardSave(state), "record": ocp.args.JsonSave(record)}
     if masks:
         items["masks"] = ocp.args.StandardSave(masks)
-    store.last.save(mark, args=ocp.args.Composite(**items), force=True)
+    with _writing(store.last):
+        store.last.save(mark, args=ocp.args.Composite(**items), force=True)
 
 
 def latest(store: Store, where: Callable[[Any], Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -93,13 +234,20 @@ def latest(store: Store, where: Callable[[Any], Any] | None = None) -> tuple[dic
     if mark is None:
         return None
     items: dict[str, Any] = {"record": ocp.args.JsonRestore()}
-    # keys(): a store knows the metadata of an item only after it has read or written one.
-    if "masks" in store.last.item_metadata(mark).keys():  # noqa: SIM118
-        items["masks"] = ocp.args.StandardRestore(
-            where and _abstract(store.last.directory / str(mark) / "masks", where)
+    with _reading(store.last, mark):
+        # keys(): a store knows the metadata of an item only after it has read or written one.
+        if "masks" in store.last.item_metadata(mark).keys():  # noqa: SIM118
+            items["masks"] = ocp.args.StandardRestore(
+                where and _abstract(store.last.directory / str(mark) / "masks", where)
+            )
+        restored = store.last.restore(mark, args=ocp.args.Composite(**items))
+    record = restored["record"]
+    if (best := record.get("best")) and best["mark"] not in store.best.all_steps():
+        log.warning(
+            "%s lacks the best checkpoint %s: it is chosen from the evaluations to come", store.best.directory, best
         )
-    restored = store.last.restore(mark, args=ocp.args.Composite(**items))
-    return restored["record"], restored.get("masks") or {}
+        record = record | {"best": None}
+    return record, restored.get("masks") or {}
 
 
 def _abstract(folder: Any, where: Callable[[Any], Any]) -> Any:
@@ -116,7 +264,8 @@ def restore(store: Store, like: Any) -> Any:
     """Return the state of the newest checkpoint, with the structure, dtypes and shardings of ``like``."""
     mark = store.last.latest_step()
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    return store.last.restore(mark, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
+    with _reading(store.last, mark):
+        return store.last.restore(mark, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
 
 
 def save_best(store: Store, mark: int, trained: Any) -> None:
@@ -124,13 +273,19 @@ def save_best(store: Store, mark: int, trained: Any) -> None:
 
     The checkpoint that refers to the previous best is completed first, because the previous best may be deleted now.
     """
-    store.last.wait_until_finished()
+    _wait(store.last)
     if mark not in store.best.all_steps():
-        store.best.save(mark, args=ocp.args.Composite(trained=ocp.args.StandardSave(trained)), force=True)
+        with _writing(store.best):
+            store.best.save(mark, args=ocp.args.Composite(trained=ocp.args.StandardSave(trained)), force=True)
 
 
 def restore_best(store: Store, mark: int, like: Any) -> Any:
-    """Return the trained parameters that `save_best` wrote under ``mark``."""
-    store.best.wait_until_finished()
+    """Return the trained parameters that `save_best` wrote under ``mark``; raises `InputError` if they are damaged."""
+    _wait(store.best)
+    place = store.best.directory / str(mark)
+    with multihost.raise_on_all():
+        if multihost.is_main() and not remote(place) and (found := _damage(Path(place))):
+            raise InputError(f"{place} is damaged ({found}): the same command resumes without it")
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    return store.best.restore(mark, args=ocp.args.Composite(trained=ocp.args.StandardRestore(target)))["trained"]
+    with _reading(store.best, mark):
+        return store.best.restore(mark, args=ocp.args.Composite(trained=ocp.args.StandardRestore(target)))["trained"]

@@ -79,15 +79,28 @@ def flush(path: Place) -> None:
 
 
 def read(path: Place) -> list[dict[str, Any]]:
-    """Return the records of a log; a last line without its newline (a crash) is left out, a missing file is empty."""
+    """Return the records of a log; a last line without its newline (a crash) is left out, a missing file is empty.
+
+    A line that is no record is left out with a warning.
+    """
     flush(path)
     *lines, _ = _text(path).split("\n")
-    return [json.loads(line) for line in lines]
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict) and isinstance(record.get("stage"), str) and isinstance(record.get("step"), int):
+            records.append(record)
+        else:
+            log.warning("%s:%d is damaged, expected a JSON object with stage and step: left out", path, number)
+    return records
 
 
 def _text(path: Place) -> str:
     with storage.store_errors(path):
-        return path.read_text(encoding="utf-8") if path.exists() else ""
+        return path.read_bytes().decode("utf-8", "replace") if path.exists() else ""
 
 
 def rewind(path: Place, done: list[str], stage: str, step: int) -> None:

@@ -5,7 +5,6 @@
 """
 
 import dataclasses
-import json
 import logging
 import pathlib
 import sys
@@ -16,8 +15,9 @@ import jax
 
 from dsee_jax import tree
 from dsee_jax.ckpt import checkpoints
-from dsee_jax.ckpt.folders import CHECKPOINTS, CONFIG, LOG, METRICS
+from dsee_jax.ckpt.folders import CHECKPOINTS, CONFIG, LOG, METRICS, read_json
 from dsee_jax.config import CUTTING, Config
+from dsee_jax.errors import InputError
 from dsee_jax.runtime import files, multihost, preemption, storage
 from dsee_jax.train import config_file, hashes, pruning, report, results, sharding, stages
 from dsee_jax.train.programs import make_programs
@@ -43,9 +43,9 @@ def run(config: Config, *, say: Callable[[Any], None] = print) -> dict[str, Any]
     setup = prepare(config)
     out = storage.as_path(config.output_dir)
     say = say if multihost.is_main() else lambda text: None
-    if multihost.allgather_objects((out / METRICS).exists())[0]:
+    if finished := multihost.allgather_objects(_finished(out))[0]:
         say(f"{out}: this run is finished; name another output_dir, or delete the folder, to run it again")
-        return json.loads((out / METRICS).read_text(encoding="utf-8"))
+        return finished
     if multihost.is_main() and isinstance(out, pathlib.Path):  # a store has no folders but those of its files
         out.mkdir(parents=True, exist_ok=True)
     with multihost.raise_on_all():
@@ -73,6 +73,17 @@ def run(config: Config, *, say: Callable[[Any], None] = print) -> dict[str, Any]
         files.write(out / METRICS, content)
         report.show(content, out, say)
     return multihost.allgather_objects(content)[0]
+
+
+def _finished(out: storage.Place) -> dict[str, Any]:
+    """Return the content of ``metrics.json``; {} where the run is not finished, or the file is damaged."""
+    if not (out / METRICS).exists():
+        return {}
+    try:
+        return read_json(out / METRICS)
+    except InputError as error:
+        log.warning("%s: damaged; written again from the last checkpoint", error)
+        return {}
 
 
 def _start(session: Session, setup: Setup) -> Run:

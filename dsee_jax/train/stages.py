@@ -204,6 +204,8 @@ def _train(session: Session, run: Run, name: str, sparsities: dict[int, float]) 
     hooks = Hooks(evaluations.__contains__, evaluate, evaluations.__contains__, before=redraw)
     # No name here for the first point: it would keep the first frozen params in memory after a redraw.
     point = trainer.fit(session, run, stage, Point(state, frozen(run.masks), run.masks, run.progress), hooks)
+    if point.progress.best is None:  # lost, and no evaluation was left to choose another
+        point, _ = evaluate(point, total)
     best: Any = point.progress.best
     trained = checkpoints.restore_best(session.store, best["mark"], begin)
     metrics = run.programs.write(trained, point.masks) | best["metrics"]

@@ -1,11 +1,15 @@
 """Checkpoints through Orbax: what is saved comes back, in this process and in the next."""
 
+import pathlib
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dsee_jax.ckpt import checkpoints
+from dsee_jax.errors import InputError
 
 MASKS = {"x": {"kernel": np.array([[True, False], [False, True]])}}
 
@@ -36,9 +40,9 @@ def test_the_best_is_kept_while_later_ones_are_saved(tmp_path):
     with checkpoints.opened(tmp_path) as store:
         checkpoints.save_best(store, 2, numbered(2))
         for mark in range(2, 9):
-            checkpoints.save(store, mark, numbered(mark), {}, {"best": 2})
+            checkpoints.save(store, mark, numbered(mark), {}, {"best": {"mark": 2}})
         store.last.wait_until_finished()
-        assert checkpoints.latest(store)[0] == {"best": 2}
+        assert checkpoints.latest(store)[0] == {"best": {"mark": 2}}
         assert store.last.all_steps() == [7, 8]
         jax.tree.map(np.testing.assert_array_equal, checkpoints.restore_best(store, 2, numbered(0)), numbered(2))
 
@@ -50,8 +54,8 @@ def test_the_best_that_a_checkpoint_refers_to_is_there(tmp_path):
             checkpoints.save_best(store, mark, numbered(mark))
             if mark > 1:
                 store.best.wait_until_finished()
-                assert checkpoints.latest(store)[0]["best"] in store.best.all_steps()
-            checkpoints.save(store, mark, numbered(mark), {}, {"best": mark})
+                assert checkpoints.latest(store)[0]["best"]["mark"] in store.best.all_steps()
+            checkpoints.save(store, mark, numbered(mark), {}, {"best": {"mark": mark}})
 
 
 def test_what_exists_is_left_as_it_is(tmp_path):
@@ -64,3 +68,93 @@ def test_what_exists_is_left_as_it_is(tmp_path):
         assert checkpoints.latest(store)[0] == {"number": 1}
         assert int(checkpoints.restore(store, numbered(0))["count"]) == 1
         assert int(checkpoints.restore_best(store, 1, numbered(0))["count"]) == 1
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A folder of two checkpoints, each with a best of its own."""
+    folder = tmp_path_factory.mktemp("two")
+    with checkpoints.opened(folder) as store:
+        for mark in (1, 2):
+            checkpoints.save_best(store, mark, numbered(mark))
+            checkpoints.save(store, mark, numbered(mark), MASKS, {"step": mark, "best": {"mark": mark}})
+    return folder
+
+
+def flip(path: pathlib.Path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def data(folder: pathlib.Path, pattern: str) -> pathlib.Path:
+    return max(folder.rglob(pattern), key=lambda path: path.is_file() and path.stat().st_size)
+
+
+DAMAGES = {
+    "an array file has a flipped bit": lambda last, best: flip(data(last, "state/d/*")),
+    "an array file is cut": lambda last, best: data(last, "state/d/*").write_bytes(b""),
+    "an array file is gone": lambda last, best: data(last, "state/d/*").unlink(),
+    "the masks have a flipped bit": lambda last, best: flip(data(last, "masks/d/*")),
+    "the manifest is gone": lambda last, best: (last / "state/manifest.ocdbt").unlink(),
+    "the record is gone": lambda last, best: shutil.rmtree(last / "record"),
+    "the record is empty": lambda last, best: (last / "record/metadata").write_text("{}"),
+    "the state is gone": lambda last, best: shutil.rmtree(last / "state"),
+    "the metadata are no text": lambda last, best: (last / "_CHECKPOINT_METADATA").write_bytes(b"\xff\xfe"),
+    "the metadata are gone": lambda last, best: (last / "_CHECKPOINT_METADATA").unlink(),
+    "the checksums are cut": lambda last, best: (last / "checksums.json").write_text("{"),
+    "the best has a flipped bit": lambda last, best: flip(data(best, "trained/d/*")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_run_goes_back_to_the_newest_whole_checkpoint(tmp_path, two, caplog, damage):
+    """The damaged checkpoint is named and set aside; the one before it comes back, and may be followed by the same mark."""
+    shutil.copytree(two, tmp_path, dirs_exist_ok=True)
+    DAMAGES[damage](tmp_path / "last" / "2", tmp_path / "best" / "2")
+    with checkpoints.opened(tmp_path) as store:
+        assert checkpoints.latest(store)[0] == {"step": 1, "best": {"mark": 1}}
+        jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(store, numbered(0)), numbered(1))
+        checkpoints.save_best(store, 2, numbered(2))
+        checkpoints.save(store, 2, numbered(2), MASKS, {"step": 2, "best": {"mark": 2}})
+    assert f"{tmp_path / 'last' / '2'} is damaged" in caplog.text
+    assert (tmp_path / "damaged" / "last_2").is_dir()
+    with checkpoints.opened(tmp_path) as store:
+        assert checkpoints.latest(store)[0]["step"] == 2
+
+
+def test_no_whole_checkpoint_is_an_error(tmp_path, two):
+    shutil.copytree(two, tmp_path, dirs_exist_ok=True)
+    for mark in "12":
+        flip(data(tmp_path / "last" / mark, "state/d/*"))
+    with pytest.raises(
+        InputError, match=r"no checkpoint of this run is whole \(.*last/1: state/d.* other bytes .*last/2"
+    ):
+        checkpoints.opened(tmp_path).__enter__()
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_a_lost_best_is_dropped_from_the_newest(tmp_path, two, caplog):
+    """Where every best is damaged, the run goes on from the newest checkpoint and chooses the best again."""
+    shutil.copytree(two, tmp_path, dirs_exist_ok=True)
+    for mark in "12":
+        flip(data(tmp_path / "best" / mark, "trained/d/*"))
+    with checkpoints.opened(tmp_path) as store:
+        assert checkpoints.latest(store)[0] == {"step": 2, "best": None}
+    assert "lacks the best checkpoint" in caplog.text
+
+
+def test_a_best_damaged_during_the_run_is_not_restored(tmp_path):
+    with checkpoints.opened(tmp_path) as store:
+        checkpoints.save_best(store, 1, numbered(1))
+        store.best.wait_until_finished()
+        flip(data(tmp_path / "best" / "1", "trained/d/*"))
+        with pytest.raises(InputError, match="best/1 is damaged"):
+            checkpoints.restore_best(store, 1, numbered(0))
+
+
+def test_a_checkpoint_without_checksums_is_whole(tmp_path, two):
+    shutil.copytree(two, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "last/2/checksums.json").unlink()
+    with checkpoints.opened(tmp_path) as store:
+        assert checkpoints.latest(store)[0]["step"] == 2

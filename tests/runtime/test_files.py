@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from dsee_jax.runtime import files
 
@@ -20,11 +21,25 @@ def test_rewind_keeps_finished_stages_and_earlier_steps(tmp_path):
 
 def test_incomplete_line_is_left_out(tmp_path):
     path = tmp_path / "log.jsonl"
-    files.append(path, {"a": 1})
+    files.append(path, {"stage": "tune", "step": 1})
     with path.open("a") as file:
-        file.write('{"a": ')
-    assert files.read(path) == [{"a": 1}]
+        file.write('{"stage": ')
+    assert files.read(path) == [{"stage": "tune", "step": 1}]
     assert files.read(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"}{", b"\xff\xfe\x00", b"[1]", b"{}", b'{"stage": 1, "step": 1}', b"", b"[" * 10**5]
+)
+def test_damaged_line_is_left_out_and_named(tmp_path, caplog, garbage):
+    path = tmp_path / "log.jsonl"
+    for step in (1, 2):
+        files.append(path, {"stage": "tune", "step": step})
+        if step == 1:
+            path.write_bytes(path.read_bytes() + garbage + b"\n")
+    files.rewind(path, [], "tune", 2)
+    assert f"{path}:2 is damaged" in caplog.text
+    assert path.read_text() == '{"stage": "tune", "step": 1}\n{"stage": "tune", "step": 2}\n'
 
 
 def test_file_is_replaced(tmp_path):

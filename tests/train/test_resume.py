@@ -91,6 +91,41 @@ def test_run_that_dies_in_every_stage_gives_the_same_result(tmp_path, monkeypatc
     assert_same(tmp_path / "again", tmp_path / "run")
 
 
+def test_damaged_files_cost_a_run_nothing_but_steps(tmp_path, monkeypatch, caplog):
+    """The newest checkpoint, the log, the config and at last the figures are damaged; the result is the same."""
+    loop.run(runs.config(tmp_path, **EVERY), say=lambda text: None)
+    again = runs.config(tmp_path, output_dir=str(tmp_path / "again"), **EVERY)
+    out, append = tmp_path / "again", files.append
+
+    def dying(path, record):
+        append(path, record)
+        if (record["stage"], record["step"]) == ("retune", 8):
+            raise Death
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "append", dying)
+        with pytest.raises(Death):
+            loop.run(again, say=lambda text: None)
+    newest = max((out / "checkpoints/last").iterdir(), key=lambda path: int(path.name))
+    largest = max((newest / "state").rglob("*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1])
+    with (out / folders.LOG).open("ab") as file:
+        file.write(b"\x00\xff garbage\n")
+    (out / folders.CONFIG).write_text("model: {path")
+    loop.run(again, say=lambda text: None)
+    assert_same(out, tmp_path / "run")
+    (out / folders.METRICS).write_text("{")
+    loop.run(again, say=lambda text: None)
+    assert_same(out, tmp_path / "run")
+    for damaged in (
+        f"{newest} is damaged",
+        f"{out / folders.LOG}:",
+        f"{out / folders.CONFIG}: not YAML",
+        folders.METRICS,
+    ):
+        assert damaged in caplog.text
+
+
 def start(arguments):
     environment = os.environ | {"JAX_NUMPY_RANK_PROMOTION": "raise"}
     return subprocess.Popen(

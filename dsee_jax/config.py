@@ -7,6 +7,7 @@ values of its fields when it is created, and `Config` checks the sections agains
 import dataclasses
 import numbers
 import os
+import sys
 from typing import Any, Literal, get_args, get_origin
 
 from dsee_jax.errors import InputError, did_you_mean
@@ -66,6 +67,8 @@ def _check_types(config: Any, section: str = "") -> None:
             fits = isinstance(value, (*kinds, int) if widest is float else kinds)
             fits &= widest is bool or not isinstance(value, bool)
             expected = _EXPECTED.get(widest) or f"a {widest.__name__}"
+            if fits and widest is float and not abs(value) <= sys.float_info.max:
+                fits, expected = False, "a finite number"
         _need(fits, f"{section}.{field.name}" if section else field.name, value, expected)
 
 
@@ -147,7 +150,7 @@ class DeltaConfig:
     rank: int = 16
     """Columns of A and rows of B, 0 or more. 0: no low-rank part."""
     alpha: float = 32.0
-    """scale = alpha / rank; where rank is 0, scale = alpha."""
+    """scale = alpha / rank; where rank is 0, scale = alpha. More than 0."""
     nonzeros: int = 64
     """Entries of S per kernel, 0 or more. 0: no sparse part."""
     support: Literal["grebsmo", "magnitude", "random"] = "grebsmo"
@@ -165,6 +168,7 @@ class DeltaConfig:
     def __post_init__(self) -> None:
         _check_types(self, "delta")
         _need(self.rank >= 0, "delta.rank", self.rank, "0 or more")
+        _need(self.alpha > 0, "delta.alpha", self.alpha, "more than 0")
         _need(self.nonzeros >= 0, "delta.nonzeros", self.nonzeros, "0 or more")
         _need(self.support_rank >= 0, "delta.support_rank", self.support_rank, "0 (automatic) or more")
         if self.start and not self.rank and not self.nonzeros:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -126,6 +126,24 @@ def test_section_refuses_a_bad_value_in_python_as_in_yaml(key, value, expected):
     with pytest.raises(InputError) as caught:
         config_file.read(None, [f"{key}={json.dumps(value)}"])
     assert str(caught.value) == message
+
+
+NUMBERS = [
+    f"{section.name}.{field.name}"
+    for section in dataclasses.fields(config.Config)
+    if dataclasses.is_dataclass(section.type)
+    for field in dataclasses.fields(section.type)
+    if field.type is float or float in get_args(field.type)
+]
+
+
+@pytest.mark.parametrize("value", [".nan", "nan", ".inf", "-inf", "1" + "0" * 400])
+def test_number_that_is_not_finite_is_refused(value):
+    """For every key that takes a fraction."""
+    assert "delta.alpha" in NUMBERS
+    for key in NUMBERS:
+        with pytest.raises(InputError, match=f"{key} is .*; expected"):
+            config_file.read(None, [f"--{key}={value}"])
 
 
 def test_list_of_strings_becomes_a_tuple():

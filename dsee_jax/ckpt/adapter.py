@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
@@ -56,7 +57,7 @@ def load(folder: Path) -> Adapter:
     """Read an adapter.
 
     Raises:
-      InputError: the folder or one of its files is missing or damaged.
+      InputError: the folder or one of its files is missing or damaged: an update lacks a part, or a number is not finite.
     """
     if folder.is_dir() and not (folder / ADAPTER_WEIGHTS).exists() and formats.is_peft(folder):
         raise InputError(f"{formats.describe(folder)}; expected the adapter/ folder of a run")
@@ -71,7 +72,51 @@ def load(folder: Path) -> Adapter:
         raise InputError(f"{folder}: damaged adapter: {error}") from None
     masks = packed_masks.load(folder / MASKS) if (folder / MASKS).exists() else {}
     deltas, supports, params = (parts.get(name, {}) for name in ("deltas", "supports", "params"))
-    return Adapter(deltas, supports, params, masks, config, kept_units.read(folder))
+    saved = Adapter(deltas, supports, params, masks, config, kept_units.read(folder))
+    if damage := _damage(saved):
+        raise InputError(f"{folder}: damaged adapter: {damage}; save it again, or copy it again from its source")
+    return saved
+
+
+def _damage(saved: Adapter) -> str | None:
+    """Return the first thing in an adapter that `save` writes otherwise."""
+    config = saved.config
+    if not isinstance(config, dict):
+        return f"{ADAPTER_CONFIG} holds a {type(config).__name__}, expected an object"
+    scale = config.get("scale")
+    if (
+        isinstance(scale, bool)
+        or not isinstance(scale, int | float)
+        or not 0 < scale <= float(np.finfo(np.float32).max)
+    ):
+        return f"scale is {scale!r} in {ADAPTER_CONFIG}, expected a number above 0"
+    if not isinstance(config.get("scale_sparse"), bool):
+        return f"scale_sparse is {config.get('scale_sparse')!r} in {ADAPTER_CONFIG}, expected true or false"
+    updates: dict[str, dict[str, np.ndarray]] = {}
+    for path, leaf in tree.flatten(saved.deltas).items():
+        kernel, _, part = path.rpartition("/")
+        updates.setdefault(kernel, {})[part] = leaf
+    supports = tree.flatten(saved.supports)
+    if not updates:
+        return f"{ADAPTER_WEIGHTS} holds no updates"
+    for kernel in updates.keys() | supports.keys():
+        if not _whole(updates.get(kernel, {}), supports.get(kernel)):
+            return f"the update of {kernel!r} is incomplete, expected a (in, rank) and b (rank, out), values and coordinates"
+    for path, leaf in tree.flatten({"deltas": saved.deltas, "params": saved.params}).items():
+        if not np.issubdtype(leaf.dtype, np.number) or not np.isfinite(leaf).all():
+            return f"{path!r} holds numbers that are not finite"
+    return None
+
+
+def _whole(update: Mapping[str, np.ndarray], support: np.ndarray | None) -> bool:
+    """Return whether the parts of the update of a kernel belong to each other."""
+    shapes = {part: leaf.shape for part, leaf in update.items()}
+    low, values = {part: shape for part, shape in shapes.items() if part != "values"}, shapes.get("values")
+    if low and not (low.keys() == {"a", "b"} and len(low["a"]) == len(low["b"]) == 2 and low["a"][1] == low["b"][0]):
+        return False
+    if support is None:
+        return values is None and bool(low)
+    return values == support.shape[:1] and support.shape[1:] == (2,) and bool((support >= 0).all())
 
 
 def check(folder: Path, model: Path, params: Params, saved: Adapter) -> None:

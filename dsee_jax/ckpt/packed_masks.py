@@ -56,5 +56,8 @@ def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise InputError(f"cannot read the masks {os.fspath(path)!r}: {error}") from None
     if metadata.get("format") != _FORMAT:
         raise InputError(f"{os.fspath(path)!r} is a safetensors file but not one of masks ({_FORMAT})")
-    shapes = json.loads(metadata["shapes"])
-    return tree.unflatten({name: unpack(packed[name], tuple(shape)) for name, shape in shapes.items()})
+    try:
+        shapes = {name: tuple(map(int, shape)) for name, shape in json.loads(metadata["shapes"]).items()}
+        return tree.unflatten({name: unpack(packed[name], shape) for name, shape in shapes.items()})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{os.fspath(path)!r}: damaged masks: {error}") from None

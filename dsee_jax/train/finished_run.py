@@ -48,8 +48,6 @@ def load(run: Path, overrides: Sequence[str] = (), *, sharded: bool = False) -> 
             f"{run} is no finished run: it lacks {CONFIG} or {METRICS}; run train.py with its config again"
         )
     config = config_file.read(run / CONFIG, overrides)
-    if changed := hashes.check_model(config, run):
-        log.warning("%s", changed)
     task = read_task(config)
     model, params = hf.load_pretrained(
         *(run / MODEL, model_task(config), task.num_labels),
@@ -59,6 +57,8 @@ def load(run: Path, overrides: Sequence[str] = (), *, sharded: bool = False) -> 
     saved = adapter.load(run / ADAPTER) if config.delta.rank or config.delta.nonzeros else None
     if saved:
         adapter.check(run / ADAPTER, run / MODEL, params, saved)
+    if changed := hashes.check_model(config, run):
+        log.warning("%s", changed)
     return Finished(config, task, model, params, saved)
 
 

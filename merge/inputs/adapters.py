@@ -62,11 +62,8 @@ def _ours(folder: Path, config: Mapping[str, Any], base: Mapping[str, Lazy]) -> 
     for path, leaf in tree.flatten(saved.deltas).items():
         parent, _, part = path.rpartition("/")
         updates.setdefault(parent, {})[part] = np.asarray(leaf, np.float32)
-    try:
-        scale = float(saved.config["scale"])
-        sparse = scale if saved.config["scale_sparse"] else 1.0
-    except (KeyError, TypeError, ValueError):
-        raise InputError(f"{folder / ADAPTER_CONFIG} lacks 'scale' or 'scale_sparse': save the adapter again") from None
+    scale = float(saved.config["scale"])
+    sparse = scale if saved.config["scale_sparse"] else 1.0
     places = hf_names.locations(config, [*updates, *params], base)
     adapted_tensors = dict(base)
     for path, leaf in params.items():

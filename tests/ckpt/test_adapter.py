@@ -1,12 +1,16 @@
 """The folder of an adapter: write and read, and errors of damaged files."""
 
 import hashlib
+import json
+import math
 
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from dsee_jax.ckpt import adapter
+from dsee_jax import tree
+from dsee_jax.ckpt import adapter, packed_masks
 from dsee_jax.errors import InputError
 
 RANDOM = np.random.default_rng(0)
@@ -26,8 +30,14 @@ FULL = adapter.Adapter(
     supports={"encoder": {"query": {"kernel": np.array([[0, 1], [2, 3], [4, 0]], np.int32)}}},
     params={"classifier": {"bias": np.ones(2, np.float32)}},
     masks={"encoder": {"query": {"kernel": RANDOM.random((5, 4)) < 0.5}}},
-    config={"scale": 2.0, "labels": ["no", "yes"]},
+    config={"scale": 2.0, "scale_sparse": True, "labels": ["no", "yes"]},
     kept={"heads": {"layer_0": np.array([True, False, True])}},
+)
+
+LOW_RANK = FULL._replace(
+    deltas={"encoder": {"query": {"kernel": {"a": np.ones((5, 2), np.float32), "b": np.ones((2, 4), np.float32)}}}},
+    supports={},
+    params={},
 )
 
 
@@ -38,7 +48,7 @@ def equal(actual, expected):
         assert np.asarray(x).dtype == np.asarray(y).dtype
 
 
-@pytest.mark.parametrize("saved", [FULL, FULL._replace(masks={}, kept={}), FULL._replace(supports={}, params={})])
+@pytest.mark.parametrize("saved", [FULL, FULL._replace(masks={}, kept={}), LOW_RANK])
 def test_adapter_is_read_back(tmp_path, saved):
     adapter.save(tmp_path, saved)
     equal(adapter.load(tmp_path), saved)
@@ -77,3 +87,73 @@ def test_adapter_on_other_weights_is_an_error(tmp_path):
         adapter.check_base(tmp_path, config, "base", sha256, allow="--flag")
     with pytest.raises(InputError, match="those of base: SHA-256 aaaaaaaaaaaa by .* cccccccccccc there; .* or --flag"):
         adapter.check_base(tmp_path, recorded, "base", "c" * 64, allow="--flag")
+
+
+def edited(part, value):
+    """The full adapter with another value, or without a value, at one leaf of its update."""
+    flat = tree.flatten({"deltas": FULL.deltas, "supports": FULL.supports, "params": FULL.params})
+    name = next(path for path in flat if path.endswith(part))
+    flat = {path: value if path == name else leaf for path, leaf in flat.items()}
+    rest = tree.unflatten({path: leaf for path, leaf in flat.items() if leaf is not None})
+    return FULL._replace(**({"deltas": {}, "supports": {}, "params": {}} | rest))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ([], "holds a list"),
+        ({}, "scale is None"),
+        *(
+            ({"scale": scale, "scale_sparse": True}, f"scale is {scale!r}")
+            for scale in (math.nan, math.inf, -1.0, "2", True)
+        ),
+        ({"scale": 10**400, "scale_sparse": True}, "scale is 1000"),
+        ({"scale": 1.0}, "scale_sparse is None"),
+    ],
+)
+def test_damaged_config_is_one_line(tmp_path, config, message):
+    adapter.save(tmp_path, FULL)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=f"{tmp_path}: damaged adapter: .*{message}"):
+        adapter.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("/a", None, "'encoder/query/kernel' is incomplete"),
+        ("/values", None, "is incomplete"),
+        ("query/kernel", None, "is incomplete"),
+        ("/a", np.ones((5, 3), np.float32), "is incomplete"),
+        ("/b", np.ones(4, np.float32), "is incomplete"),
+        ("/values", np.ones(2, np.float32), "is incomplete"),
+        ("query/kernel", np.array([[0, 1], [2, 3], [-1, 0]], np.int32), "is incomplete"),
+        ("query/kernel", np.zeros((3, 3), np.int32), "is incomplete"),
+        (
+            "/b",
+            np.full((2, 4), np.inf, np.float32),
+            "'deltas/encoder/query/kernel/b' holds numbers that are not finite",
+        ),
+        ("bias", np.full(2, np.nan, np.float32), "'params/classifier/bias' holds numbers that are not finite"),
+    ],
+)
+def test_damaged_update_is_one_line(tmp_path, part, value, message):
+    adapter.save(tmp_path, edited(part, value))
+    with pytest.raises(InputError, match=f"{tmp_path}: damaged adapter: .*{message}"):
+        adapter.load(tmp_path)
+
+
+def test_empty_adapter_is_an_error(tmp_path):
+    adapter.save(tmp_path, FULL._replace(deltas={}, supports={}, params={}))
+    with pytest.raises(InputError, match="holds no updates"):
+        adapter.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "shapes", [None, "[", "[]", '{"encoder": 3}', '{"b": [5, 4]}', '{"encoder/query/kernel": [-5, 4]}']
+)
+def test_masks_with_damaged_shapes_are_an_error(tmp_path, shapes):
+    metadata = {"format": "dsee_jax.masks.1"} | ({} if shapes is None else {"shapes": shapes})
+    save_file({"encoder/query/kernel": np.zeros(3, np.uint8)}, tmp_path / "masks.safetensors", metadata)
+    with pytest.raises(InputError, match="masks.safetensors"):
+        packed_masks.load(tmp_path / "masks.safetensors")

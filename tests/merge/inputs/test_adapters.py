@@ -103,16 +103,22 @@ def rewrite(folder, **parts):
         (
             {
                 "deltas": {"encoder": {"layer_9": {"mlp": {"up": {"kernel": {"values": np.ones(1)}}}}}},
-                "supports": {},
+                "supports": {"encoder": {"layer_9": {"mlp": {"up": {"kernel": np.zeros((1, 2), np.int32)}}}}},
                 "masks": {},
             },
             "layer.9.*no tensor",
         ),
-        ({"deltas": {"elsewhere": {"kernel": {"values": np.ones(1)}}}}, "no param 'elsewhere/kernel'"),
-        ({"supports": {}}, "does not fit"),
-        ({"deltas": {}}, "does not fit"),
-        ({"config": {"scale": 1.0}}, "lacks 'scale' or 'scale_sparse'"),
-        ({"config": []}, "lacks 'scale' or 'scale_sparse'"),
+        (
+            {
+                "deltas": {"elsewhere": {"kernel": {"values": np.ones(1)}}},
+                "supports": {"elsewhere": {"kernel": np.zeros((1, 2), np.int32)}},
+            },
+            "no param 'elsewhere/kernel'",
+        ),
+        ({"supports": {}}, "is incomplete"),
+        ({"deltas": {}}, "holds no updates"),
+        ({"config": {"scale": 1.0}}, "scale_sparse is None"),
+        ({"config": []}, "holds a list"),
     ],
 )
 def test_adapter_of_another_model_is_refused(tmp_path, parts, message):

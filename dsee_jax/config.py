@@ -92,6 +92,9 @@ class ModelConfig:
     remat: bool = False
     """Decoders: recompute the activations of each layer in the backward pass, which takes more time and far less memory."""
 
+    allow_unknown: bool = False
+    """Ignore fields of the model's config.json that this library does not know, with a warning, instead of an error."""
+
     def __post_init__(self) -> None:
         _check_types(self, "model")
 

@@ -71,7 +71,11 @@ def model_config(folder: Path) -> dict[str, Any]:
     """Return ``config.json`` of a model's folder; raises `InputError` that says what the folder is, if it is no model."""
     if folder.is_dir() and not (folder / MODEL_CONFIG).exists():
         raise InputError(describe(folder))
-    return read_json(folder / MODEL_CONFIG)
+    config = read_json(folder / MODEL_CONFIG)
+    # The first layout of sentence-transformers has a config.json of its own beside the folder of the model.
+    if "model_type" not in config and (line := _models_inside(folder)):
+        raise InputError(line)
+    return config
 
 
 def describe(folder: Path) -> str:
@@ -79,20 +83,22 @@ def describe(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir())
     if {ADAPTER_CONFIG, *_PEFT_FILES} & {*names}:
         return _adapter(folder)
-    inner = sorted(
-        path.parent.relative_to(folder).as_posix()
-        for pattern in ("*", "snapshots/*")
-        for path in folder.glob(f"{pattern}/{MODEL_CONFIG}")
-    )
-    if inner:
-        return f"{folder} is no model, but holds folders of models: give one of them, such as {folder / inner[-1]}"
     readable = bool({SINGLE, INDEX} & {*names})
     if not readable and (line := describe_names(str(folder), names)):
+        return line
+    if line := _models_inside(folder):
         return line
     if MODEL_CONFIG in names:
         return f"{folder} holds no weights: expected {SINGLE} or {INDEX}"
     holds = f"holds {', '.join(names[:4])}{' ...' if names[4:] else ''}" if names else "is empty"
     return f"{folder / MODEL_CONFIG} is missing: is {folder} the folder of a model? it {holds}"
+
+
+def _models_inside(folder: Path) -> str:
+    """Return the line about a folder with models in its subfolders; empty: there are none."""
+    configs = [path for pattern in ("*", "snapshots/*") for path in folder.glob(f"{pattern}/{MODEL_CONFIG}")]
+    inner = sorted(path.parent for path in configs if "model_type" in read_json(path))
+    return f"{folder} is no model, but holds folders of models: give one of them, such as {inner[-1]}" if inner else ""
 
 
 def describe_names(place: str, names: Iterable[str]) -> str:

@@ -40,20 +40,30 @@ class ModelOptions(TypedDict, total=False):
     """Run the layers by ``jax.lax.scan``; their params are stacked (`dsee_jax.stacks`). Default: false."""
     remat: bool
     """Recompute the inside of every layer in the backward pass. Default: false."""
+    allow_unknown: bool
+    """Ignore fields of config.json that this library does not know, with a warning. Default: false, they are an error."""
 
 
 def _model(
-    folder: Path, task: str, num_labels: int, *, dtype: str = "float32", scan: bool = False, remat: bool = False
+    folder: Path,
+    task: str,
+    num_labels: int,
+    *,
+    dtype: str = "float32",
+    scan: bool = False,
+    remat: bool = False,
+    allow_unknown: bool = False,
 ) -> Model:
     config = formats.model_config(folder)
     try:
-        architecture = models.find(config.get("model_type", ""))
+        architecture = models.of_config(config)
         if task not in architecture.tasks:
             near = did_you_mean(task, architecture.tasks)
             raise InputError(f"task {task!r} is not supported{near}; supported: {', '.join(architecture.tasks)}")
         if task == "question-answering" and num_labels != 2:
             raise InputError(f"num_labels is {num_labels}; {task} has 2: the start and the end of the answer")
-        model = architecture.model(architecture.config.from_hf(config, num_labels=num_labels, dtype=dtype), task)
+        run = {"num_labels": num_labels, "dtype": dtype, "allow_unknown": allow_unknown}
+        model = architecture.model(architecture.config.from_hf(config, **run), task)
         for name, wanted, done in (("scan", scan, "scanned"), ("remat", remat, "recomputed")):
             if wanted and not hasattr(model, name):
                 raise InputError(
@@ -101,7 +111,7 @@ def load_pretrained(
       sharding: ``model -> (path -> sharding)``, called before any param is read; None: the default device.
       key: for a head that the checkpoint lacks: kernels are normal with the config's initializer_range (0.02), biases 0.
         None: ``jax.random.key(0)``.
-      **options: ``dtype``, ``scan`` and ``remat``, see `ModelOptions`.
+      **options: ``dtype``, ``scan``, ``remat`` and ``allow_unknown``, see `ModelOptions`.
 
     Returns:
       ``(model, params)``: a Linen module, and nested dicts with kernels (in, out), stacked ones (layers, in, out).

@@ -64,7 +64,7 @@ def locations(config: Mapping[str, Any], paths: Iterable[str], names: Iterable[s
     Raises:
       InputError: the architecture is not supported, or has no such param.
     """
-    architecture = models.find(str(config.get("model_type")))
+    architecture = models.of_config(config)
     written: dict[str, str] = {}
     for name in names:
         today = renamed(architecture, name)
@@ -73,7 +73,7 @@ def locations(config: Mapping[str, Any], paths: Iterable[str], names: Iterable[s
     for path in paths:
         name, layout = tensor_of(architecture, path)
         if layout.block:
-            layout = hf_layout.resolved(layout, architecture.config.from_hf(config))
+            layout = hf_layout.resolved(layout, architecture.config.from_hf(config, allow_unknown=True))
         places[path] = (written.get(name, name), layout)
     return places
 

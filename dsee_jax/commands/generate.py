@@ -57,6 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the matrix products; default float32"
     )
+    parser.add_argument(
+        "--allow-unknown", action="store_true", help="ignore fields of config.json that this library does not know"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object per line: prompt, completion")
 
 
@@ -78,7 +81,7 @@ def run(options: argparse.Namespace) -> None:
     chosen = {name: getattr(options, name) for name in pipeline.CHOICES}
     if options.repetition_penalty is not None:
         chosen["repetition_penalty"] = options.repetition_penalty
-    writer = pipeline.load(options.model, dtype=options.dtype)
+    writer = pipeline.load(options.model, dtype=options.dtype, allow_unknown=options.allow_unknown)
     texts = pipeline.complete(writer, prompts, key=jax.random.key(options.seed), **chosen)
     for prompt, text in zip(prompts, texts, strict=True):
         print(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False) if options.json else prompt + text)

@@ -39,19 +39,20 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 """Options of Hugging Face's generation that this library ignores; with the values, besides None, that have no effect."""
 
 
-def load(path: str | Path, *, dtype: str = "float32") -> Writer:
+def load(path: str | Path, *, dtype: str = "float32", allow_unknown: bool = False) -> Writer:
     """Return the decoder at ``path`` with its tokenizer; a run or an export with factors has its updates attached.
 
     Args:
       path: a model folder, hub id or package:NAME, or the folder of a run or of an export.
       dtype: of the matrix products, float32 or bfloat16.
+      allow_unknown: ignore unknown fields of config.json with a warning.
 
     Raises:
       InputError: ``path`` does not exist or is no decoder, or the adapter belongs to another model.
     """
     local = storage.download(path)
     folder = local / MODEL if (local / MODEL).is_dir() else resolve(local if storage.remote(path) else path)
-    model, params = hf.load_pretrained(folder, "causal-lm", dtype=dtype)
+    model, params = hf.load_pretrained(folder, "causal-lm", dtype=dtype, allow_unknown=allow_unknown)
     updates: dict[str, Any] = {}
     if (local / ADAPTER).is_dir():
         saved = adapter.load(local / ADAPTER)

@@ -1,13 +1,14 @@
 """Architectures by Hugging Face's ``model_type``, and generic functions of their models."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from dsee_jax import tree
-from dsee_jax.errors import InputError, did_you_mean
+from dsee_jax.errors import InputError
 from dsee_jax.models import bert, deberta, gpt2, llama, roberta, xlm_roberta
 from dsee_jax.models.architecture import Architecture, Model, UnitTemplate
 from dsee_jax.typing import Cuts, Units
@@ -26,9 +27,29 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 def find(model_type: str) -> Architecture:
     """Return the architecture of a ``model_type``; raises `InputError` with the supported ones."""
     if not isinstance(model_type, str) or model_type not in MODELS:
-        near = did_you_mean(str(model_type), MODELS)
-        raise InputError(f"'model_type' {model_type!r} is not supported{near}; supported: {', '.join(MODELS)}")
+        raise InputError(f"'model_type' {model_type!r} is not supported; supported: {', '.join(MODELS)}")
     return MODELS[model_type]
+
+
+def of_config(config: Mapping[str, Any]) -> Architecture:
+    """Return the architecture of a parsed ``config.json``; raises `InputError` as `find` does, or if the file names none."""
+    if config.get("model_type") is not None:
+        return find(config["model_type"])
+    classes = config.get("architectures")
+    names = {model_type: name for each in MODELS.values() for model_type, name in each.model_types.items()}
+    # The longest name: the class of one model type may begin with the name of another.
+    near = [
+        (len(name), model_type, each)
+        for each in (classes if isinstance(classes, list) else ())
+        for model_type, name in names.items()
+        if isinstance(each, str) and each.startswith(name)
+    ]
+    if near:
+        _, model_type, each = max(near)
+        fix = f'the file is of the class {each}: add "model_type": "{model_type}"'
+    else:
+        fix = f"add the kind of the model, one of {', '.join(MODELS)}"
+    raise InputError(f"'model_type' is missing; {fix}")
 
 
 def class_name(model: Model) -> str:

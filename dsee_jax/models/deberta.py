@@ -75,7 +75,6 @@ class Config(encoder.Config):
         width = config.get("hidden_size")
         return super().fixed(config) | {
             "talking_head": (False, None),
-            "embedding_size": (width,),
             "pooler_hidden_size": (width,),
             # Selects one of two heads of a masked language model.
             "legacy": (True, False),

@@ -78,8 +78,7 @@ class Config:
     @classmethod
     def fixed(cls, config: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
         """Return the fields of a ``config.json`` that are not implemented, with the values that change nothing."""
-        del config
-        return {"is_decoder": (False, None), "add_cross_attention": (False, None)}
+        return {"is_decoder": (False, None), "embedding_size": (config.get("hidden_size"), None)}
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], **run: Any) -> Self:

@@ -20,7 +20,6 @@ from dsee_jax.models.layers import ACTIVATIONS, Dropout, LayerNorm, Mlp, init
 _FIXED = {
     # The field only changes the order of operations; scores are float32 in this library in any case.
     "reorder_and_upcast_attn": (False, True, None),
-    "add_cross_attention": (False, None),
 }
 
 

@@ -1,9 +1,11 @@
 """The fields of a Hugging Face ``config.json``: each field is used, checked, or known to change nothing.
 
-An unknown field is an error: a model that ignores the field might silently compute other numbers.
+An unknown field is an error, unless the caller allows it: a model that ignores the field might silently compute other
+numbers.
 """
 
 import dataclasses
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -15,42 +17,89 @@ RUN = ("num_labels", "dtype")
 
 FIXED: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False, None),
+    "add_cross_attention": (False, None),
     "pruned_heads": ({}, None),
     "per_layer_config": ({}, None),
-    "quantization_config": (None,),
     "auto_map": ({}, None),
+    # quantised weights
+    "quantization_config": (None,),
+    "quantization": (None,),
+    "compression_config": (None,),
+    # other rotary positions
+    "rope_interleaved": (False, None),
+    "partial_rotary_factor": (1.0, None),
 }
 """Fields that would change the result of any model, with the values that do not."""
 
-IGNORED = re.compile(
-    # origin
-    r"_.*|model_type|architectures|name|language|license|tags|transformers_version|finetuning_task|task_specific_params"
-    r"|sentence_transformers|tokenizer_class|prefix|model_max_length|adapter.*"
-    # labels and losses
-    r"|num_labels|id2label|label2id|problem_type"
-    # running and storing by Hugging Face
-    r"|torch_dtype|dtype|torchscript|use_bfloat16|tf_legacy_loss|return_dict|use_return_dict|output_.*|use_cache"
-    r"|chunk_size_feed_forward|gradient_checkpointing|tie_word_embeddings|tie_encoder_decoder|tie_last_hidden_states|padding_idx"
-    # left from TensorFlow, or of heads that this library lacks
-    r"|directionality|pooler_.*|n_ctx|summary_.*"
-    # text generation
-    r"|(bos|eos|sep|cls|mask|decoder_start|forced_bos|forced_eos)_token_id|max_length|min_length|do_sample|early_stopping"
-    r"|num_beams|num_beam_groups|diversity_penalty|temperature|top_k|top_p|typical_p|repetition_penalty|length_penalty"
-    r"|(encoder_)?no_repeat_ngram_size|bad_words_ids|num_return_sequences|suppress_tokens|begin_suppress_tokens"
-    r"|remove_invalid_values|exponential_decay_length_penalty|cross_attention_hidden_size"
+HARMLESS: tuple[tuple[str, str], ...] = (
+    (
+        r"_.*|model_type|architectures|model_name|name|name_or_path|transformers_version|commit_hash",
+        "origin of the file",
+    ),
+    (r"language|license|tags|author|description|version|library_name|pipeline_tag|base_model|datasets", "model card"),
+    (r"is_llama_config", "a mark of the converter of SmolLM2: the model_type says the same"),
+    (r"unsloth_.*", "marks of Unsloth"),
+    (r"neftune_noise_alpha", "noise in training by TRL and Unsloth, which a saved model does not apply"),
+    (
+        r"transformers\.js_config|onnx_.*|export_model_type|neuron",
+        "settings of programs for browsers and for other chips",
+    ),
+    (r"sentence_transformers|sbert_.*", "settings of sentence-transformers, such as the activation after the logits"),
+    (r"task_specific_params|finetuning_task|prefix|task_names", "uses of the model"),
+    (r"adapter.*|prediction_heads|custom_heads", "adapters and heads of AdapterHub, which are stored apart"),
+    (r"tokenizer_.*|(bos|eos|pad|unk|sep|cls|mask)_token|model_max_length|truncation.*", "settings of the tokenizer"),
+    (r"(bos|eos|eod|unk|sep|cls|mask|decoder_start|forced_bos|forced_eos)_token_ids?", "ids that generation reads"),
+    (
+        r"max_sequence_length|max_seq_(length|len)|max_model_len|seq_length|n_ctx",
+        "lengths; the tables of positions tell",
+    ),
+    (r"num_labels|id2label|label2id|problem_type|label_smoothing(_factor)?|loss_type", "labels and losses"),
+    (r"torch_dtype|dtype|torchscript|use_bfloat16|fp16|bf16|use_fp16", "types; the tensors tell"),
+    (
+        r"tf_legacy_loss|return_dict|use_return_dict|output_.*|use_cache|chunk_size_feed_forward|model_parallel",
+        "running",
+    ),
+    (r"gradient_checkpointing.*|use_reentrant", "memory in training"),
+    (r"attn_impl(ementation)?|use_(flash|memory_efficient)_att(ention|n)(_2)?|use_sdpa", "kernels of attention"),
+    (r"dual_chunk_attention_config", "attention of vLLM to texts beyond the pretraining, which transformers lacks"),
+    (r"tie_word_embeddings|tie_encoder_decoder|tie_last_hidden_states|padding_idx", "sharing; the tensors tell"),
+    (r"directionality|pooler_.*", "left from TensorFlow"),
+    (r"summary_.*", "heads of GPT-2 that this library lacks"),
+    (r"n_special|predict_special_tokens", "vocabulary of the first GPT"),
+    (r"cross_attention_hidden_size", "cross attention, which is refused"),
+    (
+        r"(max|min)_(new_tokens|length)|do_sample|early_stopping|num_beams|num_beam_groups|diversity_penalty|temperature"
+        r"|top_[kph]|min_p|typical_p|(epsilon|eta)_cutoff|(encoder_)?repetition_penalty|length_penalty|penalty_alpha"
+        r"|(encoder_)?no_repeat_ngram_size|bad_words_ids|force_words_ids|num_return_sequences|(begin_)?suppress_tokens"
+        r"|remove_invalid_values|renormalize_logits|exponential_decay_length_penalty|forced_decoder_ids|guidance_scale"
+        r"|stop_strings|max_time|num_assistant_tokens.*|prompt_lookup_num_tokens|cache_implementation",
+        "text generation",
+    ),
 )
-"""Fields that change no logit of a model that is read from a folder."""
+"""(regex of a name, reason): fields that change no logit of a model that is read from a folder."""
+
+_HARMLESS = re.compile("|".join(f"(?:{pattern})" for pattern, _ in HARMLESS))
+
+log = logging.getLogger(__name__)
 
 C = TypeVar("C")
 
 
-def read(config_class: type[C], fields: Mapping[str, Any], *, fixed: Mapping[str, tuple[Any, ...]], **run: Any) -> C:
+def read(
+    config_class: type[C],
+    fields: Mapping[str, Any],
+    *,
+    fixed: Mapping[str, tuple[Any, ...]],
+    allow_unknown: bool = False,
+    **run: Any,
+) -> C:
     """Return ``config_class`` (a dataclass with Hugging Face's names) filled from a ``config.json``.
 
     Args:
       config_class: every field without a default must be in ``fields``.
       fields: the parsed file.
       fixed: for fields that are not implemented, the values that change nothing; added to `FIXED`.
+      allow_unknown: ignore unknown fields with a warning.
       **run: `RUN` fields.
 
     Raises:
@@ -66,10 +115,16 @@ def read(config_class: type[C], fields: Mapping[str, Any], *, fixed: Mapping[str
     for name, value in fields.items():
         if name in fixed and value not in fixed[name]:
             raise InputError(f"{name!r} is {value!r}, which is not implemented; only {fixed[name][0]!r} is")
-        if name not in names and name not in fixed and not IGNORED.fullmatch(name):
+        if name not in names and name not in fixed and not _HARMLESS.fullmatch(name):
+            if allow_unknown:
+                log.warning(
+                    "config.json: unknown field %r = %.60r is ignored: the numbers of the model may differ", name, value
+                )
+                continue
             near = did_you_mean(name, names.keys() - fields.keys())
             raise InputError(
-                f"unknown field {name!r}{near}; if the model does not depend on it, take it out of the file"
+                f"unknown field {name!r}{near}; it may change the numbers of the model: if it does not, pass "
+                "allow_unknown=True (model.allow_unknown: true in a config)"
             )
     values = {name: fields[name] for name in names if name in fields}
     # A config is a static argument of compiled functions, so it must be hashable.

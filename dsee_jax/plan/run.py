@@ -41,7 +41,8 @@ def abstract_steps(
     """
     where = sharding.mesh(config.mesh, batch_size=config.train.batch_size, devices=devices)
     task, options = model_task(config), config.model
-    model = hf.abstract_model(options.path, task, labels, dtype=options.dtype, scan=options.scan, remat=options.remat)
+    names = ("dtype", "scan", "remat", "allow_unknown")
+    model = hf.abstract_model(options.path, task, labels, **{name: getattr(options, name) for name in names})
     if config.train.dropout >= 0:
         model = model.clone(config=model.config.with_dropout(config.train.dropout))
     inputs.check_length(config, options.path, model)

@@ -52,6 +52,7 @@ def load(run: Path, overrides: Sequence[str] = (), *, sharded: bool = False) -> 
     model, params = hf.load_pretrained(
         *(run / MODEL, model_task(config), task.num_labels),
         dtype=config.model.dtype,
+        allow_unknown=config.model.allow_unknown,
         sharding=(lambda model: _placement(config, model).sharding) if sharded else None,
     )
     saved = adapter.load(run / ADAPTER) if config.delta.rank or config.delta.nonzeros else None

@@ -60,10 +60,11 @@ def prepare(config: Config) -> Setup:
         mesh = sharding.mesh(config.mesh, batch_size=config.train.batch_size)
         folder = resolve(config.model.path)
     task, key, options = read_task(config), keys(config.train.seed), config.model
+    names = ("new_head", "dtype", "param_dtype", "scan", "remat", "allow_unknown")
     with multihost.raise_on_all():
         model, params = hf.load_pretrained(
             *(folder, model_task(config), task.num_labels),
-            **{name: getattr(options, name) for name in ("new_head", "dtype", "param_dtype", "scan", "remat")},
+            **{name: getattr(options, name) for name in names},
             sharding=lambda model: sharding.placement(mesh, model).sharding,
             key=key["head"],
         )

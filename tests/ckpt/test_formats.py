@@ -48,6 +48,11 @@ FOLDERS = {
         ("modules.json", "0_Transformer/config.json"),
         r"give one of them, such as .*/0_Transformer",
     ),
+    "a pickle of sentence-transformers": (
+        ("config.json", "pytorch_model.bin", "1_Pooling/config.json"),
+        r"is a pickle",
+    ),
+    "first sentence-transformers": (("modules.json", "config.json", "0_BERT/config.json"), r"such as .*/0_BERT"),
     "cache of the hub": (("refs/main", "snapshots/abc/config.json"), r"give one of them, such as .*/snapshots/abc"),
 }
 
@@ -59,7 +64,10 @@ def test_folder_that_is_no_model_is_described(kind, tmp_path):
     folder.mkdir()
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(PEFT.get(name, json.dumps(tiny.config()) if name.endswith(".json") else ""))
+        config = {"__version__": "0.2"} if kind.startswith("first sent") and name == "config.json" else tiny.config()
+        (folder / name).write_text(PEFT.get(name, json.dumps(config) if name.endswith(".json") else ""))
+    if (folder / "1_Pooling").exists():
+        (folder / "1_Pooling" / "config.json").write_text("{}")
     with pytest.raises(InputError, match=message) as caught:
         hf.load_pretrained(folder)
     assert "\n" not in str(caught.value)

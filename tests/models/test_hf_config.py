@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
 import decoders
 import tiny
 from dsee_jax.errors import InputError
-from dsee_jax.models import MODELS, bert, find, hf_config, llama, rope
+from dsee_jax.models import MODELS, bert, find, hf_config, llama, of_config, rope
 
 
 def test_written_config_is_read_back():
@@ -40,6 +41,60 @@ def test_irrelevant_fields_are_ignored():
         "id2label": {"0": "a"},
     }
     assert bert.Config.from_hf(tiny.config(**extra)) == bert.Config.from_hf(tiny.config())
+
+
+RELEASED = {
+    "SmolLM2": (
+        "llama",
+        {
+            "is_llama_config": True,
+            "rope_interleaved": False,
+            "transformers.js_config": {"dtype": "q4"},
+            "pretraining_tp": 1,
+        },
+    ),
+    "Unsloth": (
+        "llama",
+        {"unsloth_fixed": True, "unsloth_version": "2025.1.1", "neftune_noise_alpha": 5, "max_sequence_length": 2048},
+    ),
+    "Qwen2.5 with long texts": ("qwen2", {"dual_chunk_attention_config": {"chunk_size": 262144}, "use_mrope": False}),
+    "GPT-2 medium": ("gpt2", {"n_special": 0, "predict_special_tokens": True, "n_ctx": 1024, "summary_use_proj": True}),
+    "cross-encoder": ("bert", {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}),
+    "cross-encoder of today": ("roberta", {"sentence_transformers": {"activation_fn": "torch.nn.Identity"}}),
+    "first RoBERTa": (
+        "roberta",
+        {"eos_token_ids": None, "output_past": True, "do_sample": False, "embedding_size": 24},
+    ),
+    "AdapterHub": ("xlm-roberta", {"adapters": {"adapters": {}}, "prediction_heads": {}, "custom_heads": {}}),
+    "AWS": ("bert", {"neuron": {"compiler_type": "neuronx-cc"}, "fp16": True}),
+}
+"""Fields of released models that change no number."""
+
+
+@pytest.mark.parametrize("source", RELEASED)
+def test_fields_of_released_models_change_nothing(source):
+    kind, fields = RELEASED[source]
+    make = decoders.config if kind in decoders.KINDS else tiny.config
+    read = MODELS[kind].config.from_hf
+    assert read(make(model_type=kind) | fields) == read(make(model_type=kind))
+
+
+def test_every_harmless_field_has_one_reason():
+    names = ["_name_or_path", "n_special", "sbert_ce_default_activation_function", "top_k", "dtype", "eos_token_ids"]
+    for name in names:
+        assert len([pattern for pattern, _ in hf_config.HARMLESS if re.fullmatch(pattern, name)]) == 1, name
+    assert all(reason for _, reason in hf_config.HARMLESS)
+
+
+def test_unknown_field_can_be_allowed(caplog):
+    """A field that is known to change the numbers stays an error."""
+    fields = tiny.config(attention_sinks=4)
+    with pytest.raises(InputError, match=r"unknown field 'attention_sinks'.*model.allow_unknown: true"):
+        bert.Config.from_hf(fields)
+    assert bert.Config.from_hf(fields, allow_unknown=True) == bert.Config.from_hf(tiny.config())
+    assert "unknown field 'attention_sinks' = 4 is ignored" in caplog.text
+    with pytest.raises(InputError, match="'quantization_config'"):
+        bert.Config.from_hf(tiny.config(quantization_config={"bits": 4}), allow_unknown=True)
 
 
 @pytest.mark.parametrize(
@@ -99,10 +154,27 @@ def test_run_options_are_checked():
         bert.Config.from_hf(tiny.config(), num_labels=0)
 
 
-def test_unknown_model_type_lists_supported_ones():
-    """The line names the nearest model type and all supported ones."""
-    with pytest.raises(InputError, match=r"'brt' is not supported \(did you mean 'bert'\?\); supported: bert"):
-        find("brt")
+@pytest.mark.parametrize("kind", ["distilbert", "electra", "modernbert", "camembert", "deberta-v2", "berd"])
+def test_unknown_model_type_lists_supported_ones(kind):
+    """Another architecture is no misspelling: the line suggests none of them."""
+    with pytest.raises(InputError, match=rf"'{kind}' is not supported; supported: bert, .*qwen3$"):
+        find(kind)
+
+
+@pytest.mark.parametrize(
+    ("classes", "fix"),
+    [
+        (["BertForMaskedLM"], 'the file is of the class BertForMaskedLM: add "model_type": "bert"'),
+        (["XLMRobertaModel"], 'of the class XLMRobertaModel: add "model_type": "xlm-roberta"'),
+        (["Qwen3ForCausalLM"], 'add "model_type": "qwen3"'),
+        (["SomeModel", 3], "add the kind of the model, one of bert, "),
+        ("BertModel", "add the kind of the model, one of bert, "),
+        (None, "add the kind of the model, one of bert, "),
+    ],
+)
+def test_missing_model_type_is_told_by_the_class(classes, fix):
+    with pytest.raises(InputError, match=f"'model_type' is missing; .*{fix}"):
+        of_config({"architectures": classes, "hidden_size": 3})
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -169,7 +241,9 @@ def test_parameter_of_another_scaling_is_named(caplog):
             {"rope_parameters": {"rope_type": "linear", "factor": 3}, "rope_scaling": {"type": "linear", "factor": 2}},
             "'rope_scaling' is .*2.* and 'rope_parameters' .*3.*: keep the intended one",
         ),
-        ({"partial_rotary_factor": 0.5}, "unknown field 'partial_rotary_factor'"),
+        ({"partial_rotary_factor": 0.5}, "'partial_rotary_factor' is 0.5, which is not implemented"),
+        ({"rope_interleaved": True}, "'rope_interleaved' is True, which is not implemented"),
+        ({"quantization": {"bits": 4}}, "'quantization' is {'bits': 4}, which is not implemented"),
         ({"pretraining_tp": 2}, "'pretraining_tp' is 2, which is not implemented"),
         ({"sliding_window": 8}, "'sliding_window' is 8, which is not implemented"),
         ({"model_type": "mistral", "attention_bias": True}, "'attention_bias' is True, which is not implemented"),

@@ -149,7 +149,8 @@ class DeltaConfig:
     """The trained update ``scale * (A @ B + S)`` of each target kernel (DSEE). No updates where rank and nonzeros are 0."""
 
     targets: tuple[str, ...] = (r".*/attention/(query|value)/kernel",)
-    """Regular expressions. Each must match the full path of a kernel; every matched kernel gets an update."""
+    """Regular expressions over the full paths of kernels, ends of paths (query), or modules as PEFT names them (q_proj). Every
+    matched kernel gets an update."""
     rank: int = 16
     """Columns of A and rows of B, 0 or more. 0: no low-rank part."""
     alpha: float = 32.0
@@ -195,8 +196,8 @@ class PruneConfig:
     coefficient for every head and neuron; the units with the smallest coefficients go, the others return to their pretrained
     weights and are tuned, without re-tuning."""
     targets: tuple[str, ...] = (r"(encoder|decoder)/.*/kernel",)
-    """Regular expressions. Each must match the full path of a kernel; every matched kernel is prunable. structured, earlybert:
-    all kernels that lose rows or columns must be among them."""
+    """Regular expressions over the full paths of kernels, ends of paths, or modules, as in delta.targets. Every matched kernel
+    is prunable. structured, earlybert: all kernels that lose rows or columns must be among them."""
     sparsity: float = 0.5
     """unstructured: the fraction of zeros, in [0, 1)."""
     scope: Literal["global", "tensor", "output"] = "global"

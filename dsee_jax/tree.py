@@ -1,11 +1,12 @@
 """Nested dicts by path: ordered rules, selection, splitting, mapping.
 
 A path joins the keys by ``/``: ``encoder/layer_0/attention/query/kernel``. Rules are ``(regex, value)`` pairs, tried in
-order; a regex must match the complete path. A rule without a leaf is an error, and so is a leaf without a rule.
+order; a regex must match the complete path. A rule of plain text may also be the end of a path, with or without its last
+part ``kernel``: ``query`` matches the path above. A rule without a leaf is an error, and so is a leaf without a rule.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from dsee_jax.errors import InputError, did_you_mean
@@ -55,7 +56,7 @@ def assign(rules: Rules, paths: Iterable[str], default: Any = _REQUIRED) -> dict
     """Return the value of the first matching rule for each path.
 
     Args:
-      rules: ordered ``(regex, value)``; each must be the first match of at least one path.
+      rules: ordered ``(regex or end of a path, value)``; each must be the first match of at least one path.
       paths: the paths to cover.
       default: the value of paths that no rule matches; without a default, such a path is an error.
 
@@ -65,11 +66,11 @@ def assign(rules: Rules, paths: Iterable[str], default: Any = _REQUIRED) -> dict
     Raises:
       InputError: a regex does not compile, a rule is the first match of no path, or a path has no rule and no default.
     """
+    paths = list(paths)
     try:
-        compiled = [(re.compile(pattern), value) for pattern, value in rules]
+        compiled = [(re.compile(_regex(pattern, paths)), value) for pattern, value in rules]
     except re.error as error:
         raise InputError(f"rule {error.pattern!r} is not a regular expression: {error}") from None
-    paths = list(paths)
     values: dict[str, Any] = {}
     used: set[int] = set()
     for path in paths:
@@ -85,12 +86,24 @@ def assign(rules: Rules, paths: Iterable[str], default: Any = _REQUIRED) -> dict
             values[path] = default
     for number, (pattern, _) in enumerate(compiled):
         if number not in used:
-            shadowed = any(pattern.fullmatch(path) for path in paths)
-            reason = "earlier rules match all of its paths" if shadowed else "a rule must match a complete path"
-            raise InputError(
-                f"rule {pattern.pattern!r} matches nothing: {reason}{did_you_mean(pattern.pattern, paths)}"
-            )
+            if any(pattern.fullmatch(path) for path in paths):
+                raise InputError(f"rule {rules[number][0]!r} matches nothing: earlier rules match all of its paths")
+            raise InputError(f"rule {rules[number][0]!r} matches nothing: {_expected(rules[number][0], paths)}")
     return values
+
+
+def _regex(rule: str, paths: Collection[str]) -> str:
+    """Return the regex over complete paths of a rule."""
+    return rf"(?:.*/)?{rule}(?:/kernel)?" if re.fullmatch(r"[\w/-]+", rule) and rule not in paths else rule
+
+
+def _expected(rule: str, paths: Sequence[str]) -> str:
+    """Return the paths that a rule without a path could mean."""
+    near = did_you_mean(rule, paths)
+    kernels = [path.removesuffix("/kernel") for path in paths if path.endswith("/kernel")] or paths
+    ends = list(dict.fromkeys(path.rpartition("/")[2] for path in kernels))
+    example = f", such as {paths[0]!r}" if paths and not near else ""
+    return f"a rule must match a complete path{near or example}, or be the end of one: {', '.join(ends[:12])}"
 
 
 def select(patterns: Iterable[str], paths: Iterable[str]) -> list[str]:

@@ -48,13 +48,38 @@ def test_first_matching_rule_wins():
         ([("encoder/.*", 1)], "no rule matches 'head/kernel'"),
         ([(".*", 1), ("head/.*", 2)], "'head/.*' matches nothing: earlier rules match all of its paths"),
         ([("head/kernl", 2), (".*", 1)], "did you mean 'head/kernel'"),
-        ([("head", 2), (".*", 1)], "must match a complete path"),
+        ([("hea", 2), (".*", 1)], "must match a complete path .*or be the end of one: layer_0, layer_1, head"),
+        ([("q_proj", 2), (".*", 1)], "such as 'encoder/layer_0/kernel', or be the end"),
         ([("(", 1)], r"'\(' is not a regular expression"),
     ],
 )
 def test_uncovered_path_and_unused_rule_are_errors(rules, message):
     with pytest.raises(InputError, match=message):
         tree.assign(rules, tree.flatten(TREE))
+
+
+@pytest.mark.parametrize(
+    ("rule", "matched"),
+    [
+        ("query", ["a/query/kernel", "b/query/kernel"]),
+        ("a/query", ["a/query/kernel"]),
+        ("query/kernel", ["a/query/kernel", "b/query/kernel"]),
+        ("a/query/kernel", ["a/query/kernel"]),
+        ("bias", ["a/query/bias"]),
+        ("head", ["head"]),
+        (".*query", None),
+        ("uery", None),
+        ("a", None),
+    ],
+)
+def test_plain_rule_is_the_end_of_a_path(rule, matched):
+    """A rule that is a complete path is that path alone."""
+    paths = ["a/query/kernel", "a/query/bias", "a/long_query/kernel", "b/query/kernel", "b/head/kernel", "head"]
+    if matched is None:
+        with pytest.raises(InputError, match="matches nothing"):
+            tree.select([rule], paths)
+    else:
+        assert tree.select([rule], paths) == matched
 
 
 def test_select_keeps_the_order_of_paths():

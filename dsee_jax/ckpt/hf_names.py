@@ -87,6 +87,26 @@ def names(model: Model) -> dict[str, tuple[str, Layout]]:
     }
 
 
+def to_rules(model: Model, targets: Iterable[str]) -> tuple[str, ...]:
+    """Return rules over the paths of a model, with rules for targets that name modules of Hugging Face, as in PEFT.
+
+    ``q_proj`` or ``self_attn.q_proj`` is the end of a module's name; a tensor that holds several kernels stands for all of
+    them. Other targets are returned as they are.
+    """
+    layered = model.clone(scan=False) if scans(model) else model
+    kernels = {path: name for path, (name, _) in names(layered).items() if path.endswith("/kernel")}
+    rules: list[str] = []
+    for target in targets:
+        plain = re.fullmatch(r"[\w.-]+", target) and not any(f"/{target}/kernel" in f"/{path}" for path in kernels)
+        ends = f".{target}.weight"
+        matched = [path for path, name in kernels.items() if f".{name}".endswith(ends)] if plain else []
+        paths = [stacks.place(path)[0] for path in matched] if scans(model) else matched
+        every = [re.sub(r"layer_\d+", r"layer_\\d+", path) for path in paths]
+        exact = all(path in matched for path in kernels for rule in every if re.fullmatch(rule, path))
+        rules += dict.fromkeys(every if exact else paths) or [target]
+    return tuple(rules)
+
+
 def stored_shapes(model: Model) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the tensors of a model that does not scan, by their names in the files."""
     return {_written(model, name): place.shape for name, place in places_of(model).items()}

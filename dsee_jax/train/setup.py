@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dsee_jax import models, stacks, tree
-from dsee_jax.ckpt import adapter, hf
+from dsee_jax.ckpt import adapter, hf, hf_names
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.config import CUTTING, Config, model_task
 from dsee_jax.deltas import create
@@ -70,6 +70,7 @@ def prepare(config: Config) -> Setup:
         )
         if config.train.dropout >= 0:
             model = model.clone(config=model.config.with_dropout(config.train.dropout))
+        config = with_rules(config, model)
         flat = tree.flatten(params)
         _check_finite(folder, flat)
         head, moving = trainable_params(config, model, params)
@@ -135,6 +136,15 @@ def _updates(config: Config, folder: Path, model: Model, params: Params, key: Ke
                 f"delta.start {start}: {name} is {value} in the adapter and {wanted} by this config: set it as in its run"
             )
     return jax.tree.map(jnp.asarray, saved.deltas), jax.tree.map(jnp.asarray, saved.supports)
+
+
+def with_rules(config: Config, model: Model) -> Config:
+    """Return the config with rules over the paths of ``model``, for targets that Hugging Face's names of modules give."""
+    delta, prune = (
+        dataclasses.replace(section, targets=hf_names.to_rules(model, section.targets))
+        for section in (config.delta, config.prune)
+    )
+    return dataclasses.replace(config, delta=delta, prune=prune)
 
 
 def trainable_params(config: Config, model: Model, params: Params) -> tuple[list[str], Any]:

@@ -48,7 +48,7 @@ def test_first_matching_rule_wins():
         ([("encoder/.*", 1)], "no rule matches 'head/kernel'"),
         ([(".*", 1), ("head/.*", 2)], "'head/.*' matches nothing: earlier rules match all of its paths"),
         ([("head/kernl", 2), (".*", 1)], "did you mean 'head/kernel'"),
-        ([("hea", 2), (".*", 1)], "must match a complete path .*or be the end of one: layer_0, layer_1, head"),
+        ([("hea", 2), (".*", 1)], "must match a complete path.*or be the end of one: layer_0, layer_1, head"),
         ([("q_proj", 2), (".*", 1)], "such as 'encoder/layer_0/kernel', or be the end"),
         ([("(", 1)], r"'\(' is not a regular expression"),
     ],

@@ -139,12 +139,14 @@ def names(config: Any) -> frozenset[str]:
 def write(config: Any) -> dict[str, Any]:
     """Return the fields that `read` takes, for a ``config.json``, without those that are None; nested groups likewise.
 
-    The config's ``explicit`` names the fields whose None is written: without it, they would be read as another value.
+    The config's ``explicit`` names the fields whose None is written: without it, they would be read as another value. Its
+    ``earlier`` fields repeat some of them in the layout of earlier versions of Hugging Face.
     """
     values = {name: getattr(config, name) for name in sorted(names(config))}
     values = {name: write(value) if dataclasses.is_dataclass(value) else value for name, value in values.items()}
     explicit = getattr(config, "explicit", ())
-    return {name: value for name, value in values.items() if value is not None or name in explicit}
+    values = {name: value for name, value in values.items() if value is not None or name in explicit}
+    return values | getattr(config, "earlier", {})
 
 
 def check(config: Any, *, sizes: tuple[str, ...], rates: tuple[str, ...], flags: tuple[str, ...] = ()) -> None:

@@ -157,6 +157,11 @@ class Config:
         return frozenset(name for name in _DEFAULTS[self.model_type] if getattr(self, name) is None)
 
     @property
+    def earlier(self) -> dict[str, Any]:
+        """Fields in the layout of transformers 4, which many other programs read as well."""
+        return rope.earlier(self.rope_parameters)
+
+    @property
     def groups(self) -> int:
         """Key/value heads before any pruning."""
         return self.num_key_value_heads or self.num_attention_heads

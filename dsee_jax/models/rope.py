@@ -119,6 +119,15 @@ def _parse(field: str, config: Mapping[str, Any], theta: Any) -> Rope:
     return Rope(**parameters)
 
 
+def earlier(rope: Rope) -> dict[str, Any]:
+    """Return ``rope_theta`` and ``rope_scaling`` as transformers 4 reads them; the latter is None without a scaling."""
+    given = {name: value for name, value in dataclasses.asdict(rope).items() if value is not None}
+    theta, kind = given.pop("rope_theta"), given.pop("rope_type")
+    # Before 4.43 a scaling was {"type", "factor"}, and any other field an error.
+    name = "type" if kind in ("linear", "dynamic") else "rope_type"
+    return {"rope_theta": theta, "rope_scaling": None if kind == "default" else {name: kind} | given}
+
+
 def longest(rope: Rope, most: int) -> int:
     """Return the longest text of scaled positions; ``most`` is max_position_embeddings.
 

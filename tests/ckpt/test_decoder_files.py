@@ -39,10 +39,8 @@ def test_round_trip_is_bit_equal(tmp_path, variant):
         assert again == model
         jax.tree.map(np.testing.assert_array_equal, actual, params)
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (source, tmp_path / "5GB"))
-    assert (
-        before.items()
-        <= (after | {name: before[name] for name in ("architectures", "rope_parameters") if name in before}).items()
-    )
+    other = ("architectures", "rope_parameters")
+    assert before.items() <= (after | {name: before[name] for name in other if name in before}).items()
     assert after["architectures"] == [models.class_name(model)]
 
 
@@ -193,3 +191,16 @@ def test_weights_that_are_not_finite_are_named(tmp_path, value, dtype):
     save_file(arrays, source / "model.safetensors")
     with pytest.raises(InputError, match=r"model.safetensors: 'model.norm.weight' holds NaN or infinities"):
         hf.load_pretrained(source, "causal-lm")
+
+
+@pytest.mark.parametrize("variant", [name for name in decoders.VARIANTS if "gpt2" not in name])
+@pytest.mark.parametrize("sourced", [False, True])
+def test_rotary_parameters_are_written_in_both_layouts(tmp_path, variant, sourced):
+    """A program that knows either layout reads the same theta and scaling, and so do we."""
+    source = decoders.write(tmp_path / "a", **decoders.VARIANTS[variant])
+    model, params = hf.load_pretrained(source, "causal-lm")
+    hf_save.save_pretrained(tmp_path / "b", model, params, source=source if sourced else None)
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    for dropped in (("rope_parameters",), ("rope_theta", "rope_scaling")):
+        left = {name: value for name, value in config.items() if name not in dropped}
+        assert models.of_config(left).config.from_hf(left) == model.config

@@ -3,16 +3,16 @@
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dsee_jax.ckpt.folders import MODEL_CONFIG
 from dsee_jax.ckpt.tensors import byte_size
 from dsee_jax.errors import InputError
-from dsee_jax.runtime import command, malloc, multihost, storage
+from dsee_jax.runtime import command, console, limits, lock, malloc, multihost, preemption, storage
 from merge import compare, pipeline
 from merge.inputs.sources import open_source
 from merge.methods import METHODS
+from merge.outputs import destination
 from merge.planning import describe
 from merge.planning.plan import Plan
 from merge.streaming import engine
@@ -85,7 +85,7 @@ def compare_parser() -> argparse.ArgumentParser:
 def print_comparison(options: argparse.Namespace) -> None:
     """Print the difference of two checkpoints."""
     a, b = (open_source(reference, Path()) for reference in (options.a, options.b))
-    print(compare.table(compare.compare(a, b, unit=options.unit)))
+    console.show(compare.table(compare.compare(a, b, unit=options.unit)))
 
 
 def merge(options: argparse.Namespace) -> None:
@@ -95,35 +95,37 @@ def merge(options: argparse.Namespace) -> None:
         if getattr(options, name) and not (options.plan and options.topology):
             raise InputError(f"--{name} belongs to a plan: give --plan --topology too")
     file = storage.target(options.json, "--json") if options.json else None
+    out = destination.located(options.out)
     multihost.join(options)
-    ready = pipeline.read(options.recipe)
-    if options.plan:
-        print(describe.describe(ready.plan, engine.layout(ready.plan, options.max_shard_size).items()))
-        if options.topology:
-            _compile(ready.plan, "" if options.topology == "here" else options.topology, file)
-        return
-    malloc.keep_freed_memory()
-    out = storage.as_path(options.out)
-    lines = _run(ready, out, options) if isinstance(out, Path) else _run_and_upload(ready, out, options)
+    with preemption.raised("the same command resumes"):
+        ready = pipeline.read(options.recipe)
+        if options.plan:
+            text = describe.describe(ready.plan, engine.layout(ready.plan, options.max_shard_size).items())
+            console.show(text)
+            if options.topology:
+                _compile(ready.plan, "" if options.topology == "here" else options.topology, file)
+            return
+        malloc.keep_freed_memory()
+        limits.check(
+            open_files=engine.open_files(ready.inputs), mapped=sum(path.stat().st_size for path in ready.inputs)
+        )
+        lines = _run(ready, out, options) if isinstance(out, Path) else _run_and_upload(ready, out, options)
     if multihost.is_main():
-        print("\n".join([*lines, str(out)]))
+        console.show("\n".join([*lines, options.out]))
 
 
 def _run(ready: pipeline.Prepared, out: Path, options: argparse.Namespace) -> list[str]:
     """Merge into a local folder; return lines for the user."""
-    lines: list[str] = []
-    engine.check_output(ready.plan, out, overwrite=options.overwrite)
-    with _progress() as progress, pipeline.input_digests(ready) as digests:
-        engine.run(
-            ready.plan,
-            out,
-            lambda folder, extras: lines.extend(pipeline.write_metadata(ready, folder, out.name, extras, digests())),
-            max_shard_size=options.max_shard_size,
-            overwrite=options.overwrite,
-            allow_nonfinite=options.allow_nonfinite,
-            progress=progress,
-        )
-    return lines
+
+    def check() -> None:
+        destination.check(out, [ready.recipe.path, *ready.inputs], overwrite=options.overwrite)
+
+    with multihost.raise_on_all():
+        check()
+    with _only_writer(out):
+        with multihost.raise_on_all():
+            check()  # again: another merge may have ended meanwhile
+        return _merge(ready, out, out, options, check)
 
 
 def _run_and_upload(ready: pipeline.Prepared, out: storage.Place, options: argparse.Namespace) -> list[str]:
@@ -132,31 +134,60 @@ def _run_and_upload(ready: pipeline.Prepared, out: storage.Place, options: argpa
         raise InputError(
             f"{out}: processes that merge together write one folder; give a folder on a disk that all processes share"
         )
-    inputs = [*engine.files(ready.plan), *(source.folder / MODEL_CONFIG for source in ready.sources.values())]
-    for path in [str(ready.recipe.path), *filter(None, map(storage.origin, inputs))]:
-        if path.startswith(f"{str(out).rstrip('/')}/"):
-            raise InputError(f"{out} holds the input {path}; give another OUT_DIR")
-    scratch, stamp = storage.scratch(out), engine.stamp(ready.plan, engine.layout(ready.plan, options.max_shard_size))
-    merged, lines = scratch / out.name, []
+    scratch, placed = storage.scratch(out), engine.layout(ready.plan, options.max_shard_size)
+    stamp, merged, lines = engine.stamp(ready.plan, placed, ready.inputs), scratch / out.name, []
     # An earlier run may have completed the same merge: only the upload is left.
     complete = scratch / "whole"
-    if not (complete.is_file() and complete.read_text() == stamp):
-        with storage.store_errors(out):
-            if not options.overwrite and out.exists():
-                raise InputError(f"{out} exists; give another OUT_DIR, or --overwrite to replace it")
-        complete.unlink(missing_ok=True)
-        storage.clear(merged)
-        lines = _run(ready, merged, options)
-        complete.write_text(stamp)
-    storage.upload(merged, out)
-    storage.clear(scratch)
+    with _only_writer(scratch):
+        uploads = complete.is_file() and complete.read_text() == stamp
+        destination.check(out, [ready.recipe.path, *ready.inputs], overwrite=options.overwrite, resumes=uploads)
+        if not uploads:
+            complete.unlink(missing_ok=True)
+            storage.clear(merged)
+            lines = _merge(ready, merged, out, options)
+            complete.write_text(stamp)
+        storage.upload(merged, out)
+        storage.clear(scratch)
+    return lines
+
+
+@contextlib.contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """Let no other merge write the folder; of several processes, the first holds the lock."""
+    with contextlib.ExitStack() as stack:
+        with multihost.raise_on_all():
+            if multihost.is_main():
+                stack.enter_context(lock.held(folder, "merge"))
+        yield
+
+
+def _merge(
+    ready: pipeline.Prepared,
+    folder: Path,
+    out: storage.Place,
+    options: argparse.Namespace,
+    check: Callable[[], None] = lambda: None,
+) -> list[str]:
+    """Merge into a local folder that becomes ``out``; return lines for the user."""
+    lines: list[str] = []
+    with _progress() as progress, pipeline.input_digests(ready) as digests:
+        engine.run(
+            ready.plan,
+            folder,
+            lambda partial, extras: lines.extend(pipeline.write_metadata(ready, partial, out, extras, digests())),
+            inputs=ready.inputs,
+            check=check,
+            max_shard_size=options.max_shard_size,
+            allow_nonfinite=options.allow_nonfinite,
+            progress=progress,
+        )
     return lines
 
 
 def _compile(plan: Plan, topology: str, file: storage.Place | None) -> None:
     """Print the accelerator memory and time of the merge, and write the figures to ``file``."""
     from dsee_jax.plan.roofline import tables
-    from dsee_jax.runtime import console, files
+    from dsee_jax.runtime import files
     from merge.planning import memory
 
     figures = memory.analyze(plan, topology)

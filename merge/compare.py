@@ -9,6 +9,7 @@ import numpy as np
 from dsee_jax.ckpt import differences
 from dsee_jax.ckpt.differences import Difference
 from dsee_jax.errors import InputError
+from dsee_jax.runtime import console
 from merge import units
 from merge.inputs.lazy import Lazy
 from merge.inputs.sources import Source
@@ -101,12 +102,13 @@ def table(comparison: Comparison, *, most: int = 10) -> str:
     ):
         if names:
             more = f" and {len(names) - most} more" if len(names) > most else ""
-            lines.append(f"{title} ({len(names)}): {', '.join(names[:most])}{more}")
+            lines.append(console.plain(f"{title} ({len(names)}): {', '.join(names[:most])}{more}"))
     return "\n".join(lines)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Return a table as text; the first column is aligned to the left, the others to the right."""
+    """Return a table as text, each row on a line; the first column is aligned to the left, the others to the right."""
+    rows = [[console.plain(text) for text in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(

@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dsee_jax.ckpt import tensors
+from dsee_jax.ckpt.folders import TOKENIZER_FILES
+from dsee_jax.errors import InputError
+from dsee_jax.runtime.storage import Place
 from merge import units
 from merge.inputs import lazy, tokenizer
-from merge.inputs.sources import Source, open_source
+from merge.inputs.sources import Source, located, open_source
 from merge.outputs import card, heatmap, metadata
 from merge.planning import plan
 from merge.recipes import recipe, strict_yaml
 from merge.streaming import engine
-
-PICTURE = "merge_coefficients.png"
 
 
 class Prepared(NamedTuple):
@@ -31,6 +32,7 @@ class Prepared(NamedTuple):
     vocabulary: tokenizer.Vocabulary | None
     config: Mapping[str, Any]  # the merged model's config.json
     files: Mapping[str, Path]  # every input file, by its name in the card
+    inputs: tuple[Path, ...]  # every input file
 
 
 def read(path: str | os.PathLike[str]) -> Prepared:
@@ -50,7 +52,7 @@ def read(path: str | os.PathLike[str]) -> Prepared:
         file: {name: lazy.plain(stored) for name, stored in tensors.contents(file).items()}
         for file in statistics_files.values()
     }
-    vocabulary = None
+    vocabulary, tokenizers = None, []
     if parsed.tokenizer is None:
         tokenizer.check(list(sources.values()))
     else:
@@ -62,8 +64,13 @@ def read(path: str | os.PathLike[str]) -> Prepared:
             tokens=parsed.tokenizer.tokens,
             pad_to_multiple_of=parsed.tokenizer.pad_to_multiple_of,
         )
+        tokenizers = [file for source in sources.values() for file in _tokenizer_files(source.folder)]
+        if parsed.tokenizer.source not in ("base", "union"):
+            tokenizers += _tokenizer_files(located(parsed.tokenizer.source, beside)[1])
         sources = {source.reference: source for source in tokenizer.align(vocabulary, list(sources.values()))}
     merge_plan = plan.plan(parsed, sources, statistics)
+    if not merge_plan.jobs:
+        raise InputError(f"{parsed.path}: {sources[parsed.origin].folder} has no tensors; there is nothing to merge")
     dtypes = [job.dtype for job in merge_plan.jobs if job.method != "copy"]
     config = metadata.config(
         sources[parsed.origin].config,
@@ -71,7 +78,12 @@ def read(path: str | os.PathLike[str]) -> Prepared:
         layers=merge_plan.layers,
         vocab_size=None if vocabulary is None else vocabulary.rows,
     )
-    return Prepared(parsed, sources, merge_plan, vocabulary, config, files)
+    inputs = tuple(dict.fromkeys([*files.values(), *engine.files(merge_plan), *tokenizers]))
+    return Prepared(parsed, sources, merge_plan, vocabulary, config, files, inputs)
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
 @contextlib.contextmanager
@@ -97,14 +109,14 @@ def input_digests(ready: Prepared) -> Iterator[Callable[[], dict[str, str]]]:
 
 
 def write_metadata(
-    ready: Prepared, folder: Path, name: str, extras: engine.Extras, digests: Mapping[str, str]
+    ready: Prepared, folder: Path, out: Place, extras: engine.Extras, digests: Mapping[str, str]
 ) -> list[str]:
     """Write every file beside the weights into ``folder``; return lines for the user.
 
     Args:
       ready: the merge.
       folder: the folder of the merged weights.
-      name: of the merged model.
+      out: the place of the folder when it is complete.
       extras: from `merge.streaming.engine.run`.
       digests: ``{name: SHA-256}`` of every input file.
     """
@@ -122,7 +134,7 @@ def write_metadata(
         tokenizer=None if ready.vocabulary is None else ready.vocabulary.tokenizer,
         template=template,
         card=card.card(
-            name,
+            out.name,
             method=parsed.name,
             about=parsed.method.help,
             models=ready.plan.models,
@@ -133,10 +145,10 @@ def write_metadata(
         ),
         recipe=card.recipe_text(resolved, digests),
     )
-    return _shares(ready, folder, extras)
+    return _shares(ready, folder, out, extras)
 
 
-def _shares(ready: Prepared, folder: Path, extras: engine.Extras) -> list[str]:
+def _shares(ready: Prepared, folder: Path, out: Place, extras: engine.Extras) -> list[str]:
     """Draw RankMean's heat map; return its table and the picture's path, or nothing for other methods."""
     jobs = [job for job in ready.plan.jobs if "change" in extras[job.name]]
     if not jobs:
@@ -148,4 +160,5 @@ def _shares(ready: Prepared, folder: Path, extras: engine.Extras) -> list[str]:
         np.stack([np.asarray(groups[name][key]) for name in names]) for key in ("coefficients", "change")
     )
     table = heatmap.table(names, ready.plan.models, shares, changes)
-    return [table, heatmap.heatmap(folder / PICTURE, names, ready.plan.models, shares, changes)]
+    drawn = heatmap.heatmap(folder / heatmap.PICTURE, names, ready.plan.models, shares, changes)
+    return [table, f"heat map  {out / heatmap.PICTURE if drawn else heatmap.NOT_DRAWN}"]

@@ -44,6 +44,9 @@ _POINTER = b"version "
 _LARGEST = 32 << 20
 """The most bytes of JSON that are parsed: enough for some 300,000 tensors, and few enough for any memory."""
 
+MAPS = 256
+"""The most files that are mapped into memory at once; each counts as an open file."""
+
 
 _PART = 1 << 20
 """The entries of an array that are compared or checked at a time."""
@@ -185,7 +188,7 @@ def every_byte(file: Path) -> np.ndarray:
     return _map(file, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=MAPS)
 def _map(file: Path, inode: int, size: int, changed: int) -> np.ndarray:
     """Return the map of a file; the numbers distinguish the file from a later one at the same path."""
     return np.memmap(file, np.uint8, "r").view(np.ndarray) if size else np.empty(0, np.uint8)

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -50,12 +51,34 @@ def size(count: float) -> str:
     return f"{count:.3g} {UNITS[power]}"
 
 
+def plain(text: str) -> str:
+    """Return a name or path from outside as one printable line: control characters, and the like, as their escapes."""
+    return "".join(_escaped(character) if _unprintable(character) else character for character in text)
+
+
+def _unprintable(character: str) -> bool:
+    # Control, format (such as right-to-left marks) and unassigned characters, surrogates; separators of lines.
+    kind = unicodedata.category(character)
+    return kind[0] == "C" or kind in ("Zl", "Zp")
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode()
+
+
 def show(value: Any) -> None:
-    """Print a line or a table on stdout; lines are never wrapped."""
+    """Print text or a table on stdout; lines are never wrapped.
+
+    Names in it are shown as they are: markup in them means nothing, and control characters are escaped.
+    """
     if isinstance(value, str):
-        print(value, flush=True)
+        print("\n".join(map(plain, value.split("\n"))), flush=True)
         return
     from rich.console import Console
 
+    class Plain(Console):
+        def render_str(self, text: str, **options: Any) -> Any:
+            return super().render_str(plain(text), **options)
+
     width = None if sys.stdout.isatty() else 100
-    Console(width=width).print(value)
+    Plain(width=width, markup=False, emoji=False).print(value)

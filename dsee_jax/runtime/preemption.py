@@ -58,3 +58,34 @@ def asked() -> bool:
         return _asked.is_set()
     # The processes agree on a number above every number asked so far; a skipped number would miss the agreement.
     return multihost_utils.reached_preemption_sync_point(next(_numbers))
+
+
+class _Terminated(BaseException):
+    pass
+
+
+@contextlib.contextmanager
+def raised(resume: str) -> Iterator[None]:
+    """Let SIGTERM interrupt the body as Ctrl-C does, and raise `Preempted`; for work in one process without steps.
+
+    A second SIGTERM kills the process. Works in the main thread only.
+
+    Args:
+      resume: how to go on; the end of the message.
+    """
+    if threading.current_thread() is not threading.main_thread() or multihost.is_distributed():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        del number, frame
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except _Terminated:
+        raise Preempted(f"terminated; {resume}") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -9,6 +9,9 @@ from dsee_jax.runtime.atomic import hidden
 _LONGEST = "model-00001-of-00001.safetensors.partial"
 """A long name of a file in an output folder."""
 
+_SHOWN = 300
+"""The most characters of a path that is too long."""
+
 
 def check(path: Path, option: str) -> None:
     """Raise `InputError` unless a file or a folder can be created at ``path``, by way of its hidden path (`atomic.hidden`).
@@ -19,15 +22,16 @@ def check(path: Path, option: str) -> None:
     """
     path = path.absolute()
     parent = path.parent
-    if not parent.is_dir():
-        found = "is a file" if os.path.lexists(parent) and not parent.is_symlink() else "does not exist"
-        raise InputError(f"{option} {path}: the folder {parent} {found}; create it first, or name another path")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"{option} {path}: {parent} is read-only for you; name a path in a folder that you may write")
     try:
         (hidden(path) / _LONGEST).lstat()
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise InputError(f"{option} {path}: {reason}; give a shorter or plainer path") from None
+        shown = str(path) if len(str(path)) <= _SHOWN else f"{str(path)[:_SHOWN]}..."
+        raise InputError(f"{option} {shown}: {reason}; give a shorter or plainer path") from None
+    if not parent.is_dir():
+        found = "is a file" if parent.is_file() else "does not exist"
+        raise InputError(f"{option} {path}: the folder {parent} {found}; create it first, or name another path")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"{option} {path}: {parent} is read-only for you; name a path in a folder that you may write")

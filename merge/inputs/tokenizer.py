@@ -156,7 +156,8 @@ def _opened(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder))
+        # Otherwise a tokenizer with code of its own asks at the terminal whether to run that code.
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # a malformed tokenizer.json is a bare Exception
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"no tokenizer in {folder}; expected tokenizer.json and its companions ({reason})") from None

@@ -7,6 +7,11 @@ from typing import Any
 
 import yaml
 
+from dsee_jax.runtime import console
+
+HEADER = "# SHA-256 of every file that was read:"
+"""The first line of the recipe that a merge writes beside its model."""
+
 
 def recipe_text(recipe: Mapping[str, Any], digests: Mapping[str, str]) -> str:
     """Return the resolved recipe as YAML that runs again, after a comment with the inputs' SHA-256.
@@ -15,9 +20,18 @@ def recipe_text(recipe: Mapping[str, Any], digests: Mapping[str, str]) -> str:
       recipe: plain dicts, lists and scalars, all defaults filled in.
       digests: ``{name of an input: SHA-256, hex}``.
     """
-    lines = [f"# {digest}  {name}" for name, digest in sorted(digests.items())]
-    body = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
-    return "\n".join(["# SHA-256 of every file that was read:", *lines, "", body])
+    lines = [f"# {digest}  {console.plain(name)}" for name, digest in sorted(digests.items())]
+    body = yaml.dump(dict(recipe), Dumper=_InFull, sort_keys=False, allow_unicode=True)
+    return "\n".join([HEADER, *lines, "", body])
+
+
+class _InFull(yaml.SafeDumper):
+    """Writes a value that stands in several places in full in each, without anchors and aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Return whether a value gets no anchor."""
+        del data
+        return True
 
 
 def card(
@@ -52,21 +66,43 @@ def card(
     )
     data = ModelCardData(base_model=ids or None, library_name="transformers", tags=["merge", method])
     linked = re.sub(r"arXiv:? ?(\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", about)
+    shown = "\n".join("\t".join(map(console.plain, line.split("\t"))) for line in recipe.rstrip().splitlines())
+    fence = "`" * max(3, 1 + _backticks(shown))
     content = "\n".join(
         [
             f"---\n{data.to_yaml()}\n---",
-            f"# {name}\n",
+            f"# {_prose(name)}\n",
             f"Merged with **{method}**: {linked}.\n",
             "## Models\n",
-            *([f"- `{base}` (the base)"] if base else []),
-            *(f"- `{model}`" for model in models),
+            *([f"- {_code(base)} (the base)"] if base else []),
+            *(f"- {_code(model)}" for model in models),
             "\n## Options\n",
-            *([f"- `{key}`: `{value}`" for key, value in options.items()] or ["None."]),
-            f"\n## Recipe\n\n```yaml\n{recipe.rstrip()}\n```\n",
+            *([f"- {_code(key)}: {_code(value)}" for key, value in options.items()] or ["None."]),
+            f"\n## Recipe\n\n{fence}yaml\n{shown}\n{fence}\n",
             "## Inputs\n",
             "| file | SHA-256 |\n|---|---|",
-            *(f"| `{file}` | `{digest}` |" for file, digest in sorted(digests.items())),
+            *(f"| {_code(file, in_table=True)} | {_code(digest)} |" for file, digest in sorted(digests.items())),
             "",
         ]
     )
     return str(ModelCard(content))
+
+
+def _backticks(text: str) -> int:
+    """Return the length of the longest run of backticks."""
+    return max(map(len, re.findall("`+", text)), default=0)
+
+
+def _code(value: Any, *, in_table: bool = False) -> str:
+    """Return a name or value as one Markdown code span, in which nothing is markup."""
+    text = console.plain(str(value))
+    if in_table:
+        text = text.replace("|", "\\|")
+    fence = "`" * (1 + _backticks(text))
+    space = " " * (text.startswith("`") or text.endswith("`") or not text.strip())
+    return f"{fence}{space}{text}{space}{fence}"
+
+
+def _prose(text: str) -> str:
+    """Return a name as Markdown text without markup."""
+    return re.sub(r"([\\`*\[\]<>#|~&$]|\b_|_\b)", r"\\\1", console.plain(text))

@@ -6,22 +6,28 @@ from typing import Any
 
 import numpy as np
 
+from dsee_jax.runtime import console
 from dsee_jax.typing import Array
 from merge.compare import aligned
+
+PICTURE = "merge_coefficients.png"
+"""The file of the heat map in the folder of a merged model."""
+
+NOT_DRAWN = "not drawn: pip install 'dsee-jax[plot]'"
+"""The reason for a missing picture."""
 
 ROW, TALLEST = 26, 5760
 """Heights in pixels: of one group, and the maximum of all groups together."""
 
 _MARGIN, _LINE, _COLUMN, _TEXT = 10, 20, 80, 12
+_LONGEST = 24  # characters of a name
 _DIVERGING = ((5, 48, 97), (67, 147, 195), (247, 247, 247), (214, 96, 77), (103, 0, 31))
 _RISING = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 _NONE = (224, 224, 224)
 
 
-def heatmap(path: Path, units: Sequence[str], models: Sequence[str], coefficients: Array, relative: Array) -> str:
-    """Draw two panels into the PNG file ``path``; return a line with the path, or with the reason for a missing picture.
-
-    Without Pillow (extra ``plot``) nothing is drawn, and no error is raised.
+def heatmap(path: Path, units: Sequence[str], models: Sequence[str], coefficients: Array, relative: Array) -> bool:
+    """Draw two panels into the PNG file ``path``; return whether it is drawn: without Pillow (extra ``plot``) it is not.
 
     Args:
       path: the file to write.
@@ -34,8 +40,9 @@ def heatmap(path: Path, units: Sequence[str], models: Sequence[str], coefficient
     try:
         from PIL import Image, ImageDraw, ImageFont
     except ImportError:
-        return "heat map  not drawn: pip install 'dsee-jax[plot]'"
+        return False
     font, names = ImageFont.load_default(_TEXT), _short(models)
+    units = [_fitted(unit) for unit in units]
     labels = round(max(font.getlength(unit) for unit in units)) + _MARGIN
     column = max(_COLUMN, round(max(font.getlength(name) for name in names)) + _MARGIN)
     width, height = column * len(models), min(ROW * len(units), TALLEST)
@@ -76,7 +83,7 @@ def heatmap(path: Path, units: Sequence[str], models: Sequence[str], coefficient
             for x, value, anchor in ((left, finite.min(), "lm"), (left + width, finite.max(), "rm")):
                 write(x, below + 1.5 * _LINE, format(value, spec), anchor)
     image.save(path)
-    return f"heat map  {path}"
+    return True
 
 
 def _colours(places: Any, anchors: Sequence[tuple[int, int, int]]) -> np.ndarray:
@@ -102,12 +109,18 @@ def table(units: Sequence[str], models: Sequence[str], coefficients: Array, rela
     return aligned([header, *rows])
 
 
-def _short(models: Sequence[str], most: int = 24) -> list[str]:
-    """Return the shortest distinct tails of the models' paths, shortened at the front to ``most`` characters."""
+def _short(models: Sequence[str]) -> list[str]:
+    """Return the shortest distinct tails of the models' paths, each fitted to a column."""
     parts = [str(model).strip("/").split("/") for model in models]
     count = next(
         (n for n in range(1, max(map(len, parts))) if len({tuple(p[-n:]) for p in parts}) == len(parts)),
         max(map(len, parts)),
     )
     names = ["/".join(part[-count:]) for part in parts]
-    return [name if len(name) <= most else f"...{name[3 - most :]}" for name in names]
+    return [_fitted(name) for name in names]
+
+
+def _fitted(name: str) -> str:
+    """Return a name on one line, shortened at the front to `_LONGEST` characters."""
+    name = console.plain(name)
+    return name if len(name) <= _LONGEST else f"...{name[3 - _LONGEST :]}"

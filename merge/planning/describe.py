@@ -51,6 +51,7 @@ def describe(plan: Plan, files: Iterable[tuple[str, Sequence[str]]] = ()) -> str
         lines.append(f"  ... and {len(plan.notes) - 4} more notes")
     lines += _ranges(merged)
     lines += _table(merged)
+    lines = [console.plain(line) for line in lines]
     return "\n".join(line if len(line) <= _WIDTH else line[: _WIDTH - 3] + "..." for line in lines)
 
 

@@ -28,7 +28,14 @@ from dsee_jax.runtime import atomic, multihost
 from merge.method import Method
 from merge.methods import find
 from merge.planning.plan import Job, Plan, written_bytes
+from merge.recipes import strict_yaml
 from merge.streaming import shards, staging, tiles
+
+THREADS = max(os.cpu_count() or 1, 2)
+"""Threads that merge tensors."""
+
+OPEN_SHARDS = 2 * THREADS
+"""The most shards that are written at the same time; each is an open file."""
 
 Extras: TypeAlias = dict[str, dict[str, Any]]
 """The further keyword arguments of each tensor's method, by tensor name, from `Method.prepare`."""
@@ -55,13 +62,19 @@ def files(plan: Plan) -> list[Path]:
     return list(unique)
 
 
+def open_files(inputs: Sequence[Path]) -> int:
+    """Return the most files that a merge of these inputs has open at once."""
+    return min(len(inputs), tensors.MAPS) + OPEN_SHARDS
+
+
 def run(
     plan: Plan,
     out: Path,
     finish: Callable[[Path, Extras], None],
     *,
+    inputs: Sequence[Path],
+    check: Callable[[], None] = lambda: None,
     max_shard_size: str | int = "5GB",
-    overwrite: bool = False,
     allow_nonfinite: bool = False,
     progress: Progress = Progress(),  # noqa: B008
 ) -> None:
@@ -69,21 +82,21 @@ def run(
 
     Args:
       plan: the merge.
-      out: the output folder, replaced when the merge is complete.
+      out: the output folder; an existing folder is replaced when the merge is complete.
       finish: called after all tensors are written, with the folder that becomes ``out`` and the method's `Extras`; writes the
         files beside the weights.
+      inputs: all files that the merge depends on.
+      check: called before ``out`` is replaced; an `InputError` keeps the unfinished output, which the next merge completes.
       max_shard_size: bytes, or text such as ``5GB``.
-      overwrite: replace an existing ``out``.
       allow_nonfinite: merge NaN and infinities instead of refusing them.
       progress: see `Progress`.
 
     Raises:
-      InputError: ``out`` cannot be written, the disk is too small, or a source has a NaN or an infinity.
+      InputError: the disk is too small, an input changes during the merge, or a source has a NaN or an infinity.
     """
-    check_output(plan, out, overwrite=overwrite)
-    placed = layout(plan, max_shard_size)
-    folder = atomic.hidden(out.absolute())
-    with staging.opened(folder, stamp(plan, placed), sum(map(written_bytes, plan.jobs))):
+    placed, before = layout(plan, max_shard_size), _states(inputs)
+    folder = atomic.hidden(out)
+    with staging.opened(folder, stamp(plan, placed, inputs), sum(map(written_bytes, plan.jobs))):
         extras = _merge(plan, placed, folder, allow_nonfinite, progress)
         multihost.barrier("every shard is written")
         if multihost.is_main():
@@ -91,24 +104,19 @@ def run(
                 text = tensors.index_text(placed, sum(map(written_bytes, plan.jobs)))
                 (folder / tensors.INDEX).write_text(text)
             finish(folder, extras)
-            for file in placed:
-                shards.mark(folder / file).unlink()
-            staging.finish(folder, out.absolute())
-        multihost.barrier("the output has its name")
+            for file, state in _states(inputs).items():
+                if state != before[file]:
+                    raise InputError(f"{file} has changed during the merge; start again when nothing writes it")
+    if multihost.is_main():
+        check()
+        staging.finish(folder, out)
+    multihost.barrier("the output has its name")
 
 
-def check_output(plan: Plan, out: Path, *, overwrite: bool) -> None:
-    """Raise `InputError` if ``out`` is or holds an input, exists already, or has no parent folder."""
-    target = out.resolve()
-    for file in files(plan):
-        if target in file.absolute().parents or target in file.resolve().parents:
-            raise InputError(f"{out} holds the input {file}; give another OUT_DIR")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; give another OUT_DIR")
-    if out.exists() and not overwrite and any(out.iterdir()):
-        raise InputError(f"{out} exists; give another OUT_DIR, or --overwrite to replace it")
-    if not target.parent.is_dir():
-        raise InputError(f"{target.parent} is not a folder; create it, or give another OUT_DIR")
+def _states(inputs: Sequence[Path]) -> dict[Path, tuple[int, ...]]:
+    """Return numbers that change when a file is written again, or replaced."""
+    stats = {file: file.stat() for file in inputs}
+    return {file: (stat.st_size, stat.st_mtime_ns, stat.st_ino) for file, stat in stats.items()}
 
 
 def _merge(
@@ -118,22 +126,24 @@ def _merge(
     jobs = {job.name: job for job in plan.jobs}
     owned = [file for number, file in enumerate(placed) if multihost.owns(number)]
     todo = [file for file in owned if not shards.finished(folder / file)]
-    with ThreadPoolExecutor(max(os.cpu_count() or 1, 2)) as workers, contextlib.ExitStack() as opened:
-        resources = tiles.Resources(workers, set(), allow_nonfinite, multihost.owns, multihost.gather)
-        extras = _prepare(plan, resources, progress)
-        progress.begin("merging", sum(written_bytes(jobs[name]) for file in todo for name in placed[file]))
+    with ThreadPoolExecutor(THREADS) as workers, contextlib.ExitStack() as opened:
         stop = threading.Event()
+        resources = tiles.Resources(workers, set(), stop, allow_nonfinite, multihost.owns, multihost.gather)
         running: list[Future[None]] = []
         closer = opened.enter_context(ThreadPoolExecutor(1))
-        closing = []
+        closing: list[Future[None]] = []
         try:
-            for file in todo:
+            extras = _prepare(plan, resources, progress)
+            progress.begin("merging", sum(written_bytes(jobs[name]) for file in todo for name in placed[file]))
+            for number, file in enumerate(todo):
+                if number >= OPEN_SHARDS:
+                    closing[number - OPEN_SHARDS].result()
                 arrays = {name: (jobs[name].dtype, jobs[name].shape) for name in placed[file]}
                 shard = shards.create(folder / file, arrays)
                 opened.callback(shard.abandon)
                 parts = [
                     workers.submit(
-                        _merge_tensor, jobs[name], extras[name], resources, shard.sink(name, progress.advance), stop
+                        _merge_tensor, jobs[name], extras[name], resources, shard.sink(name, progress.advance)
                     )
                     for name in placed[file]
                 ]
@@ -161,15 +171,12 @@ def _prepare(plan: Plan, resources: tiles.Resources, progress: Progress) -> Extr
     return extras | {job.name: extra for job, extra in zip(jobs, prepared, strict=True)}
 
 
-def _merge_tensor(
-    job: Job, extra: Mapping[str, Any], resources: tiles.Resources, sink: tiles.Sink, stop: threading.Event
-) -> None:
+def _merge_tensor(job: Job, extra: Mapping[str, Any], resources: tiles.Resources, sink: tiles.Sink) -> None:
     """Merge or copy one tensor."""
-    if stop.is_set():
-        return
     if job.method == "copy":
         size = prod(job.shape)
         for start in range(0, size, tiles.TILE):
+            resources.raise_if_stopped()
             sink(start, job.inputs[0].read(start, min(start + tiles.TILE, size)))
         return
     method, grams = _method(job), {}
@@ -193,13 +200,19 @@ def _inputs(job: Job) -> tuple[Any, ...]:
     return (*job.inputs, *job.statistics)
 
 
-def stamp(plan: Plan, placed: Mapping[str, Sequence[str]]) -> str:
-    """Return a digest of everything that determines the output's bytes; ``placed`` is from `layout`."""
+def stamp(plan: Plan, placed: Mapping[str, Sequence[str]], inputs: Sequence[Path]) -> str:
+    """Return a digest of everything that determines the output's bytes.
+
+    Args:
+      plan: the merge.
+      placed: from `layout`.
+      inputs: all files that the merge depends on.
+    """
     content = {
-        "recipe": plan.recipe.text,
+        "recipe": strict_yaml.parse(str(plan.recipe.path), plan.recipe.text),
         "computed": [jax.__version__, jax.default_backend(), tiles.TILE],
         "jobs": [(job.name, job.method, repr(sorted(job.options.items())), job.dtype) for job in plan.jobs],
-        "inputs": [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files(plan)],
+        "inputs": [(str(file.resolve()), *state[:2]) for file, state in _states(inputs).items()],
         "sources": [[str(file) for lazy in _inputs(job) for file in lazy.files] for job in plan.jobs],
         "placed": {file: list(names) for file, names in placed.items()},
     }

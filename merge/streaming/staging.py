@@ -13,6 +13,9 @@ from dsee_jax.runtime import atomic, console, multihost
 STAMP = "merge.json"
 """The file in the folder that identifies its merge."""
 
+FILES = (STAMP, "*.done", ".model*.safetensors.partial")
+"""Patterns of the files in the folder beside those of the output."""
+
 
 @contextlib.contextmanager
 def opened(folder: Path, stamp: str, nbytes: int) -> Iterator[None]:
@@ -58,5 +61,7 @@ def _resumes(folder: Path, stamp: str) -> bool:
 
 def finish(folder: Path, out: Path) -> None:
     """Rename the complete folder to the output, after a sync of all its files."""
+    for mark in folder.glob("*.done"):
+        mark.unlink()
     (folder / STAMP).unlink()
     atomic.replace_folder(folder, out)

@@ -5,8 +5,9 @@ the padding are zero in folds, and the results of a map in the padding are dropp
 """
 
 import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import CancelledError, Executor
 from math import prod
 from typing import Any, NamedTuple, TypeAlias
 
@@ -35,10 +36,16 @@ class Resources(NamedTuple):
 
     workers: Executor
     finite: set[str]  # names of the tensors whose elements an earlier pass found finite in every model
+    stop: threading.Event  # set when the merge fails or is interrupted: no thread reads a further tile
     allow_nonfinite: bool = False
     owns: Callable[[int], bool] = lambda number: True  # whether this process folds the leaf with this number
     gather: Callable[[list[Any]], list[Any]] = lambda folds: folds  # replaces None by another process's fold
     read: Callable[[int], None] = lambda nbytes: None  # called with the bytes read
+
+    def raise_if_stopped(self) -> None:
+        """Raise `CancelledError` in a thread whose result nobody needs any more."""
+        if self.stop.is_set():
+            raise CancelledError
 
 
 class Tiled(NamedTuple):
@@ -156,6 +163,7 @@ class Tiled(NamedTuple):
         # Large tensors share one tile size, and small tensors a few sizes, since each size is compiled once.
         height = min(max(TILE // columns, 1), 1 << (max(rows, _SMALLEST // columns, 1) - 1).bit_length())
         for start in range(0, self.size, height * columns):
+            self.resources.raise_if_stopped()
             stop = min(start + height * columns, self.size)
             yield self._tile([(start, stop)], height * columns, check=check), stop - start
         if check:

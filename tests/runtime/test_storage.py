@@ -184,7 +184,7 @@ def test_merge_from_a_store_to_a_store(bucket, tmp_path, capsys):
     made = load_file(storage.download(f"{bucket}/out") / "model.safetensors")
     assert equal(made, load_file(tmp_path / "out" / "model.safetensors"))
     assert storage.listdir(f"{bucket}/out") == sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert not list((tmp_path / "cache" / "unfinished").iterdir())
+    assert not list((tmp_path / "cache" / "unfinished").glob("[!.]*"))
     assert merging([f"{bucket}/recipe.yaml", f"{bucket}/out"]) == 2
     assert f"{bucket}/out exists" in capsys.readouterr().err
     assert merging([f"{bucket}/recipe.yaml", f"{bucket}/out", "--overwrite"]) == 0
@@ -215,7 +215,7 @@ def test_merge_resumes_with_the_upload(bucket, tmp_path, capsys, monkeypatch):
         bytes_of(storage.download(f"{bucket}/out"))["model.safetensors"]
         == bytes_of(tmp_path / "here")["model.safetensors"]
     )
-    assert not list((tmp_path / "cache" / "unfinished").iterdir())
+    assert not list((tmp_path / "cache" / "unfinished").glob("[!.]*"))
 
 
 @pytest.mark.slow

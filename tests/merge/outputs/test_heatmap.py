@@ -25,7 +25,7 @@ def test_picture_has_one_row_per_unit(tmp_path, units, models):
     )
     shares, changes = figures(units, models)
     changes[0, 0] = np.nan
-    assert heatmap.heatmap(path, names, columns, shares, changes) == f"heat map  {path}"
+    assert heatmap.heatmap(path, names, columns, shares, changes)
     with image.open(path) as drawn:
         assert drawn.format == "PNG"
         assert drawn.height == min(heatmap.ROW * units, heatmap.TALLEST) + 100
@@ -41,11 +41,18 @@ def test_larger_share_is_red(tmp_path):
     assert {(103, 0, 31), (5, 48, 97), (253, 231, 37), (224, 224, 224)} <= colours
 
 
-def test_missing_pillow_is_one_line(tmp_path, monkeypatch):
+def test_nothing_is_drawn_without_pillow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
-    line = heatmap.heatmap(tmp_path / "heat.png", ["a"], ["m"], *figures(1, 1))
-    assert line == "heat map  not drawn: pip install 'dsee-jax[plot]'"
+    assert not heatmap.heatmap(tmp_path / "heat.png", ["a"], ["m"], *figures(1, 1))
     assert not list(tmp_path.iterdir())
+
+
+def test_any_name_of_a_unit_or_model_is_drawn(tmp_path):
+    """Names of several lines, and names that would make a picture of gigabytes."""
+    image = pytest.importorskip("PIL.Image", reason="needs the extra `plot`")
+    heatmap.heatmap(tmp_path / "heat.png", ["a\nb", "x" * 9000], ["m\n", "\x1b[1m", "y" * 9000], *figures(2, 3))
+    with image.open(tmp_path / "heat.png") as drawn:
+        assert drawn.width < 2000
 
 
 def test_table_is_aligned():

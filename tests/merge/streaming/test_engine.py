@@ -47,8 +47,8 @@ def contents(folder):
 
 
 def hidden_files(folder):
-    """The names of the hidden files in a folder."""
-    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+    """The names of the hidden files in a folder, without the lock of a merge, which stays."""
+    return [path.name for path in folder.iterdir() if path.name.startswith(".") and path.suffix != ".lock"]
 
 
 def test_linear_merge_of_files_is_the_mean(tmp_path, capsys):
@@ -190,11 +190,12 @@ def test_existing_output_is_kept_without_overwrite(tmp_path, capsys):
     assert run(path, out) == 0, "an empty folder may be filled"
     shutil.rmtree(out)
     out.mkdir()
-    (out / "model-00001-of-00002.safetensors").write_bytes(b"older")
+    assert run(path, out, "--max-shard-size", "4kB") == 0
+    older = contents(out)
     assert "--overwrite" in refused(capsys, path, out)
-    assert contents(out) == {"model-00001-of-00002.safetensors": b"older"}
+    assert contents(out) == older
     assert run(path, out, "--overwrite") == 0
-    assert "model-00001-of-00002.safetensors" not in contents(out), "old files are never mixed in"
+    assert not [name for name in contents(out) if "-of-" in name], "old files are never mixed in"
     assert not hidden_files(tmp_path)
 
 
@@ -301,23 +302,27 @@ def test_resumed_merge_keeps_finished_shards_and_rewrites_damaged_shards(tmp_pat
     assert different <= {"README.md"}, "only the model card holds the output's name"
 
 
-@pytest.mark.parametrize("changed", ["nothing", "recipe", "input", "size of shards"])
+@pytest.mark.parametrize("changed", ["nothing", "comment", "recipe", "input", "config", "size of shards"])
 def test_changed_merge_does_not_resume(tmp_path, monkeypatch, changed):
-    """A changed recipe, input or shard size deletes the files of an interrupted merge."""
+    """A changed recipe, input or shard size deletes the files of an interrupted merge; a comment changes no file."""
     _, a, _ = checkpoints.family(tmp_path)
     path, out, options = checkpoints.recipe(tmp_path, each=WEIGHTED), tmp_path / "out", []
     monkeypatch.setattr(shards, "create", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert run(path, out) == 130
-    (tmp_path / ".out.partial" / "stray").write_text("older")
+    (tmp_path / ".out.partial" / "vocab.txt").write_text("older")
     monkeypatch.undo()
-    if changed == "recipe":
+    if changed == "comment":
+        path.write_text(path.read_text() + "# a comment\n")
+    elif changed == "config":
+        (tmp_path / "model_0" / "config.json").write_text(json.dumps(checkpoints.CONFIG | {"eps": 1}))
+    elif changed == "recipe":
         checkpoints.recipe(tmp_path, "task_arithmetic", each=WEIGHTED)
     elif changed == "input":
         checkpoints.save(tmp_path / "model_0", {name: -array for name, array in a.items()})
     elif changed == "size of shards":
         options = ["--max-shard-size", "4kB"]
     assert run(path, out, *options) == 0
-    assert ("stray" in contents(out)) == (changed == "nothing")
+    assert ("vocab.txt" in contents(out)) == (changed in ("nothing", "comment"))
 
 
 def test_shard_is_synced_before_its_rename(tmp_path, syncs_and_renames):

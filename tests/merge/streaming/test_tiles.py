@@ -1,5 +1,6 @@
 """For every method, a tensor streamed from files merges as in memory."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
@@ -105,7 +106,12 @@ def test_streamed_merge_equals_in_memory_merge(tmp_path, monkeypatch, name, over
     with ThreadPoolExecutor(2) as workers:
         outputs = {}
         streamed, resident = leaves(
-            tmp_path, method, dtype, method.by_rows(**keywords), tiles.Resources(workers, set()), outputs
+            tmp_path,
+            method,
+            dtype,
+            method.by_rows(**keywords),
+            tiles.Resources(workers, set(), threading.Event()),
+            outputs,
         )
         extras = [
             method.prepare(side, [keywords] * len(side)) if method.prepare else [{}] * len(side)
@@ -127,7 +133,9 @@ def test_padding_of_the_last_tile_changes_no_byte(tmp_path, monkeypatch):
         folder, outputs = tmp_path / str(tile), {}
         folder.mkdir()
         with ThreadPoolExecutor(2) as workers:
-            streamed, _ = leaves(folder, method, "float32", False, tiles.Resources(workers, set()), outputs)
+            streamed, _ = leaves(
+                folder, method, "float32", False, tiles.Resources(workers, set(), threading.Event()), outputs
+            )
             for leaf in streamed:
                 method.merge(leaf, **keywords)
         merged.append(outputs)
@@ -151,7 +159,7 @@ def test_streamed_selection_is_exact(tmp_path, monkeypatch, size, levels):
         opened.append(lazy.plain(tensors.index(tmp_path / str(number))["x"]))
     with ThreadPoolExecutor(2) as workers:
         make = lambda lazy: tiles.Tiled(
-            "x", None, (lazy,), (), False, "F32", lambda *_: None, tiles.Resources(workers, set())
+            "x", None, (lazy,), (), False, "F32", lambda *_: None, tiles.Resources(workers, set(), threading.Event())
         )
         for both in (False, True):
             part = [make(lazy) for lazy in (opened if both else opened[:1])]
@@ -190,7 +198,9 @@ def test_nan_is_named(tmp_path):
     """Also where TIES would trim the element."""
     method, outputs = find("ties"), {}
     with ThreadPoolExecutor(1) as workers:
-        streamed, _ = leaves(tmp_path, method, "float32", False, tiles.Resources(workers, set()), outputs)
+        streamed, _ = leaves(
+            tmp_path, method, "float32", False, tiles.Resources(workers, set(), threading.Event()), outputs
+        )
         lazy = streamed[0].models[1]
 
         def read(start, stop):

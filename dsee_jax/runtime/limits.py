@@ -1,0 +1,52 @@
+"""The limits of this process on open files and address space (``ulimit -n``, ``ulimit -v``)."""
+
+import os
+import sys
+
+from dsee_jax.errors import InputError
+from dsee_jax.runtime import console
+
+_OTHER_FILES = 32
+"""Open files beside those that a command counts: libraries, the standard streams, sockets."""
+
+_WORKING = 1 << 30
+"""Bytes of address space for buffers and threads, beside mapped files."""
+
+
+def check(*, open_files: int, mapped: int) -> None:
+    """Raise the limit on open files as far as the system allows, and check both limits.
+
+    Args:
+      open_files: the most files that the work has open at once.
+      mapped: bytes of the files that it maps into memory.
+
+    Raises:
+      InputError: a limit is too low; the message says the command that raises it.
+    """
+    if sys.platform == "win32":
+        return
+    import resource  # not on Windows
+
+    needed = open_files + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise InputError(
+                f"{needed} files must be open at once, and the limit is {hard}; raise it: ulimit -n {needed}"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    space = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if space != resource.RLIM_INFINITY and (total := _used() + mapped + _WORKING) > space:
+        raise InputError(
+            f"the work takes {console.size(total)} of address space, files mapped into memory included, and the limit is "
+            f"{console.size(space)}; raise it: ulimit -v unlimited"
+        )
+
+
+def _used() -> int:
+    """Return the address space of this process in bytes; 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as pages:
+            return int(pages.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0

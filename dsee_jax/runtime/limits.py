@@ -6,11 +6,11 @@ import sys
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import console
 
-_OTHER_FILES = 32
-"""Open files beside those that a command counts: libraries, the standard streams, sockets."""
+_OTHER_FILES = 8
+"""Open files beside those that are open already and those that a command counts."""
 
-_WORKING = 1 << 30
-"""Bytes of address space for buffers and threads, beside mapped files."""
+_WORKING = (1 << 30) + (os.cpu_count() or 1) * (256 << 20)
+"""Bytes of address space for the buffers, stacks and heaps of threads, beside mapped files."""
 
 
 def check(*, open_files: int, mapped: int) -> None:
@@ -27,7 +27,7 @@ def check(*, open_files: int, mapped: int) -> None:
         return
     import resource  # not on Windows
 
-    needed = open_files + _OTHER_FILES
+    needed = _opened() + open_files + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
         if hard != resource.RLIM_INFINITY and hard < needed:
@@ -41,6 +41,14 @@ def check(*, open_files: int, mapped: int) -> None:
             f"the work takes {console.size(total)} of address space, files mapped into memory included, and the limit is "
             f"{console.size(space)}; raise it: ulimit -v unlimited"
         )
+
+
+def _opened() -> int:
+    """Return the number of files that this process has open now; 0 where the system does not say."""
+    try:
+        return len(os.listdir("/proc/self/fd"))
+    except OSError:
+        return 0
 
 
 def _used() -> int:

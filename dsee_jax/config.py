@@ -325,6 +325,10 @@ class TrainConfig:
     """Steps between checkpoints, besides those after each evaluation and at the end of a search. 0: only those."""
     full: bool = False
     """Full fine-tuning: train every weight. Needs delta.rank 0 and delta.nonzeros 0."""
+    head: Literal["auto", "classifier", "pooler+classifier"] = "auto"
+    """The part of the task head that is trained, besides the updates. classifier: the layer that gives the labels.
+    pooler+classifier: with the layers between the encoder and the classifier. auto: as by the authors of DSEE, all but a
+    pooler that is a part of the pretrained model: BERT's, where the checkpoint holds it."""
     allow_changed_inputs: bool = False
     """Go on where the base, the data or delta.start of a resumed run, or the model of a finished run, changed meanwhile."""
 
@@ -339,6 +343,9 @@ class TrainConfig:
         _need(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "0 or more")
         _need(self.clip >= 0, "train.clip", self.clip, "0 (no clipping) or more")
         _need(self.dropout == -1 or 0 <= self.dropout < 1, "train.dropout", self.dropout, "a rate in [0, 1), or -1")
+        _need(
+            not self.full or self.head != "classifier", "train.head", self.head, "auto: train.full trains every weight"
+        )
         _need(self.eval_every >= 0, "train.eval_every", self.eval_every, "0 or more steps")
         _need(self.checkpoint_every >= 0, "train.checkpoint_every", self.checkpoint_every, "0 or more steps")
 

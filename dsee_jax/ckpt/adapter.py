@@ -3,7 +3,7 @@
 ::
 
     adapter_config.json   scale, scale_sparse, the delta section of the config, task, labels, SHA-256 of the base and of model/
-    adapter.safetensors   deltas/<kernel path>/{a, b, values}, supports/<kernel path>, params/<path> (the task head)
+    adapter.safetensors   deltas/<kernel path>/{a, b, values}, supports/<kernel path>, params/<path> (of the task head)
     masks.safetensors     one bit per weight, if the run pruned weights
     kept.safetensors      one bit per head and neuron, if the model was structurally pruned
 
@@ -37,7 +37,7 @@ class Adapter(NamedTuple):
 
     deltas: Deltas
     supports: Supports
-    params: Params  # the task head
+    params: Params  # the trained part of the task head; old adapters have all of it
     masks: Masks  # True = kept; empty if no weight was pruned
     config: dict[str, Any]
     kept: Masks  # True = kept: the heads and neurons of its model; empty if none were pruned

@@ -4,7 +4,6 @@ The architecture accounts for every tensor of a file: an unexpected, missing or 
 task head is created, with a warning on the logger ``dsee_jax.ckpt.hf``.
 """
 
-import dataclasses
 import logging
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -144,6 +143,14 @@ def load_pretrained(
     return model, tree.unflatten({path: flat[path] for path in groups})
 
 
+def stored(path: str | Path, model: Model, paths: Iterable[str]) -> list[str]:
+    """Return those of ``paths``, params of a model that are not stacked, that a checkpoint holds; reads headers only."""
+    architecture = models.find(model.config.model_type)
+    names = {renamed(architecture, name) for name in tensors.index(resolve(path))}
+    names |= {architecture.prefix + name for name in names}
+    return [path for path in paths if tensor_of(architecture, path)[0] in names]
+
+
 def _arrays(
     matched: Mapping[str, tensors.Stored],
     places: Mapping[str, Place],
@@ -206,10 +213,8 @@ def _stacked(model: Model, paths: Iterable[str]) -> dict[str, list[str]]:
 
 def _label_tensors(folder: Path, model: Model) -> set[str]:
     """Return the HF names of the params that give the labels: ``num_labels`` decides their shapes."""
-    wider = model.clone(config=dataclasses.replace(model.config, num_labels=model.config.num_labels + 1))
-    shapes, others = (tree.flatten(models.shapes(each)) for each in (model, wider))
     architecture = models.find(model.config.model_type)
-    names = {tensor_of(architecture, path)[0] for path, leaf in shapes.items() if leaf.shape != others[path].shape}
+    names = {tensor_of(architecture, path)[0] for path in models.label_axes(model)}
     if not names:
         raise InputError(f"{folder}: new_head is true; a model for {model.task} gives no labels: leave it out")
     return names

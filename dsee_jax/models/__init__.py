@@ -1,5 +1,6 @@
 """Architectures by Hugging Face's ``model_type``, and generic functions of their models."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -61,6 +62,17 @@ def class_name(model: Model) -> str:
 def shapes(model: Model) -> dict[str, Any]:
     """Return the params of a model as shapes and dtypes; nothing is computed."""
     return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
+
+
+def label_axes(model: Model) -> dict[str, int]:
+    """Return the axis of the labels in every param that gives them; ``num_labels`` decides its size. Empty: no labels."""
+    wider = model.clone(config=dataclasses.replace(model.config, num_labels=model.config.num_labels + 1))
+    own, other = (tree.flatten(shapes(each)) for each in (model, wider))
+    return {
+        path: next(axis for axis, size in enumerate(leaf.shape) if size != other[path].shape[axis])
+        for path, leaf in own.items()
+        if leaf.shape != other[path].shape
+    }
 
 
 @functools.lru_cache(maxsize=16)

@@ -36,8 +36,8 @@ def abstract_steps(
 ) -> tuple[dict[str, Step], sharding.Placement]:
     """Return the steps ``train`` and ``evaluate`` of a config over ``devices``, and the placement of params.
 
-    ``model.path`` may be a folder with only a ``config.json``. Every row has ``data.max_length`` tokens; ``labels`` is the
-    number of classes, 1 for regression.
+    ``model.path`` may be a folder with only a ``config.json``; BERT's pooler counts as pretrained. Every row has
+    ``data.max_length`` tokens; ``labels`` is the number of classes, 1 for regression.
     """
     where = sharding.mesh(config.mesh, batch_size=config.train.batch_size, devices=devices)
     task, options = model_task(config), config.model
@@ -51,7 +51,7 @@ def abstract_steps(
     kind = jnp.dtype(options.param_dtype)
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, kind), models.shapes(model))
     updates, supports = jax.eval_shape(lambda p: create.init(p, config.delta, key=jax.random.key(0)), params)
-    _, moving = setup.trainable_params(config, model, params)
+    moving = setup.trainable_params(config, model, params)
     rest = tree.split(params, list(tree.flatten(moving)))[1]
     wide = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), moving)
     optimizer = optim.adamw(config.train)

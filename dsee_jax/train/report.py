@@ -28,15 +28,24 @@ def tables(results: dict[str, Any]) -> list[Table]:
         scores.add_column(name, justify="right")
     for row in rows:
         name = "pretrained" if row["name"] == "before" and not results["head_parameters"] else row["name"]
-        scores.add_row(NAMES.get(name, name), *(f"{row['metrics'][key]:.4f}" for key in names))
+        count = row.get("evaluations", 1)
+        choice = f", best of {count} evaluations" if count > 1 else ""
+        scores.add_row(NAMES.get(name, name) + choice, *_cells(row["metrics"], names))
+        if count > 1:
+            scores.add_row("  at its last step", *_cells(row["last"], names))
     costs = Table(title="costs", title_justify="left", show_header=False)
-    flops = results["flops_per_token"]
+    flops, example = results["flops_per_token"], results["flops_per_example"]
+    # Runs of earlier versions lack some figures.
+    both = results.get("trainable_fraction_with_head")
+    share = "" if both is None else f"; {both:.2%} of all with the backbone's"
     for name, value in (
         ("trained parameters, backbone", f"{results['trainable_parameters']:,} = {results['trainable_fraction']:.2%}"),
-        ("trained parameters, head", f"{results['head_parameters']:,}"),
+        ("trained parameters, head", f"{results['head_parameters']:,}{share}"),
         ("weights zero or removed", f"{results['weight_sparsity']:.1%} of the prunable kernels"),
-        ("FLOPs per token, dense", f"{flops['dense']:,}"),
+        ("FLOPs per token, dense", f"{flops['dense']:,} without attention scores"),
         ("FLOPs per token, zeros skipped", f"{flops['final']:,} = {results['flops_ratio']:.1%}"),
+        (f"FLOPs per example of {example['length']} tokens, dense", f"{example['dense']:,} with attention scores"),
+        ("FLOPs per example, zeros skipped", f"{example['final']:,} = {example['final'] / example['dense']:.1%}"),
         ("size of model and adapter", console.size(results["model_bytes"])),
         ("training seconds", f"{results['train_seconds']:.0f}"),
         ("tokens per second", f"{results['train_tokens_per_second']:,.0f}"),
@@ -44,6 +53,10 @@ def tables(results: dict[str, Any]) -> list[Table]:
     ):
         costs.add_row(name, value)
     return [scores, costs]
+
+
+def _cells(metrics: dict[str, Any], names: list[str]) -> list[str]:
+    return ["" if metrics.get(name) is None else f"{metrics[name]:.4f}" for name in names]
 
 
 def show(results: dict[str, Any], out: Place, say: Callable[[Any], None]) -> None:

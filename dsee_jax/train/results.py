@@ -23,6 +23,12 @@ from dsee_jax.train.setup import Setup
 from dsee_jax.typing import Masks, Params
 
 
+def trained_head(setup: Setup) -> list[str]:
+    """Return the paths of the head that a run trains."""
+    moving = tree.flatten(setup.trained["params"])
+    return [path for path in setup.head if path in moving]
+
+
 def final_params(setup: Setup, trained: dict[str, Any], masks: Masks) -> Params:
     """Return the final weights of the model: pruned, with the trained head; updates are not folded in."""
     params = tree.unflatten({**tree.flatten(setup.params), **tree.flatten(trained["params"])})
@@ -70,7 +76,7 @@ def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Place) -> di
     hashes.write(out, {"model": hashes.of_model(out / MODEL)})
     total = _bytes(out / MODEL)
     if config.delta.rank or config.delta.nonzeros:
-        head, written = tree.split(trained["params"], setup.head)[0], hashes.read(out)
+        written = hashes.read(out)
         about = {
             "format": "dsee_jax adapter 1",
             "scale": config.delta.scale,
@@ -83,7 +89,7 @@ def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Place) -> di
             adapter.MODEL_SHA256: written["model"][hashes.WEIGHTS],
         } | ({"kept": setup.model.config.widths} if setup.kept else {})
         with files.folder(out / ADAPTER, replaces=ADAPTER_FILES) as staging:
-            adapter.save(staging, adapter.Adapter(trained["deltas"], setup.supports, head, masks, about, kept))
+            adapter.save(staging, adapter.Adapter(trained["deltas"], setup.supports, trained["params"], masks, about, kept))
         total += storage.size(out / ADAPTER / ADAPTER_WEIGHTS)
     return {"model_bytes": total}
 
@@ -97,20 +103,29 @@ def results(
 ) -> dict[str, Any]:
     """Return the figures of ``metrics.json`` that depend on seed and input only: all but times, memory and bytes.
 
-    ``setup`` is the setup at the start of the run, ``final`` at its end; they differ after structured pruning. Parameter
-    counts are those of the start. ``trainable_fraction`` is the trained fraction of the backbone, which is all parameters
-    but those of the head (``head_parameters``). ``weight_sparsity`` is the fraction of zero and removed weights in the
-    prunable kernels. ``flops_per_token`` counts the nonzero weights of the backbone's kernels and the factors of updates;
-    ``flops_per_example`` adds attention, for an example of ``data.max_length`` tokens (`dsee_jax.metrics.flops`).
+    ``setup`` is the setup at the start of the run, ``final`` at its end; they differ after structured pruning.
+
+    Scores: ``final`` are those of the best evaluation on the dev set in the last stage, which the same dev set chooses;
+    ``final_last`` those of the last evaluation. Each stage that trains has the number of its ``evaluations``, the
+    ``best_step`` and the metrics of the ``last``.
+
+    Parameters are counted at the start. ``head_parameters`` are those of the head that the run trains, and the backbone all
+    others. ``trainable_parameters`` and ``trainable_fraction`` are of the backbone; ``trainable_fraction_with_head`` is the
+    fraction of all parameters that the run trains. ``weight_sparsity`` is the fraction of zero and removed weights in the
+    prunable kernels.
+
+    FLOPs: those of `flops.kernels` without their zeros, and of the factors of updates. ``flops_per_token`` leaves out all that
+    depends on the length; ``flops_per_example`` adds attention, for an example of ``data.max_length`` tokens.
     """
     before, *done = stages
     params = final_params(final, trained, masks)
-    flat, head = tree.flatten(setup.params), set(setup.head)
-    backbone = {path: leaf for path, leaf in flat.items() if path not in head}
-    size = sum(int(np.prod(leaf.shape)) for leaf in backbone.values())
+    flat, head = tree.flatten(setup.params), set(trained_head(setup))
+    sizes = {path: int(np.prod(leaf.shape)) for path, leaf in flat.items()}
+    heads_size = sum(sizes[path] for path in head)
+    backbone = sum(sizes.values()) - heads_size
     moving = [path for path in tree.flatten(setup.trained["params"]) if path not in head]
-    count = fold.count(setup.trained["deltas"]) + sum(int(np.prod(flat[path].shape)) for path in moving)
-    kernels = [path for path in backbone if path.endswith("/kernel")]
+    count = fold.count(setup.trained["deltas"]) + sum(sizes[path] for path in moving)
+    kernels = flops.kernels(setup.model, setup.params, set(setup.head))
     dense = flops.dense(setup.params, kernels)
     left = set(tree.flatten(params))
     used = flops.sparse(params, (path for path in kernels if path in left)) + flops.factors(trained["deltas"])
@@ -125,9 +140,10 @@ def results(
         "final": done[-1]["metrics"],
         "final_last": done[-1].get("last", done[-1]["metrics"]),
         "trainable_parameters": count,
-        "trainable_fraction": count / size,
-        "head_parameters": sum(int(np.prod(flat[path].shape)) for path in setup.head),
-        "backbone_parameters": size,
+        "trainable_fraction": count / backbone,
+        "trainable_fraction_with_head": (count + heads_size) / (backbone + heads_size),
+        "head_parameters": heads_size,
+        "backbone_parameters": backbone,
         "weight_sparsity": 1 - flops.sparse(params, final.prunable) / prunable if prunable else 0.0,
         "kept": {kind: list(widths) for kind, widths in final.model.config.widths.items()},
         "flops_per_token": {"dense": 2 * dense, "final": 2 * used},
@@ -137,6 +153,7 @@ def results(
             "final": 2 * flops.example(used, params, heads, length),
         },
         "flops_ratio": used / dense,
+        "flops_counted": flops.COUNTED,
         "environment": {
             "jax": jax.__version__,
             "flax": flax.__version__,

@@ -1,7 +1,7 @@
 """The setup of a run: model, params, updates and data, checked before the run writes a file."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dsee_jax import models, stacks, tree
-from dsee_jax.ckpt import adapter, hf, hf_names
+from dsee_jax.ckpt import adapter, hf, hf_names, tensors
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.config import CUTTING, Config, model_task
 from dsee_jax.deltas import create
@@ -20,7 +20,7 @@ from dsee_jax.runtime import multihost, storage
 from dsee_jax.train import sharding
 from dsee_jax.train.inputs import Data, read_data, read_task
 from dsee_jax.train.output_dir import check_output
-from dsee_jax.typing import Array, Deltas, Key, Masks, Params, Supports
+from dsee_jax.typing import Deltas, Key, Masks, Params, Supports
 
 
 class Setup(NamedTuple):
@@ -30,7 +30,7 @@ class Setup(NamedTuple):
     folder: Path  # of the pretrained model
     model: Model
     params: Params  # pretrained, head included
-    head: list[str]  # paths of the task head
+    head: list[str]  # paths of the task head, of which ``trained`` may have a part only
     prunable: list[str]  # paths of the kernels that may be pruned
     trained: dict[str, Any]  # {"deltas", "params"}: the initial values
     supports: Supports
@@ -72,8 +72,8 @@ def prepare(config: Config) -> Setup:
             model = model.clone(config=model.config.with_dropout(config.train.dropout))
         config = with_rules(config, model)
         flat = tree.flatten(params)
-        _check_finite(folder, flat)
-        head, moving = trainable_params(config, model, params)
+        head = [] if model_task(config) == "causal-lm" else head_paths(model, params)
+        moving = trainable_params(config, model, params, hf.stored(folder, model, head))
         prunable = tree.select(config.prune.targets, flat) if config.prune.kind != "none" else []
         for path in prunable:
             weights.check_prunable(path, flat[path].shape, config.prune)
@@ -92,21 +92,6 @@ def prepare(config: Config) -> Setup:
     return Setup(config, folder, model, params, head, prunable, trained, supports, data, placed, {})
 
 
-@jax.jit
-def _all_finite(array: Array) -> jax.Array:
-    return jnp.all(jnp.isfinite(array))
-
-
-def _check_finite(folder: Path, arrays: Mapping[str, Array]) -> None:
-    """Raise `InputError` for the first of the arrays of ``folder`` that holds not-a-number or infinity."""
-    for path, finite in multihost.to_host({path: _all_finite(array) for path, array in arrays.items()}).items():
-        if not finite:
-            raise InputError(
-                f"{folder}: {path!r} holds values that are not finite (not-a-number or infinity), which no training mends: "
-                "the file is damaged, or its model diverged; take another checkpoint"
-            )
-
-
 def _updates(config: Config, folder: Path, model: Model, params: Params, key: Key) -> tuple[Deltas, Supports]:
     """Return the initial updates and their supports: new ones, or those of the adapter ``delta.start``."""
     delta = config.delta
@@ -117,7 +102,9 @@ def _updates(config: Config, folder: Path, model: Model, params: Params, key: Ke
     if scans(model):
         saved = saved._replace(deltas=stacks.stack(saved.deltas), supports=stacks.stack(saved.supports))
     adapter.check(start, folder, params, saved)
-    _check_finite(start, tree.flatten(saved.deltas))
+    for path, leaf in tree.flatten(saved.deltas).items():
+        if not tensors.finite(leaf):
+            raise InputError(f"delta.start {start}: the update {path!r} holds NaN or infinities: take another adapter")
     if not config.train.allow_changed_inputs:
         sha256, allow = adapter.fingerprint(folder), "set train.allow_changed_inputs: true"
         adapter.check_base(start, saved.config, folder, sha256, allow=allow)
@@ -147,9 +134,38 @@ def with_rules(config: Config, model: Model) -> Config:
     return dataclasses.replace(config, delta=delta, prune=prune)
 
 
-def trainable_params(config: Config, model: Model, params: Params) -> tuple[list[str], Any]:
-    """Return the paths of the task head, and the tree of params that a run trains besides its updates."""
-    # The output layer of a language model is pretrained, no task head.
-    flat, causal = tree.flatten(params), model_task(config) == "causal-lm"
-    head = [] if causal else tree.select(models.find(model.config.model_type).head, flat)
-    return head, params if config.train.full else tree.split(params, head)[0]
+def head_paths(model: Model, params: Params) -> list[str]:
+    """Return the paths of the task head; the output layer of a language model is pretrained, no task head."""
+    return tree.select(models.find(model.config.model_type).head, tree.flatten(params))
+
+
+def trainable_params(config: Config, model: Model, params: Params, stored: Sequence[str] | None = None) -> Params:
+    """Return the tree of params that a run trains besides its updates: all, or the part of its head that ``train.head`` names.
+
+    Args:
+      config: the run.
+      model: its model.
+      params: the params, or their shapes.
+      stored: the paths of the head that the checkpoint holds; None: those of a pretrained model.
+
+    Raises:
+      InputError: ``train.head`` leaves out a param that the checkpoint lacks.
+    """
+    if config.train.full or model_task(config) == "causal-lm":
+        return params if config.train.full else {}
+    architecture, head = models.find(model.config.model_type), head_paths(model, params)
+    pooler = [path for path in head if path not in models.label_axes(model)]
+    stored = pooler if stored is None else stored
+    frozen: list[str] = []
+    if config.train.head == "classifier":
+        frozen = pooler
+        if missing := [path for path in pooler if path not in stored]:
+            raise InputError(
+                f"train.head is 'classifier'; {config.model.path} has no {missing[0]!r}, and a layer that is created at "
+                "random must be trained: use auto"
+            )
+    elif config.train.head == "auto":
+        # Hugging Face's names tell the layers of the pretrained model from those of its head.
+        own = [path for path in pooler if hf_names.tensor_of(architecture, path)[0].startswith(architecture.prefix)]
+        frozen = [path for path in own if path in stored]
+    return tree.split(params, [path for path in head if path not in frozen])[0]

@@ -22,9 +22,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from dsee_jax.ckpt import checksums
-from dsee_jax.errors import Diverged, InputError
+from dsee_jax.errors import InputError, Stopped
 from dsee_jax.runtime import multihost
-from dsee_jax.runtime.preemption import Preempted
 from dsee_jax.runtime.storage import Place, StoreError, remote
 from dsee_jax.typing import Masks
 
@@ -74,7 +73,7 @@ def opened(folder: Place) -> Iterator[Store]:
     store = Store(*(_series(folder / name) for name in Store._fields))
     try:
         yield store
-    except (Preempted, Diverged):  # on every process at the same step
+    except Stopped:  # on every process at the same step
         _finish(store)
         raise
     except BaseException:

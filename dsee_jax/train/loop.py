@@ -36,7 +36,7 @@ def run(config: Config, *, say: Callable[[Any], None] = print) -> dict[str, Any]
 
     Raises:
       InputError: some input cannot work; nothing has been written then.
-      Preempted: SIGTERM came; the last step is saved, and the same call resumes from it.
+      Preempted: SIGTERM or SIGINT came; the last step is saved, and the same call resumes from it.
     """
     settings = tree.flatten(dataclasses.asdict(config))
     multihost.assert_equal("config", {path.replace("/", "."): value for path, value in settings.items()})

@@ -101,7 +101,7 @@ def fit(session: Session, run: Run, stage: Stage, point: Point, hooks: Hooks) ->
     """Do the steps of a stage from ``point`` on, and return the point after the last one.
 
     Raises:
-      Preempted: SIGTERM came; the step during which it came is finished and saved.
+      Preempted: SIGTERM or SIGINT came; the step during which it came is finished and saved.
       Diverged: a loss or a value of the state is not finite. Losses are read at log lines, and the state is checked where it
         is evaluated or saved, so that no step waits for the device and no checkpoint holds such values.
     """
@@ -142,9 +142,7 @@ def fit(session: Session, run: Run, stage: Stage, point: Point, hooks: Hooks) ->
                 checkpoint = (copy(point.state), setup.kept or point.masks, point.progress._asdict())
                 checkpoints.save(session.store, stage.offset + done, *checkpoint)
             if stopping:
-                raise preemption.Preempted(
-                    f"SIGTERM: saved at step {done} of {total} of stage {stage.name}; the same command resumes from there"
-                )
+                raise preemption.stopped(f"step {done} of {total} of stage {stage.name}")
     return point
 
 

@@ -144,15 +144,15 @@ def kill_when(arguments, condition):
 
 
 @pytest.mark.parametrize(
-    ("config", "stage"),
+    ("config", "stage", "number"),
     [
-        ("dsee, cubic", "tune"),
-        pytest.param("dsee, cubic", "retune", marks=pytest.mark.slow),
-        pytest.param("earlybert", "search", marks=pytest.mark.slow),
+        ("dsee, cubic", "tune", signal.SIGINT),
+        pytest.param("dsee, cubic", "retune", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("earlybert", "search", signal.SIGTERM, marks=pytest.mark.slow),
     ],
 )
-def test_sigterm_saves_the_step_and_stops(tmp_path, monkeypatch, config, stage):
-    """SIGTERM comes at a step without a checkpoint of its own; the run resumes after this step, to the same figures."""
+def test_signal_saves_the_step_and_stops(tmp_path, monkeypatch, config, stage, number):
+    """The signal comes at a step without a checkpoint of its own; the run resumes after this step, to the same figures."""
     options = EVERY | {"train__checkpoint_every": 100} | CONFIGS[config]
     loop.run(runs.config(tmp_path, **options), say=lambda text: None)
     again = runs.config(tmp_path, output_dir=str(tmp_path / "again"), **options)
@@ -161,12 +161,12 @@ def test_sigterm_saves_the_step_and_stops(tmp_path, monkeypatch, config, stage):
     def counting(batch):
         steps.append(batch)
         if len(steps) == {"tune": 6, "retune": 21, "search": 6}[stage]:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return count(batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "count_tokens", counting)
-        with pytest.raises(preemption.Preempted, match=rf"step 6 of 1[05] of stage {stage}"):
+        with pytest.raises(preemption.Preempted, match=rf"{number.name}: saved at step 6 of 1[05] of stage {stage}"):
             loop.run(again, say=lambda text: None)
     lines = []
     loop.run(again, say=lines.append)

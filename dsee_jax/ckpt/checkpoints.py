@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 KEPT = 2
 """Checkpoints kept in each series: the newest, and the one before, which is needed until the newest is complete."""
 
+LONGEST = f"last/1000000.orbax-checkpoint-tmp/state.orbax-checkpoint-tmp/ocdbt.process_1000/d/{'0' * 32}.__lock"
+"""The name of a file of a checkpoint, as long as any."""
+
 DAMAGED = "damaged"
 """The folder, beside the series, of the damaged checkpoints."""
 
@@ -276,6 +279,13 @@ def save_best(store: Store, mark: int, trained: Any) -> None:
     if mark not in store.best.all_steps():
         with _writing(store.best):
             store.best.save(mark, args=ocp.args.Composite(trained=ocp.args.StandardSave(trained)), force=True)
+
+
+def size(trained: Any) -> int:
+    """Return the least bytes of all checkpoints of a run that trains ``trained`` by AdamW."""
+    return (
+        KEPT * 4 * sum(leaf.nbytes for leaf in jax.tree.leaves(trained))
+    )  # the state has three of a size, the best one
 
 
 def restore_best(store: Store, mark: int, like: Any) -> Any:

@@ -6,7 +6,6 @@
 
 import dataclasses
 import logging
-import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +18,7 @@ from dsee_jax.ckpt.folders import CHECKPOINTS, CONFIG, LOG, METRICS, read_json
 from dsee_jax.config import CUTTING, Config
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import files, multihost, preemption, storage
-from dsee_jax.train import config_file, hashes, pruning, report, results, sharding, stages
+from dsee_jax.train import config_file, hashes, output_dir, pruning, report, results, sharding, stages
 from dsee_jax.train.programs import make_programs
 from dsee_jax.train.setup import Setup, prepare
 from dsee_jax.train.trainer import Progress, Run, Session
@@ -43,35 +42,44 @@ def run(config: Config, *, say: Callable[[Any], None] = print) -> dict[str, Any]
     setup = prepare(config)
     out = storage.as_path(config.output_dir)
     say = say if multihost.is_main() else lambda text: None
-    if finished := multihost.allgather_objects(_finished(out))[0]:
-        say(f"{out}: this run is finished; name another output_dir, or delete the folder, to run it again")
-        return finished
-    if multihost.is_main() and isinstance(out, pathlib.Path):  # a store has no folders but those of its files
-        out.mkdir(parents=True, exist_ok=True)
+    size = checkpoints.size(setup.trained) + sum(leaf.nbytes for leaf in jax.tree.leaves(setup.params))
+    with output_dir.claimed(out, size):
+        if finished := multihost.allgather_objects(_finished(out))[0]:
+            say(f"{out}: this run is finished; name another output_dir, or delete the folder, to run it again")
+            return finished
+        _begin(setup, out)
+        with preemption.noticed(), checkpoints.opened(out / CHECKPOINTS) as store:
+            session = Session(store, out, say)
+            state = _start(session, setup)
+            order = stages.names(config)
+            for name in order[order.index(state.progress.stage) :]:
+                state = stages.STAGES[name](session, state)
+        return _finish(session, setup, state)
+
+
+def _begin(setup: Setup, out: storage.Place) -> None:
+    """Compare the inputs with those of the first call, and write the files that say how the run is made."""
     with multihost.raise_on_all():
         if multihost.is_main():
-            inputs = hashes.of_inputs(config, setup.folder, setup.data.task)
-            if changed := hashes.check_inputs(config, setup.folder, inputs):
+            inputs = hashes.of_inputs(setup.config, setup.folder, setup.data.task)
+            if changed := hashes.check_inputs(setup.config, setup.folder, inputs):
                 log.warning("%s", changed)
             # The mesh may differ from that of an earlier call: the config of the folder follows this one.
-            files.write_text(out / CONFIG, config_file.dump(config))
+            files.write_text(out / CONFIG, config_file.dump(setup.config))
             hashes.write(out, inputs)
-    multihost.barrier("the folder of the run is there")
-    with preemption.noticed(), checkpoints.opened(out / CHECKPOINTS) as store:
-        session = Session(store, out, say)
-        state = _start(session, setup)
-        order = stages.names(config)
-        for name in order[order.index(state.progress.stage) :]:
-            state = stages.STAGES[name](session, state)
+
+
+def _finish(session: Session, setup: Setup, state: Run) -> dict[str, Any]:
+    """Write the model, the adapter and ``metrics.json`` of a run after its last stage, and return the figures."""
     setup, final, trained, masks = results.to_host_layers(setup, state.setup, state.trained, state.masks)
-    content = {}
+    content, out = {}, session.out
     if multihost.is_main():
         content = results.results(setup, final, trained, masks, state.progress.done)
         content |= results.write(final, trained, masks, out)
         content |= cost(state.progress)
         files.flush(out / LOG)
         files.write(out / METRICS, content)
-        report.show(content, out, say)
+        report.show(content, out, session.say)
     return multihost.allgather_objects(content)[0]
 
 

@@ -1,11 +1,15 @@
 """The output folder of a run: new, empty, or with the files of a run of the same config."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
+from pathlib import Path
 
-from dsee_jax.ckpt.folders import CONFIG, HASHES
+from dsee_jax.ckpt import checkpoints
+from dsee_jax.ckpt.folders import CHECKPOINTS, CONFIG, HASHES
 from dsee_jax.config import Config
 from dsee_jax.errors import InputError
-from dsee_jax.runtime import storage
+from dsee_jax.runtime import lock, multihost, storage, writable
 from dsee_jax.train import config_file, hashes
 
 log = logging.getLogger(__name__)
@@ -19,6 +23,8 @@ def check_output(config: Config) -> None:
             f"output_dir {folder}: Orbax, which writes the checkpoints of a run, supports gs:// and no other store; use a "
             "folder (for instance of a mounted bucket), and copy model/ and adapter/ afterwards"
         )
+    if isinstance(folder, Path):
+        writable.check_folder(folder, "output_dir", f"{CHECKPOINTS}/{checkpoints.LONGEST}")
     with storage.store_errors(folder):
         if not _has_run(folder):
             return
@@ -32,6 +38,27 @@ def check_output(config: Config) -> None:
     if other:
         more = f" (and {len(other) - 1} more)" if other[1:] else ""
         raise InputError(f"output_dir {folder} belongs to another config: {other[0]}{more}; name another folder")
+
+
+@contextlib.contextmanager
+def claimed(folder: storage.Place, size: int) -> Iterator[None]:
+    """Create the folder of a run, and refuse other runs in it during the body; a store has no folders and no locks.
+
+    Args:
+      folder: of the run.
+      size: bytes of the files of a new run.
+
+    Raises:
+      InputError: on every process, if another run writes the folder, or its disk has no room for a new run.
+    """
+    with contextlib.ExitStack() as stack:
+        with multihost.raise_on_all():
+            if multihost.is_main() and isinstance(folder, Path):
+                if not (folder / CHECKPOINTS).exists():
+                    writable.check_space(folder, size, "output_dir")
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(lock.held(folder, "run"))
+        yield
 
 
 def _has_run(folder: storage.Place) -> bool:

@@ -95,6 +95,9 @@ class ModelConfig:
     allow_unknown: bool = False
     """Ignore fields of the model's config.json that this library does not know, with a warning, instead of an error."""
 
+    allow_small_vocabulary: bool = False
+    """Accept a tokenizer with far fewer tokens than the embedding has rows, instead of an error."""
+
     def __post_init__(self) -> None:
         _check_types(self, "model")
 

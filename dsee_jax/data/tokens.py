@@ -1,6 +1,6 @@
 """Token ids of texts from a Hugging Face fast tokenizer, stored end to end without padding."""
 
-import os
+import logging
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,6 +11,8 @@ from dsee_jax.ckpt.folders import GENERATION, MODEL_CONFIG, read_json
 from dsee_jax.data.examples import Examples
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import multihost
+
+log = logging.getLogger(__name__)
 
 CHUNK = 8192  # examples per tokenizer call; bounds the memory of Python lists
 
@@ -44,21 +46,6 @@ class Tokens(NamedTuple):
         return np.diff(self.offsets)
 
 
-def load_tokenizer(path: str | pathlib.Path) -> Any:
-    """Return the fast tokenizer of a Hugging Face folder or hub id; raises `InputError` if it has none."""
-    # At import transformers advises to install PyTorch, which the tokenizer does not need.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(path))
-    except Exception as error:  # a malformed tokenizer.json raises a bare Exception
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"model.path: no tokenizer in {str(path)!r}; expected tokenizer.json or vocab.txt beside config.json ({reason})"
-        ) from None
-
-
 def tokenize(tokenizer: Any, examples: Examples, max_length: int, *, vocab_size: int) -> Tokens:
     """Return the `Tokens` of texts, or pairs of texts, in their order, with the tokenizer's special tokens.
 
@@ -71,16 +58,32 @@ def tokenize(tokenizer: Any, examples: Examples, max_length: int, *, vocab_size:
       vocab_size: rows of the model's embedding.
 
     Raises:
-      InputError: ``max_length`` leaves no room for text, or an id is not less than ``vocab_size``.
+      InputError: ``max_length`` leaves no room for text, an id is not less than ``vocab_size``, or no text gives a token.
     """
     special = tokenizer.num_special_tokens_to_add(pair=examples.pair is not None)
     if max_length <= special:
         raise InputError(f"data.max_length: {max_length} leaves no room for text; special tokens alone take {special}")
     encoded = multihost.map_shards(len(examples.text), lambda part: _encode_part(tokenizer, examples, part, max_length))
     input_ids, token_type_ids, lengths = map(np.concatenate, zip(*encoded, strict=True))
-    check_ids(int(input_ids.max()), vocab_size)
+    pad = tokenizer.pad_token_id or 0
+    check_ids(max(int(input_ids.max()), pad), vocab_size)
+    if int(lengths.max()) <= special:
+        raise InputError(
+            f"none of the {len(lengths)} examples has text that the tokenizer knows: check the columns of the data"
+        )
+    _warn_unknown(tokenizer, input_ids, len(input_ids) - special * len(lengths))
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return Tokens(input_ids, token_type_ids, offsets, examples.labels, tokenizer.pad_token_id or 0)
+    return Tokens(input_ids, token_type_ids, offsets, examples.labels, pad)
+
+
+def _warn_unknown(tokenizer: Any, input_ids: np.ndarray, words: int) -> None:
+    """Warn if most of the tokens, special tokens left out, are the unknown token."""
+    unknown = 0 if tokenizer.unk_token_id is None else int((input_ids == tokenizer.unk_token_id).sum())
+    if 2 * unknown > words:
+        log.warning(
+            "%.0f %% of the tokens are %s: the tokenizer does not know the language of the texts",
+            *(100 * unknown / words, tokenizer.unk_token),
+        )
 
 
 def _encode_part(tokenizer: Any, examples: Examples, part: slice, max_length: int) -> tuple[np.ndarray, ...]:

@@ -8,7 +8,8 @@ from typing import Any
 from dsee_jax.ckpt import adapter, hf
 from dsee_jax.ckpt.folders import ADAPTER, GENERATION, MODEL, MODEL_CONFIG, read_json
 from dsee_jax.ckpt.resolve import resolve
-from dsee_jax.data.tokens import ends, load_tokenizer, pad_id
+from dsee_jax.ckpt.tokenizer import load_tokenizer, misfit
+from dsee_jax.data.tokens import check_ids, ends, pad_id
 from dsee_jax.errors import InputError
 from dsee_jax.generation import texts
 from dsee_jax.generation.texts import Writer
@@ -60,8 +61,11 @@ def load(path: str | Path, *, dtype: str = "float32", allow_unknown: bool = Fals
         updates = {"deltas": saved.deltas, "supports": saved.supports}
         updates |= {name: saved.config[name] for name in ("scale", "scale_sparse")}
     tokenizer = load_tokenizer(folder)
+    if line := misfit(tokenizer, model.config.vocab_size):
+        log.warning("%s: %s", folder, line)
     end_ids = ends(folder, tokenizer)
-    return Writer(model, params, updates, tokenizer, end_ids, pad_id(tokenizer, end_ids), _file_options(folder))
+    check_ids(pad := pad_id(tokenizer, end_ids), model.config.vocab_size)
+    return Writer(model, params, updates, tokenizer, end_ids, pad, _file_options(folder))
 
 
 def _file_options(folder: Path) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dsee_jax.ckpt.tokenizer import load_tokenizer, misfit
 from dsee_jax.config import Config, model_task
 from dsee_jax.data import Examples, Prompts, Task, load, responses
 from dsee_jax.data.batches import bucket_edges, micro_batches
 from dsee_jax.data.packing import pack
 from dsee_jax.data.references import References, group_by_prompt
-from dsee_jax.data.tokens import Tokens, ends, load_tokenizer, pad_id, tokenize
+from dsee_jax.data.tokens import Tokens, check_ids, ends, pad_id, tokenize
 from dsee_jax.errors import InputError
 from dsee_jax.metrics import text
 from dsee_jax.models.architecture import Model
@@ -47,6 +48,8 @@ def read_data(config: Config, task: Task, folder: Path, model: Model) -> Data:
     with multihost.raise_on_all():
         check_length(config, folder, model)
         tokenizer, references = load_tokenizer(folder), None
+        if not config.model.allow_small_vocabulary and (line := misfit(tokenizer, model.config.vocab_size)):
+            raise InputError(f"{folder}: {line}; if it is meant, set model.allow_small_vocabulary: true")
     if task.causal:
         (train, *others), references = _causal(config, task, folder, tokenizer, model)
     else:
@@ -72,7 +75,7 @@ def _causal(
     """Return the tokens of a causal-lm task, train first, packed with ``data.packing``, and the references for scores."""
     data, options, size = config.data, config.generate, model.config.vocab_size
     end_ids = ends(folder, tokenizer)
-    pad = pad_id(tokenizer, end_ids)
+    check_ids(pad := pad_id(tokenizer, end_ids), size)
     splits, references = [], None
     for examples in (task.train, *task.dev.values()):
         assert isinstance(examples, Prompts)

@@ -7,14 +7,13 @@ row from the base, else from the only model with the token, else the mean over t
 
 import json
 import logging
-import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from dsee_jax.ckpt.tokenizer import load_tokenizer
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.runtime.storage import Place
 from merge.inputs import lazy
@@ -79,7 +78,9 @@ def check(sources: Sequence[Source]) -> None:
             )
         files = [source.folder / "tokenizer.json" for source in (first, other)]
         if all(file.is_file() for file in files) and files[0].read_bytes() != files[1].read_bytes():
-            ours, theirs = ({row: token for token, row in _opened(file.parent).get_vocab().items()} for file in files)
+            ours, theirs = (
+                {row: token for token, row in load_tokenizer(file.parent).get_vocab().items()} for file in files
+            )
             differ = sorted(row for row in ours.keys() & theirs.keys() if ours[row] != theirs[row])
             if differ:
                 row = differ[0]
@@ -122,7 +123,7 @@ def build(
     added = {first.reference: out.added_tokens_decoder}
     for source in others:
         if any((source.folder / name).exists() for name in _VOCABULARIES):
-            opened = _opened(source.folder)
+            opened = load_tokenizer(source.folder)
             vocabularies[source.reference] = _fitting(opened.get_vocab(), source)
             added[source.reference] = opened.added_tokens_decoder
         else:
@@ -132,7 +133,7 @@ def build(
     if choice == "union":
         _unite(out, vocabularies, added)
     elif choice != "base":
-        out = _opened(located(choice, beside)[1])
+        out = load_tokenizer(located(choice, beside)[1])
     for token in tokens or {}:
         if token not in out.get_vocab():
             out.add_tokens(token)
@@ -150,19 +151,6 @@ def build(
     return Vocabulary(out, final, base, token_rows, -(-token_rows // step) * step, row_of, donors, forced)
 
 
-def _opened(folder: Path) -> Any:
-    # transformers advises at import to install PyTorch, which the tokenizer does not need.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import AutoTokenizer
-
-    try:
-        # Otherwise a tokenizer with code of its own asks at the terminal whether to run that code.
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    except Exception as error:  # a malformed tokenizer.json is a bare Exception
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"no tokenizer in {folder}; expected tokenizer.json and its companions ({reason})") from None
-
-
 def _fitting(vocabulary: Mapping[str, int], source: Source) -> dict[str, int]:
     """Return the tokens that have a row in the model, ordered by row."""
     size = vocab_size(source) or len(vocabulary)
@@ -171,7 +159,7 @@ def _fitting(vocabulary: Mapping[str, int], source: Source) -> dict[str, int]:
 
 def _stripped(source: Source) -> Any:
     """Return a model's tokenizer without the tokens that have no row in the model."""
-    opened = _opened(source.folder)
+    opened = load_tokenizer(source.folder)
     fitting = _fitting(opened.get_vocab(), source)
     surplus = opened.get_vocab().keys() - fitting.keys()
     if not surplus:

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dsee_jax.ckpt.tokenizer import load_tokenizer
 from dsee_jax.data import glue, toy
 from dsee_jax.data.batches import Batches, assemble, bucket_edges, epoch_batches, eval_batches, iterate, micro_batches
-from dsee_jax.data.tokens import Tokens, load_tokenizer, tokenize
+from dsee_jax.data.tokens import Tokens, tokenize
 from dsee_jax.errors import InputError
 
 

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+import tiny
+from dsee_jax.ckpt.tokenizer import load_tokenizer
 from dsee_jax.data import tokens
 from dsee_jax.data.examples import Examples
 from dsee_jax.errors import InputError
@@ -10,7 +12,7 @@ from dsee_jax.errors import InputError
 
 @pytest.fixture
 def tokenizer(minilm):
-    return tokens.load_tokenizer(minilm)
+    return load_tokenizer(minilm)
 
 
 def test_ids_equal_those_of_the_tokenizer(tokenizer):
@@ -52,5 +54,27 @@ def test_unusable_tokenizer_or_length_is_refused(tokenizer, tmp_path):
     (broken / "tokenizer.json").write_text("{")
     for path in (tmp_path, tmp_path / "nowhere", broken):
         with pytest.raises(InputError, match=r"no tokenizer in .*tokenizer\.json") as error:
-            tokens.load_tokenizer(path)
+            load_tokenizer(path)
         assert "\n" not in str(error.value)
+
+
+def test_texts_of_unknown_words_are_named(tmp_path, caplog):
+    tiny.tokenizer(tmp_path)
+    tokenizer, labels = load_tokenizer(tmp_path), np.zeros(2, np.int32)
+    known = [word for word in tiny.VOCABULARY[5:] if word.isalpha()]
+    tokens.tokenize(tokenizer, Examples([known[0], f"{known[1]} qqq"], None, labels), 16, vocab_size=99)
+    assert not caplog.text
+    tokens.tokenize(tokenizer, Examples(["qqq zzz", f"{known[1]} qqq"], None, labels), 16, vocab_size=99)
+    assert "75 % of the tokens are [UNK]" in caplog.text
+    with pytest.raises(InputError, match="none of the 2 examples has text"):
+        tokens.tokenize(tokenizer, Examples(["", " "], None, labels), 16, vocab_size=99)
+
+
+def test_padding_outside_the_embedding_is_refused(tmp_path):
+    """A token that was added for padding, without a row of its own."""
+    tiny.tokenizer(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    tokenizer.add_special_tokens({"pad_token": "<padding>"})
+    examples = Examples([tiny.VOCABULARY[6]], None, np.zeros(1, np.int32))
+    with pytest.raises(InputError, match="vocabulary larger than the embedding"):
+        tokens.tokenize(tokenizer, examples, 16, vocab_size=len(tokenizer) - 1)

@@ -6,11 +6,12 @@ import pytest
 
 import dsee_jax
 from dsee_jax import data, models
+from dsee_jax.ckpt.tokenizer import load_tokenizer
 from dsee_jax.config import DataConfig
 from dsee_jax.data.batches import assemble
 from dsee_jax.data.packing import pack
 from dsee_jax.data.responses import encode, to_tokens
-from dsee_jax.data.tokens import ends, load_tokenizer, pad_id
+from dsee_jax.data.tokens import ends, pad_id
 from dsee_jax.train import step
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]

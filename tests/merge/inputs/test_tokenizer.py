@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
+from dsee_jax.ckpt.tokenizer import load_tokenizer
 from dsee_jax.errors import InputError
 from merge import __main__ as command
 from merge.inputs import sources, tokenizer
@@ -162,7 +163,7 @@ def test_base_tokens_without_a_row_are_dropped(tmp_path):
         assert vocabulary.tokens == {"<unk>": 0, "a": 1, "b": 2, "c": 3}
         (tmp_path / f"{name}-out").mkdir()
         vocabulary.tokenizer.save_pretrained(tmp_path / f"{name}-out")
-        again = tokenizer._opened(tmp_path / f"{name}-out")
+        again = load_tokenizer(tmp_path / f"{name}-out")
         assert again.get_vocab() == vocabulary.tokens
     with pytest.raises(InputError, match="1 tokens more than the model's 3 rows"):
         tokenizer.build("base", opened(tmp_path, "words"), tmp_path)
@@ -185,7 +186,7 @@ def test_saved_tokenizer_has_every_token(two):
     vocabulary = tokenizer.build("union", opened(two, "one", "two"), two, base="one")
     (two / "out").mkdir()
     vocabulary.tokenizer.save_pretrained(two / "out")
-    again = tokenizer._opened(two / "out")
+    again = load_tokenizer(two / "out")
     assert again.get_vocab() == vocabulary.tokens
     assert again("a d <y> q")["input_ids"] == [1, 5, 7, 0]
 
@@ -199,7 +200,7 @@ def test_command_merges_rows_by_token(tmp_path):
         "merge_method: linear\ntokenizer_source: union\nparameters: {weight: 1}\nmodels: [{model: one}, {model: two}]\n"
     )
     assert command.main([str(recipe), str(tmp_path / "out")]) == 0
-    assert tokenizer._opened(tmp_path / "out").get_vocab() == {
+    assert load_tokenizer(tmp_path / "out").get_vocab() == {
         token: row for row, token in enumerate(["<unk>", "a", "b", "c", "<x>", "d", "e"])
     }
     (opened_models,) = opened(tmp_path, "out")

@@ -53,6 +53,13 @@ def parser() -> argparse.ArgumentParser:
         "--max-shard-size", metavar="SIZE", default="5GB", help="maximum size of a file of weights; default 5GB"
     )
     top.add_argument("--allow-nonfinite", action="store_true", help="merge NaN and infinities instead of refusing them")
+    top.add_argument(
+        "--heads",
+        metavar="MODEL",
+        help="if models have different heads (classes, shapes, or one has none), only the bodies are merged, and the head, "
+        "class and labels are those of MODEL, a model of the recipe; first: of the first fine-tuned model with a head, the "
+        "default for models of different classes; drop: no head",
+    )
     multihost.arguments(top)
     top.add_argument("--methods", action=_Methods, nargs=0, help="list the methods and their options, and exit")
     return top
@@ -98,7 +105,7 @@ def merge(options: argparse.Namespace) -> None:
     out = destination.located(options.out)
     multihost.join(options)
     with preemption.raised("the same command resumes"):
-        ready = pipeline.read(options.recipe)
+        ready = pipeline.read(options.recipe, head=options.heads)
         if options.plan:
             text = describe.describe(ready.plan, engine.layout(ready.plan, options.max_shard_size).items())
             console.show(text)

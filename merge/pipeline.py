@@ -1,6 +1,7 @@
 """A merge from its recipe to its output files: opened models, aligned vocabularies, plan, model card, heat map."""
 
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -10,17 +11,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dsee_jax.ckpt import tensors
-from dsee_jax.ckpt.folders import TOKENIZER_FILES
+from dsee_jax.ckpt import companions, tensors
 from dsee_jax.errors import InputError
 from dsee_jax.runtime.storage import Place
 from merge import units
-from merge.inputs import lazy, tokenizer
+from merge.inputs import lazy, naming, tokenizer
 from merge.inputs.sources import Source, located, open_source
 from merge.outputs import card, heatmap, metadata
 from merge.planning import plan
 from merge.recipes import recipe, strict_yaml
 from merge.streaming import engine
+
+log = logging.getLogger(__name__)
 
 
 class Prepared(NamedTuple):
@@ -32,24 +34,31 @@ class Prepared(NamedTuple):
     vocabulary: tokenizer.Vocabulary | None
     config: Mapping[str, Any]  # the merged model's config.json
     files: Mapping[str, Path]  # every input file, by its name in the card
+    companions: Mapping[str, Path]  # the files beside the weights that are copied, by their paths in the output
     inputs: tuple[Path, ...]  # every input file
 
 
-def read(path: str | os.PathLike[str]) -> Prepared:
+def read(path: str | os.PathLike[str], *, head: str | None = None) -> Prepared:
     """Read a recipe and the headers of its models.
+
+    Args:
+      path: of the recipe.
+      head: the model whose head is kept where heads differ, see `merge.planning.heads.separate`.
 
     Raises:
       InputError: the recipe, a model or a file of statistics is invalid.
     """
     parsed = recipe.read(path)
     beside = parsed.path.absolute().parent if isinstance(parsed.path, Path) else parsed.path.parent
-    sources = {reference: open_source(reference, beside) for reference in parsed.references}
+    opened = [open_source(reference, beside) for reference in parsed.references]
+    unified, notes = naming.unified(opened)
+    sources = {source.reference: source for source in unified}
     files = {name: file for source in sources.values() for name, file in source.files.items()}
     entries = [entry for part in parsed.slices for entry in part.models if entry.statistics is not None]
     statistics_files = {str(entry.statistics): Path(str(entry.statistics)) for entry in entries}
     files |= statistics_files
     statistics = {
-        file: {name: lazy.plain(stored) for name, stored in tensors.contents(file).items()}
+        file: naming.spelled({name: lazy.plain(stored) for name, stored in tensors.contents(file).items()}, unified[0])
         for file in statistics_files.values()
     }
     vocabulary, tokenizers = None, []
@@ -64,26 +73,35 @@ def read(path: str | os.PathLike[str]) -> Prepared:
             tokens=parsed.tokenizer.tokens,
             pad_to_multiple_of=parsed.tokenizer.pad_to_multiple_of,
         )
-        tokenizers = [file for source in sources.values() for file in _tokenizer_files(source.folder)]
+        tokenizers = [file for source in sources.values() for file in _tokenizer_files(source.tokenizer)]
         if parsed.tokenizer.source not in ("base", "union"):
             tokenizers += _tokenizer_files(located(parsed.tokenizer.source, beside)[1])
         sources = {source.reference: source for source in tokenizer.align(vocabulary, list(sources.values()))}
-    merge_plan = plan.plan(parsed, sources, statistics)
+    merge_plan = plan.plan(parsed, sources, statistics, head=head)
     if not merge_plan.jobs:
         raise InputError(f"{parsed.path}: {sources[parsed.origin].folder} has no tensors; there is nothing to merge")
+    merge_plan = merge_plan._replace(notes=(*notes, *merge_plan.notes))
     dtypes = [job.dtype for job in merge_plan.jobs if job.method != "copy"]
     config = metadata.config(
-        sources[parsed.origin].config,
+        _with(sources[parsed.origin].config, merge_plan.fields),
         dtype=max(set(dtypes), key=dtypes.count) if dtypes else None,
         layers=merge_plan.layers,
         vocab_size=None if vocabulary is None else vocabulary.rows,
     )
-    inputs = tuple(dict.fromkeys([*files.values(), *engine.files(merge_plan), *tokenizers]))
-    return Prepared(parsed, sources, merge_plan, vocabulary, config, files, inputs)
+    copied, warnings = metadata.copied(list(sources.values()))
+    for warning in (*merge_plan.warnings, *warnings):
+        log.warning("%s", warning)
+    inputs = tuple(dict.fromkeys([*files.values(), *engine.files(merge_plan), *tokenizers, *copied.values()]))
+    return Prepared(parsed, sources, merge_plan, vocabulary, config, files, copied, inputs)
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:
-    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    return [folder / name for name in companions.tokenizer_files(folder)]
+
+
+def _with(config: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with other fields, and without those that are None."""
+    return {key: value for key, value in {**config, **fields}.items() if key not in fields or value is not None}
 
 
 @contextlib.contextmanager
@@ -120,16 +138,16 @@ def write_metadata(
       extras: from `merge.streaming.engine.run`.
       digests: ``{name: SHA-256}`` of every input file.
     """
-    parsed, origin = ready.recipe, ready.sources[ready.recipe.origin]
+    parsed = ready.recipe
     options = {key: option.default for key, option in parsed.method.shared.items()}
     resolved = strict_yaml.parse(str(parsed.path), parsed.text)
     resolved["parameters"] = options | (resolved.get("parameters") or {})
     template = None
     if parsed.chat_template is not None:
-        template = metadata.chat_template(parsed.chat_template, [source.folder for source in ready.sources.values()])
+        template = metadata.chat_template(parsed.chat_template, [source.tokenizer for source in ready.sources.values()])
     metadata.write(
         folder,
-        origin.folder,
+        ready.companions,
         ready.config,
         tokenizer=None if ready.vocabulary is None else ready.vocabulary.tokenizer,
         template=template,

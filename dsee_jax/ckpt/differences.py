@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dsee_jax.ckpt import tensors
+from dsee_jax.ckpt import spelling
 
 OTHER = "other"
 """The group of the tensors that are in no other group."""
@@ -50,8 +50,8 @@ class Difference(NamedTuple):
 
 
 def matches(a: Mapping[str, Any], b: Mapping[str, Any]) -> Matches:
-    """Return the matches of two checkpoints ``{name: tensor with a shape}``; one may lack the prefix of a bare model."""
-    names = tensors.paired(a, b)
+    """Return the matches of two checkpoints ``{name: tensor with a shape}``; one may spell its names otherwise."""
+    names = spelling.paired(a, b)
     shapes = [(name, a[name].shape, b[other].shape) for name, other in names.items()]
     return Matches(
         names,

@@ -31,6 +31,8 @@ folder of such a model too)."""
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     *("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+    *("spm.model", "sentencepiece.model", "source.spm", "target.spm", "target_vocab.json", "vocab.bpe", "encoder.json"),
+    *("bpe.codes", "dict.txt", "tekken.json", "tiktoken.model", "chat_template.json", "normalizer.json", "emoji.json"),
 )
 
 GENERATION = "generation_config.json"

@@ -1,14 +1,13 @@
 """Write a model as a Hugging Face folder: ``config.json``, safetensors shards, tokenizer files."""
 
 import os
-import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dsee_jax import models
-from dsee_jax.ckpt import formats, kept_units, tensors
-from dsee_jax.ckpt.folders import GENERATION, MODEL_CONFIG, MODEL_FILES, TOKENIZER_FILES
+from dsee_jax.ckpt import companions, formats, kept_units, tensors
+from dsee_jax.ckpt.folders import MODEL_CONFIG, MODEL_FILES
 from dsee_jax.ckpt.hf_names import hf_tensors
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.errors import InputError
@@ -39,8 +38,8 @@ def save_pretrained(
       path: the new folder; missing parents are created.
       model: as from `load_pretrained`.
       params: all params of the model, with masks and updates folded in.
-      source: the original folder of the model, see `resolve`. Its tokenizer files are copied, and the config.json fields that
-        this library does not use are kept.
+      source: the original folder of the model, see `resolve`. The files of `companions` are copied, and the config.json fields
+        that this library does not use are kept.
       labels: names of the classes, in the order of the logits; empty: the names of the source, or LABEL_0 ...
       kept: for a structurally pruned model, all units before any pruning, True = kept; written beside the weights.
       max_shard_size: bytes, or a text such as "5GB"; larger weights are split over several files.
@@ -54,19 +53,12 @@ def save_pretrained(
     arrays, config = hf_tensors(model, params), _config(model, origin, labels)
     kinds = {str(array.dtype) for array in arrays.values()}
     config["dtype"] = kinds.pop() if len(kinds) == 1 else "float32"
-    with files.folder(path, replaces=MODEL_FILES if overwrite else ()) as staging:
+    with files.folder(path, replaces=(*MODEL_FILES, *companions.written(path)) if overwrite else ()) as staging:
         tensors.write(staging, arrays, max_shard_size=max_shard_size)
         (staging / MODEL_CONFIG).write_text(files.dumps(config, indent=2, sort_keys=True) + "\n")
         kept_units.write(staging, kept)
         if origin is not None:
-            copy_files(origin, staging, (*TOKENIZER_FILES, GENERATION))
-
-
-def copy_files(source: Path, folder: Path, names: Iterable[str] = TOKENIZER_FILES) -> None:
-    """Copy the files ``names``, as far as they exist, from one folder to another."""
-    for name in names:
-        if (source / name).exists():
-            shutil.copyfile(source / name, folder / name)
+            companions.copy(origin, staging, [*companions.tokenizer_files(origin), *companions.others(origin)])
 
 
 def _config(model: Model, origin: Path | None, labels: Sequence[str]) -> dict[str, Any]:

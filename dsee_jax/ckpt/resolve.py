@@ -9,7 +9,18 @@ from dsee_jax.ckpt.folders import ADAPTER_CONFIG, MODEL_CONFIG, SINGLE
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import storage
 
-_HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+_HUB_FILES = (
+    "*.json",
+    "*.safetensors",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "*.spm",
+    "*.bpe",
+    "*.codes",
+    "*.tiktoken",
+    "*.py",
+)
 
 
 def resolve(path: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
@@ -52,7 +63,7 @@ def resolve(path: str | Path, revision: str | None = None, *, weights: bool = Tr
             text,
             revision=revision,
             allow_patterns=list(_HUB_FILES if weights else ("*.json",)),
-            ignore_patterns=["*/*"],
+            ignore_patterns=["[!0-9]*/*"],  # folders such as 1_Pooling hold modules of sentence encoders
         )
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = str(error).strip().partition("\n")[0]

@@ -8,7 +8,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -200,18 +200,6 @@ def _dtype(stored: Stored) -> np.dtype[Any]:
             f"{stored.file} stores {stored.dtype}, which is not supported; expected one of {', '.join(DTYPES)}"
         )
     return np.dtype(DTYPES[stored.dtype])
-
-
-def paired(a: Iterable[str], b: Iterable[str]) -> dict[str, str]:
-    """Return ``{name in a: name in b}``; one side may have a prefix that the other side, a bare model, lacks."""
-
-    def bare(name: str) -> str:
-        rest = name.partition(".")[2]
-        # Two dots: what is left of "classifier.weight" would pair with any weight.
-        return rest if rest.count(".") >= 2 else name
-
-    names = {bare(name): name for name in b} | {name: name for name in b}
-    return {name: names.get(name) or names[bare(name)] for name in a if name in names or bare(name) in names}
 
 
 def byte_size(text: str | int) -> int:

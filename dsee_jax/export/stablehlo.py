@@ -26,7 +26,7 @@ import numpy as np
 from jax import export
 
 from dsee_jax import tree
-from dsee_jax.ckpt import hf_save, tensors
+from dsee_jax.ckpt import companions, tensors
 from dsee_jax.export import run_template
 from dsee_jax.models import INPUTS
 from dsee_jax.models.architecture import Model
@@ -93,7 +93,7 @@ def write(path: Path, model: Model, params: Params, *, source: Path, labels: Seq
         (staging / tensors.SINGLE).rename(staging / WEIGHTS)
         files.write(staging / SIGNATURE, signature(model, program, labels))
         shutil.copyfile(run_template.__file__, staging / EXAMPLE)
-        hf_save.copy_files(source, staging)
+        companions.copy(source, staging, companions.tokenizer_files(source))
 
 
 def signature(model: Model, program: export.Exported, labels: Sequence[str]) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """Adapters as models: this library's and LoRA in PEFT's layout, folded into the base's tensors while they are read."""
 
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from math import sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,14 +13,17 @@ from dsee_jax import hf_layout, tree
 from dsee_jax.ckpt import adapter, tensors
 from dsee_jax.ckpt.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MASKS, PEFT_WEIGHTS, read_json
 from dsee_jax.errors import InputError, did_you_mean
-from merge.inputs import lazy
+from merge.inputs import lazy, roles
 from merge.inputs.lazy import FLOATS, Lazy
+
+log = logging.getLogger(__name__)
 
 PEFT_PICKLE = "adapter_model.bin"
 
 _PREFIX = "base_model.model."
+_TOKENS = ".token_adapter.trainable_tokens_delta"
 _REFUSED = (
-    *("use_dora", "lora_bias", "layer_replication", "target_parameters", "trainable_token_indices", "use_qalora"),
+    *("use_dora", "lora_bias", "layer_replication", "target_parameters", "use_qalora"),
     *("alora_invocation_tokens", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config", "velora_config"),
     *("megatron_config",),
 )
@@ -29,8 +33,34 @@ _CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 """Prefixes of ``init_lora_weights`` under which PEFT changes the base too: the adapter alone does not give the model."""
 
 
-def adapted(folder: Path, config: Mapping[str, Any], base: Mapping[str, Lazy]) -> tuple[dict[str, Lazy], list[Path]]:
-    """Return the tensors of a base with an adapter folded in, and the files of the adapter.
+_TASKS = {
+    "SEQ_CLS": "ForSequenceClassification",
+    "TOKEN_CLS": "ForTokenClassification",
+    "QUESTION_ANS": "ForQuestionAnswering",
+}
+"""The classes that PEFT tunes for its ``task_type``, but for those that write text."""
+
+_HEAD = "lm_head.weight"
+"""The name that a tied output matrix gets when it is stored on its own."""
+
+_REPEATED = re.compile(r"\)[*+?]*[*+{]")
+_MOST_REPEATS = 4
+
+
+class Adapted(NamedTuple):
+    """A model with an adapter folded in."""
+
+    tensors: dict[str, Lazy]
+    files: list[Path]  # of the adapter
+    config: dict[str, Any]  # the model's config.json
+
+
+def adapted(folder: Path, config: dict[str, Any], base: Mapping[str, Lazy]) -> Adapted:
+    """Return a base with an adapter folded in.
+
+    The result is the model that was trained: PEFT's with the adapter attached. An adapter for another class brings its head:
+    the config gets the class and the labels. If an adapter changes an embedding without the output matrix that is tied to it,
+    the result is untied; if an adapter has more rows of tokens, so has the result.
 
     Args:
       folder: of the adapter.
@@ -44,7 +74,7 @@ def adapted(folder: Path, config: Mapping[str, Any], base: Mapping[str, Lazy]) -
     if (folder / ADAPTER_WEIGHTS).exists():
         return _ours(folder, config, base)
     if (folder / PEFT_WEIGHTS).exists():
-        return _peft(folder, base)
+        return _peft(folder, config, base)
     if (folder / PEFT_PICKLE).exists():
         raise InputError(
             f"{folder / PEFT_PICKLE} is a pickle, which can run code when opened, and is not read; expected {PEFT_WEIGHTS}: "
@@ -53,7 +83,7 @@ def adapted(folder: Path, config: Mapping[str, Any], base: Mapping[str, Lazy]) -
     raise InputError(f"{folder} holds no adapter: expected {ADAPTER_WEIGHTS}, or {PEFT_WEIGHTS} as PEFT writes it")
 
 
-def _ours(folder: Path, config: Mapping[str, Any], base: Mapping[str, Lazy]) -> tuple[dict[str, Lazy], list[Path]]:
+def _ours(folder: Path, config: dict[str, Any], base: Mapping[str, Lazy]) -> Adapted:
     from dsee_jax.ckpt import hf_names  # imports Flax and every architecture, which other merges do not need
 
     saved, file = adapter.load(folder), folder / ADAPTER_WEIGHTS
@@ -96,8 +126,45 @@ def _ours(folder: Path, config: Mapping[str, Any], base: Mapping[str, Lazy]) -> 
             full_mask[:, columns] = mask
             bits = np.packbits(full_mask.T if layout.transposed else full_mask)
         adapted_tensors[name] = lazy.adapted(kernel, file, factors=factors, sparse=scattered, kept=bits)
-    mask_files = [folder / MASKS] if masks else []
-    return adapted_tensors, [folder / ADAPTER_CONFIG, file, *mask_files]
+    files = [folder / ADAPTER_CONFIG, file, *([folder / MASKS] if masks else [])]
+    new = [places[path][0] for path in params]
+    labels = saved.config.get("labels")
+    adapted_tensors, config = _classifier(
+        config, adapted_tensors, new, "ForSequenceClassification", labels if isinstance(labels, list) else []
+    )
+    return Adapted(adapted_tensors, files, config)
+
+
+def _classifier(
+    config: dict[str, Any], tensors: dict[str, Lazy], new: Collection[str], task: str, labels: Sequence[str] = ()
+) -> tuple[dict[str, Lazy], dict[str, Any]]:
+    """Return the tensors and the config of a model whose head an adapter brings: with its class, without other heads.
+
+    Args:
+      config: of the base.
+      tensors: with the adapter.
+      new: the names of the adapter's own tensors.
+      task: the end of the name of the class.
+      labels: names of the classes, if the adapter has them.
+    """
+    heads = roles.heads(tensors)
+    own = [name for name in new if name in heads and "pooler." not in name]
+    if not own:
+        return tensors, config
+    modules = {name.partition(".")[0] for name in own}
+    kept = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name not in heads or "pooler." in name or name.partition(".")[0] in modules
+    }
+    count = min((tensors[name].shape[0] for name in own if len(tensors[name].shape) == 2), default=0)
+    config = config | roles.for_task(config, task)
+    if count and task != "ForQuestionAnswering" and (labels or len(config.get("id2label") or ()) != count):
+        names = labels if len(labels) == count else [f"LABEL_{number}" for number in range(count)]
+        config["id2label"] = {str(number): name for number, name in enumerate(names)}
+        config["label2id"] = {name: number for number, name in enumerate(names)}
+        config.pop("num_labels", None)
+    return kept, config
 
 
 def _fits(shape: tuple[int, ...], update: Mapping[str, np.ndarray], support: np.ndarray | None) -> bool:
@@ -114,11 +181,14 @@ def _fits(shape: tuple[int, ...], update: Mapping[str, np.ndarray], support: np.
     return len(values) == 1 and valid
 
 
-def _peft(folder: Path, base: Mapping[str, Lazy]) -> tuple[dict[str, Lazy], list[Path]]:
+def _peft(folder: Path, config: dict[str, Any], base: Mapping[str, Lazy]) -> Adapted:
     file, settings = folder / PEFT_WEIGHTS, read_json(folder / ADAPTER_CONFIG)
     _supported(folder / ADAPTER_CONFIG, settings)
+    embedding = _embedding(config, base)
     saved = settings.get("modules_to_save") or ()
-    adapted_tensors, pairs = dict(base), {}
+    new: dict[str, Lazy] = {}  # the tensors that the adapter replaces or adds
+    pairs: dict[tuple[str, bool], dict[str, np.ndarray]] = {}
+    tokens: dict[str, np.ndarray] = {}
     for name, stored in tensors.contents(file).items():
         inner = name.removeprefix(_PREFIX)
         pair = re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?", inner)
@@ -126,24 +196,168 @@ def _peft(folder: Path, base: Mapping[str, Lazy]) -> tuple[dict[str, Lazy], list
             raise InputError(f"{file}: {name!r} is not part of a supported LoRA: expected {_PREFIX}*.lora_A.weight")
         if pair:
             pairs.setdefault((pair[1], bool(pair[2])), {})[pair[3]] = tensors.read(stored).astype(np.float32)
-            continue
-        inner = inner.replace(".base_layer.", ".")
-        replaced = any(f".{module}." in f".{inner}" for module in saved)
-        adapted_tensors[inner if replaced else _name(inner, base, f"{file}: {name!r}")] = lazy.plain(stored)
-    for (module, embedding), parts in pairs.items():
+        elif inner.endswith(_TOKENS):
+            tokens[inner.removesuffix(_TOKENS)] = tensors.read(stored).astype(np.float32)
+        else:
+            inner = inner.replace(".base_layer.", ".")
+            replaced = any(f".{module}." in f".{inner}" for module in saved)
+            target = _target(inner, base, f"{file}: {name!r}", embedding, replaced=replaced)
+            new[target] = _replacing(lazy.plain(stored), target, base, f"{file}: {name!r}", replaced=replaced)
+    adapted_tensors = {**base, **new}
+    for (module, is_embedding), parts in pairs.items():
         where = f"{file}: the update of {module!r}"
         if parts.keys() != {"A", "B"} or any(part.ndim != 2 for part in parts.values()):
             raise InputError(f"{where} is not a pair of matrices lora_A and lora_B: only these are supported")
-        name = _name(f"{module}.weight", base, where)
-        kernel = _matrix(adapted_tensors, name, where)
+        name, kernel = _kernel(adapted_tensors, module, where, embedding)
         left, right = parts["B"], parts["A"]
-        if embedding or settings.get("fan_in_fan_out"):
+        if is_embedding or settings.get("fan_in_fan_out"):
             left, right = right.T, left.T
         if left.shape[1] != right.shape[0] or (left.shape[0], right.shape[1]) != kernel.shape:
             raise InputError(f"{where} is {left.shape} times {right.shape}; {name!r} of the base is {kernel.shape}")
         scale = _scale(settings, module, left.shape[1], folder / ADAPTER_CONFIG)
         adapted_tensors[name] = lazy.adapted(kernel, file, factors=(left * np.float32(scale), right))
-    return adapted_tensors, [folder / ADAPTER_CONFIG, file]
+    only_tokens = not embedding or adapted_tensors[embedding] is base[embedding]
+    for module, values in tokens.items():
+        where = f"{file}: the tokens of {module!r}"
+        name, matrix = _kernel(adapted_tensors, module, where, embedding)
+        adapted_tensors[name] = _with_tokens(matrix, values, _indices(settings, module, where), file, where)
+    if embedding:
+        config = _untied(config, base, adapted_tensors, embedding, only_tokens=only_tokens, where=str(file))
+    config = _resized(config, base, adapted_tensors, str(file))
+    if task := _TASKS.get(str(settings.get("task_type"))):
+        adapted_tensors, config = _classifier(config, adapted_tensors, new, task)
+    return Adapted(adapted_tensors, [folder / ADAPTER_CONFIG, file], config)
+
+
+def _embedding(config: Mapping[str, Any], base: Mapping[str, Lazy]) -> str | None:
+    """Return the embedding to which the output matrix of a base is tied, or None."""
+    if not roles.is_tied(config):
+        return None
+    size = roles.vocab_size(config)
+    return next(
+        (name for name, tensor in base.items() if _is_matrix_of_tokens(name, tensor, size, looked_up=True)), None
+    )
+
+
+def _is_matrix_of_tokens(name: str, tensor: Lazy, size: int | None, *, looked_up: bool) -> bool:
+    whole = len(tensor.shape) == 2 and roles.outside_layers(name) and roles.is_vocabulary(name, tensor, size)
+    return whole and roles.is_embedding(name) == looked_up
+
+
+def _is_output(name: str) -> bool:
+    return (
+        roles.outside_layers(name)
+        and roles.of_tokens(name)
+        and not roles.is_embedding(name)
+        and name.endswith(".weight")
+    )
+
+
+def _target(name: str, base: Mapping[str, Lazy], where: str, embedding: str | None, *, replaced: bool) -> str:
+    """Return the name, in the base's spelling, of a tensor that an adapter replaces or adds."""
+    near = [name] if name in base else _near(name, base)
+    if len(near) == 1:
+        return near[0]
+    if replaced or (embedding and _is_output(name)):
+        return name
+    raise InputError(f"{where}: the base has no tensor {name!r}{did_you_mean(name, base)}; is it the adapter's base?")
+
+
+def _replacing(tensor: Lazy, name: str, base: Mapping[str, Lazy], where: str, *, replaced: bool) -> Lazy:
+    """Return a tensor that fits the place of the base's: a saved module, or a matrix of tokens, may have other rows."""
+    old = base.get(name, tensor)
+    same = tensor.shape == old.shape
+    resized = len(tensor.shape) == len(old.shape) > 0 and (replaced or tensor.shape[1:] == old.shape[1:])
+    if not same and not (resized and (replaced or roles.of_tokens(name))):
+        raise InputError(f"{where} is {tensor.shape}; the base has {old.shape} there: is it the adapter's base?")
+    return tensor
+
+
+def _kernel(base: Mapping[str, Lazy], module: str, where: str, embedding: str | None) -> tuple[str, Lazy]:
+    """Return the name and the matrix that an update of a module changes; a tied output matrix is the embedding's."""
+    name = f"{module}.weight"
+    if embedding and name not in base and not _near(name, base) and _is_output(name):
+        return name, base[embedding]
+    name = _name(name, base, where)
+    return name, _matrix(base, name, where)
+
+
+def _indices(settings: Mapping[str, Any], module: str, where: str) -> list[int]:
+    """Return the rows of a module that PEFT trained."""
+    given = settings.get("trainable_token_indices")
+    if isinstance(given, dict):
+        given = next((rows for key, rows in given.items() if f".{module}".endswith(f".{key}")), None)
+    if not isinstance(given, list) or not all(type(row) is int and row >= 0 for row in given):
+        raise InputError(f"{where}: trainable_token_indices of {ADAPTER_CONFIG} has no list of rows for it")
+    return given
+
+
+def _with_tokens(matrix: Lazy, values: np.ndarray, rows: list[int], file: Path, where: str) -> Lazy:
+    if values.shape != (len(rows), matrix.shape[1]) or max(rows, default=-1) >= matrix.shape[0]:
+        raise InputError(f"{where}: {values.shape} for {len(rows)} rows of a matrix {matrix.shape}; they do not fit")
+    return lazy.with_rows(matrix, file, np.asarray(rows, np.int64), values)
+
+
+def _untied(
+    config: dict[str, Any],
+    base: Mapping[str, Lazy],
+    tensors: dict[str, Lazy],
+    embedding: str,
+    *,
+    only_tokens: bool,
+    where: str,
+) -> dict[str, Any]:
+    """Return the config of a tied base with an adapter; the output matrix joins ``tensors`` where it has become another.
+
+    In PEFT a module is changed alone: its tied partner keeps the base's values. Rows of tokens are trained in both.
+    """
+    output = next((name for name in tensors if _is_output(name)), None)
+    if output is None:
+        followed = only_tokens or tensors[embedding].shape != base[embedding].shape
+        if tensors[embedding] is base[embedding] or followed:
+            return config
+        if not roles.writes_text(config):
+            log.warning("%s changes %s: an output matrix that is tied to it follows", where, embedding)
+            return config
+        output, tensors[_HEAD] = _HEAD, base[embedding]
+    if tensors[output] is base.get(output) and tensors[embedding] is base[embedding]:
+        return config
+    if tensors[output].shape != tensors[embedding].shape:
+        raise InputError(
+            f"{where}: {output} has {tensors[output].shape[0]} rows and the tied {embedding} {tensors[embedding].shape[0]}; "
+            "save the adapter with both (save_embedding_layers=True)"
+        )
+    if lazy.equal(tensors[output], tensors[embedding]):
+        if output not in base:
+            del tensors[output]
+        return config
+    log.warning("%s: %s and %s are trained apart: the model is untied", where, output, embedding)
+    return _changed(config, "tie_word_embeddings", False)
+
+
+def _resized(
+    config: dict[str, Any], base: Mapping[str, Lazy], tensors: Mapping[str, Lazy], where: str
+) -> dict[str, Any]:
+    """Return the config with the number of rows of the matrices of tokens, which must have equal numbers of rows."""
+    size = roles.vocab_size(config)
+    sizes = {
+        name: tensors[name].shape[0]
+        for name, tensor in base.items()
+        if name in tensors and roles.outside_layers(name) and roles.is_vocabulary(name, tensor, size)
+    }
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name} has {rows} rows" for name, rows in sizes.items())
+        raise InputError(f"{where}: the adapter resizes not all matrices of tokens: {listed}; save it with all of them")
+    rows = next(iter(sizes.values()), size)
+    return config if rows == size else _changed(config, "vocab_size", rows)
+
+
+def _changed(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """Return a config with a field set, also in its ``text_config`` where that has the field."""
+    inner = config.get("text_config")
+    if not isinstance(inner, dict) or key not in inner:
+        return config | {key: value}
+    return config | {"text_config": inner | {key: value}} | ({key: value} if key in config else {})
 
 
 def _supported(path: Path, settings: Mapping[str, Any]) -> None:
@@ -159,7 +373,7 @@ def _supported(path: Path, settings: Mapping[str, Any]) -> None:
 def _scale(settings: Mapping[str, Any], module: str, rank: int, path: Path) -> float:
     try:
         patterns = settings.get("alpha_pattern") or {}
-        key = next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), None)
+        key = next((key for key in patterns if re.match(rf"(.*\.)?({_bounded(key, path)})$", module)), None)
         alpha = float(settings["lora_alpha"] if key is None else patterns[key])
         return alpha / (sqrt(rank) if settings.get("use_rslora") else rank)
     except (KeyError, TypeError, ValueError, ZeroDivisionError, re.error) as error:
@@ -168,11 +382,25 @@ def _scale(settings: Mapping[str, Any], module: str, rank: int, path: Path) -> f
         ) from None
 
 
+def _bounded(pattern: str, path: Path) -> str:
+    """Return a pattern that matches in little time; raises `InputError` for one that may backtrack for ever."""
+    repeats = len(re.findall(r"(?<!\\)[*+{]", pattern))
+    if _REPEATED.search(pattern) or repeats > _MOST_REPEATS:
+        raise InputError(
+            f"{path}: alpha_pattern {pattern[:80]!r} repeats a group, or more than {_MOST_REPEATS} times, and may match for "
+            "ever: write the names of the modules"
+        )
+    return pattern
+
+
+def _near(name: str, base: Mapping[str, Lazy]) -> list[str]:
+    """Return the base's names for a tensor; either name may lack the model's prefix of the other."""
+    return [other for other in base if name.endswith(f".{other}") or other.endswith(f".{name}")]
+
+
 def _name(name: str, base: Mapping[str, Lazy], where: str) -> str:
-    """Return the base's name for a tensor; either name may lack the model's prefix of the other."""
-    if name in base:
-        return name
-    near = [other for other in base if name.endswith(f".{other}") or other.endswith(f".{name}")]
+    """Return the base's name for a tensor."""
+    near = [name] if name in base else _near(name, base)
     if len(near) != 1:
         raise InputError(
             f"{where}: the base has no tensor {name!r}{did_you_mean(name, base)}; is it the adapter's base?"

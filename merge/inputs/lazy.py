@@ -43,6 +43,13 @@ def plain(stored: Stored) -> Lazy:
     )
 
 
+def cast(tensor: Lazy, dtype: str) -> Lazy:
+    """Return a tensor that is read in another type, by its name in safetensors."""
+    if dtype == tensor.dtype:
+        return tensor
+    return tensor._replace(dtype=dtype, read=lambda start, stop: tensor.read(start, stop).astype(DTYPES[dtype]))
+
+
 def from_array(array: np.ndarray, file: Path) -> Lazy:
     """Return a small tensor that is in memory, in float32; ``file`` is its source."""
     flat = np.ascontiguousarray(array, np.float32).ravel()
@@ -84,6 +91,38 @@ def adapted(
         return chunk
 
     return Lazy(base.shape, "F32", (*base.files, file), base.nbytes, read)
+
+
+def with_rows(base: Lazy, file: Path, rows: np.ndarray, values: np.ndarray) -> Lazy:
+    """Return a matrix (rows, columns) in which some rows have other values, in float32.
+
+    Args:
+      base: the matrix.
+      file: the source of the values.
+      rows: int64 (n,), the rows.
+      values: float32 (n, columns), of each of them.
+    """
+    columns = base.shape[1]
+    order = np.argsort(rows, kind="stable")
+    rows, values = rows[order], values[order]
+
+    def read(start: int, stop: int) -> np.ndarray:
+        first, last = start // columns, -(-stop // columns)
+        block = np.asarray(base.read(first * columns, last * columns), np.float32).reshape(-1, columns).copy()
+        low, high = np.searchsorted(rows, [first, last])
+        block[rows[low:high] - first] = values[low:high]
+        return block.ravel()[start - first * columns : stop - first * columns]
+
+    return Lazy(base.shape, "F32", (*base.files, file), base.nbytes, read)
+
+
+def equal(a: Lazy, b: Lazy) -> bool:
+    """Return whether two tensors have the same shape and values."""
+    if a is b:
+        return True
+    size = prod(a.shape)
+    ends = ((start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK))
+    return a.shape == b.shape and all(np.array_equal(a.read(*part), b.read(*part)) for part in ends)
 
 
 def aligned(source: Lazy, rows: np.ndarray, fills: Mapping[int, Sequence[tuple[Lazy, int]]], token_rows: int) -> Lazy:

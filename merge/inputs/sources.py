@@ -4,12 +4,13 @@ A reference is ``path[@revision][+adapter[@revision]]``, as in mergekit. Opening
 the merge reads tensors in chunks.
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsee_jax.ckpt import formats, kept_units, tensors
-from dsee_jax.ckpt.folders import ADAPTER_WEIGHTS, KEPT, MODEL_CONFIG
+from dsee_jax.ckpt import formats, kept_units, spelling, tensors
+from dsee_jax.ckpt.folders import ADAPTER_WEIGHTS, KEPT, MODEL_CONFIG, read_json
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.ckpt.tensors import DTYPES
 from dsee_jax.errors import InputError
@@ -18,6 +19,22 @@ from dsee_jax.runtime.storage import Place
 from dsee_jax.typing import Masks
 from merge.inputs import adapters
 from merge.inputs.lazy import Lazy, plain
+from merge.inputs.roles import vocab_size
+
+log = logging.getLogger(__name__)
+
+_VOCABULARIES = (
+    *(
+        "tokenizer.json",
+        "tokenizer.model",
+        "vocab.txt",
+        "vocab.json",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+        "spm.model",
+    ),
+    *("vocab.bpe", "bpe.codes", "tekken.json", "tiktoken.model", "source.spm", "sentencepiece.model"),
+)
 
 
 class Source(NamedTuple):
@@ -29,6 +46,13 @@ class Source(NamedTuple):
     tensors: Mapping[str, Lazy]
     files: Mapping[str, Path]  # every input file, by a name that starts with the reference's path
     kept: Masks  # masks of the remaining heads and neurons; empty for a model that is not structurally pruned
+    adapter: Path | None = None  # the folder of its adapter
+    own_tokenizer: bool = False  # whether the adapter's folder has a tokenizer that fits the model
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder of the tokenizer: the adapter's, if it has one that fits, else the model's."""
+        return self.adapter if self.adapter and self.own_tokenizer else self.folder
 
 
 def open_source(reference: str, beside: Place) -> Source:
@@ -45,7 +69,7 @@ def open_source(reference: str, beside: Place) -> Source:
     path, folder, extra = located(reference, beside)
     config = formats.model_config(folder)
     stored = tensors.index(folder)
-    lazies: dict[str, Lazy] = {name: plain(where) for name, where in stored.items()}
+    lazies = _unwrapped({name: plain(where) for name, where in stored.items()})
     kept = kept_units.read(folder)
     if not kept and any(key.startswith("kept_") for key in config):
         raise InputError(f"{folder / KEPT} is missing: it lists the heads and neurons of a structurally pruned model")
@@ -57,7 +81,7 @@ def open_source(reference: str, beside: Place) -> Source:
             raise InputError(
                 f"{place} and {folder} are pruned differently: {where} differ; put an adapter on the model/ of its run"
             )
-        lazies, used = adapters.adapted(place, config, lazies)
+        lazies, used, config = adapters.adapted(place, config, lazies)
         files |= _labels(name, used)
     for name, tensor in lazies.items():
         if tensor.dtype not in DTYPES:
@@ -65,7 +89,43 @@ def open_source(reference: str, beside: Place) -> Source:
                 f"{tensor.files[0]}: {name!r} is stored as {tensor.dtype}; expected one of {', '.join(DTYPES)}: "
                 "convert the model first"
             )
-    return Source(reference, folder, config, lazies, files, kept)
+    place = extra[1] if extra else None
+    return Source(reference, folder, config, lazies, files, kept, place, place is not None and _fits(place, config))
+
+
+def _unwrapped(tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
+    """Return the tensors without wrappers in their names, unless two would have one name."""
+    renamed = {spelling.unwrapped(name): tensor for name, tensor in tensors.items()}
+    return renamed if len(renamed) == len(tensors) else dict(tensors)
+
+
+def has_vocabulary(folder: Path) -> bool:
+    """Return whether a folder holds a tokenizer with its vocabulary."""
+    return any((folder / name).is_file() for name in _VOCABULARIES)
+
+
+def _fits(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Return whether an adapter's folder has a tokenizer whose tokens have rows in the model; warn if they have not."""
+    if not has_vocabulary(folder):
+        return False
+    size, file = vocab_size(config), folder / "tokenizer.json"
+    last = _last_token(read_json(file)) if file.is_file() and size else 0
+    if size and last >= size:
+        log.warning(
+            "%s has a token in row %d, and the model with the adapter has %d rows: the model's tokenizer is taken instead",
+            *(file, last, size),
+        )
+        return False
+    return True
+
+
+def _last_token(fields: Mapping[str, Any]) -> int:
+    """Return the highest row of a token in the content of ``tokenizer.json``."""
+    model, added = fields.get("model"), fields.get("added_tokens")
+    tokens = model.get("vocab") if isinstance(model, dict) else None
+    rows = [*tokens.values()] if isinstance(tokens, dict) else [len(tokens) - 1 if isinstance(tokens, list) else 0]
+    rows += [entry.get("id") for entry in added if isinstance(entry, dict)] if isinstance(added, list) else []
+    return max((row for row in rows if isinstance(row, int)), default=0)
 
 
 def _labels(path: str, files: Iterable[Path]) -> dict[str, Path]:

@@ -7,7 +7,6 @@ row from the base, else from the only model with the token, else the mean over t
 
 import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,20 +17,10 @@ from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.runtime.storage import Place
 from merge.inputs import lazy
 from merge.inputs.lazy import Lazy
-from merge.inputs.sources import Source, located
+from merge.inputs.roles import is_vocabulary, vocab_size
+from merge.inputs.sources import Source, has_vocabulary, located
 
 log = logging.getLogger(__name__)
-
-_VOCABULARIES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.txt",
-    "vocab.json",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
-_NAMES = r"(?:.*\.)?(?:\w*embed\w*|wte|shared|\w*lm_head|decoder|predictions|vocab_projector|output)\.(?:weight|bias)"
-_NOT_TOKENS = r".*(?:position|token_type|segment|patch).*"
 
 
 class Vocabulary(NamedTuple):
@@ -47,19 +36,6 @@ class Vocabulary(NamedTuple):
     forced: frozenset[int]  # rows that are taken from the donor even in models that have the token
 
 
-def vocab_size(source: Source) -> int | None:
-    """Return the number of rows of the embedding from a model's config, or None if the config does not give it."""
-    inner = source.config.get("text_config")
-    size = source.config.get("vocab_size", inner.get("vocab_size") if isinstance(inner, dict) else None)
-    return size if isinstance(size, int) and size > 0 else None
-
-
-def is_vocabulary(name: str, tensor: Lazy, size: int | None) -> bool:
-    """Return whether the rows of a tensor are tokens: an embedding or a head by its name, with ``size`` rows."""
-    named = re.fullmatch(_NAMES, name) and not re.fullmatch(_NOT_TOKENS, name)
-    return bool(named) and bool(tensor.shape) and tensor.shape[0] == size
-
-
 def check(sources: Sequence[Source]) -> None:
     """Raise for vocabularies of different sizes; warn if a row stands for different tokens in two models.
 
@@ -70,13 +46,13 @@ def check(sources: Sequence[Source]) -> None:
     """
     first = sources[0]
     for other in sources[1:]:
-        sizes = vocab_size(first), vocab_size(other)
+        sizes = vocab_size(first.config), vocab_size(other.config)
         if None not in sizes and sizes[0] != sizes[1]:
             raise InputError(
                 f"vocabularies differ: {first.reference!r} has vocab_size {sizes[0]} and {other.reference!r} {sizes[1]}; "
                 "align them by token with 'tokenizer_source: base' or 'tokenizer_source: union' in the recipe"
             )
-        files = [source.folder / "tokenizer.json" for source in (first, other)]
+        files = [source.tokenizer / "tokenizer.json" for source in (first, other)]
         if all(file.is_file() for file in files) and files[0].read_bytes() != files[1].read_bytes():
             ours, theirs = (
                 {row: token for token, row in load_tokenizer(file.parent).get_vocab().items()} for file in files
@@ -122,8 +98,8 @@ def build(
     vocabularies = {first.reference: _fitting(out.get_vocab(), first)}
     added = {first.reference: out.added_tokens_decoder}
     for source in others:
-        if any((source.folder / name).exists() for name in _VOCABULARIES):
-            opened = load_tokenizer(source.folder)
+        if has_vocabulary(source.tokenizer):
+            opened = load_tokenizer(source.tokenizer)
             vocabularies[source.reference] = _fitting(opened.get_vocab(), source)
             added[source.reference] = opened.added_tokens_decoder
         else:
@@ -153,13 +129,13 @@ def build(
 
 def _fitting(vocabulary: Mapping[str, int], source: Source) -> dict[str, int]:
     """Return the tokens that have a row in the model, ordered by row."""
-    size = vocab_size(source) or len(vocabulary)
+    size = vocab_size(source.config) or len(vocabulary)
     return {token: row for token, row in sorted(vocabulary.items(), key=lambda pair: pair[1]) if row < size}
 
 
 def _stripped(source: Source) -> Any:
     """Return a model's tokenizer without the tokens that have no row in the model."""
-    opened = load_tokenizer(source.folder)
+    opened = load_tokenizer(source.tokenizer)
     fitting = _fitting(opened.get_vocab(), source)
     surplus = opened.get_vocab().keys() - fitting.keys()
     if not surplus:
@@ -170,7 +146,7 @@ def _stripped(source: Source) -> Any:
     inner = fields["model"]["vocab"]
     if fields["model"]["type"] != "BPE" and surplus & set(inner):
         raise InputError(
-            f"{source.folder}: the tokenizer has {len(surplus)} tokens more than the model's {len(fitting)} rows: "
+            f"{source.tokenizer}: the tokenizer has {len(surplus)} tokens more than the model's {len(fitting)} rows: "
             "remove the tokens, or name another model as tokenizer_source"
         )
     fields["added_tokens"] = [entry for entry in fields["added_tokens"] if entry["content"] not in surplus]
@@ -225,7 +201,7 @@ def _donor(
             near = did_you_mean(str(wanted["token"]), vocabulary)
             raise InputError(f"{where}: {model!r} has no token {wanted['token']!r}{near}")
         return model, vocabulary[wanted["token"]]
-    row, size = wanted["token_id"], vocab_size(named[model]) or len(vocabulary)
+    row, size = wanted["token_id"], vocab_size(named[model].config) or len(vocabulary)
     if not isinstance(row, int) or not 0 <= row < size:
         raise InputError(f"{where}: token_id is {row!r}; {model!r} has rows 0 to {size - 1}")
     return model, row
@@ -244,7 +220,7 @@ def align(vocabulary: Vocabulary, sources: Sequence[Source]) -> list[Source]:
     owners: dict[str, dict[str, Lazy]] = {}
     for source in sources:
         for name, tensor in source.tensors.items():
-            if is_vocabulary(name, tensor, vocab_size(source)):
+            if is_vocabulary(name, tensor, vocab_size(source.config)):
                 owners.setdefault(name, {})[source.reference] = tensor
     changed = {name: _aligned(name, vocabulary, models) for name, models in owners.items()}
     aligned = []

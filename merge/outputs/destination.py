@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from dsee_jax.ckpt import companions
 from dsee_jax.ckpt.folders import MODEL_FILES
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import atomic, earlier_output, storage, writable
@@ -13,8 +14,8 @@ from merge.outputs.heatmap import PICTURE
 from merge.outputs.metadata import CARD, RECIPE
 from merge.streaming import staging
 
-FILES = (*MODEL_FILES, CARD, RECIPE, PICTURE, "additional_chat_templates/")
-"""Patterns of all names in the output of a merge."""
+FILES = (*MODEL_FILES, CARD, RECIPE, PICTURE)
+"""Patterns of the names in the output of every merge; copied files of a model add to them."""
 
 
 def located(text: str) -> Place:
@@ -60,7 +61,12 @@ def check(out: Place, inputs: Iterable[str | os.PathLike[str]], *, overwrite: bo
     with storage.store_errors(out):
         if not (overwrite or resumes) and out.is_dir() and any(out.iterdir()):
             raise InputError(f"{out} exists; give another OUT_DIR, or --overwrite to replace it")
-        earlier_output.check(out, FILES, marker=None if resumes else (RECIPE, HEADER))
+        marker = None if resumes else (RECIPE, HEADER)
+        earlier_output.check(out, (*FILES, *_copied(out)), marker=marker)
+
+
+def _copied(out: Place) -> list[str]:
+    return companions.written(out) if isinstance(out, Path) else []
 
 
 def _inside(out: Place, file: str | os.PathLike[str]) -> str | None:
@@ -84,4 +90,4 @@ def _check_local(out: Path) -> None:
         path = atomic.hidden(out, suffix)
         if path.is_symlink() or path.is_file():
             raise InputError(f"{path} is no folder of a merge, but in the way of its unfinished output; remove it")
-        earlier_output.check(path, names)
+        earlier_output.check(path, (*names, *companions.written(path)))

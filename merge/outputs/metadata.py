@@ -1,5 +1,6 @@
 """The files beside the weights of a merged model: configuration, tokenizer, card, recipe."""
 
+import filecmp
 import hashlib
 import json
 import os
@@ -10,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dsee_jax.ckpt import tensors
-from dsee_jax.ckpt.folders import GENERATION, KEPT, MODEL_CONFIG, TOKENIZER_FILES, read_json
+from dsee_jax.ckpt import companions, tensors
+from dsee_jax.ckpt.folders import GENERATION, KEPT, MODEL_CONFIG, read_json
 from dsee_jax.errors import InputError
+from merge.inputs.sources import Source
 
 RECIPE, CARD = "merge_recipe.yml", "README.md"
 
@@ -133,9 +135,41 @@ def _template(folder: Path) -> str | None:
     return template if isinstance(template, str) else None
 
 
+def copied(sources: Sequence[Source]) -> tuple[dict[str, Path], list[str]]:
+    """Return ``{path in the output: file}`` of the files that the result takes from its models, and warnings.
+
+    They are the first model's: tokenizer (its adapter's, if that has one), generation config, processors, code, list of heads
+    and neurons. The modules of a sentence encoder are those of the first model that has them.
+
+    Args:
+      sources: the opened models, the one that gives the result's config first.
+    """
+    first, *others = sources
+    files = {name: first.tokenizer / name for name in companions.tokenizer_files(first.tokenizer)}
+    files |= {name: first.folder / name for name in companions.others(first.folder)}
+    if (first.folder / KEPT).is_file():
+        files[KEPT] = first.folder / KEPT
+    warnings = []
+    for source in others:
+        theirs = {name: source.folder / name for name in companions.others(source.folder) if name != GENERATION}
+        if companions.MODULES in theirs and companions.MODULES not in files:
+            files = theirs | files
+            warnings.append(f"{first.reference} is no sentence encoder: the modules of {source.reference} are copied")
+        differing = [name for name, file in theirs.items() if name in files and not _equal(file, files[name])]
+        if differing:
+            listed = f"{', '.join(differing[:4])}{' ...' * (len(differing) > 4)}"
+            owner = next(each for each in sources if files[differing[-1]].is_relative_to(each.folder))
+            warnings.append(f"{source.reference} has other files {listed}; those of {owner.reference} are copied")
+    return files, warnings
+
+
+def _equal(a: Path, b: Path) -> bool:
+    return a == b or (a.stat().st_size == b.stat().st_size and filecmp.cmp(a, b, shallow=False))
+
+
 def write(
     folder: Path,
-    donor: Path,
+    files: Mapping[str, Path],
     fields: Mapping[str, Any],
     *,
     tokenizer: Any = None,
@@ -147,23 +181,20 @@ def write(
 
     Args:
       folder: the output folder.
-      donor: the folder of the base or of the first model. Its generation_config.json, tokenizer and, for a structurally
-        pruned model, list of heads and neurons are copied.
+      files: from `copied`.
       fields: from `config`.
-      tokenizer: of transformers; replaces the donor's.
+      tokenizer: of transformers; replaces the tokenizer of ``files``.
       template: from `chat_template`; replaces the tokenizer's template.
       card: from `merge.outputs.card.card`.
       recipe: from `merge.outputs.card.recipe_text`.
     """
     _json(folder / MODEL_CONFIG, fields)
-    copied = [GENERATION, KEPT]
-    if tokenizer is None:
-        copied += TOKENIZER_FILES
-    else:
+    if tokenizer is not None:
         tokenizer.save_pretrained(str(folder))
-    for name in copied:
-        if (donor / name).is_file():
-            shutil.copyfile(donor / name, folder / name)
+    for name, file in files.items():
+        if tokenizer is None or not companions.of_tokenizer(name):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, folder / name)
     if template is not None:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
         settings = folder / "tokenizer_config.json"

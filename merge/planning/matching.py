@@ -6,13 +6,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.hf_layout import LAYER
+from merge.inputs import roles
 from merge.recipes.recipe import Recipe, Slice
 from merge.recipes.strict_yaml import shown
 
 Names: TypeAlias = Mapping[str, Any]
 """The tensors of one model, by name."""
-
-_BEFORE_LAYERS = ("embed", "wte", "wpe")  # marks in the names of the tensors before the layers
 
 
 class Row(NamedTuple):
@@ -94,9 +93,7 @@ def _outside(recipe: Recipe, part: Slice, views: Mapping[str, Names], *, first: 
     """Yield the tensors before the layers, or else the tensors after the layers."""
     members = [
         _keyed_by_name(
-            name
-            for name in views[entry.model]
-            if split_layer(name) is None and any(mark in name for mark in _BEFORE_LAYERS) == first
+            name for name in views[entry.model] if split_layer(name) is None and roles.before_layers(name) == first
         )
         for entry in part.inputs
     ]

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dsee_jax.ckpt import kept_units
+from dsee_jax.ckpt import kept_units, spelling
 from dsee_jax.ckpt.tensors import DTYPES
 from dsee_jax.errors import InputError
 from merge import units
-from merge.inputs.lazy import Lazy
+from merge.inputs.lazy import Lazy, cast
 from merge.inputs.sources import Source
-from merge.planning import tied
+from merge.planning import heads, numbers, tied
 from merge.planning.matching import Row, rows, split_layer
 from merge.recipes import settings
 from merge.recipes.recipe import DTYPES as WRITTEN
@@ -60,12 +60,16 @@ class Plan(NamedTuple):
     models: tuple[str, ...]  # references, in the recipe's order, without bases
     layers: tuple[int, ...] | None  # with slices: for each layer, the origin's layer that gives its config entries
     notes: tuple[str, ...]  # remarks for the user
+    fields: Mapping[str, Any] = {}  # of config.json, which follow from the tensors; None: the field is left out
+    warnings: tuple[str, ...] = ()  # one line each
 
 
 def plan(
     recipe: Recipe,
     sources: Mapping[str, Source],
     statistics: Mapping[Path, Mapping[str, Lazy]] | None = None,
+    *,
+    head: str | None = None,
 ) -> Plan:
     """Return the plan of ``recipe``.
 
@@ -74,6 +78,7 @@ def plan(
       sources: the opened models by reference, for all of `Recipe.references`, with aligned vocabularies where the recipe has
         a tokenizer.
       statistics: the opened statistics files by path, ``{tensor name: statistic}``.
+      head: the model whose head is kept where heads differ, see `merge.planning.heads.separate`.
 
     Raises:
       InputError: different architectures or structural pruning; missing, surplus or mismatched tensors; missing layers; an
@@ -84,12 +89,14 @@ def plan(
     for source in sources.values():
         _check_same_architecture(recipe, origin, source)
         _check_same_units(recipe, origin, source)
-    views, notes = {}, []
-    for reference in recipe.references:
-        views[reference], own_notes = tied.fitted(origin, sources[reference])
-        notes += own_notes
+        if not source.tensors:
+            raise InputError(f"{recipe.path}: {source.folder} has no tensors: there is nothing to merge")
+    ordered = {reference: sources[reference] for reference in recipe.references}
+    ties = tied.fitted(ordered)
     models = tuple(dict.fromkeys(entry.model for part in recipe.slices for entry in part.models))
-    jobs = tuple(_job(recipe, row, views, models, statistics or {}) for row in rows(recipe, views))
+    separated = heads.separate(str(recipe.path), ordered, ties.views, models, head)
+    jobs = [_job(recipe, row, separated.views, models, statistics or {}) for row in rows(recipe, separated.views)]
+    jobs += [_copy(recipe, name, tensor) for name, (_, tensor) in separated.kept.items()]
     _check_weights(recipe, jobs)
     unit = next((job.options["unit"] for job in jobs if "unit" in job.options), None)
     if unit is not None:
@@ -97,7 +104,23 @@ def plan(
             units.of([job.name for job in jobs], unit)
         except InputError as error:
             raise InputError(f"{recipe.path}: parameters.unit: {error}") from None
-    return Plan(recipe, jobs, models, _layers(recipe, origin) if recipe.sliced else None, tuple(notes))
+    warnings = [separated.warning, *(numbers.differing(origin, source) for source in ordered.values())]
+    return Plan(
+        recipe,
+        tuple(jobs),
+        models,
+        _layers(recipe, origin) if recipe.sliced else None,
+        tuple(ties.notes),
+        ({"tie_word_embeddings": False} if ties.untied else {}) | separated.fields,
+        tuple(filter(None, warnings)),
+    )
+
+
+def _copy(recipe: Recipe, name: str, tensor: Lazy) -> Job:
+    """Return the job of a tensor that only one model gives, in the written type."""
+    written_as = recipe.out_dtype or recipe.dtype
+    dtype = WRITTEN[written_as] if written_as and tensor.dtype in FLOATS else tensor.dtype
+    return Job(name, "copy", None, (cast(tensor, dtype),), (), {}, (), dtype)
 
 
 def _job(
@@ -109,6 +132,8 @@ def _job(
 ) -> Job:
     part = row.part
     inputs = [views[entry.model][name] for entry, name in zip(part.inputs, row.names, strict=True)]
+    if spelling.is_buffer(row.name, inputs[0].shape):
+        return Job(row.name, "copy", None, (inputs[0],), (), {}, (), inputs[0].dtype)
     _check_same_shapes(recipe, row, inputs)
     base = inputs[0] if part.base else None
     rest = tuple(inputs[1:]) if part.base else tuple(inputs)
@@ -208,7 +233,9 @@ def _check_same_shapes(recipe: Recipe, row: Row, inputs: Sequence[Lazy]) -> None
 def _check_same_architecture(recipe: Recipe, first: Source, other: Source) -> None:
     if "quantization_config" in other.config:
         raise InputError(f"{recipe.path}: {other.reference} is quantised; merge the unquantised models")
-    keys = ("model_type", "architectures", *(_WIDTHS if recipe.sliced else ()))
+    kinds = [source.config.get("model_type") for source in (first, other)]
+    # Models of one type may be of different classes, with different heads.
+    keys = ("model_type", *(() if all(kinds) else ("architectures",)), *(_WIDTHS if recipe.sliced else ()))
     for key in keys:
         left, right = first.config.get(key), other.config.get(key)
         if left != right and left is not None and right is not None:

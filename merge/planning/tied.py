@@ -1,62 +1,92 @@
 """Tied heads: an output matrix that equals the token embedding, which some checkpoints store twice and some once."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
+from merge.inputs import roles
 from merge.inputs.lazy import Lazy
 from merge.inputs.sources import Source
-from merge.planning.matching import split_layer
 
-_EMBEDDINGS = ("embed", "wte")
+_MOST = 8
+"""Models in which more matrices outside the layers are missing differ in more than tied heads."""
 
 
-def fitted(origin: Source, other: Source) -> tuple[Mapping[str, Lazy], list[str]]:
-    """Return the tensors of ``other`` with tied matrices stored as in ``origin``, and notes on the changes.
+class Fitted(NamedTuple):
+    """The models with the same matrices that may be tied."""
 
-    A matrix that ``other`` lacks is taken from its embedding, if its config ties the two. A matrix that ``origin`` lacks is
-    left out, if both configs tie. A config that does not say ties, as in Hugging Face's format. Other differences remain.
+    views: dict[str, dict[str, Lazy]]  # the tensors of each model, by reference
+    untied: bool  # whether the result has an output matrix of its own, though the first model's is tied
+    notes: list[str]
+
+
+def fitted(sources: Mapping[str, Source]) -> Fitted:
+    """Return the tensors of the models, the output matrix of each stored as the result needs it.
+
+    A tied model that lacks the matrix has it in its embedding. If a model has a matrix of its own (its config does not tie),
+    every model gets one, and the result is untied. If all are tied, the matrix is stored as in the first model. A config that
+    does not say ties, as in Hugging Face's format. Other differences remain.
+
+    Args:
+      sources: the opened models by reference, the one that gives the result's config first.
     """
-    tensors, notes = dict(other.tensors), []
-    for name in _missing_matrices(origin.tensors, other.tensors):
-        partner = next(
-            (candidate for candidate in _tied_candidates(name, origin.tensors) if candidate in other.tensors), None
-        )
-        if partner is not None and _tied(other):
-            tensors[name] = other.tensors[partner]
-            notes.append(f"{other.reference} does not store {name}: the tied {partner} is taken")
-    for name in _missing_matrices(other.tensors, origin.tensors):
-        partner = next(
-            (candidate for candidate in _tied_candidates(name, other.tensors) if candidate in origin.tensors), None
-        )
-        if partner is not None and _tied(other) and _tied(origin):
-            del tensors[name]
-            notes.append(
-                f"{other.reference} stores {name}, which is tied to {partner}; {origin.reference} does not: left out"
-            )
-    return tensors, notes
+    views = {reference: dict(source.tensors) for reference, source in sources.items()}
+    first = next(iter(sources.values()))
+    untied, notes = False, []
+    for name in _unmatched(views):
+        owners = [source for source in sources.values() if name in views[source.reference]]
+        partners = {
+            source.reference: partner
+            for source in sources.values()
+            if name not in views[source.reference]
+            and roles.is_tied(source.config)
+            and _same_class(source, owners)
+            and (partner := _partner(name, views[owners[0].reference][name], views[source.reference]))
+        }
+        if len(partners) + len(owners) < len(sources):
+            continue
+        own = next((source for source in owners if not roles.is_tied(source.config)), None)
+        if own is None and name not in views[first.reference]:
+            for source in owners:
+                del views[source.reference][name]
+                notes.append(
+                    f"{source.reference} stores {name}, which is tied to {partners[first.reference]}; "
+                    f"{first.reference} does not: left out"
+                )
+            continue
+        for reference, partner in partners.items():
+            views[reference][name] = views[reference][partner]
+            notes.append(f"{reference} does not store {name}: the tied {partner} is taken")
+        if own is not None and roles.is_tied(first.config):
+            untied = True
+            notes.append(f"{own.reference} has {name} of its own: the result is not tied")
+    return Fitted(views, untied, notes)
 
 
-def _missing_matrices(tensors: Mapping[str, Lazy], others: Mapping[str, Lazy]) -> list[str]:
-    """Return the matrices outside the layers that ``others`` lacks; none for more than 8, since the models then differ."""
-    names = [
-        name for name in tensors if name not in others and len(tensors[name].shape) == 2 and split_layer(name) is None
-    ]
-    return names if len(names) <= 8 else []
+def _unmatched(views: Mapping[str, Mapping[str, Lazy]]) -> list[str]:
+    """Return the matrices outside the layers that some models lack; none for more than `_MOST`: the models then differ."""
+    names = {
+        name: None
+        for view in views.values()
+        for name, tensor in view.items()
+        if len(tensor.shape) == 2 and roles.outside_layers(name)
+    }
+    unmatched = [name for name in names if any(name not in view for view in views.values())]
+    return unmatched if len(unmatched) <= _MOST else []
 
 
-def _tied(source: Source) -> bool:
-    return source.config.get("tie_word_embeddings", True) is not False
+def _same_class(source: Source, owners: list[Source]) -> bool:
+    """Return whether a model has an output matrix as its owners: it is of one of their classes, as far as configs say."""
+    return roles.architecture(source.config) in {"", *(roles.architecture(owner.config) for owner in owners)}
 
 
-def _tied_candidates(name: str, tensors: Mapping[str, Lazy]) -> list[str]:
-    """Return the matrices that ``name`` may be tied to: of the same shape, outside the layers, one of the two an embedding."""
-    return [
-        candidate
-        for candidate, lazy in tensors.items()
-        if lazy.shape == tensors[name].shape
-        and split_layer(candidate) is None
-        and _embedding(candidate) != _embedding(name)
-    ]
-
-
-def _embedding(name: str) -> bool:
-    return any(mark in name for mark in _EMBEDDINGS)
+def _partner(name: str, tensor: Lazy, view: Mapping[str, Lazy]) -> str | None:
+    """Return the matrix that ``name`` may be tied to: of its shape, outside the layers, one of the two an embedding."""
+    for candidate, lazy in view.items():
+        shared = "shared" in (candidate.partition(".")[0], name.partition(".")[0])
+        if (
+            lazy.shape == tensor.shape
+            and roles.outside_layers(candidate)
+            and (shared or roles.is_embedding(candidate) != roles.is_embedding(name))
+        ):
+            return candidate
+    return None

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from dsee_jax.ckpt.tokenizer import load_tokenizer
 from dsee_jax.errors import InputError
 from merge import __main__ as command
-from merge.inputs import sources, tokenizer
+from merge.inputs import roles, sources, tokenizer
 
 FIRST = ["<unk>", "a", "b", "c"]
 SECOND = ["<unk>", "c", "d", "a", "e"]
@@ -269,8 +269,8 @@ def test_vocabulary_tensor_is_found_by_name_and_rows(tmp_path, name, shape, expe
     save_file({name: np.zeros(shape, np.float32)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"text_config": {"vocab_size": 9}}')
     source = sources.open_source(str(tmp_path), tmp_path)
-    assert tokenizer.vocab_size(source) == 9
-    assert tokenizer.is_vocabulary(name, source.tensors[name], 9) is expected
+    assert roles.vocab_size(source.config) == 9
+    assert roles.is_vocabulary(name, source.tensors[name], 9) is expected
 
 
 def test_vocabulary_tensors_of_different_widths_are_refused(two):

@@ -8,6 +8,7 @@ import pytest
 
 import tiny
 from dsee_jax.errors import InputError
+from merge.inputs.sources import Source
 from merge.outputs import metadata
 
 
@@ -87,21 +88,68 @@ def test_auto_takes_the_most_frequent_chat_template(tmp_path):
         metadata.chat_template("chatml", folders)
 
 
-def test_write_copies_the_tokenizer_of_the_donor(tmp_path):
-    """Byte by byte, with the generation config, and no other file of the donor."""
+def opened(folder, **fields):
+    """An opened model in ``folder``, which has files beside its weights only."""
+    return Source(folder.name, folder, {}, {}, {}, {}, **fields)
+
+
+def files_in(folder, **contents):
+    """Write texts into files by their paths, in which ``__`` is a slash; return the opened model."""
+    for path, text in contents.items():
+        file = folder / path.replace("__", "/").replace("_json", ".json").replace("_py", ".py")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return opened(folder)
+
+
+def test_companions_are_copied_byte_by_byte(tmp_path):
+    """With the generation config, and no other file of the donor."""
     donor, out = tiny.bert(tmp_path / "donor"), tmp_path / "out"
     (donor / "generation_config.json").write_text("{}")
     (donor / "training_args.bin").write_bytes(b"x")
     out.mkdir()
-    metadata.write(out, donor, {"b": 1, "a": "é"}, card="the card", recipe="the: recipe\n")
-    copied = ["generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"]
+    copied, warnings = metadata.copied([opened(donor)])
+    metadata.write(out, copied, {"b": 1, "a": "é"}, card="the card", recipe="the: recipe\n")
+    names = ["generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"]
     written = ["README.md", "config.json", "merge_recipe.yml"]
-    assert sorted(path.name for path in out.iterdir()) == sorted(copied + written)
-    for name in copied:
+    assert sorted(path.name for path in out.iterdir()) == sorted(names + written)
+    for name in names:
         assert (out / name).read_bytes() == (donor / name).read_bytes()
     assert (out / "config.json").read_text(encoding="utf-8") == '{\n  "a": "é",\n  "b": 1\n}\n'
     assert (out / "README.md").read_text() == "the card"
     assert (out / "merge_recipe.yml").read_text() == "the: recipe\n"
+    assert warnings == []
+
+
+def test_modules_of_a_sentence_encoder_are_copied_from_the_first_that_has_them(tmp_path):
+    """Files that differ are the first model's, which is said."""
+    modules = json.dumps([{"path": ""}, {"path": "1_Pooling"}])
+    base = files_in(tmp_path / "base", preprocessor_config_json="{}")
+    one, two = (
+        files_in(
+            tmp_path / name, modules_json=modules, **{"1_Pooling__config_json": name, "preprocessor_config_json": "{ }"}
+        )
+        for name in ("one", "two")
+    )
+    files, warnings = metadata.copied([base, one, two])
+    assert files["1_Pooling/config.json"] == one.folder / "1_Pooling" / "config.json"
+    assert files["preprocessor_config.json"] == base.folder / "preprocessor_config.json"
+    assert warnings == [
+        "base is no sentence encoder: the modules of one are copied",
+        "one has other files preprocessor_config.json; those of base are copied",
+        "two has other files preprocessor_config.json, 1_Pooling/config.json; those of one are copied",
+    ]
+    (tmp_path / "out").mkdir()
+    metadata.write(tmp_path / "out", files, {}, card="", recipe="")
+    assert (tmp_path / "out" / "1_Pooling" / "config.json").read_text() == "one"
+
+
+def test_adapters_tokenizer_replaces_the_models(tmp_path):
+    base, adapter = tiny.bert(tmp_path / "base"), tiny.bert(tmp_path / "adapter")
+    files, _ = metadata.copied([opened(base, adapter=adapter, own_tokenizer=True)])
+    assert files["tokenizer.json"] == adapter / "tokenizer.json"
+    files, _ = metadata.copied([opened(base, adapter=adapter)])
+    assert files["tokenizer.json"] == base / "tokenizer.json"
 
 
 def test_write_prefers_the_merged_tokenizer_and_template(tmp_path):
@@ -113,7 +161,8 @@ def test_write_prefers_the_merged_tokenizer_and_template(tmp_path):
     merged = AutoTokenizer.from_pretrained(donor)
     merged.add_tokens("<new>")
     out.mkdir()
-    metadata.write(out, donor, {}, tokenizer=merged, template="{{ new }}", card="", recipe="")
+    copied, _ = metadata.copied([opened(donor)])
+    metadata.write(out, copied, {}, tokenizer=merged, template="{{ new }}", card="", recipe="")
     again = AutoTokenizer.from_pretrained(out)
     assert again.get_vocab() == merged.get_vocab()
     assert again.chat_template == "{{ new }}"

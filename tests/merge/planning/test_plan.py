@@ -163,6 +163,64 @@ def test_tied_head_is_stored_as_in_the_base(planned, tied):
     assert (len(none.jobs), none.notes) == (8, ())
 
 
+def test_untied_model_unties_the_result(planned):
+    """A tied model's head is its embedding; one model with a head of its own gives the result one."""
+    sources = [opened("t", tied=True, head=False), opened("a", tied=True, head=False), opened("b", tied=False)]
+    merge_plan = planned(TIES, *sources)
+    head = next(job for job in merge_plan.jobs if job.name == "lm_head.weight")
+    embeddings = [source.tensors["model.embed.weight"] for source in sources]
+    assert head.base is embeddings[0]
+    assert head.models == (embeddings[1], sources[2].tensors["lm_head.weight"])
+    assert merge_plan.fields == {"tie_word_embeddings": False}
+    assert "b has lm_head.weight of its own: the result is not tied" in merge_plan.notes
+
+
+def test_buffer_is_copied_from_the_base(planned):
+    """A buffer is computed from the config; a mean of two is no buffer of either."""
+    more = [
+        {"model.layers.0.rotary_emb.inv_freq": lazy((size,)), "x.attention.bias": lazy((1, 1, 3, 3))}
+        for size in (4, 4, 5)
+    ]
+    sources = [opened(name, more=one) for name, one in zip("tab", more, strict=True)]
+    jobs = {job.name: job for job in planned(TIES, *sources).jobs}
+    for name, tensor in more[0].items():
+        assert (jobs[name].method, jobs[name].inputs) == ("copy", (tensor,))
+
+
+@pytest.mark.parametrize(
+    "first", ["embed_in.weight", "word_embeddings_layernorm.weight", "wpe.weight", "shared.weight"]
+)
+@pytest.mark.parametrize("last", ["embed_out.weight", "lm_head.weight", "norm.weight", "score.weight"])
+def test_slices_take_each_end_from_their_model(planned, first, last):
+    """Tensors before the layers are the first slice's, tensors after them the last slice's, as in mergekit."""
+    text = "merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: [0, 1]}]}, {sources: [{model: b, layer_range: [1, 2]}]}]"
+    ends = {reference: {first: lazy((9, 4)), last: lazy((9, 4))} for reference in "ab"}
+    sources = [opened(reference, head=False, more=ends[reference]) for reference in "ab"]
+    jobs = {job.name: job.models[0] for job in planned(text, *sources).jobs}
+    assert jobs[first] is ends["a"][first]
+    assert jobs[last] is ends["b"][last]
+
+
+def test_differing_numbers_of_configs_are_named(planned):
+    """Fields that change no output are not; nor a field of the other version of a config."""
+    changes = [{"rope_theta": 1e4, "hidden_act": "silu", "use_cache": True}, {"rope_theta": 5e5, "hidden_act": "silu"}]
+    sources = [
+        opened(name, config=one | {"pad_token_id": number})
+        for number, (name, one) in enumerate(zip("tb", changes, strict=True))
+    ]
+    assert planned(TIES, *sources).warnings == (
+        "t and b differ in config.json, and the result has the first's numbers: rope_theta is 10000.0 and 500000.0",
+    )
+    scaled = [opened("t", config={"rope_scaling": None}), opened("a", config={"sliding_window": 8}), opened("b")]
+    (warning,) = planned(TIES, *scaled).warnings
+    assert warning.endswith("sliding_window is None and 8")
+    older = [
+        opened("t", config={"rope_parameters": {"rope_theta": 1}}),
+        opened("b", config={"rope_scaling": {"factor": 2}}),
+    ]
+    assert planned(TIES, *older).warnings == ()
+
+
 def test_statistics_are_matched_to_tensors(planned, tmp_path):
     """Gram matrices for some tensors; Fisher information for every tensor."""
     models = "models: [{model: a, statistics: a.st}, {model: b, statistics: b.st}]"
@@ -192,8 +250,9 @@ DELLA = TIES.replace("ties", "della").replace("0.5", "0.9, epsilon: 0.2")
 BAD = [
     (TIES, [opened("b", layers=2)], "models[1]: b lacks the tensor 'model.layers.2.mlp.weight' of t (did you mean"),
     (TIES, [opened("b", layers=4)], "models[1]: b has the tensor 'model.layers.3.mlp.weight', which t lacks"),
-    (TIES, [opened("b", head=False)], "models[1]: b lacks the tensor 'lm_head.weight' of t"),
-    (TIES, [opened("t", head=False)], "models[0]: a has the tensor 'lm_head.weight', which t lacks"),
+    (TIES, [opened("b", head=False)], "b lacks the tensor 'lm_head.weight' of t, and both are of one class; give --heads t"),
+    (TIES, [opened("t", head=False)], "t lacks the tensor 'lm_head.weight' of a, and both are of one class; give --heads a"),
+    (TIES, [opened("a")._replace(tensors={})], "a has no tensors: there is nothing to merge"),
     (TIES, [opened("b", width=5)], "'model.embed.weight' is [8, 4] in t and [8, 5] in b; merge models of one base"),
     (TIES, [opened("b", vocabulary=9)], "is [8, 4] in t and [9, 4] in b; if their vocabularies differ, add tokenizer_source"),
     (TIES, [opened("b", more={"model.norm.weight": lazy((4,), "I64")})], "'model.norm.weight' is floating point in t and I64"),

@@ -2,9 +2,14 @@
 
 import argparse
 import contextlib
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Nothing is written before the imports end: Ctrl-C stops them at once, and not with a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from dsee_jax.ckpt.tensors import byte_size
 from dsee_jax.errors import InputError

@@ -131,7 +131,8 @@ class _Terminated(BaseException):
 def raised(resume: str) -> Iterator[None]:
     """Let SIGTERM interrupt the body as Ctrl-C does, and raise `Preempted`; for work in one process without steps.
 
-    A second SIGTERM kills the process. Works in the main thread only.
+    A second SIGTERM kills the process. Ctrl-C raises `KeyboardInterrupt`, also where it would kill the process. Works in the
+    main thread only.
 
     Args:
       resume: how to go on; the end of the message.
@@ -145,6 +146,8 @@ def raised(resume: str) -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         raise _Terminated
 
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield

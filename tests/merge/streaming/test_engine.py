@@ -448,3 +448,21 @@ def test_tile_size_changes_no_byte_of_the_output(tmp_path, monkeypatch):
         assert run(path, tmp_path / f"out{tile}") == 0
         outputs.append((tmp_path / f"out{tile}" / "model.safetensors").read_bytes())
     assert outputs[0] == outputs[1]
+
+
+@pytest.mark.slow
+def test_signal_ends_a_merge_with_one_line_and_the_merge_resumes(tmp_path):
+    """Ctrl-C and SIGTERM; no thread keeps the process alive."""
+    checkpoints.family(tmp_path, layers=12, width=512, vocabulary=20000)
+    path, out = checkpoints.recipe(tmp_path, "ties", each={"weight": 0.5, "density": 0.5}), tmp_path / "out"
+    order = [sys.executable, "-m", "merge", str(path), str(out), "--max-shard-size", "10MB"]
+    for number, text, status in ((signal.SIGINT, "interrupted", 130), (signal.SIGTERM, "terminated", 143)):
+        process = subprocess.Popen(order, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while not (tmp_path / ".out.partial" / "merge.json").exists():
+            time.sleep(0.001)
+        process.send_signal(number)
+        printed, error = process.communicate(timeout=60)
+        assert (process.returncode, printed, error) == (status, "", f"merge: {text}; the same command resumes\n")
+        assert not out.exists()
+    subprocess.run(order, check=True)
+    assert out.exists()

@@ -208,7 +208,7 @@ def byte_size(text: str | int) -> int:
     Raises:
       InputError: the text is no size, or less than one byte.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", str(text).strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(\d{1,30}(?:\.\d{1,30})?)\s*([KMGT]?)B?", str(text).strip(), re.IGNORECASE)
     size = int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ")) if match else 0
     if size < 1:
         raise InputError(f"{text!r} is not a size; expected a number of bytes, or a text like '500MB' or '5GB'")

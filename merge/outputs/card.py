@@ -33,6 +33,14 @@ class _InFull(yaml.SafeDumper):
         del data
         return True
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Quote the line breaks of YAML 1.1 that PyYAML would write as they are, and read as other breaks."""
+        style = '"' if set(data) & set("\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
+
+_InFull.add_representer(str, _InFull.represent_str)
+
 
 def card(
     name: str,

@@ -112,6 +112,12 @@ def pickled_weights(folder, trees):
     (folder / "model_1" / tensors.SINGLE).rename(folder / "model_1" / "pytorch_model.bin")
 
 
+@case("base", "no tensors")
+def models_without_tensors(folder, trees):
+    for name in ("base", "model_0", "model_1"):
+        (folder / name / tensors.SINGLE).write_bytes((2).to_bytes(8, "little") + b"{}")
+
+
 @case("model_1", "config.json")
 def missing_config(folder, trees):
     (folder / "model_1" / "config.json").unlink()

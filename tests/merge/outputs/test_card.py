@@ -1,8 +1,11 @@
 """The model card and the recipe beside a merged model."""
 
+import re
+
 import yaml
 
 from merge.outputs import card
+from merge.recipes import strict_yaml
 
 DIGESTS = {"org/b/model.safetensors": "ff" * 32, "a/config.json": "00" * 32}
 
@@ -58,3 +61,42 @@ def test_card_without_base_options_or_ids():
     assert yaml.safe_load(text.split("---\n")[1]) == {"library_name": "transformers", "tags": ["merge", "linear"]}
     assert "(the base)" not in text
     assert "## Options\n\nNone.\n" in text
+
+
+HOSTILE = "a|b`c``d\n---\n# e\n\x1b[1m<b onclick=x>\u202e [f](g) *h* _i_ \ud800"
+
+
+def test_names_in_a_card_are_text(tmp_path):
+    """Each name stays in its cell, code span or heading; the recipe stays in its block."""
+    text = card.card(
+        HOSTILE,
+        method="ties",
+        about="about",
+        models=[HOSTILE],
+        base=HOSTILE,
+        recipe=f"# {HOSTILE}\n```\nmerge_method: ties\n````\n",
+        options={HOSTILE: HOSTILE},
+        digests={HOSTILE: "ff" * 32},
+    )
+    assert not {"\x1b", "\u202e", "\ud800"} & set(text)
+    lines = text.splitlines()
+    code = r"```a|b`c``d\n---\n# e\n\x1b[1m<b onclick=x>\u202e [f](g) *h* _i_ \ud800```"
+    assert r"# a\|b\`c\`\`d\\n---\\n\# e\\n\\x1b\[1m\<b onclick=x\>\\u202e \[f\](g) \*h\* \_i\_ \\ud800" in lines
+    assert {f"- {code} (the base)", f"- {code}", f"- {code}: {code}"} <= set(lines)
+    row = next(line for line in lines if "ffff" in line)
+    assert len(re.findall(r"(?<!\\)\|", row)) == 3
+    assert [lines.count(fence) for fence in ("`````yaml", "`````")] == [1, 1]
+
+
+def test_written_recipe_reads_as_the_recipe():
+    """Names of inputs add no line; equal values that are one object are written in full, without aliases."""
+    shared = {"filter": "mlp", "value": 0.5}
+    recipe = {
+        "models": [shared, shared],
+        "no": {"1": "on", "é\u2028\x85": "\x07: # ["},
+        "x" * 300: ["~", "=", "<<", " a"],
+    }
+    text = card.recipe_text(recipe, {"a\nmerge_method: x\x85b": "00"})
+    assert strict_yaml.parse("recipe", text) == recipe
+    assert "&id" not in text
+    assert text.startswith(card.HEADER)

@@ -24,7 +24,7 @@ from dsee_jax import tree
 from dsee_jax.ckpt import hf, tensors
 from merge import __main__ as command
 from merge.methods import METHODS
-from merge.streaming import shards, tiles
+from merge.streaming import engine, shards, tiles
 
 WEIGHTED = {"weight": 0.6}
 
@@ -133,6 +133,7 @@ def test_rankmean_prints_its_shares_and_draws_the_heat_map(tmp_path, capsys):
     assert run(checkpoints.recipe(tmp_path, "rankmean"), tmp_path / "out") == 0
     printed = capsys.readouterr().out
     assert all(f"\n{layer} " in printed for layer in range(3)), printed
+    assert f"heat map  {tmp_path / 'out' / 'merge_coefficients.png'}\n" in printed
     assert (tmp_path / "out" / "merge_coefficients.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -323,6 +324,57 @@ def test_changed_merge_does_not_resume(tmp_path, monkeypatch, changed):
         options = ["--max-shard-size", "4kB"]
     assert run(path, out, *options) == 0
     assert ("vocab.txt" in contents(out)) == (changed in ("nothing", "comment"))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_input_that_changes_during_the_merge_is_an_error(tmp_path, capsys, monkeypatch, file):
+    """The output would be of neither content."""
+    checkpoints.family(tmp_path)
+    path, merge_tensor = checkpoints.recipe(tmp_path, each=WEIGHTED), engine._merge_tensor
+
+    def changing(*arguments):
+        merge_tensor(*arguments)
+        changed = tmp_path / "model_0" / file
+        os.utime(changed, ns=(0, 0))
+
+    monkeypatch.setattr(engine, "_merge_tensor", changing)
+    assert f"model_0/{file} has changed during the merge" in refused(capsys, path, tmp_path / "out")
+    assert not hidden_files(tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("change", ["shorter", "gone"])
+def test_input_that_is_cut_during_the_merge_is_an_error(tmp_path, capsys, monkeypatch, change):
+    """Reading a map beyond the end of its file would kill the process."""
+    checkpoints.family(tmp_path)
+    path, work = checkpoints.recipe(tmp_path, each=WEIGHTED), engine._merge
+
+    def cutting(*arguments):
+        file = tmp_path / "model_1" / "model.safetensors"
+        file.unlink() if change == "gone" else os.truncate(file, 5000)
+        return work(*arguments)
+
+    monkeypatch.setattr(engine, "_merge", cutting)
+    assert run(path, tmp_path / "out") in (1, 2)
+    assert "model_1/model.safetensors" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_many_shards_are_written_with_few_open_files(tmp_path, monkeypatch):
+    checkpoints.family(tmp_path, layers=20)
+    path, held, counts = checkpoints.recipe(tmp_path, each=WEIGHTED), set(), []
+    create, abandon = shards.create, shards.Shard.abandon
+
+    def created(file, arrays):
+        held.add(file)
+        counts.append(len(held))
+        return create(file, arrays)
+
+    monkeypatch.setattr(shards, "create", created)
+    monkeypatch.setattr(shards.Shard, "abandon", lambda self: (abandon(self), held.discard(self.path)))
+    assert run(path, tmp_path / "out", "--max-shard-size", "1") == 0
+    assert len(counts) == 63
+    assert max(counts) <= engine.OPEN_SHARDS
 
 
 def test_shard_is_synced_before_its_rename(tmp_path, syncs_and_renames):

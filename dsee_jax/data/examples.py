@@ -41,7 +41,7 @@ class Task:
     name: str
     """``rte``, ``toy``, ..., for a person; tables of your own may have any name."""
     labels: tuple[str, ...]
-    """The class names by class index; empty for regression and causal-lm."""
+    """The class names by class index, as the data or the checkpoint write them; empty for regression and causal-lm."""
     train: Examples | Prompts
     dev: Mapping[str, Examples | Prompts]
     """Dev sets by name: ``dev``, or ``dev_matched`` and ``dev_mismatched`` for MNLI."""

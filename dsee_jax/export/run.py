@@ -53,6 +53,6 @@ def _write_model(run: Path, finished: Finished, out: Path, form: str, factors: b
         if not kept:
             raise InputError(f"{run / MODEL / KEPT} is missing: it lists the kept heads and neurons")
         (model, params), kept = compaction.expand(model, params, kept), {}
-    hf_save.save_pretrained(out, model, params, source=run / MODEL, kept=kept)
+    hf_save.save_pretrained(out, model, params, source=run / MODEL, labels=finished.task.labels, kept=kept)
     if finished.adapter and factors:
         shutil.copytree(run / ADAPTER, out / ADAPTER)

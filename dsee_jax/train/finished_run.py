@@ -1,5 +1,6 @@
 """A finished run, loaded from its files for evaluation, export and analysis."""
 
+import dataclasses
 import logging
 import math
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from dsee_jax.deltas import fold
 from dsee_jax.errors import InputError
 from dsee_jax.metrics.text import NAMES
 from dsee_jax.models.architecture import Model
-from dsee_jax.train import config_file, evaluation, hashes, sharding, step
+from dsee_jax.train import config_file, evaluation, hashes, labels, sharding, step
 from dsee_jax.train.inputs import read_data, read_task
 from dsee_jax.typing import Params
 
@@ -55,12 +56,13 @@ def load(run: Path, overrides: Sequence[str] = (), *, sharded: bool = False) -> 
         allow_unknown=config.model.allow_unknown,
         sharding=(lambda model: _placement(config, model).sharding) if sharded else None,
     )
+    params, names = labels.align(run / MODEL, model, params, task.labels)
     saved = adapter.load(run / ADAPTER) if config.delta.rank or config.delta.nonzeros else None
     if saved:
         adapter.check(run / ADAPTER, run / MODEL, params, saved)
     if changed := hashes.check_model(config, run):
         log.warning("%s", changed)
-    return Finished(config, task, model, params, saved)
+    return Finished(config, dataclasses.replace(task, labels=names), model, params, saved)
 
 
 def _placement(config: Config, model: Model) -> sharding.Placement:

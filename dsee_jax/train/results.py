@@ -89,7 +89,9 @@ def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Place) -> di
             adapter.MODEL_SHA256: written["model"][hashes.WEIGHTS],
         } | ({"kept": setup.model.config.widths} if setup.kept else {})
         with files.folder(out / ADAPTER, replaces=ADAPTER_FILES) as staging:
-            adapter.save(staging, adapter.Adapter(trained["deltas"], setup.supports, trained["params"], masks, about, kept))
+            adapter.save(
+                staging, adapter.Adapter(trained["deltas"], setup.supports, trained["params"], masks, about, kept)
+            )
         total += storage.size(out / ADAPTER / ADAPTER_WEIGHTS)
     return {"model_bytes": total}
 

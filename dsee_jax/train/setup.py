@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dsee_jax import models, stacks, tree
-from dsee_jax.ckpt import adapter, hf, hf_names, tensors
+from dsee_jax.ckpt import adapter, hf, hf_names
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.config import CUTTING, Config, model_task
 from dsee_jax.deltas import create
@@ -17,7 +17,7 @@ from dsee_jax.errors import InputError
 from dsee_jax.models.architecture import Model, scans
 from dsee_jax.prune import units, weights
 from dsee_jax.runtime import multihost, storage
-from dsee_jax.train import sharding
+from dsee_jax.train import labels, sharding
 from dsee_jax.train.inputs import Data, read_data, read_task
 from dsee_jax.train.output_dir import check_output
 from dsee_jax.typing import Deltas, Key, Masks, Params, Supports
@@ -68,6 +68,9 @@ def prepare(config: Config) -> Setup:
             sharding=lambda model: sharding.placement(mesh, model).sharding,
             key=key["head"],
         )
+        if not options.new_head:
+            params, classes = labels.align(folder, model, params, task.labels)
+            task = dataclasses.replace(task, labels=classes)
         if config.train.dropout >= 0:
             model = model.clone(config=model.config.with_dropout(config.train.dropout))
         config = with_rules(config, model)
@@ -102,9 +105,6 @@ def _updates(config: Config, folder: Path, model: Model, params: Params, key: Ke
     if scans(model):
         saved = saved._replace(deltas=stacks.stack(saved.deltas), supports=stacks.stack(saved.supports))
     adapter.check(start, folder, params, saved)
-    for path, leaf in tree.flatten(saved.deltas).items():
-        if not tensors.finite(leaf):
-            raise InputError(f"delta.start {start}: the update {path!r} holds NaN or infinities: take another adapter")
     if not config.train.allow_changed_inputs:
         sha256, allow = adapter.fingerprint(folder), "set train.allow_changed_inputs: true"
         adapter.check_base(start, saved.config, folder, sha256, allow=allow)

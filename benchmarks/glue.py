@@ -138,6 +138,13 @@ def row(task: str, method: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+CHOSEN = (
+    "Score: of the best evaluation of a run, one after each pass over the data, on the dev set that chooses it; "
+    "``final_last`` in the files of a run is the score of its last step."
+)
+"""The note below each table of scores."""
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Return the table for the README."""
     lines = [
@@ -151,7 +158,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             f"| {r['task']} ({r['metric']}) | {r['method']} | {np.mean(r['scores']):.1f} ({seeds}) "
             f"| {r['trainable_fraction']:.2%} | {r['weight_sparsity']:.0%} | {r['flops_ratio']:.0%} |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", CHOSEN]) + "\n"
 
 
 def parser(text: str | None) -> argparse.ArgumentParser:

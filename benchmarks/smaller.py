@@ -285,7 +285,8 @@ def markdown(report: dict[str, Any]) -> str:
         for r in report["ticket"]:
             text += f"| {r['method']} | {mean(r['scores'])} | {r['example_flops_ratio']:.0%} "
             text += f"| {r['step_time_ratio']:.2f} | {r['time_ratio']:.2f} |\n"
-    return text
+        text += "\n"
+    return f"{text}{glue.CHOSEN}\n"
 
 
 def main() -> None:

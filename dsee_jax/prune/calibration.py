@@ -34,6 +34,7 @@ _squares = jax.jit(squares, static_argnums=0)
 def sizes(model: Model, params: Params, batches: Iterable[Mapping[str, Array]]) -> dict[str, jax.Array]:
     """Return ``{kernel path: (in,)}``: the root mean square of each input over all ``batches``, float32.
 
+    All inputs are those of one model, ``params`` as they are: no layer sees the pruning of the layers below it.
     Scanned layers (``model.scan``) run one by one; the result of a stacked kernel is (layers, in).
     """
     stacked = scans(model)

@@ -15,7 +15,9 @@ random  uniform in [0, 1)
 ======  ==========================
 
 WANDA is the score of Sun et al. 2023 (arXiv 2306.11695, equation 1). The paper multiplies by the norm of the input, which is
-the root mean square up to a constant factor. WANDA leaves out the update, because pruning sets W to 0 and keeps D.
+the root mean square up to a constant factor. The inputs are those of the current model before this pruning, in every layer
+(`dsee_jax.prune.calibration.sizes`); the authors' code prunes layer by layer, each measured behind the pruned ones, so
+their masks of deep layers differ by some percent. WANDA leaves out the update, because pruning sets W to 0 and keeps D.
 In ``WABS`` the code of the authors of DSEE scales S alone, by a slip of operator precedence; here A @ B is scaled too.
 A score that is not a number counts as the lowest (see `dsee_jax.ops.topk.ordered`).
 """

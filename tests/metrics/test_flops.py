@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+import decoders
 import dsee_jax
 import tiny
 from dsee_jax import masks, models, tree
@@ -51,6 +52,22 @@ def test_multiply_adds_equal_the_count_of_xla(widths, length):
     multiply_adds = flops.example(flops.dense(params, kernels), params, models.cuts(model)["heads"], length)
     compiled = jax.jit(lambda params, ids: model.apply({"params": params}, ids)).lower(params, ids).compile()
     assert 2 * multiply_adds == pytest.approx(compiled.cost_analysis()["flops"], rel=0.02)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_output_matrix_counts_whether_tied_or_not(family):
+    """The program is the same: every token is multiplied by the matrix that makes its logits."""
+    fields = decoders.config(**decoders.VARIANTS[family] | {"vocab_size": 200})
+    counts = {}
+    for tied in (True, False):
+        config = models.find(family).config.from_hf(fields | {"tie_word_embeddings": tied})
+        model = models.find(family).model(config, "causal-lm")
+        params = models.shapes(model)
+        paths = flops.kernels(model, params, ())
+        counts[tied] = flops.dense(params, paths)
+        assert ("embeddings/word/embedding" in paths) == tied
+        assert flops.dense(params, [path for path in paths if path.startswith("decoder/")]) == counts[tied] - 24 * 200
+    assert counts[True] == counts[False]
 
 
 def test_masked_and_compacted_models_cost_the_same():

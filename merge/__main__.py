@@ -15,7 +15,7 @@ from dsee_jax.ckpt.tensors import byte_size
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import command, console, limits, lock, malloc, multihost, preemption, storage
 from merge import compare, pipeline
-from merge.inputs.sources import open_source
+from merge.inputs.sources import check_bases, open_source
 from merge.methods import METHODS
 from merge.outputs import destination
 from merge.planning import describe
@@ -65,9 +65,18 @@ def parser() -> argparse.ArgumentParser:
         "class and labels are those of MODEL, a model of the recipe; first: of the first fine-tuned model with a head, the "
         "default for models of different classes; drop: no head",
     )
+    _allow_changed_base(top)
     multihost.arguments(top)
     top.add_argument("--methods", action=_Methods, nargs=0, help="list the methods and their options, and exit")
     return top
+
+
+def _allow_changed_base(top: argparse.ArgumentParser) -> None:
+    top.add_argument(
+        "--allow-changed-base",
+        action="store_true",
+        help="put an adapter of this library on other weights than those that it was trained on, instead of refusing",
+    )
 
 
 class _Methods(argparse.Action):
@@ -91,12 +100,15 @@ def compare_parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--unit", default="layer", help="layer (default), tensor, or a regular expression with a group unit"
     )
+    _allow_changed_base(top)
     return top
 
 
 def print_comparison(options: argparse.Namespace) -> None:
     """Print the difference of two checkpoints."""
     a, b = (open_source(reference, Path()) for reference in (options.a, options.b))
+    if not options.allow_changed_base:
+        check_bases((a, b))
     console.show(compare.table(compare.compare(a, b, unit=options.unit)))
 
 
@@ -182,7 +194,9 @@ def _merge(
 ) -> list[str]:
     """Merge into a local folder that becomes ``out``; return lines for the user."""
     lines: list[str] = []
-    with _progress() as progress, pipeline.input_digests(ready) as digests:
+    with multihost.raise_on_all():
+        known = {} if options.allow_changed_base else check_bases(ready.sources.values())
+    with _progress() as progress, pipeline.input_digests(ready, known) as digests:
         engine.run(
             ready.plan,
             folder,

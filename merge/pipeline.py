@@ -105,8 +105,13 @@ def _with(config: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any
 
 
 @contextlib.contextmanager
-def input_digests(ready: Prepared) -> Iterator[Callable[[], dict[str, str]]]:
-    """Hash all inputs in the background; yields a function that waits for ``{name: SHA-256}`` and returns it."""
+def input_digests(ready: Prepared, known: Mapping[Path, str]) -> Iterator[Callable[[], dict[str, str]]]:
+    """Hash all inputs in the background; yields a function that waits for ``{name: SHA-256}`` and returns it.
+
+    Args:
+      ready: the merge.
+      known: the SHA-256 of files that are not read again.
+    """
     stopped = threading.Event()
 
     def raise_if_stopped(nbytes: int) -> None:
@@ -114,10 +119,11 @@ def input_digests(ready: Prepared) -> Iterator[Callable[[], dict[str, str]]]:
             raise InterruptedError
 
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(metadata.hashes, ready.files.values(), raise_if_stopped)
+        unread = [file for file in ready.files.values() if file not in known]
+        future = pool.submit(metadata.hashes, unread, raise_if_stopped)
 
         def digests() -> dict[str, str]:
-            hashes = future.result()
+            hashes = {**known, **future.result()}
             return {name: hashes[file] for name, file in ready.files.items()}
 
         try:

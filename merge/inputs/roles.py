@@ -59,7 +59,10 @@ def is_tied(config: Mapping[str, Any]) -> bool:
 
 
 def heads(names: Iterable[str]) -> set[str]:
-    """Return the tensors of task heads and poolers: outside the layers, and outside the module that holds the layers."""
+    """Return the tensors of task heads and poolers: outside the layers, and outside the module that holds the layers.
+
+    Without numbered layers only poolers are known.
+    """
     names = list(names)
     modules = {name[: match.start("unit")] for name in names if (match := re.search(LAYER, name))}
     # "bert.encoder.layer." is in the module bert; in a bare model, "encoder.layer." is beside the embeddings.
@@ -68,7 +71,10 @@ def heads(names: Iterable[str]) -> set[str]:
         name
         for name in names
         if outside_layers(name)
-        and ("pooler." in name or not (name.partition(".")[0] in bodies or _BODY.fullmatch(name.partition(".")[0])))
+        and (
+            "pooler." in name
+            or (bodies and not (name.partition(".")[0] in bodies or _BODY.fullmatch(name.partition(".")[0])))
+        )
     }
 
 

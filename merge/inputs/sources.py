@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsee_jax.ckpt import formats, kept_units, spelling, tensors
-from dsee_jax.ckpt.folders import ADAPTER_WEIGHTS, KEPT, MODEL_CONFIG, read_json
+from dsee_jax.ckpt import adapter, formats, kept_units, spelling, tensors
+from dsee_jax.ckpt.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, KEPT, MODEL_CONFIG, read_json
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.ckpt.tensors import DTYPES
 from dsee_jax.errors import InputError
@@ -97,6 +97,26 @@ def _unwrapped(tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
     """Return the tensors without wrappers in their names, unless two would have one name."""
     renamed = {spelling.unwrapped(name): tensor for name, tensor in tensors.items()}
     return renamed if len(renamed) == len(tensors) else dict(tensors)
+
+
+def check_bases(sources: Iterable[Source]) -> dict[Path, str]:
+    """Raise `InputError` for an adapter of this library on other weights than those it was trained on.
+
+    Reads the weights of such bases. Returns the SHA-256 of the files that are known from it.
+    """
+    known = {}
+    for source in sources:
+        if source.adapter is None or not (source.adapter / ADAPTER_WEIGHTS).exists():
+            continue
+        config = read_json(source.adapter / ADAPTER_CONFIG)
+        if not {adapter.BASE_SHA256, adapter.MODEL_SHA256} & config.keys():
+            continue
+        digest = adapter.fingerprint(source.folder)
+        adapter.check_base(source.adapter, config, source.folder, digest, allow="--allow-changed-base")
+        # The fingerprint of one file is its SHA-256.
+        files = [*source.folder.glob("*.safetensors")]
+        known |= {files[0]: digest} if len(files) == 1 else {}
+    return known
 
 
 def has_vocabulary(folder: Path) -> bool:

@@ -1,5 +1,6 @@
 """Adapters as models: they equal the materialized model or the definition of LoRA, and mismatches are named."""
 
+import hashlib
 import json
 
 import jax
@@ -14,6 +15,7 @@ from dsee_jax.ckpt import adapter, hf, hf_names
 from dsee_jax.config import DeltaConfig
 from dsee_jax.deltas import create, fold
 from dsee_jax.errors import InputError
+from merge import __main__ as command
 from merge.inputs import sources
 
 RANDOM = np.random.default_rng(0)
@@ -161,12 +163,12 @@ DOWN = {"model.down.lora_A.weight": A["down"], "model.down.lora_B.weight": B["do
 LORA = {"peft_type": "LORA", "r": 2, "lora_alpha": 6}
 
 
-def peft(folder, arrays, **settings):
-    """Write BASE, and an adapter of it in PEFT's layout; return the opened source."""
+def peft(folder, arrays, *, base=BASE, config=(), **settings):
+    """Write a base, and an adapter of it in PEFT's layout; return the opened source."""
     for name in ("base", "lora"):
         (folder / name).mkdir(exist_ok=True)
-    (folder / "base" / "config.json").write_text("{}")
-    save_file(BASE, folder / "base" / "model.safetensors")
+    (folder / "base" / "config.json").write_text(json.dumps(dict(config)))
+    save_file(base, folder / "base" / "model.safetensors")
     (folder / "lora" / "adapter_config.json").write_text(json.dumps(LORA | settings))
     prefixed = {f"base_model.model.{name}": np.ascontiguousarray(array) for name, array in arrays.items()}
     save_file(prefixed, folder / "lora" / "adapter_model.safetensors")
@@ -225,6 +227,145 @@ def test_base_without_the_prefix_of_its_adapter_is_matched(tmp_path):
     source = peft(tmp_path, {f"whole.{name}": array for name, array in UP.items()})
     expected = BASE["model.up.weight"] + 3 * B["up"] @ A["up"]
     np.testing.assert_allclose(read_tensor(source.tensors["model.up.weight"]), expected, rtol=1e-6, atol=1e-6)
+
+
+LM = {
+    "model.embed_tokens.weight": RANDOM.normal(size=(5, 4)).astype(np.float32),
+    "model.layers.0.up.weight": BASE["model.up.weight"],
+}
+TIED = {"tie_word_embeddings": True, "vocab_size": 5, "architectures": ["XForCausalLM"]}
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+LORA_A, LORA_B = (RANDOM.normal(size=shape).astype(np.float32) for shape in ((2, 4), (5, 2)))
+LORA_OF_HEAD = {"lm_head.lora_A.weight": LORA_A, "lm_head.lora_B.weight": LORA_B}
+LORA_OF_EMBEDDING = {"model.embed_tokens.lora_embedding_A": LORA_B.T, "model.embed_tokens.lora_embedding_B": LORA_A.T}
+UPDATED = LM["model.embed_tokens.weight"] + 3 * LORA_B @ LORA_A
+TRAINED, OTHER = (RANDOM.normal(size=(5, 4)).astype(np.float32) for _ in range(2))
+MORE = RANDOM.normal(size=(7, 4)).astype(np.float32)
+ROWS = np.ones((2, 4), np.float32)
+
+
+def with_rows(matrix):
+    changed = matrix.copy()
+    changed[[3, 1]] = ROWS
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("arrays", "settings", "embedding", "head"),
+    [
+        (LORA_OF_EMBEDDING, {}, UPDATED, LM[EMBEDDING]),
+        (LORA_OF_HEAD, {}, LM[EMBEDDING], UPDATED),
+        ({EMBEDDING: TRAINED}, {"modules_to_save": ["embed_tokens"]}, TRAINED, LM[EMBEDDING]),
+        ({HEAD: TRAINED}, {"modules_to_save": ["lm_head"]}, LM[EMBEDDING], TRAINED),
+        ({HEAD: TRAINED, EMBEDDING: OTHER}, {"modules_to_save": ["lm_head", "embed_tokens"]}, OTHER, TRAINED),
+        ({HEAD: TRAINED, EMBEDDING: TRAINED}, {"modules_to_save": ["lm_head", "embed_tokens"]}, TRAINED, None),
+        ({HEAD: MORE, EMBEDDING: MORE}, {}, MORE, None),
+        ({EMBEDDING: MORE}, {}, MORE, None),
+        (
+            {"model.embed_tokens.token_adapter.trainable_tokens_delta": ROWS},
+            {"trainable_token_indices": [3, 1]},
+            with_rows(LM[EMBEDDING]),
+            None,
+        ),
+        (
+            {"lm_head.token_adapter.trainable_tokens_delta": ROWS},
+            {"trainable_token_indices": {"lm_head": [3, 1]}},
+            LM[EMBEDDING],
+            with_rows(LM[EMBEDDING]),
+        ),
+    ],
+)
+def test_tied_matrix_is_untied_only_where_the_two_become_different(tmp_path, arrays, settings, embedding, head):
+    """An update changes one module; the tied partner keeps the values of the base."""
+    source = peft(tmp_path, arrays, base=LM, config=TIED, **settings)
+    np.testing.assert_allclose(read_tensor(source.tensors[EMBEDDING]), embedding, rtol=1e-6, atol=1e-6)
+    assert (HEAD in source.tensors) == (head is not None)
+    assert source.config["tie_word_embeddings"] is (head is None)
+    assert source.config["vocab_size"] == len(embedding)
+    if head is not None:
+        np.testing.assert_allclose(read_tensor(source.tensors[HEAD]), head, rtol=1e-6, atol=1e-6)
+
+
+def test_resized_matrices_must_have_equal_rows(tmp_path):
+    untied = {"base": LM | {HEAD: TRAINED}, "config": TIED | {"tie_word_embeddings": False}}
+    source = peft(tmp_path, {HEAD: MORE, EMBEDDING: MORE}, **untied)
+    assert source.config["vocab_size"] == 7
+    with pytest.raises(InputError, match="resizes not all matrices of tokens: .*5 rows.*7 rows|7 rows.*5 rows"):
+        peft(tmp_path, {EMBEDDING: MORE}, **untied)
+    with pytest.raises(InputError, match=r"lm_head.weight has 7 rows and the tied .* 5"):
+        peft(tmp_path, {HEAD: MORE}, base=LM, config=TIED)
+    with pytest.raises(InputError, match=r"up.weight' is \(7, 4\); the base has \(6, 4\) there"):
+        peft(tmp_path, {"model.up.weight": MORE})
+
+
+@pytest.mark.parametrize(
+    ("task", "suffix"), [("SEQ_CLS", "SequenceClassification"), ("TOKEN_CLS", "TokenClassification")]
+)
+def test_head_of_an_adapter_gives_class_and_labels(tmp_path, task, suffix):
+    """The base's own head is left out; labels that fit are kept."""
+    score = {"score.weight": np.ones((3, 4), np.float32)}
+    config = TIED | {"tie_word_embeddings": False, "id2label": {"0": "no", "1": "yes"}}
+    made = {
+        "base": LM | {HEAD: TRAINED},
+        "config": config,
+        "task_type": task,
+        "modules_to_save": ["classifier", "score"],
+    }
+    source = peft(tmp_path, score, **made)
+    assert source.tensors.keys() == {*LM, "score.weight"}
+    assert source.config["architectures"] == [f"XFor{suffix}"]
+    assert source.config["id2label"] == {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
+    named = config | {"id2label": {str(label): name for label, name in enumerate("abc")}}
+    assert peft(tmp_path, score, **made | {"config": named}).config["id2label"] == named["id2label"]
+
+
+def test_own_head_of_a_run_gives_class_and_labels(tmp_path):
+    """On the pretrained base, of another class."""
+    write_base_and_adapter(tmp_path)
+    saved = adapter.load(tmp_path / "adapter")
+    rewrite(tmp_path / "adapter", config=saved.config | {"labels": ["no", "yes"]})
+    tiny.bert(tmp_path / "base", head=False, architectures=["BertForMaskedLM"])
+    source = sources.open_source("base+adapter", tmp_path)
+    assert source.config["architectures"] == ["BertForSequenceClassification"]
+    assert source.config["id2label"] == {"0": "no", "1": "yes"}
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+", "(a|a)*", "(?:.*x){20}", "(a*)*b", ".*.*.*.*.*", "([a-z]+)+?x"])
+def test_pattern_that_may_match_for_ever_is_refused(tmp_path, pattern):
+    with pytest.raises(InputError, match="alpha_pattern .* may match for ever"):
+        peft(tmp_path, UP, alpha_pattern={pattern: 1})
+    assert peft(tmp_path, UP, alpha_pattern={r".*\.layers\.\d+\..*(up|down)": 1})
+
+
+def test_tokenizer_of_an_adapter_is_taken_if_it_fits(tmp_path, caplog):
+    source = peft(tmp_path, UP, config={"vocab_size": 40})
+    assert source.tokenizer == tmp_path / "base"
+    tiny.tokenizer(tmp_path / "lora")
+    assert peft(tmp_path, UP, config={"vocab_size": 40}).tokenizer == tmp_path / "lora"
+    assert peft(tmp_path, UP, config={"vocab_size": 7}).tokenizer == tmp_path / "base"
+    assert "has a token in row 36, and the model with the adapter has 7 rows" in caplog.text
+
+
+def test_adapter_on_other_weights_is_refused_unless_allowed(tmp_path, capsys):
+    """The message names both hashes. The plan reads headers only."""
+    write_base_and_adapter(tmp_path)
+    saved = adapter.load(tmp_path / "adapter")
+    rewrite(tmp_path / "adapter", config=saved.config | {adapter.BASE_SHA256: adapter.fingerprint(tmp_path / "base")})
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text("merge_method: passthrough\nmodels: [{model: base+adapter}]\n")
+    source = sources.open_source("base+adapter", tmp_path)
+    file = tmp_path / "base" / "model.safetensors"
+    assert sources.check_bases([source]) == {file: hashlib.sha256(file.read_bytes()).hexdigest()}
+    tiny.bert(tmp_path / "base", seed=1)
+    out, names = str(tmp_path / "out"), [str(tmp_path / "base"), f"{tmp_path / 'base'}+{tmp_path / 'adapter'}"]
+    assert command.main([str(recipe), out, "--plan"]) == 0
+    for arguments in ([str(recipe), out], ["compare", *names]):
+        capsys.readouterr()
+        assert command.main(arguments) == 2
+        line = capsys.readouterr().err
+        assert adapter.fingerprint(tmp_path / "base")[:12] in line
+        assert "--allow-changed-base" in line
+        assert command.main([*arguments, "--allow-changed-base"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -333,3 +474,52 @@ def test_lora_equals_the_merge_of_peft(tmp_path):
         np.testing.assert_allclose(read_tensor(source.tensors[name]), tensor.detach().numpy(), rtol=1e-5, atol=1e-5)
         changed = not np.array_equal(read_tensor(source.tensors[name]), base[name])
         assert changed, f"{name} was to be tuned"
+
+
+PEFT_CASES = {
+    "rslora": (False, {"use_rslora": True, "target_modules": ["q_proj", "lm_head"], "alpha_pattern": {"q_proj": 3}}),
+    "tied embedding": (True, {"target_modules": ["q_proj", "embed_tokens"]}),
+    "tied head": (True, {"target_modules": ["q_proj", "lm_head"]}),
+    "saved embedding": (True, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
+    "saved both": (True, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
+    "tokens": (True, {"target_modules": ["q_proj"], "trainable_token_indices": [3, 5]}),
+    "tokens of both": (
+        True,
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [3], "lm_head": [7]}},
+    ),
+    "resized": (False, {"target_modules": ["q_proj"], "rows": 34}),
+    "resized tied": (True, {"target_modules": ["q_proj"], "rows": 34}),
+    "classifier": (False, {"target_modules": ["q_proj"], "task_type": "SEQ_CLS"}),
+}
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")  # of PEFT and transformers about each other
+@pytest.mark.parametrize("name", PEFT_CASES)
+def test_merged_folder_gives_the_logits_of_peft(tmp_path, name):
+    """The folder of the merge, opened by transformers, against the base with the adapter attached by PEFT."""
+    torch, library = pytest.importorskip("torch"), pytest.importorskip("peft")
+    import transformers
+
+    tied, settings = PEFT_CASES[name]
+    settings = {"task_type": "CAUSAL_LM"} | settings
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.LlamaConfig(vocab_size=32, tie_word_embeddings=tied, pad_token_id=0, **sizes)
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    classifies = settings["task_type"] == "SEQ_CLS"
+    kind = transformers.AutoModelForSequenceClassification if classifies else transformers.AutoModelForCausalLM
+    model = kind.from_pretrained(tmp_path / "base", **({"num_labels": 3} if classifies else {}))
+    if rows := settings.pop("rows", None):
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    attached = library.get_peft_model(model, library.LoraConfig(r=4, lora_alpha=8, **settings)).eval()
+    for param in attached.parameters():
+        if param.requires_grad:
+            param.data = 0.1 * torch.randn_like(param)
+    attached.save_pretrained(tmp_path / "lora")
+    (tmp_path / "recipe.yml").write_text("merge_method: passthrough\nmodels: [{model: base+lora}]\n")
+    assert command.main([str(tmp_path / "recipe.yml"), str(tmp_path / "out")]) == 0
+    with torch.no_grad():
+        ids = torch.arange(1, 9)[None]
+        expected, logits = (each(ids).logits for each in (attached, kind.from_pretrained(tmp_path / "out").eval()))
+    np.testing.assert_allclose(logits, expected, atol=1e-5)

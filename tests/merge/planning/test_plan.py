@@ -193,7 +193,10 @@ def test_buffer_is_copied_from_the_base(planned):
 @pytest.mark.parametrize("last", ["embed_out.weight", "lm_head.weight", "norm.weight", "score.weight"])
 def test_slices_take_each_end_from_their_model(planned, first, last):
     """Tensors before the layers are the first slice's, tensors after them the last slice's, as in mergekit."""
-    text = "merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: [0, 1]}]}, {sources: [{model: b, layer_range: [1, 2]}]}]"
+    text = (
+        "merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: [0, 1]}]\n"
+        "- sources: [{model: b, layer_range: [1, 2]}]\n"
+    )
     ends = {reference: {first: lazy((9, 4)), last: lazy((9, 4))} for reference in "ab"}
     sources = [opened(reference, head=False, more=ends[reference]) for reference in "ab"]
     jobs = {job.name: job.models[0] for job in planned(text, *sources).jobs}
@@ -204,10 +207,7 @@ def test_slices_take_each_end_from_their_model(planned, first, last):
 def test_differing_numbers_of_configs_are_named(planned):
     """Fields that change no output are not; nor a field of the other version of a config."""
     changes = [{"rope_theta": 1e4, "hidden_act": "silu", "use_cache": True}, {"rope_theta": 5e5, "hidden_act": "silu"}]
-    sources = [
-        opened(name, config=one | {"pad_token_id": number})
-        for number, (name, one) in enumerate(zip("tb", changes, strict=True))
-    ]
+    sources = [opened(name, config={"vocab_size": 8} | one) for name, one in zip("tb", changes, strict=True)]
     assert planned(TIES, *sources).warnings == (
         "t and b differ in config.json, and the result has the first's numbers: rope_theta is 10000.0 and 500000.0",
     )

@@ -1,7 +1,7 @@
 """The role of a tensor, by its name and shape: embedding, matrix of tokens, head of a task."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from dsee_jax.hf_layout import LAYER
@@ -67,15 +67,12 @@ def heads(names: Iterable[str]) -> set[str]:
     modules = {name[: match.start("unit")] for name in names if (match := re.search(LAYER, name))}
     # "bert.encoder.layer." is in the module bert; in a bare model, "encoder.layer." is beside the embeddings.
     bodies = {module.partition(".")[0] for module in modules}
-    return {
-        name
-        for name in names
-        if outside_layers(name)
-        and (
-            "pooler." in name
-            or (bodies and not (name.partition(".")[0] in bodies or _BODY.fullmatch(name.partition(".")[0])))
-        )
-    }
+    return {name for name in names if outside_layers(name) and ("pooler." in name or _is_head(name, bodies))}
+
+
+def _is_head(name: str, bodies: Collection[str]) -> bool:
+    first = name.partition(".")[0]
+    return bool(bodies) and first not in bodies and not _BODY.fullmatch(first)
 
 
 def architecture(config: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ class Option(NamedTuple):
     high: float = float("inf")
     low_open: bool = False  # the value low is excluded
     choices: tuple[str, ...] = ()
+    effect: bool = True  # False: any value gives the same result
 
     def check(self, where: str, value: Any) -> Any:
         """Return ``value`` in this option's type.

@@ -7,6 +7,7 @@ from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.lazy import package
 from merge.method import Method
 from merge.methods import (
+    arcee_fusion,
     breadcrumbs,
     dare,
     della,
@@ -15,6 +16,7 @@ from merge.methods import (
     lines,
     model_stock,
     nearswap,
+    ram,
     rankmean,
     sce,
     spherical,
@@ -32,6 +34,8 @@ METHODS: dict[str, Method] = (
     | model_stock.METHODS
     | sce.METHODS
     | nearswap.METHODS
+    | arcee_fusion.METHODS
+    | ram.METHODS
     | fisher_regmean.METHODS
 )
 METHODS["lines"] = lines.over(METHODS["task_arithmetic"], "task_arithmetic")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from merge import topk
 from merge.leaf import Leaf, Tile
 from merge.method import Method, Option
-from merge.methods.sparse_sum import EACH, Sparsifier, Weights, check, kept_count, merge_sparse, shared_options
+from merge.methods.sparse_sum import EACH, Sparsifier, Weights, merge_sparse, shared_options
 from merge.topk import Selection
 
 
@@ -20,12 +20,12 @@ def breadcrumbs(
 ) -> Any:
     """Return the merge without the largest and smallest changes (Davari & Belilovsky 2023, arXiv 2312.06795).
 
-    The ``int(gamma * n)`` largest changes are dropped, then the smallest changes until ``max(1, int(density * n))`` are left;
-    fewer of the largest are dropped where too few would be left. The other options are those of
+    The ``int(gamma * n)`` largest changes are dropped, then the smallest changes until ``int(density * n)`` are left, which
+    is none of a small tensor; fewer of the largest are dropped where too few would be left. The other options are those of
     `merge.methods.sparse_sum.merge_sparse`.
     """
     size = prod(leaf.shape)
-    counts = [kept_count(share, size) for share in density]
+    counts = [int(share * size) for share in density]
     dropped = [min(int(share * size), size - count) for share, count in zip(gamma, counts, strict=True)]
     both = [count + largest for count, largest in zip(counts, dropped, strict=True)]
     (selection,) = topk.largest([leaf], _magnitudes_twice, [*both, *dropped])
@@ -54,7 +54,6 @@ def _method(*, elect: bool) -> Method:
         },
         shared_options(normalize=False, rescale=False),
         f"drop the largest and smallest changes, {'elect signs, then sum' if elect else 'then sum'} (arXiv 2312.06795)",
-        check=partial(check, elect=elect),
     )
 
 

@@ -12,7 +12,6 @@ from merge.methods.sparse_sum import (
     RANDOM,
     Sparsifier,
     Weights,
-    check,
     draw,
     key_words,
     merge_sparse,
@@ -62,7 +61,6 @@ def _method(*, elect: bool) -> Method:
         {**shared_options(normalize=False, rescale=True), **RANDOM},
         f"drop changes at random, {'elect signs, then sum' if elect else 'then sum'} (arXiv 2311.03099)",
         exact=False,
-        check=partial(check, elect=elect),
     )
 
 

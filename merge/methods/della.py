@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from dsee_jax.errors import InputError
 from merge.leaf import Leaf, Tile, numbers
 from merge.method import Method, Option
-from merge.methods import sparse_sum
 from merge.methods.sparse_sum import EACH, RANDOM, Sparsifier, Weights, draw, key_words, merge_sparse, shared_options
 
 
@@ -28,8 +27,8 @@ def della(
     """Return the merge of changes that are kept at random, by their rank in the row (Deep et al. 2024, arXiv 2406.11617).
 
     The keep probability goes from ``density - epsilon`` for the smallest |change| of a row to ``density + epsilon`` for the
-    largest; it is 1 where ``density`` is 1. ``rescale`` is as in `merge.methods.dare.dare`, but ``inverse`` divides by the
-    element's own probability. The other options are those of `merge.methods.sparse_sum.merge_sparse`.
+    largest; it is ``density`` where that is 0 or 1. ``rescale`` is as in `merge.methods.dare.dare`, but ``inverse`` divides by
+    the element's own probability. The other options are those of `merge.methods.sparse_sum.merge_sparse`.
     """
     inverse = rescale and rescale_norm == "inverse"
     rule = (key_words(leaf, seed), numbers(density), numbers(epsilon))
@@ -44,7 +43,8 @@ def _dropped(tile: Tile, rule: tuple[jax.Array, jax.Array, jax.Array], *, invers
         # The rank of a row's only element is the middle.
         last = size.shape[-1] - 1
         rank = jnp.argsort(jnp.argsort(size, axis=-1), axis=-1) / last if last else jnp.full(size.shape, 0.5)
-        return jnp.where(densities[model] >= 1, 1, densities[model] + epsilons[model] * (2 * rank - 1))
+        share = densities[model]
+        return jnp.where((share <= 0) | (share >= 1), share, share + epsilons[model] * (2 * rank - 1))
 
     return [
         draw(delta, probability(model, jnp.abs(delta)), words[model], tile.positions, inverse=inverse)
@@ -58,12 +58,11 @@ def _dropped_inverse(tile: Tile, rule: Any) -> list[jax.Array]:
 
 def _check(where: str, *, density: Any, epsilon: Any = None, **others: Any) -> None:
     for share, spread in zip(density, epsilon or (), strict=False):
-        if share < 1 and not spread < share < 1 - spread:
+        if 0 < share < 1 and not spread < share < 1 - spread:
             raise InputError(
                 f"{where}: density {share:g} and epsilon {spread:g} give probabilities from {share - spread:g} to "
                 f"{share + spread:g}; expected both in (0, 1): lower epsilon"
             )
-    sparse_sum.check(where, **others)
 
 
 def _method(*, elect: bool) -> Method:
@@ -78,7 +77,7 @@ def _method(*, elect: bool) -> Method:
         "(arXiv 2406.11617)",
         by_rows=lambda **options: True,
         exact=False,
-        check=partial(_check, elect=elect),
+        check=_check,
     )
 
 

@@ -12,7 +12,7 @@ from dsee_jax.errors import InputError
 from dsee_jax.typing import Array
 from merge.leaf import Leaf, Tile, numbers
 from merge.method import Method, Option
-from merge.methods.linear import WEIGHT, weighted
+from merge.methods.linear import WEIGHT, check, weighted
 
 
 def fisher(leaf: Leaf, *, weight: Sequence[float] | Array, eps: float = 1e-6) -> Any:
@@ -81,6 +81,7 @@ METHODS = {
         "mean of the models, weighted by the Fisher information of each element (arXiv 2111.09832)",
         base="none",
         statistics="elements",
+        check=check,
     ),
     "regmean": Method(
         regmean,

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from dsee_jax.errors import InputError
@@ -29,10 +30,11 @@ def task_arithmetic(
 ) -> Any:
     """Return ``t0 + scale * sum_m w_m (t_m - t0)`` (Ilharco et al. 2023, arXiv 2212.04089).
 
-    ``normalize`` divides by the sum of the weights. The other options have no effect; mergekit's recipes may hold them.
+    ``normalize`` divides by the sum of the weights, from `divisor`. The other options have no effect; mergekit's recipes may
+    hold them.
     """
     weights = numbers(weight)
-    return leaf.map(moved, weights * numbers(scale) / (weights.sum() if normalize else 1))
+    return leaf.map(moved, weights * numbers(scale) / (divisor(weights) if normalize else 1))
 
 
 def passthrough(leaf: Leaf, *, scale: Sequence[float] | Array = (1.0,)) -> Any:
@@ -50,6 +52,13 @@ def moved(tile: Tile, weights: jax.Array) -> jax.Array:
     return tile.origin + sum((weights[model] * delta for model, delta in enumerate(tile.deltas)), jnp.float32(0))
 
 
+def divisor(weights: Array) -> Array:
+    """Return the sum () of ``weights`` (models,), or 1 where the sum is below 1e-8 in magnitude, as mergekit does."""
+    xp = jnp if isinstance(weights, jax.Array) else np
+    total = weights.sum()
+    return xp.where(xp.abs(total) < 1e-8, xp.float32(1), total)
+
+
 def check(where: str, *, weight: Any, normalize: Any = True, **others: Any) -> None:
     """Raise `InputError` for concrete weights that sum to 0, if they are divided by their sum."""
     if normalize and not isinstance(weight, Tracer) and abs(sum(map(float, weight))) < 1e-8:
@@ -59,7 +68,7 @@ def check(where: str, *, weight: Any, normalize: Any = True, **others: Any) -> N
 WEIGHT = Option(float, None, "weight of the model")
 NORMALIZE = "divide by the sum of the weights"
 LAMBDA = Option(float, 1.0, "factor of the merged change")
-UNUSED = "no effect; accepted for mergekit's recipes"
+INT8_MASK = Option(bool, False, "no effect; accepted for mergekit's recipes", effect=False)
 
 METHODS = {
     "linear": Method(
@@ -72,15 +81,14 @@ METHODS = {
     ),
     "task_arithmetic": Method(
         task_arithmetic,
-        {"weight": WEIGHT, "density": Option(float, 1.0, UNUSED, 0, 1, low_open=True)},
+        {"weight": WEIGHT, "density": Option(float, 1.0, INT8_MASK.help, 0, 1, effect=False)},
         {
             "normalize": Option(bool, False, NORMALIZE),
             "lambda": LAMBDA,
-            "rescale": Option(bool, False, UNUSED),
-            "int8_mask": Option(bool, False, UNUSED),
+            "rescale": INT8_MASK,
+            "int8_mask": INT8_MASK,
         },
         "base plus the weighted sum of the models' changes (arXiv 2212.04089)",
-        check=check,
     ),
     "passthrough": Method(
         passthrough,

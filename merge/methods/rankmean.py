@@ -101,7 +101,10 @@ def _coefficients_and_changes(scores: Array, base: Array, *, order: Any, ties: A
 
 
 def ranks(scores: Array, *, descending: bool = False, ties: Literal["mean", "order"] = "mean") -> Array:
-    """Return the ranks (groups,) float32, from 1, of ``scores`` (groups,); ``descending`` gives the largest rank 1."""
+    """Return the ranks (groups,) float32, from 1, of ``scores`` (groups,); ``descending`` gives the largest rank 1.
+
+    The rank of NaN is NaN.
+    """
     xp = np if isinstance(scores, np.ndarray) else jnp
     across, down = scores[None, :], scores[:, None]
     before = (across > down) if descending else (across < down)
@@ -111,7 +114,7 @@ def ranks(scores: Array, *, descending: bool = False, ties: Literal["mean", "ord
         result = xp.sum(before | (equal & (position[None, :] <= position[:, None])), axis=1)
     else:
         result = xp.sum(before, axis=1) + (xp.sum(equal, axis=1) + 1) / 2
-    return result.astype(xp.float32)
+    return xp.where(scores == scores, result, xp.nan).astype(xp.float32)
 
 
 def coefficients(

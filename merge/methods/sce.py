@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from merge import topk
 from merge.leaf import Leaf, Tile
 from merge.method import Method, Option
-from merge.methods.linear import UNUSED
+from merge.methods.linear import INT8_MASK
 from merge.topk import Selection
 
 
@@ -82,7 +82,7 @@ METHODS = {
             "select_topk": Option(
                 float, 1.0, "fraction of the varying elements that is selected, the largest variance first", 0, 1
             ),
-            "int8_mask": Option(bool, False, UNUSED),
+            "int8_mask": INT8_MASK,
         },
         "select elements by variance, weight models by squared change, erase minority signs (arXiv 2408.07990)",
     )

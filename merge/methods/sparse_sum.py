@@ -38,13 +38,14 @@ def combined(
       weights: (models,).
       scale: ().
       elect: at each element, add up only the changes with the sign of the sum of all votes (a sum of 0 is positive).
-      normalize: divide by the sum of the weights; after an election, by the sum of the agreeing models' weights.
+      normalize: divide by the sum of the weights, from `merge.methods.linear.divisor`; after an election, by the sum of the
+        agreeing models' weights, or by 1 where that is 0.
       vote: a model's vote; ``weighted``: w_m d_m, ``unweighted``: d_m.
     """
     terms = [weights[model] * delta for model, delta in enumerate(deltas)]
     if not elect:
-        total, divisor = sum(terms, jnp.float32(0)), jnp.sum(weights)
-        return base + scale * (total / divisor if normalize else total)
+        total = sum(terms, jnp.float32(0))
+        return base + scale * (total / linear.divisor(weights) if normalize else total)
     votes = terms if vote == "weighted" else deltas
     positive = sum(votes, jnp.float32(0)) >= 0
     agrees = [jnp.where(positive, value > 0, value < 0) for value in votes]
@@ -124,12 +125,13 @@ def draw(
 
     Args:
       delta: one model's change.
-      probability: in (0, 1], shaped like ``delta``, or ().
+      probability: in [0, 1], shaped like ``delta``, or ().
       words: uint32 (2,), from `key_words`.
       positions: uint32, shaped like ``delta``.
       inverse: divide by ``probability``.
     """
-    return jnp.where(noise.uniform(words, positions) < probability, delta / probability if inverse else delta, 0)
+    kept = delta / jnp.where(probability > 0, probability, 1) if inverse else delta
+    return jnp.where(noise.uniform(words, positions) < probability, kept, 0)
 
 
 def key_words(leaf: Leaf, seed: int) -> np.ndarray:
@@ -138,17 +140,11 @@ def key_words(leaf: Leaf, seed: int) -> np.ndarray:
 
 
 def kept_count(share: float, size: int) -> int:
-    """Return the number of elements to keep, at least 1, of ``size`` elements at a density of ``share``."""
-    return min(size, max(1, int(share * size)))
+    """Return the number of elements to keep of ``size`` at a density of ``share``: at least 1, unless the density is 0."""
+    return min(size, max(1, int(share * size))) if share > 0 else 0
 
 
-def check(where: str, *, weight: Any, normalize: Any, elect: bool, **others: Any) -> None:
-    """Raise `InputError` for concrete weights that sum to 0, if the changes are divided by that sum."""
-    if not elect:
-        linear.check(where, weight=weight, normalize=normalize)
-
-
-DENSITY = Option(float, 1.0, "fraction of the model's changes that is kept", 0, 1, low_open=True)
+DENSITY = Option(float, 1.0, "fraction of the model's changes that is kept", 0, 1)
 EACH = {"weight": linear.WEIGHT, "density": DENSITY}
 SEED = Option(int, 0, "seed of the random numbers", 0)
 RESCALE_NORM = Option(
@@ -163,5 +159,5 @@ def shared_options(*, normalize: bool, rescale: bool) -> dict[str, Option]:
         "normalize": Option(bool, normalize, linear.NORMALIZE),
         "lambda": linear.LAMBDA,
         "rescale": Option(bool, rescale, "scale the kept changes to make up for the dropped changes"),
-        "int8_mask": Option(bool, False, linear.UNUSED),
+        "int8_mask": linear.INT8_MASK,
     }

@@ -28,7 +28,7 @@ def ties(
     Args:
       leaf: one tensor.
       weight: (models,).
-      density: (models,) in (0, 1], the fraction of changes kept.
+      density: (models,) in [0, 1], the fraction of changes kept; 0 keeps none.
       trim_ties: ``order`` keeps exactly ``max(1, int(density * n))`` elements, the first among equal elements; ``keep`` keeps
         all elements at or above the ``int((1 - density) * n)``-th smallest, as the authors' code does.
       selection: from `trims`, over the whole model; None: over this tensor.
@@ -67,7 +67,9 @@ def _trimmed(tile: Tile, selection: Selection) -> list[jax.Array]:
 
 
 def _trimmed_count(share: float, size: int, trim_ties: str) -> int:
-    return kept_count(share, size) if trim_ties == "order" else min(size, size - int((1 - share) * size) + 1)
+    if share <= 0 or trim_ties == "order":
+        return kept_count(share, size)
+    return min(size, size - int((1 - share) * size) + 1)
 
 
 METHODS = {

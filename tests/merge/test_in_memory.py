@@ -163,7 +163,7 @@ def test_bad_input_is_named():
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("ties", {"density": 0}, r"ties: density\[0\] is 0; expected a number in \(0, 1\]"),
+        ("ties", {"density": -1}, r"ties: density\[0\] is -1; expected a number in \[0, 1\]"),
         ("ties", {"density": [0.5, 1.5]}, r"density\[1\] is 1.5"),
         ("ties", {"trim": "globl"}, "did you mean 'global'"),
         ("ties", {"normalize": "yes"}, "expected true or false"),

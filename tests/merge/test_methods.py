@@ -23,11 +23,11 @@ SHAPES = {"embed": (5, 4), "layers/0/kernel": (5, 4), "layers/1/kernel": (5, 4),
 
 
 class Case(NamedTuple):
-    """A method with options, and the options with which equal models merge to that model."""
+    """A method with options, and the options with which equal models merge to that model, if any."""
 
     method: str
     options: dict
-    mean: Mapping = MappingProxyType({})
+    mean: Mapping | None = MappingProxyType({})
     models: int = 3
     base: bool = True
     permutes: bool = True  # permuting the models and their options does not change the merge
@@ -68,6 +68,9 @@ CASES = {
     "model_stock rows": Case("model_stock", {"filter_wise": True}),
     "sce": Case("sce", {}),
     "sce selected": Case("sce", {"select_topk": 0.4}, {"select_topk": 1.0}),
+    "ram": Case("ram", {"epsilon": 0.3}, {"epsilon": 0.0}, scales=False),
+    "ramplus_tl": Case("ramplus_tl", {"epsilon": 0.3, "r": 0.5, "alpha": 0.7}, {"epsilon": 0.0}, scales=False),
+    "arcee_fusion": Case("arcee_fusion", {}, None, models=1, scales=False),
     "fisher": Case("fisher", WEIGHT, base=False),
     "regmean": Case("regmean", {"alpha": 0.9}, base=False),
     "lines": Case("lines", WEIGHT | {"alpha": 0.3, "beta": 0.9}, {"alpha": 1.0, "beta": 0.0, "normalize": True}),
@@ -135,8 +138,9 @@ def test_permutation_copies_and_scaling_are_respected(name, seed, factor):
         listed = {key: turn(value) for key, value in case.options.items() if isinstance(value, list)}
         extras = {key: turn(value) for key, value in extra.items()}
         assert_close(run(case, base, turn(models), **listed, **extras), merged)
-    assert_close(run(case, base, [models[0]] * case.models, **extra, **case.mean), models[0])
-    assert_close(run(case, base, [base] * case.models, **extra, **case.mean), base)
+    if case.mean is not None:
+        assert_close(run(case, base, [models[0]] * case.models, **extra, **case.mean), models[0])
+    assert_close(run(case, base, [base] * case.models, **extra, **(case.mean or {})), base)
     if case.scales:
         moved = lambda model: {key: base[key] + np.float32(factor) * (model[key] - base[key]) for key in SHAPES}
         assert_close(run(case, base, [moved(model) for model in models], **extra), moved(merged), 1e-4)
@@ -229,6 +233,22 @@ def definition(case, name, base, models):
         # If no element is selected, all models have equal weights.
         energy = energy / energy.sum() if energy.sum() > 1e-6 else np.full(count, 1 / count)
         return t0 + elected(ds, energy, ds, normalize=True)
+    if method == "arcee_fusion":
+        chances = [
+            np.exp(t) / np.sum(np.exp(t), axis=-1 if t0.ndim else None, keepdims=True) + 1e-8 for t in (ts[0], t0)
+        ]
+        divergence = np.sum(chances[0] * np.log(chances[0] / chances[1]), axis=-1 if t0.ndim else None, keepdims=True)
+        importance = np.abs(ds[0]) * divergence
+        quartiles = np.sort(np.ravel(importance))[[(n - 1) // 4, (n - 1) // 2, 3 * (n - 1) // 4]]
+        return np.where(importance >= quartiles[1] + 1.5 * (quartiles[2] - quartiles[0]), ts[0], t0)
+    if "ram" in method:
+        changed = [np.abs(d) > o["epsilon"] for d in ds]
+        times = sum(changed)
+        lone = [np.sum(c & (times == 1)) for c in changed]
+        ratios = [np.sum(c & (times > 1)) / max(k, o["epsilon"]) for c, k in zip(changed, lone, strict=True)]
+        factors = [1 + o["r"] * np.clip(ratio, 0, o["alpha"]) if "r" in o else 1 for ratio in ratios]
+        shares = [np.where(times == 1, factor, 1 / np.maximum(times, 1)) for factor in factors]
+        return t0 + sum(c * share * d for c, share, d in zip(changed, shares, ds, strict=True))
     if method in ("fisher", "regmean"):
         return data_weighted(case, name, ts, w)
     # The other methods sparsify the changes, weight them, and add them up, with or without an election.
@@ -246,7 +266,7 @@ def definition(case, name, base, models):
     elif "breadcrumbs" in inner:
         kept = []
         for d, p in zip(ds, density, strict=True):
-            target = max(1, int(p * n))
+            target = int(p * n)
             low = max(0, n - target - int(o.get("gamma", 0.01) * n))
             kept.append((ranked(d) >= low) & (ranked(d) < low + target))
     elif "dare" in inner or "della" in inner:
@@ -398,6 +418,60 @@ def test_breadcrumbs_keeps_the_middle_of_a_small_tensor():
     np.testing.assert_array_equal(merged["a"], [0, 0, 0, 0, 5, 6, 7, 8])
     merged = merge.merge({"a": 0 * change}, [{"a": change}], method="breadcrumbs", density=0.5, gamma=0.25)
     np.testing.assert_array_equal(merged["a"], [0, 0, 3, 4, 5, 6, 0, 0])
+    merged = merge.merge({"a": 0 * change}, [{"a": change}], method="breadcrumbs", density=0.1)
+    np.testing.assert_array_equal(merged["a"], 0 * change, err_msg="int(0.1 * 8) elements are kept, as in mergekit")
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        *((name, {}) for name in ("ties", "dare_ties", "dare_linear", "della", "della_linear")),
+        *((name, {"rescale": True}) for name in ("ties", "breadcrumbs", "breadcrumbs_ties")),
+        ("ties", {"trim_ties": "keep"}),
+        ("ties", {"trim": "global"}),
+        *((name, {"rescale_norm": "inverse"}) for name in ("dare_ties", "della_linear")),
+    ],
+)
+def test_density_of_zero_keeps_no_change(method, options):
+    """A gradient of densities may begin at 0; with weights of 0 too, nothing is divided by 0."""
+    rng = np.random.default_rng(0)
+    base, *models = ({"a": rng.normal(size=(6, 5)).astype(np.float32)} for _ in range(3))
+    merged = merge.merge(base, models, method=method, density=0.0, **options)
+    np.testing.assert_array_equal(merged["a"], base["a"])
+    merged = merge.merge(base, models, method=method, density=[0.0, 1.0], weight=[0.5, 0.0], normalize=True, **options)
+    np.testing.assert_array_equal(merged["a"], base["a"])
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "dare_linear", "della_linear", "breadcrumbs"])
+def test_weights_that_sum_to_zero_are_divided_by_one(method):
+    """As in mergekit, where a filter or a negative weight makes the sum of a tensor zero."""
+    rng = np.random.default_rng(0)
+    base, *models = ({"a": rng.normal(size=(6, 5)).astype(np.float32)} for _ in range(3))
+    results = [
+        merge.merge(base, models, method=method, weight=[0.5, -0.5], normalize=normalize) for normalize in (True, False)
+    ]
+    np.testing.assert_array_equal(*(np.asarray(merged["a"]) for merged in results))
+    assert (np.asarray(results[0]["a"]) != base["a"]).any()
+
+
+def test_rank_of_nan_is_nan():
+    """A layer of NaN gets no coefficient; the other layers keep theirs."""
+    scores = np.float32([[1, np.nan, 3], [3, 2, 1]])
+    result = merge.methods.rankmean.coefficients(scores)
+    assert np.isnan(result[:, 1]).all()
+    assert np.isfinite(result[:, [0, 2]]).all()
+
+
+def test_arcee_fusion_measures_small_divergences():
+    """Of changes of 1e-5, where the divergence computed from float32 probabilities would be rounding error."""
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(64, 64)).astype(np.float32)
+    model = base + np.float32(1e-5) * rng.normal(size=(64, 64)).astype(np.float32) * np.float32(
+        1 + np.arange(64)[:, None]
+    )
+    merged = np.asarray(merge.merge({"a": base}, [{"a": model}], method="arcee_fusion")["a"])
+    expected = definition(CASES["arcee_fusion"], "a", {"a": base}, [{"a": model}])
+    assert (merged != np.float32(expected)).mean() < 2e-3
 
 
 def test_model_stock_of_opposite_changes_is_the_base():

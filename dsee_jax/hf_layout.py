@@ -6,13 +6,35 @@ widths and share the last axis of our param, the outputs. Along this axis a tens
 are one turn with blocks as wide as a part; with blocks of the head size, the parts alternate head by head.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-LAYER = r"(?:^|[./_])(?:layers?|h|blocks?)[./_](?P<unit>\d+)(?=[./])"
+LAYER = r"(?:^|[./_])(?:layers?|h|(?:res)?blocks?)[./_](?P<unit>\d+)(?=[./])"
 """The number of a transformer layer, in Hugging Face's names and in the paths of this library."""
+
+
+def split_layer(name: str) -> tuple[str, int, str] | None:
+    """Return a name as (text before the layer number, layer number, text after); None outside the layers.
+
+    Layers with one text before their number are one tower: an encoder, a decoder, a stage.
+    """
+    match = re.search(LAYER, name)
+    if match is None or len(match["unit"]) > 6 or match["unit"] != str(int(match["unit"])):
+        return None
+    return name[: match.start("unit")], int(match["unit"]), name[match.end("unit") :]
+
+
+def layers_by_name(names: Iterable[str]) -> dict[str, str | None]:
+    """Return ``{name: layer}``: the layer's number, after the text before it if there are several towers; None outside."""
+    positions = {name: split_layer(name) for name in names}
+    towers = {position[0] for position in positions.values() if position}
+    return {
+        name: position and f"{position[0] if len(towers) > 1 else ''}{position[1]}"
+        for name, position in positions.items()
+    }
 
 
 class Layout(NamedTuple):

@@ -3,7 +3,6 @@
 Tensors are read one at a time, so that two large checkpoints never are in memory together.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from rich.table import Table
 from dsee_jax.ckpt import differences, tensors
 from dsee_jax.ckpt.differences import OTHER, Difference
 from dsee_jax.errors import InputError
-from dsee_jax.hf_layout import LAYER
+from dsee_jax.hf_layout import layers_by_name
 
 
 def effective_rank(w: np.ndarray) -> float:
@@ -48,7 +47,7 @@ def compare(before: Path, after: Path) -> dict[str, Any]:
     for name, shape, other in matches.reshaped:
         if name in common:
             raise InputError(f"{name!r} is {shape} in {before} and {other} in {after}: not one architecture")
-    layers = {name: match[1] if (match := re.search(LAYER, name)) else OTHER for name in common}
+    layers = {name: layer or OTHER for name, layer in layers_by_name(common).items()}
     changes: dict[str, Difference] = {}
     ranks: dict[str, float] = {}  # of matrices
     for name in common:

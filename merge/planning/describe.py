@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from dsee_jax.hf_layout import split_layer
 from dsee_jax.runtime import console
-from merge.planning.matching import split_layer
 from merge.planning.plan import Job, Plan, written_bytes
 
 _SHOWN = 6

@@ -1,11 +1,10 @@
 """Matching the models' tensors to the result's tensors: by name, or with slices layer by layer."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from dsee_jax.errors import InputError, did_you_mean
-from dsee_jax.hf_layout import LAYER
+from dsee_jax.hf_layout import split_layer
 from merge.inputs import roles
 from merge.recipes.recipe import Recipe, Slice
 from merge.recipes.strict_yaml import shown
@@ -34,14 +33,6 @@ def rows(recipe: Recipe, views: Mapping[str, Names]) -> Iterator[Row]:
       InputError: a model lacks a tensor or layer, or has an extra tensor.
     """
     yield from _by_layer(recipe, views) if recipe.sliced else _by_name(recipe, views)
-
-
-def split_layer(name: str) -> tuple[str, int, str] | None:
-    """Return a tensor name as (text before the layer number, layer number, text after); None outside the layers."""
-    match = re.search(LAYER, name)
-    if match is None or len(match["unit"]) > 6 or match["unit"] != str(int(match["unit"])):
-        return None
-    return name[: match.start("unit")], int(match["unit"]), name[match.end("unit") :]
 
 
 def _length(part: Slice) -> int:

@@ -13,11 +13,12 @@ import numpy as np
 from dsee_jax.ckpt import kept_units, spelling
 from dsee_jax.ckpt.tensors import DTYPES
 from dsee_jax.errors import InputError
+from dsee_jax.hf_layout import split_layer
 from merge import units
 from merge.inputs.lazy import Lazy, cast
 from merge.inputs.sources import Source
 from merge.planning import heads, numbers, tied
-from merge.planning.matching import Row, rows, split_layer
+from merge.planning.matching import Row, rows
 from merge.recipes import settings
 from merge.recipes.recipe import DTYPES as WRITTEN
 from merge.recipes.recipe import Recipe

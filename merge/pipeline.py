@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dsee_jax.ckpt import companions, tensors
-from dsee_jax.errors import InputError
 from dsee_jax.runtime.storage import Place
 from merge import units
 from merge.inputs import lazy, naming, tokenizer
@@ -78,8 +77,6 @@ def read(path: str | os.PathLike[str], *, head: str | None = None) -> Prepared:
             tokenizers += _tokenizer_files(located(parsed.tokenizer.source, beside)[1])
         sources = {source.reference: source for source in tokenizer.align(vocabulary, list(sources.values()))}
     merge_plan = plan.plan(parsed, sources, statistics, head=head)
-    if not merge_plan.jobs:
-        raise InputError(f"{parsed.path}: {sources[parsed.origin].folder} has no tensors; there is nothing to merge")
     merge_plan = merge_plan._replace(notes=(*notes, *merge_plan.notes))
     dtypes = [job.dtype for job in merge_plan.jobs if job.method != "copy"]
     config = metadata.config(

@@ -30,6 +30,7 @@ class Lazy(NamedTuple):
     files: tuple[Path, ...]  # the files that `read` reads, the tensor's own first
     nbytes: int  # of the whole tensor on disk
     read: Callable[[int, int], np.ndarray]
+    stored: str | None = None  # the type in the model's file, where ``read`` computes in another; None: ``dtype``
 
 
 def plain(stored: Stored) -> Lazy:
@@ -90,7 +91,7 @@ def adapted(
             np.add.at(chunk, positions[low:high] - start, values[low:high])
         return chunk
 
-    return Lazy(base.shape, "F32", (*base.files, file), base.nbytes, read)
+    return Lazy(base.shape, "F32", (*base.files, file), base.nbytes, read, base.stored or base.dtype)
 
 
 def with_rows(base: Lazy, file: Path, rows: np.ndarray, values: np.ndarray) -> Lazy:
@@ -174,4 +175,4 @@ def aligned(source: Lazy, rows: np.ndarray, fills: Mapping[int, Sequence[tuple[L
         return chunk.ravel()[start - first * width : stop - first * width]
 
     files = tuple(dict.fromkeys((*source.files, *(file for lazy, _ in parts for file in lazy.files))))
-    return Lazy((len(rows), *source.shape[1:]), dtype, files, source.nbytes, read)
+    return Lazy((len(rows), *source.shape[1:]), dtype, files, source.nbytes, read, source.stored or source.dtype)

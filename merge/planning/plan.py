@@ -83,8 +83,8 @@ def plan(
 
     Raises:
       InputError: different architectures or structural pruning; missing, surplus or mismatched tensors; missing layers; an
-        option without a value for a tensor; weights that sum to zero under ``normalize``. The message is one line that names
-        the tensor or key.
+        option without a value for a tensor; weights of a mean that sum to zero. The message is one line that names the tensor
+        or key.
     """
     origin = sources[recipe.origin]
     for source in sources.values():
@@ -98,7 +98,6 @@ def plan(
     separated = heads.separate(str(recipe.path), ordered, ties.views, models, head)
     jobs = [_job(recipe, row, separated.views, models, statistics or {}) for row in rows(recipe, separated.views)]
     jobs += [_copy(recipe, name, tensor) for name, (_, tensor) in separated.kept.items()]
-    _check_weights(recipe, jobs)
     unit = next((job.options["unit"] for job in jobs if "unit" in job.options), None)
     if unit is not None:
         try:
@@ -111,7 +110,7 @@ def plan(
         tuple(jobs),
         models,
         _layers(recipe, origin) if recipe.sliced else None,
-        tuple(ties.notes),
+        (*recipe.notes, *ties.notes),
         ({"tie_word_embeddings": False} if ties.untied else {}) | separated.fields,
         tuple(filter(None, warnings)),
     )
@@ -155,8 +154,14 @@ def _job(
         _statistics(recipe, row, inputs[0].shape, statistics),
         _options(recipe, row, names),
         columns,
-        WRITTEN[written_as] if written_as else stored,
+        WRITTEN[written_as] if written_as else _promoted(inputs),
     )
+
+
+def _promoted(inputs: Sequence[Lazy]) -> str:
+    """Return the type that holds every input's values, as PyTorch promotes types: of F16 and BF16 it is F32."""
+    dtypes = {lazy.stored or lazy.dtype for lazy in inputs}
+    return dtypes.pop() if len(dtypes) == 1 else "F64" if "F64" in dtypes else "F32"
 
 
 def _options(recipe: Recipe, row: Row, names: Sequence[str]) -> dict[str, Any]:
@@ -173,19 +178,6 @@ def _options(recipe: Recipe, row: Row, names: Sequence[str]) -> dict[str, Any]:
         )
     method.check(f"{where}: parameters, for {shown(row.name)}", **method.keywords(options))
     return options
-
-
-def _check_weights(recipe: Recipe, jobs: Sequence[Job]) -> None:
-    normalized = [job for job in jobs if _normalized(job.options)]
-    if normalized and not any(any(job.options["weight"]) for job in normalized):
-        raise InputError(
-            f"{recipe.path}: parameters.weight: the weights of every tensor are 0 and sum to zero under normalize; "
-            "give a model another weight"
-        )
-
-
-def _normalized(options: Mapping[str, Any]) -> bool:
-    return "weight" in options and any(value is True for key, value in options.items() if key.startswith("normalize"))
 
 
 def _statistics(

@@ -12,6 +12,7 @@ from math import prod
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dsee_jax.ckpt import tensors
@@ -83,7 +84,7 @@ class Tiled(NamedTuple):
     @property
     def columns(self) -> int:
         """The number of elements that a tile must not split: the elements of a row, or 1."""
-        return self.shape[-1] if self.by_rows and self.shape else 1
+        return max(self.shape[-1], 1) if self.by_rows and self.shape else 1
 
     def fold(self, function: Callable[..., Any], *args: Any, **static: Any) -> Any:
         """Return the sums over all tiles, in float64."""
@@ -98,6 +99,12 @@ class Tiled(NamedTuple):
         compiled = _compiled(function, self.dtype, tuple(sorted(static.items())))
         for tile, length in self.tiles():
             merged = np.asarray(compiled(tile, *args)).ravel()[:length]
+            if not self.resources.allow_nonfinite and nonfinite(merged):
+                raise InputError(
+                    f"the merged {self.name!r} holds NaN or infinity, though the inputs are finite: a value exceeds "
+                    f"{_largest(self.dtype):g}, the largest of {self.dtype}, or a parameter is too large; write dtype: "
+                    "float32 or bfloat16 in the recipe, or give --allow-nonfinite"
+                )
             self.sink(int(tile.start), merged.astype(tensors.DTYPES[self.dtype], copy=False))
 
     def fold_all(self, leaves: Sequence[Any], function: Callable[..., Any], *args: Any, **static: Any) -> list[Any]:
@@ -171,9 +178,15 @@ class Tiled(NamedTuple):
 
     def sample(self) -> tuple[Tile, int]:
         """Return a tile of short blocks spread over a tensor of more than ``_BLOCKS * _BLOCK`` elements."""
-        spacing = self.size // _BLOCKS
-        pieces = [(number * spacing, number * spacing + _BLOCK) for number in range(_BLOCKS)]
-        return self._tile(pieces, _BLOCKS * _BLOCK, check=False), _BLOCKS * _BLOCK
+        columns, rows = self.columns, self.size // self.columns
+        # Complete rows: as many as the blocks would fill, but no fewer than there are blocks while they fit in a tile.
+        block = _BLOCK if columns == 1 else columns
+        count = (
+            _BLOCKS if columns == 1 else min(max(_BLOCKS * _BLOCK // columns, min(_BLOCKS, TILE // columns), 1), rows)
+        )
+        starts = [number * (rows // count) * columns for number in range(count)]
+        length = count * block
+        return self._tile([(start, start + block) for start in starts], length, check=False), length
 
     def _tile(self, pieces: list[tuple[int, int]], length: int, *, check: bool) -> Tile:
         shape = (length // self.columns, self.columns) if self.by_rows else (length,)
@@ -213,6 +226,10 @@ def nonfinite(array: np.ndarray) -> bool:
     unsigned = signed.view(kind.replace("i", "u"))
     negative = infinity + (1 << (8 * signed.itemsize - 1))
     return bool(array.size) and bool(signed.max() >= infinity or unsigned.max() >= negative)
+
+
+def _largest(dtype: str) -> float:
+    return float(jnp.finfo(jnp.float32 if dtype == "F64" else tensors.DTYPES[dtype]).max)
 
 
 @functools.cache

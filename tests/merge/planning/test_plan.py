@@ -13,7 +13,7 @@ from merge.inputs.sources import Source
 from merge.planning import describe, plan
 from merge.recipes import recipe
 
-SIZES = {"F32": 4, "BF16": 2, "I64": 8}
+SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8}
 
 
 def lazy(shape, dtype="F32"):
@@ -86,11 +86,10 @@ def test_single_layer_takes_the_last_value_of_a_gradient(planned):
 
 
 def test_job_has_its_inputs_options_and_written_type(planned):
-    """The written type is the base's."""
-    merge_plan = planned(TIES, opened("t", dtype="BF16"))
+    merge_plan = planned(TIES, *(opened(name, dtype="BF16") for name in "tab"))
     job = merge_plan.jobs[1]
     assert (job.name, job.method, job.dtype, job.columns) == ("model.layers.0.mlp.weight", "ties", "BF16", (0, 1))
-    assert (job.base.dtype, [model.dtype for model in job.models]) == ("BF16", ["F32", "F32"])
+    assert (job.base.dtype, [model.dtype for model in job.models]) == ("BF16", ["BF16", "BF16"])
     assert (job.options["density"], job.options["lambda"], job.options["normalize"]) == ((0.5, 0.5), 1.0, True)
     assert (merge_plan.models, merge_plan.layers, merge_plan.notes) == (("a", "b"), None, ())
     assert job.shape == (4, 8)
@@ -105,6 +104,22 @@ def test_written_type_is_out_dtype_else_dtype_else_the_base_type(planned):
         assert jobs["lm_head.weight"].dtype == expected
         copied = jobs["position_ids"]
         assert (copied.method, copied.dtype, copied.options) == ("copy", "I64", {})
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "expected"),
+    [
+        ("F32 BF16 BF16", "F32"),
+        ("BF16 F32 BF16", "F32"),
+        ("F16 F16 BF16", "F32"),
+        ("F16 F16 F16", "F16"),
+        ("F32 F64 BF16", "F64"),
+    ],
+)
+def test_written_type_holds_the_values_of_every_model(planned, dtypes, expected):
+    """As PyTorch promotes types, and therefore mergekit."""
+    sources = [opened(name, dtype=dtype) for name, dtype in zip("tab", dtypes.split(), strict=True)]
+    assert {job.dtype for job in planned(TIES, *sources).jobs} == {expected}
 
 
 def test_slices_give_layers_in_order_and_the_tensors_around_them(planned):
@@ -260,7 +275,6 @@ BAD = [
     (TIES, [opened("b", config={"quantization_config": {}})], "b is quantised"),
     (LINEAR.replace("WEIGHT", "-1"), [], "the weights sum to 0"),
     (LINEAR.replace("WEIGHT", "{filter: mlp, value: 1}"), [], "models[0].parameters.weight gives no value for 'model.embed"),
-    (TIES.replace("weight: 1", "weight: 0"), [], "parameters.weight: the weights of every tensor are 0"),
     (SLICE.replace("RANGE", "[3, 4]"), [], "slices[0].sources[0].layer_range is [3, 4]; a has the layers 0 to 2"),
     (SLICE.replace("RANGE", "[1, 2]"), [opened("b", layers=0)], "slices: b has no numbered layers"),
     (SLICE.replace("RANGE", "[1, 2]"), [MORE], "b has model.layers., x.h.; expected one"),

@@ -225,6 +225,30 @@ def test_nan_is_refused_or_allowed(tmp_path, capsys, method):
     assert run(path, tmp_path / "out", "--allow-nonfinite") == 0
 
 
+@pytest.mark.parametrize(
+    ("keys", "parameters", "value"),
+    [
+        ({"dtype": "float16"}, {}, 70_000),
+        ({"out_dtype": "float16"}, {}, 70_000),
+        ({"dtype": "bfloat16"}, {}, 3.4e38),
+        ({}, {"lambda": 1e40}, 1),
+    ],
+)
+def test_value_beyond_the_written_type_is_refused(tmp_path, capsys, keys, parameters, value):
+    """Finite inputs do not become infinity or NaN without a word."""
+    trees = checkpoints.family(tmp_path)
+    for name, arrays in zip(("base", "model_0", "model_1"), trees, strict=True):
+        arrays["model.norm.weight"][3] = value
+        checkpoints.save(tmp_path / name, arrays)
+    path = checkpoints.recipe(tmp_path, "task_arithmetic", each={"weight": 0.5}, parameters=parameters, **keys)
+    error = refused(capsys, path, tmp_path / "out")
+    assert "holds NaN or infinity, though the inputs are finite" in error
+    assert "lambda" in parameters or "'model.norm.weight'" in error
+    assert not (tmp_path / "out").exists()
+    assert not hidden_files(tmp_path)
+    assert run(path, tmp_path / "out", "--allow-nonfinite") == 0
+
+
 FOLDED = [
     ("rankmean", {}),
     ("ties", {}),
@@ -262,12 +286,12 @@ def test_nan_is_refused_by_the_first_pass(tmp_path, capsys, method, parameters, 
 
 @pytest.mark.parametrize(("method", "parameters"), [("linear", {}), *FOLDED])
 def test_every_element_is_checked_once(tmp_path, monkeypatch, method, parameters):
-    """A second reading is not checked again."""
+    """A second reading is not checked again; the merged elements are."""
     base, *models = checkpoints.family(tmp_path)
     seen, nonfinite = [], tiles.nonfinite
     monkeypatch.setattr(tiles, "nonfinite", lambda array: seen.append(array.size) or nonfinite(array))
     assert run(folded(tmp_path, method, parameters), tmp_path / "out") == 0
-    files = len(models) + (method != "linear")
+    files = len(models) + (method != "linear") + 1
     assert sum(seen) == files * sum(leaf.size for leaf in base.values())
 
 

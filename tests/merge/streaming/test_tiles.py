@@ -143,6 +143,32 @@ def test_padding_of_the_last_tile_changes_no_byte(tmp_path, monkeypatch):
         assert merged[0][name].tobytes() == merged[1][name].tobytes() == merged[2][name].tobytes()
 
 
+@pytest.mark.parametrize("shape", [(3,), (4, 1), (1, 5), (70, 9), (9, 70), (3, 200)])
+def test_selection_by_rows_is_exact(tmp_path, monkeypatch, shape):
+    """Arcee Fusion selects among complete rows, also where a sample comes first and rows are longer than a tile."""
+    monkeypatch.setattr(tiles, "TILE", 64)
+    monkeypatch.setattr(tiles, "_BLOCKS", 4)
+    monkeypatch.setattr(tiles, "_BLOCK", 16)
+    generator, opened, trees = np.random.default_rng(0), [], []
+    for number in range(2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        trees.append(generator.normal(size=shape).astype("float32"))
+        tensors.write(folder, {"x": trees[-1]})
+        opened.append(lazy.plain(tensors.index(folder)["x"]))
+    out, method = np.full(shape, np.nan, "float32"), find("arcee_fusion")
+
+    def sink(start, chunk):
+        out.reshape(-1)[start : start + chunk.size] = chunk
+
+    with ThreadPoolExecutor(2) as workers:
+        resources = tiles.Resources(workers, set())
+        method.merge(tiles.Tiled("x", opened[0], (opened[1],), (), True, "F32", sink, resources))
+    expected = np.asarray(method.merge(Whole("x", trees[0], (trees[1],))))
+    np.testing.assert_allclose(out, expected, rtol=1e-6)
+    assert (expected == trees[0]).any() or expected.size < 5
+
+
 @pytest.mark.parametrize("size", [40, 5_000, 60_000])
 @pytest.mark.parametrize("levels", [0, 3], ids=["distinct", "ties"])
 def test_streamed_selection_is_exact(tmp_path, monkeypatch, size, levels):

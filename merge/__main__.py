@@ -14,7 +14,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 from dsee_jax.ckpt.tensors import byte_size
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import command, console, limits, lock, malloc, multihost, preemption, storage
-from merge import compare, pipeline
+from merge import compare, mergekit_flags, pipeline
 from merge.inputs.sources import check_bases, open_source
 from merge.methods import METHODS
 from merge.outputs import destination
@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _allow_changed_base(top)
     multihost.arguments(top)
+    mergekit_flags.add(top)
     top.add_argument("--methods", action=_Methods, nargs=0, help="list the methods and their options, and exit")
     return top
 
@@ -114,6 +115,7 @@ def print_comparison(options: argparse.Namespace) -> None:
 
 def merge(options: argparse.Namespace) -> None:
     """Plan a merge, and run it."""
+    options.max_shard_size = mergekit_flags.shard_size(options)
     byte_size(options.max_shard_size)
     for name in ("topology", "json"):
         if getattr(options, name) and not (options.plan and options.topology):
@@ -122,7 +124,11 @@ def merge(options: argparse.Namespace) -> None:
     out = destination.located(options.out)
     multihost.join(options)
     with preemption.raised("the same command resumes"):
-        ready = pipeline.read(options.recipe, head=options.heads)
+        ready = pipeline.read(options.recipe, seed=options.random_seed, head=options.heads)
+        if multihost.is_main():
+            notes = () if options.plan else ready.plan.notes  # a plan lists them
+            for note in (*mergekit_flags.notes(options), *notes, *ready.plan.warnings):
+                print(f"merge: {console.plain(note)}", file=sys.stderr)
         if options.plan:
             text = describe.describe(ready.plan, engine.layout(ready.plan, options.max_shard_size).items())
             console.show(text)
@@ -196,7 +202,7 @@ def _merge(
     lines: list[str] = []
     with multihost.raise_on_all():
         known = {} if options.allow_changed_base else check_bases(ready.sources.values())
-    with _progress() as progress, pipeline.input_digests(ready, known) as digests:
+    with _progress(quiet=bool(options.quiet)) as progress, pipeline.input_digests(ready, known) as digests:
         engine.run(
             ready.plan,
             folder,
@@ -224,9 +230,9 @@ def _compile(plan: Plan, topology: str, file: storage.Place | None) -> None:
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[engine.Progress]:
-    """Show each pass on stderr, in bytes; silent if stderr is not a terminal."""
-    if not sys.stderr.isatty():
+def _progress(*, quiet: bool) -> Iterator[engine.Progress]:
+    """Show each pass on stderr, in bytes; silent if ``quiet`` or if stderr is not a terminal."""
+    if quiet or not sys.stderr.isatty():
         yield engine.Progress()
         return
     from rich import progress

@@ -1,7 +1,6 @@
 """A merge from its recipe to its output files: opened models, aligned vocabularies, plan, model card, heat map."""
 
 import contextlib
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -15,13 +14,11 @@ from dsee_jax.ckpt import companions, tensors
 from dsee_jax.runtime.storage import Place
 from merge import units
 from merge.inputs import lazy, naming, tokenizer
-from merge.inputs.sources import Source, located, open_source
+from merge.inputs.sources import Source, located, moved, open_source
 from merge.outputs import card, heatmap, metadata
 from merge.planning import plan
-from merge.recipes import recipe, strict_yaml
+from merge.recipes import recipe, reference
 from merge.streaming import engine
-
-log = logging.getLogger(__name__)
 
 
 class Prepared(NamedTuple):
@@ -37,18 +34,19 @@ class Prepared(NamedTuple):
     inputs: tuple[Path, ...]  # every input file
 
 
-def read(path: str | os.PathLike[str], *, head: str | None = None) -> Prepared:
+def read(path: str | os.PathLike[str], *, seed: int | None = None, head: str | None = None) -> Prepared:
     """Read a recipe and the headers of its models.
 
     Args:
       path: of the recipe.
+      seed: replaces the seed of the recipe; None: its own.
       head: the model whose head is kept where heads differ, see `merge.planning.heads.separate`.
 
     Raises:
       InputError: the recipe, a model or a file of statistics is invalid.
     """
-    parsed = recipe.read(path)
-    beside = parsed.path.absolute().parent if isinstance(parsed.path, Path) else parsed.path.parent
+    parsed = recipe.read(path, seed=seed)
+    beside = _beside(parsed)
     opened = [open_source(reference, beside) for reference in parsed.references]
     unified, notes = naming.unified(opened)
     sources = {source.reference: source for source in unified}
@@ -86,8 +84,7 @@ def read(path: str | os.PathLike[str], *, head: str | None = None) -> Prepared:
         vocab_size=None if vocabulary is None else vocabulary.rows,
     )
     copied, warnings = metadata.copied(list(sources.values()))
-    for warning in (*merge_plan.warnings, *warnings):
-        log.warning("%s", warning)
+    merge_plan = merge_plan._replace(warnings=(*merge_plan.warnings, *warnings))
     inputs = tuple(dict.fromkeys([*files.values(), *engine.files(merge_plan), *tokenizers, *copied.values()]))
     return Prepared(parsed, sources, merge_plan, vocabulary, config, files, copied, inputs)
 
@@ -142,9 +139,7 @@ def write_metadata(
       digests: ``{name: SHA-256}`` of every input file.
     """
     parsed = ready.recipe
-    options = {key: option.default for key, option in parsed.method.shared.items()}
-    resolved = strict_yaml.parse(str(parsed.path), parsed.text)
-    resolved["parameters"] = options | (resolved.get("parameters") or {})
+    resolved = recipe.resolved(parsed)
     template = None
     if parsed.chat_template is not None:
         template = metadata.chat_template(parsed.chat_template, [source.tokenizer for source in ready.sources.values()])
@@ -164,9 +159,29 @@ def write_metadata(
             options=resolved["parameters"],
             digests=digests,
         ),
-        recipe=card.recipe_text(resolved, digests),
+        recipe=card.recipe_text(_moved(parsed, resolved, out), digests),
     )
     return _shares(ready, folder, out, extras)
+
+
+def _beside(parsed: recipe.Recipe) -> Place:
+    return parsed.path.absolute().parent if isinstance(parsed.path, Path) else parsed.path.parent
+
+
+def _moved(parsed: recipe.Recipe, content: Mapping[str, Any], out: Place) -> dict[str, Any]:
+    """Return a recipe's content for a recipe in the folder ``out``, with the local paths written anew."""
+
+    def written(place: Place) -> str:
+        if not isinstance(place, Path):
+            return str(place)
+        local = isinstance(out, Path) and place.absolute().anchor == out.absolute().anchor
+        return os.path.relpath(place.absolute(), out.absolute()) if local else str(place.absolute())
+
+    return reference.mapped(
+        content,
+        lambda model: moved(model, _beside(parsed), written),
+        lambda file: written(recipe.statistics_file(parsed.path, file)),
+    )
 
 
 def _shares(ready: Prepared, folder: Path, out: Place, extras: engine.Extras) -> list[str]:

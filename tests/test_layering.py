@@ -23,7 +23,7 @@ ORDER = {
     ],
     "merge": [
         *("units", "leaf", "noise", "topk", "method", "methods", "in_memory"),
-        *("recipes", "inputs", "planning", "compare", "streaming", "outputs", "pipeline", "__main__"),
+        *("recipes", "mergekit_flags", "inputs", "planning", "compare", "streaming", "outputs", "pipeline", "__main__"),
     ],
 }
 """The files and folders of each package; each may import only earlier entries."""

@@ -5,7 +5,7 @@ the merge reads tensors in chunks.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,6 +163,18 @@ def located(reference: str, beside: Place) -> tuple[str, Path, tuple[str, Path] 
         )
     places = [(part[0], _local(part[0], part[1] if len(part) == 2 else None, beside)) for part in parts]
     return *places[0], places[1] if len(places) == 2 else None
+
+
+def moved(reference: str, beside: Place, written: Callable[[Place], str]) -> str:
+    """Return a reference with ``written(folder)`` for each folder beside the recipe or in the working folder."""
+    if folder := _folder(reference, beside):
+        return written(folder)
+    parts = [part.split("@") for part in reference.split("+")]
+    folders = [_folder(path, beside) for path, *_ in parts]
+    return "+".join(
+        "@".join([written(folder) if folder else path, *rest])
+        for (path, *rest), folder in zip(parts, folders, strict=True)
+    )
 
 
 def _folder(text: str, beside: Place) -> Place | None:

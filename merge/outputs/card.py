@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dsee_jax.runtime import console
+from merge.recipes import strict_yaml
 
 HEADER = "# SHA-256 of every file that was read:"
 """The first line of the recipe that a merge writes beside its model."""
@@ -21,25 +20,7 @@ def recipe_text(recipe: Mapping[str, Any], digests: Mapping[str, str]) -> str:
       digests: ``{name of an input: SHA-256, hex}``.
     """
     lines = [f"# {digest}  {console.plain(name)}" for name, digest in sorted(digests.items())]
-    body = yaml.dump(dict(recipe), Dumper=_InFull, sort_keys=False, allow_unicode=True)
-    return "\n".join([HEADER, *lines, "", body])
-
-
-class _InFull(yaml.SafeDumper):
-    """Writes a value that stands in several places in full in each, without anchors and aliases."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        """Return whether a value gets no anchor."""
-        del data
-        return True
-
-    def represent_str(self, data: str) -> yaml.ScalarNode:
-        """Quote the line breaks of YAML 1.1 that PyYAML would write as they are, and read as other breaks."""
-        style = '"' if set(data) & set("\x85\u2028\u2029") else None
-        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
-
-
-_InFull.add_representer(str, _InFull.represent_str)
+    return "\n".join([HEADER, *lines, "", strict_yaml.dump(dict(recipe))])
 
 
 def card(

@@ -15,6 +15,7 @@ from dsee_jax.ckpt import companions, tensors
 from dsee_jax.ckpt.folders import GENERATION, KEPT, MODEL_CONFIG, read_json
 from dsee_jax.errors import InputError
 from merge.inputs.sources import Source
+from merge.recipes.chat_templates import AUTO
 
 RECIPE, CARD = "merge_recipe.yml", "README.md"
 
@@ -107,19 +108,12 @@ def chat_template(choice: str, folders: Sequence[Path]) -> str | None:
     """Return the text for a recipe's ``chat_template``, or None if no model has a template.
 
     Args:
-      choice: ``auto``, the most frequent template of the models; or the text of a Jinja template.
+      choice: ``auto``, the most frequent template of the models; or the text of a template.
       folders: of the models.
-
-    Raises:
-      InputError: ``choice`` is neither; names of templates are not supported.
     """
-    if choice == "auto":
+    if choice == AUTO:
         templates = [template.strip() for folder in folders if (template := _template(folder))]
         return Counter(templates).most_common(1)[0][0] if templates else None
-    if "{" not in choice:
-        raise InputError(
-            f"chat_template is {choice!r}; expected auto or the text of a Jinja template: names of templates are not supported"
-        )
     return choice
 
 

@@ -1,7 +1,7 @@
 """The recipe of a merge: mergekit's YAML grammar, strictly checked, and a few keys of this package.
 
-`read` has a helper for each mapping of the file. mergekit's keys that this package does not support are refused by name. The
-methods and their parameters are those of ``merge.methods.METHODS``.
+`read` has a helper for each mapping of the file. The methods and their parameters are those of ``merge.methods.METHODS``; the
+keys that are read, ignored and refused are those of `merge.recipes.keys`.
 """
 
 import os
@@ -14,7 +14,8 @@ from dsee_jax.runtime import storage
 from dsee_jax.runtime.storage import Place
 from merge.method import Method
 from merge.methods import METHODS, find
-from merge.recipes import settings, strict_yaml, vocabulary
+from merge.recipes import chat_templates, keys, reference, settings, strict_yaml, vocabulary
+from merge.recipes.keys import Notes
 from merge.recipes.settings import Settings
 from merge.recipes.strict_yaml import shown
 from merge.recipes.vocabulary import Tokenizer
@@ -22,18 +23,13 @@ from merge.recipes.vocabulary import Tokenizer
 DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """The types that a recipe may name, and their names in safetensors."""
 
-_TOP = ("merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source")
-_TOP += ("tokenizer", "chat_template", "seed")
-_OTHER_METHODS = ("arcee_fusion", "ram", "ramplus_tl")
-"""Methods of mergekit 0.1.5 that are refused by name, unless METHODS has them."""
-
 
 class Input(NamedTuple):
     """One model of a slice."""
 
     model: str  # the reference as written
     parameters: Settings
-    layers: tuple[int, int] | None  # [first, last + 1); None: all
+    layers: tuple[int, int] | None  # [first, last + 1), perhaps empty; None: all
     statistics: Path | None  # safetensors, for the methods that need data
     key: str  # key path in the recipe, such as models[1]
 
@@ -65,7 +61,9 @@ class Recipe(NamedTuple):
     dtype: str | None  # keys of DTYPES
     out_dtype: str | None
     tokenizer: Tokenizer | None
-    chat_template: str | None
+    chat_template: str | None  # auto, or the text of a template
+    content: Mapping[str, Any]  # the parsed YAML
+    notes: tuple[str, ...]  # remarks on keys and parameters without effect
 
     @property
     def sliced(self) -> bool:
@@ -84,45 +82,52 @@ class Recipe(NamedTuple):
         return tuple(dict.fromkeys(models))
 
 
-def read(path: str | os.PathLike[str]) -> Recipe:
+def read(path: str | os.PathLike[str], *, seed: int | None = None) -> Recipe:
     """Return the checked recipe of a YAML file.
 
     Args:
       path: the file; at most 1 MB.
+      seed: of the method's random numbers, in place of the recipe's.
 
     Raises:
       InputError: the file is not YAML; a key, method or parameter is unknown, unsupported, missing or contradictory; or a
         value is invalid. The message is one line that names the file and the key path.
     """
     path = storage.as_path(path)
-    text, raw = strict_yaml.read(path)
+    text, raw, holders = strict_yaml.read(path)
     if not isinstance(raw, dict):
         content = "is empty" if raw is None else f"holds {shown(raw)} at its top"
         raise InputError(f"{path}: {content}; expected keys such as 'merge_method:' and 'models:'")
-    strict_yaml.check_keys(f"{path}: ", raw, _TOP)
+    notes = Notes()
+    # A further key may hold what aliases refer to.
+    raw = {key: value for key, value in raw.items() if key in keys.KNOWN or key not in holders}
+    keys.check(str(path), raw, keys.TOP, notes)
     raw = {key: value for key, value in raw.items() if value is not None}
+    raw, module, prefix = _module(path, raw, notes)
+    if seed is not None:
+        raw = _seeded(raw, seed)
     name, method = _method(path, raw)
-    parameters = settings.read(f"{path}: parameters", raw.get("parameters"), {**method.each, **method.shared}, {}, name)
-    if "seed" in raw:
-        parameters = {**parameters, "seed": _seed(path, raw["seed"], name, method, parameters)}
-    base = strict_yaml.text(f"{path}: base_model", raw["base_model"]) if "base_model" in raw else None
+    base = reference.text(f"{path}: base_model", raw["base_model"]) if "base_model" in raw else None
+    reader = _Reader(path, name, method, base, notes, {}, prefix)
+    top, own = reader.parameters("parameters", raw.get("parameters")), reader.parameters(f"{prefix}parameters", module)
+    parameters = {key: own.get(key, ()) + top.get(key, ()) for key in {**own, **top}}
+    if "seed" in raw and "seed" in method.shared:
+        if "seed" in parameters:
+            raise InputError(f"{path}: has both 'seed' and 'parameters.seed'; keep one")
+        parameters["seed"] = (
+            settings.Choice(None, (settings.scalar(f"{path}: seed", raw["seed"], method.shared["seed"]),)),
+        )
+    elif "seed" in raw:
+        notes.ignored("seed", f"{name} draws no random numbers")
     forms = [form for form in ("models", "slices") if form in raw]
     if len(forms) != 1:
         problem = "has both 'models' and 'slices'" if forms else "has neither 'models' nor 'slices'"
         raise InputError(f"{path}: {problem}; expected one of them")
-    reader = _Reader(path, name, method, base)
     slices = reader.models(raw["models"]) if forms == ["models"] else reader.slices(raw["slices"])
     for part in slices:
         _check_required(path, name, method, part, parameters)
-    if "tokenizer" in raw and "tokenizer_source" in raw:
-        raise InputError(
-            f"{path}: has both 'tokenizer' and 'tokenizer_source'; keep one (tokenizer.source says the same)"
-        )
-    tokenizer = None
-    if "tokenizer_source" in raw:
-        tokenizer = Tokenizer(strict_yaml.text(f"{path}: tokenizer_source", raw["tokenizer_source"]))
-    if "tokenizer" in raw:
-        tokenizer = vocabulary.read(f"{path}: tokenizer", raw["tokenizer"])
+        _check_shared(path, name, method, part, parameters)
+    keys.unused(reader.unused, name, notes)
     return Recipe(
         path,
         text,
@@ -133,11 +138,75 @@ def read(path: str | os.PathLike[str]) -> Recipe:
         base,
         _dtype(f"{path}: dtype", raw.get("dtype")),
         _dtype(f"{path}: out_dtype", raw.get("out_dtype")),
-        tokenizer,
-        strict_yaml.text(f"{path}: chat_template", raw["chat_template"], strict_yaml.LARGEST)
-        if "chat_template" in raw
-        else None,
+        _tokenizer(path, raw, notes),
+        _chat_template(f"{path}: chat_template", raw.get("chat_template")),
+        raw,
+        tuple(notes),
     )
+
+
+def statistics_file(path: Place, written: str) -> Place:
+    """Return the place of a file of statistics: beside the recipe at ``path``, in the working folder, or in a store."""
+    file = storage.as_path(written)
+    beside = file if storage.remote(file) else path.parent / file
+    return beside if _exists(beside) or not _exists(file) else file
+
+
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """Return the content of a recipe that runs again: plain dicts, lists and scalars, with the defaults of the whole merge."""
+    options = {key: option.default for key, option in recipe.method.shared.items() if option.default is not None}
+    given = dict(recipe.content.get("parameters") or {})
+    content = dict(recipe.content)
+    if "seed" in options and "seed" in content:
+        given["seed"] = content.pop("seed")
+    return content | {"parameters": options | given}
+
+
+def _module(path: Place, raw: dict[str, Any], notes: Notes) -> tuple[dict[str, Any], Any, str]:
+    """Return the recipe with the only module's models or slices at its top, the module's parameters, and its key path."""
+    modules = raw.get("modules")
+    if modules is None:
+        return raw, None, ""
+    if not isinstance(modules, dict) or not all(isinstance(module, dict) for module in modules.values()):
+        raise InputError(f"{path}: modules is {shown(modules)}; expected 'default:' with models or slices")
+    if [*modules] != ["default"]:
+        listed = ", ".join(shown(name)[1:-1] for name in [*modules][:4]) or "none"
+        raise InputError(
+            f"{path}: modules has {listed}; only 'default', the whole model, is supported, not models of several modules: "
+            "write 'models:' to merge all modules alike"
+        )
+    if "models" in raw or "slices" in raw:
+        raise InputError(f"{path}: has 'modules' beside 'models' or 'slices'; expected one of them")
+    (module,) = modules.values()
+    keys.check(str(path), module, keys.MODULE, notes, "modules.default.")
+    module = {key: value for key, value in module.items() if value is not None}
+    parameters = module.pop("parameters", None)
+    top = {key: value for key, value in raw.items() if key != "modules"}
+    return top | module, parameters, "modules.default."
+
+
+def _seeded(raw: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Return the recipe with ``seed`` at its top only."""
+    parameters = raw.get("parameters")
+    if isinstance(parameters, dict):
+        raw = {**raw, "parameters": {key: value for key, value in parameters.items() if key != "seed"}}
+    return {**raw, "seed": seed}
+
+
+def _tokenizer(path: Place, raw: Mapping[str, Any], notes: Notes) -> Tokenizer | None:
+    if "tokenizer" in raw and "tokenizer_source" in raw:
+        raise InputError(
+            f"{path}: has both 'tokenizer' and 'tokenizer_source'; keep one (tokenizer.source says the same)"
+        )
+    if "tokenizer" in raw:
+        return vocabulary.read(str(path), raw["tokenizer"], notes)
+    if "tokenizer_source" in raw:
+        return Tokenizer(reference.text(f"{path}: tokenizer_source", raw["tokenizer_source"]))
+    return None
+
+
+def _chat_template(where: str, raw: Any) -> str | None:
+    return None if raw is None else chat_templates.resolve(where, strict_yaml.text(where, raw, strict_yaml.LARGEST))
 
 
 class _Reader(NamedTuple):
@@ -147,25 +216,41 @@ class _Reader(NamedTuple):
     name: str
     method: Method
     base: str | None
+    notes: Notes
+    unused: settings.Unused
+    prefix: str  # the key path of the module, with a dot at its end, or empty
+
+    def parameters(self, key: str, raw: Any) -> Settings:
+        options = {**self.method.each, **self.method.shared}
+        return settings.read(str(self.path), key, raw, options, self.name, self.unused)
+
+    def check(self, key: str, raw: Mapping[str, Any], known: Collection[str]) -> None:
+        keys.check(str(self.path), raw, known, self.notes, f"{key}.")
 
     def models(self, raw: Any) -> tuple[Slice, ...]:
-        inputs = self._inputs("models", raw, ("model", "parameters", "statistics"))
+        inputs = self._inputs(f"{self.prefix}models", raw, keys.MODEL)
         if self.base is not None and all(entry.model != self.base for entry in inputs):
             if self.method.base == "none" and self.method.statistics != "none":
                 raise InputError(
                     f"{self.path}: base_model counts as one of {self.name}'s models; list it with its statistics"
                 )
             inputs.append(Input(self.base, {}, None, None, "base_model"))
-        return (self._slice(inputs, self.base, {}, "models"),)
+        return (self._slice(inputs, self.base, {}, f"{self.prefix}models"),)
 
     def slices(self, raw: Any) -> tuple[Slice, ...]:
-        return tuple(self._sources(key, item) for key, item in strict_yaml.items(self.path, "slices", raw))
+        items = strict_yaml.items(self.path, f"{self.prefix}slices", raw)
+        slices = tuple(self._sources(key, item) for key, item in items)
+        if not any(first < last for part in slices for first, last in [part.inputs[0].layers or (0, 0)]):
+            raise InputError(
+                f"{self.path}: {self.prefix}slices have no layers; expected a layer_range that is not empty"
+            )
+        return slices
 
     def _sources(self, key: str, raw: Mapping[str, Any]) -> Slice:
-        strict_yaml.check_keys(f"{self.path}: {key}.", raw, ("sources", "base_model", "parameters"))
+        self.check(key, raw, keys.SLICE)
         if raw.get("sources") is None:
             raise InputError(f"{self.path}: {key} lacks 'sources'; write a list of models with their layer_range")
-        inputs = self._inputs(f"{key}.sources", raw["sources"], ("model", "layer_range", "parameters", "statistics"))
+        inputs = self._inputs(f"{key}.sources", raw["sources"], keys.SOURCE)
         lengths = {entry.layers[1] - entry.layers[0] for entry in inputs if entry.layers}
         if len(lengths) > 1:
             listed = ", ".join(f"{entry.model} {list(entry.layers or ())}" for entry in inputs)
@@ -174,17 +259,14 @@ class _Reader(NamedTuple):
             )
         base = self.base
         if raw.get("base_model") is not None:
-            base = strict_yaml.text(f"{self.path}: {key}.base_model", raw["base_model"])
+            base = reference.text(f"{self.path}: {key}.base_model", raw["base_model"])
             if self.method.base == "none":
-                raise InputError(f"{self.path}: {key}.base_model has no effect on {self.name}; list it as a source")
+                self.notes.ignored(f"{key}.base_model", f"{self.name} measures no changes from a base")
         if base is not None and self.method.base != "none" and all(entry.model != base for entry in inputs):
             raise InputError(
                 f"{self.path}: {key}.sources lack the base {shown(base)}; list it with the layer_range to measure from"
             )
-        where = f"{self.path}: {key}.parameters"
-        options = {**self.method.each, **self.method.shared}
-        parameters = settings.read(where, raw.get("parameters"), options, {}, self.name)
-        return self._slice(inputs, base, parameters, key)
+        return self._slice(inputs, base, self.parameters(f"{key}.parameters", raw.get("parameters")), key)
 
     def _slice(self, inputs: list[Input], base: str | None, parameters: Settings, key: str) -> Slice:
         if self.method.base == "none":
@@ -201,23 +283,17 @@ class _Reader(NamedTuple):
             )
         return Slice(next((entry for entry in inputs if entry.model == base), None), models, parameters, key)
 
-    def _inputs(self, key: str, raw: Any, keys: Collection[str]) -> list[Input]:
+    def _inputs(self, key: str, raw: Any, known: Collection[str]) -> list[Input]:
         inputs: dict[str, Input] = {}
         for where, item in strict_yaml.items(self.path, key, raw):
-            strict_yaml.check_keys(f"{self.path}: {where}.", item, keys)
+            self.check(where, item, known)
             if item.get("model") is None:
                 raise InputError(f"{self.path}: {where} lacks 'model'; write model: PATH[@REVISION][+ADAPTER]")
-            model = strict_yaml.text(f"{self.path}: {where}.model", item["model"])
+            model = reference.text(f"{self.path}: {where}.model", item["model"])
             if model in inputs:
                 raise InputError(f"{self.path}: {where}.model is {shown(model)}, as {inputs[model].key}; list it once")
-            parameters = settings.read(
-                f"{self.path}: {where}.parameters",
-                item.get("parameters"),
-                self.method.each,
-                self.method.shared,
-                self.name,
-            )
-            layers = _layer_range(f"{self.path}: {where}", item.get("layer_range")) if "layer_range" in keys else None
+            parameters = self.parameters(f"{where}.parameters", item.get("parameters"))
+            layers = _layer_range(f"{self.path}: {where}", item.get("layer_range")) if "layer_range" in known else None
             statistics = item.get("statistics")
             if statistics is None and self.method.statistics != "none":
                 raise InputError(
@@ -226,9 +302,8 @@ class _Reader(NamedTuple):
             if statistics is not None:
                 if self.method.statistics == "none":
                     raise InputError(f"{self.path}: {where}.statistics has no effect on {self.name}; leave it out")
-                written = storage.as_path(strict_yaml.text(f"{self.path}: {where}.statistics", statistics))
-                beside = written if storage.remote(written) else self.path.parent / written
-                statistics = storage.download(beside if _exists(beside) or not _exists(written) else written)
+                written = strict_yaml.text(f"{self.path}: {where}.statistics", statistics)
+                statistics = storage.download(statistics_file(self.path, written))
             inputs[model] = Input(model, parameters, layers, statistics, where)
         return list(inputs.values())
 
@@ -239,10 +314,6 @@ def _method(path: Place, raw: Mapping[str, Any]) -> tuple[str, Method]:
         raise InputError(f"{path}: merge_method is missing; expected one of {', '.join(METHODS)}")
     name = strict_yaml.text(f"{path}: merge_method", raw["merge_method"])
     if name not in METHODS:
-        if name in _OTHER_METHODS:
-            raise InputError(
-                f"{path}: merge_method {name} of mergekit is not supported; there are {', '.join(METHODS)}"
-            )
         raise InputError(
             f"{path}: merge_method is {shown(name)}{did_you_mean(name, METHODS)}; expected one of {', '.join(METHODS)}"
         )
@@ -255,14 +326,6 @@ def _method(path: Place, raw: Mapping[str, Any]) -> tuple[str, Method]:
     except InputError as error:
         where = f"{path}: parameters.method"
         raise InputError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
-
-
-def _seed(path: Place, raw: Any, name: str, method: Method, parameters: Settings) -> settings.Setting:
-    if "seed" not in method.shared:
-        raise InputError(f"{path}: seed has no effect on {name}, which draws no random numbers; leave it out")
-    if "seed" in parameters:
-        raise InputError(f"{path}: has both 'seed' and 'parameters.seed'; keep one")
-    return (settings.Choice(None, (settings.scalar(f"{path}: seed", raw, method.shared["seed"]),)),)
 
 
 def _check_required(path: Place, name: str, method: Method, part: Slice, parameters: Settings) -> None:
@@ -278,14 +341,34 @@ def _check_required(path: Place, name: str, method: Method, part: Slice, paramet
                 raise InputError(f"{path}: {where} is missing for {shown(entry.model)}; {name} needs it: {option.help}")
 
 
+def _check_shared(path: Place, name: str, method: Method, part: Slice, parameters: Settings) -> None:
+    """Raise `InputError` for an option of the whole merge that has another value beside one model."""
+    for entry in part.models:
+        for key in entry.parameters.keys() & method.shared.keys():
+            option, own = method.shared[key], entry.parameters[key]
+            whole = part.parameters.get(key) or parameters.get(key) or (settings.Choice(None, (option.default,)),)
+            if option.effect and own != whole:
+                raise InputError(
+                    f"{path}: {entry.key}.parameters.{key} is {_shown(own)}, and {_shown(whole)} for the whole merge, which "
+                    f"has one {key} under {name}: write it in the top's parameters only"
+                )
+
+
+def _shown(setting: settings.Setting) -> str:
+    first = setting[0]
+    return (
+        shown(first.values[0]) if len(setting) == len(first.values) == 1 and first.filter is None else "another setting"
+    )
+
+
 def _layer_range(where: str, raw: Any) -> tuple[int, int]:
     if raw is None:
         raise InputError(f"{where} lacks 'layer_range'; write layer_range: [FIRST, LAST + 1]")
     valid = isinstance(raw, list) and len(raw) == 2 and all(type(end) is int for end in raw)
-    if not valid or not 0 <= raw[0] < raw[1] < 1_000_000:
+    if not valid or not 0 <= raw[0] <= raw[1] < 1_000_000:
         ends = ", ".join(shown(end) for end in raw[:3]) if isinstance(raw, list) else shown(raw)
         raise InputError(
-            f"{where}.layer_range is [{ends}]; expected [FIRST, LAST + 1], whole numbers, the second larger"
+            f"{where}.layer_range is [{ends}]; expected [FIRST, LAST + 1], whole numbers, the second not smaller"
         )
     return raw[0], raw[1]
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from dsee_jax.errors import InputError, did_you_mean
 from merge.method import Option
+from merge.recipes import keys
 from merge.recipes.strict_yaml import LONGEST, shown
 
 
@@ -24,16 +25,22 @@ Setting: TypeAlias = tuple[Choice, ...]
 
 Settings: TypeAlias = Mapping[str, Setting]
 
+_TRUTHS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
-def read(where: str, raw: Any, options: Mapping[str, Option], elsewhere: Mapping[str, Option], method: str) -> Settings:
+Unused: TypeAlias = dict[str, list[str]]
+"""The parameters that the method does not use, each with the key paths where it stands."""
+
+
+def read(where: str, path: str, raw: Any, options: Mapping[str, Option], method: str, unused: Unused) -> Settings:
     """Return the checked settings of one ``parameters`` of a recipe.
 
     Args:
-      where: recipe path and key path, for errors.
+      where: recipe path, for errors.
+      path: key path.
       raw: the parsed YAML; None for nothing.
-      options: the options that may be set here.
-      elsewhere: the method's options that only the top of the recipe may set.
+      options: the method's options.
       method: the method's name, for errors.
+      unused: takes the parameters that only other methods use, and keys of the recipe's top.
 
     Raises:
       InputError: an unknown option, or an invalid value; one line that names the key path.
@@ -41,18 +48,20 @@ def read(where: str, raw: Any, options: Mapping[str, Option], elsewhere: Mapping
     if raw is None:
         return {}
     if not isinstance(raw, dict):
-        raise InputError(f"{where} is {shown(raw)}; expected parameters such as 'weight: 0.5'")
-    for key in raw:
-        if key in elsewhere:
+        raise InputError(f"{where}: {path} is {shown(raw)}; expected parameters such as 'weight: 0.5'")
+    settings: dict[str, Setting] = {}
+    for key, value in raw.items():
+        if key in options:
+            settings[key] = _setting(f"{where}: {path}.{key}", value, options[key])
+        elif key in keys.OPTIONS or key in keys.TOP or key in keys.FLAGS:
+            unused.setdefault(key, []).append(path)
+        else:
+            known = {**options, **dict.fromkeys(keys.OPTIONS)}
             raise InputError(
-                f"{where}.{key} belongs to the whole merge, not to one model; move it to the top's parameters"
+                f"{where}: {path}.{shown(key)[1:-1]} is a parameter of no method{did_you_mean(key[:100], known)}; "
+                f"{method} has {', '.join(options) or 'none'}"
             )
-        if key not in options:
-            listed = f"it has {', '.join(options)}" if options else "it has none here"
-            raise InputError(
-                f"{where}.{shown(key)[1:-1]} is not a parameter of {method}{did_you_mean(key[:100], options)}; {listed}"
-            )
-    return {key: _setting(f"{where}.{key}", value, options[key]) for key, value in raw.items()}
+    return settings
 
 
 def evaluate(where: str, setting: Setting, option: Option, name: str, t: float) -> Any:
@@ -114,6 +123,8 @@ def scalar(where: str, value: Any, option: Option) -> Any:
         raise InputError(f"{where} is text of {len(value)} characters; expected {option.expected}")
     if isinstance(value, (dict, list)) or value is None:
         raise InputError(f"{where} is {'empty' if value is None else shown(value)}; expected {option.expected}")
+    if option.kind is bool and isinstance(value, str):
+        value = _TRUTHS.get(value.lower(), value)
     if option.kind in (int, float) and not isinstance(value, bool):
         try:
             number = float(value)

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 from dsee_jax.errors import InputError
 from merge.method import Option
-from merge.recipes import settings, strict_yaml
+from merge.recipes import keys, reference, settings, strict_yaml
+from merge.recipes.keys import Notes
 from merge.recipes.strict_yaml import shown
 
 
@@ -21,44 +22,57 @@ class Tokenizer(NamedTuple):
 _DONOR = ("model", "token", "token_id")
 
 
-def read(where: str, raw: Any) -> Tokenizer:
-    """Return the checked ``tokenizer`` of a recipe; raises `InputError`, beginning with ``where``, if ``raw`` is invalid."""
+def read(where: str, raw: Any, notes: Notes) -> Tokenizer:
+    """Return the checked ``tokenizer`` of a recipe.
+
+    Args:
+      where: recipe path, for errors.
+      raw: the parsed YAML.
+      notes: takes a note on each key that is ignored.
+
+    Raises:
+      InputError: ``raw`` is invalid; the message begins with ``where``.
+    """
+    name = f"{where}: tokenizer"
     if not isinstance(raw, dict):
-        raise InputError(f"{where} is {shown(raw)}; expected source, tokens and pad_to_multiple_of")
-    strict_yaml.check_keys(f"{where}.", raw, ("source", "tokens", "pad_to_multiple_of"))
+        raise InputError(f"{name} is {shown(raw)}; expected source, tokens and pad_to_multiple_of")
+    keys.check(where, raw, keys.TOKENIZER, notes, "tokenizer.")
     tokens = raw.get("tokens") or {}
     if not isinstance(tokens, dict):
-        raise InputError(f"{where}.tokens is {shown(tokens)}; expected TOKEN: {{source: ...}}")
+        raise InputError(f"{name}.tokens is {shown(tokens)}; expected TOKEN: {{source: ...}}")
     multiple = raw.get("pad_to_multiple_of")
     if multiple is not None:
-        multiple = settings.scalar(f"{where}.pad_to_multiple_of", multiple, Option(int, None, "", low=1, high=2**20))
+        multiple = settings.scalar(f"{name}.pad_to_multiple_of", multiple, Option(int, None, "", low=1, high=2**20))
     source = raw.get("source")
     return Tokenizer(
-        "union" if source is None else strict_yaml.text(f"{where}.source", source),
-        {token: _token(f"{where}.tokens.{shown(token)}", entry) for token, entry in tokens.items()},
+        "union" if source is None else reference.text(f"{name}.source", source),
+        {token: _token(where, f"tokenizer.tokens.{shown(token)}", entry, notes) for token, entry in tokens.items()},
         multiple,
     )
 
 
-def _token(where: str, raw: Any) -> dict[str, Any]:
+def _token(where: str, path: str, raw: Any, notes: Notes) -> dict[str, Any]:
+    name = f"{where}: {path}"
     if not isinstance(raw, dict):
-        raise InputError(f"{where} is {shown(raw)}; expected {{source: ..., force: ...}}")
-    strict_yaml.check_keys(f"{where}.", raw, ("source", "force"))
+        raise InputError(f"{name} is {shown(raw)}; expected {{source: ..., force: ...}}")
+    keys.check(where, raw, ("source", "force"), notes, f"{path}.")
     entry = {key: value for key, value in raw.items() if value is not None}
     if "force" in entry:
-        entry["force"] = settings.scalar(f"{where}.force", entry["force"], Option(bool, False, ""))
+        entry["force"] = settings.scalar(f"{name}.force", entry["force"], Option(bool, False, ""))
     source = entry.get("source")
-    if not isinstance(source, dict):
-        return entry if source is None else {**entry, "source": strict_yaml.text(f"{where}.source", source)}
-    kind = source.get("kind")
+    if not isinstance(source, dict) or "kind" not in source:
+        return entry if source is None else {**entry, "source": reference.text(f"{name}.source", source)}
+    kind = source["kind"]
     if kind not in ("zero", "model_token"):
-        raise InputError(f"{where}.source.kind is {shown(kind)}; expected zero or model_token")
-    strict_yaml.check_keys(f"{where}.source.", source, ("kind",) if kind == "zero" else ("kind", *_DONOR))
+        raise InputError(f"{name}.source.kind is {shown(kind)}; expected zero or model_token")
+    keys.check(where, source, ("kind",) if kind == "zero" else ("kind", *_DONOR), notes, f"{path}.source.")
     donor = {key: source[key] for key in _DONOR if source.get(key) is not None}
     if kind == "model_token" and (("token" in donor) == ("token_id" in donor) or "model" not in donor):
-        raise InputError(f"{where}.source is incomplete or ambiguous; expected model, and either token or token_id")
-    for key in donor.keys() - {"token_id"}:
-        strict_yaml.text(f"{where}.source.{key}", donor[key])
+        raise InputError(f"{name}.source is incomplete or ambiguous; expected model, and either token or token_id")
+    if "model" in donor:
+        donor["model"] = reference.text(f"{name}.source.model", donor["model"])
+    if "token" in donor:
+        strict_yaml.text(f"{name}.source.token", donor["token"])
     if "token_id" in donor:
-        donor["token_id"] = settings.scalar(f"{where}.source.token_id", donor["token_id"], Option(int, None, "", low=0))
+        donor["token_id"] = settings.scalar(f"{name}.source.token_id", donor["token_id"], Option(int, None, "", low=0))
     return {**entry, "source": {"kind": kind, **donor}}

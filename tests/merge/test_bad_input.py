@@ -128,17 +128,14 @@ def missing_model(folder, trees):
     replace(folder / "recipe.yml", "model_1", "model_9")
 
 
-@case("recipe.yml", "weight", "sum to zero", "normalize")
-def weights_sum_to_zero(folder, trees):
+@case("recipe.yml", "weights sum to 0", "normalize")
+def weights_of_a_mean_sum_to_zero(folder, trees):
     replace(folder / "recipe.yml", "weight: 0.5", "weight: 0")
+    replace(folder / "recipe.yml", "merge_method: ties", "merge_method: linear")
+    replace(folder / "recipe.yml", "base_model: base\n", "")
 
 
-@case("recipe.yml", "models[0].parameters.density", "0", "(0, 1]")
-def density_of_zero(folder, trees):
-    replace(folder / "recipe.yml", "density: 0.5", "density: 0")
-
-
-@case("recipe.yml", "models[0].parameters.density", "1.5", "(0, 1]")
+@case("recipe.yml", "models[0].parameters.density", "1.5", "[0, 1]")
 def density_above_one(folder, trees):
     replace(folder / "recipe.yml", "density: 0.5", "density: 1.5")
 
@@ -156,6 +153,16 @@ def misspelt_key(folder, trees):
 @case("recipe.yml", "tise", "did you mean 'ties'?")
 def misspelt_method(folder, trees):
     replace(folder / "recipe.yml", "merge_method: ties", "merge_method: tise")
+
+
+@case("recipe.yml", "chat_template", "did you mean 'llama3'?")
+def misspelt_chat_template(folder, trees):
+    replace(folder / "recipe.yml", "merge_method: ties", "merge_method: ties\nchat_template: lama3")
+
+
+@case("recipe.yml", "parameters.lambda is 0.9", "1.0 for the whole merge")
+def lambda_of_one_model(folder, trees):
+    replace(folder / "recipe.yml", "density: 0.5", "density: 0.5\n    lambda: 0.9")
 
 
 @case("recipe.yml", "base_model")

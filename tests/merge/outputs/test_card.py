@@ -23,6 +23,14 @@ def test_recipe_text_is_the_recipe_with_digests():
     assert text.splitlines()[1:3] == [f"# {'00' * 32}  a/config.json", f"# {'ff' * 32}  org/b/model.safetensors"]
 
 
+def test_line_break_in_a_name_ends_no_comment():
+    """The name of a file, or of a folder, may hold any character."""
+    digests = {f"a{mark}merge_method: x/{number}": "00" for number, mark in enumerate("\n\r\x85\u2028\u2029\0é")}
+    text = card.recipe_text({"merge_method": "linear"}, digests)
+    assert yaml.safe_load(text) == {"merge_method": "linear"}
+    assert "aémerge_method: x/6" in text
+
+
 def test_card_describes_the_merge(tmp_path, monkeypatch):
     """base_model lists hub ids only: no folders, revisions or separators of adapters."""
     monkeypatch.chdir(tmp_path)

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,6 +75,7 @@ def opened(folder: Place) -> Iterator[Store]:
             _set_damaged_aside(folder)
     folder = folder.absolute() if isinstance(folder, Path) else folder
     store = Store(*(_series(folder / name) for name in Store._fields))
+    hook, sys.unraisablehook = sys.unraisablehook, _unraisable
     try:
         yield store
     except Stopped:  # on every process at the same step
@@ -85,6 +87,13 @@ def opened(folder: Place) -> Iterator[Store]:
             _close(store)
         raise
     _finish(store)
+    sys.unraisablehook = hook
+
+
+def _unraisable(error: Any) -> None:
+    """Report an error that nobody can catch, but those of the writes that end after the save they belong to has failed."""
+    if not str(error.exc_value).startswith(("Event loop is closed", "sys.meta_path is None")):
+        sys.__unraisablehook__(error)
 
 
 def _series(folder: Place) -> _Series:

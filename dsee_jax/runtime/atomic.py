@@ -19,12 +19,24 @@ def hidden(path: Path, suffix: str = "partial") -> Path:
 
 
 @contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Name ``path`` in an error of the system that names no file, such as a full disk in the middle of a write."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
 def file(path: Path) -> Iterator[Path]:
     """Yield the hidden path to write a file to; the file replaces ``path`` at the end, and is deleted on an error."""
     partial = hidden(path)
     try:
-        yield partial
-        replace_file(partial, path)
+        with named(path):
+            yield partial
+            replace_file(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -38,8 +50,9 @@ def folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
     partial.mkdir(parents=True)
     try:
-        yield partial
-        replace_folder(partial, path)
+        with named(path):
+            yield partial
+            replace_folder(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -53,7 +53,7 @@ def append(path: Place, record: dict[str, Any]) -> None:
         return
     line = dumps(record) + "\n"
     if isinstance(path, pathlib.Path):
-        with path.open("a", encoding="utf-8") as file:
+        with atomic.named(path), path.open("a", encoding="utf-8") as file:
             file.write(line)
         return
     if str(path) not in _stored:
@@ -91,10 +91,10 @@ def read(path: Place) -> list[dict[str, Any]]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             record = None
-        if isinstance(record, dict) and isinstance(record.get("stage"), str) and isinstance(record.get("step"), int):
+        if isinstance(record, dict):
             records.append(record)
         else:
-            log.warning("%s:%d is damaged, expected a JSON object with stage and step: left out", path, number)
+            log.warning("%s:%d is damaged, expected a JSON object: left out", path, number)
     return records
 
 
@@ -107,7 +107,8 @@ def rewind(path: Place, done: list[str], stage: str, step: int) -> None:
     """Drop the records after step ``step`` of ``stage``, which a resumed run logs again; keep the stages in ``done``."""
     if not multihost.is_main():
         return
-    records = [r for r in read(path) if r["stage"] in done or (r["stage"] == stage and r["step"] <= step)]
+    steps = range(step + 1)
+    records = [r for r in read(path) if r.get("stage") in done or (r.get("stage") == stage and r.get("step") in steps)]
     write_text(path, "".join(dumps(record) + "\n" for record in records))
 
 

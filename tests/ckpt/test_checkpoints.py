@@ -1,7 +1,10 @@
 """Checkpoints through Orbax: what is saved comes back, in this process and in the next."""
 
+import gc
 import pathlib
+import resource
 import shutil
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,7 @@ import pytest
 
 from dsee_jax.ckpt import checkpoints
 from dsee_jax.errors import InputError
+from dsee_jax.runtime.storage import StoreError
 
 MASKS = {"x": {"kernel": np.array([[True, False], [False, True]])}}
 
@@ -151,6 +155,32 @@ def test_a_best_damaged_during_the_run_is_not_restored(tmp_path):
         flip(data(tmp_path / "best" / "1", "trained/d/*"))
         with pytest.raises(InputError, match="best/1 is damaged"):
             checkpoints.restore_best(store, 1, numbered(0))
+
+
+def test_full_disk_is_one_line_and_keeps_the_checkpoint_before(tmp_path, capfd):
+    """A limit on the size of files stands for a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    many = {str(number): jax.random.normal(jax.random.key(number), (300, 4)) for number in range(20)}
+
+    def save_two():
+        with checkpoints.opened(tmp_path) as store:
+            checkpoints.save(store, 1, many, {}, {"step": 1})
+            store.last.wait_until_finished()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+            checkpoints.save(store, 2, many, {}, {"step": 2})
+
+    try:
+        with pytest.raises(
+            StoreError, match=f"{tmp_path}/last: a checkpoint could not be written: File too large, .* free"
+        ):
+            save_two()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert capfd.readouterr().err == ""
+    with warnings.catch_warnings(action="ignore"):
+        gc.collect()  # the writes that the failed save never began
+    with checkpoints.opened(tmp_path) as store:
+        assert checkpoints.latest(store)[0] == {"step": 1}
 
 
 def test_a_checkpoint_without_checksums_is_whole(tmp_path, two):

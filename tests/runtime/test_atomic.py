@@ -38,6 +38,21 @@ def test_file_is_synced_before_the_rename(tmp_path, syncs_and_renames):
     assert syncs_and_renames == [("synced", file, 5), ("renamed", file, 5), ("synced", other, 3), ("renamed", other, 3)]
 
 
+def full(path):
+    """As a write to an open file fails on a full disk: without the name of the file."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("writer", [atomic.file, atomic.folder])
+def test_full_disk_names_the_target(tmp_path, writer):
+    with (
+        pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'a'}'"),
+        writer(tmp_path / "a") as partial,
+    ):
+        full(partial)
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize("old", [True, False])
 def test_failed_write_keeps_the_old_folder(tmp_path, old):
     if old:

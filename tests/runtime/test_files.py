@@ -28,9 +28,7 @@ def test_incomplete_line_is_left_out(tmp_path):
     assert files.read(tmp_path / "none") == []
 
 
-@pytest.mark.parametrize(
-    "garbage", [b"}{", b"\xff\xfe\x00", b"[1]", b"{}", b'{"stage": 1, "step": 1}', b"", b"[" * 10**5]
-)
+@pytest.mark.parametrize("garbage", [b"}{", b"\xff\xfe\x00", b"[1]", b"", b"[" * 10**5])
 def test_damaged_line_is_left_out_and_named(tmp_path, caplog, garbage):
     path = tmp_path / "log.jsonl"
     for step in (1, 2):

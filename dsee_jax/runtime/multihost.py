@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -19,9 +20,13 @@ from jax.experimental import multihost_utils
 
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import messages
+from dsee_jax.runtime.storage import StoreError
 
 HEARTBEAT = 60
 """Seconds without a heartbeat after which a process counts as lost, and the other processes end."""
+
+JOIN, SAID = 300, 10
+"""Seconds that a process waits for the start of all others, and after which it says so."""
 
 PIECE = 4 << 20
 """Bytes of each process in one all-gather."""
@@ -46,6 +51,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--coordinator", metavar="HOST:PORT", help="the address of process 0; implies --distributed")
     group.add_argument("--processes", type=int, metavar="N", help="the number of processes")
     group.add_argument("--process", type=int, metavar="I", help="the number of this process, 0 to N - 1")
+    group.add_argument(
+        "--join-timeout",
+        type=float,
+        metavar="SECONDS",
+        default=JOIN,
+        help=f"how long to wait until all processes of the job have started; default {JOIN}",
+    )
 
 
 def join(options: argparse.Namespace) -> None:
@@ -64,16 +76,45 @@ def join(options: argparse.Namespace) -> None:
         raise InputError(f"--process is {number} of --processes {count}; use 0 to {count - 1}")
     if coordinator is not None and not coordinator.rpartition(":")[2].isdigit():
         raise InputError(f"--coordinator is {coordinator!r}; expected HOST:PORT")
+    if not 0 < options.join_timeout < threading.TIMEOUT_MAX:
+        raise InputError(f"--join-timeout is {options.join_timeout}; expected a number of seconds above 0")
     try:
-        jax.distributed.initialize(
-            *(coordinator, count, number), heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=HEARTBEAT
-        )
+        with _waiting(coordinator or "the address of the job", options.join_timeout):
+            jax.distributed.initialize(
+                *(coordinator, count, number),
+                initialization_timeout=int(options.join_timeout) + HEARTBEAT,
+                heartbeat_timeout_seconds=HEARTBEAT,
+                shutdown_timeout_seconds=HEARTBEAT,
+            )
     except ValueError as error:
         raise InputError(
             f"--distributed: no job is announced here ({error}): give --coordinator=HOST:PORT --processes=N --process=I"
         ) from None
     others = {name: importlib.metadata.version(name) for name in ("jaxlib", "flax", "optax", "orbax-checkpoint")}
     assert_equal("versions", {"jax": jax.__version__, **others})
+
+
+@contextlib.contextmanager
+def _waiting(address: str, limit: float) -> Iterator[None]:
+    """Say so where the body waits for other processes, and end this process after ``limit`` seconds; JAX would abort it."""
+
+    def say() -> None:
+        print(f"waiting for the other processes at {address}, at most {limit:g} s", file=sys.stderr, flush=True)
+
+    def leave() -> None:
+        line = f"the job at {address} did not start in {limit:g} s: start all its processes, and check that this host "
+        print(f"{line}reaches the address; --join-timeout=SECONDS waits longer", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timers = [threading.Timer(seconds, function) for seconds, function in ((SAID, say), (limit, leave))]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
 
 
 @contextlib.contextmanager
@@ -88,7 +129,9 @@ def exit_on_failure(*expected: type[Exception]) -> Iterator[None]:
     except Exception as error:
         if not is_distributed() or isinstance(error, expected):
             raise
-        if _LOST.search(str(error)):
+        if isinstance(error, StoreError):
+            cause = str(error)
+        elif _LOST.search(str(error)):
             cause = f"another process is lost or cannot be reached ({str(error).splitlines()[0]})"
         else:
             traceback.print_exc()

@@ -3,6 +3,8 @@
 import argparse
 import json
 import signal
+import subprocess
+import sys
 import time
 
 import jax
@@ -190,6 +192,15 @@ SIGTERM = (
     "{0}.{1} = lambda *args, **options: (os.kill(os.getpid(), signal.SIGTERM), before(*args, **options))[1]"
 )
 """Code by which a process sends itself the signal at every call of a function."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host", ["localhost", "no-such-host.invalid"])
+def test_process_whose_job_does_not_start_says_so_and_ends(host):
+    command = [sys.executable, "-m", "train", f"--coordinator={host}:45321", "--processes=2", "--process=1"]
+    done = subprocess.run([*command, "--join-timeout=1"], cwd=jobs.ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert f"the job at {host}:45321 did not start in 1 s" in done.stderr
 
 
 @pytest.mark.slow

@@ -31,7 +31,8 @@ def _main(arguments: list[str]) -> None:
     from dsee_jax.train import config_file
 
     multihost.arguments(parser)
-    options, overrides = parser.parse_known_args(arguments)
+    words, overrides = command.split(arguments)
+    options, rest = parser.parse_known_args(words)
 
     if options.keys:
         print(config_file.describe())
@@ -39,7 +40,7 @@ def _main(arguments: list[str]) -> None:
     malloc.keep_freed_memory()
     # Log messages of the library (a new task head) belong to the report on stdout; stderr is for errors.
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
-    settings = config_file.read(options.config, overrides)
+    settings = config_file.read(options.config, [*rest, *overrides])
     multihost.join(options)
     if not multihost.is_main():
         logging.getLogger().setLevel(logging.ERROR)

@@ -1,6 +1,8 @@
 """Work with finished runs, checkpoints and configs: ``python -m dsee_jax VERB ...``."""
 
 import argparse
+import ast
+from pathlib import Path
 
 from dsee_jax.commands import evaluate, export, generate, inspect, plan, report, statistics
 from dsee_jax.errors import InputError
@@ -22,7 +24,8 @@ def parser() -> argparse.ArgumentParser:
     )
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, module in VERBS.items():
-        summary = (module.__doc__ or "").rstrip(".")
+        # Read from the source: `python -OO` drops docstrings.
+        summary = str(ast.get_docstring(ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8")))).rstrip(".")
         example = f"example: {module.EXAMPLE}"
         module.add_arguments(verbs.add_parser(name, help=summary, description=module.DESCRIPTION, epilog=example))
     return top
@@ -30,8 +33,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str]) -> int:
     """Return the exit status of `command.run`."""
-    options, rest = parser().parse_known_args(arguments)
-    return command.run(f"dsee_jax {options.verb}", arguments, lambda: _main(options, rest))
+    words, overrides = command.split(arguments)
+    options, rest = parser().parse_known_args(words)
+    return command.run(f"dsee_jax {options.verb}", arguments, lambda: _main(options, [*rest, *overrides]))
 
 
 def _main(options: argparse.Namespace, rest: list[str]) -> None:

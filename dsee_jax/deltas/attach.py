@@ -1,10 +1,12 @@
 """Updates attached to a running Linen model by an interceptor of every ``nn.Dense`` and every joint projection."""
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
 from flax.linen.dtypes import promote_dtype
+from flax.linen.module import _global_interceptor_stack  # pyright: ignore[reportPrivateUsage]
 
 from dsee_jax.deltas.fold import SCALE, kernels
 from dsee_jax.errors import InputError
@@ -12,10 +14,25 @@ from dsee_jax.ops import dense
 from dsee_jax.typing import Deltas, Module, Params, Supports
 
 
+@contextlib.contextmanager
+def intercepted(function: Callable[..., Any]) -> Iterator[None]:
+    """Intercept the calls of Linen modules in the block, as ``flax.linen.intercept_methods`` does.
+
+    Flax ends an interceptor inside of an ``assert``. ``python -O`` leaves it out, and the interceptor would act for ever.
+    """
+    before = len(_global_interceptor_stack)
+    try:
+        with nn.intercept_methods(function):
+            yield
+    finally:
+        while len(_global_interceptor_stack) > before:
+            _global_interceptor_stack.pop()
+
+
 def interceptor(
     *, scale: float, scale_sparse: bool = True, seen: set[str] | None = None, joined: bool = True
 ) -> Callable[..., Any]:
-    """Return a function for ``flax.linen.intercept_methods`` that adds the collections ``delta`` and ``support`` to kernels.
+    """Return a function for `intercepted` that adds the collections ``delta`` and ``support`` to kernels.
 
     The interceptor acts on ``nn.Dense`` and on joint projections (modules with an attribute ``joint``).
 
@@ -103,7 +120,7 @@ def apply(
     if not deltas and joined:
         return model.apply({"params": params}, *args, **kwargs, **options)
     seen: set[str] = set()
-    with nn.intercept_methods(interceptor(scale=scale, scale_sparse=scale_sparse, seen=seen, joined=joined)):
+    with intercepted(interceptor(scale=scale, scale_sparse=scale_sparse, seen=seen, joined=joined)):
         outputs = model.apply(variables, *args, **kwargs, **options)
     _all_seen(kernels(deltas), seen)
     return outputs

@@ -65,7 +65,9 @@ def randomized_svd(
     _check_rank(w, rank, min(w.shape))
     with jax.default_matmul_precision("highest"):
         w = _float32(w)
-        basis = jnp.linalg.qr(w @ jax.random.normal(key, (w.shape[1], min(rank + oversample, *w.shape))))[0]
+        basis = jnp.linalg.qr(w @ jax.random.normal(key, (w.shape[1], min(rank + oversample, *w.shape)), jnp.float32))[
+            0
+        ]
         for _ in range(iterations):
             basis = jnp.linalg.qr(w @ jnp.linalg.qr(w.T @ basis)[0])[0]
         u, s, v = jnp.linalg.svd(basis.T @ w, full_matrices=False)
@@ -93,7 +95,7 @@ def grebsmo(w: Array, rank: int, nonzeros: int = 64, *, key: Key) -> tuple[jax.A
     with jax.default_matmul_precision("highest"):
         w = _float32(w)
         support = jnp.zeros(w.size, bool).at[index].set(True).reshape(w.shape)
-        u = jax.random.normal(jax.random.fold_in(key, 1), (w.shape[0], rank))
+        u = jax.random.normal(jax.random.fold_in(key, 1), (w.shape[0], rank), jnp.float32)
 
         def turn(_: int, parts: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             u, s = parts[0], parts[2]
@@ -123,7 +125,7 @@ def spikes(w: Array, rank: int, nonzeros: int, *, key: Key) -> jax.Array:
     if not rank:
         return _largest(w, nonzeros)
     start, *keys = jax.random.split(key, ROUNDS + 1)
-    bases = jax.random.normal(start, (2, w.shape[0], rank))
+    bases = jax.random.normal(start, (2, w.shape[0], rank), jnp.float32)
     with jax.default_matmul_precision("highest"):
         _, indices = jax.lax.scan(
             lambda carry, key: _round(w, carry[0], carry[1], nonzeros, key), (bases, jnp.zeros_like(w)), jnp.stack(keys)
@@ -150,7 +152,7 @@ def _round(w: jax.Array, bases: jax.Array, s: jax.Array, nonzeros: int, key: Key
     free, rest = _barrier((free, jnp.take(rest, back, axis=1)))
     index = _largest(s * jnp.sqrt(free) + rest / jnp.sqrt(free), nonzeros)
     values = (s + rest / jnp.maximum(free, _LEAST_FREE)).ravel()[index]
-    return (bases, jnp.zeros(w.size).at[index].set(values).reshape(w.shape)), index
+    return (bases, jnp.zeros(w.size, w.dtype).at[index].set(values).reshape(w.shape)), index
 
 
 def _fit(x: jax.Array, u: jax.Array) -> jax.Array:
@@ -166,7 +168,7 @@ def _orthonormal(x: jax.Array, passes: int) -> jax.Array:
     """Orthonormalise columns by repeated shifted Cholesky-QR (Fukaya et al. 2020), which is made of matrix products."""
     tiny, eps = jnp.finfo(x.dtype).tiny, jnp.finfo(x.dtype).eps
     x = x / jnp.maximum(jnp.max(jnp.abs(x), axis=(1, 2), keepdims=True), tiny)
-    eye = jnp.eye(x.shape[2])[None]
+    eye = jnp.eye(x.shape[2], dtype=x.dtype)[None]
     for _ in range(passes):
         gram = _transposed(x) @ x
         shift = eps * jnp.trace(gram, axis1=1, axis2=2) + tiny
@@ -192,7 +194,7 @@ def _inverse(lower: jax.Array) -> jax.Array:
         return jnp.stack([lower[:, i + row : i + row + width, i : i + width] for i in starts], axis=1)
 
     diagonal = blocks(width, 0, width)
-    eye = jnp.broadcast_to(jnp.eye(width), diagonal.shape)
+    eye = jnp.broadcast_to(jnp.eye(width, dtype=lower.dtype), diagonal.shape)
     inverse = jax.lax.linalg.triangular_solve(diagonal, eye, left_side=True, lower=True)
     for _ in range(levels):
         first, last = inverse[:, 0::2], inverse[:, 1::2]

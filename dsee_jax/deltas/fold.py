@@ -22,6 +22,7 @@ import numpy as np
 
 from dsee_jax import tree
 from dsee_jax.errors import InputError
+from dsee_jax.ops.dense import accumulator
 from dsee_jax.typing import Array, Delta, Deltas, Params, Supports
 
 SCALE = 2.0
@@ -61,7 +62,7 @@ def effective(w: Array, delta: Delta, support: Array | None, *, scale: float, sc
     """
     if w.ndim > 2:
         return jax.vmap(lambda w, d, s: effective(w, d, s, scale=scale, scale_sparse=scale_sparse))(w, delta, support)
-    total = jnp.asarray(w, jnp.promote_types(w.dtype, jnp.float32))
+    total = jnp.asarray(w, accumulator(w.dtype))
     if "a" in delta:
         total = total + scale * jnp.matmul(delta["a"], delta["b"], precision="highest")
     if "values" in delta:

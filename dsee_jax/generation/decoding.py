@@ -191,7 +191,7 @@ def _sequential(step: Any, logits: jax.Array, cache: Any, seen: jax.Array, optio
         else:
             drawn = jnp.argmax(logits, axis=-1)
         token = jnp.where(state.ended, options.pad, drawn).astype(jnp.int32)
-        tokens = jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.count))
+        tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.count, axis=1)
         return token, tokens, state.ended | _ends(token, options)
 
     def advance(state: _Rows) -> _Rows:
@@ -258,15 +258,15 @@ def _beam_search(step: Any, logits: jax.Array, cache: Any, seen: jax.Array, opti
         sums, places = jax.lax.top_k(sums, candidates)
         origin, token = places // size, (places % size).astype(jnp.int32)
         tokens = gather(state.tokens, origin)
-        tokens = jax.lax.dynamic_update_slice(tokens, token[:, :, None], (0, 0, state.count))
+        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, :, None], state.count, axis=2)
         length = state.count + 1
         ended = _ends(token, options) | (length >= new)
-        scores, live = jax.lax.top_k(sums + ended * _NEVER, beams)
+        scores, live = jax.lax.top_k(sums + jnp.where(ended, _NEVER, 0.0), beams)
         # Only the best candidates may end; the others keep the number of live beams up.
         done = ended & (jnp.arange(candidates) < beams)[None]
-        done_scores = sums / length.astype(jnp.float32) ** options.length_penalty + ~done * _NEVER
+        done_scores = sums / length.astype(jnp.float32) ** options.length_penalty + jnp.where(done, 0.0, _NEVER)
         full = jnp.all(state.done, axis=1, keepdims=True) & options.early_stopping
-        done_scores += full * _NEVER + ~state.improvable * _NEVER
+        done_scores += jnp.where(full, _NEVER, 0.0) + jnp.where(state.improvable, 0.0, _NEVER)
         merged = jnp.concatenate([state.done_scores, done_scores], axis=1)
         done_scores, best = jax.lax.top_k(merged, beams)
         done_tokens = gather(jnp.concatenate([state.done_tokens, tokens], axis=1), best)

@@ -72,12 +72,12 @@ def read(
     length = input_ids.shape[1]
     own = jnp.ones(input_ids.shape, jnp.int32) if attention_mask is None else attention_mask.astype(jnp.int32)
     start: jax.Array = jnp.zeros((), jnp.int32) if cache is None else cache["length"]
-    segments = own if cache is None else jax.lax.dynamic_update_slice(cache["segments"], own, (0, start))
-    slots = start + jnp.arange(length)
-    distance = (slots[:, None] - jnp.arange(segments.shape[1])[None, :])[None]
+    segments = own if cache is None else jax.lax.dynamic_update_slice_in_dim(cache["segments"], own, start, 1)
+    slots = start + jnp.arange(length, dtype=jnp.int32)
+    distance = (slots[:, None] - jnp.arange(segments.shape[1], dtype=jnp.int32)[None, :])[None]
     same = own[:, :, None] == segments[:, None, :]
     if positions is None:
-        positions = slots[None] - jnp.argmax(same, axis=-1)
+        positions = slots[None] - jnp.argmax(same, axis=-1).astype(jnp.int32)
     written = {} if cache is None else {**cache, "segments": segments, "length": start + length}
     return Context(positions, same & (own != 0)[:, :, None] & (distance >= 0), distance, start), written
 

@@ -92,9 +92,10 @@ class CausalAttention(nn.Module):
         if rotation is not None:
             query, key = rotate(query, *rotation), rotate(key, *rotation)
         if cache is not None:
-            at = (0, context.start, 0, 0)
             cache = {
-                name: jax.lax.dynamic_update_slice(cache[name], new.astype(cache[name].dtype), at)
+                name: jax.lax.dynamic_update_slice_in_dim(
+                    cache[name], new.astype(cache[name].dtype), context.start, axis=1
+                )
                 for name, new in (("key", key), ("value", value))
             }
             key, value = cache["key"].astype(self.dtype), cache["value"].astype(self.dtype)

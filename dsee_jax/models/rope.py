@@ -152,7 +152,7 @@ def rotation(rope: Rope, positions: jax.Array, head_size: int, most: int) -> tup
     if rope.rope_type == "linear":
         frequencies = frequencies / factor
     elif rope.rope_type == "dynamic":
-        length = jnp.maximum(jnp.max(positions) + 1, most)
+        length = jnp.maximum(jnp.max(positions) + 1, most).astype(jnp.float32)
         base = theta * (factor * length / most - (factor - 1)) ** (head_size / (head_size - 2))
         frequencies = base ** -jnp.asarray(powers, jnp.float32)
     elif rope.rope_type == "llama3":

@@ -106,15 +106,20 @@ def _join(parts: list[jax.Array]) -> jax.Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
 
 
+def accumulator(dtype: Any) -> Any:
+    """Return the dtype of sums of ``dtype``: float32, or float64 for float64."""
+    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
+
+
 def _matmul(x: jax.Array, w: jax.Array) -> jax.Array:
     """Return ``x @ w``, computed in the dtype of ``x``, accumulated and returned in float32 or wider."""
-    return jnp.matmul(x, w.astype(x.dtype), preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.matmul(x, w.astype(x.dtype), preferred_element_type=accumulator(x.dtype))
 
 
 def _outer(x: jax.Array, y: jax.Array) -> jax.Array:
     """Return the sum of ``x[..., :, None] * y[..., None, :]`` over the leading axes."""
     leading = tuple(range(x.ndim - 1))
-    precise = jnp.promote_types(x.dtype, jnp.float32)
+    precise = accumulator(x.dtype)
     return jnp.tensordot(x, y.astype(x.dtype), (leading, leading), preferred_element_type=precise)
 
 
@@ -145,7 +150,7 @@ def _joint(scales: _Scales, x: jax.Array, members: tuple[dict[str, Any], ...]) -
                 outputs[number] = outputs[number].at[..., columns].add(moved.astype(outputs[number].dtype))
     for number, member in enumerate(members):
         if "bias" in member:
-            outputs[number] += wide(member["bias"], x)
+            outputs[number] += wide(member["bias"], x).astype(outputs[number].dtype)
     return tuple(y.astype(x.dtype) for y in outputs)
 
 
@@ -221,4 +226,4 @@ def wide(vector: Array, x: Array) -> jax.Array:
 
 
 def _sum_rows(x: jax.Array) -> jax.Array:
-    return jnp.sum(x, axis=tuple(range(x.ndim - 1)), dtype=jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.sum(x, axis=tuple(range(x.ndim - 1)), dtype=accumulator(x.dtype))

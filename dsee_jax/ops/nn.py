@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsee_jax.ops.dense import barrier, wide
+from dsee_jax.ops.dense import accumulator, barrier, wide
 from dsee_jax.typing import Array, Key
 
 
@@ -66,7 +66,7 @@ def rms_norm(x: Array, scale: Array, epsilon: float) -> jax.Array:
 
     ``scale`` has shape (width,). Statistics and result are float32 (float64 for float64 input).
     """
-    x = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+    x = jnp.asarray(x, accumulator(x.dtype))
     return x * _inverse_root(x, epsilon) * wide(scale, x)
 
 
@@ -77,7 +77,7 @@ def _inverse_root(x: jax.Array, epsilon: float) -> jax.Array:
 @rms_norm.defjvp  # pyright: ignore[reportFunctionMemberAccess]
 def _rms_norm_jvp(epsilon: float, primals: Any, tangents: Any) -> Any:
     (x, scale), (t, scale_t) = primals, tangents
-    x = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+    x = jnp.asarray(x, accumulator(x.dtype))
     inverse = barrier(_inverse_root(x, epsilon))
     normal, t = x * inverse, t.astype(x.dtype)
     y = normal * wide(scale, x)
@@ -96,7 +96,7 @@ def layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> jax.Array
 
 
 def _normalise(x: Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
-    x = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+    x = jnp.asarray(x, accumulator(x.dtype))
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + epsilon)
     return centred * inverse, inverse

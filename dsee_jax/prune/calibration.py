@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dsee_jax import stacks, tree
+from dsee_jax.deltas.attach import intercepted
 from dsee_jax.models import INPUTS
 from dsee_jax.models.architecture import Model, scans
 from dsee_jax.typing import Array, Module, Params
@@ -75,6 +76,6 @@ def _summed(
         return call(*args, **kwargs)
 
     inputs: dict[str, Any] = {name: batch[name] for name in INPUTS}
-    with nn.intercept_methods(intercept):
+    with intercepted(intercept):
         model.apply({"params": params}, **inputs, deterministic=True)
     return sums

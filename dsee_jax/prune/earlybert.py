@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsee_jax import tree
+from dsee_jax.deltas.attach import intercepted
 from dsee_jax.errors import InputError
 from dsee_jax.ops.topk import top_k
 from dsee_jax.prune import units
@@ -93,7 +94,7 @@ def attached(coefficients: Tree, cuts: Cuts) -> Iterator[None]:
         # The product and the sum in its gradient are float32: bfloat16 rounds 0.999 to 1.
         return call((x * wide).astype(x.dtype), *rest, **kwargs)
 
-    with nn.intercept_methods(intercept):
+    with intercepted(intercept):
         yield
     for path in sorted(factors.keys() - seen):
         raise InputError(f"the coefficients of {path!r} reached no nn.Dense: multiply the weights instead (scaled)")

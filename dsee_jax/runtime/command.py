@@ -4,6 +4,7 @@ import errno
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -13,6 +14,8 @@ from dsee_jax.runtime.storage import StoreError
 
 INTERRUPTED, CLOSED = 130, 141
 """The exit statuses of a shell for a process that SIGINT, or SIGPIPE, killed."""
+
+_OVERRIDE = re.compile(r"--(\w+\.[\w.]*|output_dir)=")
 
 STDOUT = "stdout"
 """The name of stdout in errors."""
@@ -45,7 +48,11 @@ def run(name: str, arguments: Sequence[str], work: Callable[[], Any], *, resume:
     try:
         for word in arguments:
             _check_utf8(word)
-        work()
+        import jax
+
+        # The rules that a notebook sets in the environment do not change the results of a command.
+        with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+            work()
         sys.stdout.flush()
     except InputError as error:
         return _fail(name, str(error), 2)
@@ -94,6 +101,17 @@ def start(main: Callable[[list[str]], int]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
         status = status or (CLOSED if isinstance(error, BrokenPipeError) else 1)
     sys.exit(status)
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the words for argparse, and the overrides ``--section.key=value`` of a config.
+
+    argparse would take an override with a space for the name of a file.
+    """
+    words, overrides = [], []
+    for word in arguments:
+        (overrides if _OVERRIDE.match(word) else words).append(word)
+    return words, overrides
 
 
 class _Stdout(io.FileIO):

@@ -138,7 +138,7 @@ def describe() -> str:
             lines += [f"\n{section.name} = {section.default!r}", _wrapped(_docs(Config)[section.name], indent=4)]
             continue
         kind = cast(type, section.type)
-        lines.append("\n" + _wrapped(f"{section.name}: {inspect.getdoc(kind)}", indent=0))
+        lines.append("\n" + _wrapped(f"{section.name}: {ast.get_docstring(_source(kind))}", indent=0))
         for field in dataclasses.fields(kind):
             choices = get_args(field.type)
             allowed = f"  [{'|'.join(map(str, choices))}]" if get_origin(field.type) is Literal else ""
@@ -157,13 +157,17 @@ def _wrapped(text: str, *, indent: int) -> str:
     )
 
 
+def _source(kind: type) -> ast.ClassDef:
+    """Return the source of a class, whose docstring ``python -OO`` drops."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    return cast(ast.ClassDef, body)
+
+
 def _docs(kind: type) -> dict[str, str]:
     """Return the string below each field of a dataclass, which Python itself does not keep."""
-    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    statements = cast(ast.ClassDef, body).body
     return {
         field.target.id: " ".join(doc.value.value.split())
-        for field, doc in itertools.pairwise(statements)
+        for field, doc in itertools.pairwise(_source(kind).body)
         if isinstance(field, ast.AnnAssign)
         and isinstance(field.target, ast.Name)
         and isinstance(doc, ast.Expr)

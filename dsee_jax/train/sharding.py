@@ -14,13 +14,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dsee_jax import models, tree
 from dsee_jax.config import MeshConfig
+from dsee_jax.deltas.attach import intercepted
 from dsee_jax.errors import InputError
 from dsee_jax.models.architecture import Model
 from dsee_jax.runtime import multihost
@@ -202,5 +202,5 @@ def constrain_rows(where: Mesh) -> Iterator[None]:
             return x
         return jax.lax.with_sharding_constraint(x, NamedSharding(where, PartitionSpec(ROWS, _FREE, _FREE)))
 
-    with nn.intercept_methods(constrain_output):
+    with intercepted(constrain_output):
         yield

@@ -141,7 +141,9 @@ def train_step(
             pull = jax.grad(earlybert.penalty)(state.trained["coefficients"])
             pulled = jax.tree.map(lambda g, p: g + penalty * p, gradient["coefficients"], pull)
             gradient = gradient | {"coefficients": pulled}
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trained)
+        # optax mixes types, also where JAX_NUMPY_DTYPE_PROMOTION is strict.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trained)
         trained: Any = jax.tree.map(lambda w, u: w - rate * u, state.trained, updates)
         if frozen.masks:
             trained = trained | {"params": apply_masks(trained["params"], frozen.masks)}

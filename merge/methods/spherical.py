@@ -183,7 +183,7 @@ def _karcher(spread: Spread, tol: jax.Array, *, steps: int) -> jax.Array:
     count = norms.shape[0]
     valid = norms > tol
     scales = jnp.where(valid, 1 / jnp.where(valid, norms, 1), 0)
-    shares = jnp.where(valid, 1.0, 0.0) / jnp.maximum(jnp.sum(valid), 1)
+    shares = jnp.where(valid, 1.0, 0.0) / jnp.maximum(jnp.sum(valid, dtype=jnp.float32), 1)
     lengths, distances = _squares(spread, scales)
     units = jnp.where(valid, 1.0, lengths)
 

@@ -106,3 +106,8 @@ def test_missing_device_is_one_line(platforms):
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"it: JAX finds no device (JAX_PLATFORMS is '{platforms}'")
+
+
+def test_override_with_a_space_is_no_file():
+    words = ["a config.yaml", "--data.dir=my data", "--output_dir=my run", "--distributed", "--x=a b"]
+    assert command.split(words) == ([words[0], *words[3:]], words[1:3])

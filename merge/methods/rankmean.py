@@ -113,3 +113,53 @@ def ranks(scores: Array, *, descending: bool = False, ties: Literal["mean", "ord
         position = np.arange(scores.shape[0])
         result = xp.sum(before | (equal & (position[None, :] <= position[:, None])), axis=1)
     else:
+        lower, level = (xp.sum(flags, axis=1).astype(xp.float32) for flags in (before, equal))
+        result = lower + (level + 1) / 2
+    return xp.where(scores == scores, result, xp.nan).astype(xp.float32)
+
+
+def coefficients(
+    scores: Array,
+    *,
+    order: Literal["ascending", "reversed"] = "ascending",
+    ties: Literal["mean", "order"] = "mean",
+) -> Array:
+    """Return the coefficients (models, groups), each column summing to 1, of the changes ``scores`` (models, groups)."""
+    xp = np if isinstance(scores, np.ndarray) else jnp
+    ranked = xp.stack([ranks(row, descending=order == "reversed", ties=ties) for row in scores])
+    # Streamed and in-memory merges divide in one program, and therefore get the same bits.
+    return xp.asarray(program(_shares, "order")(ranked, order=order))
+
+
+def _shares(ranks: Array, *, order: str) -> Array:
+    share = 1 / ranks if order == "reversed" else ranks
+    return share / jnp.sum(share, axis=0, keepdims=True)
+
+
+def _sizes(tile: Tile) -> tuple[jax.Array, jax.Array]:
+    return jnp.stack([jnp.sum(jnp.abs(delta)) for delta in tile.deltas]), jnp.sum(jnp.abs(tile.origin))
+
+
+METHODS = {
+    "rankmean": Method(
+        rankmean,
+        {},
+        {
+            "unit": Option(str, "layer", "layer, tensor, or a regular expression with a group named unit"),
+            "order": Option(
+                str,
+                "ascending",
+                "ascending: weights are ranks from the smallest change up; reversed: 1 over ranks from the largest down",
+                choices=("ascending", "reversed"),
+            ),
+            "ties": Option(
+                str,
+                "mean",
+                "rank of equal changes: their mean rank, or by the order of the units",
+                choices=("mean", "order"),
+            ),
+        },
+        "mean of the models, weighted by the rank of each unit's change within its model (RankMean, ACL 2024 Findings)",
+        prepare=prepare,
+    )
+}

@@ -25,7 +25,8 @@ class Option(NamedTuple):
         Raises:
           InputError: a value of another type or out of range; the message begins with ``where``.
         """
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023  # more is no float
+        number = whole or isinstance(value, float)
         valid = {
             float: number,
             int: number and value == int(value) if number and abs(value) < 2**63 else False,

@@ -44,6 +44,9 @@ _POINTER = b"version "
 _LARGEST = 32 << 20
 """The most bytes of JSON that are parsed: enough for some 300,000 tensors, and few enough for any memory."""
 
+_AXES, _ENTRIES = 64, 1 << 59
+"""The most axes, and entries, of an array in NumPy."""
+
 MAPS = 256
 """The most files that are mapped into memory at once; each counts as an open file."""
 
@@ -121,8 +124,11 @@ def contents(file: Path) -> dict[str, Stored]:
         raise InputError(f"{file} is not a complete safetensors file ({reason}): download or copy it again") from None
     stored = {}
     for name in sorted(names):
-        start, end = header[name]["data_offsets"]
-        stored[name] = Stored(file, header[name]["dtype"], tuple(header[name]["shape"]), 8 + size + start, end - start)
+        (start, end), shape = header[name]["data_offsets"], tuple(header[name]["shape"])
+        # An empty array may claim any size of its other axes.
+        if len(shape) > _AXES or math.prod(max(length, 1) for length in shape) > _ENTRIES:
+            raise InputError(f"{file}: {name[:200]!r} has the shape {str(list(shape))[:200]}, which no array can have")
+        stored[name] = Stored(file, header[name]["dtype"], shape, 8 + size + start, end - start)
     return stored
 
 

@@ -40,6 +40,8 @@ def hashes(files: Iterable[Path], progress: Callable[[int], None] = lambda nbyte
         except OSError as error:
             raise InputError(f"{file} cannot be read ({error.strerror})") from None
         for start in range(0, contents.size, _AT_ONCE):
+            if file.stat().st_size != contents.size:  # reading beyond the end of a mapped file kills the process
+                raise InputError(f"{file} has changed while it was read; start again when nothing writes it")
             part = contents[start : start + _AT_ONCE]
             sha256.update(part.data)
             progress(part.size)

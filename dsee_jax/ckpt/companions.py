@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dsee_jax.ckpt.folders import GENERATION, MODEL_CONFIG, TOKENIZER_FILES
+from dsee_jax.runtime import storage
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +54,11 @@ def others(folder: Path) -> list[str]:
 
 
 def written(path: str | os.PathLike[str]) -> list[str]:
-    """Return the copied files of a model that was written to ``path``, with ``NAME/`` for those in a subfolder."""
+    """Return the copied files of a model that was written to ``path``, by their paths there, perhaps as patterns."""
+    if storage.remote(path):
+        return [*PROCESSOR_FILES, *_SENTENCE_FILES, *_TEMPLATES]
     folder = Path(path)
-    if not folder.is_dir():
-        return []
-    names = [*tokenizer_files(folder), *others(folder)]
-    return [f"{top}/" if rest else top for top, _, rest in (name.partition("/") for name in names)]
+    return [*tokenizer_files(folder), *others(folder)] if folder.is_dir() else []
 
 
 def copy(source: Path, folder: Path, names: Iterable[str]) -> None:
@@ -124,4 +124,6 @@ def _local_code(value: Any) -> bool:
 
 
 def _below(place: str) -> bool:
-    return not PurePosixPath(place).is_absolute() and ".." not in PurePosixPath(place).parts
+    """Return whether a path leads into a subfolder; ``.`` is the model itself, whose weights are not copied."""
+    parts = PurePosixPath(place).parts
+    return bool(parts) and not PurePosixPath(place).is_absolute() and ".." not in parts

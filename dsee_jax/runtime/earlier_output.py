@@ -1,7 +1,8 @@
 """The earlier output at the path of a new one: a command replaces a folder only if commands like it wrote everything in it."""
 
 import fnmatch
-from collections.abc import Collection
+import pathlib
+from collections.abc import Collection, Iterator
 
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import storage
@@ -16,7 +17,7 @@ def check(folder: Place, names: Collection[str], *, marker: tuple[str, str] | No
 
     Args:
       folder: of this machine or of a store.
-      names: patterns (`fnmatch`) of the names that the command writes; the name of a subfolder ends with ``/``.
+      names: patterns (`fnmatch`) of the files that the command writes, by their paths in the folder.
       marker: the name and the first characters of a file that the command writes into every output; without this file the
         folder is not the command's, even if all names fit.
 
@@ -28,18 +29,29 @@ def check(folder: Place, names: Collection[str], *, marker: tuple[str, str] | No
             return
         if not folder.is_dir():
             raise InputError(f"{folder} is a file; name a folder")
-        entries = sorted(folder.iterdir())
-        for entry in entries:
-            fits = any(fnmatch.fnmatchcase(entry.name, name) for name in (*names, *_OF_THE_SYSTEM))
-            if not (f"{entry.name}/" in names if entry.is_dir() else fits):
-                raise InputError(
-                    f"{folder} is not replaced: {entry.name!r} in it is not a file that this command writes; move it away, or "
-                    "name another folder"
-                )
-        if entries and marker and not _begins(folder / marker[0], marker[1]):
+        for other in _others(folder, "", (*names, *_OF_THE_SYSTEM)):
+            raise InputError(
+                f"{folder} is not replaced: {other!r} in it is not a file that this command writes; move it away, or name "
+                "another folder"
+            )
+        if marker and any(folder.iterdir()) and not _begins(folder / marker[0], marker[1]):
             raise InputError(
                 f"{folder} is not replaced: it has no {marker[0]} of an earlier output; name another folder, or delete it"
             )
+
+
+def _others(folder: Place, path: str, names: Collection[str]) -> Iterator[str]:
+    """Yield the paths of the files below a folder, and of its subfolders, that fit none of ``names``."""
+    for entry in sorted(folder.iterdir()):
+        inside = f"{path}{entry.name}"
+        if entry.is_dir() and not _is_link(entry) and any(name.startswith(f"{inside}/") for name in names):
+            yield from _others(entry, f"{inside}/", names)
+        elif not any(fnmatch.fnmatchcase(inside, name) for name in names) or entry.is_dir():
+            yield inside
+
+
+def _is_link(entry: Place) -> bool:
+    return isinstance(entry, pathlib.Path) and entry.is_symlink()
 
 
 def _begins(file: Place, text: str) -> bool:

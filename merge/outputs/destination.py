@@ -62,11 +62,7 @@ def check(out: Place, inputs: Iterable[str | os.PathLike[str]], *, overwrite: bo
         if not (overwrite or resumes) and out.is_dir() and any(out.iterdir()):
             raise InputError(f"{out} exists; give another OUT_DIR, or --overwrite to replace it")
         marker = None if resumes else (RECIPE, HEADER)
-        earlier_output.check(out, (*FILES, *_copied(out)), marker=marker)
-
-
-def _copied(out: Place) -> list[str]:
-    return companions.written(out) if isinstance(out, Path) else []
+        earlier_output.check(out, (*FILES, *companions.written(out)), marker=marker)
 
 
 def _inside(out: Place, file: str | os.PathLike[str]) -> str | None:

@@ -34,7 +34,17 @@ def test_every_kind_of_tokenizer_is_copied(tmp_path):
 
 def test_processors_and_modules_are_copied(tmp_path, caplog):
     """A module may have weights; a pickle is not copied. A path that leaves the folder is no module."""
-    modules = [{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}, {"path": "../other"}, {"path": "/etc"}, {}, 3]
+    modules = [
+        {"path": ""},
+        {"path": "."},
+        {"path": "./"},
+        {"path": "1_Pooling"},
+        {"path": "2_Dense"},
+        {"path": "../other"},
+        {"path": "/etc"},
+        {},
+        3,
+    ]
     names = {
         "generation_config.json",
         "processor_config.json",

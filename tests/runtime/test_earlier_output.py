@@ -18,18 +18,20 @@ def test_absent_empty_and_own_folders_pass(tmp_path):
     for name in ("a1", "a2", ".DS_Store"):
         (out / name).write_text("x")
     (out / "recipe.yml").write_text("# made by a command\n")
-    (out / "sub").mkdir()
-    earlier_output.check(out, ["a*", "recipe.yml", "sub/"], marker=MARKER)
+    (out / "sub" / "two").mkdir(parents=True)
+    (out / "sub" / "two" / "x.json").write_text("x")
+    earlier_output.check(out, ["a*", "recipe.yml", "sub/two/x.*"], marker=MARKER)
 
 
-@pytest.mark.parametrize("other", ["notes.txt", "sub/", "sub/a1", ".git/", "a1/"])
+@pytest.mark.parametrize("other", ["notes.txt", "sub/", "sub/a1", "sub/x/", "sub/two/notes", ".git/", "a1/"])
 def test_other_files_and_subfolders_are_named(tmp_path, other):
     (tmp_path / "recipe.yml").write_text("# made by a command\n")
-    (tmp_path / other).parent.mkdir(exist_ok=True)
+    (tmp_path / other).parent.mkdir(exist_ok=True, parents=True)
     (tmp_path / other).mkdir() if other.endswith("/") else (tmp_path / other).write_text("x")
-    name = other.partition("/")[0]
-    with pytest.raises(InputError, match=f"{tmp_path} is not replaced: '{name}' in it is not a file"):
-        earlier_output.check(tmp_path, ["a*", "recipe.yml", "sub"], marker=MARKER)
+    names = ["a*", "recipe.yml", "sub"] + (["sub/two/x.json"] if other not in ("sub/", "sub/a1") else [])
+    named = other.strip("/") if "sub/two/x.json" in names else other.partition("/")[0]
+    with pytest.raises(InputError, match=f"{tmp_path} is not replaced: '{named}' in it is not a file"):
+        earlier_output.check(tmp_path, names, marker=MARKER)
 
 
 @pytest.mark.parametrize("content", [None, "# made", "merge_method: linear\n"])

@@ -86,7 +86,10 @@ def test_commands_work_in_this_environment(tmp_path, name):
     work = {
         "train": runs.arguments(folder, train__epochs=1, train__retune_epochs=1, delta__support="grebsmo"),
         "generate": ["generate", str(folder / "writer"), "--prompt", "the cät", "--new-tokens", "3", "--beams", "2"],
-        "merge": [str(checkpoints.recipe(folder / "merge", "ties", base=True, each={"weight": 0.5})), str(folder / "merged")],
+        "merge": [
+            str(checkpoints.recipe(folder / "merge", "ties", base=True, each={"weight": 0.5})),
+            str(folder / "merged"),
+        ],
         "evaluate": ["evaluate", str(folder / "run")],
     }
     printed = process(COMMANDS, json.dumps(work), flags=flags, **environment)

@@ -103,9 +103,10 @@ def read(path: str | os.PathLike[str], *, seed: int | None = None) -> Recipe:
     raw = {key: value for key, value in raw.items() if key in keys.KNOWN or key not in holders}
     keys.check(str(path), raw, keys.TOP, notes)
     raw = {key: value for key, value in raw.items() if value is not None}
-    raw, module, prefix = _module(path, raw, notes)
     if seed is not None:
         raw = _seeded(raw, seed)
+    content = raw
+    raw, module, prefix = _module(path, raw, notes)
     name, method = _method(path, raw)
     base = reference.text(f"{path}: base_model", raw["base_model"]) if "base_model" in raw else None
     reader = _Reader(path, name, method, base, notes, {}, prefix)
@@ -140,7 +141,7 @@ def read(path: str | os.PathLike[str], *, seed: int | None = None) -> Recipe:
         _dtype(f"{path}: out_dtype", raw.get("out_dtype")),
         _tokenizer(path, raw, notes),
         _chat_template(f"{path}: chat_template", raw.get("chat_template")),
-        raw,
+        content,
         tuple(notes),
     )
 

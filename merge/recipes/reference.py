@@ -41,14 +41,17 @@ def mapped(raw: Any, model: Callable[[str], str], file: Callable[[str], str]) ->
 
     def replaced(key: str, value: Any, inside: str) -> Any:
         if inside == "tokens":  # the keys are tokens
-            return visit(value, "tokenizer")
-        is_model = key in ("model", "base_model", "tokenizer_source") or (inside == "tokenizer" and key == "source")
-        if is_model and value not in (None, *_NOT_A_MODEL) and not (isinstance(value, dict) and "kind" in value):
+            return visit(value, "token")
+        if value is None or key == "parameters":
+            return value
+        if key == "tokenizer_source" or (inside, key) == ("tokenizer", "source"):
+            return value if value in _NOT_A_MODEL else model(text(key, value))
+        embedding = (inside, key) == ("token", "source")
+        if key in ("model", "base_model") or (embedding and not (isinstance(value, dict) and "kind" in value)):
             return model(text(key, value))
         if key == "statistics" and isinstance(value, str):
             return file(value)
-        below = key if key == "tokenizer" or (inside, key) == ("tokenizer", "tokens") else inside
-        return value if key == "parameters" else visit(value, below)
+        return visit(value, key if key == "tokenizer" or (inside, key) == ("tokenizer", "tokens") else inside)
 
     return visit(raw, "")
 

@@ -28,7 +28,6 @@ from dsee_jax.runtime import atomic, multihost
 from merge.method import Method
 from merge.methods import find
 from merge.planning.plan import Job, Plan, written_bytes
-from merge.recipes import strict_yaml
 from merge.streaming import shards, staging, tiles
 
 THREADS = max(os.cpu_count() or 1, 2)
@@ -209,7 +208,7 @@ def stamp(plan: Plan, placed: Mapping[str, Sequence[str]], inputs: Sequence[Path
       inputs: all files that the merge depends on.
     """
     content = {
-        "recipe": strict_yaml.parse(str(plan.recipe.path), plan.recipe.text),
+        "recipe": plan.recipe.content,
         "computed": [jax.__version__, jax.default_backend(), tiles.TILE],
         "jobs": [(job.name, job.method, repr(sorted(job.options.items())), job.dtype) for job in plan.jobs],
         "inputs": [(str(file.resolve()), *state[:2]) for file, state in _states(inputs).items()],

@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dsee_jax import models, tree
 from dsee_jax.ckpt import hf
+from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.config import Config, model_task
 from dsee_jax.deltas import create
 from dsee_jax.errors import InputError
@@ -36,7 +37,7 @@ def abstract_steps(
 ) -> tuple[dict[str, Step], sharding.Placement]:
     """Return the steps ``train`` and ``evaluate`` of a config over ``devices``, and the placement of params.
 
-    ``model.path`` may be a folder with only a ``config.json``; BERT's pooler counts as pretrained. Every row has
+    ``model.path`` may be a folder with only a ``config.json``, as of a pretrained model. Every row has
     ``data.max_length`` tokens; ``labels`` is the number of classes, 1 for regression.
     """
     where = sharding.mesh(config.mesh, batch_size=config.train.batch_size, devices=devices)
@@ -51,7 +52,7 @@ def abstract_steps(
     kind = jnp.dtype(options.param_dtype)
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, kind), models.shapes(model))
     updates, supports = jax.eval_shape(lambda p: create.init(p, config.delta, key=jax.random.key(0)), params)
-    moving = setup.trainable_params(config, model, params)
+    moving = setup.trainable_params(config, resolve(options.path, weights=False), model, params)
     rest = tree.split(params, list(tree.flatten(moving)))[1]
     wide = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), moving)
     optimizer = optim.adamw(config.train)

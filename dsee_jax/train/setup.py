@@ -1,7 +1,6 @@
 """The setup of a run: model, params, updates and data, checked before the run writes a file."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,7 +75,7 @@ def prepare(config: Config) -> Setup:
         config = with_rules(config, model)
         flat = tree.flatten(params)
         head = [] if model_task(config) == "causal-lm" else head_paths(model, params)
-        moving = trainable_params(config, model, params, hf.stored(folder, model, head))
+        moving = trainable_params(config, folder, model, params)
         prunable = tree.select(config.prune.targets, flat) if config.prune.kind != "none" else []
         for path in prunable:
             weights.check_prunable(path, flat[path].shape, config.prune)
@@ -139,14 +138,14 @@ def head_paths(model: Model, params: Params) -> list[str]:
     return tree.select(models.find(model.config.model_type).head, tree.flatten(params))
 
 
-def trainable_params(config: Config, model: Model, params: Params, stored: Sequence[str] | None = None) -> Params:
+def trainable_params(config: Config, folder: Path, model: Model, params: Params) -> Params:
     """Return the tree of params that a run trains besides its updates: all, or the part of its head that ``train.head`` names.
 
     Args:
       config: the run.
+      folder: the checkpoint; one without weights counts as a pretrained model.
       model: its model.
       params: the params, or their shapes.
-      stored: the paths of the head that the checkpoint holds; None: those of a pretrained model.
 
     Raises:
       InputError: ``train.head`` leaves out a param that the checkpoint lacks.
@@ -155,7 +154,7 @@ def trainable_params(config: Config, model: Model, params: Params, stored: Seque
         return params if config.train.full else {}
     architecture, head = models.find(model.config.model_type), head_paths(model, params)
     pooler = [path for path in head if path not in models.label_axes(model)]
-    stored = pooler if stored is None else stored
+    stored = hf.stored(folder, model, pooler) if any(folder.glob("*.safetensors")) else pooler
     frozen: list[str] = []
     if config.train.head == "classifier":
         frozen = pooler

@@ -10,7 +10,7 @@ import os
 import sys
 from typing import Any, Literal, get_args, get_origin
 
-from dsee_jax.errors import InputError, did_you_mean
+from dsee_jax.errors import InputError, did_you_mean, shorten
 
 CUTTING = ("structured", "earlybert")
 """The kinds of pruning that remove heads and neurons from the arrays."""
@@ -21,12 +21,19 @@ UNIT_SCORES = ("W", "WAB", "WABS", "AB", "ABS", "random")
 LOW_RANK_SCORES = ("AB", "NAB")
 """The scores of the low-rank update alone."""
 
+SEEDS = 2**32
+"""The number of seeds: JAX drops the higher bits of a larger number."""
+
+MOST_ROWS, MOST_EPOCHS = 2**20, 10**6
+"""The largest batch and the most passes over the data; more is a slip of the pen."""
+
 _EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 
 def _need(holds: bool, key: str, value: object, expected: str) -> None:
     if not holds:
-        raise InputError(f"{key} is {value!r}; expected {expected}")
+        shown = "blank" if value is None else shorten(repr(value))
+        raise InputError(f"{key} is {shown}; expected {expected}")
 
 
 def _plain(value: Any, kinds: tuple[Any, ...]) -> Any:
@@ -67,6 +74,8 @@ def _check_types(config: Any, section: str = "") -> None:
             fits = isinstance(value, (*kinds, int) if widest is float else kinds)
             fits &= widest is bool or not isinstance(value, bool)
             expected = _EXPECTED.get(widest) or f"a {widest.__name__}"
+            if fits and widest is int and not abs(value) < 2**63:
+                fits, expected = False, "a whole number of 64 bits"
             if fits and widest is float and not abs(value) <= sys.float_info.max:
                 fits, expected = False, "a finite number"
         _need(fits, f"{section}.{field.name}" if section else field.name, value, expected)
@@ -145,6 +154,7 @@ class DataConfig:
         _need(self.max_length >= 3, "data.max_length", self.max_length, "3 tokens or more")
         _need(self.batch_tokens >= 0, "data.batch_tokens", self.batch_tokens, "0 (no limit) or more")
         _need(self.examples >= 0, "data.examples", self.examples, "0 (all) or more")
+        _need(len(set(self.labels)) == len(self.labels), "data.labels", self.labels, "different names")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,9 +347,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_types(self, "train")
-        _need(self.epochs > 0, "train.epochs", self.epochs, "more than 0")
-        _need(self.retune_epochs >= 0, "train.retune_epochs", self.retune_epochs, "0 or more")
-        _need(self.batch_size >= 1, "train.batch_size", self.batch_size, "1 or more")
+        _need(0 < self.epochs <= MOST_EPOCHS, "train.epochs", self.epochs, f"more than 0, at most {MOST_EPOCHS}")
+        fits = 0 <= self.retune_epochs <= MOST_EPOCHS
+        _need(fits, "train.retune_epochs", self.retune_epochs, f"0 to {MOST_EPOCHS}")
+        _need(1 <= self.batch_size <= MOST_ROWS, "train.batch_size", self.batch_size, f"1 to {MOST_ROWS}")
+        _need(0 <= self.seed < SEEDS, "train.seed", self.seed, f"0 to {SEEDS - 1}")
         _need(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "more than 0")
         _need(self.retune_learning_rate >= 0, "train.retune_learning_rate", self.retune_learning_rate, "0 or more")
         _need(0 <= self.warmup < 1, "train.warmup", self.warmup, "a fraction of the steps in [0, 1)")

@@ -22,3 +22,8 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the nearest of ``options``, or an empty string if no option is near."""
     near = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def shorten(text: str) -> str:
+    """Return the beginning of a value that is too long for an error."""
+    return text if len(text) <= 100 else f"{text[:100]}..."

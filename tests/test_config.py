@@ -1,7 +1,10 @@
 """Configs: every file parses and round-trips, and a value that cannot work is one line that names its key."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
+import os
 import pathlib
 from typing import Any, get_args
 
@@ -71,7 +74,7 @@ def test_yaml_value_takes_the_type_of_its_field(override, section, name, expecte
         ("--delta=4", "'delta' is a section"),
         ("--delta.rank=many", "delta.rank is 'many'; expected a whole number"),
         ("--delta.rank=-1", "delta.rank is -1"),
-        ("--delta.rank=", "delta.rank is None; expected a whole number"),
+        ("--delta.rank=", "delta.rank is blank; expected a whole number"),
         ("--prune.sparsity=1.0", r"prune.sparsity is 1.0; expected a fraction of zeros in \[0, 1\)"),
         ("--prune.sparsity=-0.1", "prune.sparsity is -0.1"),
         ("--prune.search=0", "prune.search is 0"),
@@ -112,7 +115,7 @@ SECTIONS: dict[str, Any] = {
         ("model.path", ["a"], "a string"),
         ("model.dtype", "float16", "one of float32, bfloat16 (did you mean 'bfloat16'?)"),
         ("data.examples", -1, "0 (all) or more"),
-        ("train.batch_size", 0, "1 or more"),
+        ("train.batch_size", 0, "1 to 1048576"),
         ("generate.beams", 0, "1 or more"),
         ("mesh.data", 0, "a number of devices, or -1 for all that are left"),
     ],
@@ -163,13 +166,67 @@ def test_config_refuses_sections_that_contradict_each_other():
         config.Config(delta=4)  # pyright: ignore[reportArgumentType]
 
 
+LAUGHS = "".join(f"{y}: &{y} [{', '.join([f'*{x}'] * 9)}]\n" for x, y in itertools.pairwise("bcdefghijk"))
+"""Each list holds the one before nine times."""
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfet\x00", b"train: {seed: \xe9}"])
+def test_file_that_is_no_utf8_is_named(tmp_path, content):
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=r"c.yaml: not UTF-8 text .byte \d+.; expected a config in YAML"):
+        config_file.read(tmp_path / "c.yaml")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs devices and pipes of Unix")
+def test_device_pipe_or_folder_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, message in (("/dev/zero", "a device"), (tmp_path / "pipe", "a pipe"), (tmp_path, "a folder")):
+        with pytest.raises(InputError, match=f"is .*{message}"):
+            config_file.read(path)
+
+
+def test_byte_order_mark_blank_sections_and_aliases_are_read(tmp_path):
+    text = "\ufefftrain:\ndelta: &d {rank: 4}\nprune: {<<: {}, targets: &t [x]}\ndata: {labels: *t}\n"
+    (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
+    settings = config_file.read(tmp_path / "c.yaml", ["--train.seed=3"])
+    assert (settings.train.seed, settings.delta.rank, settings.data.labels) == (3, 4, ("x",))
+
+
+def test_override_keeps_a_hash_sign():
+    assert config_file.read(None, ["--output_dir=my runs/run #3"]).output_dir == "my runs/run #3"
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [(section, field.name) for section, kind in SECTIONS.items() for field in dataclasses.fields(kind)],
+)
+def test_extreme_value_of_a_key_is_read_or_refused(section, name):
+    for text in ("", "~", ".inf", "-.inf", ".nan", "-1", "1e300", "1" * 400, "!!int ''", "[]", "{}", "[[]]", "\ud800"):
+        with contextlib.suppress(InputError):
+            config_file.read(None, [f"--{section}.{name}={text}"])
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**64])
+def test_seed_whose_bits_would_be_dropped_is_refused(seed):
+    with pytest.raises(InputError, match=r"train.seed is .*; expected"):
+        config_file.read(None, [f"--train.seed={seed}"])
+
+
 def test_bad_file_is_named(tmp_path):
-    with pytest.raises(InputError, match="none.yaml: cannot read"):
+    with pytest.raises(InputError, match="none.yaml: No such file"):
         config_file.read(tmp_path / "none.yaml")
     for name, text, message in (
         ("list", "- a\n", "expected sections"),
         ("broken", "a: [1\n", "not YAML"),
         ("deep", "a: " + "[" * 10_000, "nested too deep"),
+        ("repeated", "train: {seed: 1}\ntrain: {seed: 2}\n", "not YAML: the key 'train' is repeated"),
+        ("laughs", "a: &a [x, x]\nb: &b [*a, *a]\n" + LAUGHS, "not YAML: more than 10,000 values"),
+        ("surrogate", 'output_dir: "\\ud800"\n', "not YAML: a character that no file can hold"),
+        ("circle", "a: &a [*a]\n", "not YAML: an alias of itself"),
+        ("tag", "train: {seed: !!int ''}\n", "not YAML: a value does not fit its type"),
+        ("date", "data: {task: 2024-99-99}\n", "not YAML: a value does not fit its type"),
+        ("number", f"train: {{seed: {'9' * 5000}}}\n", "not YAML: a value does not fit its type"),
+        ("large", "#" * 1_000_001, "larger than 1,000,000 bytes; expected a config in YAML"),
         ("type", "delta: {rank: many}\n", "delta.rank is 'many'; expected a whole number"),
         ("value", "delta: {rank: -1}\n", "delta.rank is -1; expected 0 or more"),
         ("key", "delta: {rnk: 1}\n", "unknown key 'delta.rnk'"),

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dsee_jax.errors import InputError, did_you_mean
-from dsee_jax.runtime import multihost, storage
+from dsee_jax.errors import InputError, did_you_mean, shorten
+from dsee_jax.runtime import input_file, multihost, storage
 from dsee_jax.runtime.storage import Place
 
 
@@ -81,6 +81,7 @@ def read_text(path: Place) -> str:
 
 def _bytes(path: Place) -> bytes:
     if not multihost.is_distributed():
+        input_file.check(path)
         with _readable(path):
             return path.read_bytes()
     with multihost.raise_on_all(), _readable(path):
@@ -119,7 +120,7 @@ def class_indices(values: Sequence[str], classes: Sequence[str], where: Callable
         if value not in index:
             listed = ", ".join(map(repr, classes[:10])) + (", ..." if len(classes) > 10 else "")
             raise InputError(
-                f"{where(number)}: label {value!r} is outside the task; expected one of {listed}"
+                f"{where(number)}: label {shorten(repr(value))} is outside the task; expected one of {listed}"
                 f"{did_you_mean(value, classes)}"
             )
     return np.array([index[value] for value in values], np.int32)
@@ -133,11 +134,13 @@ def scores(
     numbers = np.empty(len(values), np.float32)
     for number, value in enumerate(values):
         try:
-            numbers[number] = float(value)
+            score = float(value)
         except ValueError:
-            raise InputError(f"{where(number)}: label {value!r} is not a number; the task is a regression") from None
-        if not (np.isfinite(numbers[number]) and low <= numbers[number] <= high):
+            shown = shorten(repr(value))
+            raise InputError(f"{where(number)}: label {shown} is not a number; the task is a regression") from None
+        if not (abs(score) <= float(np.finfo(np.float32).max) and low <= score <= high):
             raise InputError(
                 f"{where(number)}: label {value!r} is outside the task; expected a number from {low} to {high}"
             )
+        numbers[number] = score
     return numbers

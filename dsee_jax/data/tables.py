@@ -1,5 +1,6 @@
 """Your own tasks: a folder with ``train.csv`` and ``dev.csv``, or ``train.jsonl`` and ``dev.jsonl``."""
 
+import collections
 import csv
 import io
 import json
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 
 from dsee_jax.config import DataConfig
 from dsee_jax.data.examples import Examples, Task, class_indices, read_text, scores
-from dsee_jax.errors import InputError, did_you_mean
+from dsee_jax.errors import InputError, did_you_mean, shorten
 from dsee_jax.runtime import multihost, storage
 from dsee_jax.runtime.storage import Place
 
@@ -23,12 +24,15 @@ class _Columns(NamedTuple):
 
 
 def _csv_rows(path: Place) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    csv.field_size_limit(2**31 - 1)  # the default of 128 kB refuses long texts
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     header: list[str] = []
     try:
         for row in reader:
             if row and not header:
                 header = row
+                if repeated := [name for name, count in collections.Counter(header).items() if count > 1]:
+                    raise InputError(f"{path}:1: the column {repeated[0]!r} is repeated; rename one")
             elif row and len(row) != len(header):
                 raise InputError(
                     f"{path}:{reader.line_num}: the row has {len(row)} columns, expected {len(header)} separated by "
@@ -45,9 +49,13 @@ def _jsonl_rows(path: Place) -> Iterator[tuple[int, Mapping[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_constant=_no_number)
+            if "\\ud" in line.lower():  # half of a pair of escapes is no text
+                json.dumps(row, ensure_ascii=False).encode()
         except json.JSONDecodeError as error:
             raise InputError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from None
+        except (ValueError, RecursionError) as error:  # an integer of thousands of digits; nested too deep; no text
+            raise InputError(f"{path}:{number}: not JSON: {shorten(str(error))}") from None
         if not isinstance(row, dict):
             raise InputError(f"{path}:{number}: expected one JSON object per line, found {line[:40]!r}")
         yield number, row
@@ -58,8 +66,15 @@ def rows(path: Place, source: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     return _jsonl_rows(path) if source == "jsonl" else _csv_rows(path)
 
 
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _label(value: Any, where: str, column: str) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, list | dict) or not text.strip():
+        raise InputError(f"{where}: the label {column!r} is {shorten(text)!r}; expected text, a number, true or false")
+    return text
 
 
 def _columns(path: Place, config: DataConfig) -> _Columns:
@@ -72,10 +87,10 @@ def _columns(path: Place, config: DataConfig) -> _Columns:
             value = row.get(column)
             if value is None or (key != "label" and not isinstance(value, str)):
                 problem = (
-                    f"no column {column!r}{did_you_mean(column, row)}" if value is None else f"{column!r} is no text"
+                    f"{column!r} is no text" if column in row else f"no column {column!r}{did_you_mean(column, row)}"
                 )
                 raise InputError(f"{path}:{line}: {problem}; set data.{key} to one of {', '.join(map(repr, row))}")
-            values.append(_as_text(value))
+            values.append(_label(value, f"{path}:{line}", column) if key == "label" else value)
         columns.lines.append(line)
     if not columns.lines:
         raise InputError(f"{path}: no rows; expected labelled examples")
@@ -85,7 +100,7 @@ def _columns(path: Place, config: DataConfig) -> _Columns:
 def class_names(values: Sequence[str]) -> tuple[str, ...]:
     """Return the different values, sorted as numbers if all are integers, else as text."""
     names = set(values)
-    if all(name.removeprefix("-").isdecimal() for name in names):
+    if all(name.removeprefix("-").isdecimal() and len(name) < 20 for name in names):
         return tuple(sorted(names, key=int))
     return tuple(sorted(names))
 

@@ -15,7 +15,8 @@ import yaml
 
 from dsee_jax.config import Config
 from dsee_jax.errors import InputError, did_you_mean
-from dsee_jax.runtime import storage
+from dsee_jax.runtime import input_file, storage
+from dsee_jax.train import config_yaml
 
 
 def read(path: str | os.PathLike[str] | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -56,16 +57,7 @@ def dump(config: Config) -> str:
 
 
 def _load(path: storage.Place) -> dict[str, Any]:
-    try:
-        with storage.store_errors(path):
-            text = path.read_bytes()
-        raw = yaml.safe_load(text.decode("utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the config: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise InputError(f"{path}: nested too deep; expected sections such as 'model:' and 'data:'") from None
+    raw = config_yaml.parse(str(path), input_file.read_text(path, "a config in YAML"))
     if raw is not None and not isinstance(raw, dict):
         raise InputError(f"{path}: expected sections such as 'model:' and 'data:', found {type(raw).__name__}")
     return raw or {}
@@ -76,16 +68,19 @@ def _override(override: str) -> tuple[str, Any]:
     key, equals, text = override.lstrip("-").partition("=")
     if not equals or not key:
         raise InputError(f"{override!r} is not an override; write --section.key=value, as in --train.seed=1")
+    if "#" in text and text[0] not in "\"'[":  # no comment but a part of a path
+        return key, text
     try:
-        return key, yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError):
+        return key, config_yaml.parse(key, text)
+    except InputError:
         return key, text
 
 
 def _insert(raw: dict[str, Any], key: str, value: Any) -> None:
     node, (*sections, last) = raw, key.split(".")
     for section in sections:
-        node = node.setdefault(section, {})
+        node[section] = {} if node.get(section) is None else node[section]
+        node = node[section]
         if not isinstance(node, dict):
             raise InputError(f"--{key}: {section!r} is not a section")
     node[last] = value
@@ -104,6 +99,8 @@ def _section(kind: Any, raw: Mapping[str, Any], prefix: str) -> Any:
     for name, value in raw.items():
         if not dataclasses.is_dataclass(kinds[name]):
             values[name] = _value(kinds[name], value)
+        elif value is None:  # a section without keys
+            continue
         elif isinstance(value, Mapping):
             values[name] = _section(kinds[name], value, f"{prefix}{name}.")
         else:

@@ -1,5 +1,7 @@
 """CSV and JSON lines with the columns of the config."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -108,3 +110,43 @@ def test_missing_file_is_named(tmp_path):
     write(tmp_path, train_csv="sentence1,label\na,yes\nb,no\n")
     with pytest.raises(InputError, match=r"no file .*dev\.csv or .*validation\.csv"):
         tables.load(DataConfig(source="csv", dir=str(tmp_path)))
+
+
+BAD: dict[str, Any] = {
+    "a repeated column": ("csv", "sentence1,label,label\na,1,2\n", "train.csv:1: the column 'label' is repeated"),
+    "an empty label": ("csv", "sentence1,label\na,\nb,1\n", "train.csv:2: the label 'label' is ''; expected text"),
+    "NaN": ("jsonl", '{"sentence1": "a", "label": NaN}\n', "train.jsonl:1: not JSON: NaN is no number"),
+    "a null": ("jsonl", '{"sentence1": "a", "label": null}\n', "train.jsonl:1: 'label' is no text"),
+    "a nested label": ("jsonl", '{"sentence1": "a", "label": [1]}\n', "train.jsonl:1: the label 'label' is '\\[1\\]'"),
+    "digits": ("jsonl", f'{{"sentence1": "a", "label": {"9" * 5000}}}\n', "train.jsonl:1: not JSON: Exceeds the limit"),
+    "nesting": ("jsonl", '{"label": ' + "[" * 100_000 + "\n", "train.jsonl:1: not JSON"),
+    "half a character": ("jsonl", '{"sentence1": "\\ud800", "label": 1}\n', "train.jsonl:1: not JSON: .* surrogates"),
+    "a zip": ("csv", "\x1f\x8b", "train.csv:1: no|train.csv: no rows|not UTF-8"),
+    "rows of many widths": ("csv", "sentence1,label\na,1,2\n", "train.csv:2: the row has 3 columns"),
+    "a header alone": ("csv", "sentence1,label\n", "train.csv: no rows"),
+    "blanks": ("csv", " \n\n", "train.csv: the file is empty"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_table_is_one_line_with_its_place(tmp_path, name):
+    source, text, message = BAD[name]
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.{source}").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=message) as caught:
+        tables.load(DataConfig(source=source, dir=str(tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+def test_long_text_and_long_numbers_are_read(tmp_path):
+    rows = f"{'a' * 200_000},{'9' * 5000}\nb,1\n"
+    write(tmp_path, train_csv=f"\ufeffsentence1,label\r\n{rows}", dev_csv=f"sentence1,label\n{rows}")
+    task = tables.load(DataConfig(source="csv", dir=str(tmp_path)))
+    assert len(task.train[0][0]) == 200_000
+    assert task.labels == ("1", "9" * 5000)
+
+
+def test_score_beyond_float32_is_refused(tmp_path):
+    write(tmp_path, train_csv="sentence1,label\na,1e300\n", dev_csv="sentence1,label\na,1\n")
+    with pytest.raises(InputError, match=r"train.csv:2: label '1e300' is outside the task"):
+        tables.load(DataConfig(source="csv", dir=str(tmp_path), regression=True))

@@ -120,7 +120,9 @@ def load_pretrained(
     """
     folder = resolve(path)
     model, dtype = _model(folder, task, num_labels, **options), _param_dtype(param_dtype)
-    model, index = tied.resolve(folder, model, tensors.index(folder))
+    index = tensors.index(folder)
+    _check_depth(folder, model, index)
+    model, index = tied.resolve(folder, model, index)
     layered = model.clone(scan=False) if scans(model) else model
     try:
         compaction.check(layered, kept_units.read(folder))
@@ -209,6 +211,17 @@ def _stacked(model: Model, paths: Iterable[str]) -> dict[str, list[str]]:
     """Return ``{path of a param of a model that scans: paths of its layers}``, in the order of the model's tree."""
     members = stacks.groups(paths)
     return {path: members[path] for path in tree.flatten(models.shapes(model))}
+
+
+def _check_depth(folder: Path, model: Model, names: Iterable[str]) -> None:
+    """Raise `InputError` if the file lacks layers, before the shapes of a model of many layers are computed."""
+    layers = [int(match["unit"]) for name in names if (match := re.search(hf_layout.LAYER, name))]
+    depth = len(next(iter(model.config.widths.values())))
+    if depth > (stored := max(layers, default=-1) + 1):
+        raise InputError(
+            f"{folder / MODEL_CONFIG}: the model has {depth} layers, the weights have {stored}; config.json and the weights must "
+            "belong to one model"
+        )
 
 
 def _label_tensors(folder: Path, model: Model) -> set[str]:

@@ -24,6 +24,10 @@ TERMS = ("c2p", "p2c")
 """Content to position, and position to content."""
 
 
+_MOST = 2**24
+"""The largest number of token types and of distances."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Config(encoder.Config):
     """The fields of DeBERTa, see `encoder.Config`.
@@ -59,12 +63,10 @@ class Config(encoder.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("type_vocab_size", 0), ("max_relative_positions", None)):
+        for name, least in (("type_vocab_size", 0), ("max_relative_positions", -1)):
             value = getattr(self, name)
-            if type(value) is not int or (least is not None and value < least):
-                raise InputError(
-                    f"{name!r} is {value!r}; expected a whole number" + ("" if least is None else " from 0")
-                )
+            if type(value) is not int or not least <= value <= _MOST:
+                raise InputError(f"{name!r} is {value!r:.80}; expected a whole number from {least} to {_MOST}")
         readable = self.pos_att_type is None or isinstance(self.pos_att_type, str | tuple)
         if not readable or any(term not in TERMS for term in self.terms) or len(set(self.terms)) < len(self.terms):
             raise InputError(f"'pos_att_type' is {self.pos_att_type!r}; implemented: {', '.join(TERMS)}, each once")

@@ -7,8 +7,9 @@ numbers.
 import dataclasses
 import logging
 import re
+import types
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 from dsee_jax.errors import InputError, did_you_mean
 
@@ -82,6 +83,15 @@ _HARMLESS = re.compile("|".join(f"(?:{pattern})" for pattern, _ in HARMLESS))
 
 log = logging.getLogger(__name__)
 
+_ANY = 2**31 - 1
+_MOST = {
+    **{"num_hidden_layers": 1024, "n_layer": 1024, "num_labels": 10**7},
+    **{"hidden_size": 2**18, "n_embd": 2**18, "head_dim": 2**18},
+}
+"""The largest sizes: more than any model has, and few enough for the shapes of all params to be computed in seconds."""
+
+_EXPECTED = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text", type(None): "null"}
+
 C = TypeVar("C")
 
 
@@ -128,7 +138,22 @@ def read(
             )
     values = {name: fields[name] for name in names if name in fields}
     # A config is a static argument of compiled functions, so it must be hashable.
-    return config_class(**{name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}, **run)
+    config = config_class(**{name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}, **run)
+    for name, field in names.items():
+        kinds = get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
+        if not any(_fits(value := getattr(config, name), kind) for kind in kinds):
+            expected = " or ".join(_EXPECTED.get(kind, "a list") for kind in kinds)
+            raise InputError(f"{name!r} is {value!r:.80}; expected {expected}")
+    return config
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Return whether a value of a config has the type of its field: a whole number is a float, true is no number."""
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(item, get_args(kind)[0]) for item in value)
+    if kind is float:
+        return type(value) in (int, float) and abs(value) < 1e300
+    return type(value) is kind
 
 
 def names(config: Any) -> frozenset[str]:
@@ -150,18 +175,19 @@ def write(config: Any) -> dict[str, Any]:
 
 
 def check(config: Any, *, sizes: tuple[str, ...], rates: tuple[str, ...], flags: tuple[str, ...] = ()) -> None:
-    """Raise `InputError` unless ``sizes`` are whole numbers from 1, ``rates`` numbers in [0, 1) and ``flags`` true or false.
+    """Raise `InputError` unless sizes are whole numbers from 1 to a bound, rates numbers in [0, 1) and flags true or false.
 
     A flag may also be None.
     """
     for name in sizes:
         value = getattr(config, name)
-        if type(value) is not int or value < 1:
-            raise InputError(f"{name!r} is {value!r}; expected a whole number from 1")
+        most = _MOST.get(name, _ANY)
+        if type(value) is not int or not 1 <= value <= most:
+            raise InputError(f"{name!r} is {value!r:.80}; expected a whole number from 1 to {most}")
     for name in rates:
         value = getattr(config, name)
         if type(value) not in (int, float) or not 0 <= value < 1:
-            raise InputError(f"{name!r} is {value!r}; expected a number in [0, 1)")
+            raise InputError(f"{name!r} is {value!r:.80}; expected a number in [0, 1)")
     for name in flags:
         value = getattr(config, name)
         if value is not None and type(value) is not bool:

@@ -107,6 +107,8 @@ class Config:
             )
         if self.head_size % 2:
             raise InputError(f"a head has {self.head_size} entries; rotary positions need an even number ('head_dim')")
+        if self.rope_parameters.rope_type == "dynamic" and self.head_size <= 2:
+            raise InputError("a head has 2 entries; 'rope_type' 'dynamic' needs 4 or more ('head_dim')")
         if self.num_attention_heads % self.groups:
             raise InputError(
                 f"'num_attention_heads' is {self.num_attention_heads}, not a multiple of 'num_key_value_heads' = "

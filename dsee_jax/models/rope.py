@@ -30,6 +30,9 @@ READ: dict[str, tuple[str, ...]] = {
 }
 """The optional parameters of each scaling."""
 
+_MOST = 1e15
+"""The largest value of a parameter, and of its inverse."""
+
 log = logging.getLogger(__name__)
 
 
@@ -108,14 +111,26 @@ def _parse(field: str, config: Mapping[str, Any], theta: Any) -> Rope:
         if name == "truncate":
             if value is not None and type(value) is not bool:
                 raise InputError(f"{field!r}: {name!r} is {value!r}; expected true or false")
-        elif name != "rope_type" and value is not None and (type(value) not in (int, float) or not value > 0):
-            raise InputError(f"{field!r}: {name!r} is {value!r}; expected a number above 0")
+        elif (
+            name != "rope_type"
+            and value is not None
+            and (type(value) not in (int, float) or not 1 / _MOST < value < _MOST)
+        ):
+            raise InputError(
+                f"{field!r}: {name!r} is {value!r:.80}; expected a number above 0, from {1 / _MOST:.0e} to {_MOST:.0e}"
+            )
     unread = parameters.keys() - {"rope_type", "rope_theta", *NEEDED[kind], *READ.get(kind, ())}
     if unread := sorted(name for name in unread if parameters[name] is not None):
         log.warning("%r: 'rope_type' %r does not read %s", field, kind, ", ".join(map(repr, unread)))
     for name in NEEDED[kind]:
         if parameters.get(name) is None:
             raise InputError(f"{field!r}: {name!r} is missing; 'rope_type' {kind!r} needs a value")
+    if kind == "llama3" and not parameters["low_freq_factor"] < parameters["high_freq_factor"]:
+        raise InputError(
+            f"{field!r}: 'high_freq_factor' is not above 'low_freq_factor'; 'rope_type' 'llama3' needs that"
+        )
+    if not theta > 1:
+        raise InputError(f"'rope_theta' is {theta!r}; expected a number above 1")
     return Rope(**parameters)
 
 

@@ -1,5 +1,6 @@
 """The tables at the end of a run: scores by stage, costs, and the paths of its files."""
 
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -67,4 +68,5 @@ def show(results: dict[str, Any], out: Place, say: Callable[[Any], None]) -> Non
     if (out / ADAPTER).exists():
         say(f"adapter  {out / ADAPTER}    (low-rank + sparse updates, head, masks)")
     say(f"figures  {out / METRICS}, {out / LOG}")
-    say(f"next     python -m dsee_jax evaluate {out}; python -m dsee_jax export {out} OUT --format hf")
+    folder = shlex.quote(str(out))
+    say(f"next     python -m dsee_jax evaluate {folder}; python -m dsee_jax export {folder} OUT --format hf")

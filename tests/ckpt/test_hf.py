@@ -483,3 +483,10 @@ def test_loading_peaks_below_1_3_times_the_weights(tmp_path):
     command = [sys.executable, "-m", "benchmarks.load_memory", "--out", str(tmp_path / "figures.json")]
     subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE)
     assert 0.9 < json.loads((tmp_path / "figures.json").read_text())["ratio"] < 1.3
+
+
+def test_more_layers_than_the_file_has_are_refused(tmp_path):
+    folder = tiny.bert(tmp_path / "a")
+    (folder / "config.json").write_text(json.dumps(tiny.config(num_hidden_layers=900)))
+    with pytest.raises(InputError, match=r"config.json: the model has 900 layers, the weights have 2;"):
+        hf.load_pretrained(folder)

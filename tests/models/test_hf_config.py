@@ -9,7 +9,7 @@ import pytest
 import decoders
 import tiny
 from dsee_jax.errors import InputError
-from dsee_jax.models import MODELS, bert, find, hf_config, llama, of_config, rope
+from dsee_jax.models import MODELS, bert, find, hf_config, llama, of_config, rope, shapes
 
 
 def test_written_config_is_read_back():
@@ -232,6 +232,22 @@ def test_parameter_of_another_scaling_is_named(caplog):
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2, "finetuned": True}}, "unknown parameter 'finetuned'"),
         ({"rope_parameters": {"rope_type": "linear", "factor": "2"}}, "'factor' is '2'; expected a number above 0"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "'partial_rotary_factor' is not implemented"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2}, "head_dim": 2}, "a head has 2 entries; .* needs 4"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": 1e300}},
+            "'factor' is 1e\\+300; expected a number above 0",
+        ),
+        ({"rope_parameters": {"rope_type": "linear", "factor": float("nan")}}, "'factor' is nan; expected a number"),
+        ({"rope_parameters": {"rope_theta": 1}}, "'rope_theta' is 1; expected a number above 1"),
+        (
+            {"rope_parameters": decoders.LLAMA3 | {"high_freq_factor": 1.0}},
+            "'high_freq_factor' is not above 'low_freq_factor'",
+        ),
+        ({"num_hidden_layers": 10**6}, "'num_hidden_layers' is 1000000; expected a whole number from 1 to 1024"),
+        ({"head_dim": 10**9}, "'head_dim' is 1000000000; expected a whole number from 1 to"),
+        ({"pad_token_id": [[1]]}, r"'pad_token_id' is \(\[1\],\); expected a whole number or null"),
+        ({"pad_token_id": "x"}, "'pad_token_id' is 'x'; expected a whole number or null"),
+        ({"model_type": "gpt2", "n_layer": 10**6}, "'n_layer' is 1000000; expected a whole number from 1 to 1024"),
         ({"rope_parameters": [1]}, r"'rope_parameters' is \[1\]; expected an object"),
         (
             {"rope_parameters": {"rope_theta": 5.0}, "rope_theta": 7.0},
@@ -324,3 +340,60 @@ def test_every_transformers_field_is_known(name):
     for field in dataclasses.fields(config):
         if field.default is dataclasses.MISSING:
             assert getattr(config, field.name) == written[field.name]
+
+
+VALUES = [
+    *(
+        None,
+        True,
+        False,
+        0,
+        -1,
+        1,
+        3,
+        10**6,
+        2**31,
+        2**63,
+        10**400,
+        0.5,
+        1e308,
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+    ),
+    *("", "x", "1", "a" * 1000, [], [1], [[1]], [None], ["x", {}], {}, {"a": 1}, {"rope_type": []}),
+    *({"rope_type": kind, "factor": factor} for kind in rope.NEEDED for factor in (1e-300, 2, 1e300, float("inf"))),
+]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", sorted(MODELS))
+def test_any_value_of_any_field_is_read_or_one_line(kind):
+    """What is read gives a model whose shapes are known, and is written as JSON."""
+    base = (decoders.config if kind in decoders.KINDS else tiny.config)(model_type=kind)
+    architecture = MODELS[kind]
+    more = (
+        "rope_theta",
+        "rope_scaling",
+        "id2label",
+        "architectures",
+        "eos_token_id",
+        "quantization_config",
+        "auto_map",
+    )
+    for field in sorted(
+        {*base, *more, *(field.name for field in dataclasses.fields(architecture.config))} - {*hf_config.RUN}
+    ):
+        for value in VALUES:
+            config, line = None, ""
+            try:
+                config = of_config(base | {field: value}).config.from_hf(base | {field: value})
+            except InputError as error:
+                line = str(error)
+            assert "\n" not in line, (field, value)
+            assert len(line) < 2000, (field, value)
+            if config is None:
+                continue
+            json.dumps(hf_config.write(config))
+            if field not in ("id2label", "architectures", "eos_token_id", "_name_or_path"):
+                shapes(architecture.model(config, next(iter(architecture.tasks))))

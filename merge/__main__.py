@@ -141,7 +141,7 @@ def merge(options: argparse.Namespace) -> None:
         )
         lines = _run(ready, out, options) if isinstance(out, Path) else _run_and_upload(ready, out, options)
     if multihost.is_main():
-        console.show("\n".join([*lines, options.out]))
+        console.show("\n".join([*lines, console.plain(options.out)]))
 
 
 def _run(ready: pipeline.Prepared, out: Path, options: argparse.Namespace) -> list[str]:

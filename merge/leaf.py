@@ -128,7 +128,10 @@ def numbers(values: Any) -> Array:
 
     NumPy is faster here: outside a compiled program, every process compiles every JAX operation separately.
     """
-    return jnp.asarray(values, jnp.float32) if isinstance(values, jax.Array) else np.asarray(values, np.float32)
+    if isinstance(values, jax.Array):
+        return jnp.asarray(values, jnp.float32)
+    with np.errstate(over="ignore"):  # infinity, which is refused in the merged tensor
+        return np.asarray(values, np.float32)
 
 
 @cache

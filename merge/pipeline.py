@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dsee_jax.ckpt import companions, tensors
+from dsee_jax.runtime import console
 from dsee_jax.runtime.storage import Place
 from merge import units
 from merge.inputs import lazy, naming, tokenizer
@@ -197,4 +198,4 @@ def _shares(ready: Prepared, folder: Path, out: Place, extras: engine.Extras) ->
     )
     table = heatmap.table(names, ready.plan.models, shares, changes)
     drawn = heatmap.heatmap(folder / heatmap.PICTURE, names, ready.plan.models, shares, changes)
-    return [table, f"heat map  {out / heatmap.PICTURE if drawn else heatmap.NOT_DRAWN}"]
+    return [table, f"heat map  {console.plain(str(out / heatmap.PICTURE)) if drawn else heatmap.NOT_DRAWN}"]

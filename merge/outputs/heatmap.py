@@ -20,7 +20,7 @@ ROW, TALLEST = 26, 5760
 """Heights in pixels: of one group, and the maximum of all groups together."""
 
 _MARGIN, _LINE, _COLUMN, _TEXT = 10, 20, 80, 12
-_LONGEST = 24  # characters of a name
+_LONGEST, _LONGEST_UNIT = 24, 80  # characters of a name, and of a unit in the table
 _DIVERGING = ((5, 48, 97), (67, 147, 195), (247, 247, 247), (214, 96, 77), (103, 0, 31))
 _RISING = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 _NONE = (224, 224, 224)
@@ -100,7 +100,7 @@ def table(units: Sequence[str], models: Sequence[str], coefficients: Array, rela
     header = ["unit", *(f"share {name}" for name in names), *(f"change {name}" for name in names)]
     rows = [
         [
-            unit,
+            _fitted(unit, _LONGEST_UNIT),
             *(f"{share:.4f}" for share in shares),
             *("-" if np.isnan(change) else f"{change:.2%}" for change in changes),
         ]
@@ -120,7 +120,7 @@ def _short(models: Sequence[str]) -> list[str]:
     return [_fitted(name) for name in names]
 
 
-def _fitted(name: str) -> str:
-    """Return a name on one line, shortened at the front to `_LONGEST` characters."""
+def _fitted(name: str, longest: int = _LONGEST) -> str:
+    """Return a name on one line, shortened at the front to ``longest`` characters."""
     name = console.plain(name)
-    return name if len(name) <= _LONGEST else f"...{name[3 - _LONGEST :]}"
+    return name if len(name) <= longest else f"...{name[3 - longest :]}"

@@ -59,7 +59,7 @@ def renamed(tensors: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, st
             break
         taken = {*spelled.values()}
         spelled = {
-            name: current if _general(current) in theirs else _moved(current, *rule, taken)
+            name: current if _general(current) in theirs else _moved(current, *rule, theirs, taken)
             for name, current in spelled.items()
         }
     result = {name: theirs.get(current) or theirs.get(_general(current), current) for name, current in spelled.items()}
@@ -131,9 +131,11 @@ def _contained(old: str, new: str) -> bool:
     return old != new and short <= long
 
 
-def _moved(name: str, old: str, new: str, after: frozenset[str], taken: Collection[str]) -> str:
+def _moved(
+    name: str, old: str, new: str, after: frozenset[str], theirs: Collection[str], taken: Collection[str]
+) -> str:
     """Return a name with another prefix, if the prefix covers it and no other tensor has that name."""
     moved = new + name[len(old) :]
     # Without a prefix, only the modules that are known to move: a head has the same name in both.
-    covered = name.startswith(old) and (bool(old) or name.partition(".")[0] in after)
-    return moved if covered and moved not in taken else name
+    known = bool(old) or name.partition(".")[0] in after or _general(moved) in theirs
+    return moved if name.startswith(old) and known and moved not in taken else name

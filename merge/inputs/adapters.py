@@ -234,14 +234,7 @@ def _embedding(config: Mapping[str, Any], base: Mapping[str, Lazy]) -> str | Non
     if not roles.is_tied(config):
         return None
     size = roles.vocab_size(config)
-    return next(
-        (name for name, tensor in base.items() if _is_matrix_of_tokens(name, tensor, size, looked_up=True)), None
-    )
-
-
-def _is_matrix_of_tokens(name: str, tensor: Lazy, size: int | None, *, looked_up: bool) -> bool:
-    whole = len(tensor.shape) == 2 and roles.outside_layers(name) and roles.is_vocabulary(name, tensor, size)
-    return whole and roles.is_embedding(name) == looked_up
+    return next((name for name, tensor in base.items() if roles.is_matrix_of_tokens(name, tensor, size, True)), None)
 
 
 def _is_output(name: str) -> bool:
@@ -332,7 +325,7 @@ def _untied(
             del tensors[output]
         return config
     log.warning("%s: %s and %s are trained apart: the model is untied", where, output, embedding)
-    return _changed(config, "tie_word_embeddings", False)
+    return roles.changed(config, "tie_word_embeddings", False)
 
 
 def _resized(
@@ -349,15 +342,7 @@ def _resized(
         listed = ", ".join(f"{name} has {rows} rows" for name, rows in sizes.items())
         raise InputError(f"{where}: the adapter resizes not all matrices of tokens: {listed}; save it with all of them")
     rows = next(iter(sizes.values()), size)
-    return config if rows == size else _changed(config, "vocab_size", rows)
-
-
-def _changed(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """Return a config with a field set, also in its ``text_config`` where that has the field."""
-    inner = config.get("text_config")
-    if not isinstance(inner, dict) or key not in inner:
-        return config | {key: value}
-    return config | {"text_config": inner | {key: value}} | ({key: value} if key in config else {})
+    return config if rows == size else roles.changed(config, "vocab_size", rows)
 
 
 def _supported(path: Path, settings: Mapping[str, Any]) -> None:

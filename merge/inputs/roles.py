@@ -51,6 +51,12 @@ def of_tokens(name: str) -> bool:
     return bool(re.fullmatch(_VOCABULARY, name)) and not re.fullmatch(_NOT_TOKENS, name)
 
 
+def is_matrix_of_tokens(name: str, tensor: Lazy, size: int | None, looked_up: bool) -> bool:
+    """Return whether a tensor is an embedding of tokens (``looked_up``), or else an output matrix, with ``size`` rows."""
+    whole = len(tensor.shape) == 2 and outside_layers(name) and is_vocabulary(name, tensor, size)
+    return whole and is_embedding(name) == looked_up
+
+
 def is_tied(config: Mapping[str, Any]) -> bool:
     """Return whether the output matrix is the embedding of tokens; a config that does not say ties, as in Hugging Face's."""
     inner = config.get("text_config")
@@ -90,3 +96,11 @@ def for_task(config: Mapping[str, Any], task: str) -> dict[str, Any]:
     """Return the ``architectures`` of the same model for another task, such as ``ForSequenceClassification``, or nothing."""
     name = architecture(config)
     return {"architectures": [_TASK.sub("", name) + task]} if name else {}
+
+
+def changed(config: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """Return a config with a field set, also in its ``text_config`` where that has the field."""
+    inner = config.get("text_config")
+    if not isinstance(inner, dict) or key not in inner:
+        return {**config, key: value}
+    return {**config, "text_config": {**inner, key: value}} | ({key: value} if key in config else {})

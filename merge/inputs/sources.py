@@ -17,9 +17,8 @@ from dsee_jax.errors import InputError
 from dsee_jax.runtime import storage
 from dsee_jax.runtime.storage import Place
 from dsee_jax.typing import Masks
-from merge.inputs import adapters
-from merge.inputs.lazy import Lazy, plain
-from merge.inputs.roles import vocab_size
+from merge.inputs import adapters, roles
+from merge.inputs.lazy import Lazy, equal, plain
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +88,7 @@ def open_source(reference: str, beside: Place) -> Source:
                 f"{tensor.files[0]}: {name!r} is stored as {tensor.dtype}; expected one of {', '.join(DTYPES)}: "
                 "convert the model first"
             )
+    config = _as_stored(reference, config, lazies)
     place = extra[1] if extra else None
     return Source(reference, folder, config, lazies, files, kept, place, place is not None and _fits(place, config))
 
@@ -97,6 +97,28 @@ def _unwrapped(tensors: Mapping[str, Lazy]) -> dict[str, Lazy]:
     """Return the tensors without wrappers in their names, unless two would have one name."""
     renamed = {spelling.unwrapped(name): tensor for name, tensor in tensors.items()}
     return renamed if len(renamed) == len(tensors) else dict(tensors)
+
+
+def _as_stored(reference: str, config: dict[str, Any], tensors: Mapping[str, Lazy]) -> dict[str, Any]:
+    """Return the config, untied if the files hold an output matrix that differs from the embedding, as in transformers 5.
+
+    Reads the two matrices of a tied model that stores both, to their first difference.
+    """
+    if not roles.is_tied(config):
+        return config
+    size = roles.vocab_size(config)
+    embedding, output = (
+        next(
+            (tensor for name, tensor in tensors.items() if roles.is_matrix_of_tokens(name, tensor, size, looked_up)),
+            None,
+        )
+        for looked_up in (True, False)
+    )
+    if embedding is None or output is None or equal(embedding, output):
+        return config
+    if config.get("tie_word_embeddings"):
+        log.warning("%s stores an output matrix that differs from the embedding: it is read as untied", reference)
+    return roles.changed(config, "tie_word_embeddings", False)
 
 
 def check_bases(sources: Iterable[Source]) -> dict[Path, str]:
@@ -128,7 +150,7 @@ def _fits(folder: Path, config: Mapping[str, Any]) -> bool:
     """Return whether an adapter's folder has a tokenizer whose tokens have rows in the model; warn if they have not."""
     if not has_vocabulary(folder):
         return False
-    size, file = vocab_size(config), folder / "tokenizer.json"
+    size, file = roles.vocab_size(config), folder / "tokenizer.json"
     last = _last_token(read_json(file)) if file.is_file() and size else 0
     if size and last >= size:
         log.warning(

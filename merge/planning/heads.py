@@ -81,19 +81,15 @@ def separate(
         for reference, view in views.items()
     }
     order = [*models, *(reference for reference in sources if reference not in models)]
+    donor = choice if choice in sources else None
+    if donor is None and choice != DROP:
+        donor = next((each for each in order if _has_head(sources[each], names[each], heads)), None)
     kept: dict[str, tuple[str, Lazy]] = {}
-    donor = None
-    if choice != DROP:
-        owners = [
-            reference for reference in order if any(_within(name, names[reference], heads) for name in names[reference])
-        ]
-        donor = choice if choice in sources else next(iter(owners), None)
-        for module in sorted(differing):
-            candidates = [donor, *order] if module not in heads else [donor]
-            owner = next((each for each in candidates if each and _of(views[each], names[each], module)), None)
-            kept |= (
-                {name: (owner, views[owner][name]) for name in _of(views[owner], names[owner], module)} if owner else {}
-            )
+    for module in () if choice == DROP else sorted(differing):
+        # A pooler belongs to the head; of bare models, it is the first's that has one.
+        candidates = [donor] if heads or choice in sources else order
+        owner = next((each for each in candidates if each and _of(views[each], names[each], module)), None)
+        kept |= {name: (owner, views[owner][name]) for name in _of(views[owner], names[owner], module)} if owner else {}
     return Separated(parted, kept, _fields(sources, heads, donor), _warning(differing, kept))
 
 
@@ -101,6 +97,13 @@ def _module(name: str) -> str:
     """Return the module of a head: the first part of its name, or all parts to the pooler."""
     match = re.match(r".*?pooler(?=\.)", name)
     return match[0] if match else name.partition(".")[0]
+
+
+def _has_head(source: Source, names: set[str], heads: set[str]) -> bool:
+    """Return whether a model has one of the heads, or a head that is not stored, as it is tied."""
+    return any(_within(name, names, heads) for name in names) or (
+        roles.writes_text(source.config) and roles.is_tied(source.config)
+    )
 
 
 def _of(view: Mapping[str, Lazy], names: set[str], module: str) -> list[str]:

@@ -9,6 +9,8 @@ from merge.inputs import roles
 from merge.recipes.recipe import Recipe, Slice
 from merge.recipes.strict_yaml import shown
 
+_ADVICE = "merge models with the same tensors: open and save all with one class"
+
 Names: TypeAlias = Mapping[str, Any]
 """The tensors of one model, by name."""
 
@@ -119,17 +121,17 @@ def _same_names(
 ) -> None:
     for entry, member in zip(part.inputs, members, strict=True):
         where = f"{recipe.path}: {entry.key}: {entry.model}"
-        for key, name in expected.items():
-            if key not in member:
-                near = did_you_mean(name[:200], [other for other in [*member.values()][:2000] if len(other) < 200])
-                raise InputError(
-                    f"{where} lacks the tensor {shown(name)} of {first}{near}; merge models with the same tensors"
-                )
-        for key, name in member.items():
-            if key not in expected:
-                raise InputError(
-                    f"{where} has the tensor {shown(name)}, which {first} lacks; merge models with the same tensors"
-                )
+        lacking = [name for key, name in expected.items() if key not in member]
+        surplus = [name for key, name in member.items() if key not in expected]
+        if lacking:
+            near = did_you_mean(lacking[0][:200], [other for other in [*member.values()][:2000] if len(other) < 200])
+            raise InputError(f"{where} lacks the tensor {_listed(lacking)} of {first}{near}; {_ADVICE}")
+        if surplus:
+            raise InputError(f"{where} has the tensor {_listed(surplus)}, which {first} lacks; {_ADVICE}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return shown(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _gradient_position(number: int, count: int) -> float:

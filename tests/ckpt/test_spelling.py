@@ -43,6 +43,11 @@ def test_wrappers_and_old_params_are_spellings(ours, theirs):
     assert [*spelling.renamed(model(**ours), model(**theirs)).values()] == [*model(**theirs)]
 
 
+def test_param_outside_all_modules_gets_the_prefix():
+    tensors, like = ({f"{prefix}mask_embed": SimpleNamespace(shape=(4,))} | model(prefix) for prefix in ("", "wave."))
+    assert spelling.renamed(tensors, like)["mask_embed"] == "wave.mask_embed"
+
+
 def test_other_modules_are_no_spelling():
     """An encoder and a decoder, or two towers that fit equally well, are not the same tensors."""
     encoder, decoder = model(stack="encoder.layer"), model(stack="decoder.layer")

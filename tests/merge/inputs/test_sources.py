@@ -56,6 +56,23 @@ def test_folder_name_may_hold_plus_and_at(tmp_path):
     assert sources.open_source("a+b@c", folder(tmp_path / "a+b@c").parent).folder.name == "a+b@c"
 
 
+def test_names_lose_their_wrappers(tmp_path):
+    arrays = {f"module.x.{number}._orig_mod.LayerNorm.gamma": np.ones(2, np.float32) for number in range(2)}
+    assert [*sources.open_source("a", folder(tmp_path / "a", arrays).parent).tensors] == [
+        f"x.{number}.LayerNorm.weight" for number in range(2)
+    ]
+
+
+@pytest.mark.parametrize("differs", [True, False])
+def test_stored_head_that_differs_from_its_tied_embedding_unties(tmp_path, caplog, differs):
+    """Otherwise a trained head is lost where the result stores the embedding alone."""
+    embedding = np.ones((3, 2), np.float32)
+    arrays = {"model.embed_tokens.weight": embedding, "lm_head.weight": embedding + differs}
+    folder(tmp_path / "a", arrays, CONFIG | {"tie_word_embeddings": True})
+    assert sources.open_source("a", tmp_path).config["tie_word_embeddings"] is not differs
+    assert ("it is read as untied" in caplog.text) == differs
+
+
 def test_revision_is_passed_to_the_hub(tmp_path, monkeypatch):
     requests = []
 

@@ -99,6 +99,17 @@ def test_pooler_of_one_side_is_kept(family):
     assert "bert.pooler copied from b (--heads" in warning
 
 
+def test_tied_head_counts_as_a_head(family):
+    """A tied decoder stores none; the result is a decoder, without the other's head and pooler."""
+    (family / "recipe.yml").write_text(
+        "merge_method: linear\nmodels: [{model: a}, {model: one}]\nparameters: {weight: 1}"
+    )
+    write(family / "a", {name: shape for name, shape in BODY.items() if "pooler" not in name}, "BForCausalLM")
+    ready = pipeline.read(family / "recipe.yml")
+    assert {job.name for job in ready.plan.jobs} == {name for name in BODY if "pooler" not in name}
+    assert ready.config["architectures"] == ["BForCausalLM"]
+
+
 def test_equal_heads_are_merged(family):
     """Of models that all have them in one shape, whatever the base's other head."""
     (family / "recipe.yml").write_text(

@@ -263,8 +263,8 @@ MORE = opened("b", more={"x.h.0.w": lazy((2,))})
 RANKMEAN = "merge_method: rankmean\nbase_model: t\nparameters: {unit: '(a'}\nmodels: [{model: a}]"
 DELLA = TIES.replace("ties", "della").replace("0.5", "0.9, epsilon: 0.2")
 BAD = [
-    (TIES, [opened("b", layers=2)], "models[1]: b lacks the tensor 'model.layers.2.mlp.weight' of t (did you mean"),
-    (TIES, [opened("b", layers=4)], "models[1]: b has the tensor 'model.layers.3.mlp.weight', which t lacks"),
+    (TIES, [opened("b", layers=2)], "models[1]: b lacks the tensor 'model.layers.2.mlp.weight' and 1 more of t (did"),
+    (TIES, [opened("b", layers=4)], "models[1]: b has the tensor 'model.layers.3.mlp.weight' and 1 more, which t"),
     (TIES, [opened("b", head=False)], "b lacks the tensor 'lm_head.weight' of t, and both are of one class; give --heads t"),
     (TIES, [opened("t", head=False)], "t lacks the tensor 'lm_head.weight' of a, and both are of one class; give --heads a"),
     (TIES, [opened("a")._replace(tensors={})], "a has no tensors: there is nothing to merge"),

@@ -219,8 +219,8 @@ def _check_depth(folder: Path, model: Model, names: Iterable[str]) -> None:
     depth = len(next(iter(model.config.widths.values())))
     if depth > (stored := max(layers, default=-1) + 1):
         raise InputError(
-            f"{folder / MODEL_CONFIG}: the model has {depth} layers, the weights have {stored}; config.json and the weights must "
-            "belong to one model"
+            f"{folder / MODEL_CONFIG}: the model has {depth} layers, the weights have {stored}; config.json and the "
+            "weights must belong to one model"
         )
 
 

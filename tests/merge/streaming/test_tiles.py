@@ -162,7 +162,7 @@ def test_selection_by_rows_is_exact(tmp_path, monkeypatch, shape):
         out.reshape(-1)[start : start + chunk.size] = chunk
 
     with ThreadPoolExecutor(2) as workers:
-        resources = tiles.Resources(workers, set())
+        resources = tiles.Resources(workers, set(), threading.Event())
         method.merge(tiles.Tiled("x", opened[0], (opened[1],), (), True, "F32", sink, resources))
     expected = np.asarray(method.merge(Whole("x", trees[0], (trees[1],))))
     np.testing.assert_allclose(out, expected, rtol=1e-6)

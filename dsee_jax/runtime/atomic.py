@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,8 +32,11 @@ def named(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def file(path: Path) -> Iterator[Path]:
-    """Yield the hidden path to write a file to; the file replaces ``path`` at the end, and is deleted on an error."""
-    partial = hidden(path)
+    """Yield a hidden path to write a file to; the file replaces ``path`` at the end, and is deleted on an error.
+
+    Each writer has a path of its own: of two writers at once, the file of the later one stays, complete.
+    """
+    partial = hidden(path, f"{uuid.uuid4().hex[:8]}.partial")
     try:
         with named(path):
             yield partial

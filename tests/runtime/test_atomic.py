@@ -38,6 +38,16 @@ def test_file_is_synced_before_the_rename(tmp_path, syncs_and_renames):
     assert syncs_and_renames == [("synced", file, 5), ("renamed", file, 5), ("synced", other, 3), ("renamed", other, 3)]
 
 
+def test_two_writers_of_a_file_leave_one_whole_file(tmp_path):
+    with atomic.file(tmp_path / "a") as later:
+        with atomic.file(tmp_path / "a") as first:
+            later.write_text("later")
+            first.write_text("first")
+        assert (tmp_path / "a").read_text() == "first"
+    assert (tmp_path / "a").read_text() == "later"
+    assert names(tmp_path) == ["a"]
+
+
 def full(path):
     """As a write to an open file fails on a full disk: without the name of the file."""
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -437,11 +437,11 @@ def test_small_disk_leaves_no_files(tmp_path, capsys, monkeypatch):
         checkpoints.family(tmp_path, width=128, vocabulary=1000)
         path = checkpoints.recipe(tmp_path, each=WEIGHTED)
         assert " free; the merged model takes " in refused(capsys, path, disk / "out")
-        assert not list(disk.iterdir())
+        assert not [*disk.glob("[!.]*"), *hidden_files(disk)]
         room = shutil.disk_usage(tmp_path)
         monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
         assert "is full" in refused(capsys, path, disk / "out", "--max-shard-size", "600kB")
-        assert not list(disk.iterdir())
+        assert not [*disk.glob("[!.]*"), *hidden_files(disk)]
     finally:
         subprocess.run(["umount", disk], check=True)
 
@@ -533,6 +533,7 @@ def test_signal_ends_a_merge_with_one_line_and_the_merge_resumes(tmp_path):
     path, out = checkpoints.recipe(tmp_path, "ties", each={"weight": 0.5, "density": 0.5}), tmp_path / "out"
     order = [sys.executable, "-m", "merge", str(path), str(out), "--max-shard-size", "10MB"]
     for number, text, status in ((signal.SIGINT, "interrupted", 130), (signal.SIGTERM, "terminated", 143)):
+        shutil.rmtree(tmp_path / ".out.partial", ignore_errors=True)
         process = subprocess.Popen(order, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         while not (tmp_path / ".out.partial" / "merge.json").exists():
             time.sleep(0.001)

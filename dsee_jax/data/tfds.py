@@ -1,15 +1,18 @@
 """Tasks from TensorFlow Datasets, read without TensorFlow from a prepared folder of ``array_record`` files."""
 
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dsee_jax.ckpt.folders import read_json
 from dsee_jax.config import DataConfig
 from dsee_jax.data.examples import Examples, Task, class_indices, scores
 from dsee_jax.data.tables import class_names
-from dsee_jax.errors import InputError, did_you_mean
-from dsee_jax.runtime import multihost, storage
+from dsee_jax.errors import InputError, did_you_mean, shorten
+from dsee_jax.runtime import input_file, multihost, storage
 
 _PAIR = ("sentence1", "sentence2", "label")
 _COLUMNS = {  # (text, pair, label) in TFDS, so that GLUE needs no configuration
@@ -26,9 +29,21 @@ _COLUMNS = {  # (text, pair, label) in TFDS, so that GLUE needs no configuration
 _DEV = {"validation": "dev", "validation_matched": "dev_matched", "validation_mismatched": "dev_mismatched"}
 
 
+_NAME = re.compile(r"\w+(/\w[\w.-]*)?(:\d+\.\d+\.\d+)?")
+"""A builder, with its config and version; TFDS itself would also load code of other sites, as for ``huggingface:x``."""
+
+_FEATURES = "tensorflow_datasets.core.features."
+"""The classes of features that a folder may name: TFDS imports the module of any name."""
+
+
 def _builder(name: str, folder: str) -> Any:
     """Return the dataset builder; raises `InputError` if it is unknown or its ``array_record`` files do not exist."""
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"data.task: {name!r} is no TFDS builder; expected a name such as 'glue/sst2' or 'glue/sst2:2.0.0'"
+        )
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.utils.file_utils import list_data_dirs
 
     if name.startswith("glue/"):
         import tensorflow_datasets.text.glue  # registers the builders; the automatic look-up needs TensorFlow
@@ -37,10 +52,16 @@ def _builder(name: str, folder: str) -> Any:
         # array_record reads local files only; the local copy keeps the folder structure of the store.
         dataset = name.split(":")[0]
         folder = str(storage.download(f"{folder.rstrip('/')}/{dataset}")).removesuffix(dataset)
+    for place in list_data_dirs(given_data_dir=folder or None):
+        for file in Path(place, re.split("[/:]", name)[0]).rglob("features.json"):
+            _check_features(file)
     try:
         builder = tfds.builder(name, data_dir=folder or None)
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:
-        raise InputError(f"data.task: no TFDS builder {name!r}: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # errors of protocol buffers, paths and versions, without a common type
+        reason = shorten(" ".join(str(error).split()))
+        raise InputError(
+            f"data.task: no TFDS builder {name!r} in {folder or 'the default folder'!r}: {reason}"
+        ) from None
     if "train" not in builder.info.splits:
         raise InputError(
             f"data.dir: {name!r} is not prepared in {str(builder.data_dir)!r}; prepare it once with "
@@ -54,22 +75,59 @@ def _builder(name: str, folder: str) -> Any:
     return builder
 
 
-def _reader(source: Any, columns: Sequence[str]) -> Callable[[slice], list[dict[str, Any]]]:
+def _check_features(file: Path) -> None:
+    """Raise `InputError` if a ``features.json`` is damaged, or names a class that is not of TFDS."""
+    features = [read_json(file)]
+    while features:
+        value = features.pop()
+        name = value.get("pythonClassName", _FEATURES) if isinstance(value, dict) else _FEATURES
+        if not str(name).startswith(_FEATURES):
+            raise InputError(f"{file}: the feature {name!r} is no class of {_FEATURES}*; nothing else is imported")
+        features += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _check_shards(builder: Any, split: str) -> None:
+    """Raise `InputError` unless every file of a split holds as many records as ``dataset_info.json`` says."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    info = builder.info.splits[split]
+    for path, count in zip(info.filepaths, info.shard_lengths, strict=True):
+        input_file.check(Path(path))
+        try:
+            records = ArrayRecordReader(str(path)).num_records()
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise InputError(f"{path}: no array_record file ({shorten(str(error))}); prepare the data again") from None
+        if records != count:
+            raise InputError(
+                f"{path} has {records} records, and dataset_info.json says {count}; prepare the data again"
+            )
+
+
+def _reader(source: Any, columns: Sequence[str], where: str) -> Callable[[slice], list[dict[str, Any]]]:
     def read(part: slice) -> list[dict[str, Any]]:
-        rows = source.__getitems__(range(part.start, part.stop))
-        return [{column: row[column] for column in columns} for row in rows]
+        try:
+            rows = source.__getitems__(range(part.start, part.stop))
+            return [{column: row[column] for column in columns} for row in rows]
+        except Exception as error:  # errors of array_record and of protocol buffers, without a common type
+            raise InputError(f"{where}: damaged records ({shorten(str(error))}); prepare the data again") from None
 
     return read
 
 
 def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
 
 
-def _strings(rows: Sequence[Any], column: str, name: str) -> list[str]:
-    if rows and not isinstance(rows[0][column], bytes):
-        raise InputError(f"data.text, data.pair: {column!r} of {name!r} is no text; choose a text column")
-    return [row[column].decode() for row in rows]
+def _strings(rows: Sequence[Any], column: str, where: Callable[[int], str]) -> list[str]:
+    texts = []
+    for number, row in enumerate(rows):
+        try:
+            texts.append(row[column].decode())
+        except (AttributeError, UnicodeDecodeError):
+            raise InputError(
+                f"{where(number)}: {column!r} is no text; choose another column (data.text, data.pair)"
+            ) from None
+    return texts
 
 
 def load(config: DataConfig) -> Task:
@@ -85,6 +143,8 @@ def load(config: DataConfig) -> Task:
     """
     with multihost.raise_on_all():
         builder = _builder(config.task, config.dir)
+    import tensorflow_datasets as tfds
+
     features = builder.info.features
     text, pair, label = _COLUMNS.get(config.task, (config.text, config.pair, config.label))
     for key, column in (("text", text), ("pair", pair), ("label", label)):
@@ -93,13 +153,22 @@ def load(config: DataConfig) -> Task:
                 f"data.{key}: {config.task!r} has no column {column!r}{did_you_mean(column, features)}; "
                 f"it has {', '.join(map(repr, features))}"
             )
+    kind = features[label]
+    if not isinstance(kind, tfds.features.Tensor) or kind.shape:  # ClassLabel and Text are tensors
+        raise InputError(
+            f"data.label: {label!r} of {config.task!r} is {shorten(str(kind))}; expected a class, text or a number"
+        )
     splits = {"train": "train"} | {split: key for split, key in _DEV.items() if split in builder.info.splits}
     if len(splits) == 1:
         raise InputError(f"data.task: {config.task!r} has no split validation; it has {', '.join(builder.info.splits)}")
     rows: dict[str, Sequence[Any]] = {}
+    with multihost.raise_on_all():
+        for split in splits:
+            _check_shards(builder, split)
     for split in splits:
         source = builder.as_data_source(split)
-        parts = multihost.map_shards(len(source), _reader(source, [*filter(None, (text, pair, label))]))
+        columns = [*filter(None, (text, pair, label))]
+        parts = multihost.map_shards(len(source), _reader(source, columns, f"{config.task} {split}"))
         rows[split] = [row for part in parts for row in part]
 
     names = tuple(getattr(features[label], "names", None) or ())
@@ -120,8 +189,8 @@ def load(config: DataConfig) -> Task:
             return f"{config.task} {split}[{index}]"
 
         return Examples(
-            _strings(rows[split], text, config.task),
-            _strings(rows[split], pair, config.task) if pair else None,
+            _strings(rows[split], text, where),
+            _strings(rows[split], pair, where) if pair else None,
             class_indices(values[split], classes, where) if classes else scores(values[split], where),
         )
 

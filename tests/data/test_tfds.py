@@ -1,6 +1,7 @@
 """TFDS folders of array_record files, written by TFDS, in an interpreter without TensorFlow."""
 
 import dataclasses
+import re
 import sys
 
 import numpy as np
@@ -114,7 +115,7 @@ def test_wrong_column_format_or_split_is_named(tmp_path):
     task = source.load(config)
     assert task.labels == ("3", "10")
     assert rows_by_text(task.train) == [("a", None, 0), ("b", None, 1)]
-    with pytest.raises(InputError, match=r"'number' of 'tiny_texts/one' is no text"):
+    with pytest.raises(InputError, match=r"\[0\]: 'number' is no text"):
         source.load(dataclasses.replace(config, text="number"))
     (info,) = tmp_path.rglob("dataset_info.json")
     content = info.read_text()
@@ -131,3 +132,71 @@ def test_unprepared_or_unknown_builder_is_named(tmp_path):
         source.load(DataConfig(source="tfds", task="glue/rte", dir=str(tmp_path)))
     with pytest.raises(InputError, match=r"no TFDS builder 'no_such_set'"):
         source.load(DataConfig(source="tfds", task="no_such_set", dir=str(tmp_path)))
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+def say(key, value):
+    def edit(folder):
+        (path,) = folder.rglob("dataset_info.json")
+        path.write_text(re.sub(rf'("{key}": )(\[[^]]*\]|"[^"]*")', rf"\g<1>{value}", path.read_text(), count=1))
+
+    return edit
+
+
+def train(work):
+    return lambda folder: work(next(folder.rglob("*-train.array_record-*")))
+
+
+def features(change):
+    def edit(folder):
+        (path,) = folder.rglob("features.json")
+        path.write_text(change(path.read_text()))
+
+    return edit
+
+
+DAMAGE = {
+    "a cut file": (train(lambda path: path.write_bytes(path.read_bytes()[:-70])), "array_record file|records"),
+    "an empty file": (train(lambda path: path.write_bytes(b"")), "array_record file|records"),
+    "a missing file": (train(lambda path: path.unlink()), "No such file"),
+    "a folder": (train(lambda path: (path.unlink(), path.mkdir())), "is a folder"),
+    "a flipped byte": (train(flip), "damaged records|array_record file|has 0 records"),
+    "fewer records": (say("shardLengths", '["-5"]'), "has 3 records, and dataset_info.json says -5|no TFDS builder"),
+    "no records": (say("shardLengths", '["0"]'), "says 0|no TFDS builder|is not prepared"),
+    "more records": (say("shardLengths", '["1000000000"]'), "has 3 records, and dataset_info.json says 1000000000"),
+    "other shards": (say("shardLengths", '["1", "2"]'), "No such file"),
+    "no info": (lambda folder: next(folder.rglob("dataset_info.json")).write_text("{"), "no TFDS builder|not prepared"),
+    "a version": (say("version", '"x"'), "no TFDS builder|not prepared"),
+    "another module": (
+        features(lambda text: text.replace("tensorflow_datasets.core.features.text_feature", "evil")),
+        "features.json: the feature 'evil.Text' is no class of",
+    ),
+    "no features": (features(lambda text: "[]"), "features.json holds a list"),
+    "another feature": (features(lambda text: text.replace("text_feature.Text", "x.Y")), "no TFDS builder"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_folder_is_one_line_and_runs_no_code(tmp_path, monkeypatch, name):
+    damage, message = DAMAGE[name]
+    columns = {"sentence1": tfds.features.Text(), "label": tfds.features.ClassLabel(names=["no", "yes"])}
+    rows = [{"sentence1": f"text {number}", "label": number % 2} for number in range(3)]
+    prepare(tmp_path / "data", "tiny_texts", "one", columns, {"train": rows, "validation": rows})
+    (tmp_path / "evil.py").write_text("raise SystemExit('the module of an input was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    damage(tmp_path / "data")
+    with pytest.raises(InputError, match=message) as caught:
+        source.load(DataConfig(source="tfds", task="tiny_texts/one", dir=str(tmp_path / "data")))
+    assert "\n" not in str(caught.value)
+    assert "evil" not in sys.modules
+
+
+@pytest.mark.parametrize("task", ["huggingface:x", "kaggle:x/y", "../x", "x/..", "glue/sst2/a=b", "x y", ""])
+def test_name_of_another_site_is_refused(tmp_path, task):
+    with pytest.raises(InputError, match=r"is no TFDS builder; expected a name such as 'glue/sst2'"):
+        source.load(DataConfig(source="tfds", task=task, dir=str(tmp_path)))

@@ -17,8 +17,9 @@ import numpy as np
 from dsee_jax import hf_layout, models, stacks, tree
 from dsee_jax.ckpt import formats, kept_units, tensors, tied
 from dsee_jax.ckpt.folders import KEPT, MODEL_CONFIG
-from dsee_jax.ckpt.hf_names import Place, places_of, renamed, tensor_of
+from dsee_jax.ckpt.hf_names import Place, places_of, tensor_of
 from dsee_jax.ckpt.resolve import resolve
+from dsee_jax.ckpt.spelling import unwrapped
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.models.architecture import Architecture, Model, scans
 from dsee_jax.prune import compaction
@@ -148,7 +149,7 @@ def load_pretrained(
 def stored(path: str | Path, model: Model, paths: Iterable[str]) -> list[str]:
     """Return those of ``paths``, params of a model that are not stacked, that a checkpoint holds; reads headers only."""
     architecture = models.find(model.config.model_type)
-    names = {renamed(architecture, name) for name in tensors.index(resolve(path))}
+    names = {unwrapped(name) for name in tensors.index(resolve(path))}
     names |= {architecture.prefix + name for name in names}
     return [path for path in paths if tensor_of(architecture, path)[0] in names]
 
@@ -252,7 +253,7 @@ def _matched(
     matched: dict[str, tensors.Stored] = {}
     unexpected, ignored = [], []
     for stored_name, stored in index.items():
-        name = renamed(architecture, stored_name)
+        name = unwrapped(stored_name)
         if prefix + name in places or prefix + name in head:
             name = prefix + name
         if name in matched:

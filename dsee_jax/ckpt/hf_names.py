@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dsee_jax import hf_layout, models, stacks, tree
+from dsee_jax.ckpt.spelling import unwrapped
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.hf_layout import LAYER, Layout
 from dsee_jax.models.architecture import Architecture, Model, scans
@@ -43,13 +44,6 @@ def tensor_of(architecture: Architecture, path: str) -> tuple[str, Layout]:
     return name.format(i=layer["unit"] if layer else ""), layout
 
 
-def renamed(architecture: Architecture, name: str) -> str:
-    """Return today's name of a tensor that an older checkpoint names differently."""
-    for pattern, replacement in architecture.old_names:
-        name = re.sub(f"^{pattern}$", replacement, name)
-    return name
-
-
 def locations(config: Mapping[str, Any], paths: Iterable[str], names: Iterable[str]) -> dict[str, tuple[str, Layout]]:
     """Return the tensor of a file that holds each param, with its layout.
 
@@ -67,7 +61,7 @@ def locations(config: Mapping[str, Any], paths: Iterable[str], names: Iterable[s
     architecture = models.of_config(config)
     written: dict[str, str] = {}
     for name in names:
-        today = renamed(architecture, name)
+        today = unwrapped(name)
         written |= {today: name, architecture.prefix + today: name}
     places = {}
     for path in paths:

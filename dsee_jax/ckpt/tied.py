@@ -11,7 +11,8 @@ from pathlib import Path
 
 from dsee_jax import models, tree
 from dsee_jax.ckpt import tensors
-from dsee_jax.ckpt.hf_names import renamed, tensor_of
+from dsee_jax.ckpt.hf_names import tensor_of
+from dsee_jax.ckpt.spelling import unwrapped
 from dsee_jax.ckpt.tensors import Stored
 from dsee_jax.models.architecture import Model
 
@@ -33,7 +34,7 @@ def resolve(folder: Path, model: Model, index: Mapping[str, Stored]) -> tuple[Mo
     if architecture.tied[0] not in tree.flatten(models.shapes(untied)):
         return model, index  # a task without an output matrix over the vocabulary
     wanted = [tensor_of(architecture, path)[0] for path in architecture.tied]
-    prefix, today = architecture.prefix, {renamed(architecture, name): name for name in index}
+    prefix, today = architecture.prefix, {unwrapped(name): name for name in index}
     head, embedding = (today.get(name, today.get(name.removeprefix(prefix))) for name in wanted)
     if head is None:
         return model, index

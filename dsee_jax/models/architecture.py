@@ -165,8 +165,6 @@ class Architecture:
     """The logical axes of every param, for sharding; the first regex that matches counts."""
     cuts: Mapping[str, UnitTemplate]
     """The units that can be pruned, by kind: ``heads`` and ``neurons``."""
-    old_names: tuple[tuple[str, str], ...] = ()
-    """(regex, replacement) for tensor names of older checkpoints."""
     ignored_names: tuple[str, ...] = ()
     """Regexes over names of tensors that are no param of the model."""
     tied: tuple[str, str] | None = None

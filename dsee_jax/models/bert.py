@@ -132,8 +132,6 @@ ARCHITECTURE = Architecture(
         *task_heads.AXES,
     ),
     cuts=standard_cuts(_LAYER),
-    # Checkpoints converted from TensorFlow.
-    old_names=((r"(.*\.LayerNorm)\.gamma", r"\1.weight"), (r"(.*\.LayerNorm)\.beta", r"\1.bias")),
     # The constant 0, 1, 2 ..., and the pretraining heads.
     ignored_names=(r"(.*\.)?position_ids", r"cls\..*"),
 )

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 import tiny
 from dsee_jax import tree
-from dsee_jax.ckpt import hf, hf_names, hf_save
+from dsee_jax.ckpt import hf, hf_names, hf_save, tensors
 from dsee_jax.errors import InputError
 from dsee_jax.hf_layout import Layout
 
@@ -490,3 +490,13 @@ def test_more_layers_than_the_file_has_are_refused(tmp_path):
     (folder / "config.json").write_text(json.dumps(tiny.config(num_hidden_layers=900)))
     with pytest.raises(InputError, match=r"config.json: the model has 900 layers, the weights have 2;"):
         hf.load_pretrained(folder)
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_wrapped_names_are_read(tmp_path, wrapper):
+    """As saved from a model inside of data parallelism or compilation."""
+    folder = tiny.bert(tmp_path / "a")
+    _, expected = hf.load_pretrained(folder)
+    arrays = {f"{wrapper}{name}": tensors.read(stored) for name, stored in tensors.index(folder).items()}
+    tensors.write(folder, arrays)
+    jax.tree.map(np.testing.assert_array_equal, hf.load_pretrained(folder)[1], expected)

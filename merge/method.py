@@ -6,6 +6,9 @@ from typing import Any, Literal, NamedTuple
 from dsee_jax.errors import InputError, did_you_mean
 from merge.leaf import Leaf
 
+LARGEST = 3.4028234663852886e38
+"""The largest float32, in which all methods compute."""
+
 
 class Option(NamedTuple):
     """One option of a method: its type, its default, its range, and its meaning in one line."""
@@ -37,6 +40,8 @@ class Option(NamedTuple):
             raise InputError(f"{where} is {value!r}; expected {self.expected}")
         if number and not (self.low < value <= self.high or (value == self.low and not self.low_open)):
             raise InputError(f"{where} is {value!r}; expected {self.expected}")
+        if number and self.kind is float and abs(value) > LARGEST:
+            raise InputError(f"{where} is {value!r}; expected {self.expected}, of at most {LARGEST:g} as float32")
         if self.choices and value not in self.choices:
             raise InputError(f"{where} is {value!r}{did_you_mean(str(value), self.choices)}; expected {self.expected}")
         return self.kind(value)

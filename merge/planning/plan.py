@@ -118,8 +118,7 @@ def plan(
 
 def _copy(recipe: Recipe, name: str, tensor: Lazy) -> Job:
     """Return the job of a tensor that only one model gives, in the written type."""
-    written_as = recipe.out_dtype or recipe.dtype
-    dtype = WRITTEN[written_as] if written_as and tensor.dtype in FLOATS else tensor.dtype
+    dtype = _written(recipe, tensor.dtype) if tensor.dtype in FLOATS else tensor.dtype
     return Job(name, "copy", None, (cast(tensor, dtype),), (), {}, (), dtype)
 
 
@@ -145,7 +144,6 @@ def _job(
     if stored not in FLOATS:
         return Job(row.name, "copy", base, rest, (), {}, columns, stored)
     names = row.names[1:] if part.base else row.names
-    written_as = recipe.out_dtype or recipe.dtype
     return Job(
         row.name,
         recipe.name,
@@ -154,8 +152,14 @@ def _job(
         _statistics(recipe, row, inputs[0].shape, statistics),
         _options(recipe, row, names),
         columns,
-        WRITTEN[written_as] if written_as else _promoted(inputs),
+        _written(recipe, _promoted(inputs)),
     )
+
+
+def _written(recipe: Recipe, otherwise: str) -> str:
+    """Return the type that the recipe names, or else ``otherwise``."""
+    named = recipe.out_dtype or recipe.dtype
+    return WRITTEN[named] if named else otherwise
 
 
 def _promoted(inputs: Sequence[Lazy]) -> str:

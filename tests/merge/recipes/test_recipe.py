@@ -371,6 +371,7 @@ BAD = [
     (LINEAR.replace("0.3", "true"), "models[0].parameters.weight is True"),
     (LINEAR.replace("0.3", ".nan"), "models[0].parameters.weight is nan"),
     (LINEAR.replace("0.3", "1e999"), "models[0].parameters.weight is '1e999'"),
+    (LINEAR.replace("0.3", "1.0e40"), "models[0].parameters.weight is 1e+40; expected a number, of at most 3.40282e+38"),
     (LINEAR.replace("0.3", "[]"), "models[0].parameters.weight is an empty list"),
     (LINEAR.replace("0.3", "[1, [2]]"), "models[0].parameters.weight[1] is list of 1"),
     (LINEAR.replace("0.3", "[1, {value: 2}]"), "models[0].parameters.weight[0] is 1 among entries with filters"),

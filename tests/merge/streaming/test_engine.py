@@ -231,7 +231,7 @@ def test_nan_is_refused_or_allowed(tmp_path, capsys, method):
         ({"dtype": "float16"}, {}, 70_000),
         ({"out_dtype": "float16"}, {}, 70_000),
         ({"dtype": "bfloat16"}, {}, 3.4e38),
-        ({}, {"lambda": 1e40}, 1),
+        ({}, {"lambda": 3e38}, 1),
     ],
 )
 def test_value_beyond_the_written_type_is_refused(tmp_path, capsys, keys, parameters, value):
@@ -240,7 +240,7 @@ def test_value_beyond_the_written_type_is_refused(tmp_path, capsys, keys, parame
     for name, arrays in zip(("base", "model_0", "model_1"), trees, strict=True):
         arrays["model.norm.weight"][3] = value
         checkpoints.save(tmp_path / name, arrays)
-    path = checkpoints.recipe(tmp_path, "task_arithmetic", each={"weight": 0.5}, parameters=parameters, **keys)
+    path = checkpoints.recipe(tmp_path, "task_arithmetic", each={"weight": 500}, parameters=parameters, **keys)
     error = refused(capsys, path, tmp_path / "out")
     assert "holds NaN or infinity, though the inputs are finite" in error
     assert "lambda" in parameters or "'model.norm.weight'" in error

@@ -114,7 +114,7 @@ def with_rows(base: Lazy, file: Path, rows: np.ndarray, values: np.ndarray) -> L
         block[rows[low:high] - first] = values[low:high]
         return block.ravel()[start - first * columns : stop - first * columns]
 
-    return Lazy(base.shape, "F32", (*base.files, file), base.nbytes, read)
+    return Lazy(base.shape, "F32", (*base.files, file), base.nbytes, read, base.stored or base.dtype)
 
 
 def equal(a: Lazy, b: Lazy) -> bool:

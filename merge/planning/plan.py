@@ -116,12 +116,6 @@ def plan(
     )
 
 
-def _written(recipe: Recipe, otherwise: str) -> str:
-    """Return the type that the recipe names, or else the given type."""
-    written_as = recipe.out_dtype or recipe.dtype
-    return WRITTEN[written_as] if written_as else otherwise
-
-
 def _copy(recipe: Recipe, name: str, tensor: Lazy) -> Job:
     """Return the job of a tensor that only one model gives, in the written type."""
     dtype = _written(recipe, tensor.dtype) if tensor.dtype in FLOATS else tensor.dtype

@@ -1,8 +1,8 @@
 """SIGTERM, by which a scheduler takes the machine away, and SIGINT (Ctrl-C): a run saves its step and leaves.
 
-Neither interrupts the Python of a run: an exception in the middle of a save leaves the threads of Orbax waiting for each
-other. In a job, the signals may reach one process or all, at different times. JAX's runtime notices SIGTERM, and tells all
-processes the same step to stop at.
+Neither interrupts the Python of a run: after an exception while a checkpoint is written, XLA and TensorStore may hang or crash
+at the end of the interpreter. In a job, the signals may reach one process or all, at different times. JAX's runtime notices
+SIGTERM, and tells all processes the same step to stop at.
 """
 
 import contextlib

@@ -46,7 +46,7 @@ def misfit(tokenizer: Any, vocab_size: int) -> str:
     of well-known models, 2 %). Where more than a tenth is missing, the vocabulary is another model's or its file ends early.
     """
     count = len(tokenizer)
-    if count >= 0.9 * vocab_size or vocab_size - count < _PADDING:
+    if count >= 0.9 * vocab_size or (vocab_size - count < _PADDING and count >= 0.5 * vocab_size):
         return ""
     return (
         f"the tokenizer has {count} tokens and the embedding {vocab_size} rows: the vocabulary is of another model, or its "

@@ -100,9 +100,9 @@ def _regex(rule: str, paths: Collection[str]) -> str:
 def _expected(rule: str, paths: Sequence[str]) -> str:
     """Return the paths that a rule without a path could mean."""
     near = did_you_mean(rule, paths)
-    kernels = [path.removesuffix("/kernel") for path in paths if path.endswith("/kernel")] or paths
-    ends = list(dict.fromkeys(path.rpartition("/")[2] for path in kernels))
-    example = f", such as {paths[0]!r}" if paths and not near else ""
+    kernels = [path for path in paths if path.endswith("/kernel")] or paths
+    ends = list(dict.fromkeys(path.removesuffix("/kernel").rpartition("/")[2] for path in kernels))
+    example = f", such as {kernels[0]!r}" if kernels and not near else ""
     return f"a rule must match a complete path{near or example}, or be the end of one: {', '.join(ends[:12])}"
 
 

@@ -69,7 +69,9 @@ def test_padded_embedding_fits(count, rows):
     assert not tokenizer.misfit(Words(count), rows)
 
 
-@pytest.mark.parametrize(("count", "rows"), [(5, 30522), (200, 30522), (27000, 30522), (1, 50257), (32000, 128256), (5, 40)])
+@pytest.mark.parametrize(
+    ("count", "rows"), [(5, 30522), (200, 30522), (27000, 30522), (1, 50257), (32000, 128256), (5, 40)]
+)
 def test_incomplete_vocabulary_does_not_fit(count, rows):
     assert f"{count} tokens and the embedding {rows} rows" in tokenizer.misfit(Words(count), rows)
 

@@ -34,7 +34,9 @@ def task_arithmetic(
     hold them.
     """
     weights = numbers(weight)
-    return leaf.map(moved, weights * numbers(scale) / (divisor(weights) if normalize else 1))
+    with np.errstate(over="ignore"):  # the merge checks its result
+        factors = weights * numbers(scale) / (divisor(weights) if normalize else 1)
+    return leaf.map(moved, factors)
 
 
 def passthrough(leaf: Leaf, *, scale: Sequence[float] | Array = (1.0,)) -> Any:

@@ -16,7 +16,7 @@ from merge import pipeline
 from merge.methods import METHODS
 from merge.outputs import card
 from merge.planning import describe
-from merge.recipes import strict_yaml
+from merge.recipes import recipe, strict_yaml
 from merge.streaming import engine
 
 pytestmark = pytest.mark.exhaustive
@@ -200,8 +200,8 @@ def test_any_recipe_is_a_plan_or_one_line(folder, monkeypatch, seed):
 
 def written(ready):
     describe.describe(ready.plan, engine.layout(ready.plan).items())
-    resolved = strict_yaml.parse("recipe", ready.recipe.text)
-    again = strict_yaml.parse("written", card.recipe_text(resolved, dict.fromkeys(ready.files, "00")))
+    resolved = recipe.resolved(ready.recipe)
+    again = strict_yaml.parse("written", card.recipe_text(resolved, dict.fromkeys(ready.files, "00"))).content
     assert json.dumps(again) == json.dumps(resolved)
     card.card(
         "x",

@@ -71,7 +71,7 @@ def test_result_has_the_head_class_and_labels_of_one_model(family, head, names, 
     assert len(ready.plan.warnings) == 1
 
 
-def test_written_head_is_the_kept_models(family, caplog):
+def test_written_head_is_the_kept_models(family, capsys):
     """In the written type; the screen says what became of the heads."""
     (family / "recipe.yml").write_text(f"{RECIPE}dtype: bfloat16\n")
     assert command.main([str(family / "recipe.yml"), str(family / "out"), "--heads", "two"]) == 0
@@ -82,7 +82,7 @@ def test_written_head_is_the_kept_models(family, caplog):
 
     written, source = (tensors.index(family / name)["classifier.weight"] for name in ("out", "two"))
     np.testing.assert_array_equal(tensors.read(written), tensors.read(source).astype(tensors.DTYPES["BF16"]))
-    assert "classifier copied from two; cls left out (--heads chooses another)" in caplog.text
+    assert "classifier copied from two; cls left out (--heads chooses another)" in capsys.readouterr().err
 
 
 def test_pooler_of_one_side_is_kept(family):

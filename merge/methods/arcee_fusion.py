@@ -44,20 +44,43 @@ def _fused(tile: Tile, threshold: jax.Array) -> jax.Array:
 
 def _importance(tile: Tile) -> jax.Array:
     """Return |change| times the divergence of its row, from differences: rounding would exceed a small divergence itself."""
-    (delta,), base = tile.deltas, tile.origin
+    (delta,) = tile.deltas
+    small = jnp.max(jnp.abs(delta)) < 0.02
+    return jnp.abs(delta) * jax.lax.cond(small, _divergence_of_small, _divergence, tile.origin, delta)
+
+
+# Of rows p and q, sum p log(p / q) = sum q f(p / q - 1) with f(x) = (1 + x) log(1 + x) - x >= 0, since both have one sum.
+
+
+def _divergence_of_small(base: jax.Array, delta: jax.Array) -> jax.Array:
+    """Return the divergence (..., 1) of rows with changes below 0.02, by series."""
+    q = jax.nn.softmax(base, axis=-1)
+    ratio = delta - jnp.log1p(jnp.sum(q * _expm1(delta), axis=-1, keepdims=True))  # log p / q
+    return jnp.sum((q + _EPSILON) * _excess(q * _expm1(ratio) / (q + _EPSILON)), axis=-1, keepdims=True)
+
+
+def _divergence(base: jax.Array, delta: jax.Array) -> jax.Array:
     p, q = (jax.nn.softmax(values, axis=-1) for values in (base + delta, base))
     small = jnp.max(jnp.abs(delta), axis=-1, keepdims=True) < 1
     # log sum exp(model) - log sum exp(base)
     near = jnp.log1p(jnp.sum(q * jnp.expm1(jnp.where(small, delta, 0)), axis=-1, keepdims=True))
     far = jax.nn.logsumexp(base + delta, axis=-1, keepdims=True) - jax.nn.logsumexp(base, axis=-1, keepdims=True)
-    ratio = delta - jnp.where(small, near, far)  # log p / q
+    ratio = delta - jnp.where(small, near, far)
     near = jnp.abs(ratio) < 0.5
-    excess = jnp.where(near, q * jnp.expm1(jnp.where(near, ratio, 0)), p - q) / (q + _EPSILON)
-    # sum p log(p / q) = sum q f(p / q - 1) with f(x) = (1 + x) log(1 + x) - x >= 0, since both rows have one sum.
-    series = jnp.square(excess) * (1 / 2 - excess * (1 / 6 - excess * (1 / 12 - excess * (1 / 20 - excess / 30))))
+    change = jnp.where(near, q * jnp.expm1(jnp.where(near, ratio, 0)), p - q) / (q + _EPSILON)
     whole = (p + _EPSILON) / (q + _EPSILON)
-    terms = jnp.where(jnp.abs(excess) < 0.05, series, whole * jnp.log(whole) - excess)
-    return jnp.abs(delta) * jnp.sum((q + _EPSILON) * terms, axis=-1, keepdims=True)
+    terms = jnp.where(jnp.abs(change) < 0.05, _excess(change), whole * jnp.log(whole) - change)
+    return jnp.sum((q + _EPSILON) * terms, axis=-1, keepdims=True)
+
+
+def _expm1(x: jax.Array) -> jax.Array:
+    """Return exp(x) - 1 for |x| < 0.05."""
+    return x * (1 + x * (1 / 2 + x * (1 / 6 + x * (1 / 24 + x / 120))))
+
+
+def _excess(x: jax.Array) -> jax.Array:
+    """Return (1 + x) log(1 + x) - x for |x| < 0.05."""
+    return jnp.square(x) * (1 / 2 - x * (1 / 6 - x * (1 / 12 - x * (1 / 20 - x / 30))))
 
 
 METHODS = {

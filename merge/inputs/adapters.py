@@ -200,7 +200,7 @@ def _peft(folder: Path, config: dict[str, Any], base: Mapping[str, Lazy]) -> Ada
             tokens[inner.removesuffix(_TOKENS)] = tensors.read(stored).astype(np.float32)
         else:
             inner = inner.replace(".base_layer.", ".")
-            replaced = any(f".{module}." in f".{inner}" for module in saved)
+            replaced = _within(inner, saved)
             target = _target(inner, base, f"{file}: {name!r}", embedding, replaced=replaced)
             new[target] = _replacing(lazy.plain(stored), target, base, f"{file}: {name!r}", replaced=replaced)
     adapted_tensors = {**base, **new}
@@ -227,6 +227,12 @@ def _peft(folder: Path, config: dict[str, Any], base: Mapping[str, Lazy]) -> Ada
     if task := _TASKS.get(str(settings.get("task_type"))):
         adapted_tensors, config = _classifier(config, adapted_tensors, new, task)
     return Adapted(adapted_tensors, [folder / ADAPTER_CONFIG, file], config)
+
+
+def _within(name: str, saved: Collection[str]) -> bool:
+    """Return whether a tensor is in a module that PEFT saved whole: one whose path has such an end, also within a word."""
+    parts = name.split(".")
+    return any(".".join(parts[:end]).endswith(module) for end in range(1, len(parts)) for module in saved)
 
 
 def _embedding(config: Mapping[str, Any], base: Mapping[str, Lazy]) -> str | None:

@@ -241,7 +241,7 @@ LORA_OF_EMBEDDING = {"model.embed_tokens.lora_embedding_A": LORA_B.T, "model.emb
 UPDATED = LM["model.embed_tokens.weight"] + 3 * LORA_B @ LORA_A
 TRAINED, OTHER = (RANDOM.normal(size=(5, 4)).astype(np.float32) for _ in range(2))
 MORE = RANDOM.normal(size=(7, 4)).astype(np.float32)
-ROWS = np.ones((2, 4), np.float32)
+ROWS = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 
 def with_rows(matrix):
@@ -304,6 +304,7 @@ def test_resized_matrices_must_have_equal_rows(tmp_path):
 def test_head_of_an_adapter_gives_class_and_labels(tmp_path, task, suffix):
     """The base's own head is left out; labels that fit are kept."""
     score = {"score.weight": np.ones((3, 4), np.float32)}
+    before = {"pre_classifier.weight": np.ones((4, 4), np.float32)}
     config = TIED | {"tie_word_embeddings": False, "id2label": {"0": "no", "1": "yes"}}
     made = {
         "base": LM | {HEAD: TRAINED},
@@ -311,8 +312,8 @@ def test_head_of_an_adapter_gives_class_and_labels(tmp_path, task, suffix):
         "task_type": task,
         "modules_to_save": ["classifier", "score"],
     }
-    source = peft(tmp_path, score, **made)
-    assert source.tensors.keys() == {*LM, "score.weight"}
+    source = peft(tmp_path, score | before, **made)  # PEFT compares the ends of names
+    assert source.tensors.keys() == {*LM, *score, *before}
     assert source.config["architectures"] == [f"XFor{suffix}"]
     assert source.config["id2label"] == {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
     named = config | {"id2label": {str(label): name for label, name in enumerate("abc")}}

@@ -187,6 +187,11 @@ def test_merge_from_a_store_to_a_store(bucket, tmp_path, capsys):
     assert not list((tmp_path / "cache" / "unfinished").glob("[!.]*"))
     assert merging([f"{bucket}/recipe.yaml", f"{bucket}/out"]) == 2
     assert f"{bucket}/out exists" in capsys.readouterr().err
+    notes = storage.as_path(f"{bucket}/out/notes.txt")
+    notes.write_text("x")
+    assert merging([f"{bucket}/recipe.yaml", f"{bucket}/out", "--overwrite"]) == 2
+    assert "'notes.txt' in it is not a file that this command writes" in capsys.readouterr().err
+    notes.unlink()
     assert merging([f"{bucket}/recipe.yaml", f"{bucket}/out", "--overwrite"]) == 0
     for where, said in (
         (bucket, f"{bucket} holds the input {bucket}/"),

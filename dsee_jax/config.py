@@ -47,7 +47,7 @@ def _plain(value: Any, kinds: tuple[Any, ...]) -> Any:
     return str(value) if isinstance(value, str | os.PathLike) and str in kinds else value
 
 
-def _check_types(config: Any, section: str = "") -> None:
+def check_types(config: Any, section: str = "") -> None:
     """Raise `InputError` unless every field has a value of its type: an int is a float, a bool is no int.
 
     A list becomes a tuple, a number of NumPy becomes Python's, and a path becomes a string.
@@ -63,8 +63,9 @@ def _check_types(config: Any, section: str = "") -> None:
             if isinstance(value, list):
                 value = tuple(value)
                 object.__setattr__(config, field.name, value)
-            fits = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
-            expected = "a list of strings"
+            kind = get_args(kind)[0]
+            fits = isinstance(value, tuple) and all(type(item) is kind for item in value)
+            expected = "a list of strings" if kind is str else "a list of whole numbers"
         else:
             *_, widest = kinds = get_args(kind) or (kind,)
             plain = _plain(value, kinds)
@@ -108,7 +109,7 @@ class ModelConfig:
     """Accept a tokenizer with far fewer tokens than the embedding has rows, instead of an error."""
 
     def __post_init__(self) -> None:
-        _check_types(self, "model")
+        check_types(self, "model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +151,7 @@ class DataConfig:
     """csv, jsonl, tfds: the label is a number to predict."""
 
     def __post_init__(self) -> None:
-        _check_types(self, "data")
+        check_types(self, "data")
         _need(self.max_length >= 3, "data.max_length", self.max_length, "3 tokens or more")
         _need(self.batch_tokens >= 0, "data.batch_tokens", self.batch_tokens, "0 (no limit) or more")
         _need(self.examples >= 0, "data.examples", self.examples, "0 (all) or more")
@@ -183,7 +184,7 @@ class DeltaConfig:
     """Scale S as well as A @ B, as the authors of DSEE do. RoSA and PEFT do not scale S."""
 
     def __post_init__(self) -> None:
-        _check_types(self, "delta")
+        check_types(self, "delta")
         _need(self.rank >= 0, "delta.rank", self.rank, "0 or more")
         _need(self.alpha > 0, "delta.alpha", self.alpha, "more than 0")
         _need(self.nonzeros >= 0, "delta.nonzeros", self.nonzeros, "0 or more")
@@ -254,7 +255,7 @@ class PruneConfig:
     """cubic: the number of draws of the mask, 1 or more."""
 
     def __post_init__(self) -> None:
-        _check_types(self, "prune")
+        check_types(self, "prune")
         _need(
             0 <= self.sparsity < 1,
             "prune.sparsity",
@@ -303,7 +304,7 @@ class GenerateConfig:
     """The number of distinct prompts, taken from the start of the dev set. 0: all."""
 
     def __post_init__(self) -> None:
-        _check_types(self, "generate")
+        check_types(self, "generate")
         for name, least in (("new_tokens", 0), ("beams", 1), ("batch_size", 1), ("prompts", 0)):
             _need((value := getattr(self, name)) >= least, f"generate.{name}", value, f"{least} or more")
 
@@ -346,7 +347,7 @@ class TrainConfig:
     """Go on where the base, the data or delta.start of a resumed run, or the model of a finished run, changed meanwhile."""
 
     def __post_init__(self) -> None:
-        _check_types(self, "train")
+        check_types(self, "train")
         _need(0 < self.epochs <= MOST_EPOCHS, "train.epochs", self.epochs, f"more than 0, at most {MOST_EPOCHS}")
         fits = 0 <= self.retune_epochs <= MOST_EPOCHS
         _need(fits, "train.retune_epochs", self.retune_epochs, f"0 to {MOST_EPOCHS}")
@@ -378,7 +379,7 @@ class MeshConfig:
     """Divides heads, neurons and vocabulary, and their activations. Must divide the heads and the neurons of every layer."""
 
     def __post_init__(self) -> None:
-        _check_types(self, "mesh")
+        check_types(self, "mesh")
         sizes = dataclasses.asdict(self)
         for name, size in sizes.items():
             _need(size >= 1 or size == -1, f"mesh.{name}", size, "a number of devices, or -1 for all that are left")
@@ -402,7 +403,7 @@ class Config:
     """The folder of all files of the run. The same command with the same folder resumes the run."""
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         _need(bool(self.output_dir), "output_dir", self.output_dir, "a folder")
         model, data, delta, prune = self.model, self.data, self.delta, self.prune
         uniform = prune.kind not in CUTTING or not model.scan

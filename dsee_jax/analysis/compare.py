@@ -17,10 +17,13 @@ from dsee_jax.hf_layout import layers_by_name
 
 
 def effective_rank(w: np.ndarray) -> float:
-    """Return exp of the entropy of the normalised singular values of ``w`` (in, out), in [1, min(in, out)]; 0 for zeros.
+    """Return exp of the entropy of the normalised singular values of ``w`` (in, out), in [1, min(in, out)]; 0 for zeros, NaN
+    where an entry is not finite.
 
     Roy & Vetterli 2007, "The effective rank".
     """
+    if not np.isfinite(w).all():
+        return float("nan")
     values = np.linalg.svd(w, compute_uv=False)
     if not values.any():
         return 0.0
@@ -41,7 +44,10 @@ def compare(before: Path, after: Path) -> dict[str, Any]:
     """
     a, b = tensors.index(before), tensors.index(after)
     matches = differences.matches(a, b)
-    common = [name for name in matches.names if a[name].dtype[0] in "FB" and a[name].dtype != "BOOL"]
+    # An empty tensor has no entry to compare.
+    common = [
+        name for name in matches.names if a[name].dtype[0] in "FB" and a[name].dtype != "BOOL" and all(a[name].shape)
+    ]
     if not common:
         raise InputError(f"{before} and {after} have no tensor of one name: are they of one architecture?")
     for name, shape, other in matches.reshaped:

@@ -1,6 +1,7 @@
 """Write the model of a finished run in the format of another tool."""
 
 import argparse
+import pathlib
 
 DESCRIPTION = (
     "Write the model of a finished run to a new folder: as a Hugging Face model, a compact checkpoint, a StableHLO "
@@ -33,8 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Write the folder and print its path."""
     from dsee_jax.export import run
-    from dsee_jax.runtime import storage
+    from dsee_jax.runtime import storage, writable
 
+    if isinstance(place := storage.as_path(options.out), pathlib.Path):
+        writable.check_folder(place, "OUT", writable.LONGEST)
     with storage.written(options.out, overwrite=False) as out:
         run.export(storage.download(options.run), out, form=options.format, factors=options.factors)
     print(options.out)

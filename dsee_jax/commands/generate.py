@@ -3,6 +3,7 @@
 import argparse
 import json
 
+from dsee_jax.config import SEEDS
 from dsee_jax.errors import InputError
 
 DESCRIPTION = (
@@ -68,16 +69,20 @@ def run(options: argparse.Namespace) -> None:
     import jax
 
     from dsee_jax.generation import pipeline
-    from dsee_jax.runtime import storage
+    from dsee_jax.runtime import input_file, storage
 
     prompts = list(options.prompt)
     if options.file:
+        file = storage.download(options.file)
+        input_file.check(file)
         try:
-            prompts += storage.download(options.file).read_text(encoding="utf-8").splitlines()
+            prompts += file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--file {options.file}: not readable ({error})") from None
     if not prompts:
         raise InputError("no prompt: give --prompt TEXT or --file FILE")
+    if not 0 <= options.seed < SEEDS:
+        raise InputError(f"--seed is {options.seed}; expected 0 to {SEEDS - 1}")
     chosen = {name: getattr(options, name) for name in pipeline.CHOICES}
     if options.repetition_penalty is not None:
         chosen["repetition_penalty"] = options.repetition_penalty

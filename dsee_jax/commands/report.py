@@ -27,7 +27,14 @@ def run(options: argparse.Namespace) -> None:
     place, run = storage.as_path(options.run), storage.download(options.run)
     if not (run / METRICS).exists():
         raise InputError(f"{place} is no finished run: it has no {METRICS}")
-    show(read_json(run / METRICS), place, console.show)
+    results = read_json(run / METRICS)
+    try:
+        show(results, place, console.show)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise InputError(
+            f"{place / METRICS} does not hold the results of a run ({problem}): run train.py again"
+        ) from None
     for name, file in pictures.draw(run, console.show).items():
         if storage.remote(place):
             storage.upload(file, place / file.name)

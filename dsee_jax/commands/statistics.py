@@ -34,6 +34,7 @@ def run(options: argparse.Namespace) -> None:
     from dsee_jax.analysis import statistics
     from dsee_jax.runtime import storage
 
+    storage.target(options.out, "OUT")
     run = storage.download(options.run)
     with storage.written(options.out, overwrite=False) as out:
         about = statistics.write(run, out, options.kind, examples=options.examples, overrides=options.overrides)

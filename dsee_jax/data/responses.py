@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dsee_jax.data.examples import Prompts
+from dsee_jax.data.template_limits import limited
 from dsee_jax.data.tokens import CHUNK, Tokens, check_ids
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import multihost
@@ -69,10 +70,11 @@ def _text_pair(tokenizer: Any, prompt: str | list[dict[str, Any]], completion: s
         )
     chat = [*prompt, {"role": "assistant", "content": completion}]
     try:
-        before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        both = tokenizer.apply_chat_template(chat, tokenize=False)
+        with limited():
+            before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+            both = tokenizer.apply_chat_template(chat, tokenize=False)
     except Exception as error:  # a template can raise any exception; so can a missing jinja2
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{where}: the tokenizer's chat template rejects these messages ({reason})") from None
     if not both.startswith(before):
         raise InputError(

@@ -9,7 +9,7 @@ import numpy as np
 
 from dsee_jax.ckpt.folders import GENERATION, MODEL_CONFIG, read_json
 from dsee_jax.data.examples import Examples
-from dsee_jax.errors import InputError
+from dsee_jax.errors import InputError, shorten
 from dsee_jax.runtime import multihost
 
 log = logging.getLogger(__name__)
@@ -120,9 +120,13 @@ def check_ids(largest: int, vocab_size: int) -> None:
 def ends(folder: pathlib.Path, tokenizer: Any) -> tuple[int, ...]:
     """Return the end-of-text ids in generation_config.json, else in config.json, else of the tokenizer."""
     for name in (GENERATION, MODEL_CONFIG):
-        ids = read_json(folder / name).get("eos_token_id") if (folder / name).exists() else None
-        if ids is not None:
-            return tuple(ids) if isinstance(ids, list) else (ids,)
+        value = read_json(folder / name).get("eos_token_id") if (folder / name).exists() else None
+        if value is not None:
+            ids = value if isinstance(value, list) else [value]
+            if not all(type(token) is int and token < 2**31 for token in ids):
+                found = shorten(repr(value))
+                raise InputError(f"{folder / name}: eos_token_id is {found}; expected a token id, or a list of ids")
+            return tuple(dict.fromkeys(token for token in ids if token >= 0))  # some write -1 for none
     return () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
 
 

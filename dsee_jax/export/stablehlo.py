@@ -121,6 +121,7 @@ def signature(model: Model, program: export.Exported, labels: Sequence[str]) -> 
         },
         "labels": list(labels),
         "longest": model.config.longest,
+        "vocab_size": model.config.vocab_size,
         "pad_token_id": model.config.pad_token_id or 0,
         "platforms": list(program.platforms),
         "jax": jax.__version__,

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dsee_jax.config import check_types
 from dsee_jax.deltas import attach, fold
-from dsee_jax.errors import InputError
+from dsee_jax.errors import InputError, shorten
 from dsee_jax.models.architecture import Model
 from dsee_jax.models.cache import create, take
 from dsee_jax.typing import Array, Deltas, Key, Params, Supports
@@ -52,9 +53,12 @@ class Options:
     penalty where they are positive and multiplied by it where they are negative (arXiv 1909.05858, section 4.1)."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name, least in (("new_tokens", 1), ("beams", 1), ("top_k", 0), ("temperature", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; expected {least} or more")
+        if not all(-(2**31) <= token < 2**31 for token in (*self.eos, self.pad)):
+            raise InputError(f"eos is {shorten(repr(self.eos))} and pad {self.pad}; expected token ids")
         if not self.repetition_penalty > 0:
             raise InputError(f"repetition_penalty is {self.repetition_penalty}; expected a number above 0, 1 for none")
         if not 0 < self.top_p <= 1:
@@ -119,6 +123,8 @@ def generate(
             f"a prompt of {most} tokens and {chosen.new_tokens} new ones are more than the model's {longest} positions: "
             "shorten the prompt or ask for fewer"
         )
+    if chosen.beams > model.config.vocab_size:
+        raise InputError(f"beams is {chosen.beams}; expected at most the {model.config.vocab_size} tokens of the model")
     if chosen.temperature and key is None:
         raise InputError("sampling needs a key: pass key=jax.random.key(seed)")
     trees = {"params": params, "deltas": deltas or {}, "supports": supports or {}}

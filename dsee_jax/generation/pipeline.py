@@ -10,8 +10,9 @@ from dsee_jax.ckpt.folders import ADAPTER, GENERATION, MODEL, MODEL_CONFIG, read
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.ckpt.tokenizer import load_tokenizer, misfit
 from dsee_jax.data.tokens import check_ids, ends, pad_id
-from dsee_jax.errors import InputError
+from dsee_jax.errors import InputError, shorten
 from dsee_jax.generation import texts
+from dsee_jax.generation.decoding import Options
 from dsee_jax.generation.texts import Writer
 from dsee_jax.runtime import storage
 from dsee_jax.typing import Key
@@ -75,8 +76,14 @@ def _file_options(folder: Path) -> dict[str, Any]:
     for name, harmless in UNSUPPORTED.items():
         value = config.get(name)
         if value is not None and value not in harmless:
-            log.warning("%s sets %s = %r, which is not supported and ignored: texts may differ", folder, name, value)
-    return {name: config[name] for name in FROM_FILES if config.get(name) is not None}
+            shown = shorten(repr(value))
+            log.warning("%s sets %s = %s, which is not supported and ignored: texts may differ", folder, name, shown)
+    options = {name: config[name] for name in FROM_FILES if config.get(name) is not None}
+    try:
+        Options(**options)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}; correct {GENERATION} or {MODEL_CONFIG}") from None
+    return options
 
 
 def complete(writer: Writer, prompts: Sequence[str], *, key: Key | None = None, **options: Any) -> list[str]:
@@ -92,6 +99,9 @@ def complete(writer: Writer, prompts: Sequence[str], *, key: Key | None = None, 
       InputError: as `generation.generate`; a prompt without tokens; a prompt that leaves no room in the model's positions.
     """
     tokenizer, size, longest = writer.tokenizer, writer.model.config.vocab_size, writer.model.config.longest
+    for prompt in prompts:
+        if any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise InputError(f"the prompt {shorten(repr(prompt))} is not UTF-8 text")
     rows = [list(tokenizer(prompt, verbose=False)["input_ids"]) for prompt in prompts]
     for prompt, row in zip(prompts, rows, strict=True):
         if not row:

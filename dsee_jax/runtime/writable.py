@@ -7,7 +7,7 @@ from pathlib import Path
 from dsee_jax.errors import InputError
 from dsee_jax.runtime.atomic import hidden
 
-_LONGEST = "model-00001-of-00001.safetensors.partial"
+LONGEST = "model-00001-of-00001.safetensors.partial"
 """A long name of a file in an output folder."""
 
 _SHOWN = 300
@@ -24,7 +24,7 @@ def check(path: Path, option: str) -> None:
     path = path.absolute()
     parent = path.parent
     try:
-        (hidden(path) / _LONGEST).lstat()
+        (hidden(path) / LONGEST).lstat()
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError) as error:

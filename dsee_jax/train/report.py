@@ -62,7 +62,7 @@ def _cells(metrics: dict[str, Any], names: list[str]) -> list[str]:
 
 def show(results: dict[str, Any], out: Place, say: Callable[[Any], None]) -> None:
     """Pass the tables of a finished run and the paths of its files to ``say``."""
-    for table in tables(results):
+    for table in tables(results):  # both, before the first is shown
         say(table)
     say(f"model    {out / MODEL}    (Hugging Face layout, pruned weights)")
     if (out / ADAPTER).exists():

@@ -83,3 +83,17 @@ def test_bare_model_matches_a_model_with_a_prefix(tmp_path):
         comparison = compare.compare(before, after)
         assert comparison["only_before"] == comparison["only_after"] == []
         assert all(row["sparsity"] == 1 for row in comparison["tensors"])
+
+
+def test_values_that_are_not_finite_and_empty_tensors_are_compared():
+    assert np.isnan(compare.effective_rank(np.full((3, 4), np.nan, np.float32)))
+    assert np.isnan(compare.effective_rank(np.full((3, 4), np.inf, np.float32)))
+
+
+def test_empty_tensor_is_left_out(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        arrays = {"w.weight": np.ones((2, 2), np.float32), "none.weight": np.zeros((0, 2), np.float32)}
+        save_file(arrays, tmp_path / name / "model.safetensors")
+    rows = compare.compare(tmp_path / "a", tmp_path / "b")["tensors"]
+    assert [row["name"] for row in rows] == ["w.weight"]

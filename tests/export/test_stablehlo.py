@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -106,7 +107,9 @@ def test_example_script_prints_the_logits(run):
     (expected,) = logits(run[0], {"input_ids": ids, "attention_mask": mask, "token_type_ids": 0 * ids})
     np.testing.assert_allclose(json.loads(done.stdout), expected, atol=1e-5)
     long = subprocess.run([*command, json.dumps([[2] * 33])], capture_output=True, text=True)
-    assert (long.returncode, long.stderr) == (1, "a row has 33 tokens; the model has 32 positions: shorten it\n")
+    assert (long.returncode, long.stderr) == (
+        *(2, "run.py: row 0 has 33 tokens; the model has 32 positions: shorten it\n"),
+    )
 
 
 def test_length_beyond_the_positions_is_refused(run):
@@ -198,3 +201,27 @@ def test_program_of_every_family(family):
         batch["token_type_ids"] = np.zeros_like(batch["input_ids"])
         output = program.call(tree.flatten(params), *(jnp.asarray(batch[name], jnp.int32) for name in models.INPUTS))
         np.testing.assert_allclose(output, model.apply({"params": params}, **batch), atol=1e-5)
+
+
+BAD = {
+    "": "not JSON",
+    "[": "not JSON",
+    "[" * 99_999: "not JSON",
+    "[]": "expected rows of token ids",
+    "[[]]": "expected rows of token ids",
+    "[1]": "expected rows of token ids",
+    '{"a": 1}': "expected rows of token ids",
+    "[[1], []]": "expected rows of token ids",
+    '[[1, "x"]]': 'row 0 has "x"; expected token ids from 0 to 9',
+    "[[1], [10]]": "row 1 has 10; expected token ids from 0 to 9",
+    "[[true]]": "row 0 has true",
+    "[[1.0]]": "row 0 has 1.0",
+    "[[NaN]]": "row 0 has NaN",
+    "[[1, 2, 3]]": "row 0 has 3 tokens; the model has 2 positions",
+}
+
+
+@pytest.mark.parametrize("text", BAD, ids=range(len(BAD)))
+def test_argument_of_the_example_that_is_no_rows_is_refused(text):
+    with pytest.raises(ValueError, match=re.escape(BAD[text])):
+        stablehlo.run_template.rows(text, {"vocab_size": 10, "longest": 2})

@@ -93,10 +93,16 @@ def test_run_and_its_exports_generate_equal_texts(tmp_path, family):
     ("arguments", "message"),
     [
         ([], "no prompt: give --prompt TEXT or --file FILE"),
-        (["--file", "nothing.txt"], "--file nothing.txt: not readable"),
+        (["--file", "nothing.txt"], "nothing.txt: No such file or directory; expected a readable file"),
         (["--prompt", "a", "--beams", "0"], "beams is 0; expected 1 or more"),
         (["--prompt", "a", "--new-tokens", "31"], "more than the model's 32 positions: shorten the prompt"),
         (["--prompt", "the " * 40], "has 42 tokens and the model 32 positions, which leaves no room: shorten it"),
+        (["--prompt", "a", "--temperature", "nan"], "temperature is nan; expected a finite number"),
+        (["--prompt", "a", "--repetition-penalty", "inf"], "repetition_penalty is inf; expected a finite number"),
+        (["--prompt", "a", "--new-tokens", "2", "--beams", "1000000000"], "beams is 1000000000; expected at most"),
+        (["--prompt", "a", "--seed", "4294967296"], "--seed is 4294967296; expected 0 to 4294967295"),
+        (["--prompt", "a\udcff"], "is not UTF-8 text"),
+        (["--file", "/dev/zero"], "/dev/zero is a device or a pipe"),
         (["--prompt", "a", "--beam", "2", "b"], "generate does not accept 'b'"),
     ],
 )
@@ -112,3 +118,36 @@ def test_encoder_is_refused(tmp_path, capsys):
     runs.settings(tmp_path)
     assert command.main(["generate", str(tmp_path / "base"), "--prompt", "a"]) == 2
     assert "task 'causal-lm' is not supported" in capsys.readouterr().err
+
+
+SETTINGS = {
+    "text": ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'; expected a token id, or a list of ids"),
+    "nested": ({"eos_token_id": [[1]]}, "eos_token_id is [[1]]; expected a token id"),
+    "mapping": ({"eos_token_id": {"a": 1}}, "eos_token_id is {'a': 1}; expected a token id"),
+    "large": ({"eos_token_id": 2**31}, "eos_token_id is 2147483648; expected a token id"),
+    "true": ({"eos_token_id": True}, "eos_token_id is True; expected a token id"),
+    "penalty": (
+        {"repetition_penalty": "1.2"},
+        "repetition_penalty is '1.2'; expected a number; correct generation_config",
+    ),
+    "penalties": ({"repetition_penalty": [1.2]}, "repetition_penalty is [1.2]; expected a number"),
+    "zero": ({"repetition_penalty": 0}, "repetition_penalty is 0; expected a number above 0"),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_bad_value_of_the_model_files_is_one_line(tmp_path, capsys, name):
+    settings, message = SETTINGS[name]
+    folder = decoders.write(tmp_path / "a")
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    assert command.main(["generate", str(folder), "--prompt", "a"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_end_of_text_that_no_token_has_ends_nothing(tmp_path):
+    """Some files write -1 for none."""
+    folder = decoders.write(tmp_path / "a")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [-1, 3, 3]}))
+    assert pipeline.load(folder).ends == (3,)

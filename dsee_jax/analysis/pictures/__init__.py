@@ -14,20 +14,30 @@ from dsee_jax.runtime import files
 
 
 def draw(run: Path, say: Callable[[str], None]) -> dict[str, Path]:
-    """Write the pictures of a run as PNG files into its folder, and return them; without matplotlib, ``say`` takes a line."""
+    """Write the pictures of a run as PNG files into its folder, and return them.
+
+    ``say`` takes a line where matplotlib is not installed, the log of the run is damaged, or the folder takes no files.
+    """
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
         say("pictures not drawn: pip install 'dsee-jax[plot]'")
         return {}
-    records = files.read(run / LOG)
     pictures = {
-        "curves": curves.draw(records),
-        "kept": kept.draw(kept_units.read(run / MODEL)),
-        "sparsity": sparsity.draw(sparsity.zeros(run / MODEL)),
-        "search": search.draw(records),
+        "curves": lambda: curves.draw(files.read(run / LOG)),
+        "kept": lambda: kept.draw(kept_units.read(run / MODEL)),
+        "sparsity": lambda: sparsity.draw(sparsity.zeros(run / MODEL)),
+        "search": lambda: search.draw(files.read(run / LOG)),
     }
-    drawn = {name: run / f"{name}.png" for name, figure in pictures.items() if figure is not None}
-    for name, file in drawn.items():
-        pictures[name].savefig(file, dpi=120)
+    drawn: dict[str, Path] = {}
+    for name, picture in pictures.items():
+        file = run / f"{name}.png"
+        try:
+            if (figure := picture()) is not None:
+                figure.savefig(file, dpi=120)
+                drawn[name] = file
+        except OSError as error:
+            say(f"{name} not drawn: {file}: {error.strerror}")
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            say(f"{name} not drawn: {run} is damaged ({type(error).__name__}: {error})")
     return drawn

@@ -90,7 +90,13 @@ _MOST = {
 }
 """The largest sizes: more than any model has, and few enough for the shapes of all params to be computed in seconds."""
 
-_EXPECTED = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text", type(None): "null"}
+_EXPECTED = {
+    int: "a whole number",
+    float: "a finite number",
+    bool: "true or false",
+    str: "a text",
+    type(None): "null",
+}
 
 C = TypeVar("C")
 
@@ -153,7 +159,7 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, tuple) and all(_fits(item, get_args(kind)[0]) for item in value)
     if kind is float:
         return type(value) in (int, float) and abs(value) < 1e300
-    return type(value) is kind
+    return type(value) is kind and (kind is not int or abs(value) < 2**31)
 
 
 def names(config: Any) -> frozenset[str]:

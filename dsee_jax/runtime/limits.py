@@ -1,7 +1,6 @@
 """The limits of this process on open files and address space (``ulimit -n``, ``ulimit -v``)."""
 
 import os
-import sys
 
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import console
@@ -23,10 +22,10 @@ def check(*, open_files: int, mapped: int) -> None:
     Raises:
       InputError: a limit is too low; the message says the command that raises it.
     """
-    if sys.platform == "win32":
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows has no such limits
         return
-    import resource  # not on Windows
-
     needed = _opened() + open_files + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:

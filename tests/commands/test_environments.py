@@ -49,6 +49,9 @@ for dtype in ("float32", "bfloat16"):
 merge.merge(params, [params, params], method="rankmean", unit="tensor")
 """
 
+HIDDEN = "import sys; sys.modules.update(fcntl=None, resource=None)\n"
+"""The standard library of Windows has neither module."""
+
 NOTEBOOK = {"x64": {"JAX_ENABLE_X64": "1"}, "strict types": {"JAX_NUMPY_DTYPE_PROMOTION": "strict"}}
 SHELL = {
     "optimised": (["-O"], {}),
@@ -62,6 +65,7 @@ SHELL = {
             "PYTHONIOENCODING": "ascii:backslashreplace",
         },
     ),
+    "the modules of Windows": ([], {}),
 }
 
 
@@ -92,7 +96,8 @@ def test_commands_work_in_this_environment(tmp_path, name):
         ],
         "evaluate": ["evaluate", str(folder / "run")],
     }
-    printed = process(COMMANDS, json.dumps(work), flags=flags, **environment)
+    code = HIDDEN + COMMANDS if name == "the modules of Windows" else COMMANDS
+    printed = process(code, json.dumps(work), flags=flags, **environment)
     assert (folder / "merged" / "model.safetensors").exists()
     assert "model: The pretrained model." in printed
     assert "Generate text from prompts" in printed

@@ -31,6 +31,13 @@ ORDER = {
 MERGE_MAY_IMPORT = {"lazy", "typing", "errors", "tree", "hf_layout", "ckpt", "runtime", "plan.roofline"}
 """The modules of `dsee_jax` that `merge` may import."""
 
+ONLY_POSIX = (
+    *("fork", "forkpty", "getuid", "geteuid", "chown", "mkfifo", "statvfs", "sysconf", "uname", "killpg", "setsid"),
+    *("O_NONBLOCK", "O_NOFOLLOW", "O_DIRECTORY", "O_CLOEXEC", "sched_getaffinity", "sendfile", "getpgid", "nice"),
+)
+ONLY_POSIX_SIGNALS = ("SIGKILL", "SIGALRM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGPIPE", "SIGQUIT", "alarm", "setitimer")
+"""Names of ``os`` and ``signal`` that Windows lacks."""
+
 FILES = [path for package in ORDER for path in sorted((ROOT / package).rglob("*.py"))]
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 
@@ -133,11 +140,23 @@ def test_every_module_imports_and_has_a_docstring(path):
 
 @pytest.mark.smoke
 def test_import_works_on_windows():
-    """The standard library of Windows has no ``fcntl`` and no ``resource``."""
-    code = (
-        "import importlib, sys; sys.modules.update(fcntl=None, resource=None)\n"
-        f"for name in {list(MODULES)}: importlib.import_module(name)"
-    )
+    """Importing needs no module, function or constant that the standard library of Windows lacks."""
+    code = f"""
+import importlib, os, signal, sys
+sys.modules.update(fcntl=None, resource=None)
+for name in {list(MODULES)}:
+    importlib.import_module(name)
+# Again, without what the libraries below use where they find it.
+for name in [name for name in sys.modules if name.split(".")[0] in {list(ORDER)}]:
+    del sys.modules[name]
+sys.modules.update(dict.fromkeys(("pwd", "grp", "termios", "tty", "pty", "syslog", "posix")))
+for module, names in ((os, {ONLY_POSIX}), (signal, {ONLY_POSIX_SIGNALS})):
+    for name in names:
+        if hasattr(module, name):
+            delattr(module, name)
+for name in {list(MODULES)}:
+    importlib.import_module(name)
+"""
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 

@@ -410,3 +410,24 @@ def test_run_without_its_adapter_is_not_evaluated(finished, tmp_path, capsys):
     shutil.copytree(finished[0], tmp_path / "run", ignore=shutil.ignore_patterns("adapter", "checkpoints"))
     assert command.main(["evaluate", str(tmp_path / "run")]) == 2
     assert "adapter_config.json: missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{}", '{"task": 1, "stages": 2}', '{"stages": [], "final": {"x": "y"}}', "[]", "{"])
+def test_report_of_other_json_is_one_line(tmp_path, capsys, text):
+    (tmp_path / "metrics.json").write_text(text)
+    assert command.main(["report", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert "metrics.json" in said.err
+    assert (said.err.count("\n"), said.out) == (1, "")
+
+
+def test_report_says_which_pictures_are_not_drawn(finished, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run, ignore=shutil.ignore_patterns("checkpoints"))
+    (run / "metrics.jsonl").write_text('{"stage": "tune", "loss": 1}\n')
+    (run / "sparsity.png").mkdir()
+    assert command.main(["report", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "curves not drawn" in said
+    assert f"sparsity not drawn: {run / 'sparsity.png'}: Is a directory" in said

@@ -192,6 +192,10 @@ def test_byte_order_mark_blank_sections_and_aliases_are_read(tmp_path):
     assert (settings.train.seed, settings.delta.rank, settings.data.labels) == (3, 4, ("x",))
 
 
+def test_null_device_is_an_empty_config():
+    assert config_file.read(os.devnull) == config.Config()
+
+
 def test_override_keeps_a_hash_sign():
     assert config_file.read(None, ["--output_dir=my runs/run #3"]).output_dir == "my runs/run #3"
 

@@ -2,6 +2,8 @@
 
 import argparse
 
+from dsee_jax.errors import InputError
+
 DESCRIPTION = (
     "Compile the training step and the evaluation step of a config ahead of time, for the local devices or for a TPU "
     "topology you do not have, and print their costs: bytes per chip against the memory of a chip, FLOPs and memory "
@@ -10,6 +12,10 @@ DESCRIPTION = (
     "overrides a key of the config."
 )
 EXAMPLE = "python -m dsee_jax plan configs/minilm_sst2_dsee.yaml --topology v5e:4x4"
+
+
+MOST_LABELS = 10**6
+"""The most classes of a plan."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +43,8 @@ def run(options: argparse.Namespace) -> None:
     from dsee_jax.runtime import console, files, storage
     from dsee_jax.train import config_file
 
+    if not 1 <= options.labels <= MOST_LABELS:
+        raise InputError(f"--labels is {options.labels}; expected 1 to {MOST_LABELS}")
     file = storage.target(options.json, "--json") if options.json else None
     config = config_file.read(options.config, options.overrides)
     figures = run.plan(config, options.topology, labels=options.labels)

@@ -1,5 +1,6 @@
 """Small files that a user names: read whole, without waiting for a pipe or reading a device for ever."""
 
+import os
 import pathlib
 import stat
 
@@ -14,9 +15,9 @@ LARGEST = 1_000_000
 def check(path: Place) -> None:
     """Raise `InputError` if reading ``path``, of this machine, would fail, wait for ever or never end.
 
-    The pipe of a shell (``<(command)``, ``/dev/stdin``) is a file like any other.
+    The pipe of a shell (``<(command)``, ``/dev/stdin``) is a file like any other, and so is the null device.
     """
-    if not isinstance(path, pathlib.Path):
+    if not isinstance(path, pathlib.Path) or str(path) == os.devnull:
         return
     try:
         mode = path.stat().st_mode

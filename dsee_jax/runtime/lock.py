@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,9 +42,6 @@ def held(folder: Path, writer: str) -> Iterator[None]:
 
 
 def _file(folder: Path) -> Path:
-    beside = hidden(folder, "lock")
-    try:
-        beside.touch()
-        return beside
-    except OSError:
-        return Path(tempfile.gettempdir()) / f"dsee_jax_{hashlib.sha256(str(folder).encode()).hexdigest()[:32]}.lock"
+    if os.access(folder.parent, os.W_OK | os.X_OK):
+        return hidden(folder, "lock")
+    return Path(tempfile.gettempdir()) / f"dsee_jax_{hashlib.sha256(str(folder).encode()).hexdigest()[:32]}.lock"

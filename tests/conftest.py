@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import pathlib
+import signal
 import tempfile
 from collections.abc import Callable
 
@@ -24,6 +25,10 @@ if "XLA_FLAGS" not in os.environ:
     os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     if importlib.metadata.version("jax").startswith("0.10."):
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts its background jobs so; a process, and those that it starts, would not notice Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import filelock
 import hypothesis

@@ -78,10 +78,15 @@ def busy(grace):
 
 def test_process_that_does_not_return_to_python_ends_all_the_same():
     """SIGINT ends it after the grace, and a second signal at once."""
-    waiting, hurried = busy(0.2), busy(1000)
-    time.sleep(0.1)
-    hurried.send_signal(signal.SIGTERM)
-    for process, status, said in ((waiting, 130, "took more than 0.2 s"), (hurried, 143, "SIGTERM: stopped at once")):
-        _, errors = process.communicate(timeout=60)
-        assert (process.returncode, errors.count("\n")) == (status, 1)
-        assert said in errors
+    with busy(0.2) as waiting, busy(1000) as hurried:
+        try:
+            time.sleep(0.1)
+            hurried.send_signal(signal.SIGTERM)
+            ends = ((waiting, 130, "took more than 0.2 s"), (hurried, 143, "SIGTERM: stopped at once"))
+            for process, status, said in ends:
+                _, errors = process.communicate(timeout=60)
+                assert (process.returncode, errors.count("\n")) == (status, 1)
+                assert said in errors
+        finally:
+            for process in (waiting, hurried):
+                process.kill()

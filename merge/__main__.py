@@ -148,7 +148,7 @@ def _run(ready: pipeline.Prepared, out: Path, options: argparse.Namespace) -> li
     """Merge into a local folder; return lines for the user."""
 
     def check() -> None:
-        destination.check(out, [ready.recipe.path, *ready.inputs], overwrite=options.overwrite)
+        destination.check(out, [ready.recipe.path, *ready.inputs], copied=ready.companions, overwrite=options.overwrite)
 
     with multihost.raise_on_all():
         check()
@@ -170,7 +170,13 @@ def _run_and_upload(ready: pipeline.Prepared, out: storage.Place, options: argpa
     complete = scratch / "whole"
     with _only_writer(scratch):
         uploads = complete.is_file() and complete.read_text() == stamp
-        destination.check(out, [ready.recipe.path, *ready.inputs], overwrite=options.overwrite, resumes=uploads)
+        destination.check(
+            out,
+            [ready.recipe.path, *ready.inputs],
+            copied=ready.companions,
+            overwrite=options.overwrite,
+            resumes=uploads,
+        )
         if not uploads:
             complete.unlink(missing_ok=True)
             storage.clear(merged)

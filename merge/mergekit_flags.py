@@ -36,7 +36,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         if kind is bool:
             flag(option, action=argparse.BooleanOptionalAction)
         else:
-            flag(*_SHORT.get(name, ()), option, type=kind if name != "out_shard_size" else str, metavar="N")
+            flag(*_SHORT.get(name, ()), option, type=kind, metavar="N")
     flag("-v", "--verbose", action="count")
 
 

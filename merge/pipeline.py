@@ -80,7 +80,7 @@ def read(path: str | os.PathLike[str], *, seed: int | None = None, head: str | N
     dtypes = [job.dtype for job in merge_plan.jobs if job.method != "copy"]
     config = metadata.config(
         _with(sources[parsed.origin].config, merge_plan.fields),
-        dtype=max(set(dtypes), key=dtypes.count) if dtypes else None,
+        dtype=max(dict.fromkeys(dtypes), key=dtypes.count) if dtypes else None,
         layers=merge_plan.layers,
         vocab_size=None if vocabulary is None else vocabulary.rows,
     )

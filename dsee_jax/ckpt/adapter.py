@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 
 from dsee_jax import tree
 from dsee_jax.ckpt import formats, kept_units, packed_masks, tensors
-from dsee_jax.ckpt.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MASKS
+from dsee_jax.ckpt.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, MASKS, MODEL, SINGLE
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import files
 from dsee_jax.runtime.storage import Place
@@ -155,6 +155,9 @@ def check_base(folder: Path, config: Mapping[str, Any], model: Path | str, sha25
       sha256: the `fingerprint` of ``model``.
       allow: the way to use the adapter all the same, for the message, such as ``--allow-changed-base``.
     """
+    own = folder.absolute().parent
+    if MODEL_SHA256 not in config and Path(model).absolute() in (own, own / MODEL):
+        return  # an adapter of an earlier version, beside the model of its run
     recorded = [config[key] for key in (BASE_SHA256, MODEL_SHA256) if key in config]
     if recorded and sha256 not in recorded:
         raise InputError(
@@ -164,9 +167,14 @@ def check_base(folder: Path, config: Mapping[str, Any], model: Path | str, sha25
 
 
 def fingerprint(folder: Place) -> str:
-    """Return the SHA-256 (hex) over the safetensors files of a model folder, in the order of their names."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    """Return the SHA-256 (hex) over the safetensors files of a model or adapter, in the order of their names.
+
+    Files that the model does not read, such as the same weights in another layout, do not count.
+    """
+    digest, paths = hashlib.sha256(), set(folder.glob("*.safetensors"))
+    if isinstance(folder, Path) and any((folder / name).is_file() for name in (SINGLE, INDEX)):
+        paths = {stored.file for stored in tensors.index(folder).values()}
+    for path in sorted(paths):
         with path.open("rb") as file:
             while block := file.read(1 << 22):
                 digest.update(block)

@@ -75,6 +75,10 @@ def opened(folder: Place) -> Iterator[Store]:
             _set_damaged_aside(folder)
     folder = folder.absolute() if isinstance(folder, Path) else folder
     store = Store(*(_series(folder / name) for name in Store._fields))
+    newest = store.last.latest_step()
+    for mark in store.best.all_steps():
+        if newest is None or mark > newest:
+            store.best.delete(mark)  # of steps that the run does again
     hook, sys.unraisablehook = sys.unraisablehook, _unraisable
     try:
         yield store
@@ -86,8 +90,10 @@ def opened(folder: Place) -> Iterator[Store]:
         if not multihost.is_distributed():
             _close(store)
         raise
-    _finish(store)
-    sys.unraisablehook = hook
+    else:
+        _finish(store)
+    finally:
+        sys.unraisablehook = hook
 
 
 def _unraisable(error: Any) -> None:

@@ -7,14 +7,12 @@ target is a file of this machine, not of the model.
 import fnmatch
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dsee_jax.ckpt.folders import GENERATION, MODEL_CONFIG, TOKENIZER_FILES
-from dsee_jax.runtime import storage
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +30,9 @@ _SENTENCE_FILES = (
     *("sentence_camembert_config.json", "sentence_xlm-roberta_config.json"),
 )
 _TEMPLATES = ("additional_chat_templates/*.jinja", "chat_templates/*.jinja", "*.tiktoken")
+PATTERNS = (*PROCESSOR_FILES, *_SENTENCE_FILES, *_TEMPLATES)
+"""Patterns of the files that any model may have; modules and code of its own have other names."""
+
 _WITH_CODE = (MODEL_CONFIG, "tokenizer_config.json", *PROCESSOR_FILES)
 _MODULE_FILES = (".json", ".txt", ".safetensors", ".model")
 
@@ -51,14 +52,6 @@ def others(folder: Path) -> list[str]:
     """Return the other files of a model that are copied, by their paths in its folder."""
     names = (GENERATION, *PROCESSOR_FILES, *_SENTENCE_FILES, *_modules(folder), *_code(folder))
     return [name for name in dict.fromkeys(names) if _own(folder, name)]
-
-
-def written(path: str | os.PathLike[str]) -> list[str]:
-    """Return the copied files of a model that was written to ``path``, by their paths there, perhaps as patterns."""
-    if storage.remote(path):
-        return [*PROCESSOR_FILES, *_SENTENCE_FILES, *_TEMPLATES]
-    folder = Path(path)
-    return [*tokenizer_files(folder), *others(folder)] if folder.is_dir() else []
 
 
 def copy(source: Path, folder: Path, names: Iterable[str]) -> None:

@@ -52,11 +52,12 @@ class Difference(NamedTuple):
 def matches(a: Mapping[str, Any], b: Mapping[str, Any]) -> Matches:
     """Return the matches of two checkpoints ``{name: tensor with a shape}``; one may spell its names otherwise."""
     names = spelling.paired(a, b)
+    theirs = set(names.values())
     shapes = [(name, a[name].shape, b[other].shape) for name, other in names.items()]
     return Matches(
         names,
         [name for name in a if name not in names],
-        [name for name in b if name not in set(names.values())],
+        [name for name in b if name not in theirs],
         [entry for entry in shapes if entry[1] != entry[2]],
     )
 

@@ -53,12 +53,14 @@ def save_pretrained(
     arrays, config = hf_tensors(model, params), _config(model, origin, labels)
     kinds = {str(array.dtype) for array in arrays.values()}
     config["dtype"] = kinds.pop() if len(kinds) == 1 else "float32"
-    with files.folder(path, replaces=(*MODEL_FILES, *companions.written(path)) if overwrite else ()) as staging:
+    copied = [] if origin is None else [*companions.tokenizer_files(origin), *companions.others(origin)]
+    names = (*MODEL_FILES, *companions.PATTERNS, *copied) if overwrite else ()
+    with files.folder(path, replaces=names) as staging:
         tensors.write(staging, arrays, max_shard_size=max_shard_size)
         (staging / MODEL_CONFIG).write_text(files.dumps(config, indent=2, sort_keys=True) + "\n")
         kept_units.write(staging, kept)
         if origin is not None:
-            companions.copy(origin, staging, [*companions.tokenizer_files(origin), *companions.others(origin)])
+            companions.copy(origin, staging, copied)
 
 
 def _config(model: Model, origin: Path | None, labels: Sequence[str]) -> dict[str, Any]:

@@ -137,5 +137,5 @@ def _moved(
     """Return a name with another prefix, if the prefix covers it and no other tensor has that name."""
     moved = new + name[len(old) :]
     # Without a prefix, only the modules that are known to move: a head has the same name in both.
-    known = bool(old) or name.partition(".")[0] in after or _general(moved) in theirs
+    known = bool(old) or name.partition(".")[0] in {"pooler", *after} or _general(moved) in theirs
     return moved if name.startswith(old) and known and moved not in taken else name

@@ -65,9 +65,8 @@ def randomized_svd(
     _check_rank(w, rank, min(w.shape))
     with jax.default_matmul_precision("highest"):
         w = _float32(w)
-        basis = jnp.linalg.qr(w @ jax.random.normal(key, (w.shape[1], min(rank + oversample, *w.shape)), jnp.float32))[
-            0
-        ]
+        noise = jax.random.normal(key, (w.shape[1], min(rank + oversample, *w.shape)), jnp.float32)
+        basis = jnp.linalg.qr(w @ noise)[0]
         for _ in range(iterations):
             basis = jnp.linalg.qr(w @ jnp.linalg.qr(w.T @ basis)[0])[0]
         u, s, v = jnp.linalg.svd(basis.T @ w, full_matrices=False)

@@ -1,7 +1,9 @@
 """One writer of a folder at a time: a lock beside the folder, which the system frees when its process ends or dies."""
 
 import contextlib
+import errno
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +13,11 @@ import filelock
 
 from dsee_jax.errors import InputError
 from dsee_jax.runtime.atomic import hidden
+
+log = logging.getLogger(__name__)
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+"""The errors of file systems without locks, such as some that are mounted from a network."""
 
 
 @contextlib.contextmanager
@@ -35,6 +42,12 @@ def held(folder: Path, writer: str) -> Iterator[None]:
         raise InputError(
             f"{folder}: another {writer} writes this folder now; wait for its end, or name another folder"
         ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        log.warning("%s: this file system has no locks (%s): let no other %s write it", folder, error.strerror, writer)
+        yield
+        return
     try:
         yield
     finally:

@@ -129,10 +129,13 @@ def exit_on_failure(*expected: type[Exception]) -> Iterator[None]:
     except Exception as error:
         if not is_distributed() or isinstance(error, expected):
             raise
-        if isinstance(error, StoreError):
-            cause = str(error)
-        elif _LOST.search(str(error)):
+        # The loss of a process may also show in the save of a checkpoint.
+        if _LOST.search(str(error)):
             cause = f"another process is lost or cannot be reached ({str(error).splitlines()[0]})"
+        elif isinstance(error, StoreError):
+            cause = str(error)
+        elif isinstance(error, OSError) and error.filename:
+            cause = f"{error.filename}: {error.strerror}"
         else:
             traceback.print_exc()
             cause = "an error"

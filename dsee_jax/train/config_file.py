@@ -8,7 +8,7 @@ import inspect
 import itertools
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast, get_args, get_origin
 
 import yaml
@@ -19,18 +19,24 @@ from dsee_jax.runtime import input_file, storage
 from dsee_jax.train import config_yaml
 
 
-def read(path: str | os.PathLike[str] | None = None, overrides: Sequence[str] = ()) -> Config:
+def read(
+    path: str | os.PathLike[str] | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    earlier: Callable[[dict[str, Any]], dict[str, Any]] = lambda raw: raw,
+) -> Config:
     """Return the `Config` of a YAML file with ``section.key=value`` overrides on top.
 
     Args:
       path: a YAML file; None for the defaults.
       overrides: ``section.key=value`` (leading dashes are allowed); values are YAML.
+      earlier: completes the content of a file that an earlier version wrote.
 
     Raises:
       InputError: unreadable file, unknown key, or a value that does not fit; the message names the key.
     """
     values = [_override(override) for override in overrides]
-    raw = _load(storage.as_path(path)) if path is not None else {}
+    raw = earlier(_load(storage.as_path(path))) if path is not None else {}
     before = copy.deepcopy(raw)
     for key, value in values:
         _insert(raw, key, value)

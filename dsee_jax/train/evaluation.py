@@ -108,4 +108,4 @@ def selection_score(task: Task) -> Callable[[dict[str, float]], float]:
     if task.causal:
         return lambda metrics: -metrics["loss"]
     name = next(iter(classification.of_task(task.glue, regression=task.regression)))
-    return lambda metrics: metrics[name]
+    return lambda metrics: metrics.get(name, -math.inf)

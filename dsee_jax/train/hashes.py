@@ -30,7 +30,6 @@ from dsee_jax.runtime import files, storage
 from dsee_jax.runtime.storage import Place
 
 WEIGHTS = "*.safetensors"
-
 """The name of the weights of a model, in one file or several."""
 
 Hashes: TypeAlias = Mapping[str, Mapping[str, str]]

@@ -40,9 +40,13 @@ def align(folder: Path, model: Model, params: Params, labels: Sequence[str]) -> 
     own, axes = tuple(labels), models.label_axes(model)
     names = _names(folder, len(own)) if hf.stored(folder, model, axes) else ()
     keys, wanted = (tuple(map(_key, each)) for each in (names, own))
-    if not names or (sorted(keys) != sorted(wanted) and all(map(_PLACEHOLDER.fullmatch, names))):
+    same = sorted(keys) == sorted(wanted)
+    if not names or names == own or (not same and all(map(_PLACEHOLDER.fullmatch, names))):
         return params, own
-    if sorted(keys) != sorted(wanted) or len({*keys}) < len(keys):
+    if not same and own == tuple(map(str, range(len(own)))):
+        log.warning("%s: the labels of the task are numbers: class i is the one of %s", folder, _listed(names))
+        return params, own
+    if not same or len({*keys}) < len(keys):
         raise InputError(
             f"{folder / MODEL_CONFIG}: id2label names the classes {_listed(names)}; the task has {_listed(own)}: set "
             "model.new_head: true for a new classifier, or, where they mean the same, write the task's names into id2label"

@@ -47,7 +47,7 @@ def run(config: Config, *, say: Callable[[Any], None] = print) -> dict[str, Any]
         if finished := multihost.allgather_objects(_finished(out))[0]:
             say(f"{out}: this run is finished; name another output_dir, or delete the folder, to run it again")
             return finished
-        _begin(setup, out)
+        _begin(setup, config, out)
         with preemption.noticed(), checkpoints.opened(out / CHECKPOINTS) as store:
             session = Session(store, out, say)
             state = _start(session, setup)
@@ -57,15 +57,17 @@ def run(config: Config, *, say: Callable[[Any], None] = print) -> dict[str, Any]
         return _finish(session, setup, state)
 
 
-def _begin(setup: Setup, out: storage.Place) -> None:
+def _begin(setup: Setup, config: Config, out: storage.Place) -> None:
     """Compare the inputs with those of the first call, and write the files that say how the run is made."""
     with multihost.raise_on_all():
         if multihost.is_main():
-            inputs = hashes.of_inputs(setup.config, setup.folder, setup.data.task)
-            if changed := hashes.check_inputs(setup.config, setup.folder, inputs):
+            inputs = hashes.of_inputs(config, setup.folder, setup.data.task)
+            if changed := hashes.check_inputs(config, setup.folder, inputs):
                 log.warning("%s", changed)
             # The mesh may differ from that of an earlier call: the config of the folder follows this one.
-            files.write_text(out / CONFIG, config_file.dump(setup.config))
+            # A permission is of one call.
+            kept = dataclasses.replace(config.train, allow_changed_inputs=False)
+            files.write_text(out / CONFIG, config_file.dump(dataclasses.replace(config, train=kept)))
             hashes.write(out, inputs)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from dsee_jax.ckpt import checkpoints
 from dsee_jax.ckpt.folders import CHECKPOINTS, CONFIG, HASHES
@@ -72,10 +73,18 @@ def _has_run(folder: storage.Place) -> bool:
     return True
 
 
+def _completed(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a config with the value of ``train.head`` that a run had before the key existed."""
+    train = raw.get("train")
+    if not isinstance(train, dict) or "head" in train or train.get("full"):
+        return raw
+    return {**raw, "train": {**train, "head": "pooler+classifier"}}
+
+
 def _existing_config(config: Config, folder: storage.Place) -> Config:
     """Return the config in the folder; where it is damaged, ``config`` itself if its hash is the one of the run."""
     try:
-        return config_file.read(folder / CONFIG)
+        return config_file.read(folder / CONFIG, earlier=_completed)
     except InputError as error:
         if hashes.read(folder).get("config") != hashes.of_config(config):
             raise InputError(f"{error}; restore the config of the run {folder}, or name another folder") from None

@@ -11,7 +11,7 @@ from dsee_jax.runtime import console
 from dsee_jax.runtime.storage import Place
 
 NAMES = {
-    "before": "pretrained, new head",
+    "before": "pretrained",
     "draw": "ticket, before tuning",
     "tune": "after tuning",
     "prune": "after pruning",
@@ -28,17 +28,16 @@ def tables(results: dict[str, Any]) -> list[Table]:
     for name in names:
         scores.add_column(name, justify="right")
     for row in rows:
-        name = "pretrained" if row["name"] == "before" and not results["head_parameters"] else row["name"]
         count = row.get("evaluations", 1)
         choice = f", best of {count} evaluations" if count > 1 else ""
-        scores.add_row(NAMES.get(name, name) + choice, *_cells(row["metrics"], names))
+        scores.add_row(f"{NAMES.get(row['name'], row['name'])}{choice}", *_cells(row["metrics"], names))
         if count > 1:
             scores.add_row("  at its last step", *_cells(row["last"], names))
     costs = Table(title="costs", title_justify="left", show_header=False)
     flops, example = results["flops_per_token"], results["flops_per_example"]
     # Runs of earlier versions lack some figures.
     both = results.get("trainable_fraction_with_head")
-    share = "" if both is None else f"; {both:.2%} of all with the backbone's"
+    share = "" if both is None else f"; head and backbone together {both:.2%} of all parameters"
     for name, value in (
         ("trained parameters, backbone", f"{results['trainable_parameters']:,} = {results['trainable_fraction']:.2%}"),
         ("trained parameters, head", f"{results['head_parameters']:,}{share}"),

@@ -1,8 +1,9 @@
-"""One spelling of tensor names for all models of a merge: the first model's."""
+"""One spelling of tensor names for all models of a merge: that of the first model with a head, else the first model's."""
 
 from collections.abc import Mapping, Sequence
 
 from dsee_jax.ckpt import spelling
+from merge.inputs import roles
 from merge.inputs.lazy import Lazy
 from merge.inputs.sources import Source
 
@@ -13,15 +14,28 @@ def spelled(tensors: Mapping[str, Lazy], like: Source) -> dict[str, Lazy]:
     return {names[name]: tensor for name, tensor in tensors.items()}
 
 
-def unified(sources: Sequence[Source]) -> tuple[list[Source], list[str]]:
-    """Return the models with the names of the first, without the buffers that some lack, and notes on the changes.
+def _speller(sources: Sequence[Source]) -> Source:
+    """Return the first model with a head, whose body has its prefix; without one, the first model.
 
-    Names differ in prefixes, wrappers and the params of norms, see `dsee_jax.ckpt.spelling`. A tensor that the first model
-    lacks keeps its name, with the prefix that the first model has beside it.
+    A head beside a bare body is no model: transformers 4 refuses the file.
     """
-    first, notes = sources[0], []
-    named = [first]
-    for source in sources[1:]:
+    headed = (each for each in sources if any("pooler." not in name for name in roles.heads(each.tensors)))
+    return next(headed, sources[0])
+
+
+def unified(sources: Sequence[Source]) -> tuple[list[Source], list[str]]:
+    """Return the models with the names of one, without the buffers that some lack, and notes on the changes.
+
+    The names are those of the first model with a head, else of the first model. They differ in prefixes, wrappers and the
+    params of norms, see `dsee_jax.ckpt.spelling`. A tensor that this model lacks keeps its name, with the prefix of the
+    tensors beside it.
+    """
+    first, notes = _speller(sources), []
+    named: list[Source] = []
+    for source in sources:
+        if source is first:
+            named.append(source)
+            continue
         names = spelling.renamed(source.tensors, first.tensors)
         moved = [(name, today) for name, today in names.items() if name != today]
         if moved:

@@ -11,7 +11,8 @@ _EMBEDDING = re.compile(r"embed(?!_out)|wte|wpe|\bshared\.")
 _BODY = re.compile(r"\w*embed(?!_out)\w*|wte|wpe|shared|layer_?norm|norm|ln_f|ln_final|final_layer_?norm|final_norm")
 """First parts of names that belong to the body of a bare model."""
 _VOCABULARY = (
-    r"(?:.*\.)?(?:\w*embed\w*|wte|shared|\w*lm_head|decoder|predictions|vocab_projector|output)\.(?:weight|bias)"
+    r"(?:.*\.)?(?:\w*embed\w*|wte|shared|\w*lm_head|proj_out|decoder|predictions|vocab_projector|output)"
+    r"\.(?:weight|bias)"
 )
 _NOT_TOKENS = r".*(?:position|token_type|segment|patch).*"
 _BEFORE_LAYERS = re.compile(r"embed(?!_out)|wte|wpe|\bshared\.|\b(?:ln|layernorm)_pre\b")

@@ -17,7 +17,7 @@ from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.runtime.storage import Place
 from merge.inputs import lazy
 from merge.inputs.lazy import Lazy
-from merge.inputs.roles import is_vocabulary, vocab_size
+from merge.inputs.roles import is_embedding, is_matrix_of_tokens, is_tied, is_vocabulary, vocab_size
 from merge.inputs.sources import Source, has_vocabulary, located
 
 log = logging.getLogger(__name__)
@@ -54,9 +54,13 @@ def check(sources: Sequence[Source]) -> None:
             )
         files = [source.tokenizer / "tokenizer.json" for source in (first, other)]
         if all(file.is_file() for file in files) and files[0].read_bytes() != files[1].read_bytes():
-            ours, theirs = (
-                {row: token for token, row in load_tokenizer(file.parent).get_vocab().items()} for file in files
-            )
+            try:
+                ours, theirs = (
+                    {row: token for token, row in load_tokenizer(file.parent).get_vocab().items()} for file in files
+                )
+            except InputError as error:
+                log.warning("the tokens of %s and %s are not compared: %s", first.reference, other.reference, error)
+                continue
             differ = sorted(row for row in ours.keys() & theirs.keys() if ours[row] != theirs[row])
             if differ:
                 row = differ[0]
@@ -222,10 +226,19 @@ def align(vocabulary: Vocabulary, sources: Sequence[Source]) -> list[Source]:
         for name, tensor in source.tensors.items():
             if is_vocabulary(name, tensor, vocab_size(source.config)):
                 owners.setdefault(name, {})[source.reference] = tensor
+    # A tied model that stores no output matrix gives its embedding's rows.
+    for name, models in owners.items():
+        width = next(iter(models.values())).shape[1:]
+        for source in sources:
+            if source.reference not in models and is_tied(source.config) and not is_embedding(name):
+                size = vocab_size(source.config)
+                tied = (each for other, each in source.tensors.items() if is_matrix_of_tokens(other, each, size, True))
+                if embedding := next((each for each in tied if each.shape[1:] == width), None):
+                    models[source.reference] = embedding
     changed = {name: _aligned(name, vocabulary, models) for name, models in owners.items()}
     aligned = []
     for source in sources:
-        replaced = {name: new[source.reference] for name, new in changed.items() if source.reference in new}
+        replaced = {name: new[source.reference] for name, new in changed.items() if name in source.tensors}
         aligned.append(source._replace(tensors={**source.tensors, **replaced}))
     return aligned
 

@@ -1,7 +1,7 @@
 """The output folder of a merge: checked before any work, and replaced only where a merge wrote everything in it."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from dsee_jax.ckpt import companions
@@ -14,7 +14,7 @@ from merge.outputs.heatmap import PICTURE
 from merge.outputs.metadata import CARD, RECIPE
 from merge.streaming import staging
 
-FILES = (*MODEL_FILES, CARD, RECIPE, PICTURE)
+FILES = (*MODEL_FILES, *companions.PATTERNS, CARD, RECIPE, PICTURE)
 """Patterns of the names in the output of every merge; copied files of a model add to them."""
 
 
@@ -40,12 +40,20 @@ def located(text: str) -> Place:
     return end
 
 
-def check(out: Place, inputs: Iterable[str | os.PathLike[str]], *, overwrite: bool, resumes: bool = False) -> None:
+def check(
+    out: Place,
+    inputs: Iterable[str | os.PathLike[str]],
+    *,
+    copied: Collection[str] = (),
+    overwrite: bool,
+    resumes: bool = False,
+) -> None:
     """Raise `InputError` unless a merge may write ``out``.
 
     Args:
       out: from `located`.
       inputs: every file that the merge reads.
+      copied: the files of the models that the merge copies, by their paths in ``out``.
       overwrite: replace the output of an earlier merge.
       resumes: ``out`` may hold a part of this merge's own output, of an upload that failed.
 
@@ -54,7 +62,7 @@ def check(out: Place, inputs: Iterable[str | os.PathLike[str]], *, overwrite: bo
         or the home folder, or cannot be written.
     """
     if isinstance(out, Path):
-        _check_local(out)
+        _check_local(out, copied)
     for file in inputs:
         if inside := _inside(out, file):
             raise InputError(f"{out} holds the input {inside}; give another OUT_DIR")
@@ -62,7 +70,7 @@ def check(out: Place, inputs: Iterable[str | os.PathLike[str]], *, overwrite: bo
         if not (overwrite or resumes) and out.is_dir() and any(out.iterdir()):
             raise InputError(f"{out} exists; give another OUT_DIR, or --overwrite to replace it")
         marker = None if resumes else (RECIPE, HEADER)
-        earlier_output.check(out, (*FILES, *companions.written(out)), marker=marker)
+        earlier_output.check(out, (*FILES, *copied), marker=marker)
 
 
 def _inside(out: Place, file: str | os.PathLike[str]) -> str | None:
@@ -74,7 +82,7 @@ def _inside(out: Place, file: str | os.PathLike[str]) -> str | None:
     return url if url and url.startswith(f"{str(out).rstrip('/')}/") else None
 
 
-def _check_local(out: Path) -> None:
+def _check_local(out: Path, copied: Collection[str]) -> None:
     home = Path(os.path.realpath(os.path.expanduser("~")))
     for name, folder in (("the working folder", Path.cwd()), ("your home folder", home)):
         if out == folder or out in folder.parents:
@@ -86,4 +94,5 @@ def _check_local(out: Path) -> None:
         path = atomic.hidden(out, suffix)
         if path.is_symlink() or path.is_file():
             raise InputError(f"{path} is no folder of a merge, but in the way of its unfinished output; remove it")
-        earlier_output.check(path, (*names, *companions.written(path)))
+        if not (path / staging.STAMP).is_file():  # of a merge, perhaps of other models
+            earlier_output.check(path, (*names, *copied))

@@ -14,6 +14,7 @@ from typing import Any
 from dsee_jax.ckpt import companions, tensors
 from dsee_jax.ckpt.folders import GENERATION, KEPT, MODEL_CONFIG, read_json
 from dsee_jax.errors import InputError
+from merge.inputs import roles
 from merge.inputs.sources import Source
 from merge.recipes.chat_templates import AUTO
 
@@ -79,7 +80,9 @@ def config(
     if layers is not None:
         _change(result, _LAYERS, len(layers), "layers", layers)
     if vocab_size is not None:
-        _change(result, ("vocab_size",), vocab_size, "rows of the embedding")
+        if roles.vocab_size(result) is None:
+            raise InputError("config.json of the base says nothing of its rows of the embedding: expected vocab_size")
+        result = roles.changed(result, "vocab_size", vocab_size)
     return result
 
 

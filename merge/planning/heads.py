@@ -5,7 +5,7 @@ head, the class and the labels of one model.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dsee_jax.errors import InputError, did_you_mean
@@ -44,7 +44,8 @@ def separate(
 ) -> Separated:
     """Return the models without the heads that differ, and the head to keep.
 
-    Heads are separated that some models lack and whose models are of different classes, or whose shapes differ; poolers too.
+    Heads are separated that some models lack and whose models are of different classes, whose shapes differ, or whose labels
+    do (``id2label``), and all heads under a ``choice``; poolers too.
     Other missing tensors remain.
 
     Args:
@@ -70,10 +71,14 @@ def separate(
         for name in names[reference]
         if any(name not in view or _reshaped(name, view[name], views[reference][name]) for view in views.values())
     }
+    if choice is not None or _other_labels(sources.values()):
+        # Rows of equal shape that stand for other classes.
+        every = {_module(name) for reference in views for name in names[reference] if not roles.of_tokens(name)}
+        differing |= {module for module in every if not module.endswith("pooler")}
     if not differing:
         return Separated({reference: dict(view) for reference, view in views.items()}, {}, {}, "")
     heads = differing - {module for module in differing if module.endswith("pooler")}
-    classes = {name for source in sources.values() if (name := roles.architecture(source.config))}
+    classes = {roles.architecture(source.config) for source in sources.values()}
     if choice is None and heads and len(classes) < 2:
         _check_present(where, views, names, heads)
     parted = {
@@ -91,6 +96,18 @@ def separate(
         owner = next((each for each in candidates if each and _of(views[each], names[each], module)), None)
         kept |= {name: (owner, views[owner][name]) for name in _of(views[owner], names[owner], module)} if owner else {}
     return Separated(parted, kept, _fields(sources, heads, donor), _warning(differing, kept))
+
+
+def _other_labels(sources: Iterable[Source]) -> bool:
+    """Return whether two models name one class differently; LABEL_0 ... says nothing."""
+    named: dict[str, str] = {}
+    for source in sources:
+        labels = source.config.get("id2label")
+        for key, label in labels.items() if isinstance(labels, dict) else ():
+            text = str(label).casefold()
+            if not re.fullmatch(r"label_\d+", text) and named.setdefault(str(key), text) != text:
+                return True
+    return False
 
 
 def _module(name: str) -> str:
@@ -150,4 +167,4 @@ def _warning(differing: set[str], kept: Mapping[str, tuple[str, Lazy]]) -> str:
     left = sorted(differing - {_module(name) for name in kept})
     if left:
         outcomes.append(f"{', '.join(left)} left out")
-    return f"heads that not all models share are not merged: {'; '.join(outcomes)} (--heads chooses another)"
+    return f"heads that differ, or whose classes do, are not merged: {'; '.join(outcomes)} (--heads chooses another)"

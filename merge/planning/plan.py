@@ -15,7 +15,7 @@ from dsee_jax.ckpt.tensors import DTYPES
 from dsee_jax.errors import InputError
 from dsee_jax.hf_layout import split_layer
 from merge import units
-from merge.inputs.lazy import Lazy, cast
+from merge.inputs.lazy import FLOATS, Lazy, cast
 from merge.inputs.sources import Source
 from merge.planning import heads, numbers, tied
 from merge.planning.matching import Row, rows
@@ -23,9 +23,6 @@ from merge.recipes import settings
 from merge.recipes.recipe import DTYPES as WRITTEN
 from merge.recipes.recipe import Recipe
 from merge.recipes.strict_yaml import shown
-
-FLOATS = ("F64", "F32", "F16", "BF16")
-"""The types that are merged; tensors of integers and booleans are copied."""
 
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
 
@@ -118,7 +115,7 @@ def plan(
 
 def _copy(recipe: Recipe, name: str, tensor: Lazy) -> Job:
     """Return the job of a tensor that only one model gives, in the written type."""
-    dtype = _written(recipe, tensor.dtype) if tensor.dtype in FLOATS else tensor.dtype
+    dtype = _written(recipe, tensor.stored or tensor.dtype) if tensor.dtype in FLOATS else tensor.dtype
     return Job(name, "copy", None, (cast(tensor, dtype),), (), {}, (), dtype)
 
 

@@ -59,7 +59,22 @@ def fitted(sources: Mapping[str, Source]) -> Fitted:
         if own is not None and roles.is_tied(first.config):
             untied = True
             notes.append(f"{own.reference} has {name} of its own: the result is not tied")
+    for name in _stored_twice(sources, views):
+        for view in views.values():
+            del view[name]
+        notes.append(f"{name} equals the tied embedding in every model: left out")
     return Fitted(views, untied, notes)
+
+
+def _stored_twice(sources: Mapping[str, Source], views: Mapping[str, Mapping[str, Lazy]]) -> list[str]:
+    """Return the output matrices that all models store beside the embedding that they are tied to, with equal values."""
+    if not all(roles.is_tied(source.config) for source in sources.values()):
+        return []
+    first = next(iter(sources.values()))
+    size = roles.vocab_size(first.config)
+    stored = views[first.reference]
+    names = [name for name in stored if roles.is_matrix_of_tokens(name, stored[name], size, False)]
+    return [name for name in names if all(name in view and _partner(name, view[name], view) for view in views.values())]
 
 
 def _unmatched(views: Mapping[str, Mapping[str, Lazy]]) -> list[str]:
@@ -85,6 +100,7 @@ def _partner(name: str, tensor: Lazy, view: Mapping[str, Lazy]) -> str | None:
         shared = "shared" in (candidate.partition(".")[0], name.partition(".")[0])
         if (
             lazy.shape == tensor.shape
+            and (shared or (roles.of_tokens(candidate) and roles.of_tokens(name)))
             and roles.outside_layers(candidate)
             and (shared or roles.is_embedding(candidate) != roles.is_embedding(name))
         ):

@@ -108,7 +108,7 @@ def test_gram_file_has_one_matrix_per_kernel(run, tmp_path):
     ("name", "options", "message"),
     [
         ("out.npz", [], "end it in .safetensors"),
-        ("nowhere/out.safetensors", [], "there is no folder"),
+        ("nowhere/out.safetensors", [], "does not exist; create it first"),
         ("there.safetensors", [], "exists"),
         ("out.safetensors", ["--examples", "41"], "data.examples: 41 of 40"),
         ("out.safetensors", ["--data.dir=/nowhere"], "/nowhere"),

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from dsee_jax import tree
-from dsee_jax.ckpt import adapter, packed_masks
+from dsee_jax.ckpt import adapter, packed_masks, tensors
 from dsee_jax.errors import InputError
 
 RANDOM = np.random.default_rng(0)
@@ -78,6 +78,21 @@ def test_fingerprint_covers_the_weights(tmp_path):
     for name, content in (("model-2.safetensors", b"b"), ("model-1.safetensors", b"a"), ("config.json", b"{}")):
         (tmp_path / name).write_bytes(content)
     assert adapter.fingerprint(tmp_path) == hashlib.sha256(b"ab").hexdigest()
+
+
+def test_adapter_of_an_earlier_version_fits_the_model_of_its_run(tmp_path):
+    """It records the base only."""
+    recorded = {"base_sha256": "a" * 64}
+    adapter.check_base(tmp_path / "run/adapter", recorded, tmp_path / "run/model", "c" * 64, allow="--flag")
+    with pytest.raises(InputError, match="other weights"):
+        adapter.check_base(tmp_path / "run/adapter", recorded, tmp_path / "model", "c" * 64, allow="--flag")
+
+
+def test_weights_that_the_model_does_not_read_have_no_fingerprint(tmp_path):
+    tensors.write(tmp_path, {"x": np.ones(3, np.float32)})
+    before = adapter.fingerprint(tmp_path)
+    (tmp_path / "consolidated.safetensors").write_bytes(b"other")
+    assert adapter.fingerprint(tmp_path) == before
 
 
 def test_adapter_on_other_weights_is_an_error(tmp_path):

@@ -62,6 +62,16 @@ def test_the_best_that_a_checkpoint_refers_to_is_there(tmp_path):
             checkpoints.save(store, mark, numbered(mark), {}, {"best": {"mark": mark}})
 
 
+def test_a_best_of_steps_that_are_done_again_is_dropped(tmp_path):
+    """A run that dies between the save of its best and of its state may find another best at this step."""
+    with checkpoints.opened(tmp_path) as store:
+        checkpoints.save(store, 0, numbered(0), {}, {})
+        checkpoints.save_best(store, 4, numbered(1))
+    with checkpoints.opened(tmp_path) as store:
+        checkpoints.save_best(store, 4, numbered(2))
+        assert int(checkpoints.restore_best(store, 4, numbered(0))["count"]) == 2
+
+
 def test_what_exists_is_left_as_it_is(tmp_path):
     """A resumed run comes by marks that it has written before."""
     with checkpoints.opened(tmp_path) as store:

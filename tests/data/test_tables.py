@@ -115,7 +115,7 @@ def test_missing_file_is_named(tmp_path):
 BAD: dict[str, Any] = {
     "a repeated column": ("csv", "sentence1,label,label\na,1,2\n", "train.csv:1: the column 'label' is repeated"),
     "an empty label": ("csv", "sentence1,label\na,\nb,1\n", "train.csv:2: the label 'label' is ''; expected text"),
-    "NaN": ("jsonl", '{"sentence1": "a", "label": NaN}\n', "train.jsonl:1: not JSON: NaN is no number"),
+    "NaN": ("jsonl", '{"sentence1": "a", "label": NaN}\n', "train.jsonl:1: 'label' is no text"),
     "a null": ("jsonl", '{"sentence1": "a", "label": null}\n', "train.jsonl:1: 'label' is no text"),
     "a nested label": ("jsonl", '{"sentence1": "a", "label": [1]}\n', "train.jsonl:1: the label 'label' is '\\[1\\]'"),
     "digits": ("jsonl", f'{{"sentence1": "a", "label": {"9" * 5000}}}\n', "train.jsonl:1: not JSON: Exceeds the limit"),

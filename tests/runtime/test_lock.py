@@ -1,8 +1,10 @@
 """One writer of a folder at a time."""
 
+import errno
 import subprocess
 import sys
 
+import filelock
 import pytest
 
 from dsee_jax.errors import InputError
@@ -29,3 +31,12 @@ def test_second_writer_is_refused_and_a_killed_one_frees_the_lock(tmp_path):
         other.kill()
     with lock.held(out, "merge"):
         pass
+
+
+def test_file_system_without_locks_is_named(tmp_path, monkeypatch, caplog):
+    def refuse(self, timeout):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    with lock.held(tmp_path / "out", "merge"):
+        assert "has no locks (No locks available): let no other merge write it" in caplog.text

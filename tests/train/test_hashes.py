@@ -88,6 +88,32 @@ def test_changed_input_is_allowed_by_a_key(caplog):
 
 
 @pytest.mark.usefixtures("begun")
+def test_run_of_an_earlier_version_trained_its_pooler():
+    """Its config has no train.head; the command with the key resumes it, and the default says which value it had."""
+    path = pathlib.Path("run/config.yaml")
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if not line.startswith("  head:")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_start", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(InputError, match=r"train.head is 'pooler\+classifier' in its config and 'auto' in yours"):
+            loop.run(runs.config(HERE), say=lambda text: None)
+        with pytest.raises(KeyboardInterrupt):
+            loop.run(runs.config(HERE, train__head="pooler+classifier"), say=lambda text: None)
+
+
+def test_run_with_the_names_of_modules_is_called_again(tmp_path, monkeypatch):
+    """Its config keeps the targets as they were given."""
+    options = {"delta__targets": ("attention.self.query",)}
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save_best", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            runs.run(tmp_path, **options)
+    assert "attention.self.query" in (tmp_path / "run/config.yaml").read_text()
+    monkeypatch.setattr(loop, "_start", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(runs.config(tmp_path, **options), say=lambda text: None)
+
+
+@pytest.mark.usefixtures("begun")
 def test_reformatted_data_are_the_same():
     """The hash is of the examples, not of the bytes of a file."""
     config = runs.config(HERE)

@@ -114,6 +114,18 @@ def test_run_keeps_the_class_names_of_its_checkpoint(tmp_path):
     assert again == pytest.approx(results["final"], rel=1e-5)
 
 
+def test_labels_that_are_numbers_are_the_places_of_the_classes(tmp_path, caplog):
+    """Tables often hold the index of a class that the checkpoint names."""
+    runs.table(tmp_path / "data")
+    for name in ("train.csv", "dev.csv"):
+        table = tmp_path / "data" / name
+        table.write_text(table.read_text().replace(",no\n", ",0\n").replace(",yes\n", ",1\n"))
+    tiny.bert(tmp_path / "base", num_hidden_layers=1)
+    named(tmp_path / "base", ("NEGATIVE", "POSITIVE"))
+    assert setup.prepare(runs.config(tmp_path)).data.task.labels == ("0", "1")
+    assert "class i is the one of 'NEGATIVE', 'POSITIVE'" in caplog.text
+
+
 @pytest.mark.parametrize("names", [("negative", "positive"), ("no", "maybe"), ("no", "No")])
 def test_classifier_of_other_classes_is_refused(tmp_path, names):
     runs.table(tmp_path / "data")

@@ -68,7 +68,7 @@ def test_config_of_a_multimodal_model():
 def test_config_without_the_changed_field_is_refused():
     with pytest.raises(InputError, match=r"nothing of its layers: expected one of num_hidden_layers"):
         metadata.config({}, layers=[0])
-    with pytest.raises(InputError, match=r"nothing of its rows of the embedding: expected one of vocab_size"):
+    with pytest.raises(InputError, match=r"nothing of its rows of the embedding: expected vocab_size"):
         metadata.config({}, vocab_size=5)
 
 

@@ -110,15 +110,34 @@ def test_tied_head_counts_as_a_head(family):
     assert ready.config["architectures"] == ["BForCausalLM"]
 
 
-def test_equal_heads_are_merged(family):
-    """Of models that all have them in one shape, whatever the base's other head."""
+def relabelled(folder, names):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"id2label": dict(enumerate(names))}))
+
+
+def test_equal_heads_are_merged_only_with_equal_labels(family):
+    """Rows of one shape may stand for other classes; LABEL_0 says nothing."""
     (family / "recipe.yml").write_text(
         "merge_method: linear\nmodels: [{model: one}, {model: twin}]\nparameters: {weight: 1}"
     )
     write(family / "twin", BODY | classifier(2), "BForSequenceClassification", 2)
-    ready = pipeline.read(family / "recipe.yml")
-    assert all(job.method == "linear" for job in ready.plan.jobs)
-    assert ready.plan.warnings == ()
+    for names in (["no", "yes"], ["NO", "Yes"], ["LABEL_0", "LABEL_1"]):
+        relabelled(family / "one", ["no", "yes"])
+        relabelled(family / "twin", names)
+        ready = pipeline.read(family / "recipe.yml")
+        assert all(job.method == "linear" for job in ready.plan.jobs)
+        assert ready.plan.warnings == ()
+    relabelled(family / "twin", ["yes", "no"])
+    for choice, labels, owner in (
+        (None, ["no", "yes"], "one"),
+        ("twin", ["yes", "no"], "twin"),
+        ("drop", None, "left out"),
+    ):
+        ready = pipeline.read(family / "recipe.yml", head=choice)
+        methods = {job.name: job.method for job in ready.plan.jobs}
+        assert methods.get("classifier.weight") == (None if choice == "drop" else "copy")
+        assert list((ready.config.get("id2label") or {}).values()) == (labels or ["no", "yes"])
+        assert owner in ready.plan.warnings[0]
 
 
 def test_missing_body_is_no_head(family):

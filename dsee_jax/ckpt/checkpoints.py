@@ -180,10 +180,20 @@ def _set_damaged_aside(folder: Path) -> None:
         name: {int(path.name): path for path in sorted((folder / name).glob("*")) if path.name.isdigit()}
         for name in Store._fields
     }
-    damage = {path: found for each in places.values() for path in each.values() if (found := _damage(path))}
+    # The newest checkpoint is read first, and those before it only where it is damaged.
+    damage: dict[Path, str] = {}
+    whole: list[int] = []
+    for mark, path in sorted(places["last"].items(), reverse=True):
+        if found := _damage(path):
+            damage[path] = found
+            continue
+        whole.append(mark)
+        best = places["best"].get(_best(path))
+        if best is None or (best not in damage and not (found := _damage(best))):
+            break
+        damage.setdefault(best, found or "")
     if not damage:
         return
-    whole = [mark for mark, path in places["last"].items() if path not in damage]
     if places["last"] and not whole:
         lines = "; ".join(f"{path}: {found}" for path, found in damage.items())
         raise InputError(f"no checkpoint of this run is whole ({lines}): delete {folder} to begin the run again")

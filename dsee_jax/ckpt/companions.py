@@ -81,8 +81,10 @@ def _modules(folder: Path) -> Iterator[str]:
     for module in listed if isinstance(listed, list) else ():
         place = module.get("path") if isinstance(module, dict) else None
         # The first module is the model itself, in the folder.
-        if not isinstance(place, str) or not place or not _below(place) or not (folder / place).is_dir():
+        if not isinstance(place, str) or not place or not _below(place):
             continue
+        if not (folder / place).is_dir():
+            log.warning("%s names the module %s, which the folder lacks", folder / MODULES, place)
         for path in sorted((folder / place).rglob("*")):
             name = path.relative_to(folder).as_posix()
             if path.suffix in _MODULE_FILES:

@@ -10,6 +10,9 @@ from dsee_jax.ckpt.folders import ADAPTER_CONFIG, MODEL_CONFIG, SINGLE, read_jso
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import storage
 
+_MODULES = "[0-9]*/*"
+"""The pattern of the files in folders such as 1_Pooling, which hold modules of sentence encoders."""
+
 _HUB_FILES = (
     "*.json",
     "*.safetensors",
@@ -69,7 +72,7 @@ def resolve(path: str | Path, revision: str | None = None, *, weights: bool = Tr
             text,
             revision=revision,
             allow_patterns=list(_HUB_FILES if weights else ("*.json",)),
-            ignore_patterns=["[!0-9]*/*"],  # folders such as 1_Pooling hold modules of sentence encoders
+            ignore_patterns=["[!0-9]*/*"],  # all subfolders but those of `_MODULES`
         )
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = str(error).strip().partition("\n")[0]
@@ -94,7 +97,7 @@ def _stored(url: str, weights: bool) -> Path:
         and (line := formats.describe_names(url, names))
     ):
         raise InputError(f"{line} (on a machine with a copy of the folder, which is then copied back)")
-    return storage.download(url, *(_HUB_FILES if weights else ("*.json",)))
+    return storage.download(url, *((*_HUB_FILES, _MODULES) if weights else ("*.json",)))
 
 
 def _refuse_formats(name: str, revision: str | None) -> None:

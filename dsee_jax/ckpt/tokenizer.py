@@ -12,6 +12,11 @@ _PADDING = 128
 """Rows of an embedding are padded up to a multiple of at most this number."""
 
 
+def has_vocabulary(folder: pathlib.Path) -> bool:
+    """Return whether a folder holds a tokenizer with its vocabulary, in a format that `load_tokenizer` knows."""
+    return any((folder / name).is_file() for name in (*_VOCABULARIES, *_SENTENCEPIECE))
+
+
 def load_tokenizer(path: str | pathlib.Path) -> Any:
     """Return the fast tokenizer of a Hugging Face folder or hub id; no code of the folder is run.
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from dsee_jax.runtime import limits
+
 SECONDS = 10.0
 """The most time of one rendering; usual templates take milliseconds."""
 
@@ -15,9 +17,9 @@ MEMORY = 1 << 30
 
 
 @contextlib.contextmanager
-def limited(seconds: float = SECONDS) -> Iterator[None]:
+def limited() -> Iterator[None]:
     """Raise `TimeoutError` or `MemoryError` in a Jinja template that runs in the body beyond `SECONDS` or `MEMORY`."""
-    end, before = time.monotonic() + seconds, sys.gettrace()
+    end, before = time.monotonic() + SECONDS, sys.gettrace()
 
     def watch(frame: FrameType, event: str, argument: Any) -> Any:
         del event, argument
@@ -25,7 +27,7 @@ def limited(seconds: float = SECONDS) -> Iterator[None]:
         if frame.f_code.co_filename not in ("<template>", "<unknown>"):
             return None
         if time.monotonic() > end:
-            raise TimeoutError(f"it takes more than {seconds:g} s")
+            raise TimeoutError(f"it takes more than {SECONDS:g} s")
         return watch
 
     with _memory(MEMORY):
@@ -41,10 +43,11 @@ def _memory(more: int) -> Iterator[None]:
     """Let this process take at most ``more`` bytes of address space beyond the present ones, where the system can tell."""
     try:
         import resource
-
-        with open("/proc/self/statm", encoding="ascii") as pages:
-            used = int(pages.read().split()[0]) * resource.getpagesize()
-    except (ModuleNotFoundError, OSError):  # Windows; systems without /proc
+    except ModuleNotFoundError:  # Windows
+        yield
+        return
+    used = limits.used()
+    if not used:
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)

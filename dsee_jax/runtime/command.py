@@ -34,6 +34,7 @@ def run(name: str, arguments: Sequence[str], work: Callable[[], Any], *, resume:
     2     bad input (`InputError`)
     130   Ctrl-C
     141   the reader of stdout has ended (``| head -1``); nothing is printed
+    143   SIGTERM
     ====  =====================================================================================
 
     Every other error is a bug: it passes, with a note that asks for a report.
@@ -126,9 +127,10 @@ class _Stdout(io.FileIO):
 
 def _fail(name: str, line: str, status: int) -> int:
     """Print one line, without control characters, on stderr."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in line)
+    from dsee_jax.runtime import console  # imports JAX, which --help does not need
+
     try:
-        print(f"{name}: {shown}", file=sys.stderr, flush=True)
+        print(f"{name}: {console.plain(line)}", file=sys.stderr, flush=True)
     except OSError:  # nobody reads stderr; the status says the rest
         return status
     return status

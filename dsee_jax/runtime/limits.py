@@ -35,7 +35,7 @@ def check(*, open_files: int, mapped: int) -> None:
             )
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
     space = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if space != resource.RLIM_INFINITY and (total := _used() + mapped + _WORKING) > space:
+    if space != resource.RLIM_INFINITY and (total := used() + mapped + _WORKING) > space:
         raise InputError(
             f"the work takes {console.size(total)} of address space, files mapped into memory included, and the limit is "
             f"{console.size(space)}; raise it: ulimit -v unlimited"
@@ -50,7 +50,7 @@ def _opened() -> int:
         return 0
 
 
-def _used() -> int:
+def used() -> int:
     """Return the address space of this process in bytes; 0 where the system does not say."""
     try:
         with open("/proc/self/statm", encoding="ascii") as pages:

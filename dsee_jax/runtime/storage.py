@@ -77,8 +77,8 @@ def download(path: str | os.PathLike[str], *names: str) -> pathlib.Path:
 
     Args:
       path: a path of this machine, which is returned unchanged, or of a store.
-      names: patterns (`fnmatch`) of the files to download from a folder, not from its subfolders. Without patterns: all files
-        below the folder, except `NOT_DOWNLOADED`.
+      names: patterns (`fnmatch`) of the files to download from a folder; only patterns with a ``/`` fit files in subfolders.
+        Without patterns: all files below the folder, except `NOT_DOWNLOADED`.
 
     Raises:
       InputError: the store has no such path, or cannot be reached.
@@ -103,13 +103,17 @@ def download(path: str | os.PathLike[str], *names: str) -> pathlib.Path:
             raise InputError(f"{url}: there is nothing there; list the bucket with the store's own tools")
         for name, about in sorted(objects.items()):
             every = not names and not name.startswith(f"{NOT_DOWNLOADED}/")
-            if not name or every or any("/" not in name and fnmatch.fnmatch(name, pattern) for pattern in names):
+            if (
+                not name
+                or every
+                or any(fnmatch.fnmatch(name, pattern) and ("/" in pattern or "/" not in name) for pattern in names)
+            ):
                 _fetch(system, f"{key}/{name}" if name else key, about, local / name if name else local)
         if "" not in objects and not local.is_dir():
             raise InputError(f"{url} has none of {', '.join(names) or 'the files of a run'}; it has {_some(objects)}")
         if local.is_dir():
             # A copy of a file that the store deleted would become a part of the model.
-            for copy in local.glob("*" if names else "**/*"):
+            for copy in local.rglob("*"):
                 if copy.is_file() and copy.relative_to(local).as_posix() not in objects:
                     copy.unlink()
     return local

@@ -206,6 +206,8 @@ def _train(session: Session, run: Run, name: str, sparsities: dict[int, float]) 
     point = trainer.fit(session, run, stage, Point(state, frozen(run.masks), run.masks, run.progress), hooks)
     if point.progress.best is None:  # lost, and no evaluation was left to choose another
         point, _ = evaluate(point, total)
+    if point.progress.last is None:  # resumed at the end of a stage that an earlier version trained
+        point, _ = evaluate(point, total)
     best: Any = point.progress.best
     trained = checkpoints.restore_best(session.store, best["mark"], begin)
     metrics = run.programs.write(trained, point.masks) | best["metrics"]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsee_jax.ckpt import adapter, formats, kept_units, spelling, tensors
+from dsee_jax.ckpt import adapter, formats, kept_units, spelling, tensors, tokenizer
 from dsee_jax.ckpt.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, KEPT, MODEL_CONFIG, read_json
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.ckpt.tensors import DTYPES
@@ -21,19 +21,6 @@ from merge.inputs import adapters, roles
 from merge.inputs.lazy import Lazy, equal, plain
 
 log = logging.getLogger(__name__)
-
-_VOCABULARIES = (
-    *(
-        "tokenizer.json",
-        "tokenizer.model",
-        "vocab.txt",
-        "vocab.json",
-        "spiece.model",
-        "sentencepiece.bpe.model",
-        "spm.model",
-    ),
-    *("vocab.bpe", "bpe.codes", "tekken.json", "tiktoken.model", "source.spm", "sentencepiece.model"),
-)
 
 
 class Source(NamedTuple):
@@ -141,14 +128,9 @@ def check_bases(sources: Iterable[Source]) -> dict[Path, str]:
     return known
 
 
-def has_vocabulary(folder: Path) -> bool:
-    """Return whether a folder holds a tokenizer with its vocabulary."""
-    return any((folder / name).is_file() for name in _VOCABULARIES)
-
-
 def _fits(folder: Path, config: Mapping[str, Any]) -> bool:
     """Return whether an adapter's folder has a tokenizer whose tokens have rows in the model; warn if they have not."""
-    if not has_vocabulary(folder):
+    if not tokenizer.has_vocabulary(folder):
         return False
     size, file = roles.vocab_size(config), folder / "tokenizer.json"
     last = _last_token(read_json(file)) if file.is_file() and size else 0

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dsee_jax.ckpt.tokenizer import load_tokenizer
+from dsee_jax.ckpt.tokenizer import has_vocabulary, load_tokenizer
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.runtime.storage import Place
 from merge.inputs import lazy
 from merge.inputs.lazy import Lazy
 from merge.inputs.roles import is_embedding, is_matrix_of_tokens, is_tied, is_vocabulary, vocab_size
-from merge.inputs.sources import Source, has_vocabulary, located
+from merge.inputs.sources import Source, located
 
 log = logging.getLogger(__name__)
 
@@ -211,6 +211,17 @@ def _donor(
     return model, row
 
 
+def _check_bias(source: Source, vocabulary: Vocabulary) -> None:
+    """Raise `InputError` for a model with a column per token, where the merge moves its tokens."""
+    rows, name = vocabulary.row_of.get(source.reference), "final_logits_bias"
+    moved = rows is not None and not np.array_equal(rows, np.arange(vocabulary.rows))
+    if moved and any(other.endswith(name) for other in source.tensors):
+        raise InputError(
+            f"{source.reference}: {name} has a column for each token, and tokenizer_source moves tokens; merge models of one "
+            "vocabulary, without tokenizer_source"
+        )
+
+
 def align(vocabulary: Vocabulary, sources: Sequence[Source]) -> list[Source]:
     """Return the models with the rows of their vocabulary tensors in the order of the merged vocabulary.
 
@@ -223,6 +234,7 @@ def align(vocabulary: Vocabulary, sources: Sequence[Source]) -> list[Source]:
     """
     owners: dict[str, dict[str, Lazy]] = {}
     for source in sources:
+        _check_bias(source, vocabulary)
         for name, tensor in source.tensors.items():
             if is_vocabulary(name, tensor, vocab_size(source.config)):
                 owners.setdefault(name, {})[source.reference] = tensor

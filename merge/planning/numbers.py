@@ -12,6 +12,8 @@ _KEYS = re.compile(
 )
 """The fields that change a model's outputs at equal weights."""
 _SHOWN = 60
+_ROPE_THETA = 10000.0
+"""The value of an absent ``rope_theta`` in Hugging Face's configs."""
 
 
 def differing(first: Source, other: Source) -> str:
@@ -39,6 +41,8 @@ def _differ(key: str, ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
     # Versions of transformers write different fields; only these have one meaning where they are absent.
     absent = key.rpartition(".")[2] in ("rope_scaling", "sliding_window")
     newer = any("rope_parameters" in fields for fields in (ours, theirs))
+    if key.rpartition(".")[2] == "rope_theta" and not newer:
+        return ours.get(key, _ROPE_THETA) != theirs.get(key, _ROPE_THETA)
     return absent and not newer and ours.get(key) != theirs.get(key)
 
 

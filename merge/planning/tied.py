@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from merge.inputs import roles
-from merge.inputs.lazy import Lazy
+from merge.inputs.lazy import Lazy, equal
 from merge.inputs.sources import Source
 
 _MOST = 8
@@ -31,7 +31,7 @@ def fitted(sources: Mapping[str, Source]) -> Fitted:
     """
     views = {reference: dict(source.tensors) for reference, source in sources.items()}
     first = next(iter(sources.values()))
-    untied, notes = False, []
+    untied, notes = False, _without_copies(views)
     for name in _unmatched(views):
         owners = [source for source in sources.values() if name in views[source.reference]]
         partners = {
@@ -64,6 +64,19 @@ def fitted(sources: Mapping[str, Source]) -> Fitted:
             del view[name]
         notes.append(f"{name} equals the tied embedding in every model: left out")
     return Fitted(views, untied, notes)
+
+
+def _without_copies(views: dict[str, dict[str, Lazy]]) -> list[str]:
+    """Delete the embeddings of encoder and decoder that repeat ``shared`` and that some models lack; return notes."""
+    notes = []
+    for reference, view in views.items():
+        shared = view.get("shared.weight")
+        names = [name for name in view if name.endswith(".embed_tokens.weight")] if shared else []
+        for name in names:
+            if shared and any(name not in other for other in views.values()) and equal(view[name], shared):
+                del view[name]
+                notes.append(f"{reference} stores {name}, which equals shared.weight: left out")
+    return notes
 
 
 def _stored_twice(sources: Mapping[str, Source], views: Mapping[str, Mapping[str, Lazy]]) -> list[str]:

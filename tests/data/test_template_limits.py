@@ -1,5 +1,6 @@
 """A chat template that loops, or takes memory, without end is one line; usual templates are not disturbed."""
 
+import resource
 import sys
 import time
 
@@ -34,11 +35,12 @@ def chat(folder, template):
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on memory")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_template_is_one_line(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(template_limits.limited.__wrapped__, "__defaults__", (0.3,))  # pyright: ignore
-    begin = time.monotonic()
+    monkeypatch.setattr(template_limits, "SECONDS", 0.3)
+    begin, before = time.monotonic(), resource.getrlimit(resource.RLIMIT_AS)
     with pytest.raises(InputError, match="f:1: the tokenizer's chat template rejects these messages") as caught:
         chat(tmp_path / "model", HOSTILE[name])
     assert time.monotonic() - begin < 60
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
     assert "\n" not in str(caught.value)
 
 

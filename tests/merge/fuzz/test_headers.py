@@ -13,7 +13,7 @@ from dsee_jax.ckpt import tensors
 
 pytestmark = pytest.mark.exhaustive
 
-SEEDS, EACH = 20, 60
+SEEDS, EACH = 20, 100
 
 DTYPES = (*tensors.DTYPES, "F8_E4M3", "F8_E5M2", "F4", "C64", "U16", "U32", "U64", "f32", "", None, 5, [])
 PARTS = (

@@ -21,7 +21,7 @@ from merge.streaming import engine
 
 pytestmark = pytest.mark.exhaustive
 
-SEEDS, EACH = 20, 60
+SEEDS, EACH = 20, 100
 
 KEYS = (
     *(

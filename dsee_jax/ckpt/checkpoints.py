@@ -195,7 +195,7 @@ def _set_damaged_aside(folder: Path) -> None:
     if not damage:
         return
     if places["last"] and not whole:
-        lines = "; ".join(f"{path}: {found}" for path, found in damage.items())
+        lines = "; ".join(f"{path}: {found}" for path, found in sorted(damage.items()))
         raise InputError(f"no checkpoint of this run is whole ({lines}): delete {folder} to begin the run again")
     lost = {mark for mark, path in places["best"].items() if path in damage}
     complete = [mark for mark in whole if _best(places["last"][mark]) not in lost]

@@ -15,8 +15,7 @@ import yaml
 
 from dsee_jax.config import Config
 from dsee_jax.errors import InputError, did_you_mean
-from dsee_jax.runtime import input_file, storage
-from dsee_jax.train import config_yaml
+from dsee_jax.runtime import input_file, storage, strict_yaml
 
 
 def read(
@@ -63,7 +62,7 @@ def dump(config: Config) -> str:
 
 
 def _load(path: storage.Place) -> dict[str, Any]:
-    raw = config_yaml.parse(str(path), input_file.read_text(path, "a config in YAML"))
+    raw = strict_yaml.parse(str(path), input_file.read_text(path, "a config in YAML")).content
     if raw is not None and not isinstance(raw, dict):
         raise InputError(f"{path}: expected sections such as 'model:' and 'data:', found {type(raw).__name__}")
     return raw or {}
@@ -77,7 +76,7 @@ def _override(override: str) -> tuple[str, Any]:
     if "#" in text and text[0] not in "\"'[":  # no comment but a part of a path
         return key, text
     try:
-        return key, config_yaml.parse(key, text)
+        return key, strict_yaml.parse(key, text).content
     except InputError:
         return key, text
 

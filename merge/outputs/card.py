@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsee_jax.runtime import console
-from merge.recipes import strict_yaml
+from dsee_jax.runtime import console, strict_yaml
 
 HEADER = "# SHA-256 of every file that was read:"
 """The first line of the recipe that a merge writes beside its model."""

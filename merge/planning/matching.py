@@ -5,9 +5,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.hf_layout import split_layer
+from dsee_jax.runtime.strict_yaml import shown
 from merge.inputs import roles
 from merge.recipes.recipe import Recipe, Slice
-from merge.recipes.strict_yaml import shown
 
 _ADVICE = "merge models with the same tensors: open and save all with one class"
 

@@ -14,6 +14,7 @@ from dsee_jax.ckpt import kept_units, spelling
 from dsee_jax.ckpt.tensors import DTYPES
 from dsee_jax.errors import InputError
 from dsee_jax.hf_layout import split_layer
+from dsee_jax.runtime.strict_yaml import shown
 from merge import units
 from merge.inputs.lazy import FLOATS, Lazy, cast
 from merge.inputs.sources import Source
@@ -22,7 +23,6 @@ from merge.planning.matching import Row, rows
 from merge.recipes import settings
 from merge.recipes.recipe import DTYPES as WRITTEN
 from merge.recipes.recipe import Recipe
-from merge.recipes.strict_yaml import shown
 
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
 

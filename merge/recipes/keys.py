@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from dsee_jax.errors import InputError, did_you_mean
+from dsee_jax.runtime.strict_yaml import shown
 from merge.methods import METHODS
-from merge.recipes.strict_yaml import shown
 
 TOP = ("merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype")
 TOP += ("tokenizer_source", "tokenizer", "chat_template", "seed")

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dsee_jax.errors import InputError, did_you_mean
-from dsee_jax.runtime import storage
+from dsee_jax.runtime import input_file, storage
 from dsee_jax.runtime.storage import Place
+from dsee_jax.runtime.strict_yaml import shown
 from merge.method import Method
 from merge.methods import METHODS, find
-from merge.recipes import chat_templates, keys, reference, settings, strict_yaml, vocabulary
+from merge.recipes import chat_templates, keys, reference, settings, values, vocabulary
 from merge.recipes.keys import Notes
 from merge.recipes.settings import Settings
-from merge.recipes.strict_yaml import shown
 from merge.recipes.vocabulary import Tokenizer
 
 DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -94,7 +94,7 @@ def read(path: str | os.PathLike[str], *, seed: int | None = None) -> Recipe:
         value is invalid. The message is one line that names the file and the key path.
     """
     path = storage.as_path(path)
-    text, raw, holders = strict_yaml.read(path)
+    text, raw, holders = values.read(path)
     if not isinstance(raw, dict):
         content = "is empty" if raw is None else f"holds {shown(raw)} at its top"
         raise InputError(f"{path}: {content}; expected keys such as 'merge_method:' and 'models:'")
@@ -207,7 +207,7 @@ def _tokenizer(path: Place, raw: Mapping[str, Any], notes: Notes) -> Tokenizer |
 
 
 def _chat_template(where: str, raw: Any) -> str | None:
-    return None if raw is None else chat_templates.resolve(where, strict_yaml.text(where, raw, strict_yaml.LARGEST))
+    return None if raw is None else chat_templates.resolve(where, values.text(where, raw, input_file.LARGEST))
 
 
 class _Reader(NamedTuple):
@@ -239,7 +239,7 @@ class _Reader(NamedTuple):
         return (self._slice(inputs, self.base, {}, f"{self.prefix}models"),)
 
     def slices(self, raw: Any) -> tuple[Slice, ...]:
-        items = strict_yaml.items(self.path, f"{self.prefix}slices", raw)
+        items = values.items(self.path, f"{self.prefix}slices", raw)
         slices = tuple(self._sources(key, item) for key, item in items)
         if not any(first < last for part in slices for first, last in [part.inputs[0].layers or (0, 0)]):
             raise InputError(
@@ -286,7 +286,7 @@ class _Reader(NamedTuple):
 
     def _inputs(self, key: str, raw: Any, known: Collection[str]) -> list[Input]:
         inputs: dict[str, Input] = {}
-        for where, item in strict_yaml.items(self.path, key, raw):
+        for where, item in values.items(self.path, key, raw):
             self.check(where, item, known)
             if item.get("model") is None:
                 raise InputError(f"{self.path}: {where} lacks 'model'; write model: PATH[@REVISION][+ADAPTER]")
@@ -303,7 +303,7 @@ class _Reader(NamedTuple):
             if statistics is not None:
                 if self.method.statistics == "none":
                     raise InputError(f"{self.path}: {where}.statistics has no effect on {self.name}; leave it out")
-                written = strict_yaml.text(f"{self.path}: {where}.statistics", statistics)
+                written = values.text(f"{self.path}: {where}.statistics", statistics)
                 statistics = storage.download(statistics_file(self.path, written))
             inputs[model] = Input(model, parameters, layers, statistics, where)
         return list(inputs.values())
@@ -313,7 +313,7 @@ def _method(path: Place, raw: Mapping[str, Any]) -> tuple[str, Method]:
     """Return the method's name and the method; a method over another method has the options of both."""
     if "merge_method" not in raw:
         raise InputError(f"{path}: merge_method is missing; expected one of {', '.join(METHODS)}")
-    name = strict_yaml.text(f"{path}: merge_method", raw["merge_method"])
+    name = values.text(f"{path}: merge_method", raw["merge_method"])
     if name not in METHODS:
         raise InputError(
             f"{path}: merge_method is {shown(name)}{did_you_mean(name, METHODS)}; expected one of {', '.join(METHODS)}"
@@ -323,7 +323,7 @@ def _method(path: Place, raw: Mapping[str, Any]) -> tuple[str, Method]:
     if inner is None or "method" not in METHODS[name].shared:
         return name, METHODS[name]
     try:
-        return name, find(name, {"method": strict_yaml.text(f"{path}: parameters.method", inner)})
+        return name, find(name, {"method": values.text(f"{path}: parameters.method", inner)})
     except InputError as error:
         where = f"{path}: parameters.method"
         raise InputError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
@@ -384,7 +384,7 @@ def _exists(path: Place) -> bool:
 def _dtype(where: str, raw: Any) -> str | None:
     if raw is None:
         return None
-    name = strict_yaml.text(where, raw).removeprefix("torch.")
+    name = values.text(where, raw).removeprefix("torch.")
     if name not in DTYPES:
         raise InputError(f"{where} is {shown(raw)}{did_you_mean(name, DTYPES)}; expected one of {', '.join(DTYPES)}")
     return name

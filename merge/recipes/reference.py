@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from dsee_jax.errors import InputError
-from merge.recipes import strict_yaml
-from merge.recipes.strict_yaml import shown
+from dsee_jax.runtime.strict_yaml import shown
+from merge.recipes import values
 
 _NOT_A_MODEL = ("base", "union")
 
@@ -21,14 +21,14 @@ def text(where: str, raw: Any) -> str:
       InputError: ``raw`` is neither.
     """
     if not isinstance(raw, dict):
-        return strict_yaml.text(where, raw)
+        return values.text(where, raw)
     unknown = raw.keys() - {"model", "lora", "override_architecture"}
     if unknown or raw.get("model") is None:
         raise InputError(f"{where} is {shown(raw)}; expected text, or a mapping with model and, for an adapter, lora")
     if raw.get("override_architecture") is not None:
         raise InputError(f"{where}.override_architecture is not supported; leave it out")
     parts = [_path(f"{where}.{key}", raw[key]) for key in ("model", "lora") if raw.get(key) is not None]
-    return strict_yaml.text(where, "+".join(parts))
+    return values.text(where, "+".join(parts))
 
 
 def mapped(raw: Any, model: Callable[[str], str], file: Callable[[str], str]) -> Any:
@@ -58,8 +58,8 @@ def mapped(raw: Any, model: Callable[[str], str], file: Callable[[str], str]) ->
 
 def _path(where: str, raw: Any) -> str:
     if not isinstance(raw, dict):
-        return strict_yaml.text(where, raw)
+        return values.text(where, raw)
     if raw.keys() - {"path", "revision"} or raw.get("path") is None:
         raise InputError(f"{where} is {shown(raw)}; expected text, or a mapping with path and revision")
-    parts = [strict_yaml.text(f"{where}.{key}", raw[key]) for key in ("path", "revision") if raw.get(key) is not None]
+    parts = [values.text(f"{where}.{key}", raw[key]) for key in ("path", "revision") if raw.get(key) is not None]
     return "@".join(parts)

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from dsee_jax.errors import InputError, did_you_mean
+from dsee_jax.runtime.strict_yaml import shown
 from merge.method import Option
 from merge.recipes import keys
-from merge.recipes.strict_yaml import LONGEST, shown
+from merge.recipes.values import LONGEST
 
 
 class Choice(NamedTuple):

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from dsee_jax.errors import InputError
+from dsee_jax.runtime.strict_yaml import shown
 from merge.method import Option
-from merge.recipes import keys, reference, settings, strict_yaml
+from merge.recipes import keys, reference, settings, values
 from merge.recipes.keys import Notes
-from merge.recipes.strict_yaml import shown
 
 
 class Tokenizer(NamedTuple):
@@ -72,7 +72,7 @@ def _token(where: str, path: str, raw: Any, notes: Notes) -> dict[str, Any]:
     if "model" in donor:
         donor["model"] = reference.text(f"{name}.source.model", donor["model"])
     if "token" in donor:
-        strict_yaml.text(f"{name}.source.token", donor["token"])
+        values.text(f"{name}.source.token", donor["token"])
     if "token_id" in donor:
         donor["token_id"] = settings.scalar(f"{name}.source.token_id", donor["token_id"], Option(int, None, "", low=0))
     return {**entry, "source": {"kind": kind, **donor}}

@@ -149,7 +149,7 @@ def test_generation_config(tmp_path):
 
 
 class NO_TOKENIZER:
-    """What a tokenizer without an end of text says."""
+    """The end of text of a tokenizer without one."""
 
     eos_token_id = None
 

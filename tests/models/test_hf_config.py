@@ -369,7 +369,7 @@ VALUES = [
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", sorted(MODELS))
 def test_any_value_of_any_field_is_read_or_one_line(kind):
-    """What is read gives a model whose shapes are known, and is written as JSON."""
+    """A config that is read gives a model of known shapes, and is written as JSON."""
     base = (decoders.config if kind in decoders.KINDS else tiny.config)(model_type=kind)
     architecture = MODELS[kind]
     more = (

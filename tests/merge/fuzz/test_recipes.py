@@ -12,11 +12,12 @@ import yaml
 import checkpoints
 import decoders
 import fuzz
+from dsee_jax.runtime import strict_yaml
 from merge import pipeline
 from merge.methods import METHODS
 from merge.outputs import card
 from merge.planning import describe
-from merge.recipes import recipe, strict_yaml
+from merge.recipes import recipe
 from merge.streaming import engine
 
 pytestmark = pytest.mark.exhaustive

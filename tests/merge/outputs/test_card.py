@@ -4,8 +4,8 @@ import re
 
 import yaml
 
+from dsee_jax.runtime import strict_yaml
 from merge.outputs import card
-from merge.recipes import strict_yaml
 
 DIGESTS = {"org/b/model.safetensors": "ff" * 32, "a/config.json": "00" * 32}
 

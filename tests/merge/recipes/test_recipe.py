@@ -1,5 +1,7 @@
 """Recipes: their YAML, settings and vocabularies, read, evaluated and refused."""
 
+import os
+import pathlib
 import re
 
 import hypothesis
@@ -8,9 +10,10 @@ import yaml
 from hypothesis import strategies as st
 
 from dsee_jax.errors import InputError
+from dsee_jax.runtime import strict_yaml
 from merge.method import Option
 from merge.methods import METHODS
-from merge.recipes import recipe, settings, strict_yaml
+from merge.recipes import recipe, settings
 
 LINEAR = """
 merge_method: linear
@@ -327,6 +330,7 @@ BAD = [
     ("? " * 100_000, "a key is a list or a mapping"),
     (b"\xff\xfe\x00", "not UTF-8"),
     (b"a: \x00", "not YAML"),
+    (LINEAR.replace("0.3", "!!int ''"), "not YAML"),
     ("#" * 1_000_001, "larger than 1,000,000 bytes"),
     ("models: []", "merge_method is missing"),
     ("merge_method: 3", "merge_method is 3; expected text"),
@@ -424,9 +428,15 @@ def test_bad_recipe_is_one_line_that_names_the_key(read_recipe, text, message):
 
 
 def test_unreadable_recipe_is_refused(tmp_path):
-    """The path does not exist, or is a folder."""
-    for path in (tmp_path / "none.yml", tmp_path):
-        with pytest.raises(InputError, match="cannot read the recipe"):
+    """The path does not exist, or is a folder, a device without end, or a pipe that nobody writes."""
+    os.mkfifo(tmp_path / "pipe")
+    for path, message in (
+        (tmp_path / "none.yml", "No such file"),
+        (tmp_path, "is a folder"),
+        (pathlib.Path("/dev/zero"), "is a device or a pipe"),
+        (tmp_path / "pipe", "is a device or a pipe"),
+    ):
+        with pytest.raises(InputError, match=message):
             recipe.read(path)
 
 

@@ -12,17 +12,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from dsee_jax.errors import InputError
-from dsee_jax.runtime import storage
-from dsee_jax.runtime.storage import Place
-
-LARGEST = 1_000_000
-"""The largest file that is read, in bytes."""
 
 DEEPEST = 32
 """The deepest nesting that is read."""
-
-LONGEST = 1000
-"""The maximum length of most text values, in characters."""
 
 MOST = 1_000_000
 """The maximum size after the expansion of aliases: values, a long text counting as one for every 64 characters."""
@@ -79,14 +71,21 @@ class Document(NamedTuple):
     holders: frozenset[str]  # the keys at the top that hold the anchor of an alias
 
 
-def parse(where: str, text: str) -> Document:
+def parse(where: str, text: str, *, second: str = "") -> Document:
     """Return the one YAML document in ``text``.
+
+    Args:
+      where: the file or key, for errors.
+      text: the YAML.
+      second: the way out for the author of several documents, a part of the error.
 
     Raises:
       InputError: the text is not YAML, or has a construct that this module refuses; the message begins with ``where``.
     """
+    if _halves(text):
+        raise InputError(f"{where}: a character that no file can hold")
     try:
-        return Document(text, *_parse(where, yaml.parse(text, Loader=_LOADER)))
+        return Document(text, *_parse(where, yaml.parse(text, Loader=_LOADER), second))
     except yaml.YAMLError as error:
         # libyaml scans ahead of its events, and some releases have a depth limit of their own, beyond `DEEPEST`.
         if "maximum nesting depth" in str(error):
@@ -94,7 +93,7 @@ def parse(where: str, text: str) -> Document:
         raise InputError(f"{where}: not YAML: {' '.join(str(error).split())[:300]}") from None
 
 
-def _parse(where: str, events: Any) -> tuple[Any, frozenset[str]]:
+def _parse(where: str, events: Any, second: str) -> tuple[Any, frozenset[str]]:
     open_collections: list[_Open] = []
     anchors: dict[str, _Value] = {}
     places: dict[str, Any] = {}  # the event of the key at the top that holds each anchor
@@ -108,11 +107,7 @@ def _parse(where: str, events: Any) -> tuple[Any, frozenset[str]]:
         nonlocal root
         if not open_collections:
             if root is not None and part.value is not None:
-                raise fail(
-                    event,
-                    "a second document begins; expected one: write each recipe into a file of its own, run them in order, "
-                    "and name the OUT_DIR of the first where the second names its model",
-                )
+                raise fail(event, f"a second document begins; expected one{second and f': {second}'}")
             root = part.value if root is None else root
             return
         parent = open_collections[-1]
@@ -158,6 +153,8 @@ def _parse(where: str, events: Any) -> tuple[Any, frozenset[str]]:
             holders |= {places[event.anchor].value} if places[event.anchor] else set()
             place(event, anchors[event.anchor])
         elif isinstance(event, yaml.ScalarEvent):
+            if _halves(event.value):
+                raise fail(event, "a character that no file can hold")
             part = _Value(event.value if expects_key else _scalar(event), 1 + len(event.value) // 64)
             anchors |= {event.anchor: part} if event.anchor else {}
             place(event, part)
@@ -206,40 +203,9 @@ def dump(value: Any) -> str:
     return yaml.dump(value, Dumper=_InFull, sort_keys=False, allow_unicode=True)
 
 
-def read(path: Place) -> Document:
-    """Return the document of a YAML file; raises `InputError` as `parse` does, or where reading fails."""
-    try:
-        with storage.store_errors(path), path.open("rb") as opened:
-            raw = bytes(opened.read(LARGEST + 1))
-        if len(raw) > LARGEST:
-            raise InputError(f"{path}: larger than {LARGEST:,} bytes; expected a recipe in YAML")
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start}); expected a recipe in YAML") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the recipe: {error.strerror}") from None
-    return parse(str(path), text)
-
-
-def items(path: Place, key: str, raw: Any) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return ``(key path, mapping)`` of each entry; raises `InputError` unless ``raw`` is a non-empty list of mappings."""
-    if not isinstance(raw, list) or not raw:
-        content = "is an empty list" if raw == [] else f"is {shown(raw)}"
-        raise InputError(f"{path}: {key} {content}; expected a list")
-    for number, item in enumerate(raw):
-        if not isinstance(item, dict):
-            first = "sources" if key == "slices" else "model"
-            raise InputError(f"{path}: {key}[{number}] is {shown(item)}; expected '- {first}: ...'")
-    return [(f"{key}[{number}]", item) for number, item in enumerate(raw)]
-
-
-def text(where: str, raw: Any, longest: int = LONGEST) -> str:
-    """Return ``raw``; raises `InputError`, beginning with ``where``, unless ``raw`` is text and not blank."""
-    if not isinstance(raw, str):
-        raise InputError(f"{where} is {shown(raw)}; expected text: put it in quotes")
-    if not raw.strip() or len(raw) > longest or "\0" in raw:
-        raise InputError(f"{where} is {shown(raw)}; expected text of 1 to {longest} characters")
-    return raw
+def _halves(text: str) -> bool:
+    """Return whether a text has a half of a pair of characters, which UTF-8 cannot hold."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _tag(event: Any) -> str:
@@ -259,5 +225,5 @@ def _scalar(event: Any) -> Any:
         if len(event.value) > _LONGEST_NUMBER and tag.endswith((":int", ":float")):
             raise ValueError(f"a number of more than {_LONGEST_NUMBER} characters")
         return construct(node)
-    except (ValueError, KeyError, OverflowError) as error:
+    except (ValueError, LookupError, ArithmeticError) as error:
         raise yaml.MarkedYAMLError(problem=f"{shown(event.value)}: {error}", problem_mark=event.start_mark) from None

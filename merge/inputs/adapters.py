@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import regex
 
 from dsee_jax import hf_layout, tree
 from dsee_jax.ckpt import adapter, tensors
 from dsee_jax.ckpt.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MASKS, PEFT_WEIGHTS, read_json
 from dsee_jax.errors import InputError, did_you_mean
+from merge import units
 from merge.inputs import lazy, roles
 from merge.inputs.lazy import FLOATS, Lazy
 
@@ -42,9 +44,6 @@ _TASKS = {
 
 _HEAD = "lm_head.weight"
 """The name that a tied output matrix gets when it is stored on its own."""
-
-_REPEATED = re.compile(r"\)[*+?]*[*+{]")
-_MOST_REPEATS = 4
 
 
 class Adapted(NamedTuple):
@@ -361,27 +360,27 @@ def _supported(path: Path, settings: Mapping[str, Any]) -> None:
         raise InputError(f"{path}: {name}: {settings[name]!r} is not supported: merge the adapter with peft first")
 
 
-def _scale(settings: Mapping[str, Any], module: str, rank: int, path: Path) -> float:
+def _matches(pattern: str, module: str, path: Path) -> bool:
+    """Return whether a module has a pattern of PEFT at its end; raises `InputError` for one that takes too long."""
     try:
-        patterns = settings.get("alpha_pattern") or {}
-        key = next((key for key in patterns if re.match(rf"(.*\.)?({_bounded(key, path)})$", module)), None)
-        alpha = float(settings["lora_alpha"] if key is None else patterns[key])
-        return alpha / (sqrt(rank) if settings.get("use_rslora") else rank)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, re.error) as error:
+        return regex.match(rf"(.*\.)?({pattern})$", module, timeout=units.SECONDS) is not None
+    except TimeoutError:
         raise InputError(
-            f"{path}: no scale for {module!r} from lora_alpha, alpha_pattern and a rank of {rank}: {error}"
+            f"{path}: alpha_pattern {pattern[:80]!r} takes more than {units.SECONDS:g} s on {module!r}: write the names of "
+            "the modules"
         ) from None
 
 
-def _bounded(pattern: str, path: Path) -> str:
-    """Return a pattern that matches in little time; raises `InputError` for one that may backtrack for ever."""
-    repeats = len(re.findall(r"(?<!\\)[*+{]", pattern))
-    if _REPEATED.search(pattern) or repeats > _MOST_REPEATS:
+def _scale(settings: Mapping[str, Any], module: str, rank: int, path: Path) -> float:
+    try:
+        patterns = settings.get("alpha_pattern") or {}
+        key = next((key for key in patterns if _matches(key, module, path)), None)
+        alpha = float(settings["lora_alpha"] if key is None else patterns[key])
+        return alpha / (sqrt(rank) if settings.get("use_rslora") else rank)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, regex.error) as error:
         raise InputError(
-            f"{path}: alpha_pattern {pattern[:80]!r} repeats a group, or more than {_MOST_REPEATS} times, and may match for "
-            "ever: write the names of the modules"
-        )
-    return pattern
+            f"{path}: no scale for {module!r} from lora_alpha, alpha_pattern and a rank of {rank}: {error}"
+        ) from None
 
 
 def _near(name: str, base: Mapping[str, Lazy]) -> list[str]:

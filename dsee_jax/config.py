@@ -342,7 +342,8 @@ class TrainConfig:
     head: Literal["auto", "classifier", "pooler+classifier"] = "auto"
     """The part of the task head that is trained, besides the updates. classifier: the layer that gives the labels.
     pooler+classifier: with the layers between the encoder and the classifier. auto: as by the authors of DSEE, all but a
-    pooler that is a part of the pretrained model: BERT's, where the checkpoint holds it."""
+    pooler that is a part of the pretrained model: BERT's, where the checkpoint holds it and is no sentence encoder, whose
+    training leaves the pooler out."""
     allow_changed_inputs: bool = False
     """Go on where the base, the data or delta.start of a resumed run, or the model of a finished run, changed meanwhile."""
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from dsee_jax import models, stacks, tree
 from dsee_jax.ckpt import adapter, hf, hf_names
+from dsee_jax.ckpt.companions import MODULES
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.config import CUTTING, Config, model_task
 from dsee_jax.deltas import create
@@ -163,7 +164,8 @@ def trainable_params(config: Config, folder: Path, model: Model, params: Params)
                 f"train.head is 'classifier'; {config.model.path} has no {missing[0]!r}, and a layer that is created at "
                 "random must be trained: use auto"
             )
-    elif config.train.head == "auto":
+    elif config.train.head == "auto" and not (folder / MODULES).exists():
+        # A sentence encoder averages its tokens or takes the first: its pooler had no part in its training.
         # Hugging Face's names tell the layers of the pretrained model from those of its head.
         own = [path for path in pooler if hf_names.tensor_of(architecture, path)[0].startswith(architecture.prefix)]
         frozen = [path for path in own if path in stored]

@@ -49,6 +49,15 @@ def test_only_a_pretrained_pooler_is_frozen(tmp_path, family, stored, expected):
             setup.prepare(runs.config(tmp_path, train__head="classifier"))
 
 
+def test_pooler_of_a_sentence_encoder_is_trained(tmp_path):
+    """Its own training leaves the pooler out, and a frozen pooler that never learnt anything keeps a run from learning."""
+    tiny.bert(tmp_path / "base", num_hidden_layers=1, head=True)
+    runs.table(tmp_path / "data")
+    assert trained(runs.config(tmp_path)) == CLASSIFIER
+    (tmp_path / "base" / "modules.json").write_text("[]")
+    assert trained(runs.config(tmp_path)) == sorted(CLASSIFIER + POOLER)
+
+
 def test_full_tuning_trains_the_pooler():
     with pytest.raises(InputError, match="train.head is 'classifier'; expected auto: train.full trains every weight"):
         runs.configs.TrainConfig(full=True, head="classifier")

@@ -32,7 +32,6 @@ import numpy as np
 import yaml
 
 from dsee_jax import config as configs
-from dsee_jax import tree
 from dsee_jax.runtime import files
 from dsee_jax.train import config_file
 
@@ -99,9 +98,8 @@ def train(name: str, task: str, method: str, options: argparse.Namespace, *overr
 
 def equal(before: dict[str, Any], now: dict[str, Any]) -> bool:
     """Return whether two configs are equal; a key that the older config lacks has its default value."""
-    defaults = tree.flatten(yaml.safe_load(config_file.dump(configs.Config())))
-    flat = tree.flatten(now)
-    return {path: defaults[path] for path in flat} | tree.flatten(before) == flat
+    defaults = yaml.safe_load(config_file.dump(configs.Config()))
+    return all(defaults[key] | before[key] == now[key] for key in now if isinstance(now[key], dict))
 
 
 def config_path(task: str, method: str) -> Path:

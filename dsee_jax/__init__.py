@@ -1,10 +1,10 @@
 """DSEE in JAX: tune pretrained transformers by low-rank + sparse updates, and prune them to sparse or smaller models.
 
 model, params = dsee_jax.load_pretrained(path, num_labels=2)
-deltas, supports = dsee_jax.deltas.init(params, dsee_jax.DeltaConfig(rank=16, nonzeros=64), key=jax.random.key(0))
-logits = dsee_jax.apply(model, params, deltas, supports, batch)
-masks = dsee_jax.prune.unstructured(params, deltas, supports, [("encoder/.*/kernel", True)], sparsity=0.5)
-masks = dsee_jax.prune.structured(params, deltas, supports, dsee_jax.models.cuts(model), heads=0.25, neurons=0.4)
+adapter = dsee_jax.deltas.init(params, dsee_jax.DeltaConfig(rank=16, nonzeros=64), key=jax.random.key(0))
+logits = dsee_jax.apply(model, params, adapter, batch)
+masks = dsee_jax.prune.unstructured(params, adapter, [("encoder/.*/kernel", True)], sparsity=0.5)
+masks = dsee_jax.prune.structured(params, adapter, dsee_jax.models.cuts(model), heads=0.25, neurons=0.4)
 small_model, small_params = dsee_jax.compact(model, params, masks)
 
 model, params = dsee_jax.load_pretrained(path, task="causal-lm")
@@ -30,13 +30,15 @@ if TYPE_CHECKING:
         TrainConfig,
     )
     from dsee_jax.deltas import decompose
-    from dsee_jax.deltas.attach import apply
+    from dsee_jax.deltas.adapter import Adapter
+    from dsee_jax.deltas.attach import apply, attached
     from dsee_jax.deltas.fold import materialize
     from dsee_jax.errors import InputError
     from dsee_jax.generation.decoding import generate
     from dsee_jax.prune.compaction import compact
 
 __all__ = [
+    "Adapter",
     "Config",
     "DataConfig",
     "DeltaConfig",
@@ -47,6 +49,7 @@ __all__ = [
     "PruneConfig",
     "TrainConfig",
     "apply",
+    "attached",
     "compact",
     "decompose",
     "deltas",
@@ -73,7 +76,9 @@ _PUBLIC = {
     "PruneConfig": "config",
     "TrainConfig": "config",
     "decompose": "deltas",
+    "Adapter": "deltas.adapter",
     "apply": "deltas.attach",
+    "attached": "deltas.attach",
     "materialize": "deltas.fold",
     "InputError": "errors",
     "generate": "generation.decoding",

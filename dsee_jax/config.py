@@ -8,6 +8,7 @@ import dataclasses
 import numbers
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from dsee_jax.errors import InputError, did_you_mean, shorten
@@ -47,6 +48,10 @@ def _plain(value: Any, kinds: tuple[Any, ...]) -> Any:
     return str(value) if isinstance(value, str | os.PathLike) and str in kinds else value
 
 
+def _class(kind: Any) -> type:
+    return get_origin(kind) or kind
+
+
 def check_types(config: Any, section: str = "") -> None:
     """Raise `InputError` unless every field has a value of its type: an int is a float, a bool is no int.
 
@@ -63,9 +68,9 @@ def check_types(config: Any, section: str = "") -> None:
             if isinstance(value, list):
                 value = tuple(value)
                 object.__setattr__(config, field.name, value)
-            kind = get_args(kind)[0]
-            fits = isinstance(value, tuple) and all(type(item) is kind for item in value)
-            expected = "a list of strings" if kind is str else "a list of whole numbers"
+            items = get_args(get_args(kind)[0]) or get_args(kind)[:1]
+            fits = isinstance(value, tuple) and all(type(item) in map(_class, items) for item in value)
+            expected = "a list of strings" if str in items else "a list of whole numbers"
         else:
             *_, widest = kinds = get_args(kind) or (kind,)
             plain = _plain(value, kinds)
@@ -162,9 +167,10 @@ class DataConfig:
 class DeltaConfig:
     """The trained update ``scale * (A @ B + S)`` of each target kernel (DSEE). No updates where rank and nonzeros are 0."""
 
-    targets: tuple[str, ...] = (r".*/attention/(query|value)/kernel",)
+    targets: tuple[str | tuple[str, Mapping[str, str]], ...] = (r".*/attention/(query|value)/kernel",)
     """Regular expressions over the full paths of kernels, ends of paths (query), or modules as PEFT names them (q_proj). Every
-    matched kernel gets an update."""
+    matched kernel gets an update. In Python ``(regex, {"orientation": "out_in"})`` too, for kernels that are not (in, out):
+    see dsee_jax.orientation."""
     rank: int = 16
     """Columns of A and rows of B, 0 or more. 0: no low-rank part."""
     alpha: float = 32.0
@@ -185,6 +191,14 @@ class DeltaConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "delta")
+        for rule in self.targets:
+            fits = isinstance(rule, str) or (
+                len(rule) == 2
+                and isinstance(rule[0], str)
+                and isinstance(rule[1], Mapping)
+                and [*rule[1]] == ["orientation"]
+            )
+            _need(fits, "delta.targets", rule, "a string, or in Python (string, {'orientation': ...})")
         _need(self.rank >= 0, "delta.rank", self.rank, "0 or more")
         _need(self.alpha > 0, "delta.alpha", self.alpha, "more than 0")
         _need(self.nonzeros >= 0, "delta.nonzeros", self.nonzeros, "0 or more")

@@ -5,6 +5,7 @@ A pruned weight is exactly 0.0: masks select and never multiply, so no -0.0 and 
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,26 +13,30 @@ import numpy as np
 
 from dsee_jax import tree
 from dsee_jax.errors import InputError
-from dsee_jax.typing import Array, Masks, Params
+from dsee_jax.typing import Array, Masks
+
+T = TypeVar("T")
 
 
-def apply(params: Params, masks: Masks) -> dict[str, jax.Array]:
+def apply(params: T, masks: Masks) -> T:
     """Return ``params`` with every entry whose mask is False set to 0; paths without a mask are unchanged.
+
+    ``params`` is any pytree; its structure, containers and boxes are kept.
 
     Raises:
       InputError: a mask has no kernel in ``params``, or another shape than its kernel.
     """
     flat = tree.flatten(params)
-    for path, mask in tree.flatten(masks).items():
-        if path in flat and flat[path].shape != mask.shape:
-            raise InputError(f"the mask of {path!r} has the shape {mask.shape}, its kernel {flat[path].shape}")
 
-    def pruned(w: Array, mask: Array) -> Array:
+    def pruned(path: str, mask: Array) -> Array:
+        w = tree.lookup(flat, path)
+        if w.shape != mask.shape:
+            raise InputError(f"the mask of {path!r} has the shape {mask.shape}, its kernel {w.shape}")
         # NumPy arrays stay on the host; a device may be too small for them.
         numpy = np if isinstance(w, np.ndarray) and isinstance(mask, np.ndarray) else jnp
         return numpy.where(mask, w, numpy.zeros((), w.dtype))
 
-    return tree.map_at(pruned, params, masks)
+    return tree.replace(params, {path: pruned(path, mask) for path, mask in tree.flatten(masks).items()})
 
 
 INT32 = 2**31

@@ -24,7 +24,8 @@ STACK = "layers"
 """The path component of all stacked layers."""
 
 _LAYER = re.compile(r"(?:(.*)/)?layer_(\d+)/(.*)")
-_STACKED = re.compile(rf"(?:(.*)/)?{STACK}/(.*)")
+# A number below `layers` is the index of a separate layer in a list.
+_STACKED = re.compile(rf"(?:(.*)/)?{STACK}/(?!\d+(?:/|$))(.*)")
 
 
 def place(path: str) -> tuple[str, int | None]:
@@ -34,6 +35,11 @@ def place(path: str) -> tuple[str, int | None]:
         return path, None
     before, number, rest = match.groups()
     return "/".join(filter(None, (before, STACK, rest))), int(number)
+
+
+def is_stacked(path: str) -> bool:
+    """Return whether the array at ``path`` holds all layers on its leading axis."""
+    return _STACKED.fullmatch(path) is not None
 
 
 def paths(path: str, layers: int) -> list[str]:

@@ -1,37 +1,100 @@
-"""Nested dicts by path: ordered rules, selection, splitting, mapping.
+"""Pytrees by path: flattening, replacing, ordered rules, selection, splitting.
 
-A path joins the keys by ``/``: ``encoder/layer_0/attention/query/kernel``. Rules are ``(regex, value)`` pairs, tried in
-order; a regex must match the complete path. A rule of plain text may also be the end of a path, with or without its last
-part ``kernel``: ``query`` matches the path above. A rule without a leaf is an error, and so is a leaf without a rule.
+The path of a leaf joins the keys above it by ``/``: ``encoder/layer_0/attention/query/kernel`` in nested dicts,
+``layers/0/weight`` in lists, dataclasses, named tuples, Equinox modules and NNX states. A box (an ``AxisMetadata`` of Flax,
+such as ``nn.Partitioned``, or an NNX variable) is read through: the path ends at the box, and a new value goes into a new
+box of the same kind.
+
+Rules are ``(regex, value)`` pairs, tried in order; a regex must match the complete path. A rule of plain text may also be the
+end of a path, with or without its last part ``kernel``: ``query`` matches the path above. A rule without a leaf is an error,
+and so is a leaf without a rule.
 """
 
 import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
+
+import jax
 
 from dsee_jax.errors import InputError, did_you_mean
-from dsee_jax.typing import Rules, Tree
+from dsee_jax.typing import Array, Rules, Tree
 
 _REQUIRED: Any = object()
 
+T = TypeVar("T")
 
-def flatten(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
-    """Return ``{path: leaf}``, keys sorted at every level as JAX does; a dict that ``is_leaf`` accepts is a leaf."""
-    flat: dict[str, Any] = {}
 
-    def visit(prefix: str, node: Any) -> None:
-        if isinstance(node, Mapping) and not (is_leaf and prefix and is_leaf(node)):
-            for key, child in sorted(node.items()):
-                visit(f"{prefix}/{key}" if prefix else str(key), child)
-        else:
-            flat[prefix] = node
+def _is_box(node: Any) -> bool:
+    # Flax is not imported for this: a node can be a box only if Flax is imported already.
+    meta, nnx = sys.modules.get("flax.core.meta"), sys.modules.get("flax.nnx")
+    return (meta is not None and isinstance(node, meta.AxisMetadata)) or (
+        nnx is not None and isinstance(node, nnx.Variable)
+    )
 
-    visit("", tree)
-    return flat
+
+def unboxed(leaf: Any) -> Any:
+    """Return the value in a box, or in boxes in boxes; other leaves are returned as they are."""
+    while _is_box(leaf):
+        leaf = leaf.unbox() if hasattr(leaf, "unbox") else leaf.get_value()
+    return leaf
+
+
+def reboxed(leaf: Any, value: Any) -> Any:
+    """Return ``value`` in a new box like ``leaf``; ``value`` itself if ``leaf`` is no box."""
+    if not _is_box(leaf):
+        return value
+    if hasattr(leaf, "unbox"):
+        return leaf.replace_boxed(reboxed(leaf.unbox(), value))
+    return leaf.replace(reboxed(leaf.get_value(), value))
+
+
+def _leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[dict[str, Any], Any]:
+    """Return ``{path: leaf}``, boxes kept, and the structure of a pytree."""
+
+    def stop(node: Any) -> bool:
+        return _is_box(node) or (is_leaf is not None and node is not tree and is_leaf(node))
+
+    pairs, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=stop)
+    flat = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}
+    if len(flat) != len(pairs):
+        paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in pairs]
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise InputError(f"two leaves of the tree have the path {twice!r}: rename a key, such as one that holds a '/'")
+    return flat, structure
+
+
+def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    """Return ``{path: leaf}`` of a pytree in JAX's order, boxes read through; a node that ``is_leaf`` accepts is a leaf."""
+    return {path: unboxed(leaf) for path, leaf in _leaves(tree, is_leaf)[0].items()}
+
+
+def arrays(tree: Any) -> dict[str, Array]:
+    """Return ``{path: array}`` of the leaves of a pytree that have a shape and a dtype; functions and strings are left out."""
+    return {path: leaf for path, leaf in flatten(tree).items() if hasattr(leaf, "shape") and hasattr(leaf, "dtype")}
+
+
+def replace(tree: T, values: Mapping[str, Any]) -> T:
+    """Return a pytree with the leaves at the paths of ``values`` replaced; its structure, containers and boxes are kept.
+
+    Raises:
+      InputError: a path of ``values`` is not in the tree.
+    """
+    flat, structure = _leaves(tree)
+    for path in values:
+        lookup(flat, path)
+    return structure.unflatten([reboxed(leaf, values[path]) if path in values else leaf for path, leaf in flat.items()])
+
+
+def lookup(flat: Mapping[str, T], path: str) -> T:
+    """Return the leaf at ``path`` of `flatten`; raises `InputError` with the nearest path if there is none."""
+    if path not in flat:
+        raise InputError(f"no {path!r} in the tree{did_you_mean(path, flat)}")
+    return flat[path]
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the nested dicts of ``{path: leaf}``, the inverse of `flatten`."""
+    """Return the nested dicts of ``{path: leaf}``; of nested dicts with keys of str, the inverse of `flatten`."""
     tree: dict[str, Any] = {}
     for path, leaf in flat.items():
         *parents, last = path.split("/")
@@ -43,7 +106,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def get(tree: Tree, path: str) -> Any:
-    """Return the leaf or subtree at ``path``; raises `InputError` with the nearest path if there is none."""
+    """Return the leaf or subtree of nested dicts at ``path``; raises `InputError` with the nearest path if there is none."""
     node: Any = tree
     for key in path.split("/"):
         if not isinstance(node, Mapping) or key not in node:
@@ -136,18 +199,3 @@ def join(*trees: Tree) -> dict[str, Any]:
                 raise InputError(f"{path!r} is in two of the trees to join; each path may be in one tree only")
             flat[path] = leaf
     return unflatten(flat)
-
-
-def map_at(function: Callable[..., Any], tree: Tree, *partials: Tree) -> dict[str, Any]:
-    """Replace each leaf of ``tree`` at a path of ``partials[0]`` by ``function(leaf, *partial_leaves)``; keep other leaves.
-
-    Raises `InputError` unless the partial trees have equal paths, all of them in ``tree``.
-    """
-    flat, parts = flatten(tree), [flatten(partial) for partial in partials]
-    for part in parts:
-        for path in part:
-            if path not in flat:
-                raise InputError(f"no {path!r} in the tree{did_you_mean(path, flat)}")
-            if path not in parts[0]:
-                raise InputError(f"{path!r} is in one of the partial trees and not in the first")
-    return unflatten(flat | {path: function(flat[path], *(part[path] for part in parts)) for path in parts[0]})

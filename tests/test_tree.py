@@ -89,10 +89,10 @@ def test_select_keeps_the_order_of_paths():
         tree.select(["encoder/.*", "decoder/.*"], paths)
 
 
-def test_map_at_changes_partial_paths_only():
-    assert tree.map_at(lambda x, y: x + y, TREE, {"head": {"kernel": 10}}) == TREE | {"head": {"kernel": 14}}
+def test_replace_changes_the_given_paths_only():
+    assert tree.replace(TREE, {"head/kernel": 14}) == TREE | {"head": {"kernel": 14}}
     with pytest.raises(InputError, match=r"no 'haed/kernel'.*did you mean 'head/kernel'"):
-        tree.map_at(lambda x, y: x, TREE, {"haed": {"kernel": 0}})
+        tree.replace(TREE, {"haed/kernel": 0})
 
 
 def test_path_in_two_trees_cannot_be_joined():

@@ -23,6 +23,7 @@ from safetensors.numpy import load_file
 from dsee_jax import tree
 from dsee_jax.ckpt import formats, kept_units, packed_masks, tensors
 from dsee_jax.ckpt.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, MASKS, MODEL, SINGLE
+from dsee_jax.deltas.adapter import Adapter
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import files
 from dsee_jax.runtime.storage import Place
@@ -32,8 +33,8 @@ BASE_SHA256, MODEL_SHA256 = "base_sha256", "model_sha256"
 """In adapter_config.json: the `fingerprint` of the pretrained model, and that of the run's own ``model/``."""
 
 
-class Adapter(NamedTuple):
-    """An adapter in memory."""
+class Saved(NamedTuple):
+    """The content of an adapter folder in memory."""
 
     deltas: Deltas
     supports: Supports
@@ -42,18 +43,23 @@ class Adapter(NamedTuple):
     config: dict[str, Any]
     kept: Masks  # True = kept: the heads and neurons of its model; empty if none were pruned
 
+    @property
+    def adapter(self) -> Adapter:
+        """The updates, for `dsee_jax.apply` and the functions beside it."""
+        return Adapter(self.deltas, self.supports, self.config["scale"], self.config["scale_sparse"])
 
-def save(folder: Path, adapter: Adapter) -> None:
+
+def save(folder: Path, saved: Saved) -> None:
     """Write an adapter into an existing folder."""
-    parts = {"deltas": adapter.deltas, "supports": adapter.supports, "params": adapter.params}
+    parts = {"deltas": saved.deltas, "supports": saved.supports, "params": saved.params}
     tensors.save(folder / ADAPTER_WEIGHTS, tree.flatten(parts))
-    if adapter.masks:
-        packed_masks.save(folder / MASKS, adapter.masks)
-    kept_units.write(folder, adapter.kept)
-    (folder / ADAPTER_CONFIG).write_text(files.dumps(adapter.config, indent=1) + "\n", encoding="utf-8")
+    if saved.masks:
+        packed_masks.save(folder / MASKS, saved.masks)
+    kept_units.write(folder, saved.kept)
+    (folder / ADAPTER_CONFIG).write_text(files.dumps(saved.config, indent=1) + "\n", encoding="utf-8")
 
 
-def load(folder: Path) -> Adapter:
+def load(folder: Path) -> Saved:
     """Read an adapter.
 
     Raises:
@@ -72,13 +78,13 @@ def load(folder: Path) -> Adapter:
         raise InputError(f"{folder}: damaged adapter: {error}") from None
     masks = packed_masks.load(folder / MASKS) if (folder / MASKS).exists() else {}
     deltas, supports, params = (parts.get(name, {}) for name in ("deltas", "supports", "params"))
-    saved = Adapter(deltas, supports, params, masks, config, kept_units.read(folder))
+    saved = Saved(deltas, supports, params, masks, config, kept_units.read(folder))
     if damage := _damage(saved):
         raise InputError(f"{folder}: damaged adapter: {damage}; save it again, or copy it again from its source")
     return saved
 
 
-def _damage(saved: Adapter) -> str | None:
+def _damage(saved: Saved) -> str | None:
     """Return the first thing in an adapter that `save` writes otherwise."""
     config = saved.config
     if not isinstance(config, dict):
@@ -119,7 +125,7 @@ def _whole(update: Mapping[str, np.ndarray], support: np.ndarray | None) -> bool
     return values == support.shape[:1] and support.shape[1:] == (2,) and bool((support >= 0).all())
 
 
-def check(folder: Path, model: Path, params: Params, saved: Adapter) -> None:
+def check(folder: Path, model: Path, params: Params, saved: Saved) -> None:
     """Raise `InputError` unless the adapter ``saved`` in ``folder`` fits the ``params`` of ``model``.
 
     The heads and neurons must be the same ones: other units may have the same shapes.

@@ -81,16 +81,21 @@ def names(model: Model) -> dict[str, tuple[str, Layout]]:
     }
 
 
-def to_rules(model: Model, targets: Iterable[str]) -> tuple[str, ...]:
+def to_rules(model: Model, targets: Iterable[Any]) -> tuple[str, ...]:
     """Return rules over the paths of a model, with rules for targets that name modules of Hugging Face, as in PEFT.
 
     ``q_proj`` or ``self_attn.q_proj`` is the end of a module's name; a tensor that holds several kernels stands for all of
     them. Other targets are returned as they are.
+
+    Raises:
+      InputError: a target states an orientation: all kernels of these models are (in, out).
     """
     layered = model.clone(scan=False) if scans(model) else model
     kernels = {path: name for path, (name, _) in names(layered).items() if path.endswith("/kernel")}
     rules: list[str] = []
     for target in targets:
+        if not isinstance(target, str):
+            raise InputError(f"delta.targets {target!r}: the kernels of this model are (in, out); give the regex alone")
         plain = re.fullmatch(r"[\w.-]+", target) and not any(f"/{target}/kernel" in f"/{path}" for path in kernels)
         ends = f".{target}.weight"
         matched = [path for path, name in kernels.items() if f".{name}".endswith(ends)] if plain else []

@@ -5,17 +5,19 @@ from typing import TYPE_CHECKING
 from dsee_jax.lazy import package
 
 if TYPE_CHECKING:
-    from dsee_jax.deltas.attach import apply, interceptor
+    from dsee_jax.deltas.adapter import Adapter, kernels
+    from dsee_jax.deltas.attach import apply, attached
     from dsee_jax.deltas.create import init
-    from dsee_jax.deltas.fold import kernels, materialize
+    from dsee_jax.deltas.fold import materialize
 
-__all__ = ["apply", "init", "interceptor", "kernels", "materialize"]
+__all__ = ["Adapter", "apply", "attached", "init", "kernels", "materialize"]
 
 _PUBLIC = {
+    "Adapter": "adapter",
     "apply": "attach",
-    "interceptor": "attach",
+    "attached": "attach",
     "init": "create",
-    "kernels": "fold",
+    "kernels": "adapter",
     "materialize": "fold",
 }
 

@@ -1,17 +1,40 @@
-"""Updates attached to a running Linen model by an interceptor of every ``nn.Dense`` and every joint projection."""
+"""Updates attached to a running Linen model, of any modules, without a change of the model.
+
+In a block of `attached` every updated kernel in the params of a model becomes a box (a Flax ``AxisMetadata``) that holds the
+kernel and its update. A box passes through ``nn.scan``, ``nn.vmap``, ``nn.remat`` and ``nn.jit`` as any param does. A module
+that reads its kernel with ``self.param`` gets the kernel with the update folded in, so every module computes with it.
+
+Linear modules do better, and form no gradient of a kernel's size in the backward pass:
+
+- ``nn.Dense`` with its own product, and `dsee_jax.ops.joint.JointDense`, run `dsee_jax.ops.dense` in place of their product.
+- ``nn.Dense`` with another product (``dot_general``, ``precision``...), ``nn.DenseGeneral``, ``nn.Einsum`` and a 1 x 1
+  ``nn.Conv`` run as they are with the frozen kernel, and the thin product with the update is added to their output. So do
+  subclasses that call the ``__call__`` of these classes.
+"""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import meta
 from flax.linen.dtypes import promote_dtype
 from flax.linen.module import _global_interceptor_stack  # pyright: ignore[reportPrivateUsage]
 
-from dsee_jax.deltas.fold import SCALE, kernels
-from dsee_jax.errors import InputError
+from dsee_jax import orientation, tree
+from dsee_jax.deltas.adapter import Adapter, Update
+from dsee_jax.deltas.fold import check, folded
+from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.ops import dense
-from dsee_jax.typing import Deltas, Module, Params, Supports
+from dsee_jax.ops.joint import JointDense
+from dsee_jax.typing import Array, Module, Params
+
+_inside = jax.make_user_context(False)
+"""A jitted function that was traced outside of a block is traced again inside, and the other way round."""
 
 
 @contextlib.contextmanager
@@ -29,107 +52,375 @@ def intercepted(function: Callable[..., Any]) -> Iterator[None]:
             _global_interceptor_stack.pop()
 
 
-def interceptor(
-    *, scale: float, scale_sparse: bool = True, seen: set[str] | None = None, joined: bool = True
-) -> Callable[..., Any]:
-    """Return a function for `intercepted` that adds the collections ``delta`` and ``support`` to kernels.
+def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return the input of a call of a linear module, given by position or by the keyword ``inputs``."""
+    return args[0] if args else kwargs["inputs"]
 
-    The interceptor acts on ``nn.Dense`` and on joint projections (modules with an attribute ``joint``).
+
+@contextlib.contextmanager
+def attached(adapter: Adapter | None, *, joined: bool = True) -> Iterator[None]:
+    """Attach an adapter to every Linen model that runs in the block.
+
+    ::
+
+        with dsee_jax.attached(adapter):
+            y, state = model.apply({"params": params, "batch_stats": stats}, x, mutable=["batch_stats"])
+
+    A model takes the updates at the outermost of its calls, by the paths of its params. Inside a jitted function the block
+    must be inside too, so that the adapter is an argument and no constant of the compiled program.
 
     Args:
-      scale: alpha / rank.
-      scale_sparse: whether S is scaled too.
-      seen: receives the paths of the updated kernels.
-      joined: False multiplies by the kernels of a joint projection one by one.
+      adapter: the updates; None attaches none.
+      joined: multiply by the kernels of a `JointDense` at once. False where their outputs are sharded over devices, as the
+        joint product would move them.
+
+    Raises:
+      InputError: an update does not fit its kernel, or no module of the block read it.
     """
-
-    def intercept(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
-        module, names = context.module, getattr(context.module, "joint", None)
-        if context.method_name != "__call__" or module.scope is None or not (names or isinstance(module, nn.Dense)):
-            return call(*args, **kwargs)
-        prefix = "/".join(module.path)
-        # A Dense counts as a joint projection of one kernel, which the Dense itself holds.
-        read = (
-            (lambda kind, name: _variable(module, kind, name))
-            if names
-            else (lambda kind, _: module.variables.get(kind))
-        )
-        deltas = [(read("delta", name) or {}).get("kernel", {}) for name in names or ("",)]
-        one_by_one = not joined and names and module.has_variable("params", names[0])
-        if not any(deltas) and not one_by_one:
-            return call(*args, **kwargs)
-        if seen is not None:
-            paths = ("/".join(filter(None, (prefix, name, "kernel"))) for name in names or ("",))
-            seen.update(path for path, delta in zip(paths, deltas, strict=True) if delta)
-        parameters: list[Any] = [read("params", name) for name in names or ("",)]
-        supports = [(read("support", name) or {}).get("kernel") for name in names or ("",)]
-        x, *values = promote_dtype(
-            *args, *(p[k] for p in parameters for k in ("kernel", "bias") if k in p), dtype=module.dtype
-        )
-        values = iter(values)
-        cast = [{k: next(values) for k in ("kernel", "bias") if k in p} for p in parameters]
-        parts = [(p["kernel"], p.get("bias"), d, s) for p, d, s in zip(cast, deltas, supports, strict=True)]
-        options = {"scale": scale, "scale_sparse": scale_sparse}
-        if one_by_one:
-            return tuple(dense.dense(x, *part, **options) for part in parts)
-        outputs = dense.joint_dense(x, *zip(*parts, strict=True), **options)
-        return outputs if names else outputs[0]
-
-    return intercept
-
-
-def _variable(module: nn.Module, collection: str, name: str) -> Any:
-    return module.get_variable(collection, name) if module.has_variable(collection, name) else None
+    with _inside(True), _block(adapter, joined=joined):
+        yield
 
 
 def apply(
-    model: Module,
-    params: Params,
-    deltas: Deltas | None,
-    supports: Supports | None,
-    batch: Any,
-    *,
-    scale: float = SCALE,
-    scale_sparse: bool = True,
-    joined: bool = True,
-    **options: Any,
+    model: Module, params: Params, adapter: Adapter | None, batch: Any, *, joined: bool = True, **options: Any
 ) -> Any:
-    """Run a Linen model with its updates attached.
+    """Run a Linen model with an adapter attached: `attached` for a model that has params alone.
 
     Args:
-      model: any Linen module; updated kernels must belong to an ``nn.Dense`` or a joint projection.
+      model: any Linen module.
       params: the params of the model.
-      deltas, supports: as from `init`; None for no updates.
+      adapter: as from `dsee_jax.deltas.init`; None for no updates.
       batch: a mapping holds keyword arguments of the model, a tuple positional arguments; anything else is the only argument.
-      scale: alpha / rank.
-      scale_sparse: whether S is scaled too.
-      joined: multiply by the kernels of a joint projection at once. False where their outputs are sharded over devices, as the
-        joint product would move them.
+      joined: as in `attached`.
       **options: passed to ``model.apply``, such as ``deterministic``, ``rngs`` and ``method``.
 
     Returns:
-      The outputs of the model. Differentiable with respect to ``deltas`` alone: no gradient of a kernel is formed.
+      The outputs of the model, differentiable with respect to ``adapter.deltas`` alone.
 
     Raises:
-      InputError: an update reached no module that takes updates.
+      InputError: an update does not fit its kernel, or no module read it.
     """
-    variables = {"params": params, "delta": deltas or {}, "support": supports or {}}
     args, kwargs = (
         ((), dict(batch)) if isinstance(batch, Mapping) else (batch if isinstance(batch, tuple) else (batch,), {})
     )
-    if not deltas and joined:
+    if adapter is None and joined:
         return model.apply({"params": params}, *args, **kwargs, **options)
-    seen: set[str] = set()
-    with intercepted(interceptor(scale=scale, scale_sparse=scale_sparse, seen=seen, joined=joined)):
-        outputs = model.apply(variables, *args, **kwargs, **options)
-    _all_seen(kernels(deltas), seen)
-    return outputs
+    with _block(adapter, joined=joined):
+        return model.apply({"params": params}, *args, **kwargs, **options)
 
 
-def _all_seen(paths: Iterable[str], seen: set[str]) -> None:
-    missed = [path for path in paths if path not in seen]
-    if missed:
+@contextlib.contextmanager
+def _block(adapter: Adapter | None, *, joined: bool) -> Iterator[None]:
+    session = _Session(adapter, joined)
+    with intercepted(session.intercept):
+        try:
+            yield
+        finally:
+            session.active = False
+    session.check_read()
+
+
+class _Session:
+    """One block: the adapter, and the paths of the kernels that modules have read."""
+
+    def __init__(self, adapter: Adapter | None, joined: bool) -> None:
+        self.scale = {} if adapter is None else {"scale": adapter.scale, "scale_sparse": adapter.scale_sparse}
+        self.updates = {} if adapter is None else adapter.updates
+        self.joined, self.active, self.running = joined, True, False
+        self.read: set[str] = set()
+        self.present: set[str] = set()
+        self.paths: list[str] = []
+
+    def intercept(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
+        module = context.module
+        if module.scope is None:
+            return call(*args, **kwargs)
+        if not self.running:
+            with self._boxed(module.scope):
+                return self._call(call, args, kwargs, context)
+        return self._call(call, args, kwargs, context)
+
+    def _call(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
+        # A subclass that overrides __call__ and calls its parent's is met there, with the input that the parent gets.
+        linear = _LINEAR.get(context.orig_method.func)
+        return call(*args, **kwargs) if linear is None else linear(self, context.module, call, args, kwargs)
+
+    @contextlib.contextmanager
+    def _boxed(self, scope: Any) -> Iterator[None]:
+        """Put boxes in place of the updated kernels of ``scope`` and of the scopes around it, for one call of a model."""
+        self.running, before = True, []
+        try:
+            while scope is not None:
+                if params := scope._variables.get("params"):
+                    before.append((scope, params))
+                    scope._variables["params"] = self._with_boxes(params, "/".join(scope.path))
+                scope = scope.parent
+            yield
+        finally:
+            self.running = False
+            for scope, params in before:
+                # A call may have changed mutable params: only the boxes go.
+                mutable = scope.is_mutable_collection("params")
+                scope._variables["params"] = _without_boxes(scope._variables["params"]) if mutable else params
+
+    def _with_boxes(self, params: Any, prefix: str) -> Any:
+        flat = tree.flatten(params)
+        self.paths = self.paths or [f"{prefix}/{path}" if prefix else path for path in flat]
+        boxes: dict[str, Any] = {}
+        for path, update in self.updates.items():
+            own = path.removeprefix(f"{prefix}/") if prefix else path
+            if own in flat and (not prefix or path.startswith(f"{prefix}/")):
+                check(path, flat[own].shape, update)
+                self.present.add(path)
+                boxes[own] = update
+        return _replaced(params, boxes, prefix, self)
+
+    def check_read(self) -> None:
+        """Raise `InputError` unless modules have read all updated kernels."""
+        missed = [path for path in self.updates if path not in self.read]
+        if not missed:
+            return
+        path, many = missed[0], f"({len(missed)} of {len(self.updates)} updates)"
+        if path in self.present:
+            raise InputError(
+                f"the update of {path!r} {many} reached no module: no call in the block read this kernel as a param; "
+                "leave it out of delta.targets, or call the part of the model that holds it"
+            )
         raise InputError(
-            f"the update of {missed[0]!r} reached no nn.Dense or joint projection ({len(missed)} such): "
-            "remove its kernel from delta.targets, or fold the updates with materialize"
+            f"the update of {path!r} {many} reached no module: the params of the model have no such "
+            f"path{did_you_mean(path, self.paths)}; the adapter belongs to another model, or a jitted function that was "
+            "traced in another block ran: attach inside of the jitted function"
         )
+
+
+class _Box(meta.AxisMetadata[Any]):
+    """A kernel and its update in the params of a running model; it unboxes to the kernel with the update folded in."""
+
+    def __init__(self, value: Any, delta: Any, support: Any, path: str, axes: str, session: _Session) -> None:
+        self.value, self.delta, self.support = value, delta, support
+        self.path, self.axes, self.session = path, axes, session
+        self.frozen = False
+
+    def unbox(self) -> Any:
+        """Return the effective kernel, in the box of the kernel if it has one; in `as_frozen`, the kernel itself."""
+        if self.frozen or not self.session.active:
+            return self.value
+        update = self.update()
+        self.session.read.add(self.path)
+        w = tree.unboxed(self.value)
+        return tree.reboxed(self.value, folded(w, self.path, update, **self.session.scale))
+
+    def update(self) -> Update:
+        """Return the update of the kernel as a module sees it: without the stacks that loops have taken apart."""
+        axes = orientation.at_use(self.axes, len(tree.unboxed(self.value).shape))
+        delta, support = _move_stacks(axes, (self.delta, self.support), back=True)
+        return Update(delta, support, axes)
+
+    @contextlib.contextmanager
+    def as_frozen(self) -> Iterator[None]:
+        """Unbox to the kernel without its update."""
+        self.frozen = True
+        try:
+            yield
+        finally:
+            self.frozen = False
+
+    def replace_boxed(self, val: Any) -> "_Box":
+        """Return the box of another kernel."""
+        return _Box(val, self.delta, self.support, self.path, self.axes, self.session)
+
+    def add_axis(self, index: int, params: Any) -> "_Box":
+        """Return the box; its arrays carry their own axes."""
+        del index, params
+        return self
+
+    remove_axis = add_axis
+
+
+jax.tree_util.register_pytree_node(
+    _Box,
+    lambda box: ((box.value, box.delta, box.support), (box.path, box.axes, box.session)),
+    lambda about, children: _Box(*children, *about),
+)
+
+
+def _replaced(node: Any, boxes: Mapping[str, Update], prefix: str, session: _Session) -> Any:
+    """Return nested dicts of params with boxes at the paths of ``boxes``; a box of the user's stays inside of ours."""
+    if not boxes:
+        return node
+    result = dict(node)
+    for key in node:
+        inner = {path.removeprefix(f"{key}/"): each for path, each in boxes.items() if path.startswith(f"{key}/")}
+        path = f"{prefix}/{key}" if prefix else str(key)
+        if str(key) in boxes:
+            delta, support, axes = boxes[str(key)]
+            delta, support = _move_stacks(axes, (delta, support), back=False)
+            result[key] = _Box(node[key], delta, support, path, axes, session)
+        elif inner:
+            result[key] = _replaced(node[key], inner, path, session)
+    return result
+
+
+def _move_stacks(axes: str, arrays: Any, *, back: bool) -> Any:
+    """Return arrays (stack..., any...) with their stacks at the axes where the kernel has them, or ``back`` at the front.
+
+    A loop over an axis of the params then takes the same layer of the kernel and of its update.
+    """
+    places = [place for place, word in enumerate(axes.split("_")) if word == "stack"]
+    front = list(range(len(places)))
+    if places == front:
+        return arrays
+    if places[-1] > len(places):
+        raise InputError(f"the orientation is {axes!r}; attached updates need the stack at the first or second axis")
+    return jax.tree.map(lambda x: jnp.moveaxis(x, *((places, front) if back else (front, places))), arrays)
+
+
+def _without_boxes(params: Any) -> Any:
+    is_box = lambda node: isinstance(node, _Box)  # noqa: E731
+    return jax.tree.map(lambda leaf: leaf.value if is_box(leaf) else leaf, params, is_leaf=is_box)
+
+
+def _box(module: nn.Module) -> _Box | None:
+    """Return the box of the kernel of a linear module, if the kernel has an update."""
+    kernel = module.get_variable("params", "kernel") if module.has_variable("params", "kernel") else None
+    return kernel if isinstance(kernel, _Box) else None
+
+
+def _fitting(box: _Box, module: nn.Module, expected: str) -> Update:
+    """Return the update of a kernel that the module multiplies by with the orientation ``expected``."""
+    update = box.update()
+    if update.orientation != expected:
+        raise InputError(
+            f"the orientation of {box.path!r} is {update.orientation!r}, and {type(module).__name__} multiplies by it as "
+            f"{expected!r}: give its rule in delta.targets {{'orientation': {expected!r}}}"
+        )
+    box.session.read.add(box.path)
+    return update
+
+
+_PLAIN = {"precision": None, "dot_general": None, "dot_general_cls": None, "promote_dtype": promote_dtype}
+"""The attributes of an ``nn.Dense`` that computes ``x @ kernel + bias``."""
+
+
+def _dense(session: _Session, module: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    box = _box(module)
+    if box is None:
+        return call(*args, **kwargs)
+    update = _fitting(box, module, orientation.IN_OUT)
+    if any(getattr(module, name) is not value for name, value in _PLAIN.items()):
+        return _beside(session, box, update, input_of(args, kwargs), call, args, kwargs)
+    bias = tree.unboxed(module.get_variable("params", "bias")) if module.use_bias else None
+    x, kernel, bias = promote_dtype(input_of(args, kwargs), tree.unboxed(box.value), bias, dtype=module.dtype)
+    return dense.dense(x, kernel, bias, update.delta, update.support, **session.scale)
+
+
+def _joint(session: _Session, module: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    members = [module.get_variable("params", name) for name in module.joint] if _initialised(module) else []
+    boxes = [member["kernel"] if isinstance(member["kernel"], _Box) else None for member in members]
+    if not any(boxes) and (session.joined or not members):
+        return call(*args, **kwargs)
+    updates = [_fitting(box, module, orientation.IN_OUT) if box else Update({}, None, "") for box in boxes]
+    kernels = [
+        tree.unboxed(member["kernel"] if box is None else box.value) for box, member in zip(boxes, members, strict=True)
+    ]
+    biases = [tree.unboxed(member["bias"]) if "bias" in member else None for member in members]
+    x, *values = promote_dtype(args[0] if args else kwargs["x"], *kernels, *biases, dtype=module.dtype)
+    kernels, biases = values[: len(kernels)], values[len(kernels) :]
+    deltas, supports = tuple(update.delta for update in updates), tuple(update.support for update in updates)
+    options: Any = session.scale or {"scale": 1.0}
+    if session.joined:
+        return dense.joint_dense(x, tuple(kernels), tuple(biases), deltas, supports, **options)
+    parts = zip(kernels, biases, deltas, supports, strict=True)
+    return tuple(dense.dense(x, *part, **options) for part in parts)
+
+
+def _initialised(module: Any) -> bool:
+    return module.has_variable("params", module.joint[0])
+
+
+def _beside(
+    session: _Session, box: _Box, update: Update, x: Array, call: Callable[..., Any], args: Any, kwargs: Any
+) -> Any:
+    """Return the output of the module itself plus the product of ``x`` (..., in) and the update (..., out)."""
+    with box.as_frozen():
+        y = call(*args, **kwargs)
+    return y + _product(session, box, update, x, y).reshape(y.shape)
+
+
+def _product(session: _Session, box: _Box, update: Update, x: Array, y: Array) -> jax.Array:
+    """Return the product of ``x`` (..., in) and the update, (..., out), in the dtype of ``y``."""
+    *_, features = orientation.matrix_shape(tree.unboxed(box.value).shape, update.orientation)
+    x = jnp.asarray(x, y.dtype)
+    return dense.update(x, update.delta, update.support, features=features, **session.scale).astype(y.dtype)
+
+
+def _general(session: _Session, module: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    box = _box(module)
+    if box is None or module.batch_dims:
+        return call(*args, **kwargs)
+    axes = [module.axis] if isinstance(module.axis, int) else [*module.axis]
+    features = [module.features] if isinstance(module.features, int) else [*module.features]
+    update = _fitting(box, module, "_".join(["in"] * len(axes) + ["out"] * len(features)))
+    x = jnp.moveaxis(input_of(args, kwargs), axes, range(-len(axes), 0))
+    x = x.reshape(*x.shape[: x.ndim - len(axes)], -1)
+    return _beside(session, box, update, x, call, args, kwargs)
+
+
+def _conv(session: _Session, module: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    box = _box(module)
+    size = [module.kernel_size] if isinstance(module.kernel_size, int) else [*module.kernel_size]
+    strides = module.strides if isinstance(module.strides, int) or module.strides is None else math.prod(module.strides)
+    whole = (
+        isinstance(module, nn.Conv)
+        and math.prod(size) == 1
+        and strides in (None, 1)
+        and module.feature_group_count == 1
+        and isinstance(module.padding, str)
+        and module.mask is None
+    )
+    if box is None or not whole:
+        return call(*args, **kwargs)
+    update = _fitting(box, module, "_".join(["1"] * len(size) + [orientation.IN_OUT]))
+    return _beside(session, box, update, input_of(args, kwargs), call, args, kwargs)
+
+
+def _einsum(session: _Session, module: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    box = _box(module)
+    equation = (args[1] if len(args) > 1 else kwargs.get("einsum_str")) or module.einsum_str
+    terms = None if box is None else _terms(equation)
+    if box is None or terms is None:
+        return call(*args, **kwargs)
+    left, kernel, right = terms
+    update = _fitting(box, module, "_".join("in" if letter in left else "out" for letter in kernel))
+    inputs, outputs = ([each for each in kernel if (each in left) == inside] for inside in (True, False))
+    rest = [letter for letter in left if letter not in kernel]
+    x = jnp.einsum(f"{left}->{''.join(rest + inputs)}", input_of(args, kwargs))
+    x = x.reshape(*x.shape[: len(rest)], -1)
+    with box.as_frozen():
+        y = call(*args, **kwargs)
+    added = _product(session, box, update, x, y)
+    sizes = dict(zip(kernel, tree.unboxed(box.value).shape, strict=True))
+    added = added.reshape(*x.shape[:-1], *(sizes[letter] for letter in outputs))
+    return y + jnp.einsum(f"{''.join(rest + outputs)}->{right}", added)
+
+
+def _terms(equation: str) -> tuple[str, str, str] | None:
+    """Return the letters of input, kernel and output of a product of matrices; None for any other equation."""
+    inputs, _, right = equation.replace(" ", "").partition("->")
+    left, _, kernel = inputs.partition(",")
+    parts = (left, kernel, right)
+    simple = all(part.isalpha() and len(set(part)) == len(part) for part in parts)
+    contracted, free = set(kernel) & set(left), set(kernel) - set(left)
+    if not simple or contracted & set(right) or set(right) != (set(left) - contracted) | free or not contracted:
+        return None
+    return parts
+
+
+_LINEAR: dict[Callable[..., Any], Callable[..., Any]] = {
+    inspect.unwrap(nn.Dense.__call__): _dense,
+    inspect.unwrap(JointDense.__call__): _joint,
+    inspect.unwrap(nn.DenseGeneral.__call__): _general,
+    inspect.unwrap(nn.Conv.__call__): _conv,
+    inspect.unwrap(nn.Einsum.__call__): _einsum,
+}
+"""The methods of linear modules whose product with an update is computed thin."""

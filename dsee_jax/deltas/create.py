@@ -1,72 +1,109 @@
 """New updates of a pretrained tree: low-rank factors that start at zero, and supports chosen from each kernel."""
 
 import functools
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from dsee_jax import stacks, tree
+from dsee_jax import orientation, stacks, tree
 from dsee_jax.config import DeltaConfig
+from dsee_jax.deltas.adapter import Adapter
 from dsee_jax.deltas.supports import SUPPORTS
 from dsee_jax.errors import InputError
-from dsee_jax.typing import Array, Key, Params
+from dsee_jax.typing import Array, Key
 
 _CHUNK_BYTES = 1 << 28
 """The most bytes of float32 kernels whose supports are chosen in one call: all query and value kernels of a RoBERTa-large. The
 selectors make several copies of their input."""
 
 
-def init(params: Params, config: DeltaConfig, *, key: Key) -> tuple[dict[str, Any], dict[str, Any]]:
+def init(params: Any, config: DeltaConfig, *, key: Key) -> Adapter:
     """Create the updates of every kernel that ``config.targets`` matches; the updated model still equals the pretrained model.
 
     ``a`` (in, rank) is normal with standard deviation 0.02. ``b`` (rank, out) and ``values`` (nonzeros,) are 0. Supports are
-    chosen from the pretrained kernels. A stacked kernel (layers, in, out) of a scanned model gets stacked updates, equal to
-    those of its layers as separate kernels.
+    chosen from the pretrained kernels. A stack of kernels gets stacked updates, equal to those of its layers as separate
+    kernels.
 
     Args:
-      params: the pretrained tree; targets must be floating kernels (in, out) or (layers, in, out).
-      config: targets, rank, nonzeros, support.
+      params: the pretrained weights: any pytree. Targets are floating kernels of any `dsee_jax.orientation`.
+      config: targets, rank, alpha, nonzeros, support.
       key: decides ``a`` and the random choices of the selectors; folded with the index of the kernel among the targets, every
-        layer of a stacked kernel counted.
+        layer of a stack counted.
 
     Returns:
-      ``(deltas, supports)``; both empty when rank and nonzeros are 0.
+      An adapter with ``config.scale``; without deltas when rank and nonzeros are 0.
 
     Raises:
-      InputError: a target matches nothing or an array that is no kernel, or rank or nonzeros are too large for a kernel.
+      InputError: a target matches nothing or an array that is no kernel, an orientation does not fit the axes of a kernel, or
+        rank or nonzeros are too large for a kernel.
     """
     if not config.rank and not config.nonzeros:
-        return {}, {}
-    flat = tree.flatten(params)
-    chosen = {path: flat[path] for path in tree.select(config.targets, flat)}
-    for path, w in chosen.items():
-        _check(path, w, config)
-    keys = _keys(chosen, key)
+        return Adapter({}, {}, config.scale, config.scale_sparse)
+    flat = tree.arrays(params)
+    orientations = _targets(config, flat)
+    shapes = {path: orientation.matrix_shape(flat[path].shape, axes) for path, axes in orientations.items()}
+    keys = _keys(shapes, key)
     deltas: dict[str, Array] = {}
-    for path, w in chosen.items():
-        *layers, rows, columns = w.shape
+    for path, (*stack, rows, columns) in shapes.items():
         if config.rank:
             normal = functools.partial(jax.random.normal, shape=(rows, config.rank), dtype=jnp.float32)
-            a = 0.02 * jax.vmap(normal)(keys[path])
-            deltas[f"{path}/a"] = a if layers else a[0]
-            deltas[f"{path}/b"] = jnp.zeros((*layers, config.rank, columns), jnp.float32)
+            deltas[f"{path}/a"] = 0.02 * jax.vmap(normal)(keys[path]).reshape(*stack, rows, config.rank)
+            deltas[f"{path}/b"] = jnp.zeros((*stack, config.rank, columns), jnp.float32)
         if config.nonzeros:
-            deltas[f"{path}/values"] = jnp.zeros((*layers, config.nonzeros), jnp.float32)
+            deltas[f"{path}/values"] = jnp.zeros((*stack, config.nonzeros), jnp.float32)
+    chosen = {path: orientation.matrix(flat[path], axes) for path, axes in orientations.items()}
     supports = _supports(chosen, keys, config) if config.nonzeros else {}
-    return tree.unflatten(deltas), tree.unflatten(supports)
+    return Adapter(
+        tree.unflatten(deltas),
+        tree.unflatten(supports),
+        config.scale,
+        config.scale_sparse,
+        tuple((path, axes) for path, axes in orientations.items() if axes not in orientation.USUAL),
+    )
 
 
-def _keys(chosen: Mapping[str, Array], key: Key) -> dict[str, Key]:
-    """Return the keys (layers,) of every kernel; a kernel (in, out) is one layer."""
+def _targets(config: DeltaConfig, flat: Mapping[str, Array]) -> dict[str, str]:
+    """Return the orientation of every target, by path, in the order of the tree."""
+    stated: dict[str, tuple[str, str | None]] = {}
+    for rule in config.targets:
+        pattern, axes = (rule, None) if isinstance(rule, str) else (rule[0], rule[1]["orientation"])
+        for path in tree.select([pattern], flat):
+            earlier, other = stated.setdefault(path, (pattern, axes))
+            if other != axes:
+                raise InputError(
+                    f"delta.targets {earlier!r} and {pattern!r} both match {path!r}, with the orientations {other} and "
+                    f"{axes}: make one of them match other kernels only"
+                )
+    return {path: _checked(path, w, stated[path][1], config) for path, w in flat.items() if path in stated}
 
-    def layers(path: str, w: Array) -> list[str]:
-        paths = stacks.paths(path, w.shape[0]) if w.ndim == 3 else [path]
-        # A kernel that is stacked under another name than `stacks.STACK` also needs one key per layer.
-        return [f"{path}/{n:09}" for n in range(w.shape[0])] if w.ndim == 3 and paths == [path] else paths
 
-    names = {path: layers(path, w) for path, w in chosen.items()}
+def _checked(path: str, w: Array, stated: str | None, config: DeltaConfig) -> str:
+    """Return the orientation of a target."""
+    if len(w.shape) < 2 or not jnp.issubdtype(w.dtype, jnp.floating):
+        raise InputError(f"delta.targets matches {path!r}, which is {w.dtype}{w.shape}; expected a kernel (in, out)")
+    axes = orientation.find(path, w.shape, stated)
+    *_, rows, columns = orientation.matrix_shape(w.shape, axes)
+    if not 0 <= config.rank <= min(rows, columns):
+        raise InputError(f"delta.rank is {config.rank}; {path!r} is {rows} x {columns}: use 0 to {min(rows, columns)}")
+    if not 0 <= config.nonzeros <= rows * columns:
+        raise InputError(
+            f"delta.nonzeros is {config.nonzeros}; {path!r} has {rows} x {columns} = {rows * columns} entries: use fewer"
+        )
+    return axes
+
+
+def _keys(shapes: Mapping[str, tuple[int, ...]], key: Key) -> dict[str, Key]:
+    """Return the keys (layers,) of every kernel; a kernel without a stack is one layer."""
+
+    def layers(path: str, stack: Sequence[int]) -> list[str]:
+        paths = stacks.paths(path, stack[0]) if len(stack) == 1 else [path]
+        # Every other stack also needs one key per layer.
+        return [f"{path}/{n:09}" for n in range(math.prod(stack))] if stack and paths == [path] else paths
+
+    names = {path: layers(path, stack) for path, (*stack, _, _) in shapes.items()}
     order = tree.flatten(tree.unflatten({name: 0 for each in names.values() for name in each}))
     numbers = {name: number for number, name in enumerate(order)}
     return {
@@ -75,23 +112,12 @@ def _keys(chosen: Mapping[str, Array], key: Key) -> dict[str, Key]:
     }
 
 
-def _check(path: str, w: Array, config: DeltaConfig) -> None:
-    if w.ndim not in (2, 3) or not jnp.issubdtype(w.dtype, jnp.floating):
-        raise InputError(f"delta.targets matches {path!r}, which is {w.dtype}{w.shape}; expected a kernel (in, out)")
-    rows, columns = w.shape[-2:]
-    if not 0 <= config.rank <= min(rows, columns):
-        raise InputError(f"delta.rank is {config.rank}; {path!r} is {rows} x {columns}: use 0 to {min(rows, columns)}")
-    if not 0 <= config.nonzeros <= rows * columns:
-        raise InputError(
-            f"delta.nonzeros is {config.nonzeros}; {path!r} has {rows} x {columns} = {rows * columns} entries: use fewer"
-        )
-
-
 def _pick(select: Callable[..., jax.Array], nonzeros: int, options: Mapping[str, Any], w: Array, key: Key) -> jax.Array:
     return select(w, nonzeros, key=key, **options)
 
 
 def _supports(chosen: Mapping[str, Array], keys: Mapping[str, Key], config: DeltaConfig) -> dict[str, Array]:
+    """Return the supports of matrices (stack..., in, out)."""
     select = SUPPORTS[config.support]
     options = {"rank": config.support_rank} if config.support == "grebsmo" else {}
     by_shape: dict[tuple[int, ...], list[str]] = {}
@@ -99,7 +125,7 @@ def _supports(chosen: Mapping[str, Array], keys: Mapping[str, Key], config: Delt
         by_shape.setdefault(w.shape, []).append(path)
     supports: dict[str, Array] = {}
     for shape, paths in by_shape.items():
-        # All kernels of one shape, and all layers of stacked kernels, go through one vmapped call, in chunks.
+        # All kernels of one shape, and all layers of stacks, go through one vmapped call, in chunks.
         stacked = jnp.concatenate([jnp.reshape(chosen[path], (-1, *shape[-2:])) for path in paths])
         layers = stacked.shape[0] // len(paths)
         split = jax.vmap(lambda each: jax.random.split(each, 1)[0])(jnp.concatenate([keys[path] for path in paths]))
@@ -109,5 +135,5 @@ def _supports(chosen: Mapping[str, Array], keys: Mapping[str, Key], config: Delt
         picked = jnp.concatenate([jax.block_until_ready(pick(stacked[part], split[part])) for part in parts])
         for number, path in enumerate(paths):
             part = picked[number * layers : (number + 1) * layers]
-            supports[path] = part if len(shape) == 3 else part[0]
+            supports[path] = part.reshape(*shape[:-2], config.nonzeros, 2)
     return supports

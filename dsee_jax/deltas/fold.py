@@ -8,51 +8,27 @@ The arrays of one kernel::
     deltas    query/kernel/{a (768, 16), b (16, 768), values (64,)}   trained
     supports  query/kernel (64, 2)                                    int32, fixed
 
-`materialize` gives plain params for code that is not Linen. `dsee_jax.deltas.apply` runs a Linen model with its updates
-attached: they are the collections ``delta`` and ``support``, which an interceptor reads at each ``nn.Dense`` and at each joint
-projection (a module whose attribute ``joint`` names the children that hold the kernels).
+`materialize` gives plain params for any code. `dsee_jax.deltas.attach` runs a Linen model with its updates attached.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from dsee_jax import tree
+from dsee_jax import orientation, tree
+from dsee_jax.deltas.adapter import Adapter, Update
 from dsee_jax.errors import InputError
 from dsee_jax.ops.dense import accumulator
-from dsee_jax.typing import Array, Delta, Deltas, Params, Supports
+from dsee_jax.typing import Array, Delta
 
-SCALE = 2.0
-"""alpha / rank of the authors' settings (32 / 16) and of a default `DeltaConfig`. Pass ``config.scale`` for other settings."""
-
-_PARTS = frozenset({"a", "b", "values"})
+T = TypeVar("T")
 
 
-def _is_delta(node: Any) -> bool:
-    return (
-        isinstance(node, Mapping) and bool(node) and _PARTS.issuperset(node) and not isinstance(_first(node), Mapping)
-    )
-
-
-def _first(node: Mapping[str, Any]) -> Any:
-    return next(iter(node.values()))
-
-
-def kernels(deltas: Deltas | None) -> dict[str, Delta]:
-    """Return ``{kernel path: delta}``; paths are sorted at every level."""
-    return tree.flatten(deltas, is_leaf=_is_delta) if deltas else {}
-
-
-def count(deltas: Deltas | None) -> int:
-    """Return the number of trained parameters of the updates; coordinates are not trained and do not count."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(deltas))
-
-
-def effective(w: Array, delta: Delta, support: Array | None, *, scale: float, scale_sparse: bool = True) -> jax.Array:
-    """Return ``w + scale * (a @ b + S)`` for a kernel (in, out) or a stack of kernels (layers, in, out).
+def effective(
+    w: Array, delta: Delta, support: Array | None, *, scale: float | Array, scale_sparse: bool = True
+) -> jax.Array:
+    """Return ``w + scale * (a @ b + S)`` for a matrix (in, out) or a stack of matrices (stack..., in, out).
 
     The sum is float32 (float64 for a float64 kernel). The result has the dtype of ``w``. If ``scale_sparse`` is False, S is
     added unscaled.
@@ -73,9 +49,9 @@ def effective(w: Array, delta: Delta, support: Array | None, *, scale: float, sc
 
 
 def updates(
-    w: Array, delta: Delta | None, support: Array | None, *, scale: float, scale_sparse: bool = True
+    w: Array, delta: Delta | None, support: Array | None, *, scale: float | Array, scale_sparse: bool = True
 ) -> tuple[jax.Array, jax.Array]:
-    """Return ``scale * a @ b`` and ``scale * (a @ b + S)``, dense, shaped like the kernel ``w``; zeros without a delta."""
+    """Return ``scale * a @ b`` and ``scale * (a @ b + S)``, dense, shaped like the matrix ``w``; zeros without a delta."""
     zeros = jnp.zeros(w.shape)
     if delta is None:
         return zeros, zeros
@@ -84,23 +60,50 @@ def updates(
     return effective(zeros, factors, None, scale=scale), update
 
 
-def materialize(
-    params: Params, deltas: Deltas | None, supports: Supports | None, *, scale: float = SCALE, scale_sparse: bool = True
-) -> dict[str, Any]:
+def folded(w: Array, path: str, update: Update, *, scale: float | Array, scale_sparse: bool) -> jax.Array:
+    """Return the kernel at ``path``, of any orientation, with its update folded in.
+
+    Raises:
+      InputError: the update does not fit the kernel.
+    """
+    check(path, w.shape, update)
+    delta, support, axes = update
+    matrix = orientation.matrix(w, axes)
+    return orientation.tensor(effective(matrix, delta, support, scale=scale, scale_sparse=scale_sparse), w.shape, axes)
+
+
+def check(path: str, shape: tuple[int, ...], update: Update) -> None:
+    """Raise `InputError` unless the arrays of an update fit the kernel of this ``shape`` at ``path``."""
+    delta, support, axes = update
+    *stack, rows, columns = orientation.matrix_shape(shape, orientation.find(path, shape, axes))
+    rank = delta["a"].shape[-1] if "a" in delta and delta["a"].ndim else 0
+    nonzeros = delta["values"].shape[-1] if "values" in delta and delta["values"].ndim else 0
+    expected = {"a": (*stack, rows, rank), "b": (*stack, rank, columns), "values": (*stack, nonzeros)}
+    parts = {**delta} if support is None else {**delta, "support": support}
+    expected["support"] = (*stack, nonzeros, 2)
+    if ("a" in delta) != ("b" in delta):
+        raise InputError(f"the update of {path!r} has {'a' if 'a' in delta else 'b'} alone: a and b belong together")
+    for name, part in parts.items():
+        if part.shape != expected[name]:
+            raise InputError(
+                f"{name} of the update of {path!r} has the shape {part.shape}; its kernel {shape} ({axes}) expects "
+                f"{expected[name]}: the adapter belongs to another model, or its parts to different adapters"
+            )
+
+
+def materialize(params: T, adapter: Adapter | None) -> T:
     """Return plain params with every update folded into its kernel; equal to attached updates up to rounding.
 
     Args:
-      params: the tree of kernels, from any framework whose params are nested dicts.
-      deltas: updates at some paths of ``params``, or None.
-      supports: the coordinates of the sparse updates, or None for no sparse updates.
-      scale: alpha / rank.
-      scale_sparse: whether S is scaled too.
+      params: a pytree of weights of any framework. Its structure, containers and boxes are kept.
+      adapter: updates at some paths of ``params``; None for none.
 
     Raises:
-      InputError: a path of ``deltas`` is not in ``params``.
+      InputError: a path of the adapter is not in ``params``, or an update does not fit its kernel.
     """
-    flat, coordinates = tree.flatten(params), tree.flatten(supports or {})
-    for path, delta in kernels(deltas).items():
-        w = tree.get(params, path)
-        flat[path] = effective(w, delta, coordinates.get(path), scale=scale, scale_sparse=scale_sparse)
-    return tree.unflatten(flat)
+    if adapter is None:
+        return params
+    flat, updates = tree.flatten(params), adapter.updates
+    options = {"scale": adapter.scale, "scale_sparse": adapter.scale_sparse}
+    sums = {path: folded(tree.lookup(flat, path), path, update, **options) for path, update in updates.items()}
+    return tree.replace(params, sums)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from dsee_jax import tree
 from dsee_jax.ckpt import hf_names, tensors
-from dsee_jax.ckpt.adapter import Adapter
+from dsee_jax.ckpt.adapter import Saved
 from dsee_jax.ckpt.folders import ADAPTER_CONFIG, PEFT_WEIGHTS
-from dsee_jax.deltas import fold
+from dsee_jax.deltas.adapter import kernels
 from dsee_jax.errors import InputError
 from dsee_jax.models.architecture import Model
 from dsee_jax.runtime import files
@@ -21,7 +21,7 @@ _PREFIX = "base_model.model."
 _TASKS = {"sequence-classification": "SEQ_CLS", "causal-lm": "CAUSAL_LM"}
 
 
-def save(path: Path, model: Model, adapter: Adapter) -> None:
+def save(path: Path, model: Model, adapter: Saved) -> None:
     """Write a folder that ``peft.PeftModel.from_pretrained(base, path)`` loads with equal logits.
 
     Args:
@@ -38,7 +38,7 @@ def save(path: Path, model: Model, adapter: Adapter) -> None:
         raise InputError("PEFT has no sparse values, but this adapter has (delta.nonzeros): use --format hf")
     if adapter.masks or adapter.kept or "kept" in config:
         raise InputError("PEFT needs the pretrained weights, but this run has pruned them: use --format hf")
-    factors, head = fold.kernels(adapter.deltas), tree.flatten(adapter.params)
+    factors, head = kernels(adapter.deltas), tree.flatten(adapter.params)
     table = hf_names.names(model)
     names = {path: table[path] for path in [*factors, *head]}
     for leaf_path, (name, layout) in names.items():

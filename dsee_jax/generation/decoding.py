@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsee_jax.config import check_types
-from dsee_jax.deltas import attach, fold
+from dsee_jax.deltas import attach
+from dsee_jax.deltas.adapter import Adapter
 from dsee_jax.errors import InputError, shorten
 from dsee_jax.models.architecture import Model
 from dsee_jax.models.cache import create, take
-from dsee_jax.typing import Array, Deltas, Key, Params, Supports
+from dsee_jax.typing import Array, Key, Params
 
 _NEVER = -1e9  # below the score of any sequence; the value of Hugging Face
 
@@ -85,10 +86,7 @@ def generate(
     input_ids: Array,
     attention_mask: Array | None = None,
     *,
-    deltas: Deltas | None = None,
-    supports: Supports | None = None,
-    scale: float = fold.SCALE,
-    scale_sparse: bool = True,
+    adapter: Adapter | None = None,
     **options: Any,
 ) -> jax.Array:
     """Return the new tokens after each prompt, int32 (batch, new_tokens), filled with ``pad`` after the end of a row.
@@ -100,7 +98,7 @@ def generate(
       params: the params of the model.
       input_ids: int (batch, length), padded on the left (`pad_left`). Every new length and set of options is compiled once.
       attention_mask: (batch, length), 0 = padding; None: no padding.
-      deltas, supports, scale, scale_sparse: updates to attach, as in `dsee_jax.apply`.
+      adapter: the updates to attach, as in `dsee_jax.apply`.
       **options: of `Options`; and ``key``, which decides the samples and is needed with a temperature.
 
     Raises:
@@ -127,18 +125,16 @@ def generate(
         raise InputError(f"beams is {chosen.beams}; expected at most the {model.config.vocab_size} tokens of the model")
     if chosen.temperature and key is None:
         raise InputError("sampling needs a key: pass key=jax.random.key(seed)")
-    trees = {"params": params, "deltas": deltas or {}, "supports": supports or {}}
     key = jax.random.key(0) if key is None else key
-    return _generate(model, chosen, scale, scale_sparse, trees, ids, jnp.asarray(mask), key)
+    return _generate(model, chosen, params, adapter, ids, jnp.asarray(mask), key)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _generate(
     model: Model,
     options: Options,
-    scale: float,
-    scale_sparse: bool,
-    trees: dict[str, Any],
+    params: Params,
+    adapter: Adapter | None,
     ids: jax.Array,
     mask: jax.Array,
     key: Key,
@@ -146,9 +142,7 @@ def _generate(
     def step(tokens: jax.Array, mask: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
         """Return the logits (rows, vocabulary) after ``tokens`` (rows, length), and the cache with the tokens added."""
         batch = {"input_ids": tokens, "attention_mask": mask, "cache": cache, "last_only": True}
-        logits, cache = attach.apply(
-            model, trees["params"], trees["deltas"], trees["supports"], batch, scale=scale, scale_sparse=scale_sparse
-        )
+        logits, cache = attach.apply(model, params, adapter, batch)
         return logits[:, -1], cache
 
     capacity = ids.shape[1] + options.new_tokens - 1

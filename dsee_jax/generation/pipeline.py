@@ -55,12 +55,11 @@ def load(path: str | Path, *, dtype: str = "float32", allow_unknown: bool = Fals
     local = storage.download(path)
     folder = local / MODEL if (local / MODEL).is_dir() else resolve(local if storage.remote(path) else path)
     model, params = hf.load_pretrained(folder, "causal-lm", dtype=dtype, allow_unknown=allow_unknown)
-    updates: dict[str, Any] = {}
+    updates = None
     if (local / ADAPTER).is_dir():
         saved = adapter.load(local / ADAPTER)
         adapter.check(local / ADAPTER, folder, params, saved)
-        updates = {"deltas": saved.deltas, "supports": saved.supports}
-        updates |= {name: saved.config[name] for name in ("scale", "scale_sparse")}
+        updates = saved.adapter
     tokenizer = load_tokenizer(folder)
     if line := misfit(tokenizer, model.config.vocab_size):
         log.warning("%s: %s", folder, line)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from dsee_jax.deltas.adapter import Adapter
 from dsee_jax.generation import decoding
 from dsee_jax.models.architecture import Model
 from dsee_jax.runtime import multihost
@@ -20,7 +21,7 @@ class Writer(NamedTuple):
 
     model: Model  # of the task causal-lm
     params: Params
-    updates: Mapping[str, Any]  # deltas, supports, scale, scale_sparse of `dsee_jax.generate`; empty without updates
+    adapter: Adapter | None  # None without updates
     tokenizer: Any
     ends: tuple[int, ...]  # end-of-text token ids
     pad: int  # padding token id
@@ -54,7 +55,7 @@ def generate(
         ids, mask = decoding.pad_left(filled, pad=pad, multiple=MULTIPLE if fits else 1)
         batch_key = key if key is None else jax.random.fold_in(key, batch)
         tokens = decoding.generate(
-            model, writer.params, ids, mask, key=batch_key, eos=ends, pad=pad, **writer.updates, **options
+            model, writer.params, ids, mask, adapter=writer.adapter, key=batch_key, eos=ends, pad=pad, **options
         )
         for row, generated in zip(rows, multihost.to_host(tokens), strict=False):
             texts[row] = _continuation(writer.tokenizer, prompts[row], _before_end(generated, ends))

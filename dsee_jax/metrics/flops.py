@@ -13,7 +13,7 @@ from collections.abc import Container, Iterable, Sequence
 import numpy as np
 
 from dsee_jax import models, tree
-from dsee_jax.deltas import fold
+from dsee_jax.deltas.adapter import count
 from dsee_jax.models.architecture import Model
 from dsee_jax.typing import Deltas, Params, Units
 
@@ -46,7 +46,7 @@ def sparse(params: Params, paths: Iterable[str]) -> int:
 
 def factors(deltas: Deltas | None) -> int:
     """Return the multiply-adds per token of the updates as factors: one for every trained number."""
-    return fold.count(deltas)
+    return count(deltas)
 
 
 def attention(params: Params, heads: Sequence[Units], length: int) -> int:

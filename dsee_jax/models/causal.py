@@ -145,7 +145,7 @@ class Decoder(nn.Module):
             axes: Any = (0, nn.broadcast, nn.broadcast)
             looped = nn.scan(
                 run,
-                variable_axes={"params": 0, "delta": 0, "support": 0},
+                variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=axes,
                 length=self.depth,

@@ -51,14 +51,14 @@ def abstract_steps(
     placed = sharding.placement(where, model)
     kind = jnp.dtype(options.param_dtype)
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, kind), models.shapes(model))
-    updates, supports = jax.eval_shape(lambda p: create.init(p, config.delta, key=jax.random.key(0)), params)
+    adapter = jax.eval_shape(lambda p: create.init(p, config.delta, key=jax.random.key(0)), params)
     moving = setup.trainable_params(config, resolve(options.path, weights=False), model, params)
     rest = tree.split(params, list(tree.flatten(moving)))[1]
     wide = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), moving)
     optimizer = optim.adamw(config.train)
     state = jax.eval_shape(
         lambda trained: step.State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained)),
-        {"deltas": updates, "params": wide},
+        {"deltas": adapter.deltas, "params": wide},
     )
     shape = (config.train.batch_size, config.data.max_length)
     answers = shape if task == "causal-lm" else shape[:1]
@@ -69,7 +69,7 @@ def abstract_steps(
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
     args = (
         _with_shardings(state, sharding.shardings(placed, state)),
-        _with_shardings(frozen := step.Frozen(rest, supports, {}), sharding.shardings(placed, frozen)),
+        _with_shardings(frozen := step.Frozen(rest, adapter.supports, {}), sharding.shardings(placed, frozen)),
         _with_shardings(batch, dict.fromkeys(batch, NamedSharding(where, PartitionSpec(sharding.ROWS)))),
         _with_shardings(key, replicated),
         _with_shardings(jax.ShapeDtypeStruct((), jnp.float32), replicated),

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from dsee_jax import stacks, tree
-from dsee_jax.deltas.attach import intercepted
+from dsee_jax.deltas.attach import input_of, intercepted
 from dsee_jax.models import INPUTS
 from dsee_jax.models.architecture import Model, scans
+from dsee_jax.ops.joint import JointDense
 from dsee_jax.typing import Array, Module, Params
 
 
@@ -61,9 +62,9 @@ def _summed(
 
     def intercept(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
         module = context.module
-        joint = getattr(module, "joint", None)
+        joint = module.joint if isinstance(module, JointDense) else None
         if context.method_name == "__call__" and module.scope is not None and (joint or isinstance(module, nn.Dense)):
-            x = args[0].astype(jnp.float32)
+            x = input_of(args, kwargs).astype(jnp.float32)
             # An input without an axis of positions is one vector per example.
             x = x if x.ndim == 3 else x[:, None]
             of_examples = len(x) == len(real) and x.shape[1] <= real.shape[1]

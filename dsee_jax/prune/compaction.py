@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsee_jax import models, tree
-from dsee_jax.deltas import fold
+from dsee_jax.deltas.adapter import kernels
 from dsee_jax.errors import InputError
 from dsee_jax.models.architecture import Model
 from dsee_jax.prune.units import kept as kept_units
@@ -84,7 +84,7 @@ def indices(
                 axes.setdefault(path, {})[axis] = np.flatnonzero(np.repeat(flags, entries))
     table: dict[str, dict[int, np.ndarray]] = {f"params/{path}": of_axis for path, of_axis in axes.items()}
     coordinates = tree.flatten(supports or {})
-    for path, delta in fold.kernels(deltas).items():
+    for path, delta in kernels(deltas).items():
         if path not in axes:
             continue
         of_axis = axes[path]

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsee_jax import tree
-from dsee_jax.deltas.attach import intercepted
+from dsee_jax.deltas.attach import input_of, intercepted
 from dsee_jax.errors import InputError
 from dsee_jax.ops.topk import top_k
 from dsee_jax.prune import units
@@ -88,11 +88,11 @@ def attached(coefficients: Tree, cuts: Cuts) -> Iterator[None]:
         if path not in factors:
             return call(*args, **kwargs)
         seen.add(path)
-        x, *rest = args
+        x = input_of(args, kwargs)
         _check(path, factors[path], x.shape[-1])
         wide = factors[path].reshape((1,) * (x.ndim - 1) + (-1,))
         # The product and the sum in its gradient are float32: bfloat16 rounds 0.999 to 1.
-        return call((x * wide).astype(x.dtype), *rest, **kwargs)
+        return call((x * wide).astype(x.dtype))
 
     with intercepted(intercept):
         yield

@@ -37,18 +37,14 @@ T = TypeVar("T")
 class Evidence(TypedDict, total=False):
     """Keyword arguments of every function that scores: the values a score may read besides kernels and their updates."""
 
-    scale: float
-    """alpha / rank of the updates; default 2.0."""
-    scale_sparse: bool
-    """Whether S is scaled too; default True."""
     key: Key | None
     """For ``random``; folded with the number of the kernel, or of the kind of units and of the layer."""
     inputs: Mapping[str, Array] | None
     """For ``WANDA``: by path the sizes of the inputs of a kernel, (in,) or (layers, in): `dsee_jax.prune.calibration`."""
 
 
-def complete(function: str, evidence: Evidence) -> tuple[float, bool, Key | None, Mapping[str, Array] | None]:
-    """Return scale, scale_sparse, key and inputs; ``function`` is the name of the caller.
+def complete(function: str, evidence: Evidence) -> tuple[Key | None, Mapping[str, Array] | None]:
+    """Return key and inputs; ``function`` is the name of the caller.
 
     Raises:
       TypeError: another keyword.
@@ -56,8 +52,7 @@ def complete(function: str, evidence: Evidence) -> tuple[float, bool, Key | None
     for name in evidence.keys() - Evidence.__annotations__.keys():
         near = did_you_mean(name, Evidence.__annotations__)
         raise TypeError(f"{function}() got an unexpected keyword argument {name!r}{near}")
-    scale, scale_sparse = evidence.get("scale", 2.0), evidence.get("scale_sparse", True)
-    return scale, scale_sparse, evidence.get("key"), evidence.get("inputs")
+    return evidence.get("key"), evidence.get("inputs")
 
 
 class Score(NamedTuple):

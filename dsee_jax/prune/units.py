@@ -18,18 +18,18 @@ import numpy as np
 from dsee_jax import models, tree
 from dsee_jax.config import PruneConfig
 from dsee_jax.deltas import fold
+from dsee_jax.deltas.adapter import Adapter, kernels
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.models.architecture import Model
 from dsee_jax.ops.topk import top_k
 from dsee_jax.prune.scores import SCORES, Evidence, complete, divided
 from dsee_jax.runtime import multihost
-from dsee_jax.typing import Array, Cuts, Delta, Deltas, Masks, Params, Supports, Tree, Units
+from dsee_jax.typing import Array, Cuts, Delta, Masks, Params, Tree, Units
 
 
 def structured(
     params: Params,
-    deltas: Deltas | None,
-    supports: Supports | None,
+    adapter: Adapter | None,
     cuts: Cuts,
     *,
     heads: int | float = 0,
@@ -41,7 +41,7 @@ def structured(
     """Return masks without the lowest-scoring heads and neurons; `dsee_jax.compact` removes these units from the arrays.
 
     Args:
-      params, deltas, supports: the weights, the updates and their coordinates, as for `unstructured`.
+      params, adapter: the weights and their updates, as for `unstructured`.
       cuts: ``dsee_jax.models.cuts(model)``, the params of every unit.
       heads: the heads to prune: a fraction in [0, 1), rounded to the nearest whole number, or a whole number (an int).
       neurons: the feed-forward neurons to prune, likewise.
@@ -49,7 +49,7 @@ def structured(
       scope: ``global`` counts and compares over all layers, which may then differ in width; ``tensor`` within each layer. For
         a score of the update alone, the layers with an update and those without are compared apart, and each lose their
         share.
-      **evidence: ``scale`` and ``scale_sparse`` of the updates, ``key`` for ``random``; see `dsee_jax.prune.scores.Evidence`.
+      **evidence: ``key`` for ``random``; see `dsee_jax.prune.scores.Evidence`.
 
     Returns:
       Bool masks of all kernels and biases that hold heads, where ``heads`` is not 0, and neurons, likewise. True = kept. Of
@@ -59,7 +59,7 @@ def structured(
     Raises:
       InputError: a fraction outside [0, 1), a number larger than the number of units, or an unknown kind, score or scope.
     """
-    scale, scale_sparse, key, inputs = complete("structured", evidence)
+    key, inputs = complete("structured", evidence)
     if inputs is not None:
         raise InputError("inputs are of the score WANDA, which has no sum over heads and neurons: leave them out")
     if scope not in ("global", "tensor"):
@@ -72,15 +72,14 @@ def structured(
             raise InputError(f"{kind} is {amount} and this architecture has only {', '.join(cuts)} to cut")
         if isinstance(score, str):
             folded = None if key is None else jax.random.fold_in(key, number)
-            options: Evidence = {"scale": scale, "scale_sparse": scale_sparse, "key": folded}
-            by_layer = scores(params, deltas, supports, cuts[kind], score, **options)
+            by_layer = scores(params, adapter, cuts[kind], score, key=folded)
         else:
             by_layer = _layer_scores(params, score, kind, cuts[kind])
         numbers = range(len(by_layer))
         if scope == "tensor":
             pools = [[number] for number in numbers]
         elif isinstance(score, str):
-            pools = divided(numbers, _updated(cuts[kind], deltas).__getitem__, score)
+            pools = divided(numbers, _updated(cuts[kind], adapter).__getitem__, score)
         else:
             pools = [list(numbers)]
         sizes = [sum(len(by_layer[number]) for number in pool) for pool in pools]
@@ -119,9 +118,9 @@ def _keep_highest(scores: Sequence[np.ndarray], left: int) -> list[np.ndarray]:
     return np.split(flags, np.cumsum([len(each) for each in scores])[:-1])
 
 
-def _updated(layers: Sequence[Units], deltas: Deltas | None) -> list[bool]:
+def _updated(layers: Sequence[Units], adapter: Adapter | None) -> list[bool]:
     """Return for each layer whether any of its scored kernels has an update."""
-    updates = fold.kernels(deltas)
+    updates = kernels(None if adapter is None else adapter.deltas)
     return [any(path in updates for path in units.scored) for units in layers]
 
 
@@ -191,8 +190,7 @@ def count(params: Params, units: Units) -> int:
 
 def scores(
     params: Params,
-    deltas: Deltas | None,
-    supports: Supports | None,
+    adapter: Adapter | None,
     layers: Sequence[Units],
     score: str,
     **evidence: Unpack[Evidence],
@@ -208,12 +206,13 @@ def scores(
     """
     if score not in UNIT_SCORES:
         raise InputError(f"score is {score!r}{did_you_mean(score, UNIT_SCORES)}: use one of {', '.join(UNIT_SCORES)}")
-    scale, scale_sparse, key, _ = complete("scores", evidence)
+    key, _ = complete("scores", evidence)
     if "key" in SCORES[score].reads and key is None:
         raise InputError("the score 'random' needs a key: pass key=jax.random.key(seed)")
-    updates, coordinates = fold.kernels(deltas), tree.flatten(supports or {})
+    updates = {} if adapter is None else adapter.updates
+    scale, scale_sparse = (1.0, True) if adapter is None else (adapter.scale, adapter.scale_sparse)
     by_layer = []
-    for number, (units, updated) in enumerate(zip(layers, _updated(layers, deltas), strict=True)):
+    for number, (units, updated) in enumerate(zip(layers, _updated(layers, adapter), strict=True)):
         own = score if updated or not SCORES[score].of_update else "W"
         total = np.zeros(count(params, units), np.float32)
         if not len(total):
@@ -223,16 +222,16 @@ def scores(
         else:
             for path in units.scored:
                 entries = units.axes[path][1]
-                w, delta = tree.get(params, path), updates.get(path)
-                columns = _columns(w, delta, coordinates.get(path), own, scale, scale_sparse)
+                w, (delta, support, _) = tree.get(params, path), updates.get(path, (None, None, None))
+                columns = _columns(w, delta, support, scale, own, scale_sparse)
                 total = total + multihost.to_host(columns).reshape(-1, entries).sum(1)
         by_layer.append(total)
     return by_layer
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+@functools.partial(jax.jit, static_argnums=(4, 5))
 def _columns(
-    w: Array, delta: Delta | None, support: Array | None, score: str, scale: float, scale_sparse: bool
+    w: Array, delta: Delta | None, support: Array | None, scale: float | Array, score: str, scale_sparse: bool
 ) -> jax.Array:
     low_rank, update = fold.updates(w, delta, support, scale=scale, scale_sparse=scale_sparse)
     return jnp.sum(SCORES[score](w, low_rank, update), axis=0)

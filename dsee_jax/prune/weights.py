@@ -22,19 +22,19 @@ import numpy as np
 from dsee_jax import tree
 from dsee_jax.config import PruneConfig
 from dsee_jax.deltas import fold
+from dsee_jax.deltas.adapter import Adapter
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.masks import INT32
 from dsee_jax.masks import counts as count_parts
 from dsee_jax.ops.topk import highest, n_m, ordered
 from dsee_jax.prune.scores import SCORES, Evidence, complete, divided
 from dsee_jax.runtime import multihost
-from dsee_jax.typing import Array, Delta, Deltas, Key, Masks, Params, Rules, Supports
+from dsee_jax.typing import Array, Delta, Key, Masks, Rules
 
 
 def unstructured(
-    params: Params,
-    deltas: Deltas | None,
-    supports: Supports | None,
+    params: Any,
+    adapter: Adapter | None,
     rules: Rules | Sequence[str],
     *,
     sparsity: float = 0.5,
@@ -50,8 +50,7 @@ def unstructured(
 
     Args:
       params: the tree of weights; selected leaves are floating, (in, out) or (layers, in, out).
-      deltas: updates at some paths of ``params``, or None.
-      supports: the coordinates of the updates, or None.
+      adapter: updates at some paths of ``params``; None for none, which is plain pruning of the weights.
       rules: see above. All kernels with the value ``True`` share one pool. A rule with a mapping makes a pool of its own; the
         mapping may hold ``sparsity`` and ``score``.
       sparsity: the fraction of zeros in each pool, in [0, 1).
@@ -60,8 +59,7 @@ def unstructured(
         with an update and those without are two pools. ``tensor``: those of each kernel, or of
         each layer of a stacked kernel. ``output``: those of each output of a kernel (a column).
       keep: earlier masks at the same paths. Entries that they prune go first and stay pruned: masks only shrink.
-      **evidence: ``scale`` and ``scale_sparse`` of the updates, ``key`` for ``random``, ``inputs`` for ``WANDA``; see
-        `dsee_jax.prune.scores.Evidence`.
+      **evidence: ``key`` for ``random``, ``inputs`` for ``WANDA``; see `dsee_jax.prune.scores.Evidence`.
 
     Returns:
       Bool masks at the selected paths. True = kept.
@@ -76,8 +74,8 @@ def unstructured(
     if keep and earlier.keys() != kernels.keys():
         path = min(earlier.keys() ^ kernels.keys())
         raise InputError(f"keep and the rules must select the same kernels; only one of the two has {path!r}")
-    rank = _ranker(kernels, deltas, supports, complete("unstructured", evidence))
-    updated = fold.kernels(deltas).keys()
+    rank = _ranker(kernels, adapter, complete("unstructured", evidence))
+    updated = set() if adapter is None else adapter.updates.keys()
     masks: dict[str, jax.Array] = {}
     for options, paths in pools:
         comparable = divided(paths, updated.__contains__, options["score"])
@@ -96,9 +94,8 @@ def unstructured(
 
 
 def nm(
-    params: Params,
-    deltas: Deltas | None,
-    supports: Supports | None,
+    params: Any,
+    adapter: Adapter | None,
     rules: Rules | Sequence[str],
     *,
     n: int = 2,
@@ -108,7 +105,7 @@ def nm(
 ) -> dict[str, Any]:
     """Return masks that keep the ``n`` highest scores of every ``m`` consecutive inputs, the pattern of sparse tensor cores.
 
-    ``params``, ``deltas``, ``supports``, ``rules``, ``score`` and ``evidence`` are those of `unstructured`. The mapping of a
+    ``params``, ``adapter``, ``rules``, ``score`` and ``evidence`` are those of `unstructured`. The mapping of a
     rule may hold ``n``, ``m`` and ``score``. Of equal scores the one of the lowest input is kept.
 
     Args:
@@ -122,7 +119,7 @@ def nm(
       InputError: as `unstructured`; or m does not divide the inputs of a kernel.
     """
     kernels, pools = _pools(params, rules, {"n": n, "m": m, "score": score})
-    rank = _ranker(kernels, deltas, supports, complete("nm", evidence))
+    rank = _ranker(kernels, adapter, complete("nm", evidence))
     masks: dict[str, jax.Array] = {}
     for options, paths in pools:
         for path in paths:
@@ -143,10 +140,10 @@ def cubic(t: float, *, initial: float = 0.0, final: float) -> float:
 
 
 def _pools(
-    params: Params, rules: Rules | Sequence[str], defaults: dict[str, Any]
+    params: Any, rules: Rules | Sequence[str], defaults: dict[str, Any]
 ) -> tuple[dict[str, Array], list[tuple[dict[str, Any], list[str]]]]:
     """Return the selected kernels by path, and ``(options, paths)`` of each pool; paths are in the order of the tree."""
-    flat = tree.flatten(params)
+    flat = tree.arrays(params)
     pairs = [(rule, True) if isinstance(rule, str) else rule for rule in rules]
     assigned = tree.assign([(pattern, number) for number, (pattern, _) in enumerate(pairs)], flat, default=-1)
     pools: dict[int, tuple[dict[str, Any], list[str]]] = {}
@@ -187,17 +184,20 @@ def _check(options: Mapping[str, Any]) -> None:
 
 def _ranker(
     kernels: Mapping[str, Array],
-    deltas: Deltas | None,
-    supports: Supports | None,
-    evidence: tuple[float, bool, Key | None, Mapping[str, Array] | None],
+    adapter: Adapter | None,
+    evidence: tuple[Key | None, Mapping[str, Array] | None],
 ) -> Callable[[str, str], jax.Array]:
     """Return ``rank(path, score)``, the `ordered` scores of one kernel; memory then holds the scores of one pool at most."""
-    updates, coordinates = fold.kernels(deltas), tree.flatten(supports or {})
+    updates = {} if adapter is None else adapter.updates
+    scale, scale_sparse = (1.0, True) if adapter is None else (adapter.scale, adapter.scale_sparse)
     numbers = {path: number for number, path in enumerate(kernels)}
-    scale, scale_sparse, key, inputs = evidence
+    key, inputs = evidence
+    for path in updates.keys() & kernels.keys():
+        fold.check(path, kernels[path].shape, updates[path])
 
     def rank(path: str, score: str) -> jax.Array:
-        delta, folded = updates.get(path), None if key is None else jax.random.fold_in(key, numbers[path])
+        delta, support, _ = updates.get(path, (None, None, None))
+        folded = None if key is None else jax.random.fold_in(key, numbers[path])
         if SCORES[score].reads == ("low_rank",) and delta is not None and "a" not in delta:
             raise InputError(
                 f"the score {score!r} of {path!r} needs a low-rank update and there is none: use ABS or NABS"
@@ -205,7 +205,7 @@ def _ranker(
         if SCORES[score].reads_update and delta is None:
             score = "W"
         sizes = None if inputs is None or "inputs" not in SCORES[score].reads else _sizes(path, kernels[path], inputs)
-        return _rank(kernels[path], delta, coordinates.get(path), folded, sizes, score, scale, scale_sparse)
+        return _rank(kernels[path], delta, support, folded, sizes, scale, score, scale_sparse)
 
     return rank
 
@@ -217,15 +217,15 @@ def _sizes(path: str, w: Array, inputs: Mapping[str, Array]) -> Array:
     return inputs[path]
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6, 7))
+@functools.partial(jax.jit, static_argnums=(6, 7))
 def _rank(
     w: Array,
     delta: Delta | None,
     support: Array | None,
     key: Key | None,
     inputs: Array | None,
+    scale: float | Array,
     score: str,
-    scale: float,
     scale_sparse: bool,
 ) -> jax.Array:
     low_rank, update = fold.updates(w, delta, support, scale=scale, scale_sparse=scale_sparse)

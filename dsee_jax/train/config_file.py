@@ -61,6 +61,13 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
 
 
+def flat(config: Config) -> dict[str, Any]:
+    """Return every setting by its dotted key: ``train.seed``."""
+    sections = dataclasses.asdict(config)
+    nested = {key: value if isinstance(value, dict) else {"": value} for key, value in sections.items()}
+    return {".".join(filter(None, (key, name))): value for key, part in nested.items() for name, value in part.items()}
+
+
 def _load(path: storage.Place) -> dict[str, Any]:
     raw = strict_yaml.parse(str(path), input_file.read_text(path, "a config in YAML")).content
     if raw is not None and not isinstance(raw, dict):

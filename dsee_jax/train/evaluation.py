@@ -88,8 +88,7 @@ def writer(model: Model, config: Config, data: Data, placed: Placement) -> Evalu
         if references is None:
             return {}
         trained, frozen = sharding.place(placed, (trained, frozen))
-        updates = {"deltas": trained["deltas"], "supports": frozen.supports}
-        updates |= {"scale": delta.scale, "scale_sparse": delta.scale_sparse}
+        updates = step.adapter(trained, frozen.supports, delta)
         params = tree.join(frozen.params, trained["params"])
         decoder = texts.Writer(model, params, updates, references.tokenizer, references.ends, references.pad)
         generated = texts.generate(decoder, references.prompts, batch_size=options.batch_size, **search)

@@ -11,7 +11,7 @@ from dsee_jax.ckpt import adapter, hf
 from dsee_jax.ckpt.folders import ADAPTER, CONFIG, METRICS, MODEL
 from dsee_jax.config import Config, model_task
 from dsee_jax.data import Task
-from dsee_jax.deltas import fold
+from dsee_jax.deltas.fold import materialize
 from dsee_jax.errors import InputError
 from dsee_jax.metrics.text import NAMES
 from dsee_jax.models.architecture import Model
@@ -29,7 +29,7 @@ class Finished(NamedTuple):
     task: Task
     model: Model
     params: Any  # pruned, with the tuned head; updates are not folded in
-    adapter: adapter.Adapter | None  # None for a run without updates
+    adapter: adapter.Saved | None  # None for a run without updates
 
 
 def load(run: Path, overrides: Sequence[str] = (), *, sharded: bool = False) -> Finished:
@@ -73,14 +73,7 @@ def plain_params(finished: Finished) -> Params:
     """Return plain params that give the tuned logits: the updates, where the run has any, are folded into their kernels."""
     if not finished.adapter:
         return finished.params
-    about = finished.adapter.config
-    return fold.materialize(
-        finished.params,
-        finished.adapter.deltas,
-        finished.adapter.supports,
-        scale=about["scale"],
-        scale_sparse=about["scale_sparse"],
-    )
+    return materialize(finished.params, finished.adapter.adapter)
 
 
 def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, float]:

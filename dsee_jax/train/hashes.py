@@ -11,7 +11,6 @@
 A resumed run reads the inputs that it began with, and a finished run has the model that it wrote.
 """
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -20,7 +19,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from dsee_jax import tree
 from dsee_jax.ckpt import adapter
 from dsee_jax.ckpt.folders import CONFIG, HASHES, MODEL, MODEL_CONFIG, TOKENIZER_FILES, read_json
 from dsee_jax.config import Config
@@ -28,6 +26,7 @@ from dsee_jax.data import Examples, Prompts, Task
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import files, storage
 from dsee_jax.runtime.storage import Place
+from dsee_jax.train import config_file
 
 WEIGHTS = "*.safetensors"
 """The name of the weights of a model, in one file or several."""
@@ -66,7 +65,7 @@ def of_model(folder: Place) -> dict[str, str]:
 
 def settings(config: Config) -> dict[str, Any]:
     """Return the settings that every call of a run shares, by their dotted keys: all but places, mesh and permissions."""
-    flat = {path.replace("/", "."): value for path, value in tree.flatten(dataclasses.asdict(config)).items()}
+    flat = config_file.flat(config)
     free = ("output_dir", "train.allow_changed_inputs")
     return {key: value for key, value in flat.items() if key not in free and not key.startswith("mesh.")}
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 
-from dsee_jax import tree
 from dsee_jax.ckpt import checkpoints
 from dsee_jax.ckpt.folders import CHECKPOINTS, CONFIG, LOG, METRICS, read_json
 from dsee_jax.config import CUTTING, Config
@@ -37,8 +36,7 @@ def run(config: Config, *, say: Callable[[Any], None] = print) -> dict[str, Any]
       InputError: some input cannot work; nothing has been written then.
       Preempted: SIGTERM or SIGINT came; the last step is saved, and the same call resumes from it.
     """
-    settings = tree.flatten(dataclasses.asdict(config))
-    multihost.assert_equal("config", {path.replace("/", "."): value for path, value in settings.items()})
+    multihost.assert_equal("config", config_file.flat(config))
     setup = prepare(config)
     out = storage.as_path(config.output_dir)
     say = say if multihost.is_main() else lambda text: None

@@ -7,13 +7,13 @@ from typing import Any
 from dsee_jax import models, tree
 from dsee_jax.config import PruneConfig
 from dsee_jax.data.batches import Batches
-from dsee_jax.deltas import fold
+from dsee_jax.deltas.fold import materialize
 from dsee_jax.masks import apply as apply_masks
 from dsee_jax.prune import calibration, compaction, units, weights
 from dsee_jax.prune.scores import SCORES
 from dsee_jax.train import sharding
 from dsee_jax.train.setup import Setup, keys
-from dsee_jax.train.step import Frozen
+from dsee_jax.train.step import Frozen, adapter
 from dsee_jax.typing import Masks, Params
 
 
@@ -35,39 +35,30 @@ def draw(setup: Setup, trained: dict[str, Any], masks: Masks, sparsity: float) -
 
     Structured pruning returns the masks of the kept heads and neurons (`dsee_jax.prune.units`).
     """
-    pruning, delta = setup.config.prune, setup.config.delta
+    pruning = setup.config.prune
     params = tree.unflatten({**tree.flatten(setup.params), **tree.flatten(trained["params"])})
-    args = (params, trained["deltas"], setup.supports, pruning.targets)
-    common = {
-        "score": pruning.score,
-        "scale": delta.scale,
-        "scale_sparse": delta.scale_sparse,
-        "key": keys(setup.config.train.seed)["prune"],
-    }
+    updates = adapter(trained, setup.supports, setup.config.delta)
+    common: dict[str, Any] = {"score": pruning.score, "key": keys(setup.config.train.seed)["prune"]}
     if pruning.kind == "structured":
         cuts = models.cuts(setup.model)
         options = {"heads": pruning.heads, "neurons": pruning.neurons, "scope": pruning.scope}
-        return units.kept(params, cuts, units.structured(*args[:3], cuts, **options, **common))
+        return units.kept(params, cuts, units.structured(params, updates, cuts, **options, **common))
     if "inputs" in SCORES[pruning.score].reads:
         common["inputs"] = _inputs(setup, params, trained, masks)
     if pruning.kind == "nm":
-        new = weights.nm(*args, n=pruning.n, m=pruning.m, **common)
+        new = weights.nm(params, updates, pruning.targets, n=pruning.n, m=pruning.m, **common)
     else:
-        new = weights.unstructured(*args, sparsity=sparsity, scope=pruning.scope, keep=masks or None, **common)
+        options = {"sparsity": sparsity, "scope": pruning.scope, "keep": masks or None}
+        new = weights.unstructured(params, updates, pruning.targets, **options, **common)
     return sharding.place(setup.placed, {"masks": new})["masks"]
 
 
 def _inputs(setup: Setup, params: Params, trained: dict[str, Any], masks: Masks) -> dict[str, Any]:
     """Return the input norms of every kernel in the current model, over the first batches of the training set."""
-    train, delta, data = setup.config.train, setup.config.delta, setup.data
+    train, data = setup.config.train, setup.data
     source = Batches(data.train, train.batch_size, epochs=1, seed=train.seed, edges=data.edges)
     count = min(len(source), math.ceil(setup.config.prune.calibration / train.batch_size))
-    params = fold.materialize(
-        apply_masks(params, masks),
-        *(trained["deltas"], setup.supports),
-        scale=delta.scale,
-        scale_sparse=delta.scale_sparse,
-    )
+    params = materialize(apply_masks(params, masks), adapter(trained, setup.supports, setup.config.delta))
     batches = (sharding.split(setup.placed.mesh, source[number]) for number in range(count))
     return calibration.sizes(setup.model, params, batches)
 

@@ -11,7 +11,7 @@ import numpy as np
 from dsee_jax import models, stacks, tree
 from dsee_jax.ckpt import adapter, hf_save, kept_units
 from dsee_jax.ckpt.folders import ADAPTER, ADAPTER_FILES, ADAPTER_WEIGHTS, MODEL
-from dsee_jax.deltas import fold
+from dsee_jax.deltas.adapter import count
 from dsee_jax.masks import apply as apply_masks
 from dsee_jax.metrics import flops
 from dsee_jax.models.architecture import scans
@@ -90,7 +90,7 @@ def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Place) -> di
         } | ({"kept": setup.model.config.widths} if setup.kept else {})
         with files.folder(out / ADAPTER, replaces=ADAPTER_FILES) as staging:
             adapter.save(
-                staging, adapter.Adapter(trained["deltas"], setup.supports, trained["params"], masks, about, kept)
+                staging, adapter.Saved(trained["deltas"], setup.supports, trained["params"], masks, about, kept)
             )
         total += storage.size(out / ADAPTER / ADAPTER_WEIGHTS)
     return {"model_bytes": total}
@@ -126,7 +126,7 @@ def results(
     heads_size = sum(sizes[path] for path in head)
     backbone = sum(sizes.values()) - heads_size
     moving = [path for path in tree.flatten(setup.trained["params"]) if path not in head]
-    count = fold.count(setup.trained["deltas"]) + sum(sizes[path] for path in moving)
+    trained_count = count(setup.trained["deltas"]) + sum(sizes[path] for path in moving)
     kernels = flops.kernels(setup.model, setup.params, set(setup.head))
     dense = flops.dense(setup.params, kernels)
     left = set(tree.flatten(params))
@@ -141,9 +141,9 @@ def results(
         "stages": done,
         "final": done[-1]["metrics"],
         "final_last": done[-1].get("last", done[-1]["metrics"]),
-        "trainable_parameters": count,
-        "trainable_fraction": count / backbone,
-        "trainable_fraction_with_head": (count + heads_size) / (backbone + heads_size),
+        "trainable_parameters": trained_count,
+        "trainable_fraction": trained_count / backbone,
+        "trainable_fraction_with_head": (trained_count + heads_size) / (backbone + heads_size),
         "head_parameters": heads_size,
         "backbone_parameters": backbone,
         "weight_sparsity": 1 - flops.sparse(params, final.prunable) / prunable if prunable else 0.0,

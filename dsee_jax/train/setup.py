@@ -99,7 +99,8 @@ def _updates(config: Config, folder: Path, model: Model, params: Params, key: Ke
     """Return the initial updates and their supports: new ones, or those of the adapter ``delta.start``."""
     delta = config.delta
     if not delta.start:
-        return create.init(params, delta, key=key)
+        new = create.init(params, delta, key=key)
+        return new.deltas, new.supports
     start = storage.download(delta.start)
     saved = adapter.load(start)
     if scans(model):
@@ -109,7 +110,7 @@ def _updates(config: Config, folder: Path, model: Model, params: Params, key: Ke
         sha256, allow = adapter.fingerprint(folder), "set train.allow_changed_inputs: true"
         adapter.check_base(start, saved.config, folder, sha256, allow=allow)
     # Only the shapes of these updates are compared; a random support is the cheapest.
-    new, _ = create.init(params, dataclasses.replace(delta, support="random"), key=key)
+    new = create.init(params, dataclasses.replace(delta, support="random"), key=key).deltas
     expected, shapes = ({path: leaf.shape for path, leaf in tree.flatten(one).items()} for one in (new, saved.deltas))
     for path in sorted(expected.keys() | shapes.keys()):
         if expected.get(path) != shapes.get(path):

@@ -15,6 +15,7 @@ import optax
 from dsee_jax import tree
 from dsee_jax.config import DeltaConfig
 from dsee_jax.deltas import attach
+from dsee_jax.deltas.adapter import Adapter
 from dsee_jax.masks import apply as apply_masks
 from dsee_jax.models import INPUTS
 from dsee_jax.prune import earlybert
@@ -51,6 +52,13 @@ def losses(logits: Array, labels: Array, *, regression: bool) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
+def adapter(trained: Mapping[str, Any], supports: Supports, delta: DeltaConfig) -> Adapter | None:
+    """Return the updates of a run as an adapter; None where there are none."""
+    if not trained["deltas"]:
+        return None
+    return Adapter(trained["deltas"], supports, delta.scale, delta.scale_sparse)
+
+
 def predict(
     model: Module,
     trained: Mapping[str, Any],
@@ -70,11 +78,8 @@ def predict(
         return attach.apply(
             model,
             tree.join(frozen.params, trained["params"]),
-            trained["deltas"],
-            frozen.supports,
+            adapter(trained, frozen.supports, delta),
             {name: batch[name] for name in INPUTS},
-            scale=delta.scale,
-            scale_sparse=delta.scale_sparse,
             **options,
         )
 

@@ -1,0 +1,100 @@
+"""The adapter: all updates of a model, with everything that is needed to add them to it."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from dsee_jax import tree
+from dsee_jax.errors import InputError
+from dsee_jax.orientation import IN_OUT
+from dsee_jax.typing import Array, Delta, Deltas, Supports
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("deltas", "supports"),
+    meta_fields=("scale", "scale_sparse", "orientations"),
+)
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """The updates of a model, as from `dsee_jax.deltas.init`: a pytree whose leaves are the arrays of deltas and supports.
+
+    ``jax.grad`` is taken with respect to ``deltas``::
+
+        jax.grad(lambda deltas: loss(adapter.replace(deltas=deltas)))(adapter.deltas)
+    """
+
+    deltas: Deltas
+    """Trained: nested dicts; at each updated kernel ``a`` (stack..., in, r) and ``b`` (stack..., r, out), and/or ``values``
+    (stack..., nonzeros). ``in`` and ``out`` are those of the kernel's matrix (`dsee_jax.orientation`)."""
+    supports: Supports
+    """Fixed: int32 (stack..., nonzeros, 2) at each kernel with values: row (input) and column (output) of the matrix."""
+    scale: float
+    """The factor of a @ b: alpha / rank. Static; inside of a traced function it may be traced too."""
+    scale_sparse: bool = True
+    """Whether the values have the factor ``scale`` too, or none. Static."""
+    orientations: tuple[tuple[str, str], ...] = ()
+    """``(path, orientation)`` of the updated kernels that are neither (in, out) nor stacks of such kernels. Static."""
+
+    def replace(self, **changes: Any) -> "Adapter":
+        """Return the adapter with other values of some fields."""
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def updates(self) -> "dict[str, Update]":
+        """The update of every kernel, by path.
+
+        Raises:
+          InputError: values have no support, or a support no values.
+        """
+        supports, orientations = tree.flatten(self.supports), dict(self.orientations)
+        deltas = kernels(self.deltas)
+        for path in {path for path, delta in deltas.items() if "values" in delta} ^ supports.keys():
+            present, absent = ("a support", "values") if path in supports else ("values", "a support")
+            raise InputError(
+                f"the update of {path!r} has {present} and no {absent}: deltas and supports must be of one adapter"
+            )
+        return {
+            path: Update(delta, supports.get(path), orientations.get(path) or _usual(delta))
+            for path, delta in deltas.items()
+        }
+
+
+class Update(NamedTuple):
+    """The update of one kernel."""
+
+    delta: Delta
+    support: Array | None
+    orientation: str
+
+
+def _usual(delta: Delta) -> str:
+    """Return the orientation of a kernel (stack..., in, out)."""
+    axes = delta["values"].ndim + 1 if "values" in delta else next(iter(delta.values())).ndim
+    return "_".join(["stack"] * (axes - 2) + [IN_OUT])
+
+
+_PARTS = frozenset({"a", "b", "values"})
+
+
+def _is_delta(node: Any) -> bool:
+    return (
+        isinstance(node, Mapping)
+        and bool(node)
+        and _PARTS.issuperset(node)
+        and not any(isinstance(leaf, Mapping) for leaf in node.values())
+    )
+
+
+def kernels(deltas: Deltas | None) -> dict[str, Delta]:
+    """Return ``{kernel path: delta}``; paths are sorted at every level."""
+    return tree.flatten(deltas, is_leaf=_is_delta) if deltas else {}
+
+
+def count(deltas: Deltas | None) -> int:
+    """Return the number of trained parameters of the updates; coordinates are not trained and do not count."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(deltas))

@@ -16,6 +16,7 @@ are all its output axes, in their order.
 import math
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from dsee_jax import stacks
@@ -94,7 +95,7 @@ def matrix(w: Array, orientation: str) -> Array:
     return w.transpose(_order(orientation)).reshape(matrix_shape(w.shape, orientation))
 
 
-def tensor(matrix: Array, shape: Sequence[int], orientation: str) -> Array:
+def tensor(matrix: jax.Array, shape: Sequence[int], orientation: str) -> jax.Array:
     """Return the kernel of ``shape`` with this matrix, the inverse of `matrix`."""
     if orientation in USUAL:
         return matrix

@@ -35,7 +35,7 @@ Delta: TypeAlias = Mapping[str, Array]
 """The update of one kernel: ``a`` (in, r) and ``b`` (r, out), and/or ``values`` (nnz,)."""
 
 Deltas: TypeAlias = Mapping[str, Any]
-"""Nested dicts ending in a `Delta` at each touched kernel."""
+"""Nested dicts ending in a `Delta` at each updated kernel."""
 
 Supports: TypeAlias = Mapping[str, Any]
 """Nested dicts; at each kernel with ``values``, int32 (nnz, 2): row (input) and column (output), in row-major order."""

@@ -230,11 +230,13 @@ class _Box(meta.AxisMetadata[Any]):
         return _Box(val, self.delta, self.support, self.path, self.axes, self.session)
 
     def add_axis(self, index: int, params: Any) -> "_Box":
-        """Return the box; its arrays carry their own axes."""
+        """Return the box; the names of axes that a box of the user's may hold serve no running model."""
         del index, params
         return self
 
-    remove_axis = add_axis
+    def remove_axis(self, index: int, params: Any) -> "_Box":
+        """Return the box, as `add_axis` does."""
+        return self.add_axis(index, params)
 
 
 jax.tree_util.register_pytree_node(

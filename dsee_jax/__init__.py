@@ -86,4 +86,5 @@ _PUBLIC = {
 }
 """The submodule that defines each public name."""
 
-__getattr__, __dir__ = package(__name__, _PUBLIC)
+if not TYPE_CHECKING:  # a type checker reads the imports above, and reports other names
+    __getattr__, __dir__ = package(__name__, _PUBLIC)

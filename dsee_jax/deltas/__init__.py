@@ -21,4 +21,5 @@ _PUBLIC = {
     "materialize": "fold",
 }
 
-__getattr__, __dir__ = package(__name__, _PUBLIC)
+if not TYPE_CHECKING:  # a type checker reads the imports above, and reports other names
+    __getattr__, __dir__ = package(__name__, _PUBLIC)

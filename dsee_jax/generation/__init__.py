@@ -14,4 +14,5 @@ _PUBLIC = {
     "pad_left": "decoding",
 }
 
-__getattr__, __dir__ = package(__name__, _PUBLIC)
+if not TYPE_CHECKING:  # a type checker reads the imports above, and reports other names
+    __getattr__, __dir__ = package(__name__, _PUBLIC)

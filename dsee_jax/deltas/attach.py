@@ -129,7 +129,7 @@ class _Session:
         self.joined, self.active, self.running = joined, True, False
         self.read: set[str] = set()
         self.present: set[str] = set()
-        self.paths: list[str] = []
+        self.params: Any = {}
 
     def intercept(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
         module = context.module
@@ -153,6 +153,7 @@ class _Session:
             while scope is not None:
                 if params := scope._variables.get("params"):
                     before.append((scope, params))
+                    self.params = params
                     scope._variables["params"] = self._with_boxes(params, "/".join(scope.path))
                 scope = scope.parent
             yield
@@ -163,17 +164,20 @@ class _Session:
                 mutable = scope.is_mutable_collection("params")
                 scope._variables["params"] = _without_boxes(scope._variables["params"]) if mutable else params
 
-    def _with_boxes(self, params: Any, prefix: str) -> Any:
-        flat = tree.flatten(params)
-        self.paths = self.paths or [f"{prefix}/{path}" if prefix else path for path in flat]
-        boxes: dict[str, Any] = {}
-        for path, update in self.updates.items():
-            own = path.removeprefix(f"{prefix}/") if prefix else path
-            if own in flat and (not prefix or path.startswith(f"{prefix}/")):
-                check(path, flat[own].shape, update)
-                self.present.add(path)
-                boxes[own] = update
-        return _replaced(params, boxes, prefix, self)
+    def _with_boxes(self, node: Any, prefix: str) -> Any:
+        """Return nested dicts of params with boxes at the updated kernels; a box of the user's stays inside of ours."""
+        if prefix in self.updates:
+            update = self.updates[prefix]
+            # The first leaf of a box is its value.
+            check(prefix, jax.tree.leaves(node)[0].shape, update)
+            self.present.add(prefix)
+            delta, support, axes = update
+            delta, support = _move_stacks(axes, (delta, support), back=False)
+            return _Box(node, delta, support, prefix, axes, self)
+        below = f"{prefix}/" if prefix else ""
+        if not isinstance(node, Mapping) or not any(path.startswith(below) for path in self.updates):
+            return node
+        return {key: self._with_boxes(child, f"{below}{key}") for key, child in node.items()}
 
     def check_read(self) -> None:
         """Raise `InputError` unless modules have read all updated kernels."""
@@ -186,10 +190,11 @@ class _Session:
                 f"the update of {path!r} {many} reached no module: no call in the block read this kernel as a param; "
                 "leave it out of delta.targets, or call the part of the model that holds it"
             )
+        near = did_you_mean(path, tree.flatten(self.params))
         raise InputError(
-            f"the update of {path!r} {many} reached no module: the params of the model have no such "
-            f"path{did_you_mean(path, self.paths)}; the adapter belongs to another model, or a jitted function that was "
-            "traced in another block ran: attach inside of the jitted function"
+            f"the update of {path!r} {many} reached no module: the params of the model have no such path{near}; the adapter "
+            "belongs to another model, or a jitted function that was traced in another block ran: attach inside of the "
+            "jitted function"
         )
 
 
@@ -244,23 +249,6 @@ jax.tree_util.register_pytree_node(
     lambda box: ((box.value, box.delta, box.support), (box.path, box.axes, box.session)),
     lambda about, children: _Box(*children, *about),
 )
-
-
-def _replaced(node: Any, boxes: Mapping[str, Update], prefix: str, session: _Session) -> Any:
-    """Return nested dicts of params with boxes at the paths of ``boxes``; a box of the user's stays inside of ours."""
-    if not boxes:
-        return node
-    result = dict(node)
-    for key in node:
-        inner = {path.removeprefix(f"{key}/"): each for path, each in boxes.items() if path.startswith(f"{key}/")}
-        path = f"{prefix}/{key}" if prefix else str(key)
-        if str(key) in boxes:
-            delta, support, axes = boxes[str(key)]
-            delta, support = _move_stacks(axes, (delta, support), back=False)
-            result[key] = _Box(node[key], delta, support, path, axes, session)
-        elif inner:
-            result[key] = _replaced(node[key], inner, path, session)
-    return result
 
 
 def _move_stacks(axes: str, arrays: Any, *, back: bool) -> Any:

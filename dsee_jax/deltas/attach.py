@@ -141,6 +141,9 @@ class _Session:
         return self._call(call, args, kwargs, context)
 
     def _call(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
+        # Of nested blocks, the innermost is the last to see a call, and knows all boxes.
+        if next(each for each in map(_session, _global_interceptor_stack) if each) is not self:
+            return call(*args, **kwargs)
         # A subclass that overrides __call__ and calls its parent's is met there, with the input that the parent gets.
         linear = _LINEAR.get(context.orig_method.func)
         return call(*args, **kwargs) if linear is None else linear(self, context.module, call, args, kwargs)
@@ -196,6 +199,12 @@ class _Session:
             "belongs to another model, or a jitted function that was traced in another block ran: attach inside of the "
             "jitted function"
         )
+
+
+def _session(interceptor: Any) -> _Session | None:
+    """Return the block of an interceptor; None if it is of another kind."""
+    session = getattr(interceptor, "__self__", None)
+    return session if isinstance(session, _Session) else None
 
 
 class _Box(meta.AxisMetadata[Any]):
@@ -298,16 +307,17 @@ def _dense(session: _Session, module: Any, call: Callable[..., Any], args: Any, 
         return call(*args, **kwargs)
     update = _fitting(box, module, orientation.IN_OUT)
     if any(getattr(module, name) is not value for name, value in _PLAIN.items()):
-        return _beside(session, box, update, input_of(args, kwargs), call, args, kwargs)
+        return _beside(box, update, input_of(args, kwargs), call, args, kwargs)
     bias = tree.unboxed(module.get_variable("params", "bias")) if module.use_bias else None
     x, kernel, bias = promote_dtype(input_of(args, kwargs), tree.unboxed(box.value), bias, dtype=module.dtype)
-    return dense.dense(x, kernel, bias, update.delta, update.support, **session.scale)
+    return dense.dense(x, kernel, bias, update.delta, update.support, **box.session.scale)
 
 
 def _joint(session: _Session, module: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     members = [module.get_variable("params", name) for name in module.joint] if _initialised(module) else []
     boxes = [member["kernel"] if isinstance(member["kernel"], _Box) else None for member in members]
-    if not any(boxes) and (session.joined or not members):
+    sessions = {box.session for box in boxes if box is not None}
+    if (not sessions and (session.joined or not members)) or len(sessions) > 1:
         return call(*args, **kwargs)
     updates = [_fitting(box, module, orientation.IN_OUT) if box else Update({}, None, "") for box in boxes]
     kernels = [
@@ -317,7 +327,7 @@ def _joint(session: _Session, module: Any, call: Callable[..., Any], args: Any, 
     x, *values = promote_dtype(args[0] if args else kwargs["x"], *kernels, *biases, dtype=module.dtype)
     kernels, biases = values[: len(kernels)], values[len(kernels) :]
     deltas, supports = tuple(update.delta for update in updates), tuple(update.support for update in updates)
-    options: Any = session.scale or {"scale": 1.0}
+    options: Any = sessions.pop().scale if sessions else {"scale": 1.0}
     if session.joined:
         return dense.joint_dense(x, tuple(kernels), tuple(biases), deltas, supports, **options)
     parts = zip(kernels, biases, deltas, supports, strict=True)
@@ -328,20 +338,18 @@ def _initialised(module: Any) -> bool:
     return module.has_variable("params", module.joint[0])
 
 
-def _beside(
-    session: _Session, box: _Box, update: Update, x: Array, call: Callable[..., Any], args: Any, kwargs: Any
-) -> Any:
+def _beside(box: _Box, update: Update, x: Array, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """Return the output of the module itself plus the product of ``x`` (..., in) and the update (..., out)."""
     with box.as_frozen():
         y = call(*args, **kwargs)
-    return y + _product(session, box, update, x, y).reshape(y.shape)
+    return y + _product(box, update, x, y).reshape(y.shape)
 
 
-def _product(session: _Session, box: _Box, update: Update, x: Array, y: Array) -> jax.Array:
+def _product(box: _Box, update: Update, x: Array, y: Array) -> jax.Array:
     """Return the product of ``x`` (..., in) and the update, (..., out), in the dtype of ``y``."""
     *_, features = orientation.matrix_shape(tree.unboxed(box.value).shape, update.orientation)
     x = jnp.asarray(x, y.dtype)
-    return dense.update(x, update.delta, update.support, features=features, **session.scale).astype(y.dtype)
+    return dense.update(x, update.delta, update.support, features=features, **box.session.scale).astype(y.dtype)
 
 
 def _general(session: _Session, module: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -353,7 +361,7 @@ def _general(session: _Session, module: Any, call: Callable[..., Any], args: Any
     update = _fitting(box, module, "_".join(["in"] * len(axes) + ["out"] * len(features)))
     x = jnp.moveaxis(input_of(args, kwargs), axes, range(-len(axes), 0))
     x = x.reshape(*x.shape[: x.ndim - len(axes)], -1)
-    return _beside(session, box, update, x, call, args, kwargs)
+    return _beside(box, update, x, call, args, kwargs)
 
 
 def _conv(session: _Session, module: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -371,7 +379,7 @@ def _conv(session: _Session, module: Any, call: Callable[..., Any], args: Any, k
     if box is None or not whole:
         return call(*args, **kwargs)
     update = _fitting(box, module, "_".join(["1"] * len(size) + [orientation.IN_OUT]))
-    return _beside(session, box, update, input_of(args, kwargs), call, args, kwargs)
+    return _beside(box, update, input_of(args, kwargs), call, args, kwargs)
 
 
 def _einsum(session: _Session, module: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -388,7 +396,7 @@ def _einsum(session: _Session, module: Any, call: Callable[..., Any], args: Any,
     x = x.reshape(*x.shape[: len(rest)], -1)
     with box.as_frozen():
         y = call(*args, **kwargs)
-    added = _product(session, box, update, x, y)
+    added = _product(box, update, x, y)
     sizes = dict(zip(kernel, tree.unboxed(box.value).shape, strict=True))
     added = added.reshape(*x.shape[:-1], *(sizes[letter] for letter in outputs))
     return y + jnp.einsum(f"{''.join(rest + outputs)}->{right}", added)

@@ -227,12 +227,3 @@ def wide(vector: Array, x: Array) -> jax.Array:
 
 def _sum_rows(x: jax.Array) -> jax.Array:
     return jnp.sum(x, axis=tuple(range(x.ndim - 1)), dtype=accumulator(x.dtype))
-
-
-def update(x, delta, support, *, features, scale, scale_sparse=True):
-    y = jnp.zeros((*x.shape[:-1], features), accumulator(x.dtype))
-    if "a" in delta:
-        y = y + scale * _matmul(_matmul(x, delta["a"]).astype(x.dtype), delta["b"])
-    if "values" in delta:
-        y = y.at[..., support[:, 1]].add(x[..., support[:, 0]] * (scale if scale_sparse else 1.0) * delta["values"])
-    return y

@@ -1,27 +1,32 @@
 """The affine map with a low-rank and sparse update, for one kernel or several kernels with a common input.
 
+All functions are differentiable in every mode. Each tangent is written with the products that make its transpose cheap: JAX's
+transposition of them gives a gradient of A and B by thin products, of ``values`` by a gather, and of ``x`` by one product
+with the joined kernels.
+
 Gradient rules put the values that they reuse behind an optimisation barrier. Without the barrier, XLA fuses ``erf``, ``exp``
 and the statistics into every consumer and evaluates them again, which costs more on a CPU than a read from memory.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dsee_jax.errors import InputError
 from dsee_jax.typing import Array, Delta
 
 barrier = jax.lax.optimization_barrier
 
 
 class _Scales(NamedTuple):
-    """The factors of A @ B and of S; hashable, so static."""
+    """The factors of A @ B and of S."""
 
-    low_rank: float
-    sparse: float
+    low_rank: float | jax.Array
+    sparse: float | jax.Array
 
 
 def joint_dense(
@@ -31,13 +36,17 @@ def joint_dense(
     deltas: tuple[Delta, ...],
     supports: tuple[Array | None, ...],
     *,
-    scale: float,
+    scale: float | Array,
     scale_sparse: bool = True,
 ) -> tuple[jax.Array, ...]:
     """Return ``y_i = x @ (W_i + scale * A_i @ B_i + s * S_i) + bias_i`` for several kernels with a common input.
 
     The gradient of W_i is formed only if W_i itself is differentiated. The gradient of ``x`` is one matrix product, the
-    gradients of A and B are thin products that start from common inputs, and the gradient of ``values`` is a gather.
+    gradients of A and B are thin products that start from common inputs, and the gradient of ``values`` is a gather. The
+    backward pass keeps ``x`` and the arguments and recomputes everything else.
+
+    Without an update, the result has the bits of ``flax.linen.Dense`` and of `joint_products` plus the bias: the sum of
+    the products is rounded to the dtype of ``x`` before the bias is added.
 
     Args:
       x: (..., in), with one or more leading axes; its dtype is the dtype of the computation and of the result.
@@ -46,17 +55,20 @@ def joint_dense(
       deltas: each with ``a`` (in, r_i) and ``b`` (r_i, out_i), and/or ``values`` (nnz_i,); empty for no update.
       supports: int32 (nnz_i, 2), row (input) and column (output) of each value; repeated coordinates add up. None for
         an update without values.
-      scale: the factor of A @ B; alpha / rank.
+      scale: the factor of A @ B; alpha / rank. It may be traced and differentiated.
       scale_sparse: s is ``scale``; with False it is 1.
 
     Returns:
       One (..., out_i) for each kernel, in the dtype of ``x``.
+
+    Raises:
+      InputError: an array of an update does not fit its kernel.
     """
     members = tuple(
-        {"kernel": kernel, **delta} | ({} if bias is None else {"bias": bias}) | _support(delta, support)
+        {"kernel": kernel} | _member(kernel.shape, delta, support) | ({} if bias is None else {"bias": bias})
         for kernel, bias, delta, support in zip(kernels, biases, deltas, supports, strict=True)
     )
-    return _joint(_Scales(scale, scale if scale_sparse else 1.0), x, members)
+    return _joint(x, members, _scales(x, scale, scale_sparse))
 
 
 def dense(
@@ -66,7 +78,7 @@ def dense(
     delta: Delta,
     support: Array | None,
     *,
-    scale: float,
+    scale: float | Array,
     scale_sparse: bool = True,
 ) -> jax.Array:
     """Return ``x @ (W + scale * A @ B + s * S) + bias``: `joint_dense` of one kernel."""
@@ -74,24 +86,108 @@ def dense(
     return y
 
 
-def _support(delta: Delta, support: Array | None) -> dict[str, Array]:
-    if "values" not in delta:
-        return {}
-    if support is None:
-        raise ValueError("an update with `values` needs the `supports` entry with their coordinates")
-    return {"support": support}
+def update(
+    x: Array, delta: Delta, support: Array | None, *, features: int, scale: float | Array, scale_sparse: bool = True
+) -> jax.Array:
+    """Return ``x @ (scale * A @ B + s * S)``, the output of an update alone, forward and backward without a kernel.
+
+    Args:
+      x: (..., in), with one or more leading axes; its dtype is the dtype of the computation.
+      delta: ``a`` (in, r) and ``b`` (r, features), and/or ``values`` (nnz,); empty for zeros.
+      support: int32 (nnz, 2), or None for an update without values.
+      features: the width of the output.
+      scale, scale_sparse: as for `joint_dense`.
+
+    Returns:
+      (..., features) in the `accumulator` dtype of ``x``, so that a sum with the output of a kernel is rounded only once.
+
+    Raises:
+      InputError: an array of the update does not fit (in, features).
+    """
+    zeros = jnp.zeros((*x.shape[:-1], features), accumulator(x.dtype))
+    member = _member((x.shape[-1], features), delta, support)
+    # The gathered entries of x can be larger than x: the backward pass gathers them again.
+    (y,) = jax.checkpoint(_add_updates)([zeros], x, (member,), _scales(x, scale, scale_sparse))
+    return y
 
 
-def _folds(x: jax.Array, members: tuple[Mapping[str, Any], ...]) -> bool:
+def joint_products(x: jax.Array, kernels: Sequence[Array]) -> list[jax.Array]:
+    """Return ``x @ W_i`` for each kernel (in, out_i), in the dtype of ``x``.
+
+    Many rows of ``x`` are multiplied by all kernels at once. For few rows, the copy that joins the kernels would cost more
+    than the products.
+    """
+    kernels = [w.astype(x.dtype) for w in kernels]
+    if len(kernels) > 1 and _many_rows(x, kernels):
+        return _split(jnp.matmul(x, _join(kernels)), kernels)
+    return [jnp.matmul(x, w) for w in kernels]
+
+
+def check(name: str, shape: Sequence[int], delta: Delta, support: Array | None) -> None:
+    """Check that the arrays of one update fit their kernel.
+
+    Args:
+      name: the path or a description of the kernel, for the error.
+      shape: (stack..., in, out), the shape of the kernel.
+      delta: ``a`` (stack..., in, r) and ``b`` (stack..., r, out), and/or ``values`` (stack..., nnz).
+      support: (stack..., nnz, 2), or None for an update without values.
+
+    Raises:
+      InputError: an array is missing, unknown or misshapen.
+    """
+    *stack, width, outputs = shape
+    where = f"the update of {name}"
+    for part, other in (("a", "b"), ("b", "a")):
+        if part in delta and other not in delta:
+            raise InputError(
+                f"{where} has {part!r} and no {other!r}: pass both factors of the low-rank part, or neither"
+            )
+    if "values" in delta and support is None:
+        raise InputError(
+            f"{where} has 'values' and no coordinates: pass the supports that were created with the deltas"
+        )
+    rank = delta["a"].shape[-1:] if "a" in delta else ()
+    entries = delta["values"].shape[-1:] if "values" in delta else ()
+    expected = {"a": (*stack, width, *rank), "b": (*stack, *rank, outputs), "values": (*stack, *entries)}
+    arrays: dict[str, Any] = dict(delta)
+    if "values" in delta:
+        expected["support"], arrays["support"] = (*stack, *entries, 2), support
+    for part, array in arrays.items():
+        if part not in expected:
+            raise InputError(f"{where} has an unknown array {part!r}; expected 'a' and 'b', and/or 'values'")
+        if tuple(array.shape) != expected[part]:
+            raise InputError(
+                f"{where} has {part!r} of shape {tuple(array.shape)}; the kernel of shape {tuple(shape)} needs "
+                f"{expected[part]}: pass deltas and supports that were created for these params"
+            )
+
+
+def _member(shape: Sequence[int], delta: Delta, support: Array | None) -> dict[str, Any]:
+    check("a kernel", shape, delta, support)
+    return {**delta, "support": support} if "values" in delta else dict(delta)
+
+
+def _scales(x: Array, scale: float | Array, scale_sparse: bool) -> _Scales:
+    # A number stays a number, so that the compiler sees the same constant in the forward and in the backward pass.
+    low_rank = scale if isinstance(scale, (int, float)) else jnp.asarray(scale, accumulator(x.dtype))
+    return _Scales(low_rank, low_rank if scale_sparse else 1.0)
+
+
+def _many_rows(x: Array, kernels: Sequence[Array]) -> bool:
+    """Return whether the product reads and writes more entries of x and y than of the kernels."""
+    rows, width, outputs = x.size // x.shape[-1], x.shape[-1], sum(w.shape[1] for w in kernels)
+    return rows * (width + outputs) > width * outputs
+
+
+def _folds(x: Array, members: tuple[Mapping[str, Any], ...]) -> bool:
     """Return whether the update is added to the kernel (cheaper for many rows of x) rather than to the output.
 
     In 16 bits the update is never added to the kernel: an update below the last place of the kernel would vanish.
     """
-    rows, width, outputs = x.size // x.shape[-1], x.shape[-1], sum(member["kernel"].shape[1] for member in members)
-    return jnp.finfo(x.dtype).bits >= 32 and rows * (width + outputs) > width * outputs
+    return jnp.finfo(x.dtype).bits >= 32 and _many_rows(x, [member["kernel"] for member in members])
 
 
-def _effective(scales: _Scales, member: Mapping[str, Any], dtype: Any) -> jax.Array:
+def _effective(member: Mapping[str, Any], scales: _Scales, dtype: Any) -> jax.Array:
     w = member["kernel"].astype(dtype)
     if "a" in member:
         product = jnp.matmul(member["a"].astype(dtype), member["b"].astype(dtype), precision="highest")
@@ -102,8 +198,13 @@ def _effective(scales: _Scales, member: Mapping[str, Any], dtype: Any) -> jax.Ar
     return w
 
 
-def _join(parts: list[jax.Array]) -> jax.Array:
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+def _join(parts: Sequence[Array]) -> jax.Array:
+    return jnp.asarray(parts[0]) if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+
+
+def _split(y: jax.Array, like: Sequence[Array]) -> list[jax.Array]:
+    """Split the last axis as the last axes of ``like``."""
+    return jnp.split(y, np.cumsum([part.shape[-1] for part in like])[:-1].tolist(), axis=-1)
 
 
 def accumulator(dtype: Any) -> Any:
@@ -111,119 +212,107 @@ def accumulator(dtype: Any) -> Any:
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
 
 
-def _matmul(x: jax.Array, w: jax.Array) -> jax.Array:
-    """Return ``x @ w``, computed in the dtype of ``x``, accumulated and returned in float32 or wider."""
+@jax.custom_jvp
+def _thin(x: jax.Array, w: jax.Array) -> jax.Array:
+    """Return ``x @ w``, computed in the dtype of ``x``, accumulated and returned in float32 or wider.
+
+    In 16 bits, the gradient of ``x`` is a product in 16 bits, and the gradient of a float32 ``w`` is accumulated in float32.
+    """
     return jnp.matmul(x, w.astype(x.dtype), preferred_element_type=accumulator(x.dtype))
 
 
-def _outer(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Return the sum of ``x[..., :, None] * y[..., None, :]`` over the leading axes."""
-    leading = tuple(range(x.ndim - 1))
-    precise = accumulator(x.dtype)
-    return jnp.tensordot(x, y.astype(x.dtype), (leading, leading), preferred_element_type=precise)
+@functools.partial(_thin.defjvp, symbolic_zeros=True)  # pyright: ignore[reportFunctionMemberAccess]
+def _thin_jvp(primals: Any, tangents: Any) -> Any:
+    (x, w), (x_t, w_t) = primals, _perturbed(tangents)
+    y = _thin(x, w)
+    from_x = 0 if x_t is None else jnp.matmul(x_t, w.astype(x.dtype)).astype(y.dtype)
+    from_w = 0 if w_t is None else jnp.matmul(x, w_t).astype(y.dtype)
+    return y, from_x + from_w
 
 
-def _split(y: jax.Array, sizes: list[int]) -> list[jax.Array]:
-    return jnp.split(y, np.cumsum(sizes)[:-1].tolist(), axis=-1)
-
-
-def _low_rank_inputs(x: jax.Array, members: tuple[Mapping[str, Any], ...]) -> list[jax.Array]:
-    """Return ``x @ A_i`` for the members with an A, from one product."""
-    factors = [member["a"] for member in members if "a" in member]
-    return _split(_matmul(x, _join(factors)), [a.shape[1] for a in factors]) if factors else []
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _joint(scales: _Scales, x: jax.Array, members: tuple[dict[str, Any], ...]) -> tuple[jax.Array, ...]:
-    if _folds(x, members):
-        w = _join([_effective(scales, member, x.dtype) for member in members])
-        outputs = _split(_matmul(x, w), [member["kernel"].shape[1] for member in members])
-    else:
-        outputs = [_matmul(x, member["kernel"]) for member in members]
-        inputs = iter(_low_rank_inputs(x, members))
-        for number, member in enumerate(members):
-            if "a" in member:
-                outputs[number] += scales.low_rank * _matmul(next(inputs).astype(x.dtype), member["b"])
-            if "values" in member:
-                rows, columns = member["support"].T
-                moved = x[..., rows].astype(outputs[number].dtype) * wide(scales.sparse * member["values"], x)
-                outputs[number] = outputs[number].at[..., columns].add(moved.astype(outputs[number].dtype))
-    for number, member in enumerate(members):
-        if "bias" in member:
-            outputs[number] += wide(member["bias"], x).astype(outputs[number].dtype)
-    return tuple(y.astype(x.dtype) for y in outputs)
-
-
-def _joint_forward(scales: _Scales, x: Any, members: Any) -> Any:
-    # The differentiated arguments must be static, since the backward pass computes only their gradients; the structure of
-    # `wanted` encodes them, with None for every other argument.
-    wanted = jax.tree.map(lambda primal: () if primal.perturbed else None, (x, members))
-    x, members = jax.tree.map(lambda primal: primal.value, (x, members))
-    return _joint(scales, x, members), (x, members, wanted)
-
-
-def _joint_backward(scales: _Scales, residuals: Any, cotangents: Any) -> Any:
-    x, members, (wants_x, wanted) = residuals
+def _perturbed(tangents: Any) -> Any:
+    """Return the tangents with None for those that are zero because their argument is not differentiated."""
     zero = jax.custom_derivatives.SymbolicZero
-    dy = [jnp.zeros(g.aval.shape, g.aval.dtype) if isinstance(g, zero) else g for g in cotangents]  # pyright: ignore[reportAttributeAccessIssue]
-    # One barrier for all: the cotangents are read many times, and the folded kernels of the forward pass are not kept but
-    # recomputed.
-    dy, members = barrier((dy, members))
-    low_rank = [(number, member) for number, member in enumerate(members) if "a" in member]
-    inputs = [_matmul(dy[number], member["b"].T).astype(x.dtype) for number, member in low_rank]
-    dx = _input_gradient(scales, x, members, dy, inputs) if wants_x is not None else None
+    return jax.tree.map(lambda t: None if isinstance(t, zero) else t, tangents)  # pyright: ignore[reportAttributeAccessIssue]
 
-    gradients = [dict.fromkeys(member) for member in members]
 
-    def want(number: int, name: str) -> bool:
-        return wanted[number].get(name) is not None
+def _jvp(function: Callable[..., Any], primals: Any, tangents: Any) -> Any:
+    """Return the tangent of ``function`` for tangents of some of the leaves of its arguments, None for the others."""
+    leaves, structure = jax.tree.flatten(primals)
+    leaves_t = structure.flatten_up_to(tangents)
+    wanted = [number for number, t in enumerate(leaves_t) if t is not None]
 
+    def of_wanted(*values: jax.Array) -> Any:
+        merged = list(leaves)
+        for number, value in zip(wanted, values, strict=True):
+            merged[number] = value
+        return function(*structure.unflatten(merged))
+
+    return jax.jvp(of_wanted, [leaves[number] for number in wanted], [leaves_t[number] for number in wanted])[1]
+
+
+def _add_updates(
+    outputs: Sequence[jax.Array], x: jax.Array, members: Sequence[Mapping[str, Any]], scales: _Scales
+) -> list[jax.Array]:
+    """Return each output plus ``x @ (scale * A @ B + s * S)``, in the `accumulator` dtype."""
+    sums = [y.astype(accumulator(x.dtype)) for y in outputs]
+    factors = [member["a"] for member in members if "a" in member]
+    inputs = iter(_split(scales.low_rank * _thin(x, _join(factors)), factors) if factors else ())
+    entries = [member["values"] for member in members if "values" in member]
+    rows = [member["support"][:, 0] for member in members if "values" in member]
+    gathered = iter(_split(x[..., _join(rows)], entries) if entries else ())
     for number, member in enumerate(members):
-        if want(number, "kernel"):
-            gradients[number]["kernel"] = _outer(x, dy[number])
-        if want(number, "bias"):
-            gradients[number]["bias"] = _sum_rows(dy[number])
-        if want(number, "values"):
-            rows, columns = member["support"].T
-            # The barrier keeps XLA from fusing the operands into the gathers, which would compute them entry by entry.
-            gathered = barrier((x[..., rows], dy[number][..., columns]))
-            gradients[number]["values"] = scales.sparse * _sum_rows(gathered[0] * gathered[1])
-    if any(want(number, "a") for number, _ in low_rank):
-        joined = _split(_outer(x, _join(inputs)), [part.shape[-1] for part in inputs])
-        for (number, _), part in zip(low_rank, joined, strict=True):
-            gradients[number]["a"] = scales.low_rank * part
-    if any(want(number, "b") for number, _ in low_rank):
-        for (number, _), part in zip(low_rank, _low_rank_inputs(x, members), strict=True):
-            gradients[number]["b"] = scales.low_rank * _outer(part.astype(x.dtype), dy[number])
-    return dx, tuple(
-        {name: None if value is None else value.astype(member[name].dtype) for name, value in gradient.items()}
-        for gradient, member in zip(gradients, members, strict=True)
+        if "a" in member:
+            sums[number] += _thin(next(inputs).astype(x.dtype), member["b"])
+        if "values" in member:
+            values = scales.sparse * member["values"].astype(sums[number].dtype)
+            sums[number] = sums[number].at[..., member["support"][:, 1]].add(next(gathered) * wide(values, x))
+    return sums
+
+
+@jax.custom_jvp
+def _joint(x: jax.Array, members: tuple[dict[str, Any], ...], scales: _Scales) -> tuple[jax.Array, ...]:
+    if _folds(x, members):
+        outputs = joint_products(x, [_effective(member, scales, x.dtype) for member in members])
+    else:
+        outputs = _add_updates(joint_products(x, [member["kernel"] for member in members]), x, members, scales)
+    # The bias is added after the sum is rounded, as nn.Dense does.
+    outputs = [y.astype(x.dtype) for y in outputs]
+    return tuple(
+        y + wide(member["bias"], x).astype(x.dtype) if "bias" in member else y
+        for y, member in zip(outputs, members, strict=True)
     )
 
 
-def _input_gradient(
-    scales: _Scales, x: jax.Array, members: tuple[Mapping[str, Any], ...], dy: list[jax.Array], inputs: list[jax.Array]
-) -> jax.Array:
-    if _folds(x, members):
-        return _matmul(_join(dy), _join([_effective(scales, member, x.dtype) for member in members]).T).astype(x.dtype)
-    dx = _matmul(_join(dy), _join([member["kernel"].astype(x.dtype) for member in members]).T)
-    if inputs:
-        dx += scales.low_rank * _matmul(_join(inputs), _join([member["a"] for member in members if "a" in member]).T)
-    for g, member in zip(dy, members, strict=True):
-        if "values" in member:
-            rows, columns = member["support"].T
-            moved = g[..., columns].astype(dx.dtype) * wide(scales.sparse * member["values"], x)
-            dx = dx.at[..., rows].add(moved.astype(dx.dtype))
-    return dx.astype(x.dtype)
+@functools.partial(_joint.defjvp, symbolic_zeros=True)  # pyright: ignore[reportFunctionMemberAccess]
+def _joint_jvp(primals: Any, tangents: Any) -> Any:
+    x, members, scales = primals
+    # The only residuals are the arguments: the checkpoint computes the folded kernels and the thin products again.
+    tangent = jax.checkpoint(lambda *arguments: _joint_tangent(*arguments, scales))
+    return _joint(x, members, scales), tangent(_perturbed(tangents), x, members)
 
 
-_joint.defvjp(_joint_forward, _joint_backward, symbolic_zeros=True)  # pyright: ignore[reportFunctionMemberAccess]
+def _joint_tangent(tangents: Any, x: jax.Array, members: Any, scales: _Scales) -> tuple[jax.Array, ...]:
+    x_t, members_t, scales_t = tangents
+    folds = _folds(x, members)
+    zeros = [jnp.zeros((*x.shape[:-1], member["kernel"].shape[1]), accumulator(x.dtype)) for member in members]
+    others = ("kernel", "bias")
+    updates_t = [{name: t for name, t in member_t.items() if name not in others} for member_t in members_t]
+    updates = [{name: member[name] for name in update_t} for member, update_t in zip(members, updates_t, strict=True)]
+    outputs_t = _jvp(
+        functools.partial(_add_updates, zeros), (x, updates, scales), (None if folds else x_t, updates_t, scales_t)
+    )
+    if x_t is not None:
+        kernels = [_effective(member, scales, x.dtype) if folds else member["kernel"] for member in members]
+        outputs_t = [sum_t + t for sum_t, t in zip(outputs_t, joint_products(x_t, kernels), strict=True)]
+    for number, member_t in enumerate(members_t):
+        if member_t["kernel"] is not None:
+            outputs_t[number] += jnp.matmul(x, member_t["kernel"])
+        if member_t.get("bias") is not None:
+            outputs_t[number] += wide(member_t["bias"], x)
+    return tuple(t.astype(x.dtype) for t in outputs_t)
 
 
 def wide(vector: Array, x: Array) -> jax.Array:
     """Return ``vector`` with leading axes of length 1, so that it broadcasts against ``x``."""
     return jnp.asarray(vector).reshape((1,) * (x.ndim - 1) + (-1,))
-
-
-def _sum_rows(x: jax.Array) -> jax.Array:
-    return jnp.sum(x, axis=tuple(range(x.ndim - 1)), dtype=accumulator(x.dtype))

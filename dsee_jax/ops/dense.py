@@ -3,9 +3,6 @@
 All functions are differentiable in every mode. Each tangent is written with the products that make its transpose cheap: JAX's
 transposition of them gives a gradient of A and B by thin products, of ``values`` by a gather, and of ``x`` by one product
 with the joined kernels.
-
-Gradient rules put the values that they reuse behind an optimisation barrier. Without the barrier, XLA fuses ``erf``, ``exp``
-and the statistics into every consumer and evaluates them again, which costs more on a CPU than a read from memory.
 """
 
 import functools
@@ -18,8 +15,6 @@ import numpy as np
 
 from dsee_jax.errors import InputError
 from dsee_jax.typing import Array, Delta
-
-barrier = jax.lax.optimization_barrier
 
 
 class _Scales(NamedTuple):
@@ -226,7 +221,8 @@ def _thin_jvp(primals: Any, tangents: Any) -> Any:
     (x, w), (x_t, w_t) = primals, _perturbed(tangents)
     y = _thin(x, w)
     from_x = 0 if x_t is None else jnp.matmul(x_t, w.astype(x.dtype)).astype(y.dtype)
-    from_w = 0 if w_t is None else jnp.matmul(x, w_t).astype(y.dtype)
+    wider = jnp.promote_types(x.dtype, w.dtype)
+    from_w = 0 if w_t is None else jnp.matmul(x.astype(wider), w_t.astype(wider)).astype(y.dtype)
     return y, from_x + from_w
 
 
@@ -288,7 +284,7 @@ def _joint(x: jax.Array, members: tuple[dict[str, Any], ...], scales: _Scales) -
 def _joint_jvp(primals: Any, tangents: Any) -> Any:
     x, members, scales = primals
     # The only residuals are the arguments: the checkpoint computes the folded kernels and the thin products again.
-    tangent = jax.checkpoint(lambda *arguments: _joint_tangent(*arguments, scales))
+    tangent = jax.checkpoint(functools.partial(_joint_tangent, scales=scales))
     return _joint(x, members, scales), tangent(_perturbed(tangents), x, members)
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from dsee_jax.ops.dense import joint_products, wide
 
 
 class Affine(nn.Module):
@@ -17,16 +18,18 @@ class Affine(nn.Module):
     biased: bool = True
 
     @nn.compact
-    def __call__(self, width: int) -> tuple[jax.Array, jax.Array]:
-        """Return the kernel (width, features) and the bias (features,), zeros if there is no bias."""
+    def __call__(self, width: int) -> tuple[jax.Array, jax.Array | None]:
+        """Return the kernel (width, features) and the bias (features,), or None if there is no bias."""
         kernel = self.param("kernel", self.kernel_init, (width, self.features), jnp.float32)
         if not self.biased:
-            return kernel, jnp.zeros(self.features, jnp.float32)
+            return kernel, None
         return kernel, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
 
 
 class JointDense(nn.Module):
-    """Several affine maps of one input in one matrix product; each map has its own params, under its name in ``joint``.
+    """Several affine maps of one input, in one matrix product for many rows of it.
+
+    Each map has its own params, under its name in ``joint``.
 
     Attributes:
       joint: the names of the children that hold ``kernel`` (in, out) and ``bias`` (out,); updates are attached by these names.
@@ -47,9 +50,8 @@ class JointDense(nn.Module):
             Affine(features, self.kernel_init, name not in self.unbiased, name=name)(x.shape[-1])
             for name, features in zip(self.joint, self.features, strict=True)
         ]
-        kernel = jnp.concatenate([kernel for kernel, _ in parts], axis=1).astype(self.dtype)
-        y = x.astype(self.dtype) @ kernel
-        if len(self.unbiased) < len(self.joint):
-            bias = jnp.concatenate([bias for _, bias in parts]).astype(self.dtype)
-            y += bias.reshape((1,) * (x.ndim - 1) + (-1,))
-        return tuple(jnp.split(y, np.cumsum(self.features)[:-1].tolist(), axis=-1))
+        outputs = joint_products(x.astype(self.dtype), [kernel for kernel, _ in parts])
+        return tuple(
+            y if bias is None else y + wide(bias, y).astype(y.dtype)
+            for y, (_, bias) in zip(outputs, parts, strict=True)
+        )

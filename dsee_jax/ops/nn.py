@@ -1,4 +1,8 @@
-"""Activations, norms, softmax and dropout of single arrays, with gradient rules that save few residuals."""
+"""Activations, norms, softmax and dropout of single arrays, with gradient rules that save few residuals.
+
+Gradient rules put the values that they reuse behind an optimisation barrier. Without the barrier, XLA fuses ``erf``, ``exp``
+and the statistics into every consumer and evaluates them again, which costs more on a CPU than a read from memory.
+"""
 
 import functools
 from typing import Any
@@ -7,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsee_jax.ops.dense import accumulator, barrier, wide
+from dsee_jax.ops.dense import accumulator, wide
 from dsee_jax.typing import Array, Key
+
+barrier = jax.lax.optimization_barrier
 
 
 @jax.custom_jvp

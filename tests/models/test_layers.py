@@ -10,6 +10,7 @@ import pytest
 
 import tiny
 from dsee_jax.models import layers
+from dsee_jax.ops import dense
 
 
 def test_activations_are_their_formulas():
@@ -57,6 +58,24 @@ def test_joint_dense_is_several_dense_layers():
         assert params[name]["kernel"].shape == (8, features)
         expected = nn.Dense(features).apply({"params": params[name]}, x)
         np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("rows", [2, 40])
+def test_joint_dense_with_zero_updates_has_the_same_bits(rows, dtype):
+    """With few and with many rows, one map without a bias, in the graph and out of it."""
+    module = layers.JointDense(("query", "key", "value"), (40, 60, 20), dtype, unbiased=("key",))
+    x = np.random.default_rng(0).normal(size=(rows, 80)).astype(np.float32)
+    params = tiny.params(module, x)
+    kernels, biases = ([params[name].get(kind) for name in module.joint] for kind in ("kernel", "bias"))
+    deltas = tuple({"a": np.ones((80, 2), np.float32), "b": np.zeros((2, width), np.float32)} for width in (40, 60, 20))
+
+    def updated(x):
+        return dense.joint_dense(x.astype(dtype), tuple(kernels), tuple(biases), deltas, (None,) * 3, scale=2.0)
+
+    for wrap in (jax.jit, lambda f: f):
+        actual = wrap(updated)(jnp.asarray(x))
+        jax.tree.map(np.testing.assert_array_equal, actual, wrap(lambda x: module.apply({"params": params}, x))(x))
 
 
 def _attention():

@@ -18,8 +18,7 @@ import jax.numpy as jnp
 
 from dsee_jax import orientation, tree
 from dsee_jax.deltas.adapter import Adapter, Update
-from dsee_jax.errors import InputError
-from dsee_jax.ops.dense import accumulator
+from dsee_jax.ops import dense
 from dsee_jax.typing import Array, Delta
 
 T = TypeVar("T")
@@ -32,18 +31,14 @@ def effective(
 
     The sum is float32 (float64 for a float64 kernel). The result has the dtype of ``w``. If ``scale_sparse`` is False, S is
     added unscaled.
-
-    Raises:
-      InputError: the delta has values and there is no support.
     """
     if w.ndim > 2:
         return jax.vmap(lambda w, d, s: effective(w, d, s, scale=scale, scale_sparse=scale_sparse))(w, delta, support)
-    total = jnp.asarray(w, accumulator(w.dtype))
+    total = jnp.asarray(w, dense.accumulator(w.dtype))
     if "a" in delta:
         total = total + scale * jnp.matmul(delta["a"], delta["b"], precision="highest")
     if "values" in delta:
-        if support is None:
-            raise InputError("a delta has values and no support: pass the supports that were created with the delta")
+        assert support is not None
         total = total.at[support[:, 0], support[:, 1]].add((scale if scale_sparse else 1.0) * delta["values"])
     return total.astype(w.dtype)
 
@@ -74,21 +69,8 @@ def folded(w: Array, path: str, update: Update, *, scale: float | Array, scale_s
 
 def check(path: str, shape: tuple[int, ...], update: Update) -> None:
     """Raise `InputError` unless the arrays of an update fit the kernel of this ``shape`` at ``path``."""
-    delta, support, axes = update
-    *stack, rows, columns = orientation.matrix_shape(shape, orientation.find(path, shape, axes))
-    rank = delta["a"].shape[-1] if "a" in delta and delta["a"].ndim else 0
-    nonzeros = delta["values"].shape[-1] if "values" in delta and delta["values"].ndim else 0
-    expected = {"a": (*stack, rows, rank), "b": (*stack, rank, columns), "values": (*stack, nonzeros)}
-    parts = {**delta} if support is None else {**delta, "support": support}
-    expected["support"] = (*stack, nonzeros, 2)
-    if ("a" in delta) != ("b" in delta):
-        raise InputError(f"the update of {path!r} has {'a' if 'a' in delta else 'b'} alone: a and b belong together")
-    for name, part in parts.items():
-        if part.shape != expected[name]:
-            raise InputError(
-                f"{name} of the update of {path!r} has the shape {part.shape}; its kernel {shape} ({axes}) expects "
-                f"{expected[name]}: the adapter belongs to another model, or its parts to different adapters"
-            )
+    axes = orientation.find(path, shape, update.orientation)
+    dense.check(repr(path), orientation.matrix_shape(shape, axes), update.delta, update.support)
 
 
 def materialize(params: T, adapter: Adapter | None) -> T:

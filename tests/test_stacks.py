@@ -14,7 +14,8 @@ import dsee_jax
 import runs
 import tiny
 from dsee_jax import models, stacks, tree
-from dsee_jax.ckpt import adapter, hf, hf_save
+from dsee_jax.ckpt import adapter as adapters
+from dsee_jax.ckpt import hf, hf_save
 from dsee_jax.deltas import attach, create, fold
 from dsee_jax.errors import InputError
 from dsee_jax.generation import decoding
@@ -27,14 +28,14 @@ BOTH = pytest.mark.parametrize("family", FAMILIES)
 
 @functools.cache
 def made(family, layers=3, **changes):
-    """Return a model, its params, nonzero updates, their supports and the config of the updates."""
+    """Return a model, its params, an adapter of nonzero updates, and the config of the updates."""
     depth = {"llama": "num_hidden_layers", "gpt2": "n_layer"}[family]
     fields = decoders.config(**(decoders.VARIANTS[family] | {depth: layers} | changes))
     model = models.find(family).model(models.find(family).config.from_hf(fields))
     params = tiny.params(model, jnp.zeros((1, 1), jnp.int32))
-    config = dsee_jax.DeltaConfig(targets=(".*/(query|up)/kernel",), rank=2, nonzeros=3, support="random")
-    deltas, supports = create.init(params, config, key=jax.random.key(0))
-    return model, params, jax.tree.map(lambda leaf: leaf + 0.1, deltas), supports, config
+    config = dsee_jax.DeltaConfig(targets=(".*/(query|up)/kernel",), rank=2, alpha=4.0, nonzeros=3, support="random")
+    adapter = create.init(params, config, key=jax.random.key(0))
+    return model, params, jax.tree.map(lambda leaf: leaf + 0.1, adapter), config
 
 
 def same(actual, expected):

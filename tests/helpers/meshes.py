@@ -68,9 +68,9 @@ def steps(name, shape):
     where = mesh(shape)
     # Adam would turn different rounding errors into steps of equal size.
     placed, optimizer = sharding.placement(where, model), optax.trace(0.9)
-    updates, supports = jax.jit(lambda p: create.init(p, DELTA, key=jax.random.key(1)))(params)
+    adapter = jax.jit(lambda p: create.init(p, DELTA, key=jax.random.key(1)))(params)
     trained_head, rest = tree.split(params, head)
-    trained = {"deltas": jax.tree.map(lambda leaf: leaf + 0.05, updates), "params": trained_head}
+    trained = {"deltas": jax.tree.map(lambda leaf: leaf + 0.05, adapter.deltas), "params": trained_head}
     inner = step.train_step(
         model, optimizer, DELTA, regression=False, joined=shape[2] == 1, parts=lambda batch: 2 if shape[1] == 4 else 1
     )
@@ -81,7 +81,7 @@ def steps(name, shape):
         return jax.lax.with_sharding_constraint(new, sharding.shardings(placed, new)), loss
 
     state = sharding.place(placed, step.State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained)))
-    frozen = sharding.place(placed, step.Frozen(rest, supports, {}))
+    frozen = sharding.place(placed, step.Frozen(rest, adapter.supports, {}))
     args = (frozen, sharding.split(where, batch), jax.random.key(0), jnp.float32(1e-2))
     compiled, losses = jax.jit(run).lower(state, *args).compile(), []
     for _ in range(2):
@@ -128,9 +128,9 @@ def pruning(_):
     placed = jax.device_put(unsharded, NamedSharding(where, PartitionSpec("fsdp", "tensor")))
     equal = {}
     for name, draw in {
-        "global": lambda params: weights.unstructured(params, {}, {}, [".*"], score="W", sparsity=0.4),
-        "tensor": lambda params: weights.unstructured(params, {}, {}, [".*"], score="W", sparsity=0.4, scope="tensor"),
-        "nm": lambda params: weights.nm(params, {}, {}, [".*"], score="W"),
+        "global": lambda params: weights.unstructured(params, None, [".*"], score="W", sparsity=0.4),
+        "tensor": lambda params: weights.unstructured(params, None, [".*"], score="W", sparsity=0.4, scope="tensor"),
+        "nm": lambda params: weights.nm(params, None, [".*"], score="W"),
     }.items():
         same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), draw(unsharded), draw(placed))
         equal[name] = all(jax.tree.leaves(same))

@@ -8,7 +8,7 @@ import decoders
 import tiny
 from dsee_jax import stacks, tree
 from dsee_jax.ckpt import hf, hf_names
-from dsee_jax.models.layers import JointDense
+from dsee_jax.ops.joint import JointDense
 from dsee_jax.prune import calibration
 from examples import alone, case
 

@@ -21,7 +21,7 @@ from dsee_jax.prune import compaction, units
 
 KEY = jax.random.key(0)
 LAYERS, HEADS, NEURONS = 2, 3, 40
-DELTA = dsee_jax.DeltaConfig(targets=(r"(en|de)coder/.*/kernel",), rank=2, nonzeros=9, support="random")
+DELTA = dsee_jax.DeltaConfig(targets=(r"(en|de)coder/.*/kernel",), rank=2, alpha=4.0, nonzeros=9, support="random")
 """Updates on every kernel that is cut, on either axis."""
 
 FAMILIES = {
@@ -50,15 +50,15 @@ def families(*quick):
 
 @functools.cache
 def whole(family="bert"):
-    """Return a tiny model with updates everywhere: ``(model, params, deltas, supports)``."""
+    """Return a tiny model with updates everywhere: ``(model, params, adapter)``."""
     fields, task = FAMILIES[family]
     architecture = models.find(fields["model_type"])
     model = architecture.model(architecture.config.from_hf(fields), task)
     params = tiny.params(model, jnp.zeros((1, 1), jnp.int32))
-    deltas, supports = dsee_jax.deltas.create.init(params, DELTA, key=KEY)
+    adapter = dsee_jax.deltas.init(params, DELTA, key=KEY)
     draw = np.random.default_rng(1)
-    deltas = jax.tree.map(lambda x: jnp.asarray(draw.normal(0, 0.2, x.shape), jnp.float32), deltas)
-    return model, jax.tree.map(jnp.asarray, params), deltas, supports
+    deltas = jax.tree.map(lambda x: jnp.asarray(draw.normal(0, 0.2, x.shape), jnp.float32), adapter.deltas)
+    return model, jax.tree.map(jnp.asarray, params), adapter.replace(deltas=deltas)
 
 
 def flags(heads, neurons):
@@ -71,21 +71,17 @@ def flags(heads, neurons):
 
 
 def cut(kept, family="bert"):
-    """Return the compacted tiny model: ``(model, params, deltas, supports)``."""
-    model, params, deltas, supports = whole(family)
-    indices = compaction.indices(model, kept, deltas, supports)
+    """Return the compacted tiny model: ``(model, params, adapter)``."""
+    model, params, adapter = whole(family)
+    indices = compaction.indices(model, kept, adapter.deltas, adapter.supports)
     small, small_params = dsee_jax.compact(model, params, units.masks(params, models.cuts(model), kept))
-    return (
-        small,
-        small_params,
-        compaction.cut_tree({"deltas": deltas}, indices)["deltas"],
-        compaction.cut_supports(supports, indices),
-    )
+    deltas = compaction.cut_tree({"deltas": adapter.deltas}, indices)["deltas"]
+    return small, small_params, adapter.replace(deltas=deltas, supports=compaction.cut_supports(adapter.supports, indices))
 
 
-def logits(model, params, deltas=None, supports=None):
+def logits(model, params, adapter=None):
     batch = tiny.batch(types=model.config.type_vocab_size)
-    return np.asarray(jax.jit(functools.partial(dsee_jax.apply, model))(params, deltas, supports, batch))
+    return np.asarray(jax.jit(functools.partial(dsee_jax.apply, model))(params, adapter, batch))
 
 
 def close(result, expected):
@@ -94,19 +90,17 @@ def close(result, expected):
 
 def same(kept, family="bert"):
     """Assert that masked, compacted and expanded models agree, with and without updates."""
-    model, params, deltas, supports = whole(family)
+    model, params, adapter = whole(family)
     unit_masks = units.masks(params, models.cuts(model), kept)
-    small, small_params, small_deltas, small_supports = cut(kept, family)
+    small, small_params, small_adapter = cut(kept, family)
     close(logits(small, small_params), logits(model, masks.apply(params, unit_masks)))
-    folded = masks.apply(dsee_jax.materialize(params, deltas, supports), unit_masks)
-    attached = logits(small, small_params, small_deltas, small_supports)
-    close(attached, logits(model, folded))
-    small_folded = dsee_jax.materialize(small_params, small_deltas, small_supports)
-    back, dense = compaction.expand(small, small_folded, kept)
+    folded = masks.apply(dsee_jax.materialize(params, adapter), unit_masks)
+    close(logits(small, small_params, small_adapter), logits(model, folded))
+    back, dense = compaction.expand(small, dsee_jax.materialize(small_params, small_adapter), kept)
     assert back == model
     for path, leaf in tree.flatten(folded).items():
         np.testing.assert_allclose(tree.get(dense, path), leaf, atol=1e-6)
-    assert all(leaf.size for leaf in jax.tree.leaves((small_params, small_deltas, small_supports)))
+    assert all(leaf.size for leaf in jax.tree.leaves((small_params, small_adapter)))
     assert all(leaf.size for leaf in jax.tree.leaves(models.shapes(small)))
     shapes = {path: leaf.shape for path, leaf in tree.flatten(small_params).items()}
     assert shapes == {path: leaf.shape for path, leaf in tree.flatten(models.shapes(small)).items()}
@@ -141,11 +135,11 @@ def test_layers_of_different_widths_equal_masked_model(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_attached_updates_equal_materialised(family):
-    model, params, deltas, supports = whole(family)
-    folded = dsee_jax.materialize(params, deltas, supports)
+    model, params, adapter = whole(family)
+    folded = dsee_jax.materialize(params, adapter)
     kernels = [path for path in tree.flatten(params) if "coder/" in path and path.endswith("/kernel")]
-    assert len(tree.flatten(deltas)) == 3 * len(kernels)
-    close(logits(model, params, deltas, supports), logits(model, folded))
+    assert len(tree.flatten(adapter.deltas)) == 3 * len(kernels)
+    close(logits(model, params, adapter), logits(model, folded))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -166,8 +160,8 @@ def test_compact_checkpoint_round_trips_and_expands(family, tmp_path):
 
 
 def test_config_holds_the_widths():
-    model, params, deltas, supports = whole()
-    unit_masks = units.structured(params, deltas, supports, models.cuts(model), heads=1, neurons=0.4)
+    model, params, adapter = whole()
+    unit_masks = units.structured(params, adapter, models.cuts(model), heads=1, neurons=0.4)
     small, small_params = dsee_jax.compact(model, params, unit_masks)
     assert (sum(small.config.kept_heads), sum(small.config.kept_neurons)) == (2 * 3 - 1, 80 - 32)
     assert small_params["encoder"]["layer_1"]["mlp"]["up"]["kernel"].shape == (24, small.config.kept_neurons[1])
@@ -192,14 +186,14 @@ def test_two_cuts_in_a_row_equal_one_cut():
 
 def test_optimiser_state_is_cut():
     """A step of the compacted model equals the compacted step of the full model."""
-    model, params, deltas, supports = whole()
+    model, params, adapter = whole()
     kept = flags([[1, 0, 1], [0, 0, 0]], [[1] * 7 + [0] * 33, [0] * 40])
-    trained = {"deltas": deltas, "params": params}
+    trained = {"deltas": adapter.deltas, "params": params}
     optimizer = optax.adamw(1e-2)
     gradient = jax.tree.map(lambda x: jnp.cos(7 * x), trained)
     update = jax.jit(optimizer.update)
     _, state = update(gradient, optimizer.init(trained), trained)
-    indices = compaction.indices(model, kept, deltas, supports)
+    indices = compaction.indices(model, kept, adapter.deltas, adapter.supports)
     updates, after = update(gradient, state, trained)
     small = [compaction.cut_tree(value, indices) for value in (gradient, state, trained)]
     small_updates, small_after = update(*small)
@@ -212,24 +206,23 @@ def test_optimiser_state_is_cut():
 
 
 def test_supports_are_renumbered():
-    *_, deltas, supports = whole()
+    *_, adapter = whole()
     kept = flags([[0, 1, 1], [1, 1, 1]], [[0, 1] * 20, [1] * 40])
-    *_, small_deltas, small_supports = cut(kept)
-    places, values = (tree.get(part, "encoder/layer_0/mlp/down/kernel") for part in (supports, deltas))
+    *_, small = cut(kept)
+    path, untouched = "encoder/layer_0/mlp/down/kernel", "encoder/layer_1/mlp/up/kernel"
+    places, values = (tree.get(part, path) for part in (adapter.supports, adapter.deltas))
     left = np.asarray(places)[:, 0] % 2 == 1
     assert 0 < left.sum() < 9
     expected = np.asarray(places)[left] // np.array([[2, 1]])
-    np.testing.assert_array_equal(tree.get(small_supports, "encoder/layer_0/mlp/down/kernel"), expected)
-    small_values = tree.get(small_deltas, "encoder/layer_0/mlp/down/kernel/values")
-    np.testing.assert_array_equal(small_values, values["values"][left])
-    untouched = "encoder/layer_1/mlp/up/kernel"
-    np.testing.assert_array_equal(tree.get(small_supports, untouched), tree.get(supports, untouched))
+    np.testing.assert_array_equal(tree.get(small.supports, path), expected)
+    np.testing.assert_array_equal(tree.get(small.deltas, f"{path}/values"), values["values"][left])
+    np.testing.assert_array_equal(tree.get(small.supports, untouched), tree.get(adapter.supports, untouched))
 
 
 def test_gradients_through_empty_layers_are_finite():
-    small, params, deltas, supports = cut(flags([[0] * 3, [1, 0, 0]], [[0] * 40, [0] * 40]))
-    loss = lambda deltas: jnp.sum(dsee_jax.apply(small, params, deltas, supports, tiny.batch()) ** 2)
-    for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(deltas)):
+    small, params, adapter = cut(flags([[0] * 3, [1, 0, 0]], [[0] * 40, [0] * 40]))
+    loss = lambda deltas: jnp.sum(dsee_jax.apply(small, params, adapter.replace(deltas=deltas), tiny.batch()) ** 2)
+    for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(adapter.deltas)):
         assert np.isfinite(leaf).all()
 
 
@@ -242,7 +235,7 @@ def test_kept_units_of_another_model_are_refused():
     small, small_params, *_ = cut(flags([[1, 0, 1], [1, 1, 1]], []))
     with pytest.raises(InputError, match="the model has the widths .* and the kept units give"):
         compaction.expand(small, small_params, flags([[1, 0, 0], [1, 1, 1]], []))
-    unit_masks = units.structured(params, None, None, models.cuts(model), heads=1, score="W", scope="tensor")
+    unit_masks = units.structured(params, None, models.cuts(model), heads=1, score="W", scope="tensor")
     with pytest.raises(InputError, match="the mask of .*/query/kernel' is for 3 heads; the layer of the model has 2"):
         dsee_jax.compact(small, small_params, unit_masks)
 

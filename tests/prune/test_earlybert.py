@@ -45,9 +45,9 @@ def shaken(coefficients, *, low=0.5, high=1.5):
     return jax.tree.map(lambda c: jnp.asarray(noise.uniform(low, high, c.shape), jnp.float32), coefficients)
 
 
-def attached(model, params, cuts, coefficients, batch, updates=None, supports=None):
+def attached(model, params, cuts, coefficients, batch, adapter=None):
     with earlybert.attached(coefficients, cuts):
-        return attach.apply(model, params, updates, supports, batch)
+        return attach.apply(model, params, adapter, batch)
 
 
 def test_coefficients_of_one_change_nothing(made):
@@ -56,7 +56,7 @@ def test_coefficients_of_one_change_nothing(made):
     assert jax.tree.map(jnp.shape, start) == jax.tree.map(jnp.shape, ones((3, 3), (40, 40)))
     jax.tree.map(np.testing.assert_array_equal, earlybert.scaled(params, start, cuts), params)
     batch = tiny.batch()
-    expected = attach.apply(model, params, None, None, batch)
+    expected = attach.apply(model, params, None, batch)
     np.testing.assert_array_equal(attached(model, params, cuts, start, batch), expected)
 
 
@@ -77,7 +77,7 @@ def test_attached_and_scaled_compute_one_function(made):
     model, params, cuts, coefficients = made
     batch = tiny.batch()
     plain, expected, rows = (
-        attach.apply(model, p, None, None, batch)
+        attach.apply(model, p, None, batch)
         for p in (params, multiplied(params, coefficients), earlybert.scaled(params, coefficients, cuts))
     )
     assert np.max(np.abs(expected - plain)) > 0.1
@@ -87,13 +87,13 @@ def test_attached_and_scaled_compute_one_function(made):
 
 def test_coefficients_scale_attached_updates(made):
     model, params, cuts, coefficients = made
-    config = DeltaConfig(targets=(".*/(output|down)/kernel",), rank=2, nonzeros=5, support="magnitude")
-    updates, supports = create.init(params, config, key=KEY)
-    updates = jax.tree.map(lambda x: x + 0.2, updates)
+    config = DeltaConfig(targets=(".*/(output|down)/kernel",), rank=2, alpha=4.0, nonzeros=5, support="magnitude")
+    adapter = create.init(params, config, key=KEY)
+    adapter = adapter.replace(deltas=jax.tree.map(lambda x: x + 0.2, adapter.deltas))
     batch = tiny.batch()
-    folded = earlybert.scaled(fold.materialize(params, updates, supports), coefficients, cuts)
-    expected = attach.apply(model, folded, None, None, batch)
-    logits = attached(model, params, cuts, coefficients, batch, updates, supports)
+    folded = earlybert.scaled(fold.materialize(params, adapter), coefficients, cuts)
+    expected = attach.apply(model, folded, None, batch)
+    logits = attached(model, params, cuts, coefficients, batch, adapter)
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
@@ -102,7 +102,7 @@ def test_gradients_of_attached_and_scaled_agree(made):
     batch = tiny.batch()
     loss = lambda logits: jnp.sum(jnp.sin(logits))
     on_activations = lambda p, c: loss(attached(model, p, cuts, c, batch))
-    on_rows = lambda p, c: loss(attach.apply(model, earlybert.scaled(p, c, cuts), None, None, batch))
+    on_rows = lambda p, c: loss(attach.apply(model, earlybert.scaled(p, c, cuts), None, batch))
     gradients, expected = (
         jax.jit(jax.grad(form, argnums=(0, 1)), compiler_options=QUICKLY)(params, coefficients)
         for form in (on_activations, on_rows)
@@ -210,14 +210,14 @@ def test_attached_masked_and_compacted_tickets_agree(made):
     coefficients = coefficients | {"neurons": coefficients["neurons"] | {"layer_1": jnp.full(40, 0.1)}}
     kept = earlybert.draw(coefficients, heads=1 / 3, neurons=0.6)
     drawn = units.masks(params, cuts, kept)
-    by_score = functools.partial(units.structured, params, None, None, cuts, score=coefficients)
+    by_score = functools.partial(units.structured, params, None, cuts, score=coefficients)
     scored = masks.intersect(by_score(heads=1 / 3, scope="tensor"), by_score(neurons=0.6))
     jax.tree.map(np.testing.assert_array_equal, drawn, scored)
     small, cut = compact(model, params, drawn)
     assert small.config.widths == {"heads": (2, 2), "neurons": (32, 0)}
     batch = tiny.batch()
-    expected = attach.apply(small, cut, None, None, batch)
-    assert np.max(np.abs(expected - attach.apply(model, params, None, None, batch))) > 0.1
+    expected = attach.apply(small, cut, None, batch)
+    assert np.max(np.abs(expected - attach.apply(model, params, None, batch))) > 0.1
     np.testing.assert_allclose(attached(model, params, cuts, kept, batch), expected, atol=1e-5)
     again = earlybert.init(models.cuts(small), cut)
     assert jax.tree.map(jnp.shape, again) == {

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dsee_jax import tree, typing
+from dsee_jax.deltas.adapter import Adapter
 from dsee_jax.errors import InputError
 from dsee_jax.prune import units
 
@@ -37,7 +38,7 @@ def model():
             "down": jnp.ones((3, 2)),
         }
     deltas = {"l0": {"q": {"a": jnp.ones((2, 1)), "b": jnp.array([[0.0, 0, -1, 2]]), "values": jnp.array([10.0])}}}
-    return params, deltas, {"l0": {"q": jnp.array([[1, 0]])}}
+    return params, Adapter(deltas, {"l0": {"q": jnp.array([[1, 0]])}}, 2.0)
 
 
 def kept(masks):
@@ -58,27 +59,25 @@ def kept(masks):
     ],
 )
 def test_scores_of_heads_by_hand(score, scale_sparse, heads):
-    params, deltas, supports = model()
-    by_layer = units.scores(params, deltas, supports, CUTS["heads"], score, scale=2.0, scale_sparse=scale_sparse)
+    params, adapter = model()
+    by_layer = units.scores(params, adapter.replace(scale_sparse=scale_sparse), CUTS["heads"], score)
     np.testing.assert_allclose(by_layer, heads)
 
 
 @pytest.mark.parametrize("score", ["W", "ABS", "WABS"])
 def test_neurons_without_an_update_score_their_weights(score):
-    params, deltas, supports = model()
-    np.testing.assert_allclose(units.scores(params, deltas, supports, CUTS["neurons"], score), [[2, 3, 4], [4, 6, 8]])
+    np.testing.assert_allclose(units.scores(*model(), CUTS["neurons"], score), [[2, 3, 4], [4, 6, 8]])
 
 
 def test_random_scores_depend_on_the_key():
     params, *_ = model()
-    draw = lambda key: np.concatenate(units.scores(params, None, None, CUTS["neurons"], "random", key=key)).tolist()
+    draw = lambda key: np.concatenate(units.scores(params, None, CUTS["neurons"], "random", key=key)).tolist()
     assert draw(KEY) == draw(KEY) != draw(jax.random.key(1))
     assert len(set(draw(KEY))) == 6
 
 
 def test_tensor_and_global_scope_literals():
-    params, deltas, supports = model()
-    args = (params, deltas, supports, CUTS)
+    args = (*model(), CUTS)
     assert kept(units.structured(*args, heads=0.5, neurons=1, score="W", scope="tensor")) == {
         "heads/layer_0": [0, 1],
         "heads/layer_1": [0, 1],
@@ -98,22 +97,21 @@ def test_tensor_and_global_scope_literals():
 @pytest.mark.parametrize("heads", [2, 0.5])
 def test_layers_with_and_without_an_update_lose_their_shares(heads):
     """By their updates and by their weights, which do not compare: by one pool layer 0 loses both of its tiny updates."""
-    params, deltas, supports = model()
-    small = jax.tree.map(lambda leaf: leaf / 100, deltas)
-    masks = units.structured(params, small, supports, CUTS, heads=heads, score="ABS")
+    params, adapter = model()
+    small = adapter.replace(scale=0.02)
+    masks = units.structured(params, small, CUTS, heads=heads, score="ABS")
     assert kept(masks) == {"heads/layer_0": [1, 0], "heads/layer_1": [0, 1]}
     # One unit of four: the pools have half a unit each, and one of them gives it.
-    one = units.structured(params, small, supports, CUTS, heads=1, score="ABS")
+    one = units.structured(params, small, CUTS, heads=1, score="ABS")
     assert sum(map(sum, kept(one).values())) == 3
     # |W + D| compares with |W|.
-    both = units.structured(params, small, supports, CUTS, heads=heads, score="WABS")
+    both = units.structured(params, small, CUTS, heads=heads, score="WABS")
     assert kept(both) == {"heads/layer_0": [0, 0], "heads/layer_1": [1, 1]}
 
 
 def test_masks_cover_every_param_of_a_unit():
-    params, deltas, supports = model()
     options = {"heads": 1, "neurons": 1, "score": "W", "scope": "tensor"}
-    masks = tree.flatten(units.structured(params, deltas, supports, CUTS, **options))
+    masks = tree.flatten(units.structured(*model(), CUTS, **options))
     assert {path.partition("/")[2] for path in masks} == {"q", "v", "o", "up", "bias", "down"}
     assert masks["l0/q"].astype(int).tolist() == [[0, 0, 1, 1]] * 2
     assert masks["l0/o"].astype(int).tolist() == [[0, 0], [0, 0], [1, 1], [1, 1]]
@@ -124,7 +122,7 @@ def test_masks_cover_every_param_of_a_unit():
 def test_scores_from_a_tree_decide():
     params, *_ = model()
     tree_of_scores = {"heads": {"layer_0": np.array([0.5, 0.5]), "layer_1": np.array([0.1, 0.9])}}
-    assert kept(units.structured(params, None, None, CUTS, heads=1, score=tree_of_scores, scope="tensor")) == {
+    assert kept(units.structured(params, None, CUTS, heads=1, score=tree_of_scores, scope="tensor")) == {
         "heads/layer_0": [1, 0],
         "heads/layer_1": [0, 1],
     }
@@ -151,8 +149,8 @@ def test_bad_input_is_named(options, message):
 
 
 def test_mask_of_a_part_of_a_unit_is_named():
-    params, deltas, supports = model()
-    masks = tree.flatten(units.structured(params, deltas, supports, CUTS, heads=1, score="W"))
+    params, adapter = model()
+    masks = tree.flatten(units.structured(params, adapter, CUTS, heads=1, score="W"))
 
     def spoiled(**changes):
         return tree.unflatten({path: mask for path, mask in (masks | changes).items() if mask is not None})
@@ -171,10 +169,10 @@ def test_axis_that_units_do_not_divide_is_named():
     params, *_ = model()
     params["l0"]["q"] = params["l0"]["q"][:, :3]
     with pytest.raises(InputError, match="'l0/q' has 3 entries on axis 1; units of 2 do not divide it"):
-        units.structured(params, None, None, CUTS, heads=1, score="W")
+        units.structured(params, None, CUTS, heads=1, score="W")
     params["l0"]["q"] = params["l0"]["q"][:, :2]
     with pytest.raises(
         InputError,
         match="'l0/. has 1 units and|'l0/.' has 2 units and 'l0/q' 1: params of one layer hold the same units",
     ):
-        units.structured(params, None, None, CUTS, heads=1, score="W")
+        units.structured(params, None, CUTS, heads=1, score="W")

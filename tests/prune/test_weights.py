@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dsee_jax import tree
+from dsee_jax.deltas.adapter import Adapter
 from dsee_jax.errors import InputError
 from dsee_jax.prune import weights
 from dsee_jax.prune.scores import SCORES
@@ -20,7 +21,7 @@ def kept(masks):
 
 
 def model(dtype=jnp.float32):
-    """Return two updated kernels, a kernel without an update, a stacked kernel, and a bias."""
+    """Return two updated kernels, a kernel without an update, an updated stack, and a bias; and the updates."""
     draw = np.random.default_rng(0)
     array = lambda *shape: jnp.asarray(draw.normal(size=shape), jnp.float32)
     params = {
@@ -38,7 +39,7 @@ def model(dtype=jnp.float32):
         "q": {"kernel": jnp.array([[0, 1], [5, 2]], jnp.int32)},
         "stack": {"kernel": jnp.array([[[0, 0], [1, 1]], [[0, 5], [2, 2]], [[1, 0], [3, 5]]], jnp.int32)},
     }
-    return params, deltas, supports
+    return params, Adapter(deltas, supports, 2.0)
 
 
 def inputs(params):
@@ -64,7 +65,7 @@ def test_global_and_tensor_scope_literals():
         "a": {"kernel": jnp.array([[1.0, -2.0], [3.0, -4.0]])},
         "b": {"kernel": jnp.array([[5.0, 6.0], [-7.0, 0.5]])},
     }
-    args = (params, None, None, [".*/kernel"])
+    args = (params, None, [".*/kernel"])
     assert kept(weights.unstructured(*args, score="W")) == {"a/kernel": [[0, 0], [0, 1]], "b/kernel": [[1, 1], [1, 0]]}
     both = kept(weights.unstructured(*args, score="W", scope="tensor"))
     assert both == {"a/kernel": [[0, 0], [1, 1]], "b/kernel": [[0, 1], [1, 0]]}
@@ -72,7 +73,7 @@ def test_global_and_tensor_scope_literals():
 
 def test_ties_keep_the_lowest_index_in_the_order_of_the_tree():
     params = {"b": {"kernel": jnp.ones((2, 2))}, "a": {"kernel": -jnp.ones((2, 2))}}
-    masks = weights.unstructured(params, {}, {}, [".*"], score="W", sparsity=0.25)
+    masks = weights.unstructured(params, None, [".*"], score="W", sparsity=0.25)
     assert kept(masks) == {"a/kernel": [[1, 1], [1, 1]], "b/kernel": [[1, 1], [0, 0]]}
 
 
@@ -80,16 +81,15 @@ def test_ties_keep_the_lowest_index_in_the_order_of_the_tree():
 @pytest.mark.parametrize("scale_sparse", [True, False])
 def test_score_equals_its_definition(score, scale_sparse):
     """The definitions in NumPy; a kernel without an update scores |W|."""
-    params, deltas, supports = model()
-    masks = weights.unstructured(
-        params, deltas, supports, ["(q|v|f)/kernel"], score=score, scale=3.0, scale_sparse=scale_sparse, scope="tensor"
-    )
+    params, adapter = model()
+    adapter = adapter.replace(scale=3.0, scale_sparse=scale_sparse)
+    masks = weights.unstructured(params, adapter, ["(q|v|f)/kernel"], score=score, scope="tensor")
     for name in "qvf":
         w = np.asarray(params[name]["kernel"], np.float64)
         expected = np.abs(w)
         if name != "f" and score != "W":
-            delta = deltas[name]["kernel"]
-            support = supports.get(name, {}).get("kernel")
+            delta = adapter.deltas[name]["kernel"]
+            support = adapter.supports.get(name, {}).get("kernel")
             if score.endswith("AB"):
                 delta = {"a": delta["a"], "b": delta["b"]}
             d = dense_update(delta, support, w.shape, 3.0, 3.0 if scale_sparse else 1.0)
@@ -107,17 +107,13 @@ def test_score_equals_its_definition(score, scale_sparse):
 @hypothesis.settings(max_examples=30, deadline=None)
 def test_number_of_pruned_weights_is_exact(score, scope, sparsity, tied):
     """For any score, scope and sparsity, with bfloat16 and stacked kernels, and with all scores tied."""
-    params, deltas, supports = model(jnp.bfloat16)
+    params, adapter = model(jnp.bfloat16)
     if tied:
-        params, deltas = (jax.tree.map(jnp.zeros_like, part) for part in (params, deltas))
+        params = jax.tree.map(jnp.zeros_like, params)
+        adapter = adapter.replace(deltas=jax.tree.map(jnp.zeros_like, adapter.deltas))
     masks = tree.flatten(
         weights.unstructured(
-            *(params, deltas, supports, [".*/kernel"]),
-            score=score,
-            scope=scope,
-            sparsity=sparsity,
-            key=KEY,
-            inputs=inputs(params),
+            *(params, adapter, [".*/kernel"]), score=score, scope=scope, sparsity=sparsity, key=KEY, inputs=inputs(params)
         )
     )
     parts = [layer for mask in masks.values() for layer in (mask if mask.ndim == 3 else [mask])]
@@ -139,11 +135,11 @@ def test_wanda_prunes_the_weights_of_small_inputs():
     params = {"a": {"kernel": jnp.array([[1.0, 2.0], [3.0, -4.0], [5.0, 0.0], [7.0, 9.0]])}}
     args = {"score": "WANDA", "inputs": {"a/kernel": jnp.array([9.0, 1.0, 2.0, 0.1])}}
     # scores [[9, 18], [3, 4], [10, 0], [.7, .9]]
-    each = kept(weights.unstructured(params, None, None, [".*"], scope="tensor", **args))
+    each = kept(weights.unstructured(params, None, [".*"], scope="tensor", **args))
     assert each == {"a/kernel": [[1, 1], [0, 1], [1, 0], [0, 0]]}
-    of_outputs = weights.unstructured(params, None, None, [".*"], scope="output", sparsity=0.25, **args)
+    of_outputs = weights.unstructured(params, None, [".*"], scope="output", sparsity=0.25, **args)
     assert kept(of_outputs) == {"a/kernel": [[1, 1], [1, 1], [1, 0], [0, 1]]}
-    assert kept(weights.nm(params, None, None, [".*"], n=1, m=2, **args)) == {
+    assert kept(weights.nm(params, None, [".*"], n=1, m=2, **args)) == {
         "a/kernel": [[1, 1], [0, 0], [1, 0], [0, 1]]
     }
 
@@ -157,23 +153,23 @@ def test_wanda_prunes_the_weights_of_small_inputs():
 )
 def test_wanda_refuses_missing_or_misshapen_inputs(inputs, message):
     with pytest.raises(InputError, match=message):
-        weights.unstructured({"a": {"kernel": jnp.ones((4, 2))}}, None, None, [".*"], score="WANDA", inputs=inputs)
+        weights.unstructured({"a": {"kernel": jnp.ones((4, 2))}}, None, [".*"], score="WANDA", inputs=inputs)
 
 
 def test_scope_output_keeps_earlier_masks():
     """Pruned entries stay pruned, and the number of zeros is exact in every column."""
     params = {"kernel": jax.random.normal(KEY, (8, 5))}
     options = {"score": "W", "scope": "output"}
-    before = weights.unstructured(params, None, None, [".*"], sparsity=0.25, **options)
+    before = weights.unstructured(params, None, [".*"], sparsity=0.25, **options)
     moved = {"kernel": params["kernel"][::-1]}
-    after = weights.unstructured(moved, None, None, [".*"], sparsity=0.5, keep=before, **options)
+    after = weights.unstructured(moved, None, [".*"], sparsity=0.5, keep=before, **options)
     assert (np.asarray(after["kernel"]).sum(0) == 4).all()
     assert (before["kernel"] | ~after["kernel"]).all()
 
 
 def test_nan_score_is_pruned_first():
     params = {"kernel": jnp.array([[jnp.nan, 0.0], [-jnp.inf, -0.0]])}
-    assert kept(weights.unstructured(params, None, None, ["kernel"], score="W", sparsity=0.25)) == {
+    assert kept(weights.unstructured(params, None, ["kernel"], score="W", sparsity=0.25)) == {
         "kernel": [[0, 1], [1, 1]]
     }
 
@@ -181,17 +177,17 @@ def test_nan_score_is_pruned_first():
 def test_rule_with_options_makes_its_own_pool():
     """In a pool of its own a kernel loses its own share."""
     params = {"q": {"kernel": jnp.ones((4, 4))}, "f": {"kernel": jnp.arange(1.0, 17).reshape(4, 4)}}
-    deltas = {"q": {"kernel": {"a": jnp.full((4, 1), 0.01), "b": jnp.arange(1.0, 5)[None]}}}
+    adapter = Adapter({"q": {"kernel": {"a": jnp.full((4, 1), 0.01), "b": jnp.arange(1.0, 5)[None]}}}, {}, 2.0)
     rules = [("q/kernel", {"score": "ABS", "sparsity": 0.25}), (".*", True)]
-    masks = weights.unstructured(params, deltas, {}, rules, score="W", sparsity=0.75)
+    masks = weights.unstructured(params, adapter, rules, score="W", sparsity=0.75)
     assert masks["q"]["kernel"].astype(int).tolist() == [[0, 1, 1, 1]] * 4
     assert masks["f"]["kernel"].astype(int).tolist() == [[0] * 4] * 3 + [[1] * 4]
 
 
 def test_false_rules_and_unmatched_paths_are_not_pruned():
-    params, deltas, supports = model()
+    params, adapter = model()
     rules = [("v/kernel", False), ("[qv]/kernel", True)]
-    assert list(tree.flatten(weights.unstructured(params, deltas, supports, rules))) == ["q/kernel"]
+    assert list(tree.flatten(weights.unstructured(params, adapter, rules))) == ["q/kernel"]
 
 
 def test_masks_only_shrink_along_the_cubic():
@@ -202,28 +198,26 @@ def test_masks_only_shrink_along_the_cubic():
         params["a"]["kernel"][0] = np.nan
         params = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), params)
         sparsity = weights.cubic(step / 4, final=0.5)
-        new = weights.unstructured(params, None, None, [".*"], score="W", sparsity=sparsity, keep=masks)
+        new = weights.unstructured(params, None, [".*"], score="W", sparsity=sparsity, keep=masks)
         flat = tree.flatten(new)
         assert sum(int((~mask).sum()) for mask in flat.values()) == round(sparsity * 72)
         if masks:
             assert all(not (flat[path] & ~mask).any() for path, mask in tree.flatten(masks).items())
         masks = new
-    less = weights.unstructured(params, None, None, [".*"], score="W", sparsity=0.1, keep=masks)
+    less = weights.unstructured(params, None, [".*"], score="W", sparsity=0.1, keep=masks)
     assert jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), less, masks))
 
 
 @pytest.mark.parametrize("score", ["ABS", "AB", "NABS", "NAB"])
 def test_scores_of_updates_and_of_weights_are_two_pools(score):
     """Each kind loses its share, also in a rule of its own, and along a gradual schedule."""
-    params, deltas, supports = model()
-    small = jax.tree.map(lambda leaf: leaf / 100, deltas)
+    params, adapter = model()
+    small = adapter.replace(scale=0.02)
     masks = None
     for rules in ([".*/kernel"], [(".*/kernel", {"score": score})]):
         for sparsity in (0.25, 0.5):
             options = {} if isinstance(rules[0], tuple) else {"score": score}
-            masks = weights.unstructured(
-                params, small, supports, rules, sparsity=sparsity, keep=masks, scope="global", **options
-            )
+            masks = weights.unstructured(params, small, rules, sparsity=sparsity, keep=masks, scope="global", **options)
             zeros = {path: int((~mask).sum()) for path, mask in tree.flatten(masks).items()}
             assert zeros.pop("f/kernel") == round(sparsity * 32)
             assert sum(zeros.values()) == round(sparsity * (48 + 48 + 72))
@@ -232,9 +226,9 @@ def test_scores_of_updates_and_of_weights_are_two_pools(score):
 
 def test_scores_of_weights_with_and_without_an_update_are_one_pool():
     """|W + D| and |W| compare: the kernel of the smaller weights loses more."""
-    params, deltas, supports = model()
+    params, adapter = model()
     params["f"]["kernel"] /= 100
-    masks = weights.unstructured(params, deltas, supports, ["(q|v|f)/kernel"], score="WABS", sparsity=0.25)
+    masks = weights.unstructured(params, adapter, ["(q|v|f)/kernel"], score="WABS", sparsity=0.25)
     assert int((~masks["f"]["kernel"]).sum()) == 32
 
 
@@ -263,7 +257,7 @@ def test_counts_of_parts_add_up_beyond_an_int32(monkeypatch):
 
 def test_random_is_reproducible_and_differs_between_kernels():
     params = {name: {"kernel": jnp.ones((8, 8))} for name in "ab"}
-    draw = lambda key: weights.unstructured(params, None, None, [".*"], score="random", scope="tensor", key=key)
+    draw = lambda key: weights.unstructured(params, None, [".*"], score="random", scope="tensor", key=key)
     once = draw(KEY)
     assert kept(once) == kept(draw(KEY)) != kept(draw(jax.random.key(1)))
     assert once["a"]["kernel"].tolist() != once["b"]["kernel"].tolist()
@@ -277,7 +271,7 @@ def test_cubic_literals():
 
 def test_nm_groups_run_along_the_inputs():
     params = {"a": {"kernel": jnp.array([[4.0], [-3.0], [2.0], [1.0]])}, "b": {"kernel": jnp.ones((2, 8, 3))}}
-    masks = weights.nm(params, None, None, [("a/kernel", {"n": 1, "m": 2}), (".*", True)])
+    masks = weights.nm(params, None, [("a/kernel", {"n": 1, "m": 2}), (".*", True)])
     assert masks["a"]["kernel"].astype(int).ravel().tolist() == [1, 0, 1, 0]
     assert (masks["b"]["kernel"].reshape(2, 2, 4, 3).astype(int) == jnp.array([1, 1, 0, 0]).reshape(1, 1, 4, 1)).all()
 
@@ -285,9 +279,10 @@ def test_nm_groups_run_along_the_inputs():
 def test_nm_reads_the_update():
     """The update has its largest entries at the last two of four inputs, the weight at the first two."""
     params = {"kernel": jnp.array([[4.0], [3.0], [2.0], [1.0]])}
-    deltas = {"kernel": {"a": jnp.array([[1.0], [2.0], [3.0], [4.0]]), "b": jnp.array([[0.01]])}}
-    assert kept(weights.nm(params, deltas, {}, ["kernel"], score="ABS")) == {"kernel": [[0], [0], [1], [1]]}
-    assert kept(weights.nm(params, deltas, {}, ["kernel"], score="W")) == {"kernel": [[1], [1], [0], [0]]}
+    delta = {"a": jnp.array([[1.0], [2.0], [3.0], [4.0]]), "b": jnp.array([[0.01]])}
+    adapter = Adapter({"kernel": delta}, {}, 2.0)
+    assert kept(weights.nm(params, adapter, ["kernel"], score="ABS")) == {"kernel": [[0], [0], [1], [1]]}
+    assert kept(weights.nm(params, adapter, ["kernel"], score="W")) == {"kernel": [[1], [1], [0], [0]]}
 
 
 @pytest.mark.parametrize(
@@ -306,19 +301,17 @@ def test_nm_reads_the_update():
     ],
 )
 def test_bad_input_is_named(rules, options, message):
-    params, deltas, supports = model()
+    params, adapter = model()
     with pytest.raises(InputError, match=message):
-        weights.unstructured(params, deltas, supports, rules, **options)
+        weights.unstructured(params, adapter, rules, **options)
 
 
 def test_bad_kernel_is_named():
     with pytest.raises(InputError, match="'kernel': 2:4 needs .* found 6"):
-        weights.nm({"kernel": jnp.ones((6, 2))}, None, None, ["kernel"])
-    deltas = {"kernel": {"values": jnp.ones(1)}}
+        weights.nm({"kernel": jnp.ones((6, 2))}, None, ["kernel"])
+    sparse = Adapter({"kernel": {"values": jnp.ones(1)}}, {"kernel": jnp.zeros((1, 2), int)}, 2.0)
     with pytest.raises(InputError, match="'AB' of 'kernel' needs a low-rank update"):
-        weights.unstructured(
-            {"kernel": jnp.ones((4, 2))}, deltas, {"kernel": jnp.zeros((1, 2), int)}, ["kernel"], score="AB"
-        )
+        weights.unstructured({"kernel": jnp.ones((4, 2))}, sparse, ["kernel"], score="AB")
 
 
 @pytest.mark.parity
@@ -336,12 +329,12 @@ def test_global_magnitude_pruning_equals_torch(sparsity):
         [(layer, "weight") for layer in layers], pruning_method=torch_prune.L1Unstructured, amount=sparsity
     )
     params = {str(number): {"kernel": jnp.asarray(w)} for number, w in enumerate(kernels)}
-    masks = weights.unstructured(params, None, None, [".*"], score="W", sparsity=sparsity)
+    masks = weights.unstructured(params, None, [".*"], score="W", sparsity=sparsity)
     for number, layer in enumerate(layers):
         np.testing.assert_array_equal(masks[str(number)]["kernel"], layer.weight_mask.numpy().T.astype(bool))
 
 
 def test_misspelt_keyword_of_the_evidence_is_an_error():
-    options = {"sclae": 1.0}
-    with pytest.raises(TypeError, match="unexpected keyword argument 'sclae' .did you mean 'scale'"):
-        weights.nm({"kernel": np.ones((4, 4), np.float32)}, None, None, [".*"], **options)
+    options = {"inptus": {}}
+    with pytest.raises(TypeError, match="unexpected keyword argument 'inptus' .did you mean 'inputs'"):
+        weights.nm({"kernel": np.ones((4, 4), np.float32)}, None, [".*"], **options)

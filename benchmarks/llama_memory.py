@@ -60,7 +60,8 @@ def measure(folder: pathlib.Path, length: int, steps: int) -> None:
 
     import dsee_jax
     from dsee_jax.config import TrainConfig
-    from dsee_jax.deltas import create, fold
+    from dsee_jax.deltas import create
+    from dsee_jax.deltas.adapter import count
     from dsee_jax.train import optim, step
 
     jax.block_until_ready(jnp.arange(8) + 1)
@@ -73,12 +74,12 @@ def measure(folder: pathlib.Path, length: int, steps: int) -> None:
     figures["largest_shard_bytes"] = max(path.stat().st_size for path in folder.glob("*.safetensors"))
     figures["peak_loaded"] = peak()
     config = dsee_jax.DeltaConfig(targets=("decoder/.*/(query|value)/kernel",), rank=16, alpha=32, nonzeros=64)
-    updates, supports = create.init(params, config, key=jax.random.key(0))
-    figures |= {"trained": fold.count(updates), "peak_supports": peak()}
+    adapter = create.init(params, config, key=jax.random.key(0))
+    figures |= {"trained": count(adapter.deltas), "peak_supports": peak()}
     optimizer = optim.adamw(TrainConfig())
-    trained = {"deltas": updates, "params": {}}
+    trained = {"deltas": adapter.deltas, "params": {}}
     state = step.State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained))
-    frozen = step.Frozen(params, supports, {})
+    frozen = step.Frozen(params, adapter.supports, {})
     generator = np.random.default_rng(0)
     ids = generator.integers(0, SHAPE["vocab_size"], (1, length), dtype=np.int32)
     ones = np.ones((1, length), np.int32)

@@ -27,8 +27,8 @@ SPARSITY = 0.5
 def measured(run: Path, overrides: list[str]) -> dict[str, Any]:
     """Return the metrics of a finished run for every choice, and those of the unpruned run as ``whole``."""
     finished = finished_run.load(run, overrides)
-    config, task, model, params, adapter = finished
-    assert adapter is not None, "a run with updates"
+    config, task, model, params, saved = finished
+    assert saved is not None, "a run with updates"
     data = read_data(config, task, run / "model", model)
     placed = sharding.placement(sharding.mesh(config.mesh, batch_size=config.train.batch_size), model)
     evaluate = evaluation.evaluator(model, config, data, placed)
@@ -37,20 +37,18 @@ def measured(run: Path, overrides: list[str]) -> dict[str, Any]:
     sizes = calibration.sizes(
         model, plain, (source[n] for n in range(-(-config.prune.calibration // config.train.batch_size)))
     )
-    trained = {"deltas": adapter.deltas, "params": {}}
-    scores = {"whole": evaluate(trained, step.Frozen(params, adapter.supports, {}))}
+    trained = {"deltas": saved.deltas, "params": {}}
+    scores = {"whole": evaluate(trained, step.Frozen(params, saved.supports, {}))}
     for score, scope in CHOICES:
         kept = weights.unstructured(
-            *(params, adapter.deltas, adapter.supports, config.prune.targets),
+            *(params, saved.adapter, config.prune.targets),
             sparsity=SPARSITY,
             score=score,
             scope=scope,
-            scale=config.delta.scale,
-            scale_sparse=config.delta.scale_sparse,
             inputs=sizes,
         )
         name = f"{score}, {scope}"
-        scores[name] = evaluate(trained, step.Frozen(masks.apply(params, kept), adapter.supports, {}))
+        scores[name] = evaluate(trained, step.Frozen(masks.apply(params, kept), saved.supports, {}))
         print(task.name, name, scores[name], flush=True)
     return {"task": task.name, "seed": config.train.seed, "examples": config.data.examples, "metrics": scores}
 

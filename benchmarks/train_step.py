@@ -40,12 +40,12 @@ def main() -> None:
     model, params = dsee_jax.load_pretrained(arguments.model, num_labels=2, dtype=arguments.dtype)
     # The shapes do not depend on the choice of the coordinates; random coordinates are the cheapest.
     delta = DeltaConfig(rank=arguments.rank, nonzeros=arguments.nonzeros, support="random")
-    deltas, supports = dsee_jax.deltas.create.init(params, delta, key=key)
+    adapter = dsee_jax.deltas.init(params, delta, key=key)
     head, rest = tree.split(params, tree.select(models.find(model.config.model_type).head, tree.flatten(params)))
     optimizer = optim.adamw(TrainConfig(clip=1.0))
-    trained = {"deltas": deltas, "params": head}
+    trained = {"deltas": adapter.deltas, "params": head}
     state = step.State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained))
-    frozen = step.Frozen(rest, supports, {})
+    frozen = step.Frozen(rest, adapter.supports, {})
     update = jax.jit(step.train_step(model, optimizer, delta, regression=False), donate_argnums=0)
 
     rng, shape = np.random.default_rng(0), (arguments.batch, arguments.length)

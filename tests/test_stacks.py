@@ -14,8 +14,7 @@ import dsee_jax
 import runs
 import tiny
 from dsee_jax import models, stacks, tree
-from dsee_jax.ckpt import adapter as adapters
-from dsee_jax.ckpt import hf, hf_save
+from dsee_jax.ckpt import adapter, hf, hf_save
 from dsee_jax.deltas import attach, create, fold
 from dsee_jax.errors import InputError
 from dsee_jax.generation import decoding
@@ -34,8 +33,13 @@ def made(family, layers=3, **changes):
     model = models.find(family).model(models.find(family).config.from_hf(fields))
     params = tiny.params(model, jnp.zeros((1, 1), jnp.int32))
     config = dsee_jax.DeltaConfig(targets=(".*/(query|up)/kernel",), rank=2, alpha=4.0, nonzeros=3, support="random")
-    adapter = create.init(params, config, key=jax.random.key(0))
-    return model, params, jax.tree.map(lambda leaf: leaf + 0.1, adapter), config
+    updates = create.init(params, config, key=jax.random.key(0))
+    return model, params, updates.replace(deltas=jax.tree.map(lambda leaf: leaf + 0.1, updates.deltas)), config
+
+
+def stacked(updates):
+    """Return the adapter of the model with scanned layers."""
+    return updates.replace(deltas=stacks.stack(updates.deltas), supports=stacks.stack(updates.supports))
 
 
 def same(actual, expected):
@@ -64,12 +68,12 @@ def test_paths_of_stacks():
 @BOTH
 def test_unstack_inverts_stack(family):
     """In numeric order of the layers (as text, layer_10 precedes layer_2), for NumPy and JAX arrays, in the scanned shapes."""
-    model, params, deltas, supports, _ = made(family, layers=12)
-    for values in (params, deltas, supports, multihost.to_host(params)):
+    model, params, updates, _ = made(family, layers=12)
+    for values in (params, updates.deltas, updates.supports, multihost.to_host(params)):
         same(stacks.unstack(stacks.stack(values)), values)
     path = "decoder/layers/mlp/up/kernel"
-    stacked = tree.get(stacks.stack(params), path)
-    np.testing.assert_array_equal(stacked[10], tree.get(params, "decoder/layer_10/mlp/up/kernel"))
+    kernels = tree.get(stacks.stack(params), path)
+    np.testing.assert_array_equal(kernels[10], tree.get(params, "decoder/layer_10/mlp/up/kernel"))
     shapes = tree.flatten(models.shapes(model.clone(scan=True)))
     assert {path: leaf.shape for path, leaf in shapes.items()} == {
         path: leaf.shape for path, leaf in tree.flatten(stacks.stack(params)).items()
@@ -97,23 +101,19 @@ def test_layers_that_differ_are_refused():
 )
 def test_scanned_model_equals_layered_model(family, remat):
     """Logits, and the gradients of every update, with attached and folded updates."""
-    model, params, deltas, supports, _ = made(family)
+    model, params, updates, _ = made(family)
 
-    def logits(model, params, supports, deltas):
-        return attach.apply(model, params, deltas, supports, {"input_ids": ids()})
+    def run(model, params, updates):
+        """Return the logits, and the gradient of a loss."""
+        logits = lambda deltas: attach.apply(model, params, updates.replace(deltas=deltas), {"input_ids": ids()})
+        loss = lambda deltas: jnp.sum(jnp.tanh(logits(deltas)))
+        return jax.jit(logits)(updates.deltas), jax.jit(jax.grad(loss))(updates.deltas)
 
-    def loss(*args):
-        return jnp.sum(jnp.tanh(logits(*args)))
-
-    scanned = functools.partial(
-        logits, model.clone(scan=True, remat=remat), stacks.stack(params), stacks.stack(supports)
-    )
-    expected = jax.jit(functools.partial(logits, model, params, supports))(deltas)
-    np.testing.assert_allclose(jax.jit(scanned)(stacks.stack(deltas)), expected, atol=2e-5 * np.abs(expected).max())
-    folded = fold.materialize(stacks.stack(params), stacks.stack(deltas), stacks.stack(supports))
-    same(stacks.unstack(folded), fold.materialize(params, deltas, supports))
-    gradient = jax.jit(jax.grad(functools.partial(loss, model, params, supports)))(deltas)
-    actual = jax.jit(jax.grad(lambda deltas: jnp.sum(jnp.tanh(scanned(deltas)))))(stacks.stack(deltas))
+    expected, gradient = run(model, params, updates)
+    logits, actual = run(model.clone(scan=True, remat=remat), stacks.stack(params), stacked(updates))
+    np.testing.assert_allclose(logits, expected, atol=2e-5 * np.abs(expected).max())
+    folded = fold.materialize(stacks.stack(params), stacked(updates))
+    same(stacks.unstack(folded), fold.materialize(params, updates))
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient))
     for path, leaf in tree.flatten(stacks.unstack(actual)).items():
         np.testing.assert_allclose(leaf, tree.get(gradient, path), atol=1e-5 * largest, err_msg=path)
@@ -121,15 +121,15 @@ def test_scanned_model_equals_layered_model(family, remat):
 
 def test_scan_and_remat_save_code_and_memory():
     """Remat keeps only the outputs of layers; the size of a scanned program does not depend on the depth."""
-    model, params, deltas, supports, _ = made("llama", layers=12)
+    model, params, updates, _ = made("llama", layers=12)
 
-    def compiled(model, params, supports, deltas):
-        run = lambda deltas: jnp.sum(attach.apply(model, params, deltas, supports, {"input_ids": ids(32)}) ** 2)
-        return jax.jit(jax.grad(run)).lower(deltas).compile()
+    def compiled(model, params, updates):
+        logits = lambda deltas: attach.apply(model, params, updates.replace(deltas=deltas), {"input_ids": ids(32)})
+        return jax.jit(jax.grad(lambda deltas: jnp.sum(logits(deltas) ** 2))).lower(updates.deltas).compile()
 
-    stacked = [stacks.stack(values) for values in (params, supports, deltas)]
-    plain = compiled(model, params, supports, deltas)
-    scan, remat = (compiled(model.clone(scan=True, remat=remat), *stacked) for remat in (False, True))
+    plain = compiled(model, params, updates)
+    whole = stacks.stack(params), stacked(updates)
+    scan, remat = (compiled(model.clone(scan=True, remat=remat), *whole) for remat in (False, True))
     assert len(scan.as_text()) < len(plain.as_text()) / 3
     temporaries = [each.memory_analysis().temp_size_in_bytes for each in (scan, remat)]
     assert temporaries[1] < temporaries[0] / 2
@@ -138,12 +138,12 @@ def test_scan_and_remat_save_code_and_memory():
 @pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.exhaustive)])
 def test_initial_updates_are_equal(family):
     """Every selector gives equal random numbers and coordinates per layer."""
-    _, params, _, _, config = made(family, layers=12)
+    _, params, _, config = made(family, layers=12)
     for support in ("random", "magnitude", "grebsmo"):
         delta = dsee_jax.DeltaConfig(targets=config.targets, rank=2, nonzeros=3, support=support)
-        layered, stacked = (create.init(p, delta, key=jax.random.key(1)) for p in (params, stacks.stack(params)))
-        for actual, expected in zip(stacked, layered, strict=True):
-            same(stacks.unstack(actual), expected)
+        layered, whole = (create.init(p, delta, key=jax.random.key(1)) for p in (params, stacks.stack(params)))
+        same(stacks.unstack(whole.deltas), layered.deltas)
+        same(stacks.unstack(whole.supports), layered.supports)
 
 
 @BOTH
@@ -160,10 +160,10 @@ def test_files_are_equal(tmp_path, family):
     """Stacked params are read from shards smaller than a stack, and are written again byte for byte."""
     model, params, *_ = made(family)
     hf_save.save_pretrained(tmp_path / "layered", model, params, max_shard_size=20_000)
-    read, stacked = hf.load_pretrained(tmp_path / "layered", "causal-lm", scan=True, remat=True)
+    read, whole = hf.load_pretrained(tmp_path / "layered", "causal-lm", scan=True, remat=True)
     assert (read.scan, read.remat) == (True, True)
-    same(stacked, stacks.stack(params))
-    hf_save.save_pretrained(tmp_path / "again", read, stacked, max_shard_size=20_000, source=tmp_path / "layered")
+    same(whole, stacks.stack(params))
+    hf_save.save_pretrained(tmp_path / "again", read, whole, max_shard_size=20_000, source=tmp_path / "layered")
     written = {path.name: path.read_bytes() for path in (tmp_path / "layered").iterdir()}
     assert written == {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
 
@@ -192,10 +192,10 @@ def test_params_have_their_shardings(tmp_path):
         axes = {path: leaf.ndim for path, leaf in tree.flatten(models.shapes(model)).items()}
         return lambda path: NamedSharding(mesh, PartitionSpec(*[None] * (axes[path] - 1), "all"))
 
-    read, stacked = hf.load_pretrained(tmp_path / "base", "causal-lm", scan=True, sharding=sharding)
+    read, whole = hf.load_pretrained(tmp_path / "base", "causal-lm", scan=True, sharding=sharding)
     assert seen == [read]
-    same(stacked, stacks.stack(params))
-    assert all(leaf.sharding == sharding(read)(path) for path, leaf in tree.flatten(stacked).items())
+    same(whole, stacks.stack(params))
+    assert all(leaf.sharding == sharding(read)(path) for path, leaf in tree.flatten(whole).items())
 
 
 def test_encoders_are_not_scanned(tmp_path):

@@ -14,7 +14,7 @@ from dsee_jax.ckpt import adapter, packed_masks, tensors
 from dsee_jax.errors import InputError
 
 RANDOM = np.random.default_rng(0)
-FULL = adapter.Adapter(
+FULL = adapter.Saved(
     deltas={
         "encoder": {
             "query": {

@@ -205,9 +205,7 @@ def test_evaluate_prints_the_final_metrics(finished, capsys, overrides):
 
 def logits(folder, kept=None):
     model, params = dsee_jax.load_pretrained(folder)
-    options = {name: kept.config[name] for name in ("scale", "scale_sparse")} if kept else {}
-    deltas, supports = (kept.deltas, kept.supports) if kept else (None, None)
-    return np.asarray(dsee_jax.apply(model, params, deltas, supports, tiny.batch(), **options))
+    return np.asarray(dsee_jax.apply(model, params, kept and kept.adapter, tiny.batch()))
 
 
 @pytest.mark.smoke

@@ -42,10 +42,9 @@ for options in ({}, {"temperature": 1.0, "top_k": 4, "top_p": 0.8}, {"beams": 2,
 for dtype in ("float32", "bfloat16"):
     model, params = dsee_jax.load_pretrained(sys.argv[2], num_labels=2, dtype=dtype)
     config = dsee_jax.DeltaConfig(rank=2, nonzeros=4)
-    deltas, supports = dsee_jax.deltas.init(params, config, key=jax.random.key(0))
-    options = {"scale": config.scale}
-    loss = lambda d: dsee_jax.apply(model, params, d, supports, tiny.batch(), **options).astype("float32").sum()
-    jax.jit(jax.grad(loss))(deltas)
+    adapter = dsee_jax.deltas.init(params, config, key=jax.random.key(0))
+    logits = lambda deltas: dsee_jax.apply(model, params, adapter.replace(deltas=deltas), tiny.batch())
+    jax.jit(jax.grad(lambda deltas: logits(deltas).astype("float32").sum()))(adapter.deltas)
 merge.merge(params, [params, params], method="rankmean", unit="tensor")
 """
 

@@ -54,7 +54,7 @@ def test_peft_computes_the_tuned_logits(lora, tmp_path):
     with torch.no_grad():
         expected = theirs(**{name: torch.from_numpy(x).long() for name, x in tiny.batch().items()}).logits.numpy()
     model, params = dsee_jax.load_pretrained(export_as(lora, tmp_path / "hf", "hf"))
-    np.testing.assert_allclose(dsee_jax.apply(model, params, None, None, tiny.batch()), expected, atol=1e-5)
+    np.testing.assert_allclose(dsee_jax.apply(model, params, None, tiny.batch()), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,7 @@ def batches():
 def logits(run, *batches):
     """The logits of each batch, from the model that `evaluate` scores, with attached updates."""
     _, _, model, params, kept = finished_run.load(run)
-    options = {"scale": kept.config["scale"], "scale_sparse": kept.config["scale_sparse"]}
-    return [dsee_jax.apply(model, params, kept.deltas, kept.supports, batch, **options) for batch in batches]
+    return [dsee_jax.apply(model, params, kept.adapter, batch) for batch in batches]
 
 
 ALONE = """

@@ -105,18 +105,19 @@ def test_length_penalty_weighs_scores():
 def test_attached_folded_and_compacted_updates_generate_equal_tokens():
     """Greedy and by beams: attached against folded updates, a masked model against the compacted one."""
     model, params = made("llama", num_key_value_heads=3)
-    config = dsee_jax.DeltaConfig(targets=("decoder/.*/kernel",), rank=2, nonzeros=9, support="random")
-    deltas, supports = dsee_jax.deltas.create.init(params, config, key=jax.random.key(0))
+    config = dsee_jax.DeltaConfig(targets=("decoder/.*/kernel",), rank=2, alpha=4.0, nonzeros=9, support="random")
+    adapter = dsee_jax.deltas.init(params, config, key=jax.random.key(0))
     draw = np.random.default_rng(0)
-    deltas = jax.tree.map(lambda leaf: draw.normal(0, 0.2, leaf.shape).astype(np.float32), deltas)
-    folded = dsee_jax.materialize(params, deltas, supports)
+    deltas = jax.tree.map(lambda leaf: draw.normal(0, 0.2, leaf.shape).astype(np.float32), adapter.deltas)
+    adapter = adapter.replace(deltas=deltas)
+    folded = dsee_jax.materialize(params, adapter)
     cuts = dsee_jax.models.cuts(model)
     left = {"heads": {"layer_0": np.zeros(3, bool), "layer_1": np.array([True, False, True])}}
     masks = units.masks(folded, cuts, left | {"neurons": {"layer_1": np.arange(40) % 2 == 0}})
     small, small_params = dsee_jax.compact(model, folded, masks)
     assert small.config.widths == {"heads": (0, 2), "neurons": (40, 20)}
     for options in ({}, {"beams": 3}):
-        attached = new(model, params, deltas=deltas, supports=supports, new_tokens=6, **options)
+        attached = new(model, params, adapter=adapter, new_tokens=6, **options)
         np.testing.assert_array_equal(attached, new(model, folded, new_tokens=6, **options))
         masked = new(model, dsee_jax.masks.apply(folded, masks), new_tokens=6, **options)
         np.testing.assert_array_equal(new(small, small_params, new_tokens=6, **options), masked)

@@ -82,9 +82,9 @@ def test_run_and_its_exports_generate_equal_texts(tmp_path, family):
     tuned, factors, folded, plain = (
         pipeline.load(tmp_path / name) for name in ("run", "factors", "folded", "run/model")
     )
-    assert tuned.updates
-    assert factors.updates
-    assert not folded.updates
+    assert tuned.adapter
+    assert factors.adapter
+    assert not folded.adapter
     texts = [pipeline.complete(writer, [PROMPT, "no"], new_tokens=8) for writer in (tuned, factors, folded, plain)]
     assert texts[0] == texts[1] == texts[2] != texts[3]
 

@@ -38,7 +38,7 @@ def family(folder, *heads):
 
 
 def logits(model, params):
-    return np.asarray(dsee_jax.apply(model, params, None, None, tiny.batch()))
+    return np.asarray(dsee_jax.apply(model, params, None, tiny.batch()))
 
 
 @pytest.mark.parametrize("method", ["linear", "rankmean", "task_arithmetic"])
@@ -113,10 +113,10 @@ def test_adapter_with_other_kept_units_than_its_base_is_refused(tmp_path, capsys
     model, params = hf.load_pretrained(tmp_path / "base")
     path = "encoder/layer_0/mlp/up/kernel"  # of one shape in all models
     config = dsee_jax.DeltaConfig(targets=(path,), rank=2, nonzeros=0)
-    deltas, supports = dsee_jax.deltas.create.init(params, config, key=jax.random.key(0))
+    updates = dsee_jax.deltas.init(params, config, key=jax.random.key(0))
     about = {"scale": config.scale, "scale_sparse": True}
     (tmp_path / "adapter").mkdir()
-    saved = adapter.Adapter(deltas, supports, {}, {}, about, {} if head is None else kept(head))
+    saved = adapter.Saved(updates.deltas, updates.supports, {}, {}, about, {} if head is None else kept(head))
     adapter.save(tmp_path / "adapter", saved)
     recipe = tmp_path / "recipe.yml"
     recipe.write_text("merge_method: karcher\nmodels: [{model: base+adapter}, {model: model_0}]\n")

@@ -74,7 +74,7 @@ def test_masked_and_compacted_models_cost_the_same():
     """With zeros skipped, the masked model needs the multiply-adds of the compacted model."""
     model = models.find("bert").model(models.find("bert").config.from_hf(tiny.config()))
     params = tiny.params(model, np.zeros((1, 1), np.int32))
-    cut = units.structured(params, None, None, models.cuts(model), heads=0.34, neurons=0.4)
+    cut = units.structured(params, None, models.cuts(model), heads=0.34, neurons=0.4)
     _, small = dsee_jax.compact(model, params, cut)
     count = lambda values: [path for path in tree.flatten(values) if path.endswith("/kernel")]
     masked = masks.apply(params, cut)

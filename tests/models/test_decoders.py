@@ -127,12 +127,13 @@ def test_classifier_reads_the_last_token(side):
 def test_attached_equals_materialised(variant):
     """Updates on every kernel, with the joint kernels of query, key and value and of gate and up."""
     model, params = made(variant)
-    config = dsee_jax.DeltaConfig(targets=(".*/kernel",), rank=2, nonzeros=9, support="random")
-    deltas, supports = dsee_jax.deltas.create.init(params, config, key=jax.random.key(0))
+    config = dsee_jax.DeltaConfig(targets=(".*/kernel",), rank=2, alpha=4.0, nonzeros=9, support="random")
+    adapter = dsee_jax.deltas.init(params, config, key=jax.random.key(0))
     draw = np.random.default_rng(0)
-    deltas = jax.tree.map(lambda leaf: draw.normal(0, 0.2, leaf.shape).astype(np.float32), deltas)
-    attached = jax.jit(functools.partial(dsee_jax.apply, model))(params, deltas, supports, {"input_ids": ids()})
-    folded = run(model, dsee_jax.materialize(params, deltas, supports), input_ids=ids())
+    deltas = jax.tree.map(lambda leaf: draw.normal(0, 0.2, leaf.shape).astype(np.float32), adapter.deltas)
+    adapter = adapter.replace(deltas=deltas)
+    attached = jax.jit(functools.partial(dsee_jax.apply, model))(params, adapter, {"input_ids": ids()})
+    folded = run(model, dsee_jax.materialize(params, adapter), input_ids=ids())
     close(attached, folded, 1e-5)
     assert np.abs(folded - run(model, params, input_ids=ids())).max() > 0.1
 

@@ -123,11 +123,11 @@ def test_task_determines_outputs_and_head(family, task, shape, head):
 def test_updates_attach_to_every_kernel(family, task):
     """Attached updates equal folded updates, also on the kernels of the head."""
     model, params = _model(family, task)
-    config = dsee_jax.DeltaConfig(targets=(".*/kernel",), rank=2, nonzeros=3, support="random")
-    deltas, supports = dsee_jax.deltas.create.init(params, config, key=jax.random.key(0))
-    deltas = jax.tree.map(lambda leaf: leaf + 0.1, deltas)
-    attached = dsee_jax.apply(model, params, deltas, supports, _batch(model))
-    folded = _run(model, dsee_jax.materialize(params, deltas, supports), **_batch(model))
+    config = dsee_jax.DeltaConfig(targets=(".*/kernel",), rank=2, alpha=4.0, nonzeros=3, support="random")
+    adapter = dsee_jax.deltas.init(params, config, key=jax.random.key(0))
+    adapter = adapter.replace(deltas=jax.tree.map(lambda leaf: leaf + 0.1, adapter.deltas))
+    attached = dsee_jax.apply(model, params, adapter, _batch(model))
+    folded = _run(model, dsee_jax.materialize(params, adapter), **_batch(model))
     np.testing.assert_allclose(attached, folded, rtol=1e-4, atol=1e-4)
 
 

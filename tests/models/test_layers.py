@@ -11,6 +11,7 @@ import pytest
 import tiny
 from dsee_jax.models import layers
 from dsee_jax.ops import dense
+from dsee_jax.ops.joint import JointDense
 
 
 def test_activations_are_their_formulas():
@@ -49,7 +50,7 @@ def test_dropout_is_off_if_deterministic_or_rate_zero():
 
 def test_joint_dense_is_several_dense_layers():
     """With different output widths and leading axes, equal to one nn.Dense per name with the same params."""
-    module = layers.JointDense(("query", "key", "value"), (4, 6, 2))
+    module = JointDense(("query", "key", "value"), (4, 6, 2))
     x = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
     params = tiny.params(module, x)
     outputs = module.apply({"params": params}, x)
@@ -64,7 +65,7 @@ def test_joint_dense_is_several_dense_layers():
 @pytest.mark.parametrize("rows", [2, 40])
 def test_joint_dense_with_zero_updates_has_the_same_bits(rows, dtype):
     """With few and with many rows, one map without a bias, in the graph and out of it."""
-    module = layers.JointDense(("query", "key", "value"), (40, 60, 20), dtype, unbiased=("key",))
+    module = JointDense(("query", "key", "value"), (40, 60, 20), dtype, unbiased=("key",))
     x = np.random.default_rng(0).normal(size=(rows, 80)).astype(np.float32)
     params = tiny.params(module, x)
     kernels, biases = ([params[name].get(kind) for name in module.joint] for kind in ("kernel", "bias"))

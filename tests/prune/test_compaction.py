@@ -76,7 +76,11 @@ def cut(kept, family="bert"):
     indices = compaction.indices(model, kept, adapter.deltas, adapter.supports)
     small, small_params = dsee_jax.compact(model, params, units.masks(params, models.cuts(model), kept))
     deltas = compaction.cut_tree({"deltas": adapter.deltas}, indices)["deltas"]
-    return small, small_params, adapter.replace(deltas=deltas, supports=compaction.cut_supports(adapter.supports, indices))
+    return (
+        small,
+        small_params,
+        adapter.replace(deltas=deltas, supports=compaction.cut_supports(adapter.supports, indices)),
+    )
 
 
 def logits(model, params, adapter=None):

@@ -113,7 +113,12 @@ def test_number_of_pruned_weights_is_exact(score, scope, sparsity, tied):
         adapter = adapter.replace(deltas=jax.tree.map(jnp.zeros_like, adapter.deltas))
     masks = tree.flatten(
         weights.unstructured(
-            *(params, adapter, [".*/kernel"]), score=score, scope=scope, sparsity=sparsity, key=KEY, inputs=inputs(params)
+            *(params, adapter, [".*/kernel"]),
+            score=score,
+            scope=scope,
+            sparsity=sparsity,
+            key=KEY,
+            inputs=inputs(params),
         )
     )
     parts = [layer for mask in masks.values() for layer in (mask if mask.ndim == 3 else [mask])]
@@ -139,9 +144,7 @@ def test_wanda_prunes_the_weights_of_small_inputs():
     assert each == {"a/kernel": [[1, 1], [0, 1], [1, 0], [0, 0]]}
     of_outputs = weights.unstructured(params, None, [".*"], scope="output", sparsity=0.25, **args)
     assert kept(of_outputs) == {"a/kernel": [[1, 1], [1, 1], [1, 0], [0, 1]]}
-    assert kept(weights.nm(params, None, [".*"], n=1, m=2, **args)) == {
-        "a/kernel": [[1, 1], [0, 0], [1, 0], [0, 1]]
-    }
+    assert kept(weights.nm(params, None, [".*"], n=1, m=2, **args)) == {"a/kernel": [[1, 1], [0, 0], [1, 0], [0, 1]]}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from dsee_jax import masks, tree
 from dsee_jax.config import PruneConfig
 from dsee_jax.data.batches import Batches
 from dsee_jax.prune import calibration
-from dsee_jax.train import pruning, setup
+from dsee_jax.train import pruning, setup, step
 
 
 def cubic(**options):
@@ -48,11 +48,9 @@ def test_wanda_reads_the_inputs_of_the_current_model(tmp_path):
     drawn = tree.flatten(pruning.draw(made, trained, before, 0.5))
 
     weights = masks.apply(tree.join(tree.split(made.params, made.head)[1], trained["params"]), before)
-    scale = {"scale": made.config.delta.scale, "scale_sparse": made.config.delta.scale_sparse}
     source = Batches(made.data.train, 8, 1.0, made.config.train.seed, made.data.edges)
-    expected = calibration.sizes(
-        made.model, dsee_jax.materialize(weights, moved, made.supports, **scale), [source[0], source[1]]
-    )
+    tuned = dsee_jax.materialize(weights, step.adapter(trained, made.supports, made.config.delta))
+    expected = calibration.sizes(made.model, tuned, [source[0], source[1]])
     plain = calibration.sizes(made.model, made.params, [source[0], source[1]])
     differ = False
     for path, kept in drawn.items():

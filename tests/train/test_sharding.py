@@ -126,9 +126,9 @@ def test_shardings_of_updates_masks_and_moments():
     bert = model()
     placed = sharding.placement(abstract(2, 4, 2), bert)
     params = bert.init(jax.random.key(0), np.ones((1, 4), np.int32))["params"]
-    updates, supports = create.init(params, meshes.DELTA, key=jax.random.key(0))
+    adapter = create.init(params, meshes.DELTA, key=jax.random.key(0))
     optimizer = optim.adamw(TrainConfig())
-    trained = {"deltas": updates, "params": {}}
+    trained = {"deltas": adapter.deltas, "params": {}}
     state = step.State(np.zeros((), np.int32), trained, optimizer.init(trained))
     kernel = lambda tree: tree["encoder"]["layer_0"]["attention"]["query"]["kernel"]
     moment = next(part.mu for part in sharding.shardings(placed, state).optimizer if hasattr(part, "mu"))
@@ -138,7 +138,7 @@ def test_shardings_of_updates_masks_and_moments():
             "b": P(None, "tensor"),
             "values": P(),
         }
-    frozen = sharding.shardings(placed, step.Frozen(params, supports, {"encoder": params["encoder"]}))
+    frozen = sharding.shardings(placed, step.Frozen(params, adapter.supports, {"encoder": params["encoder"]}))
     assert kernel(frozen.params).spec == kernel(frozen.masks).spec == P("fsdp", "tensor")
     assert kernel(frozen.supports).spec == P()
 

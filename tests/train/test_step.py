@@ -1,5 +1,6 @@
 """The optimiser step: its gradients, its constants, and its invariance to padding, order and micro-batches."""
 
+import dataclasses
 import functools
 
 import jax
@@ -33,13 +34,13 @@ def made(folder, *, full=False, dtype="float32"):
     """``(model, state, frozen)``; the updates are perturbed, so that every part of them has a gradient."""
     model, params = hf.load_pretrained(folder, dtype=dtype)
     head = tree.select(["pooler/.*", "classifier/.*"], tree.flatten(params))
-    deltas, supports = ({}, {}) if full else create.init(params, DELTA, key=KEY)
+    adapter = create.init(params, dataclasses.replace(DELTA, rank=0, nonzeros=0) if full else DELTA, key=KEY)
     noise = np.random.default_rng(0)
-    deltas = jax.tree.map(lambda leaf: leaf + noise.normal(0, 0.1, leaf.shape).astype(np.float32), deltas)
+    deltas = jax.tree.map(lambda leaf: leaf + noise.normal(0, 0.1, leaf.shape).astype(np.float32), adapter.deltas)
     moving, rest = (params, {}) if full else tree.split(params, head)
     trained = {"deltas": deltas, "params": moving}
     state = step.State(jnp.zeros((), jnp.int32), trained, OPTIMIZER.init(trained))
-    return model, state, step.Frozen(rest, supports, {})
+    return model, state, step.Frozen(rest, adapter.supports, {})
 
 
 def batch(rows=8, **options):

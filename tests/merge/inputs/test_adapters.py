@@ -26,6 +26,12 @@ def read_tensor(lazy):
     return lazy.read(0, int(np.prod(lazy.shape))).reshape(lazy.shape)
 
 
+def drawn(params, config):
+    """Return an adapter of random updates."""
+    new = create.init(params, config, key=jax.random.key(0))
+    return new.replace(deltas=jax.tree.map(lambda leaf: RANDOM.normal(size=leaf.shape).astype(np.float32), new.deltas))
+
+
 def write_base_and_adapter(folder, *, scale_sparse=True, head=True, family="bert"):
     """Write a base in ``base`` and an adapter in ``adapter``; return the materialized tensors by their names."""
     tiny.bert(folder / "base", model_type=family)
@@ -33,19 +39,16 @@ def write_base_and_adapter(folder, *, scale_sparse=True, head=True, family="bert
     config = DeltaConfig(
         targets=(".*/(query|value|up)/kernel",), rank=3, alpha=5.0, nonzeros=7, scale_sparse=scale_sparse
     )
-    updates, supports = create.init(params, config, key=jax.random.key(0))
-    updates = jax.tree.map(lambda leaf: RANDOM.normal(size=leaf.shape).astype(np.float32), updates)
+    updates = drawn(params, config)
     pruned = {"encoder/layer_0/attention/query/kernel", "encoder/layer_1/attention/output/kernel"}
     kernel_masks = tree.unflatten({path: RANDOM.random(tree.get(params, path).shape) < 0.5 for path in pruned})
     new = {"classifier": {"kernel": RANDOM.normal(size=(24, 2)), "bias": RANDOM.normal(size=2)}} if head else {}
     new = jax.tree.map(lambda leaf: leaf.astype(np.float32), new)
     about = {"scale": config.scale, "scale_sparse": scale_sparse}
     (folder / "adapter").mkdir()
-    adapter.save(folder / "adapter", adapter.Adapter(updates, supports, new, kernel_masks, about, {}))
+    adapter.save(folder / "adapter", adapter.Saved(updates.deltas, updates.supports, new, kernel_masks, about, {}))
     tuned = masks.apply(tree.unflatten({**tree.flatten(params), **tree.flatten(new)}), kernel_masks)
-    return hf_names.hf_tensors(
-        model, fold.materialize(tuned, updates, supports, scale=config.scale, scale_sparse=scale_sparse)
-    )
+    return hf_names.hf_tensors(model, fold.materialize(tuned, updates))
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "deberta"])
@@ -67,16 +70,15 @@ def test_decoder_adapter_equals_the_materialized_model(tmp_path, family):
     decoders.write(tmp_path / "base", **decoders.VARIANTS[family])
     model, params = hf.load_pretrained(tmp_path / "base", "causal-lm")
     config = DeltaConfig(targets=(".*/(query|value|up)/kernel",), rank=3, alpha=5.0, nonzeros=7)
-    updates, supports = create.init(params, config, key=jax.random.key(0))
-    updates = jax.tree.map(lambda leaf: RANDOM.normal(size=leaf.shape).astype(np.float32), updates)
+    updates = drawn(params, config)
     pruned = [
         f"decoder/layer_{layer}/attention/{name}/kernel" for layer, name in ((0, "query"), (1, "key"), (1, "output"))
     ]
     kernel_masks = tree.unflatten({path: RANDOM.random(tree.get(params, path).shape) < 0.5 for path in pruned})
     (tmp_path / "adapter").mkdir()
     about = {"scale": config.scale, "scale_sparse": True}
-    adapter.save(tmp_path / "adapter", adapter.Adapter(updates, supports, {}, kernel_masks, about, {}))
-    folded = fold.materialize(masks.apply(params, kernel_masks), updates, supports, scale=config.scale)
+    adapter.save(tmp_path / "adapter", adapter.Saved(updates.deltas, updates.supports, {}, kernel_masks, about, {}))
+    folded = fold.materialize(masks.apply(params, kernel_masks), updates)
     expected, source = hf_names.hf_tensors(model, folded), sources.open_source("base+adapter", tmp_path)
     assert source.tensors.keys() == expected.keys()
     for name, lazy in source.tensors.items():

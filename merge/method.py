@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from dsee_jax.errors import InputError, did_you_mean
+from dsee_jax.typing import Array
 from merge.leaf import Leaf
 
 LARGEST = 3.4028234663852886e38
@@ -13,8 +14,8 @@ LARGEST = 3.4028234663852886e38
 class Option(NamedTuple):
     """One option of a method: its type, its default, its range, and its meaning in one line."""
 
-    kind: type  # float, int, bool or str
-    default: Any  # None: the option is required
+    kind: type[float] | type[str]  # float, int, bool or str
+    default: float | str | None  # None: the option is required
     help: str
     low: float = float("-inf")
     high: float = float("inf")
@@ -72,7 +73,7 @@ class Method(NamedTuple):
     of each leaf it returns ``extra``, further keyword arguments for each leaf.
     """
 
-    merge: Callable[..., Any]
+    merge: Callable[..., Array]
     each: Mapping[str, Option]
     shared: Mapping[str, Option]
     help: str  # one line, with the paper
@@ -85,7 +86,7 @@ class Method(NamedTuple):
     statistics: Literal["none", "elements", "grams"] = "none"
     # check(where, **options) raises InputError, beginning with ``where``, for options that contradict each other
     check: Callable[..., None] = lambda where, **options: None
-    prepare: Callable[[Sequence[Leaf], Sequence[Mapping[str, Any]]], list[dict[str, Any]]] | None = None
+    prepare: Callable[[Sequence[Leaf], Sequence[Mapping[str, object]]], list[dict[str, object]]] | None = None
 
     def keywords(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return ``options``, whose keys are recipe names, under the keywords of ``merge``."""

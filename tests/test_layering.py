@@ -22,7 +22,7 @@ ORDER = {
         *("train", "plan", "export", "analysis", "commands", "__main__"),
     ],
     "merge": [
-        *("units", "leaf", "noise", "topk", "method", "methods", "in_memory"),
+        *("units", "leaf", "noise", "topk", "method", "methods", "arguments", "in_memory", "signatures"),
         *("recipes", "mergekit_flags", "inputs", "planning", "compare", "streaming", "outputs", "pipeline", "__main__"),
     ],
 }

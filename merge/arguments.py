@@ -134,6 +134,7 @@ def _keys(where: str, keys: Iterable[object], names: Sequence[str]) -> dict[str,
 def _per_model(where: str, option: Option, value: Any, *, count: int) -> Sequence[Any] | jax.Array:
     """Return ``value`` as a sequence or an array of ``count`` values, one per model."""
     if _traced(value):
+        _check_traceable(where, option)
         if value.shape not in ((), (count,)):
             raise InputError(
                 f"{where} has shape {value.shape} for {count} models; give one each, or one number for all"
@@ -150,10 +151,14 @@ def _checked(where: str, option: Option, value: Any) -> Any:
     if _is_array(value) and value.shape:
         raise InputError(f"{where} has shape {value.shape}; expected {option.expected}")
     if _traced(value):
-        if option.kind is not float:
-            raise InputError(f"{where} is traced; expected a constant: close over it or make it static")
+        _check_traceable(where, option)
         return value
     return option.check(where, value.item() if _is_array(value) else value)
+
+
+def _check_traceable(where: str, option: Option) -> None:
+    if option.kind is not float or option.static:
+        raise InputError(f"{where} is traced; expected a constant: close over it or make it static")
 
 
 def _traced(value: object) -> bool:

@@ -22,6 +22,7 @@ class Option(NamedTuple):
     low_open: bool = False  # the value low is excluded
     choices: tuple[str, ...] = ()
     effect: bool = True  # False: any value gives the same result
+    static: bool = False  # True: sizes follow from a number, which therefore may not be traced
 
     def check(self, where: str, value: Any) -> Any:
         """Return ``value`` in this option's type.

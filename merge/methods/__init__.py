@@ -57,7 +57,7 @@ def find(name: str, options: Mapping[str, Any] = {}) -> Method:
     inner = options.get("over", options.get("method")) if name == "lines" else None
     if inner is None:
         return METHODS[name]
-    if inner not in METHODS or inner == "lines":
+    if not isinstance(inner, str) or inner not in METHODS or inner == "lines":
         others = sorted(METHODS.keys() - {"lines"})
         raise InputError(f"lines over {inner!r}{did_you_mean(str(inner), others)}; expected one of {', '.join(others)}")
     return lines.over(METHODS[inner], inner)

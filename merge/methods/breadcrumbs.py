@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from merge import topk
 from merge.leaf import Leaf, Tile
 from merge.method import Method, Option
-from merge.methods.sparse_sum import EACH, Sparsifier, Weights, merge_sparse, shared_options
+from merge.methods.sparse_sum import COUNTED, Sparsifier, Weights, merge_sparse, shared_options
 from merge.topk import Selection
 
 
@@ -49,8 +49,10 @@ def _method(*, elect: bool) -> Method:
     return Method(
         partial(breadcrumbs, elect=elect),
         {
-            **EACH,
-            "gamma": Option(float, 0.01, "fraction of the model's changes that is dropped for being the largest", 0, 1),
+            **COUNTED,
+            "gamma": Option(
+                float, 0.01, "fraction of the model's changes that is dropped for being the largest", 0, 1, static=True
+            ),
         },
         shared_options(normalize=False, rescale=False),
         f"drop the largest and smallest changes, {'elect signs, then sum' if elect else 'then sum'} (arXiv 2312.06795)",

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from dsee_jax.errors import InputError
 from merge.leaf import Leaf, Tile, numbers
@@ -57,7 +58,9 @@ def _dropped_inverse(tile: Tile, rule: Any) -> list[jax.Array]:
 
 
 def _check(where: str, *, density: Any, epsilon: Any = None, **others: Any) -> None:
-    for share, spread in zip(density, epsilon or (), strict=False):
+    for share, spread in zip(density, () if epsilon is None else epsilon, strict=False):
+        if isinstance(share + spread, Tracer):
+            continue
         if 0 < share < 1 and not spread < share < 1 - spread:
             raise InputError(
                 f"{where}: density {share:g} and epsilon {spread:g} give probabilities from {share - spread:g} to "

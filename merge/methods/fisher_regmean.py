@@ -24,7 +24,7 @@ def fisher(leaf: Leaf, *, weight: Sequence[float] | Array, eps: float = 1e-6) ->
     return leaf.map(_fisher_mean, numbers(weight), numbers(eps))
 
 
-def regmean(leaf: Leaf, *, alpha: float = 1.0, grams: Sequence[Array] | None = None) -> Any:
+def regmean(leaf: Leaf, *, alpha: float | Array = 1.0, grams: Sequence[Array] | None = None) -> Any:
     """Return ``(sum_m G_m)^-1 sum_m G_m W_m`` of kernels W (in, out) (Jin et al. 2023, arXiv 2212.09849).
 
     Args:
@@ -43,10 +43,10 @@ def regmean(leaf: Leaf, *, alpha: float = 1.0, grams: Sequence[Array] | None = N
     return leaf.map(_projected, _projections(grams, alpha))
 
 
-def _projections(grams: Sequence[Array], alpha: float) -> list[jax.Array]:
+def _projections(grams: Sequence[Array], alpha: float | Array) -> list[jax.Array]:
     """Return ``G_m (sum_k G_k)^-1`` for each model, (in, in): the factors of the rows of W_m."""
     # An input that never occurs makes the sum singular. float64, where available, needs a smaller ridge.
-    traced = any(isinstance(gram, Tracer) for gram in grams)
+    traced = any(isinstance(value, Tracer) for value in (alpha, *grams))
     xp, kind = (jnp, jnp.float32) if traced else (np, np.float64)
     scaled = []
     for gram in grams:

@@ -80,7 +80,12 @@ METHODS = {
         {},
         {
             "select_topk": Option(
-                float, 1.0, "fraction of the varying elements that is selected, the largest variance first", 0, 1
+                float,
+                1.0,
+                "fraction of the varying elements that is selected, the largest variance first",
+                0,
+                1,
+                static=True,
             ),
             "int8_mask": INT8_MASK,
         },

@@ -146,6 +146,8 @@ def kept_count(share: float, size: int) -> int:
 
 DENSITY = Option(float, 1.0, "fraction of the model's changes that is kept", 0, 1)
 EACH = {"weight": linear.WEIGHT, "density": DENSITY}
+COUNTED = {"weight": linear.WEIGHT, "density": DENSITY._replace(static=True)}
+"""The options for each model, where exactly that fraction is kept."""
 SEED = Option(int, 0, "seed of the random numbers", 0)
 RESCALE_NORM = Option(
     str, "l1", "l1: restore the sum of |change|; inverse: divide by the keep probability", choices=("l1", "inverse")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from merge import topk
 from merge.leaf import Leaf, Tile
 from merge.method import Method, Option
-from merge.methods.sparse_sum import EACH, Sparsifier, Weights, kept_count, merge_sparse, shared_options
+from merge.methods.sparse_sum import COUNTED, Sparsifier, Weights, kept_count, merge_sparse, shared_options
 from merge.topk import Selection
 
 
@@ -75,7 +75,7 @@ def _trimmed_count(share: float, size: int, trim_ties: str) -> int:
 METHODS = {
     "ties": Method(
         ties,
-        EACH,
+        COUNTED,
         {
             **shared_options(normalize=True, rescale=False),
             "trim": Option(

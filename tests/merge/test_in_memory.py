@@ -1,16 +1,19 @@
 """In-memory merging: trees of many kinds, options, gradients, sharding, and RankMean's invariants."""
 
+import dataclasses
 import os
 import subprocess
 import sys
 from typing import Any, NamedTuple
 
 import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,6 +84,51 @@ def test_merged_tree_has_the_structure_and_types_of_the_base(kind):
     assert value.dtype == jnp.bfloat16
     assert (np.asarray(value, np.float32) == 1.5).all()
     np.testing.assert_array_equal(numbers, [0, 1, 2])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Layer:
+    """As a module of Equinox: leaves that are no arrays among the arrays."""
+
+    weight: Any
+    activation: Any
+    rate: float
+
+
+class Block(nnx.Module):
+    def __init__(self, seed: int):
+        rngs = nnx.Rngs(seed)
+        self.layers = nnx.List([nnx.Linear(2, 3, rngs=rngs), nnx.BatchNorm(3, rngs=rngs)])
+        self.dropout = nnx.Dropout(0.1, rngs=rngs)
+
+
+def test_leaves_that_are_no_arrays_are_merged():
+    make = lambda weight: {"layers": [Layer(np.float32([weight]), jax.nn.relu, 0.1)], "name": "mlp"}
+    merged = merge.linear(make(0), [make(1), make(3)], weight={"layers/0/weight": [0.75, 0.25]})
+    assert (merged["layers"][0].activation, merged["layers"][0].rate, merged["name"]) == (jax.nn.relu, 0.1, "mlp")
+    assert merged["layers"][0].weight == 1.5
+
+
+@pytest.mark.parametrize("part", [nnx.state, lambda module: module, lambda module: nnx.to_pure_dict(nnx.state(module))])
+def test_trees_of_nnx_lose_their_structure(part):
+    """States, modules and pure dicts with integer keys; the counters and keys of random streams are the base's."""
+    base, *models = (part(Block(seed)) for seed in range(3))
+    merged = merge.linear(base, models, weight=[0.75, 0.25])
+    assert jax.tree.structure(merged) == jax.tree.structure(base)
+    for own, first, a, b in zip(*map(jax.tree.leaves, (merged, base, *models)), strict=True):
+        if jnp.issubdtype(own.dtype, jnp.floating):
+            np.testing.assert_allclose(own, 0.75 * a + 0.25 * b, rtol=1e-6)
+        else:
+            assert own is first
+
+
+def test_partitioned_params_lose_their_boxes():
+    box = lambda value: {"kernel": nn.Partitioned(np.full((2, 3), value, np.float32), names=("in", "out"))}
+    merged = merge.linear(box(0), [box(1), box(3)])
+    assert isinstance(merged["kernel"], nn.Partitioned)
+    assert merged["kernel"].names == ("in", "out")
+    assert (np.asarray(merged["kernel"].value) == 2).all()
 
 
 def test_hugging_face_names_are_grouped_by_layer():

@@ -88,7 +88,7 @@ def _by_tensor(
     where: str, mapping: Mapping[str, Any], check: Any, option: Option, default: Any, names: Sequence[str]
 ) -> dict[str, Any]:
     """Return ``{name: checked value}`` of all ``names``."""
-    values = {key: check(f"{where}[{key!r}]", option, value) for key, value in mapping.items()}
+    values = {str(key): check(f"{where}[{key!r}]", option, value) for key, value in mapping.items()}
     keys = _keys(where, mapping, names)
     outside = [name for name in names if name not in keys]
     if outside and default is None:

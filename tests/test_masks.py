@@ -1,14 +1,18 @@
 """Masks: exact selection, intersection, and files."""
 
+from typing import Any, NamedTuple
+
 import hypothesis
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import safetensors.numpy
 
-from dsee_jax import masks
+from dsee_jax import counts, masks
 from dsee_jax.ckpt import packed_masks
 from dsee_jax.errors import InputError
 
@@ -32,24 +36,73 @@ def test_misshapen_mask_is_refused():
         masks.apply({"q": {"kernel": jnp.ones((2, 2))}}, {"q": {"kernel": jnp.ones(2, bool)}})
 
 
+class Layer(NamedTuple):
+    w: Any
+    bias: Any
+
+
+def test_keep_trains_a_pruned_model_that_stays_pruned():
+    """With momentum and weight decay; in a tree of any types, frozen in part, with masks at some paths only."""
+    params = {"layers": [Layer(jnp.ones((3, 2)), jnp.ones(2))], "head": jnp.ones((2, 2)), "frozen": jnp.ones((2, 2))}
+    kept = jnp.array([[True, False], [False, True], [True, True]])
+    tree = {"layers": {"0": {"w": kept}}, "frozen": jnp.zeros((2, 2), bool)}
+    params["layers"][0] = params["layers"][0]._replace(w=jnp.where(kept, params["layers"][0].w, 0))
+    inner = optax.chain(optax.adamw(0.1), masks.keep(tree))
+    labels = {"layers": "train", "head": "train", "frozen": "stop"}
+    optimizer = optax.multi_transform({"train": inner, "stop": optax.set_to_zero()}, labels)
+    state = optimizer.init(params)
+    new = params
+    for _ in range(2):
+        updates, state = jax.jit(optimizer.update)(jax.tree.map(jnp.ones_like, params), state, new)
+        new = optax.apply_updates(new, updates)
+    assert jax.tree.structure(new) == jax.tree.structure(params)
+    np.testing.assert_array_equal(new["layers"][0].w != 0, kept)
+    assert (new["head"] != params["head"]).all()
+    assert (new["frozen"] == 1).all()
+    none = {**params, "frozen": None}
+    assert masks.keep(tree).update(none, masks.keep(tree).init(none))[0]["frozen"] is None
+
+
+def test_keep_takes_changed_masks_without_compiling_again():
+    @jax.jit
+    def step(params, state, tree):
+        return optax.chain(optax.sgd(1.0, 0.9), masks.keep(tree)).update(params, state, params)
+
+    params = {"w": jnp.ones(4)}
+    state = optax.chain(optax.sgd(1.0, 0.9), masks.keep({})).init(params)
+    for count in (4, 3, 1):
+        updates, state = step(params, state, {"w": jnp.arange(4) < count})
+        assert int((updates["w"] != 0).sum()) == count
+    assert step._cache_size() == 1
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"q": {"kernel": np.ones((2, 1), bool)}}, r"mask of 'q/kernel' has the shape \(2, 1\), its update \(2, 2\)"),
+        (
+            {"params": {"q": {"kernel": np.ones((2, 2), bool)}}},
+            "masks begin with 'params/q/kernel', the updates with 'q/kern",
+        ),
+    ],
+)
+def test_keep_refuses_masks_that_fit_no_update(tree, message):
+    params = {"q": {"kernel": jnp.ones((2, 2))}}
+    for call in (lambda: masks.keep(tree).init(params), lambda: masks.keep(tree).update(params, optax.EmptyState())):
+        with pytest.raises(InputError, match=message):
+            call()
+
+
 def test_density_literals():
     tree = {"a": np.array([True, False, False]), "b": {"c": np.array([[True]])}}
     assert masks.density(tree) == 0.5
     assert masks.density({}) == 1
 
 
-def test_density_adds_parts_beyond_an_int32(monkeypatch):
-    """A mask of 40 layers of 5120 x 13824 counts by layer; the sum of the counts exceeds an int32."""
-    assert masks.parts((40, 5120, 13824)) == 1
-    assert masks.parts((13824, 5120)) == masks.parts(()) == 0
-    assert masks.parts((2, 70000, 70000)) == 2
-    layered = jnp.arange(24).reshape(2, 3, 4) % 5 == 0
-    for most, axes in ((25, ()), (24, (2,)), (12, (2, 3)), (4, (2, 3, 4))):
-        counts = masks.counts(layered, most)
-        assert counts.shape == axes
-        assert int(counts.sum()) == 5
-    monkeypatch.setattr(masks, "counts", lambda mask: jnp.full(3, 2**30, jnp.int32))
-    assert masks.density({"a": jnp.ones((2, 2), bool)}) == 3 * 2**30 / 4
+def test_density_is_exact_beyond_an_int32_and_works_under_jit(monkeypatch):
+    assert jax.jit(masks.density)({"a": jnp.arange(6).reshape(2, 3) < 4}) == np.float32(4 / 6)
+    monkeypatch.setattr(masks.counts, "true", lambda parts: counts.of(3 * 2**30 + 1))
+    assert masks.density({"a": jnp.ones((2, 2), bool), "b": np.ones(4, bool)}) == (3 * 2**30 + 5) / 8
 
 
 def test_intersect_takes_a_missing_mask_as_all_kept():

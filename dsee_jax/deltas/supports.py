@@ -10,9 +10,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from dsee_jax.counts import INT32
 from dsee_jax.deltas import decompose
 from dsee_jax.errors import InputError
-from dsee_jax.masks import INT32
 from dsee_jax.ops.topk import ordered
 from dsee_jax.typing import Array, Key
 

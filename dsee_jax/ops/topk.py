@@ -1,38 +1,53 @@
-"""Exact selection of the highest entries of an array: ties go to the lowest index, and N:M groups along the inputs."""
+"""Exact selection of the highest entries of arrays: ties go to the lowest index, and N:M groups along the inputs."""
+
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from dsee_jax import counts
+from dsee_jax.counts import Count
 from dsee_jax.errors import InputError
-from dsee_jax.masks import INT32
 from dsee_jax.typing import Array
 
 
-@jax.jit
 def top_k(score: Array, k: int | Array) -> jax.Array:
     """Return a bool mask like ``score``, True at exactly the ``k`` highest entries; ties go to the lowest flat index.
 
-    ``k`` is clipped to 0 .. ``score.size`` and may be traced, so one compilation serves every ``k``. The cost is about fifty
+    ``k`` is clipped to 0 .. ``score.size`` and may be traced, so one compilation serves every ``k``. The cost is about forty
     counting passes and no sort. Any sharding is allowed.
 
     Raises:
-      InputError: the array has 2^31 entries or more, which an int32 cannot count: select part by part, as
-        `dsee_jax.prune.weights` does.
+      InputError: as `dsee_jax.counts.true`.
     """
-    return highest(ordered(score), k)
+    if isinstance(k, int | np.integer):
+        k = min(max(int(k), 0), score.size)
+    else:
+        k = jnp.clip(jnp.asarray(k, jnp.int32), 0, min(score.size, counts.INT32 - 1))
+    return highest([ordered(score)], counts.of(k))[0]
+
+
+def highest(ranks: Sequence[jax.Array], k: Count) -> list[jax.Array]:
+    """Return the masks of the ``k`` highest numbers of all arrays together; ties go to the first array, then row-major.
+
+    Args:
+      ranks: uint32 arrays from `ordered`, of any shapes.
+      k: at most the number of all entries.
+
+    Raises:
+      InputError: as `dsee_jax.counts.true`.
+    """
+    counts.check(*(rank.shape for rank in ranks))
+    bound, taken = _bound(list(ranks), k)
+    masks: list[jax.Array] = []
+    for rank in ranks:
+        mask, taken = _take(rank, bound, taken, k)
+        masks.append(mask)
+    return masks
 
 
 @jax.jit
-def highest(rank: jax.Array, k: int | Array) -> jax.Array:
-    """Return the mask of `top_k` for the numbers from `ordered`; raises as `top_k`."""
-    if rank.size >= INT32:
-        raise InputError(f"an array of {rank.size} entries has too many for one selection: select layer by layer")
-    k = jnp.clip(jnp.asarray(k, jnp.int32), 0, rank.size)
-    bound = _kth(rank, k)
-    above, tied = rank > bound, rank == bound
-    return (above | (tied & _first(tied, k - jnp.sum(above, dtype=jnp.int32)))) & (k > 0)
-
-
 def ordered(score: Array) -> jax.Array:
     """Return uint32 numbers, shaped like ``score``, in the order of the scores (as float32); NaN becomes 0."""
     score = jnp.asarray(score, jnp.float32)
@@ -44,29 +59,56 @@ def ordered(score: Array) -> jax.Array:
     return jnp.where(jnp.isnan(score), jnp.uint32(0), rank)
 
 
-def _kth(rank: jax.Array, k: jax.Array) -> jax.Array:
-    """Return the ``k``-th highest (from 1) number, bit by bit."""
+@jax.jit
+def _bound(ranks: list[jax.Array], k: Count) -> tuple[jax.Array, Count]:
+    """Return the ``k``-th highest number (from 1) of all arrays, bit by bit, and the count of the numbers above it."""
 
-    def try_bit(number: jax.Array, bound: jax.Array) -> jax.Array:
+    def try_bit(number: jax.Array, state: tuple[jax.Array, Count]) -> tuple[jax.Array, Count]:
+        bound, above = state
         higher = bound | (jnp.uint32(1) << (31 - number).astype(jnp.uint32))
-        return jnp.where(jnp.sum(rank >= higher, dtype=jnp.int32) >= k, higher, bound)
+        count = counts.true(rank >= higher for rank in ranks)
+        reaches = counts.at_least(count, k)
+        return jnp.where(reaches, higher, bound), counts.where(reaches, above, count)
 
-    return jax.lax.fori_loop(0, 32, try_bit, jnp.uint32(0))
+    # The last number that does not reach k is bound + 1. Where k is 0, the bound is the highest uint32, which no score has.
+    return jax.lax.fori_loop(0, 32, try_bit, (jnp.uint32(0), counts.Count(jnp.uint32(0), jnp.uint32(0))))
 
 
-def _first(tied: jax.Array, count: jax.Array) -> jax.Array:
-    """Return the mask of the flat indices up to the ``count``-th True of ``tied``; bisection beats a cumulative sum."""
-    flat = jnp.arange(tied.size, dtype=jnp.int32).reshape(tied.shape)
+@jax.jit
+def _take(rank: jax.Array, bound: jax.Array, taken: Count, k: Count) -> tuple[jax.Array, Count]:
+    """Return the mask of one array, and ``taken`` plus the ties of this array.
 
-    def halve(_: int, span: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = span
-        middle = low + (high - low) // 2
-        enough = jnp.sum(tied & (flat < middle), dtype=jnp.int32) >= count
-        return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+    ``taken`` counts all numbers above the bound and the ties of the arrays before this one. The first of the ties fill it up
+    to ``k``: all ties of the rows before one row, and of this row those before one column.
+    """
+    rows, columns = rank.shape[:-1] or (1,), rank.shape[-1] if rank.ndim else 1
+    wide = rank.reshape(*rows, columns) if rank.ndim < 2 else rank
+    tied = wide == bound
+    ties = jnp.sum(tied, axis=-1, dtype=jnp.int32)
+    number, place = jnp.arange(ties.size, dtype=jnp.int32).reshape(rows), jnp.arange(columns, dtype=jnp.int32)
+    row, filled = _fill(taken, k, ties.size, lambda row: counts.total(jnp.where(number < row, ties, 0)))
+    own = jnp.any(tied & (number == row)[..., None], axis=tuple(range(len(rows))))
+    column, _ = _fill(filled, k, columns, lambda column: counts.of(jnp.sum(own & (place < column), dtype=jnp.int32)))
+    place = place.reshape(*(1 for _ in rows), columns)
+    chosen = (number < row)[..., None] | ((number == row)[..., None] & (place < column))
+    mask = (wide > bound) | (tied & chosen)
+    return mask.reshape(rank.shape), counts.add(taken, counts.total(ties))
 
-    # `low` covers too few entries, `high` enough.
-    zero = jnp.zeros_like(count)
-    return flat < jax.lax.fori_loop(0, tied.size.bit_length(), halve, (zero - 1, zero + tied.size))[1]
+
+def _fill(taken: Count, k: Count, limit: int, before: Callable[[jax.Array], Count]) -> tuple[jax.Array, Count]:
+    """Return the largest number up to ``limit`` for which ``taken + before(number)`` is at most ``k``, and this sum.
+
+    ``before`` must not fall. Where no number fits, the result is 0 and ``taken``.
+    """
+    bits = limit.bit_length()
+
+    def try_bit(step: jax.Array, fit: tuple[jax.Array, Count]) -> tuple[jax.Array, Count]:
+        higher = fit[0] | (jnp.int32(1) << (bits - 1 - step).astype(jnp.int32))
+        count = counts.add(taken, before(higher))
+        fits = (higher <= limit) & counts.at_least(k, count)
+        return jnp.where(fits, higher, fit[0]), counts.where(fits, count, fit[1])
+
+    return jax.lax.fori_loop(0, bits, try_bit, (jnp.int32(0), taken))
 
 
 def n_m(score: Array, n: int, m: int) -> jax.Array:

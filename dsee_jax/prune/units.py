@@ -51,13 +51,16 @@ def structured(
         share.
       **evidence: ``key`` for ``random``; see `dsee_jax.prune.scores.Evidence`.
 
+    The function works under ``jax.jit`` and on sharded arrays; ``heads`` and ``neurons`` are Python numbers there too.
+
     Returns:
       Bool masks of all kernels and biases that hold heads, where ``heads`` is not 0, and neurons, likewise. True = kept. Of
       units with equal scores those of the lowest layer and index are kept. `dsee_jax.masks.apply` gives the masked model
       of full shape.
 
     Raises:
-      InputError: a fraction outside [0, 1), a number larger than the number of units, or an unknown kind, score or scope.
+      InputError: a fraction outside [0, 1), a number larger than the number of units, an array in its place, or an unknown
+        kind, score or scope.
     """
     key, inputs = complete("structured", evidence)
     if inputs is not None:
@@ -66,6 +69,10 @@ def structured(
         raise InputError(f"scope is {scope!r}: use 'global' or 'tensor'")
     kept: dict[str, dict[str, Array]] = {}
     for number, (kind, amount) in enumerate((("heads", heads), ("neurons", neurons))):
+        if isinstance(amount, jax.Array):
+            raise InputError(
+                f"{kind} is a JAX array; expected a Python number: the number of units to prune is fixed in a compiled program"
+            )
         if not amount:
             continue
         if kind not in cuts:
@@ -83,17 +90,17 @@ def structured(
         else:
             pools = [list(numbers)]
         sizes = [sum(len(by_layer[number]) for number in pool) for pool in pools]
-        flags: dict[int, np.ndarray] = {}
+        flags: dict[int, jax.Array] = {}
         for pool, left in zip(pools, _left(kind, amount, sizes, apart=scope == "tensor"), strict=True):
             flags |= zip(pool, _keep_highest([by_layer[number] for number in pool], left), strict=True)
         kept[kind] = {layer(number): flags[number] for number in numbers if flags[number].size}
     return masks(params, cuts, kept)
 
 
-def _layer_scores(params: Params, score: Tree, kind: str, layers: Sequence[Units]) -> list[np.ndarray]:
+def _layer_scores(params: Params, score: Tree, kind: str, layers: Sequence[Units]) -> list[jax.Array]:
     """Return the scores of one kind from a tree, float32 (units,) for each layer."""
     flat, nothing = tree.flatten(score), np.zeros(0)
-    by_layer = [np.asarray(flat.get(f"{kind}/{layer(number)}", nothing), np.float32) for number in range(len(layers))]
+    by_layer = [jnp.asarray(flat.get(f"{kind}/{layer(number)}", nothing), jnp.float32) for number in range(len(layers))]
     shapes, expected = [each.shape for each in by_layer], [(count(params, units),) for units in layers]
     if shapes != expected:
         raise InputError(
@@ -111,11 +118,10 @@ def _left(kind: str, amount: int | float, sizes: Sequence[int], *, apart: bool) 
     return [size - (end - start) for size, start, end in zip(sizes, [0, *removed], removed, strict=False)]
 
 
-def _keep_highest(scores: Sequence[np.ndarray], left: int) -> list[np.ndarray]:
+def _keep_highest(scores: Sequence[jax.Array], left: int) -> list[jax.Array]:
     """Return the ``left`` units of the highest scores of all layers in ``scores``, by layer."""
-    joined = np.concatenate(scores)
-    flags = np.asarray(top_k(joined, left)) if joined.size else np.zeros(0, bool)
-    return np.split(flags, np.cumsum([len(each) for each in scores])[:-1])
+    flags = top_k(jnp.concatenate(scores), left)
+    return jnp.split(flags, np.cumsum([len(each) for each in scores])[:-1])
 
 
 def _updated(layers: Sequence[Units], adapter: Adapter | None) -> list[bool]:
@@ -194,7 +200,7 @@ def scores(
     layers: Sequence[Units],
     score: str,
     **evidence: Unpack[Evidence],
-) -> list[np.ndarray]:
+) -> list[jax.Array]:
     """Return the scores of all units of one kind, float32 (units,) for each layer; ``evidence`` is that of `structured`.
 
     The score of a unit is the sum of the scores of the weights in its scored columns (DSEE, arXiv 2111.00160, section 3.3,
@@ -214,27 +220,35 @@ def scores(
     by_layer = []
     for number, (units, updated) in enumerate(zip(layers, _updated(layers, adapter), strict=True)):
         own = score if updated or not SCORES[score].of_update else "W"
-        total = np.zeros(count(params, units), np.float32)
-        if not len(total):
-            pass
+        size = count(params, units)
+        if not size:
+            by_layer.append(jnp.zeros(0))
         elif "key" in SCORES[score].reads and key is not None:
-            total = np.asarray(jax.random.uniform(jax.random.fold_in(key, number), total.shape))
+            by_layer.append(jax.random.uniform(jax.random.fold_in(key, number), (size,)))
         else:
+            parts = []
             for path in units.scored:
-                entries = units.axes[path][1]
-                w, (delta, support, _) = tree.get(params, path), updates.get(path, (None, None, None))
-                columns = _columns(w, delta, support, scale, own, scale_sparse)
-                total = total + multihost.to_host(columns).reshape(-1, entries).sum(1)
-        by_layer.append(total)
+                delta, support, _ = updates.get(path, (None, None, None))
+                options = (scale, own, scale_sparse, units.axes[path][1])
+                parts.append(_columns(tree.get(params, path), delta, support, *options))
+            by_layer.append(functools.reduce(jnp.add, parts))
     return by_layer
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
 def _columns(
-    w: Array, delta: Delta | None, support: Array | None, scale: float | Array, score: str, scale_sparse: bool
+    w: Array,
+    delta: Delta | None,
+    support: Array | None,
+    scale: float | Array,
+    score: str,
+    scale_sparse: bool,
+    entries: int,
 ) -> jax.Array:
+    """Return the scores (units,) of one kernel, whose units have ``entries`` columns each."""
     low_rank, update = fold.updates(w, delta, support, scale=scale, scale_sparse=scale_sparse)
-    return jnp.sum(SCORES[score](w, low_rank, update), axis=0)
+    columns = jnp.sum(SCORES[score](w, low_rank, update), axis=0)
+    return jnp.sum(columns.reshape(-1, entries), axis=1)
 
 
 def masks(params: Params, cuts: Cuts, kept: Masks) -> dict[str, jax.Array]:

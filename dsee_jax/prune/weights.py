@@ -12,23 +12,23 @@ the sparsity of the pool, as the authors of DSEE do (arXiv 2111.00160, section 3
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-from dsee_jax import tree
+from dsee_jax import counts, tree
 from dsee_jax.config import PruneConfig
+from dsee_jax.counts import Count
 from dsee_jax.deltas import fold
 from dsee_jax.deltas.adapter import Adapter
 from dsee_jax.errors import InputError, did_you_mean
-from dsee_jax.masks import INT32
-from dsee_jax.masks import counts as count_parts
 from dsee_jax.ops.topk import highest, n_m, ordered
 from dsee_jax.prune.scores import SCORES, Evidence, complete, divided
-from dsee_jax.runtime import multihost
 from dsee_jax.typing import Array, Delta, Key, Masks, Rules
 
 
@@ -37,7 +37,7 @@ def unstructured(
     adapter: Adapter | None,
     rules: Rules | Sequence[str],
     *,
-    sparsity: float = 0.5,
+    sparsity: float | Array = 0.5,
     score: str = "WABS",
     scope: str = "global",
     keep: Masks | None = None,
@@ -48,12 +48,16 @@ def unstructured(
     Exactly ``round(sparsity * N)`` of N competing entries go. Of equal scores the one at the lowest index is kept: paths in
     JAX's order, then row-major. A score that is not a number is the lowest.
 
+    The function works under ``jax.jit`` and on sharded arrays, also those that span processes, and returns the same masks
+    there. A pool has up to 2^40 entries.
+
     Args:
       params: the tree of weights; selected leaves are floating, (in, out) or (layers, in, out).
       adapter: updates at some paths of ``params``; None for none, which is plain pruning of the weights.
       rules: see above. All kernels with the value ``True`` share one pool. A rule with a mapping makes a pool of its own; the
         mapping may hold ``sparsity`` and ``score``.
-      sparsity: the fraction of zeros in each pool, in [0, 1).
+      sparsity: the fraction of zeros in each pool, in [0, 1). It may be a JAX array of shape (), such as the result of a
+        schedule of a traced step: then the number of zeros is that of its float32, and a traced fraction is clipped to [0, 1).
       score: a name in `dsee_jax.prune.scores.SCORES`. For a kernel without an update, scores that read updates become ``W``.
       scope: the entries that compete, N at a time. ``global``: all entries of a pool; for a score of the update alone, those
         with an update and those without are two pools. ``tensor``: those of each kernel, or of
@@ -84,11 +88,13 @@ def unstructured(
             if keep:
                 # 0 ranks below every score: not-a-number, which has rank 0, moves up to 1.
                 ranks = {path: jnp.where(earlier[path], jnp.maximum(ranks[path], 1), 0) for path in group}
-            if scope == "output":
-                drawn = _each_output(ranks, options["sparsity"])
+            if scope == "global":
+                k = _kept(options["sparsity"], sum(rank.size for rank in ranks.values()))
+                drawn = dict(zip(group, highest(list(ranks.values()), k), strict=True))
             else:
-                stacked = scope == "tensor" and kernels[group[0]].ndim == 3
-                drawn = (_each_layer if stacked else _keep_highest)(ranks, options["sparsity"])
+                ((path, own),) = ranks.items()
+                competing = own.shape[-2:] if scope == "tensor" else own.shape[-2:-1]
+                drawn = {path: _highest_apart(own, _kept(options["sparsity"], math.prod(competing)), scope)}
             masks |= {path: mask & earlier[path] for path, mask in drawn.items()} if keep else drawn
     return tree.unflatten({path: masks[path] for path in kernels})
 
@@ -130,13 +136,43 @@ def nm(
     return tree.unflatten({path: masks[path] for path in kernels})
 
 
-def cubic(t: float, *, initial: float = 0.0, final: float) -> float:
-    """Return the sparsity final + (initial - final) (1 - t)^3 of a gradual schedule (Zhu and Gupta 2017, equation 1).
+def cubic(
+    final: float, *, steps: int, begin: int = 0, initial: float = 0.0
+) -> Callable[[float | Array], float | Array]:
+    """Return the gradual schedule of Zhu and Gupta (arXiv 1710.01878, equation 1): the sparsity as a function of the step.
 
-    The time ``t`` goes from 0 (initial) to 1 (final) and is clipped to [0, 1]. Pass the masks of each step as ``keep`` to the
-    next.
+    The sparsity is ``initial`` until the step ``begin``, grows as ``final + (initial - final) (1 - t)^3`` over the next
+    ``steps`` steps, and is ``final`` from then on. The schedules of optax have the same form and serve as well. Draw with the
+    earlier masks, so that masks only shrink::
+
+        masks = unstructured(params, ..., sparsity=schedule(step), keep=masks)
+
+    Args:
+      final: the last sparsity, in [0, 1).
+      steps: the number of steps from ``initial`` to ``final``, at least 1.
+      begin: the step of the first growth.
+      initial: the first sparsity, in [0, 1).
+
+    Returns:
+      A function of the step. For a Python number its result is a Python number, and for a JAX array, also a traced one, a
+      float32.
+
+    Raises:
+      InputError: ``steps`` is below 1, or a sparsity is out of range.
     """
-    return final + (initial - final) * (1 - min(max(t, 0.0), 1.0)) ** 3
+    if steps < 1:
+        raise InputError(
+            f"steps is {steps}; expected the number of steps from the first sparsity to the last, at least 1"
+        )
+    for name, sparsity in (("initial", initial), ("final", final)):
+        _check_sparsity(name, sparsity)
+
+    def schedule(step: float | Array) -> float | Array:
+        time = (step - begin) / steps
+        time = jnp.clip(time, 0, 1) if isinstance(time, jax.Array) else min(max(time, 0.0), 1.0)
+        return final + (initial - final) * (1 - time) ** 3
+
+    return schedule
 
 
 def _pools(
@@ -176,10 +212,13 @@ def _check(options: Mapping[str, Any]) -> None:
     if options["score"] not in SCORES:
         hint = did_you_mean(str(options["score"]), SCORES)
         raise InputError(f"score is {options['score']!r}{hint}: use one of {', '.join(SCORES)}")
-    if not 0 <= options.get("sparsity", 0) < 1:
-        raise InputError(
-            f"sparsity is {options['sparsity']}; expected a fraction of zeros in [0, 1): 1.0 leaves no weight"
-        )
+    _check_sparsity("sparsity", options.get("sparsity", 0))
+
+
+def _check_sparsity(name: str, sparsity: float | Array) -> None:
+    # A traced number is not known here, and is clipped.
+    if not isinstance(sparsity, Tracer) and not 0 <= sparsity < 1:
+        raise InputError(f"{name} is {sparsity}; expected a fraction of zeros in [0, 1): 1.0 leaves no weight")
 
 
 def _ranker(
@@ -232,75 +271,26 @@ def _rank(
     return ordered(SCORES[score](w, low_rank, update, key=key, inputs=inputs))
 
 
-def _keep_highest(ranks: Mapping[str, jax.Array], sparsity: float, most: int = INT32) -> dict[str, jax.Array]:
-    """Return the masks of the highest ranks of one pool.
-
-    A pool and a kernel may have any number of entries: a program counts in parts of fewer than ``most`` (`masks.parts`),
-    which are added in 64 bits.
-    """
-    total = sum(rank.size for rank in ranks.values())
-    left = total - round(sparsity * total)
-    arrays = list(ranks.values())
-    bound = 0
-    for bit in reversed(range(32)):
-        higher = bound | 1 << bit
-        if sum(int(counts.sum()) for counts in _reaching(arrays, higher, most)) >= left:
-            bound = higher
-    # Where nothing is kept, bound is the highest uint32, which no rank reaches: both counts are 0.
-    reached, above = _reaching(arrays, bound, most), _reaching(arrays, min(bound + 1, 2**32 - 1), most)
-    left -= sum(int(counts.sum()) for counts in above)
-    masks: dict[str, jax.Array] = {}
-    for (path, rank), at_least, more in zip(ranks.items(), reached, above, strict=True):
-        tied = at_least - more
-        take = np.clip(left - (np.cumsum(tied).reshape(tied.shape) - tied), 0, tied)
-        left -= int(take.sum())
-        masks[path] = (
-            rank >= np.uint32(bound) if (take == tied).all() else _highest_parts(rank, (more + take).astype(np.int32))
-        )
-    return masks
-
-
-@jax.jit
-def _highest_parts(rank: jax.Array, counts: Array) -> jax.Array:
-    """Return the mask of the ``counts`` highest ranks of every part."""
-    select = highest
-    for _ in range(counts.ndim):
-        select = jax.vmap(select)
-    return select(rank, counts)
-
-
-def _each_layer(ranks: Mapping[str, jax.Array], sparsity: float) -> dict[str, jax.Array]:
-    """Return the masks of the highest ranks of every layer of stacked kernels."""
-    sizes = {path: rank[0].size for path, rank in ranks.items()}
-    return {path: _highest_each(rank, sizes[path] - round(sparsity * sizes[path])) for path, rank in ranks.items()}
-
-
-def _each_output(ranks: Mapping[str, jax.Array], sparsity: float) -> dict[str, jax.Array]:
-    """Return the masks of the highest ranks of every column."""
-    lengths = {path: rank.shape[-2] for path, rank in ranks.items()}
-    return {
-        path: _highest_columns(rank, lengths[path] - round(sparsity * lengths[path])) for path, rank in ranks.items()
-    }
-
-
-@jax.jit
-def _highest_columns(rank: jax.Array, count: Array) -> jax.Array:
-    columns = jnp.swapaxes(rank, -1, -2)
-    kept = jax.vmap(highest, in_axes=(0, None))(columns.reshape(-1, columns.shape[-1]), count)
-    return jnp.swapaxes(kept.reshape(columns.shape), -1, -2)
-
-
-_highest_each = jax.jit(jax.vmap(highest, in_axes=(0, None)))
-
-
-def _reaching(ranks: list[jax.Array], bound: int, most: int) -> list[np.ndarray]:
-    """Return the number of ranks from ``bound`` on in every part of every kernel, int64."""
-    return [counts.astype(np.int64) for counts in multihost.to_host(_count(ranks, np.uint32(bound), most))]
+def _kept(sparsity: float | Array, entries: int) -> Count:
+    """Return the number of entries to keep: exact for a Python number, and for a JAX array that of its float32."""
+    if isinstance(sparsity, jax.Array):
+        fraction = jnp.clip(sparsity.astype(jnp.float32), 0, np.nextafter(np.float32(1), np.float32(0)))
+        return counts.subtract(counts.of(entries), counts.share(fraction, entries))
+    return counts.of(entries - round(float(sparsity) * entries))
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _count(ranks: list[jax.Array], bound: Array, most: int = INT32) -> list[jax.Array]:
-    return [count_parts(rank >= bound, most) for rank in ranks]
+def _highest_apart(rank: jax.Array, k: Count, scope: str) -> jax.Array:
+    """Return the masks of the ``k`` highest ranks of every layer, or of every output."""
+
+    def select(rank: jax.Array) -> jax.Array:
+        return highest([rank], k)[0]
+
+    if scope == "output":
+        select = jax.vmap(select, in_axes=-1, out_axes=-1)
+    for _ in range(rank.ndim - 2):
+        select = jax.vmap(select)
+    return select(rank)
 
 
 def check_prunable(path: str, shape: tuple[int, ...], prune: PruneConfig) -> None:

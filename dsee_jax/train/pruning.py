@@ -27,7 +27,8 @@ def sparsities(config: PruneConfig, total: int) -> dict[int, float]:
         return {0: config.sparsity}
     last, count = round(config.schedule_fraction * (total - 1)), config.schedule_updates
     at = [round(last * number / max(count - 1, 1)) for number in range(count)]
-    return {step: weights.cubic((number + 1) / count, final=config.sparsity) for number, step in enumerate(at)}
+    schedule = weights.cubic(config.sparsity, steps=count)
+    return {step: float(schedule(number + 1)) for number, step in enumerate(at)}
 
 
 def draw(setup: Setup, trained: dict[str, Any], masks: Masks, sparsity: float) -> Masks:

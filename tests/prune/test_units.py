@@ -109,6 +109,24 @@ def test_layers_with_and_without_an_update_lose_their_shares(heads):
     assert kept(both) == {"heads/layer_0": [0, 0], "heads/layer_1": [1, 1]}
 
 
+def test_masks_under_jit_equal_those_of_the_eager_call():
+    """Of scores by name and from a tree; the numbers of units are constants of the program."""
+    trees = (*model(), {"heads": {"layer_0": jnp.ones(2), "layer_1": jnp.arange(2.0)}})
+
+    def draw(params, deltas, supports, given, heads=2):
+        draw = lambda score, **options: units.structured(params, deltas, supports, CUTS, score=score, **options)
+        return (
+            draw("WABS", heads=heads, neurons=0.5),
+            draw("ABS", heads=heads),
+            draw("random", heads=1, neurons=1, scope="tensor", key=KEY),
+            draw(given, heads=1),
+        )
+
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(draw)(*trees), draw(*trees))
+    with pytest.raises(InputError, match="heads is a JAX array; expected a Python number"):
+        jax.jit(draw)(*trees, 1)
+
+
 def test_masks_cover_every_param_of_a_unit():
     options = {"heads": 1, "neurons": 1, "score": "W", "scope": "tensor"}
     masks = tree.flatten(units.structured(*model(), CUTS, **options))

@@ -1,15 +1,21 @@
 """Pruning of trees: exact counts, pools, ties, updates, gradual schedules."""
 
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
 import hypothesis
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from dsee_jax import tree
 from dsee_jax.deltas.adapter import Adapter
 from dsee_jax.errors import InputError
+from dsee_jax.masks import apply as apply_masks
 from dsee_jax.prune import weights
 from dsee_jax.prune.scores import SCORES
 
@@ -200,7 +206,7 @@ def test_masks_only_shrink_along_the_cubic():
         params = {"a": {"kernel": draw.normal(size=(6, 8))}, "b": {"kernel": draw.normal(size=(6, 4))}}
         params["a"]["kernel"][0] = np.nan
         params = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), params)
-        sparsity = weights.cubic(step / 4, final=0.5)
+        sparsity = weights.cubic(0.5, steps=4)(step)
         new = weights.unstructured(params, None, [".*"], score="W", sparsity=sparsity, keep=masks)
         flat = tree.flatten(new)
         assert sum(int((~mask).sum()) for mask in flat.values()) == round(sparsity * 72)
@@ -235,27 +241,61 @@ def test_scores_of_weights_with_and_without_an_update_are_one_pool():
     assert int((~masks["f"]["kernel"]).sum()) == 32
 
 
-@pytest.mark.parametrize("most", [10, 24, 25, 100])
-@pytest.mark.parametrize("tied", [False, True])
-def test_counts_in_parts_select_the_same_weights(tied, most):
-    """A kernel with more entries than an int32 counts: by layer, or by row where a layer has too many as well."""
-    draw = np.random.default_rng(0)
-    values = lambda *shape: draw.integers(0, 3, shape) if tied else draw.permutation(np.prod(shape)).reshape(shape)
-    ranks = {
-        "a": jnp.asarray(values(3, 4, 6), jnp.uint32),
-        "b": jnp.asarray(values(8, 3), jnp.uint32),
-        "c": jnp.zeros((2, 0, 3), jnp.uint32),
-    }
-    for sparsity in (0.0, 0.3, 0.5, 0.99):
-        whole, parts = weights._keep_highest(ranks, sparsity), weights._keep_highest(ranks, sparsity, most)
-        assert kept(parts) == kept(whole)
-        assert sum(int((~mask).sum()) for mask in parts.values()) == round(sparsity * 96)
+JITTED = {
+    "global": {"scope": "global"},
+    "tensor": {"scope": "tensor"},
+    "output": {"scope": "output"},
+    "score of the update": {"score": "ABS"},
+    "inputs": {"score": "WANDA"},
+    "random": {"score": "random"},
+}
 
 
-def test_counts_of_parts_add_up_beyond_an_int32(monkeypatch):
-    monkeypatch.setattr(weights, "_count", lambda ranks, bound, most: [jnp.full((3, 2), 2**30, jnp.int32)])
-    (counts,) = weights._reaching([], 0, 2**31)
-    assert counts.sum() == 6 * 2**30
+@pytest.mark.parametrize("name", JITTED)
+def test_masks_under_jit_equal_those_of_the_eager_call(name):
+    """With everything traced, earlier masks and the sparsity too; params that the program computes itself included."""
+    params, adapter = model(jnp.bfloat16)
+    arrays = {"key": KEY, "inputs": inputs(params)}
+    draw = lambda params, adapter, **options: weights.unstructured(
+        params, adapter, [".*/kernel"], **options, **JITTED[name]
+    )
+    keep = draw(params, adapter, sparsity=0.2, **arrays)
+
+    @jax.jit
+    def step(params, adapter, keep, sparsity, arrays):
+        moved = jax.tree.map(lambda w: w * 1.01, params)
+        traced, constant = (draw(moved, adapter, keep=keep, sparsity=each, **arrays) for each in (sparsity, 0.4))
+        return moved, traced, constant
+
+    moved, traced, constant = step(params, adapter, keep, jnp.float32(0.4), arrays)
+    eager = draw(moved, adapter, keep=keep, sparsity=0.4, **arrays)
+    assert kept(traced) == kept(constant) == kept(eager)
+
+
+def test_nm_under_jit_equals_the_eager_call():
+    draw = lambda params, adapter: weights.nm(params, adapter, [".*/kernel"], n=1, m=2)
+    assert kept(jax.jit(draw)(*model())) == kept(draw(*model()))
+
+
+def test_a_traced_sparsity_compiles_once_and_gives_the_count_of_its_float32():
+    params = {"kernel": jax.random.normal(KEY, (50, 30))}
+    draw = jax.jit(lambda sparsity: weights.unstructured(params, None, [".*"], score="W", sparsity=sparsity))
+    for sparsity in (0.0, 0.1, 0.333, 0.5, 0.9999, 1.5, -1.0):
+        zeros = int((~draw(sparsity)["kernel"]).sum())
+        assert zeros == round(float(np.float32(min(max(sparsity, 0), 1 - 1e-7))) * 1500)
+    assert draw._cache_size() == 1
+    with pytest.raises(InputError, match=r"sparsity is 1\.5"):
+        weights.unstructured(params, None, [".*"], sparsity=jnp.float32(1.5))
+
+
+def test_pools_beyond_an_int32_trace():
+    """By shape alone: a stacked kernel of 2.8e9 entries, and a pool of many smaller ones."""
+    kernels = {str(number): jax.ShapeDtypeStruct((5120, 13824), jnp.bfloat16) for number in range(40)}
+    for params in ({"layers": {"kernel": jax.ShapeDtypeStruct((40, 5120, 13824), jnp.bfloat16)}}, kernels):
+        for scope in ("global", "tensor", "output"):
+            draw = lambda params, scope=scope: weights.unstructured(params, None, [".*"], score="W", scope=scope)
+            masks = jax.eval_shape(draw, params)
+            assert jax.tree.map(jnp.shape, masks) == jax.tree.map(jnp.shape, params)
 
 
 def test_random_is_reproducible_and_differs_between_kernels():
@@ -267,16 +307,36 @@ def test_random_is_reproducible_and_differs_between_kernels():
 
 
 def test_cubic_literals():
-    assert weights.cubic(0.5, final=0.5) == 0.4375
-    assert [weights.cubic(t, final=0.5) for t in (-1, 0, 1, 2)] == [0, 0, 0.5, 0.5]
-    assert weights.cubic(0.5, initial=0.4, final=0.8) == pytest.approx(0.75)
+    schedule = weights.cubic(0.5, steps=10, begin=3)
+    assert [schedule(step) for step in (0, 3, 8, 13, 20)] == [0, 0, 0.4375, 0.5, 0.5]
+    assert weights.cubic(0.8, steps=2, initial=0.4)(1) == pytest.approx(0.75)
+    # As optax's schedules: one function of a number, an array and a traced step.
+    traced = jax.jit(schedule)(jnp.int32(8))
+    assert (traced.dtype, traced) == (jnp.float32, 0.4375)
+    expected = optax.polynomial_schedule(0.0, 0.5, power=3, transition_steps=10, transition_begin=3)
+    np.testing.assert_allclose(schedule(jnp.arange(20)), expected(jnp.arange(20)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("final", "options", "message"),
+    [
+        (1.0, {"steps": 3}, r"final is 1\.0; expected a fraction of zeros"),
+        (0.5, {"steps": 3, "initial": -0.1}, r"initial is -0\.1"),
+        (0.5, {"steps": 0}, "steps is 0; expected the number of steps"),
+    ],
+)
+def test_bad_schedule_is_named(final, options, message):
+    with pytest.raises(InputError, match=message):
+        weights.cubic(final, **options)
 
 
 def test_nm_groups_run_along_the_inputs():
-    params = {"a": {"kernel": jnp.array([[4.0], [-3.0], [2.0], [1.0]])}, "b": {"kernel": jnp.ones((2, 8, 3))}}
+    params = {"a": {"kernel": jnp.array([[4.0], [-3.0], [2.0], [1.0]])}, "layers": {"kernel": jnp.ones((2, 8, 3))}}
     masks = weights.nm(params, None, [("a/kernel", {"n": 1, "m": 2}), (".*", True)])
     assert masks["a"]["kernel"].astype(int).ravel().tolist() == [1, 0, 1, 0]
-    assert (masks["b"]["kernel"].reshape(2, 2, 4, 3).astype(int) == jnp.array([1, 1, 0, 0]).reshape(1, 1, 4, 1)).all()
+    assert (
+        masks["layers"]["kernel"].reshape(2, 2, 4, 3).astype(int) == jnp.array([1, 1, 0, 0]).reshape(1, 1, 4, 1)
+    ).all()
 
 
 def test_nm_reads_the_update():
@@ -315,6 +375,100 @@ def test_bad_kernel_is_named():
     sparse = Adapter({"kernel": {"values": jnp.ones(1)}}, {"kernel": jnp.zeros((1, 2), int)}, 2.0)
     with pytest.raises(InputError, match="'AB' of 'kernel' needs a low-rank update"):
         weights.unstructured({"kernel": jnp.ones((4, 2))}, sparse, ["kernel"], score="AB")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Linear:
+    """A layer as Equinox and PyTorch have it."""
+
+    weight: Any
+    bias: Any
+
+
+ORIENTED = {
+    "out_in": lambda matrix: matrix.T,
+    "in_out_out": lambda matrix: matrix.reshape(8, 2, 6),
+    "in_in_out": lambda matrix: matrix.reshape(2, 4, 12),
+    "out_in_out": lambda matrix: matrix.reshape(8, 3, 4).transpose(1, 0, 2),
+    "1_1_in_out": lambda matrix: matrix[None, None],
+}
+
+
+@pytest.mark.parametrize("axes", ORIENTED)
+def test_masks_of_every_orientation_are_those_of_the_matrix(axes):
+    """In a dataclass and a list; with ties, earlier masks and an update; N:M, per output and with the sizes of the inputs."""
+    shaped, generator = ORIENTED[axes], np.random.default_rng(0)
+    matrices = generator.normal(size=(2, 8, 12)).round(1).astype(np.float32)
+    plain = {"0": {"weight": matrices[0]}, "1": {"weight": matrices[1]}}
+    params = [Linear(jnp.asarray(shaped(matrix)), jnp.ones(12)) for matrix in matrices]
+    delta = {"1": {"weight": {"a": generator.normal(size=(8, 2)), "b": generator.normal(size=(2, 12)).round(1)}}}
+    adapters = Adapter(delta, {}, 0.1), Adapter(delta, {}, 0.1, orientations=(("1/weight", axes),))
+    rules = [("./weight", {"orientation": axes})]
+    for draw, options in (
+        (weights.unstructured, {}),
+        (weights.unstructured, {"scope": "tensor", "score": "ABS"}),
+        (weights.unstructured, {"scope": "output"}),
+        (weights.unstructured, {"scope": "output", "score": "WANDA", "sparsity": 0.25}),
+        (weights.nm, {"n": 1}),
+    ):
+        if "WANDA" in options.values():
+            options["inputs"] = {f"{number}/weight": np.arange(1.0, 9, dtype=np.float32) for number in range(2)}
+        expected = draw(plain, adapters[0], [".*"], **options)
+        masks = draw(params, adapters[1], rules, **options)
+        for number in "01":
+            np.testing.assert_array_equal(masks[number]["weight"], shaped(np.asarray(expected[number]["weight"])))
+        pruned = apply_masks(params, masks)
+        assert [type(layer) for layer in pruned] == [Linear, Linear]
+        np.testing.assert_array_equal(pruned[0].weight != 0, masks["0"]["weight"] & (params[0].weight != 0))
+        if draw is weights.unstructured:
+            more = draw(params, adapters[1], rules, keep=masks, **options | {"sparsity": 0.75})
+            expected = draw(plain, adapters[0], [".*"], keep=expected, **options | {"sparsity": 0.75})
+            np.testing.assert_array_equal(more["1"]["weight"], shaped(np.asarray(expected["1"]["weight"])))
+
+
+def test_attention_of_flax_is_pruned_along_its_inputs_and_outputs():
+    attention = nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=12)
+    shapes = jax.eval_shape(attention.init, KEY, jnp.ones((1, 3, 8)))["params"]
+    params = jax.tree.map(lambda leaf: np.random.default_rng(0).normal(size=leaf.shape).astype(leaf.dtype), shapes)
+    rules = [("(query|key|value)/kernel", {"orientation": "in_out_out"}), ("out/kernel", {"orientation": "in_in_out"})]
+    columns = weights.unstructured(params, None, rules, score="W", scope="output", sparsity=0.25)
+    groups = weights.nm(params, None, rules, score="W", n=1, m=2)
+    assert columns["query"]["kernel"].shape == params["query"]["kernel"].shape == (8, 2, 6)
+    assert (np.asarray(columns["query"]["kernel"]).sum(0) == 6).all()
+    assert (np.asarray(columns["out"]["kernel"]).sum((0, 1)) == 9).all()
+    assert (np.asarray(groups["query"]["kernel"]).reshape(4, 2, 12).sum(1) == 1).all()
+    assert (np.asarray(groups["out"]["kernel"]).reshape(6, 2, 8).sum(1) == 1).all()
+
+
+def test_layers_of_an_oriented_stack_lose_their_shares():
+    params = {"w": jax.random.normal(KEY, (3, 6, 4))}
+    masks = weights.unstructured(params, None, [("w", {"orientation": "stack_out_in"})], score="W", scope="tensor")
+    assert (~masks["w"]).sum((1, 2)).tolist() == [12, 12, 12]
+    rows = weights.unstructured(params, None, [("w", {"orientation": "stack_out_in"})], score="W", scope="output")
+    assert ((~rows["w"]).sum(2) == 2).all()
+
+
+def test_rule_with_an_orientation_alone_stays_in_the_common_pool():
+    params = {"a": jnp.ones((4, 3)), "b": 2 * jnp.ones((4, 3)), "c": 3 * jnp.ones((2, 6))}
+    rules = [("a", {"orientation": "out_in"}), ("b", True), ("c", {"orientation": "out_in", "sparsity": 0.25})]
+    zeros = jax.tree.map(lambda mask: int((~mask).sum()), weights.unstructured(params, None, rules, score="W"))
+    assert zeros == {"a": 12, "b": 0, "c": 3}
+
+
+def test_bad_orientation_is_named():
+    params = {"w": jnp.ones((4, 2, 2)), "v": jnp.ones((4, 4))}
+    adapter = Adapter({"v": {"a": jnp.ones((4, 1)), "b": jnp.ones((1, 4))}}, {}, 1.0)
+    for rules, message in (
+        (["w"], r"'w' has the shape \(4, 2, 2\); a kernel that is not \(in, out\) needs an orientation"),
+        ([("w", {"orientation": "in_out"})], r"orientation of 'w' is 'in_out' and its shape is \(4, 2, 2\)"),
+        ([("v", {"orientation": "out_in"})], "rule of 'v' has the orientation 'out_in' and the adapter 'in_out'"),
+        ([("v", {"orientatoin": "out_in"})], "did you mean 'orientation'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            weights.unstructured(params, adapter, rules)
+    with pytest.raises(InputError, match=r"mask of 'v' in keep is \(4, 1\); expected \(4, 4\)"):
+        weights.unstructured(params, None, ["v"], score="W", keep={"v": jnp.ones((4, 1), bool)})
 
 
 @pytest.mark.parity

@@ -15,9 +15,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import decoders
 import runs
 import tiny
-from dsee_jax import models, tree
+from dsee_jax import counts, models, tree
 from dsee_jax.config import DeltaConfig, MeshConfig
 from dsee_jax.deltas import create
+from dsee_jax.ops import topk
 from dsee_jax.prune import weights
 from dsee_jax.train import loop, sharding, step
 
@@ -127,17 +128,24 @@ def pruning(_):
     unsharded = {n: {"kernel": generator.normal(size=(32, 64)).round(1).astype(np.float32)} for n in ("a", "b")}
     placed = jax.device_put(unsharded, NamedSharding(where, PartitionSpec("fsdp", "tensor")))
     equal = {}
+    unstructured = functools.partial(weights.unstructured, adapter=None, rules=[".*"], score="W")
+    keep = unstructured(unsharded, sparsity=0.2, scope="tensor")
     for name, draw in {
-        "global": lambda params: weights.unstructured(params, None, [".*"], score="W", sparsity=0.4),
-        "tensor": lambda params: weights.unstructured(params, None, [".*"], score="W", sparsity=0.4, scope="tensor"),
+        **{
+            scope: functools.partial(unstructured, sparsity=0.4, scope=scope)
+            for scope in ("global", "tensor", "output")
+        },
+        "keep": functools.partial(unstructured, sparsity=0.4, keep=keep),
         "nm": lambda params: weights.nm(params, None, [".*"], score="W"),
     }.items():
-        same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), draw(unsharded), draw(placed))
-        equal[name] = all(jax.tree.leaves(same))
+        for compiled, masks in (("", draw(placed)), (", jit", jax.jit(draw)(placed))):
+            same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), draw(unsharded), masks)
+            equal[name + compiled] = all(jax.tree.leaves(same))
     ranks = [leaf.view(jnp.uint32) for leaf in jax.tree.leaves(placed)]
+    k, bound = counts.of(7), jnp.uint32(7)
     texts = [
-        weights._count.lower(ranks, np.uint32(7)).compile().as_text(),
-        weights.highest.lower(ranks[0], 7).compile().as_text(),
+        topk._bound.lower(ranks, k).compile().as_text(),
+        topk._take.lower(ranks[0], bound, k, k).compile().as_text(),
     ]
     gathered = [re.findall(r"= \(?(\w+\[[\d,]*\])\S* all-gather", text) for text in texts]
     return equal | {"gathered": [shape for shapes in gathered for shape in shapes]}

@@ -190,8 +190,11 @@ def test_steps_on_meshes_equal_one_device(tmp_path, which):
 
 @pytest.mark.slow
 def test_masks_of_sharded_kernels_equal_one_device(tmp_path):
-    """No device gathers a complete kernel."""
-    assert on_eight_devices("pruning", tmp_path) == {"global": True, "tensor": True, "nm": True, "gathered": []}
+    """Eagerly and under jit; no device gathers a complete kernel."""
+    figures = on_eight_devices("pruning", tmp_path)
+    assert figures.pop("gathered") == []
+    kinds = ("global", "tensor", "output", "keep", "nm")
+    assert figures == {f"{kind}{jit}": True for kind in kinds for jit in ("", ", jit")}
 
 
 @pytest.mark.parametrize("which", SOME_AND_ALL)

@@ -21,7 +21,7 @@ def optimizer(kept):
 def draw(params, kept, sparsity):
     """Return masks of the two hidden kernels, by magnitude."""
     rules = ["layers_[02]/kernel"]
-    return prune.unstructured(params, None, None, rules, score="W", sparsity=sparsity, keep=kept)
+    return prune.unstructured(params, None, rules, score="W", sparsity=sparsity, keep=kept)
 
 
 def mean_square(params, x, y):

@@ -9,23 +9,28 @@ scores ``|D|``, and a kernel without an update the much larger scores ``|W|``. A
 the sparsity of the pool, as the authors of DSEE do (arXiv 2111.00160, section 3.3). A rule gives a pool its own sparsity::
 
     [(".*/(query|value)/kernel", {"score": "ABS", "sparsity": 0.5}), ("encoder/.*/kernel", True)]
+
+The inputs and outputs of a kernel are those of its matrix (`dsee_jax.orientation`). A rule states the orientation of kernels
+that are neither (in, out) nor updated nor below ``layers``, and such a rule alone makes no pool::
+
+    [("layers/./weight", {"orientation": "out_in"}), (".*/query/kernel", {"orientation": "in_out_out", "sparsity": 0.5})]
 """
 
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from dsee_jax import counts, tree
+from dsee_jax import counts, orientation, tree
 from dsee_jax.config import PruneConfig
 from dsee_jax.counts import Count
 from dsee_jax.deltas import fold
-from dsee_jax.deltas.adapter import Adapter
+from dsee_jax.deltas.adapter import Adapter, Update
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.ops.topk import highest, n_m, ordered
 from dsee_jax.prune.scores import SCORES, Evidence, complete, divided
@@ -46,57 +51,58 @@ def unstructured(
     """Return masks without the lowest-scoring entries of the kernels that the rules select.
 
     Exactly ``round(sparsity * N)`` of N competing entries go. Of equal scores the one at the lowest index is kept: paths in
-    JAX's order, then row-major. A score that is not a number is the lowest.
+    JAX's order, then row-major in the matrix of a kernel. A score that is not a number is the lowest.
 
     The function works under ``jax.jit`` and on sharded arrays, also those that span processes, and returns the same masks
     there. A pool has up to 2^40 entries.
 
     Args:
-      params: the tree of weights; selected leaves are floating, (in, out) or (layers, in, out).
+      params: any pytree of weights; selected leaves are floating, of any orientation.
       adapter: updates at some paths of ``params``; None for none, which is plain pruning of the weights.
       rules: see above. All kernels with the value ``True`` share one pool. A rule with a mapping makes a pool of its own; the
-        mapping may hold ``sparsity`` and ``score``.
+        mapping may hold ``sparsity`` and ``score``. It may also hold ``orientation``; with this alone, the kernels stay in the
+        common pool.
       sparsity: the fraction of zeros in each pool, in [0, 1). It may be a JAX array of shape (), such as the result of a
         schedule of a traced step: then the number of zeros is that of its float32, and a traced fraction is clipped to [0, 1).
       score: a name in `dsee_jax.prune.scores.SCORES`. For a kernel without an update, scores that read updates become ``W``.
       scope: the entries that compete, N at a time. ``global``: all entries of a pool; for a score of the update alone, those
         with an update and those without are two pools. ``tensor``: those of each kernel, or of
-        each layer of a stacked kernel. ``output``: those of each output of a kernel (a column).
+        each layer of a stacked kernel. ``output``: those of each output of a kernel (a column of its matrix).
       keep: earlier masks at the same paths. Entries that they prune go first and stay pruned: masks only shrink.
       **evidence: ``key`` for ``random``, ``inputs`` for ``WANDA``; see `dsee_jax.prune.scores.Evidence`.
 
     Returns:
-      Bool masks at the selected paths. True = kept.
+      Bool masks at the selected paths, nested dicts, each of the shape of its kernel. True = kept.
 
     Raises:
-      InputError: a rule matches nothing or no kernel, or an argument is out of range; the message names the rule or argument.
+      InputError: a rule matches nothing or no kernel, an orientation fits neither its kernel nor the update, or an argument is
+        out of range; the message names the rule, path or argument.
     """
     if scope not in ("global", "tensor", "output"):
         raise InputError(f"scope is {scope!r}: use 'global', 'tensor' or 'output'")
-    kernels, pools = _pools(params, rules, {"sparsity": sparsity, "score": score})
+    kernels, pools = _pools(params, adapter, rules, {"sparsity": sparsity, "score": score})
     earlier = tree.flatten(keep) if keep else {}
     if keep and earlier.keys() != kernels.keys():
         path = min(earlier.keys() ^ kernels.keys())
         raise InputError(f"keep and the rules must select the same kernels; only one of the two has {path!r}")
-    rank = _ranker(kernels, adapter, complete("unstructured", evidence))
-    updated = set() if adapter is None else adapter.updates.keys()
+    for path, mask in earlier.items():
+        if mask.shape != kernels[path].w.shape:
+            raise InputError(
+                f"the mask of {path!r} in keep is {mask.shape}; expected {kernels[path].w.shape} of its kernel"
+            )
+    rank = _ranker(kernels, complete("unstructured", evidence), adapter, earlier)
     masks: dict[str, jax.Array] = {}
     for options, paths in pools:
-        comparable = divided(paths, updated.__contains__, options["score"])
+        comparable = divided(paths, lambda path: kernels[path].update is not None, options["score"])
         for group in comparable if scope == "global" else [[path] for path in paths]:
-            ranks = {path: rank(path, options["score"]) for path in group}
-            if keep:
-                # 0 ranks below every score: not-a-number, which has rank 0, moves up to 1.
-                ranks = {path: jnp.where(earlier[path], jnp.maximum(ranks[path], 1), 0) for path in group}
+            ranks = [rank(path, options["score"]) for path in group]
             if scope == "global":
-                k = _kept(options["sparsity"], sum(rank.size for rank in ranks.values()))
-                drawn = dict(zip(group, highest(list(ranks.values()), k), strict=True))
+                drawn = highest(ranks, _kept(options["sparsity"], sum(rank.size for rank in ranks)))
             else:
-                ((path, own),) = ranks.items()
-                competing = own.shape[-2:] if scope == "tensor" else own.shape[-2:-1]
-                drawn = {path: _highest_apart(own, _kept(options["sparsity"], math.prod(competing)), scope)}
-            masks |= {path: mask & earlier[path] for path, mask in drawn.items()} if keep else drawn
-    return tree.unflatten({path: masks[path] for path in kernels})
+                competing = ranks[0].shape[-2:] if scope == "tensor" else ranks[0].shape[-2:-1]
+                drawn = [_highest_apart(ranks[0], _kept(options["sparsity"], math.prod(competing)), scope)]
+            masks |= {path: kernels[path].tensor(mask) for path, mask in zip(group, drawn, strict=True)}
+    return tree.unflatten({path: masks[path] & earlier[path] if keep else masks[path] for path in kernels})
 
 
 def nm(
@@ -111,26 +117,27 @@ def nm(
 ) -> dict[str, Any]:
     """Return masks that keep the ``n`` highest scores of every ``m`` consecutive inputs, the pattern of sparse tensor cores.
 
-    ``params``, ``adapter``, ``rules``, ``score`` and ``evidence`` are those of `unstructured`. The mapping of a
-    rule may hold ``n``, ``m`` and ``score``. Of equal scores the one of the lowest input is kept.
+    ``params``, ``adapter``, ``rules``, ``score`` and ``evidence`` are those of `unstructured`. The mapping of a rule may hold
+    ``n``, ``m``, ``score`` and ``orientation``. Of equal scores the one of the lowest input is kept. The function works under
+    ``jax.jit`` and on sharded arrays.
 
     Args:
       n: entries kept of each group, at least 1 (the others of the group are pruned).
       m: consecutive inputs of one output that make a group; divides the inputs of every kernel.
 
     Returns:
-      Bool masks at the selected paths. True = kept.
+      Bool masks at the selected paths, as `unstructured`.
 
     Raises:
       InputError: as `unstructured`; or m does not divide the inputs of a kernel.
     """
-    kernels, pools = _pools(params, rules, {"n": n, "m": m, "score": score})
-    rank = _ranker(kernels, adapter, complete("nm", evidence))
+    kernels, pools = _pools(params, adapter, rules, {"n": n, "m": m, "score": score})
+    rank = _ranker(kernels, complete("nm", evidence), adapter)
     masks: dict[str, jax.Array] = {}
     for options, paths in pools:
         for path in paths:
             try:
-                masks[path] = n_m(rank(path, options["score"]), options["n"], options["m"])
+                masks[path] = kernels[path].tensor(n_m(rank(path, options["score"]), options["n"], options["m"]))
             except InputError as error:
                 raise InputError(f"{path!r}: {error}") from None
     return tree.unflatten({path: masks[path] for path in kernels})
@@ -175,14 +182,29 @@ def cubic(
     return schedule
 
 
+class _Kernel(NamedTuple):
+    """A selected kernel."""
+
+    w: Array
+    orientation: str
+    update: Update | None
+
+    def tensor(self, matrix: jax.Array) -> jax.Array:
+        """Return an array of the kernel's shape with this matrix."""
+        return orientation.tensor(matrix, self.w.shape, self.orientation)
+
+
 def _pools(
-    params: Any, rules: Rules | Sequence[str], defaults: dict[str, Any]
-) -> tuple[dict[str, Array], list[tuple[dict[str, Any], list[str]]]]:
+    params: Any, adapter: Adapter | None, rules: Rules | Sequence[str], defaults: dict[str, Any]
+) -> tuple[dict[str, _Kernel], list[tuple[dict[str, Any], list[str]]]]:
     """Return the selected kernels by path, and ``(options, paths)`` of each pool; paths are in the order of the tree."""
-    flat = tree.arrays(params)
+    flat, updates = tree.arrays(params), {} if adapter is None else adapter.updates
+    for path in updates:
+        tree.lookup(flat, path)
     pairs = [(rule, True) if isinstance(rule, str) else rule for rule in rules]
     assigned = tree.assign([(pattern, number) for number, (pattern, _) in enumerate(pairs)], flat, default=-1)
     pools: dict[int, tuple[dict[str, Any], list[str]]] = {}
+    kernels: dict[str, _Kernel] = {}
     for path, number in assigned.items():
         pattern, value = pairs[number] if number >= 0 else ("", False)
         if value is False:
@@ -190,22 +212,34 @@ def _pools(
         if value is not True and not isinstance(value, Mapping):
             raise InputError(f"rule {pattern!r} has the value {value!r}: use True, False or a mapping")
         own = {} if value is True else dict(value)
-        for name in own.keys() - defaults.keys():
+        names = [*defaults, "orientation"]
+        for name in own.keys() - set(names):
             raise InputError(
-                f"rule {pattern!r} has the option {name!r}{did_you_mean(name, defaults)}: use {', '.join(defaults)}"
+                f"rule {pattern!r} has the option {name!r}{did_you_mean(name, names)}: use {', '.join(names)}"
             )
-        # All rules with the value True share the pool -1.
-        pools.setdefault(-1 if value is True else number, (defaults | own, []))[1].append(path)
-    chosen = {path for _, paths in pools.values() for path in paths}
-    kernels = {path: w for path, w in flat.items() if path in chosen}
-    for path, w in kernels.items():
-        if w.ndim not in (2, 3) or not jnp.issubdtype(w.dtype, jnp.floating):
-            raise InputError(
-                f"the rules select {path!r}, which is {w.dtype}{w.shape}; expected a floating kernel (in, out)"
-            )
+        # All rules with the value True, or with an orientation alone, share the pool -1.
+        common = value is True or own.keys() == {"orientation"}
+        kernels[path] = _kernel(path, flat[path], own.pop("orientation", None), updates.get(path))
+        pools.setdefault(-1 if common else number, (defaults | own, []))[1].append(path)
     for options, _ in pools.values():
         _check(options)
     return kernels, list(pools.values())
+
+
+def _kernel(path: str, w: Array, stated: str | None, update: Update | None) -> _Kernel:
+    """Return a kernel with the orientation that its rule states, that of its update, or the usual one."""
+    if w.ndim < 2 or not jnp.issubdtype(w.dtype, jnp.floating):
+        raise InputError(
+            f"the rules select {path!r}, which is {w.dtype}{w.shape}; expected a floating kernel (in, out)"
+        )
+    if update is not None:
+        fold.check(path, w.shape, update)
+        if stated not in (None, update.orientation):
+            raise InputError(
+                f"the rule of {path!r} has the orientation {stated!r} and the adapter {update.orientation!r}: state the "
+                "orientation of the adapter, or none"
+            )
+    return _Kernel(w, orientation.find(path, w.shape, stated if update is None else update.orientation), update)
 
 
 def _check(options: Mapping[str, Any]) -> None:
@@ -222,20 +256,22 @@ def _check_sparsity(name: str, sparsity: float | Array) -> None:
 
 
 def _ranker(
-    kernels: Mapping[str, Array],
-    adapter: Adapter | None,
+    kernels: Mapping[str, _Kernel],
     evidence: tuple[Key | None, Mapping[str, Array] | None],
+    adapter: Adapter | None,
+    earlier: Mapping[str, Array] | None = None,
 ) -> Callable[[str, str], jax.Array]:
-    """Return ``rank(path, score)``, the `ordered` scores of one kernel; memory then holds the scores of one pool at most."""
-    updates = {} if adapter is None else adapter.updates
+    """Return ``rank(path, score)``, the `ordered` scores of the matrix of one kernel.
+
+    Memory then holds the scores of one pool at most. Entries that an earlier mask prunes have the lowest rank, 0.
+    """
     scale, scale_sparse = (1.0, True) if adapter is None else (adapter.scale, adapter.scale_sparse)
     numbers = {path: number for number, path in enumerate(kernels)}
     key, inputs = evidence
-    for path in updates.keys() & kernels.keys():
-        fold.check(path, kernels[path].shape, updates[path])
 
     def rank(path: str, score: str) -> jax.Array:
-        delta, support, _ = updates.get(path, (None, None, None))
+        w, axes, update = kernels[path]
+        delta, support, _ = update or (None, None, None)
         folded = None if key is None else jax.random.fold_in(key, numbers[path])
         if SCORES[score].reads == ("low_rank",) and delta is not None and "a" not in delta:
             raise InputError(
@@ -243,32 +279,41 @@ def _ranker(
             )
         if SCORES[score].reads_update and delta is None:
             score = "W"
-        sizes = None if inputs is None or "inputs" not in SCORES[score].reads else _sizes(path, kernels[path], inputs)
-        return _rank(kernels[path], delta, support, folded, sizes, scale, score, scale_sparse)
+        shape = orientation.matrix_shape(w.shape, axes)
+        sizes = None if inputs is None or "inputs" not in SCORES[score].reads else _sizes(path, shape, inputs)
+        mask = (earlier or {}).get(path)
+        return _rank(w, delta, support, folded, sizes, mask, scale, score, scale_sparse, axes)
 
     return rank
 
 
-def _sizes(path: str, w: Array, inputs: Mapping[str, Array]) -> Array:
-    if path not in inputs or inputs[path].shape != w.shape[:-1]:
+def _sizes(path: str, matrix: tuple[int, ...], inputs: Mapping[str, Array]) -> Array:
+    if path not in inputs or inputs[path].shape != matrix[:-1]:
         shape = inputs[path].shape if path in inputs else "nothing"
-        raise InputError(f"the score 'WANDA' of {path!r} needs inputs of the shape {w.shape[:-1]}; found {shape}")
+        raise InputError(f"the score 'WANDA' of {path!r} needs inputs of the shape {matrix[:-1]}; found {shape}")
     return inputs[path]
 
 
-@functools.partial(jax.jit, static_argnums=(6, 7))
+@functools.partial(jax.jit, static_argnums=(7, 8, 9))
 def _rank(
     w: Array,
     delta: Delta | None,
     support: Array | None,
     key: Key | None,
     inputs: Array | None,
+    earlier: Array | None,
     scale: float | Array,
     score: str,
     scale_sparse: bool,
+    axes: str,
 ) -> jax.Array:
-    low_rank, update = fold.updates(w, delta, support, scale=scale, scale_sparse=scale_sparse)
-    return ordered(SCORES[score](w, low_rank, update, key=key, inputs=inputs))
+    matrix = orientation.matrix(w, axes)
+    low_rank, update = fold.updates(matrix, delta, support, scale=scale, scale_sparse=scale_sparse)
+    ranks = ordered(SCORES[score](matrix, low_rank, update, key=key, inputs=inputs))
+    if earlier is None:
+        return ranks
+    # 0 ranks below every score: not-a-number, which has rank 0, moves up to 1.
+    return jnp.where(orientation.matrix(earlier, axes), jnp.maximum(ranks, 1), 0)
 
 
 def _kept(sparsity: float | Array, entries: int) -> Count:

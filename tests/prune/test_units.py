@@ -113,8 +113,8 @@ def test_masks_under_jit_equal_those_of_the_eager_call():
     """Of scores by name and from a tree; the numbers of units are constants of the program."""
     trees = (*model(), {"heads": {"layer_0": jnp.ones(2), "layer_1": jnp.arange(2.0)}})
 
-    def draw(params, deltas, supports, given, heads=2):
-        draw = lambda score, **options: units.structured(params, deltas, supports, CUTS, score=score, **options)
+    def draw(params, adapter, given, heads=2):
+        draw = lambda score, **options: units.structured(params, adapter, CUTS, score=score, **options)
         return (
             draw("WABS", heads=heads, neurons=0.5),
             draw("ABS", heads=heads),

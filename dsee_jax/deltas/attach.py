@@ -14,18 +14,17 @@ Linear modules do better, and form no gradient of a kernel's size in the backwar
 
 import contextlib
 import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from flax.core import meta
 from flax.linen.dtypes import promote_dtype
 from flax.linen.module import _global_interceptor_stack  # pyright: ignore[reportPrivateUsage]
 
 from dsee_jax import orientation, tree
+from dsee_jax.deltas import thin
 from dsee_jax.deltas.adapter import Adapter, Update
 from dsee_jax.deltas.fold import check, folded
 from dsee_jax.errors import InputError, did_you_mean
@@ -175,7 +174,7 @@ class _Session:
             check(prefix, jax.tree.leaves(node)[0].shape, update)
             self.present.add(prefix)
             delta, support, axes = update
-            delta, support = _move_stacks(axes, (delta, support), back=False)
+            delta, support = thin.move_stacks(axes, (delta, support), back=False)
             return _Box(node, delta, support, prefix, axes, self)
         below = f"{prefix}/" if prefix else ""
         if not isinstance(node, Mapping) or not any(path.startswith(below) for path in self.updates):
@@ -227,7 +226,7 @@ class _Box(meta.AxisMetadata[Any]):
     def update(self) -> Update:
         """Return the update of the kernel as a module sees it: without the stacks that loops have taken apart."""
         axes = orientation.at_use(self.axes, len(tree.unboxed(self.value).shape))
-        delta, support = _move_stacks(axes, (self.delta, self.support), back=True)
+        delta, support = thin.move_stacks(axes, (self.delta, self.support), back=True)
         return Update(delta, support, axes)
 
     @contextlib.contextmanager
@@ -260,20 +259,6 @@ jax.tree_util.register_pytree_node(
 )
 
 
-def _move_stacks(axes: str, arrays: Any, *, back: bool) -> Any:
-    """Return arrays (stack..., any...) with their stacks at the axes where the kernel has them, or ``back`` at the front.
-
-    A loop over an axis of the params then takes the same layer of the kernel and of its update.
-    """
-    places = [place for place, word in enumerate(axes.split("_")) if word == "stack"]
-    front = list(range(len(places)))
-    if places == front:
-        return arrays
-    if places[-1] > len(places):
-        raise InputError(f"the orientation is {axes!r}; attached updates need the stack at the first or second axis")
-    return jax.tree.map(lambda x: jnp.moveaxis(x, *((places, front) if back else (front, places))), arrays)
-
-
 def _without_boxes(params: Any) -> Any:
     is_box = lambda node: isinstance(node, _Box)  # noqa: E731
     return jax.tree.map(lambda leaf: leaf.value if is_box(leaf) else leaf, params, is_leaf=is_box)
@@ -288,11 +273,7 @@ def _box(module: nn.Module) -> _Box | None:
 def _fitting(box: _Box, module: nn.Module, expected: str) -> Update:
     """Return the update of a kernel that the module multiplies by with the orientation ``expected``."""
     update = box.update()
-    if update.orientation != expected:
-        raise InputError(
-            f"the orientation of {box.path!r} is {update.orientation!r}, and {type(module).__name__} multiplies by it as "
-            f"{expected!r}: give its rule in delta.targets {{'orientation': {expected!r}}}"
-        )
+    thin.check_orientation(box.path, update, module, expected)
     box.session.read.add(box.path)
     return update
 
@@ -342,14 +323,7 @@ def _beside(box: _Box, update: Update, x: Array, call: Callable[..., Any], args:
     """Return the output of the module itself plus the product of ``x`` (..., in) and the update (..., out)."""
     with box.as_frozen():
         y = call(*args, **kwargs)
-    return y + _product(box, update, x, y).reshape(y.shape)
-
-
-def _product(box: _Box, update: Update, x: Array, y: Array) -> jax.Array:
-    """Return the product of ``x`` (..., in) and the update, (..., out), in the dtype of ``y``."""
-    *_, features = orientation.matrix_shape(tree.unboxed(box.value).shape, update.orientation)
-    x = jnp.asarray(x, y.dtype)
-    return dense.update(x, update.delta, update.support, features=features, **box.session.scale).astype(y.dtype)
+    return thin.add(x, y, update, tree.unboxed(box.value).shape, box.session.scale)
 
 
 def _general(session: _Session, module: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -358,60 +332,30 @@ def _general(session: _Session, module: Any, call: Callable[..., Any], args: Any
         return call(*args, **kwargs)
     axes = [module.axis] if isinstance(module.axis, int) else [*module.axis]
     features = [module.features] if isinstance(module.features, int) else [*module.features]
-    update = _fitting(box, module, "_".join(["in"] * len(axes) + ["out"] * len(features)))
-    x = jnp.moveaxis(input_of(args, kwargs), axes, range(-len(axes), 0))
-    x = x.reshape(*x.shape[: x.ndim - len(axes)], -1)
+    update = _fitting(box, module, thin.general_orientation(len(axes), len(features)))
+    x = thin.general_input(input_of(args, kwargs), axes)
     return _beside(box, update, x, call, args, kwargs)
 
 
 def _conv(session: _Session, module: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     box = _box(module)
-    size = [module.kernel_size] if isinstance(module.kernel_size, int) else [*module.kernel_size]
-    strides = module.strides if isinstance(module.strides, int) or module.strides is None else math.prod(module.strides)
-    whole = (
-        isinstance(module, nn.Conv)
-        and math.prod(size) == 1
-        and strides in (None, 1)
-        and module.feature_group_count == 1
-        and isinstance(module.padding, str)
-        and module.mask is None
-    )
-    if box is None or not whole:
+    expected = thin.pointwise_orientation(module) if isinstance(module, nn.Conv) else None
+    if box is None or expected is None:
         return call(*args, **kwargs)
-    update = _fitting(box, module, "_".join(["1"] * len(size) + [orientation.IN_OUT]))
+    update = _fitting(box, module, expected)
     return _beside(box, update, input_of(args, kwargs), call, args, kwargs)
 
 
 def _einsum(session: _Session, module: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     box = _box(module)
     equation = (args[1] if len(args) > 1 else kwargs.get("einsum_str")) or module.einsum_str
-    terms = None if box is None else _terms(equation)
-    if box is None or terms is None:
+    parts = None if box is None else thin.einsum(equation)
+    if box is None or parts is None:
         return call(*args, **kwargs)
-    left, kernel, right = terms
-    update = _fitting(box, module, "_".join("in" if letter in left else "out" for letter in kernel))
-    inputs, outputs = ([each for each in kernel if (each in left) == inside] for inside in (True, False))
-    rest = [letter for letter in left if letter not in kernel]
-    x = jnp.einsum(f"{left}->{''.join(rest + inputs)}", input_of(args, kwargs))
-    x = x.reshape(*x.shape[: len(rest)], -1)
+    update = _fitting(box, module, parts.orientation)
     with box.as_frozen():
         y = call(*args, **kwargs)
-    added = _product(box, update, x, y)
-    sizes = dict(zip(kernel, tree.unboxed(box.value).shape, strict=True))
-    added = added.reshape(*x.shape[:-1], *(sizes[letter] for letter in outputs))
-    return y + jnp.einsum(f"{''.join(rest + outputs)}->{right}", added)
-
-
-def _terms(equation: str) -> tuple[str, str, str] | None:
-    """Return the letters of input, kernel and output of a product of matrices; None for any other equation."""
-    inputs, _, right = equation.replace(" ", "").partition("->")
-    left, _, kernel = inputs.partition(",")
-    parts = (left, kernel, right)
-    simple = all(part.isalpha() and len(set(part)) == len(part) for part in parts)
-    contracted, free = set(kernel) & set(left), set(kernel) - set(left)
-    if not simple or contracted & set(right) or set(right) != (set(left) - contracted) | free or not contracted:
-        return None
-    return parts
+    return parts.add(input_of(args, kwargs), y, update, tree.unboxed(box.value).shape, box.session.scale)
 
 
 _LINEAR: dict[Callable[..., Any], Callable[..., Any]] = {

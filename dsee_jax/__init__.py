@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from dsee_jax.lazy import package
 
 if TYPE_CHECKING:
-    from dsee_jax import deltas, generation, masks, models, prune, tree
+    from dsee_jax import deltas, generation, masks, models, nnx, prune, tree
     from dsee_jax.ckpt.hf import load_pretrained
     from dsee_jax.ckpt.hf_save import save_pretrained
     from dsee_jax.config import (
@@ -59,6 +59,7 @@ __all__ = [
     "masks",
     "materialize",
     "models",
+    "nnx",
     "prune",
     "save_pretrained",
     "tree",

@@ -93,8 +93,8 @@ def attach(module: M, adapter: Adapter | None) -> M:
       adapter: updates at paths of ``nnx.state(module)``; None attaches none.
 
     Raises:
-      InputError: the module has no such path, the update does not fit the kernel, its orientation is not that of the layer, or
-        the module has updates already.
+      InputError: the module has no such path, the update does not fit the kernel, its orientation is not that of the layer, a
+        module around the layer normalises the kernel, or the kernel has an update already.
     """
     if not isinstance(module, nnx.Pytree):
         raise InputError(
@@ -104,6 +104,7 @@ def attach(module: M, adapter: Adapter | None) -> M:
     copied = nnx.clone(module)
     if adapter is None:
         return copied
+    _check_normalised(copied, adapter)
     variables, holders = _variables(copied), _holders(copied)
     names: dict[int, tuple[Any, list[str]]] = {}
     for path, update in adapter.updates.items():
@@ -152,6 +153,18 @@ def adapter(module: Any) -> Adapter:
         **next(iter(updates.values())).scales,
         orientations=tuple((path, axes) for path, (_, _, axes) in parts.items() if axes not in orientation.USUAL),
     )
+
+
+def _check_normalised(module: Any, adapter: Adapter) -> None:
+    """Raise `InputError` for an update of a kernel that its module normalises in place: W + update is never normalised."""
+    for place, node in nnx.iter_graph(module, graph=True):
+        if isinstance(node, nnx.WeightNorm | nnx.SpectralNorm):
+            inside = "/".join(map(str, (*place, "layer_instance", "")))
+            if path := next((path for path in adapter.updates if path.startswith(inside)), None):
+                raise InputError(
+                    f"{path!r} has an update and {type(node).__name__} normalises it at each call, without the update: leave "
+                    "it out of delta.targets, or materialise"
+                )
 
 
 def _variables(module: Any) -> dict[str, nnx.Variable[Any]]:

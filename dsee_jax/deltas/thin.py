@@ -42,10 +42,10 @@ def move_stacks(axes: str, arrays: Any, *, back: bool) -> Any:
 
 
 def product(x: Array, y: Array, update: Update, shape: Sequence[int], scale: Mapping[str, Any]) -> jax.Array:
-    """Return the product of ``x`` (..., in) and the update of a kernel of ``shape``, (..., out), in the dtype of ``y``."""
+    """Return the product of ``x`` (..., in) and the update of a kernel of ``shape``, (..., out), computed in the dtype of ``y``."""
     *_, features = orientation.matrix_shape(shape, update.orientation)
     x = jnp.asarray(x, y.dtype)
-    return dense.update(x, update.delta, update.support, features=features, **scale).astype(y.dtype)
+    return dense.update(x, update.delta, update.support, features=features, **scale)
 
 
 def add(x: Array, y: jax.Array, update: Update, shape: Sequence[int], scale: Mapping[str, Any]) -> jax.Array:
@@ -58,7 +58,7 @@ def add(x: Array, y: jax.Array, update: Update, shape: Sequence[int], scale: Map
       shape: the shape of the kernel.
       scale: ``scale`` and ``scale_sparse`` of the adapter.
     """
-    return y + product(x, y, update, shape, scale).reshape(y.shape)
+    return (y + product(x, y, update, shape, scale).reshape(y.shape)).astype(y.dtype)
 
 
 def general_orientation(inputs: int, outputs: int) -> str:
@@ -104,7 +104,7 @@ class Einsum(NamedTuple):
         x = x.reshape(*x.shape[: len(rest)], -1)
         sizes = dict(zip(self.kernel, shape, strict=True))
         added = product(x, y, update, shape, scale).reshape(*x.shape[:-1], *(sizes[letter] for letter in outputs))
-        return y + jnp.einsum(f"{''.join(rest + outputs)}->{self.right}", added)
+        return (y + jnp.einsum(f"{''.join(rest + outputs)}->{self.right}", added)).astype(y.dtype)
 
 
 def einsum(equation: str) -> Einsum | None:

@@ -27,10 +27,13 @@ T = TypeVar("T")
 
 def _is_box(node: Any) -> bool:
     # Flax is not imported for this: a node can be a box only if Flax is imported already.
-    meta, nnx = sys.modules.get("flax.core.meta"), sys.modules.get("flax.nnx")
-    return (meta is not None and isinstance(node, meta.AxisMetadata)) or (
-        nnx is not None and isinstance(node, nnx.Variable)
-    )
+    meta = sys.modules.get("flax.core.meta")
+    return (meta is not None and isinstance(node, meta.AxisMetadata)) or _is_variable(node)
+
+
+def _is_variable(node: Any) -> bool:
+    nnx = sys.modules.get("flax.nnx")
+    return nnx is not None and isinstance(node, nnx.Variable)
 
 
 def unboxed(leaf: Any) -> Any:
@@ -49,19 +52,30 @@ def reboxed(leaf: Any, value: Any) -> Any:
     return leaf.replace(reboxed(leaf.get_value(), value))
 
 
-def _leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[dict[str, Any], Any]:
-    """Return ``{path: leaf}``, boxes kept, and the structure of a pytree."""
+def _leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[dict[str, Any], list[str], Any]:
+    """Return ``{path: leaf}``, boxes kept, the path of every leaf of a pytree, and its structure.
+
+    An NNX variable that several modules share is one leaf, at the first of its paths.
+    """
 
     def stop(node: Any) -> bool:
         return _is_box(node) or (is_leaf is not None and node is not tree and is_leaf(node))
 
     pairs, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=stop)
-    flat = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}
-    if len(flat) != len(pairs):
-        paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in pairs]
-        twice = next(path for path in paths if paths.count(path) > 1)
-        raise InputError(f"two leaves of the tree have the path {twice!r}: rename a key, such as one that holds a '/'")
-    return flat, structure
+    flat: dict[str, Any] = {}
+    shared: dict[int, str] = {}
+    paths: list[str] = []
+    for keys, leaf in pairs:
+        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+        if _is_variable(leaf) and shared.setdefault(id(leaf), path) != path:
+            path = shared[id(leaf)]
+        elif path in flat:
+            raise InputError(
+                f"two leaves of the tree have the path {path!r}: rename a key, such as one that holds a '/'"
+            )
+        flat[path] = leaf
+        paths.append(path)
+    return flat, paths, structure
 
 
 def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
@@ -80,10 +94,15 @@ def replace(tree: T, values: Mapping[str, Any]) -> T:
     Raises:
       InputError: a path of ``values`` is not in the tree.
     """
-    flat, structure = _leaves(tree)
+    flat, paths, structure = _leaves(tree)
     for path in values:
         lookup(flat, path)
-    return structure.unflatten([reboxed(leaf, values[path]) if path in values else leaf for path, leaf in flat.items()])
+    # A variable is changed in place by the modules that hold it: those of the given tree keep theirs.
+    leaves = {
+        path: reboxed(leaf, values[path]) if path in values else leaf.copy() if _is_variable(leaf) else leaf
+        for path, leaf in flat.items()
+    }
+    return structure.unflatten([leaves[path] for path in paths])
 
 
 def lookup(flat: Mapping[str, T], path: str) -> T:

@@ -42,7 +42,7 @@ def move_stacks(axes: str, arrays: Any, *, back: bool) -> Any:
 
 
 def product(x: Array, y: Array, update: Update, shape: Sequence[int], scale: Mapping[str, Any]) -> jax.Array:
-    """Return the product of ``x`` (..., in) and the update of a kernel of ``shape``, (..., out), computed in the dtype of ``y``."""
+    """Return the product of ``x`` (..., in) and the update of a kernel of ``shape``, (..., out), in the precision of ``y``."""
     *_, features = orientation.matrix_shape(shape, update.orientation)
     x = jnp.asarray(x, y.dtype)
     return dense.update(x, update.delta, update.support, features=features, **scale)

@@ -53,27 +53,27 @@ class KernelUpdate(nnx.Pytree):
     The stacks of its arrays are at the axes where the kernel has them: a loop over a stack of layers takes both alike.
     """
 
-    def __init__(self, update: Update, scale: dict[str, Any]) -> None:
+    def __init__(self, update: Update, scale: Any, scale_sparse: bool) -> None:
         delta, support = thin.move_stacks(update.orientation, (update.delta, update.support), back=False)
         for name, array in delta.items():
             setattr(self, name, Delta(array))
         if support is not None:
             self.support = Support(support)
         self.orientation = update.orientation
-        self.scale, self.scale_sparse = scale["scale"], scale["scale_sparse"]
+        self.scale, self.scale_sparse = scale, scale_sparse
 
-    def at_use(self, axes: int) -> Update:
-        """Return the update of a kernel of ``axes`` axes: without the stacks that loops have taken apart."""
-        words = orientation.at_use(self.orientation, axes)
-        arrays = {name: value.get_value() for name, value in vars(self).items() if isinstance(value, nnx.Variable)}
-        arrays = thin.move_stacks(words, arrays, back=True)
-        support = arrays.pop("support", None)
-        return Update(arrays, support, words)
 
-    @property
-    def scales(self) -> dict[str, Any]:
-        """``scale`` and ``scale_sparse``, as keyword arguments."""
-        return {"scale": self.scale, "scale_sparse": self.scale_sparse}
+def _at_use(update: KernelUpdate, axes: int) -> Update:
+    """Return the update of a kernel of ``axes`` axes: without the stacks that loops have taken apart."""
+    words = orientation.at_use(update.orientation, axes)
+    arrays = {name: value.get_value() for name, value in vars(update).items() if isinstance(value, nnx.Variable)}
+    arrays = thin.move_stacks(words, arrays, back=True)
+    support = arrays.pop("support", None)
+    return Update(arrays, support, words)
+
+
+def _scales(update: KernelUpdate) -> dict[str, Any]:
+    return {"scale": update.scale, "scale_sparse": update.scale_sparse}
 
 
 def attach(module: M, adapter: Adapter | None) -> M:
@@ -117,7 +117,7 @@ def attach(module: M, adapter: Adapter | None) -> M:
                 f"{path!r} has an update and is an item of a plain list or dict; expected an attribute of an NNX module: "
                 "use nnx.List or nnx.Dict"
             )
-        variable_update = KernelUpdate(update, {"scale": adapter.scale, "scale_sparse": adapter.scale_sparse})
+        variable_update = KernelUpdate(update, adapter.scale, adapter.scale_sparse)
         for holder, name in holders[id(kernel)]:
             if hasattr(holder, f"{name}_update"):
                 raise InputError(f"{path!r} has an update already: attach to the module as it was before")
@@ -146,11 +146,11 @@ def adapter(module: Any) -> Adapter:
                 updates[path] = update
     if not updates:
         raise InputError("the module has no updates; expected one from dsee_jax.nnx.attach")
-    parts = {path: update.at_use(len(update.orientation.split("_"))) for path, update in updates.items()}
+    parts = {path: _at_use(update, len(update.orientation.split("_"))) for path, update in updates.items()}
     return Adapter(
         tree.unflatten({path: dict(delta) for path, (delta, _, _) in parts.items()}),
         tree.unflatten({path: support for path, (_, support, _) in parts.items() if support is not None}),
-        **next(iter(updates.values())).scales,
+        **_scales(next(iter(updates.values()))),
         orientations=tuple((path, axes) for path, (_, _, axes) in parts.items() if axes not in orientation.USUAL),
     )
 
@@ -217,7 +217,7 @@ def _effective(name: str) -> property:
     def get(module: Any) -> Any:
         kernel, update = vars(module)[name], vars(module)[f"{name}_update"]
         value = kernel.get_value()
-        effective = tree.reboxed(kernel, folded(value, name, update.at_use(value.ndim), **update.scales))
+        effective = tree.reboxed(kernel, folded(value, name, _at_use(update, value.ndim), **_scales(update)))
         effective.set_metadata(on_set_value=_refuse)
         return effective
 
@@ -239,7 +239,7 @@ def _frozen(module: Any) -> tuple[Any, Update | None, dict[str, Any]]:
     layer = object.__new__(module._without_updates)
     object.__setattr__(layer, "__dict__", vars(module))
     update = vars(module).get("kernel_update")
-    return (layer, None, {}) if update is None else (layer, update.at_use(layer.kernel.ndim), update.scales)
+    return (layer, None, {}) if update is None else (layer, _at_use(update, layer.kernel.ndim), _scales(update))
 
 
 class _Linear(nnx.Linear):

@@ -94,7 +94,7 @@ def attach(module: M, adapter: Adapter | None) -> M:
 
     Raises:
       InputError: the module has no such path, the update does not fit the kernel, its orientation is not that of the layer, a
-        module around the layer normalises the kernel, or the kernel has an update already.
+        module around the layer replaces the kernel (``nnx.WeightNorm``), or the kernel has an update already.
     """
     if not isinstance(module, nnx.Pytree):
         raise InputError(
@@ -104,7 +104,7 @@ def attach(module: M, adapter: Adapter | None) -> M:
     copied = nnx.clone(module)
     if adapter is None:
         return copied
-    _check_normalised(copied, adapter)
+    _check_wrappers(copied, adapter)
     variables, holders = _variables(copied), _holders(copied)
     names: dict[int, tuple[Any, list[str]]] = {}
     for path, update in adapter.updates.items():
@@ -155,15 +155,18 @@ def adapter(module: Any) -> Adapter:
     )
 
 
-def _check_normalised(module: Any, adapter: Adapter) -> None:
-    """Raise `InputError` for an update of a kernel that its module normalises in place: W + update is never normalised."""
+_REPLACE_KERNELS = (nnx.WeightNorm, nnx.SpectralNorm, nnx.bridge.ToNNX)
+"""The modules of Flax that compute with other kernels than those of their layers: normalised ones, or those of Linen."""
+
+
+def _check_wrappers(module: Any, adapter: Adapter) -> None:
     for place, node in nnx.iter_graph(module, graph=True):
-        if isinstance(node, nnx.WeightNorm | nnx.SpectralNorm):
-            inside = "/".join(map(str, (*place, "layer_instance", "")))
+        if isinstance(node, _REPLACE_KERNELS):
+            inside = "/".join(map(str, (*place, "")))
             if path := next((path for path in adapter.updates if path.startswith(inside)), None):
                 raise InputError(
-                    f"{path!r} has an update and {type(node).__name__} normalises it at each call, without the update: leave "
-                    "it out of delta.targets, or materialise"
+                    f"{path!r} has an update and is inside of {type(node).__name__}, which replaces the kernel at each call: "
+                    "leave it out of delta.targets, or use dsee_jax.materialize"
                 )
 
 

@@ -122,10 +122,10 @@ def test_attached_module_equals_the_materialised_one(make):
     def loss(deltas, attach):
         return jnp.sum(jnp.sin(attach(module, adapter.replace(deltas=deltas))(X)))
 
-    gradients = jax.grad(loss)(adapter.deltas, dsee_jax.nnx.attach)
-    close(gradients, jax.grad(loss)(adapter.deltas, materialised), atol=2e-4, rtol=2e-4)
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    gradients = gradient(adapter.deltas, dsee_jax.nnx.attach)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(gradients))
-    close(gradients, jax.jit(jax.grad(loss), static_argnums=1)(adapter.deltas, dsee_jax.nnx.attach), atol=2e-4)
+    close(gradients, gradient(adapter.deltas, materialised), atol=2e-4, rtol=2e-4)
     back = dsee_jax.nnx.adapter(attached)
     assert jax.tree.structure(back) == jax.tree.structure(adapter)
     jax.tree.map(np.testing.assert_array_equal, back, adapter)
@@ -329,7 +329,7 @@ def test_bad_updates_are_named(block):
         attach(attach(module, adapter), adapter)
     with pytest.raises(InputError, match=r"no variable 'layers/0/kernl'.*did you mean 'layers/0/kernel'"):
         attach(module, rename(adapter, "layers/0/kernel", "layers/0/kernl"))
-    with pytest.raises(InputError, match=r"'layers/1/kernel' has the shape \(6, 2\).*expects \(12, 2\)"):
+    with pytest.raises(InputError, match=r"'layers/1/kernel' has 'a' of shape \(6, 2\).*needs \(12, 2\)"):
         attach(module, rename(adapter, "layers/0/kernel", "layers/1/kernel"))
     turned = tuple((path, "in_in_out" if axes == "in_out_out" else "in_out_out") for path, axes in adapter.orientations)
     with pytest.raises(InputError, match="the update of 'attention/key/kernel'"):
@@ -339,7 +339,7 @@ def test_bad_updates_are_named(block):
     with pytest.raises(InputError, match="is 'out_in_out', and LinearGeneral multiplies by it as 'in_out_out'"):
         attach(square, dsee_jax.deltas.init(square, config, key=KEY))
     normed = nnx.WeightNorm(nnx.Linear(6, 4, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
-    with pytest.raises(InputError, match="'layer_instance/kernel' has an update and WeightNorm normalises it"):
+    with pytest.raises(InputError, match="'layer_instance/kernel' has an update and is inside of WeightNorm"):
         attach(normed, dsee_jax.deltas.init(normed, DeltaConfig(targets=["kernel"], rank=2, nonzeros=0), key=KEY))
     with pytest.raises(InputError, match="found dict"):
         attach({}, adapter)

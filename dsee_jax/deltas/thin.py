@@ -75,11 +75,10 @@ def general_input(x: Array, axes: Sequence[int]) -> Array:
 
 def pointwise_orientation(conv: Any) -> str | None:
     """Return the orientation of the kernel of a 1 x 1 convolution; None for any other convolution."""
-    sizes, strides, dilation = (
-        [value] if isinstance(value, int) else [*(value or ())]
-        for value in (conv.kernel_size, conv.strides, conv.input_dilation)
+    sizes, strides = (
+        [value] if isinstance(value, int) else [*(value or ())] for value in (conv.kernel_size, conv.strides)
     )
-    ones = all(math.prod(each) == 1 for each in (sizes, strides, dilation))
+    ones = math.prod(sizes) == math.prod(strides) == 1
     whole = ones and conv.feature_group_count == 1 and isinstance(conv.padding, str) and conv.mask is None
     return "_".join(["1"] * len(sizes) + [orientation.IN_OUT]) if whole else None
 

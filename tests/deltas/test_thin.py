@@ -16,11 +16,10 @@ KEY = jax.random.key(0)
     [
         (nn.DenseGeneral(4, axis=(-1, -2)), "in_in_out", (2, 3, 6)),
         (nn.DenseGeneral((2, 2), axis=(1, -1)), "in_in_out_out", (2, 3, 5, 6)),
-        (nn.Conv(4, (1,), input_dilation=2), "1_in_out", (2, 3, 6)),
         (nn.Conv(4, (1, 1), strides=(1, 2)), "1_1_in_out", (2, 3, 4, 6)),
         (nn.Conv(4, (1,), padding=((1, 1),)), "1_in_out", (2, 3, 6)),
     ],
-    ids=["unsorted axes", "apart axes", "dilated input", "strides", "padding"],
+    ids=["unsorted axes", "apart axes", "strides", "padding"],
 )
 def test_attached_layer_equals_the_materialised_one(layer, orientation, shape):
     x = jax.random.normal(KEY, shape)

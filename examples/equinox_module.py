@@ -1,4 +1,4 @@
-"""DSEE in your own loop: tune an Equinox model that reads digits to digits on their side, and prune half of its weights."""
+"""DSEE in your own loop: tune an Equinox model that reads digits to digits on their side, and prune it 2:4."""
 
 import equinox as eqx
 import jax
@@ -46,12 +46,11 @@ def main():
 
     adapter = dsee_jax.deltas.init(model, CONFIG, key=KEYS[1])
     adapter = adapter.replace(deltas=fit(tuned, adapter.deltas, 60))
-    plain = dsee_jax.materialize(model, adapter)
-    masks = dsee_jax.prune.unstructured(plain, None, ["layers/[01]/weight"], sparsity=0.5, score="W")
+    masks = dsee_jax.prune.nm(model, adapter, ["layers/[01]/weight"], n=2, m=4)
     model = dsee_jax.masks.apply(model, masks)
     adapter = adapter.replace(deltas=fit(tuned, adapter.deltas, 30))
     after = float(tuned(adapter.deltas))
-    print(f"loss on turned digits: {before:.3f} before, {after:.3f} tuned and half of two layers pruned")
+    print(f"loss on turned digits: {before:.3f} before, {after:.3f} tuned and two layers pruned 2:4")
     return before, after, model, adapter
 
 

@@ -190,7 +190,8 @@ def _peft(folder: Path, config: dict[str, Any], base: Mapping[str, Lazy]) -> Ada
     tokens: dict[str, np.ndarray] = {}
     for name, stored in tensors.contents(file).items():
         inner = name.removeprefix(_PREFIX)
-        pair = re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?", inner)
+        # A state dict that no PEFT wrote has the name of the adapter, "default", too.
+        pair = re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(?:\.default)?(?:\.weight)?", inner)
         if not name.startswith(_PREFIX) or (not pair and ".lora_" in inner):
             raise InputError(f"{file}: {name!r} is not part of a supported LoRA: expected {_PREFIX}*.lora_A.weight")
         if pair:
@@ -202,14 +203,17 @@ def _peft(folder: Path, config: dict[str, Any], base: Mapping[str, Lazy]) -> Ada
             replaced = _within(inner, saved)
             target = _target(inner, base, f"{file}: {name!r}", embedding, replaced=replaced)
             new[target] = _replacing(lazy.plain(stored), target, base, f"{file}: {name!r}", replaced=replaced)
+    if not pairs and not tokens and not new:
+        raise InputError(f"{file} holds no tensors: the adapter is not complete; save or download it again")
     adapted_tensors = {**base, **new}
+    layers_in_out, in_out = _layers_in_out(base), bool(settings.get("fan_in_fan_out"))
     for (module, is_embedding), parts in pairs.items():
         where = f"{file}: the update of {module!r}"
         if parts.keys() != {"A", "B"} or any(part.ndim != 2 for part in parts.values()):
             raise InputError(f"{where} is not a pair of matrices lora_A and lora_B: only these are supported")
         name, kernel = _kernel(adapted_tensors, module, where, embedding)
         left, right = parts["B"], parts["A"]
-        if is_embedding or settings.get("fan_in_fan_out"):
+        if is_embedding or (in_out if layers_in_out is None or roles.outside_layers(name) else layers_in_out):
             left, right = right.T, left.T
         if left.shape[1] != right.shape[0] or (left.shape[0], right.shape[1]) != kernel.shape:
             raise InputError(f"{where} is {left.shape} times {right.shape}; {name!r} of the base is {kernel.shape}")
@@ -226,6 +230,18 @@ def _peft(folder: Path, config: dict[str, Any], base: Mapping[str, Lazy]) -> Ada
     if task := _TASKS.get(str(settings.get("task_type"))):
         adapted_tensors, config = _classifier(config, adapted_tensors, new, task)
     return Adapted(adapted_tensors, [folder / ADAPTER_CONFIG, file], config)
+
+
+def _layers_in_out(base: Mapping[str, Lazy]) -> bool | None:
+    """Return whether the kernels of a base's layers are stored (in, out), as those of GPT-2; None: no bias tells.
+
+    PEFT decides by the class of each module; ``fan_in_fan_out`` in its file is that of the last module alone.
+    """
+    for name, tensor in base.items():
+        bias = base.get(f"{name.removesuffix('weight')}bias")
+        if bias is not None and not roles.outside_layers(name) and len({*tensor.shape}) == 2 == len(tensor.shape):
+            return bias.shape == tensor.shape[1:]
+    return None
 
 
 def _within(name: str, saved: Collection[str]) -> bool:

@@ -194,8 +194,9 @@ class Tiled(NamedTuple):
         def take(lazy: Lazy) -> np.ndarray:
             parts = [lazy.read(start, stop) for start, stop in pieces]
             if check and any(nonfinite(part) for part in parts):
+                owners = " or ".join(map(str, dict.fromkeys(lazy.files)))  # of a model with an adapter, either
                 raise InputError(
-                    f"{lazy.files[0]} holds NaN or infinity in {self.name!r}; give --allow-nonfinite to merge it anyway"
+                    f"{owners} holds NaN or infinity in {self.name!r}; give --allow-nonfinite to merge it anyway"
                 )
             self.resources.read(sum(part.nbytes for part in parts))
             size = sum(part.size for part in parts)

@@ -207,6 +207,28 @@ def test_lora_of_in_out_weights_is_transposed(tmp_path):
     np.testing.assert_allclose(read_tensor(source.tensors["model.up.weight"]), expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("flag", [False, True])
+def test_biases_of_the_base_tell_the_layout_of_its_layers(tmp_path, flag):
+    """PEFT writes the fan_in_fan_out of the last module; a square kernel fits both ways."""
+    base = {
+        "h.0.wide.weight": RANDOM.normal(size=(4, 6)).astype(np.float32),
+        "h.0.wide.bias": np.zeros(6, np.float32),
+        "h.0.square.weight": RANDOM.normal(size=(4, 4)).astype(np.float32),
+    }
+    a, b = RANDOM.normal(size=(2, 4)).astype(np.float32), RANDOM.normal(size=(4, 2)).astype(np.float32)
+    pair = {"h.0.square.lora_A.weight": a, "h.0.square.lora_B.weight": b}
+    source = peft(tmp_path, pair, base=base, fan_in_fan_out=flag)
+    expected = base["h.0.square.weight"] + 3 * (b @ a).T
+    np.testing.assert_allclose(read_tensor(source.tensors["h.0.square.weight"]), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_names_with_the_name_of_the_adapter_are_read(tmp_path):
+    arrays = {f"{name.removesuffix('weight')}default.weight": array for name, array in UP.items()}
+    source = peft(tmp_path, arrays)
+    expected = BASE["model.up.weight"] + 3 * B["up"] @ A["up"]
+    np.testing.assert_allclose(read_tensor(source.tensors["model.up.weight"]), expected, rtol=1e-6, atol=1e-6)
+
+
 def test_lora_of_an_embedding_is_transposed(tmp_path):
     a, b = RANDOM.normal(size=(2, 5)).astype(np.float32), RANDOM.normal(size=(4, 2)).astype(np.float32)
     source = peft(tmp_path, {"model.embed.lora_embedding_A": a, "model.embed.lora_embedding_B": b})
@@ -381,6 +403,7 @@ def test_adapter_on_other_weights_is_refused_unless_allowed(tmp_path, capsys):
             "no tensor 'model.upp.weight'.*mean",
         ),
         ({"model.up.lora_A.weight": A["up"]}, "not a pair"),
+        ({}, "adapter_model.safetensors holds no tensors"),
         (
             {"model.up.lora_A.weight": A["down"], "model.up.lora_B.weight": B["up"]},
             r"\(6, 2\) times \(2, 6\).*\(6, 4\)",

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from dsee_jax.ckpt import signatures
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import storage
 
@@ -50,11 +51,15 @@ ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, MASKS, KEPT)
 
 def read_json(path: storage.Place) -> dict[str, Any]:
     """Return the object in a JSON file; raises `InputError` if the file is missing or holds anything else."""
+    content = b""
     try:
-        value = json.loads(path.read_bytes())
+        content = path.read_bytes()
+        value = json.loads(content)
     except FileNotFoundError:
         raise InputError(f"{path} is missing: is {path.parent} the folder of a model?") from None
     except (OSError, ValueError, RecursionError) as error:
+        if kind := signatures.describe(content[: signatures.LENGTH]):
+            raise InputError(f"{path} is {kind}") from None
         raise InputError(f"{path} is not JSON ({error})") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a {type(value).__name__}; expected an object of fields")

@@ -7,6 +7,7 @@ that each of them has the same lines.
 import fnmatch
 import glob
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterable
@@ -81,6 +82,12 @@ def model_config(folder: Path) -> dict[str, Any]:
 def describe(folder: Path) -> str:
     """Return one line about a folder that lacks ``config.json`` or weights: what the folder is, and what to do."""
     names = sorted(path.name for path in folder.iterdir())
+    for name in (MODEL_CONFIG, SINGLE, INDEX):
+        if (folder / name).is_symlink() and not (folder / name).exists():
+            return (
+                f"{folder / name} is a link to {os.readlink(folder / name)}, where there is nothing: download the model "
+                "again, or copy it with the targets of its links (cp -L)"
+            )
     if {ADAPTER_CONFIG, *_PEFT_FILES} & {*names}:
         return _adapter(folder)
     readable = bool({SINGLE, INDEX} & {*names})
@@ -88,9 +95,11 @@ def describe(folder: Path) -> str:
         return line
     if line := _models_inside(folder):
         return line
-    if MODEL_CONFIG in names:
-        return f"{folder} holds no weights: expected {SINGLE} or {INDEX}"
+    # Names of the user's own files, or of an unfinished download, tell more than those of every model.
+    names.sort(key=lambda name: name.endswith((".json", ".txt", ".md")))
     holds = f"holds {', '.join(names[:4])}{' ...' if names[4:] else ''}" if names else "is empty"
+    if MODEL_CONFIG in names:
+        return f"{folder} holds no weights: expected {SINGLE} or {INDEX}; it {holds}"
     return f"{folder / MODEL_CONFIG} is missing: is {folder} the folder of a model? it {holds}"
 
 
@@ -113,7 +122,7 @@ def describe_names(place: str, names: Iterable[str]) -> str:
     for name in names:
         if line := describe_file(f"{place}/{name}"):
             return line
-    others = [name for name in names if name.endswith(".safetensors")]
+    others = [name for name in names if name.lower().endswith(".safetensors")]
     if any(re.search(r"-\d+-of-\d+\.safetensors$", name) for name in others):
         return f"{place} holds shards ({others[0]} ...) without {INDEX}, which lists them: download or copy it too"
     if others:

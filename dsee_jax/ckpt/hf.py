@@ -279,6 +279,11 @@ def _matched(
     if ignored:
         log.info("%s: not used: %s", folder, _few(ignored))
     for name, stored in matched.items():
+        if stored.dtype in tensors.DTYPES and stored.dtype not in tensors.FLOATS:
+            raise InputError(
+                f"{stored.file}: {name!r} is stored as {stored.dtype}; the weights of a model are floating-point "
+                f"numbers ({', '.join(tensors.FLOATS)}): give the model in floating point, not quantised"
+            )
         if stored.shape != places[name].shape:
             raise InputError(_misshapen(folder, model, name, stored, places[name]))
     return matched

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialized
 
-from dsee_jax.ckpt import formats
+from dsee_jax.ckpt import formats, signatures
 from dsee_jax.ckpt.folders import INDEX, SINGLE
 from dsee_jax.errors import InputError
 from dsee_jax.typing import Array
@@ -36,10 +36,10 @@ DTYPES: dict[str, Any] = {
 }
 """The supported types of safetensors, by their names in a header."""
 
-_NAMES = {np.dtype(kind): name for name, kind in DTYPES.items()}
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Those of the params of a model; arrays of other types are buffers, or weights that are quantised."""
 
-_POINTER = b"version "
-"""The first bytes of a file that stands for one that Git LFS has not downloaded."""
+_NAMES = {np.dtype(kind): name for name, kind in DTYPES.items()}
 
 _LARGEST = 32 << 20
 """The most bytes of JSON that are parsed: enough for some 300,000 tensors, and few enough for any memory."""
@@ -108,9 +108,10 @@ def contents(file: Path) -> dict[str, Stored]:
         if not file.is_file():
             raise OSError("no such file" if not file.exists() else "not a file")
         with file.open("rb") as opened:
-            size = int.from_bytes(opened.read(8), "little")
-        if size == int.from_bytes(_POINTER, "little"):
-            raise InputError(f"{file} is a pointer of Git LFS to the weights: run git lfs pull in its folder")
+            begin = opened.read(signatures.LENGTH)
+        size, kind = int.from_bytes(begin[:8], "little"), signatures.describe(begin)
+        if kind and begin[8:9] != b"{":  # the header is JSON, and its length may be any byte
+            raise InputError(f"{file} is {kind}")
         if size > min(_LARGEST, file.stat().st_size):
             raise ValueError(f"its header claims {size} bytes")
         # safe_open checks the lengths and the order of all arrays without reading them.
@@ -119,6 +120,8 @@ def contents(file: Path) -> dict[str, Stored]:
         with file.open("rb") as opened:
             opened.seek(8)
             header = json.loads(opened.read(size))
+    except InputError:
+        raise
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         reason = ascii(" ".join(str(error).split())[:200])[1:-1]
         raise InputError(f"{file} is not a complete safetensors file ({reason}): download or copy it again") from None

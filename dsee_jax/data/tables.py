@@ -1,6 +1,7 @@
 """Your own tasks: a folder with ``train.csv`` and ``dev.csv``, or ``train.jsonl`` and ``dev.jsonl``."""
 
 import collections
+import contextlib
 import csv
 import io
 import json
@@ -82,9 +83,10 @@ def _columns(path: Place, config: DataConfig) -> _Columns:
         for key, column, values in targets:
             value = row.get(column)
             if value is None or (key != "label" and not isinstance(value, str)):
-                problem = (
-                    f"{column!r} is no text" if column in row else f"no column {column!r}{did_you_mean(column, row)}"
-                )
+                missing = " but null, a missing value" if value is None else ""
+                problem = f"{column!r} is no text{missing}"
+                if column not in row:
+                    problem = f"no column {column!r}{did_you_mean(column, row)}"
                 raise InputError(f"{path}:{line}: {problem}; set data.{key} to one of {', '.join(map(repr, row))}")
             values.append(_label(value, f"{path}:{line}", column) if key == "label" else value)
         columns.lines.append(line)
@@ -99,6 +101,23 @@ def class_names(values: Sequence[str]) -> tuple[str, ...]:
     if all(name.removeprefix("-").isdecimal() and len(name) < 20 for name in names):
         return tuple(sorted(names, key=int))
     return tuple(sorted(names))
+
+
+def _check_different(path: str, names: Sequence[str]) -> None:
+    """Raise `InputError` if one class has two spellings, or a name is a missing value."""
+    spelled: dict[str | float, str] = {}
+    for name in names:
+        key: str | float = name.strip().casefold()
+        with contextlib.suppress(ValueError):
+            key = float(key)
+        way = "or, if that is meant, list all classes in data.labels"
+        if key != key:
+            raise InputError(f"{path}: the label {name!r} stands for a missing value: delete its rows, {way}")
+        if (other := spelled.setdefault(key, name)) != name:
+            raise InputError(
+                f"{path}: the labels {other!r} and {name!r} differ only in spaces, in case or in the spelling of a number: "
+                f"write one of them, {way}"
+            )
 
 
 @multihost.raise_on_all()
@@ -137,6 +156,8 @@ def load(config: DataConfig) -> Task:
     paths = files(config, [f"train.{kind}"], [f"dev.{kind}", f"validation.{kind}"])
     columns = {split: _columns(path, config) for split, path in paths.items()}
     classes = () if config.regression else config.labels or class_names(columns["train"].label)
+    if not config.labels:
+        _check_different(str(paths["train"]), classes)
     if len(classes) == 1:
         raise InputError(
             f"{paths['train']}: every label is {classes[0]!r}; a task needs two classes, or data.regression: true"

@@ -11,10 +11,13 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args, get_origin
 
-from dsee_jax.errors import InputError, did_you_mean
+from dsee_jax.errors import InputError, did_you_mean, shorten
 
 RUN = ("num_labels", "dtype")
 """Fields of our configs that the run sets. Hugging Face's ``dtype`` is the storage type, which the tensors themselves tell."""
+
+QUANTISED = ("quantization_config", "quantization", "compression_config")
+"""Fields of a model whose weights are stored as integers with scales."""
 
 FIXED: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False, None),
@@ -22,10 +25,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "pruned_heads": ({}, None),
     "per_layer_config": ({}, None),
     "auto_map": ({}, None),
-    # quantised weights
-    "quantization_config": (None,),
-    "quantization": (None,),
-    "compression_config": (None,),
+    **dict.fromkeys(QUANTISED, (None,)),
     # other rotary positions
     "rope_interleaved": (False, None),
     "partial_rotary_factor": (1.0, None),
@@ -48,7 +48,10 @@ HARMLESS: tuple[tuple[str, str], ...] = (
     (r"sentence_transformers|sbert_.*", "settings of sentence-transformers, such as the activation after the logits"),
     (r"task_specific_params|finetuning_task|prefix|task_names", "uses of the model"),
     (r"adapter.*|prediction_heads|custom_heads", "adapters and heads of AdapterHub, which are stored apart"),
-    (r"tokenizer_.*|(bos|eos|pad|unk|sep|cls|mask)_token|model_max_length|truncation.*", "settings of the tokenizer"),
+    (
+        r"tokenizer_.*|(bos|eos|pad|unk|sep|cls|mask)_token|model_max_length|truncation.*|padding(_side)?",
+        "settings of the tokenizer",
+    ),
     (r"(bos|eos|eod|unk|sep|cls|mask|decoder_start|forced_bos|forced_eos)_token_ids?", "ids that generation reads"),
     (
         r"max_sequence_length|max_seq_(length|len)|max_model_len|seq_length|n_ctx",
@@ -61,6 +64,7 @@ HARMLESS: tuple[tuple[str, str], ...] = (
         "running",
     ),
     (r"gradient_checkpointing.*|use_reentrant", "memory in training"),
+    (r"pretraining_tp", "the parts that a product was computed in, whose sum is the same"),
     (r"attn_impl(ementation)?|use_(flash|memory_efficient)_att(ention|n)(_2)?|use_sdpa", "kernels of attention"),
     (r"dual_chunk_attention_config", "attention of vLLM to texts beyond the pretraining, which transformers lacks"),
     (r"tie_word_embeddings|tie_encoder_decoder|tie_last_hidden_states|padding_idx", "sharing; the tensors tell"),
@@ -78,6 +82,11 @@ HARMLESS: tuple[tuple[str, str], ...] = (
     ),
 )
 """(regex of a name, reason): fields that change no logit of a model that is read from a folder."""
+
+_QUANTISED = (
+    "so the weights are quantised, which is not read: give the model that was quantised, or, where transformers and the "
+    "quantiser are installed, write it with from_pretrained(FOLDER).dequantize().save_pretrained(OUT)"
+)
 
 _HARMLESS = re.compile("|".join(f"(?:{pattern})" for pattern, _ in HARMLESS))
 
@@ -130,8 +139,10 @@ def read(
             )
     for name, value in fields.items():
         if name in fixed and value not in fixed[name]:
-            raise InputError(f"{name!r} is {value!r}, which is not implemented; only {fixed[name][0]!r} is")
-        if name not in names and name not in fixed and not _HARMLESS.fullmatch(name):
+            reason = _QUANTISED if name in QUANTISED else f"which is not implemented; only {fixed[name][0]!r} is"
+            raise InputError(f"{name!r} is {shorten(repr(value))}, {reason}")
+        # A field that is null is not set.
+        if name not in names and name not in fixed and value is not None and not _HARMLESS.fullmatch(name):
             if allow_unknown:
                 log.warning(
                     "config.json: unknown field %r = %.60r is ignored: the numbers of the model may differ", name, value

@@ -28,7 +28,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 _NO_WINDOW = dict.fromkeys(("use_sliding_window", "max_window_layers", "layer_types"), (None,))
 _FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
-    "llama": {"pretraining_tp": (1, None), "sliding_window": (None,), **_NO_WINDOW},
+    "llama": {"sliding_window": (None,), **_NO_WINDOW},
     "mistral": {"attention_bias": (False, None), "mlp_bias": (False, None), **_NO_WINDOW},
     "qwen2": {"attention_bias": (True, None), "mlp_bias": (False, None), "use_mrope": (False, None)},
     "qwen3": {"mlp_bias": (False, None)},

@@ -16,7 +16,7 @@ from dsee_jax.ckpt.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MASKS, PEFT_W
 from dsee_jax.errors import InputError, did_you_mean
 from merge import units
 from merge.inputs import lazy, roles
-from merge.inputs.lazy import FLOATS, Lazy
+from merge.inputs.lazy import Lazy
 
 log = logging.getLogger(__name__)
 
@@ -420,6 +420,6 @@ def _matrix(base: Mapping[str, Lazy], name: str, where: str) -> Lazy:
             f"{where}: the base has no tensor {name!r}{did_you_mean(name, base)}; is it the adapter's base?"
         )
     kernel = base[name]
-    if len(kernel.shape) != 2 or kernel.dtype not in FLOATS:
+    if len(kernel.shape) != 2 or kernel.dtype not in tensors.FLOATS:
         raise InputError(f"{where}: {name!r} of the base is {kernel.dtype} {kernel.shape}; expected a matrix of floats")
     return kernel

@@ -12,9 +12,6 @@ import numpy as np
 from dsee_jax.ckpt import tensors
 from dsee_jax.ckpt.tensors import DTYPES, Stored
 
-FLOATS = ("F64", "F32", "F16", "BF16")
-"""The types that are merged; tensors of other types are copied."""
-
 _BLOCK = 1 << 20
 
 

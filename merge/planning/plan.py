@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dsee_jax.ckpt import kept_units, spelling
-from dsee_jax.ckpt.tensors import DTYPES
+from dsee_jax.ckpt.tensors import DTYPES, FLOATS
 from dsee_jax.errors import InputError
 from dsee_jax.hf_layout import split_layer
 from dsee_jax.runtime.strict_yaml import shown
 from merge import units
-from merge.inputs.lazy import FLOATS, Lazy, cast
+from merge.inputs.lazy import Lazy, cast
 from merge.inputs.sources import Source
 from merge.planning import heads, numbers, tied
 from merge.planning.matching import Row, rows

@@ -25,7 +25,6 @@ import jax
 from dsee_jax.ckpt import spelling, tensors
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import atomic, multihost
-from merge.inputs.lazy import FLOATS
 from merge.method import Method
 from merge.methods import find
 from merge.planning.plan import Job, Plan, written_bytes
@@ -178,7 +177,9 @@ def _merge_tensor(job: Job, extra: Mapping[str, Any], resources: tiles.Resources
         for start in range(0, size, tiles.TILE):
             resources.raise_if_stopped()
             chunk = job.inputs[0].read(start, min(start + tiles.TILE, size))
-            checked = job.dtype in FLOATS and not (resources.allow_nonfinite or spelling.is_buffer(job.name, job.shape))
+            checked = job.dtype in tensors.FLOATS and not (
+                resources.allow_nonfinite or spelling.is_buffer(job.name, job.shape)
+            )
             if checked and tiles.nonfinite(chunk):
                 raise InputError(
                     f"{job.inputs[0].files[0]} holds NaN, infinity or a value beyond {job.dtype} in {job.name!r}, which is "

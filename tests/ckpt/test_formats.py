@@ -40,6 +40,11 @@ FOLDERS = {
         ("config.json", "model-00001-of-00002.safetensors"),
         r"without model.safetensors.index.json",
     ),
+    "an unfinished download": (
+        ("config.json", "model.safetensors.part"),
+        r"holds no weights: .*; it holds model.safetensors.part, config.json",
+    ),
+    "another case": (("config.json", "MODEL.SAFETENSORS"), r"must be named model.safetensors: rename"),
     "another name": (("config.json", "weights.safetensors"), r"must be named model.safetensors: rename"),
     "PEFT": ((*PEFT, "adapter_model.safetensors"), r"is a PEFT adapter of org/base and no model.*write org/base\+"),
     "pickled PEFT": (("adapter_model.bin",), r"is a PEFT adapter and no model.*write BASE\+"),
@@ -87,11 +92,49 @@ def test_peft_adapter_is_no_adapter_of_a_run(tmp_path):
         adapter.load(tmp_path)
 
 
-def test_pointer_of_git_is_no_weights(tmp_path):
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            "is a pointer of Git LFS.*git lfs pull",
+        ),
+        (b"<!DOCTYPE html>\n<html>Not found</html>", "is a web page: the download failed"),
+        (b"PK\x03\x04archive/data.pkl", "is an archive, or a pickle of PyTorch"),
+        (b"\x80\x02}q\x00X\x01\x00\x00", "is a pickle under another name"),
+    ],
+)
+def test_file_of_another_kind_is_named(name, content, message, tmp_path):
     folder = tiny.bert(tmp_path / "a")
-    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
-    with pytest.raises(InputError, match=r"model.safetensors is a pointer of Git LFS.*git lfs pull"):
-        tensors.index(folder)
+    (folder / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"^\S*{re.escape(name)} {message}"):
+        hf.load_pretrained(folder)
+
+
+def test_header_of_any_length_is_read(tmp_path):
+    """The first byte of the file, of the header's length, may be that of another format."""
+    for length in (ord("<"), 0x80):
+        header = json.dumps({"a": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}).encode().ljust(length + 256)
+        (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+        assert tensors.index(tmp_path).keys() == {"a"}
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_link_to_nothing_is_named(name, tmp_path):
+    folder = tiny.bert(tmp_path / "a")
+    (folder / name).unlink()
+    (folder / name).symlink_to("../blobs/abc")
+    with pytest.raises(InputError, match=rf"{name} is a link to ../blobs/abc, where there is nothing.*cp -L"):
+        hf.load_pretrained(folder)
+
+
+def test_integers_are_no_weights(tmp_path):
+    folder = tiny.bert(tmp_path / "a", num_hidden_layers=1)
+    arrays = {name: tensors.read(stored) for name, stored in tensors.index(folder).items()}
+    tensors.write(folder, {name: array.astype("int8") if array.ndim == 2 else array for name, array in arrays.items()})
+    with pytest.raises(InputError, match=r"'bert\.\S+' is stored as I8; .*not quantised"):
+        hf.load_pretrained(folder)
 
 
 @pytest.mark.parametrize(

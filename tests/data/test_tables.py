@@ -104,6 +104,12 @@ def test_dev_label_outside_the_training_labels_is_named(tmp_path):
         tables.load(DataConfig(source="csv", dir=str(tmp_path)))
 
 
+def test_listed_classes_may_differ_in_case_only(tmp_path):
+    write(tmp_path, train_csv="sentence1,label\na,NaN\nb,nan\n", dev_csv="sentence1,label\na,nan\n")
+    task = tables.load(DataConfig(source="csv", dir=str(tmp_path), labels=("nan", "NaN")))
+    np.testing.assert_array_equal(task.train.labels, [1, 0])
+
+
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"no folder .*train\.csv"):
         tables.load(DataConfig(source="csv", dir=str(tmp_path / "nowhere")))
@@ -115,6 +121,26 @@ def test_missing_file_is_named(tmp_path):
 BAD: dict[str, Any] = {
     "a repeated column": ("csv", "sentence1,label,label\na,1,2\n", "train.csv:1: the column 'label' is repeated"),
     "an empty label": ("csv", "sentence1,label\na,\nb,1\n", "train.csv:2: the label 'label' is ''; expected text"),
+    "a space in a label": (
+        "csv",
+        "sentence1,label\na,no\nb, no\nc,yes\n",
+        "train.csv: the labels ' no' and 'no' differ only",
+    ),
+    "a label in two cases": (
+        "csv",
+        "sentence1,label\na,No\nb,no\nc,yes\n",
+        "train.csv: the labels 'No' and 'no' differ",
+    ),
+    "a number in two spellings": (
+        "jsonl",
+        '{"sentence1": "a", "label": 1}\n{"sentence1": "a", "label": 1.0}\n{"sentence1": "a", "label": 0}\n',
+        "train.jsonl: the labels '1' and '1.0' differ only",
+    ),
+    "a missing value as text": (
+        "csv",
+        "sentence1,label\na,nan\nb,x\n",
+        "train.csv: the label 'nan' stands for a missing",
+    ),
     "NaN": ("jsonl", '{"sentence1": "a", "label": NaN}\n', "train.jsonl:1: 'label' is no text"),
     "a null": ("jsonl", '{"sentence1": "a", "label": null}\n', "train.jsonl:1: 'label' is no text"),
     "a nested label": ("jsonl", '{"sentence1": "a", "label": [1]}\n', "train.jsonl:1: the label 'label' is '\\[1\\]'"),

@@ -50,7 +50,7 @@ RELEASED = {
             "is_llama_config": True,
             "rope_interleaved": False,
             "transformers.js_config": {"dtype": "q4"},
-            "pretraining_tp": 1,
+            "pretraining_tp": 2,
         },
     ),
     "Unsloth": (
@@ -66,6 +66,8 @@ RELEASED = {
         {"eos_token_ids": None, "output_past": True, "do_sample": False, "embedding_size": 24},
     ),
     "AdapterHub": ("xlm-roberta", {"adapters": {"adapters": {}}, "prediction_heads": {}, "custom_heads": {}}),
+    "AutoTrain": ("bert", {"max_length": 64, "padding": "max_length"}),
+    "a field that is not set": ("llama", {"num_experts_per_tok": None}),
     "AWS": ("bert", {"neuron": {"compiler_type": "neuronx-cc"}, "fp16": True}),
 }
 """Fields of released models that change no number."""
@@ -259,8 +261,11 @@ def test_parameter_of_another_scaling_is_named(caplog):
         ),
         ({"partial_rotary_factor": 0.5}, "'partial_rotary_factor' is 0.5, which is not implemented"),
         ({"rope_interleaved": True}, "'rope_interleaved' is True, which is not implemented"),
-        ({"quantization": {"bits": 4}}, "'quantization' is {'bits': 4}, which is not implemented"),
-        ({"pretraining_tp": 2}, "'pretraining_tp' is 2, which is not implemented"),
+        ({"quantization": {"bits": 4}}, "'quantization' is {'bits': 4}, so the weights are quantised"),
+        (
+            {"quantization_config": {"x": "y" * 999}},
+            r"'quantization_config' is .{99,110}\.\.\., so the weights are quantised",
+        ),
         ({"sliding_window": 8}, "'sliding_window' is 8, which is not implemented"),
         ({"model_type": "mistral", "attention_bias": True}, "'attention_bias' is True, which is not implemented"),
         ({"model_type": "qwen2", "attention_bias": False}, "'attention_bias' is False, which is not implemented"),
@@ -297,7 +302,7 @@ def test_bad_decoder_field_is_named(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"quantization_config": {"bits": 4}}, "'quantization_config' is .* which is not implemented"),
+        ({"quantization_config": {"bits": 4}}, "'quantization_config' is .*, so the weights are quantised"),
         ({"vocab_size": 0}, "'vocab_size' is 0; expected a whole number from 1"),
         ({"attention_sinks": 4}, "unknown field 'attention_sinks'"),
     ],

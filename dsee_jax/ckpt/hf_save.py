@@ -24,6 +24,7 @@ def save_pretrained(
     *,
     source: str | Path | None = None,
     labels: Sequence[str] = (),
+    problem_type: str = "",
     kept: Masks | None = None,
     max_shard_size: str | int = "5GB",
     overwrite: bool = False,
@@ -41,6 +42,8 @@ def save_pretrained(
       source: the original folder of the model, see `resolve`. The files of `companions` are copied, and the config.json fields
         that this library does not use are kept.
       labels: names of the classes, in the order of the logits; empty: the names of the source, or LABEL_0 ...
+      problem_type: Hugging Face's name of the loss by which the model was tuned, such as single_label_classification. It replaces
+        another one in the config.json of the source; ``transformers`` computes probabilities by it. Empty: the source's.
       kept: for a structurally pruned model, all units before any pruning, True = kept; written beside the weights.
       max_shard_size: bytes, or a text such as "5GB"; larger weights are split over several files.
       overwrite: replace a folder at ``path`` that holds no other files than those of a model.
@@ -50,7 +53,7 @@ def save_pretrained(
         belong to the model, or the number of ``labels`` is not the number of classes.
     """
     origin = None if source is None else resolve(source)
-    arrays, config = hf_tensors(model, params), _config(model, origin, labels)
+    arrays, config = hf_tensors(model, params), _config(model, origin, labels, problem_type)
     kinds = {str(array.dtype) for array in arrays.values()}
     config["dtype"] = kinds.pop() if len(kinds) == 1 else "float32"
     copied = [] if origin is None else [*companions.tokenizer_files(origin), *companions.others(origin)]
@@ -63,7 +66,7 @@ def save_pretrained(
             companions.copy(origin, staging, copied)
 
 
-def _config(model: Model, origin: Path | None, labels: Sequence[str]) -> dict[str, Any]:
+def _config(model: Model, origin: Path | None, labels: Sequence[str], problem_type: str) -> dict[str, Any]:
     config = formats.model_config(origin) if origin else {}
     for name in ("_name_or_path", "torch_dtype", "transformers_version"):
         config.pop(name, None)
@@ -82,4 +85,6 @@ def _config(model: Model, origin: Path | None, labels: Sequence[str]) -> dict[st
         names = list(labels) or [f"LABEL_{number}" for number in range(count)]
         config["id2label"] = {str(number): name for number, name in enumerate(names)}
         config["label2id"] = {name: number for number, name in enumerate(names)}
+    if problem_type and config.get("problem_type"):
+        config["problem_type"] = problem_type
     return config

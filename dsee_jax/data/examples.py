@@ -59,6 +59,11 @@ class Task:
         return not self.labels and not self.causal
 
     @property
+    def problem_type(self) -> str:
+        """Hugging Face's name of the loss; empty for causal-lm."""
+        return "" if self.causal else "single_label_classification" if self.labels else "regression"
+
+    @property
     def num_labels(self) -> int:
         """The width of a classifier: the number of classes, 1 for regression."""
         return len(self.labels) or 1

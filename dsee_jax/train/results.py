@@ -68,10 +68,18 @@ def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Place) -> di
     """
     config = setup.config
     final = final_params(setup, trained, masks)
-    labels = setup.data.task.labels
+    task = setup.data.task
+    labels = task.labels
     kept = compaction.composed(kept_units.read(setup.folder), setup.kept)
     hf_save.save_pretrained(
-        out / MODEL, setup.model, final, source=setup.folder, labels=labels, kept=kept, overwrite=True
+        out / MODEL,
+        setup.model,
+        final,
+        source=setup.folder,
+        labels=labels,
+        problem_type=task.problem_type,
+        kept=kept,
+        overwrite=True,
     )
     hashes.write(out, {"model": hashes.of_model(out / MODEL)})
     total = _bytes(out / MODEL)
@@ -82,7 +90,7 @@ def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Place) -> di
             "scale": config.delta.scale,
             "scale_sparse": config.delta.scale_sparse,
             "delta": dataclasses.asdict(config.delta),
-            "task": setup.data.task.name,
+            "task": task.name,
             "labels": list(labels),
             "base": config.model.path,
             adapter.BASE_SHA256: written["base"][hashes.WEIGHTS],

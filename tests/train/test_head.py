@@ -111,13 +111,17 @@ def test_classifier_is_read_by_the_names_of_its_classes(tmp_path, label):
 
 
 def test_run_keeps_the_class_names_of_its_checkpoint(tmp_path):
-    """In the order of its logits; evaluation and export read the classes of the model by name as well."""
+    """In the order of its logits; evaluation and export read the classes of the model by name as well.
+
+    The loss of another task is replaced: transformers takes sigmoid or softmax from problem_type.
+    """
     runs.table(tmp_path / "data")
-    tiny.bert(tmp_path / "base", num_hidden_layers=1)
+    tiny.bert(tmp_path / "base", num_hidden_layers=1, problem_type="multi_label_classification")
     named(tmp_path / "base", ("YES", "NO"))
     results, out = runs.run(tmp_path, prune__kind="none", **SHORT)
     config = json.loads((out / "model/config.json").read_text())
     assert config["id2label"] == {"0": "NO", "1": "YES"}
+    assert config["problem_type"] == "single_label_classification"
     assert adapter.load(out / "adapter").config["labels"] == ["NO", "YES"]
     again = finished_run.evaluate(out, ['data.labels=["yes", "no"]'])
     assert again == pytest.approx(results["final"], rel=1e-5)

@@ -42,7 +42,7 @@ def save_pretrained(
       source: the original folder of the model, see `resolve`. The files of `companions` are copied, and the config.json fields
         that this library does not use are kept.
       labels: names of the classes, in the order of the logits; empty: the names of the source, or LABEL_0 ...
-      problem_type: Hugging Face's name of the loss by which the model was tuned, such as single_label_classification. It replaces
+      problem_type: Hugging Face's name of the loss of the tuning, such as single_label_classification. It replaces
         another one in the config.json of the source; ``transformers`` computes probabilities by it. Empty: the source's.
       kept: for a structurally pruned model, all units before any pruning, True = kept; written beside the weights.
       max_shard_size: bytes, or a text such as "5GB"; larger weights are split over several files.

@@ -15,6 +15,9 @@ import numpy as np
 LAYER = r"(?:^|[./_])(?:layers?|h|(?:res)?blocks?)[./_](?P<unit>\d+)(?=[./])"
 """The number of a transformer layer, in Hugging Face's names and in the paths of this library."""
 
+QUANTISED = ("quantization_config", "quantization", "compression_config")
+"""The fields of a ``config.json`` whose model has weights that are stored as integers with scales."""
+
 
 def split_layer(name: str) -> tuple[str, int, str] | None:
     """Return a name as (text before the layer number, layer number, text after); None outside the layers.

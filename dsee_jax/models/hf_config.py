@@ -12,12 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args, get_origin
 
 from dsee_jax.errors import InputError, did_you_mean, shorten
+from dsee_jax.hf_layout import QUANTISED
 
 RUN = ("num_labels", "dtype")
 """Fields of our configs that the run sets. Hugging Face's ``dtype`` is the storage type, which the tensors themselves tell."""
-
-QUANTISED = ("quantization_config", "quantization", "compression_config")
-"""Fields of a model whose weights are stored as integers with scales."""
 
 FIXED: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False, None),

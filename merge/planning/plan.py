@@ -13,7 +13,7 @@ import numpy as np
 from dsee_jax.ckpt import kept_units, spelling
 from dsee_jax.ckpt.tensors import DTYPES, FLOATS
 from dsee_jax.errors import InputError
-from dsee_jax.hf_layout import split_layer
+from dsee_jax.hf_layout import QUANTISED, split_layer
 from dsee_jax.runtime.strict_yaml import shown
 from merge import units
 from merge.inputs.lazy import Lazy, cast
@@ -139,6 +139,11 @@ def _job(
         inputs[0].dtype,
     )
     if stored not in FLOATS:
+        if len(inputs) > 1 and len(inputs[0].shape) > 1 and row.name.endswith("weight"):
+            raise InputError(
+                f"{recipe.path}: {shown(row.name)} is stored as {stored} in {part.inputs[0].model}: its weights are "
+                "quantised; merge the unquantised models"
+            )
         return Job(row.name, "copy", base, rest, (), {}, columns, stored)
     names = row.names[1:] if part.base else row.names
     return Job(
@@ -225,7 +230,7 @@ def _check_same_shapes(recipe: Recipe, row: Row, inputs: Sequence[Lazy]) -> None
 
 
 def _check_same_architecture(recipe: Recipe, first: Source, other: Source) -> None:
-    if "quantization_config" in other.config:
+    if any(other.config.get(name) is not None for name in QUANTISED):
         raise InputError(f"{recipe.path}: {other.reference} is quantised; merge the unquantised models")
     kinds = [source.config.get("model_type") for source in (first, other)]
     # Models of one type may be of different classes, with different heads.

@@ -259,6 +259,7 @@ parameters: {weight: 1}
 slices: [{sources: [{model: a, layer_range: RANGE}, {model: b, layer_range: [0, 1]}]}]
 """
 WIDTHS = [opened("a", config={"hidden_size": 4}), opened("b", config={"hidden_size": 5})]
+INTEGERS = [opened(name, more={"x.weight": lazy((4, 4), "I64")}) for name in "abt"]
 MORE = opened("b", more={"x.h.0.w": lazy((2,))})
 RANKMEAN = "merge_method: rankmean\nbase_model: t\nparameters: {unit: '(a'}\nmodels: [{model: a}]"
 DELLA = TIES.replace("ties", "della").replace("0.5", "0.9, epsilon: 0.2")
@@ -273,6 +274,8 @@ BAD = [
     (TIES, [opened("b", more={"model.norm.weight": lazy((4,), "I64")})], "'model.norm.weight' is floating point in t and I64"),
     (TIES, [opened("b", config={"model_type": "other"})], "t and b are different architectures: model_type is m in one"),
     (TIES, [opened("b", config={"quantization_config": {}})], "b is quantised"),
+    (TIES, [opened("t", config={"quantization": {"bits": 4}})], "t is quantised"),
+    (TIES, INTEGERS, "'x.weight' is stored as I64 in t: its weights are quantised"),
     (LINEAR.replace("WEIGHT", "-1"), [], "the weights sum to 0"),
     (LINEAR.replace("WEIGHT", "{filter: mlp, value: 1}"), [], "models[0].parameters.weight gives no value for 'model.embed"),
     (SLICE.replace("RANGE", "[3, 4]"), [], "slices[0].sources[0].layer_range is [3, 4]; a has the layers 0 to 2"),

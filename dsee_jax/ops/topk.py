@@ -1,10 +1,12 @@
 """Exact selection of the highest entries of arrays: ties go to the lowest index, and N:M groups along the inputs."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from dsee_jax import counts
 from dsee_jax.counts import Count
@@ -59,19 +61,27 @@ def ordered(score: Array) -> jax.Array:
     return jnp.where(jnp.isnan(score), jnp.uint32(0), rank)
 
 
-@jax.jit
 def _bound(ranks: list[jax.Array], k: Count) -> tuple[jax.Array, Count]:
-    """Return the ``k``-th highest number (from 1) of all arrays, bit by bit, and the count of the numbers above it."""
+    """Return the ``k``-th highest number (from 1) of all arrays, bit by bit, and the count of the numbers above it.
 
-    def try_bit(number: jax.Array, state: tuple[jax.Array, Count]) -> tuple[jax.Array, Count]:
-        bound, above = state
-        higher = bound | (jnp.uint32(1) << (31 - number).astype(jnp.uint32))
-        count = counts.true(rank >= higher for rank in ranks)
-        reaches = counts.at_least(count, k)
-        return jnp.where(reaches, higher, bound), counts.where(reaches, above, count)
+    The last number that does not reach k is the bound + 1. Where k is 0, the bound is the highest uint32, which no score has.
+    """
+    step, start = functools.partial(_try_bit, ranks, k), (jnp.uint32(0), Count(jnp.uint32(0), jnp.uint32(0)))
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((ranks, k))):
+        return jax.lax.fori_loop(0, 32, step, start)
+    # A program that is a loop would copy all of its inputs.
+    return functools.reduce(lambda state, number: step(np.uint32(number), state), range(32), start)
 
-    # The last number that does not reach k is bound + 1. Where k is 0, the bound is the highest uint32, which no score has.
-    return jax.lax.fori_loop(0, 32, try_bit, (jnp.uint32(0), counts.Count(jnp.uint32(0), jnp.uint32(0))))
+
+@jax.jit
+def _try_bit(
+    ranks: list[jax.Array], k: Count, number: jax.Array, state: tuple[jax.Array, Count]
+) -> tuple[jax.Array, Count]:
+    bound, above = state
+    higher = bound | (jnp.uint32(1) << (31 - number).astype(jnp.uint32))
+    count = counts.true(rank >= higher for rank in ranks)
+    reaches = counts.at_least(count, k)
+    return jnp.where(reaches, higher, bound), counts.where(reaches, above, count)
 
 
 @jax.jit

@@ -144,7 +144,7 @@ def pruning(_):
     ranks = [leaf.view(jnp.uint32) for leaf in jax.tree.leaves(placed)]
     k, bound = counts.of(7), jnp.uint32(7)
     texts = [
-        topk._bound.lower(ranks, k).compile().as_text(),
+        jax.jit(topk._bound).lower(ranks, k).compile().as_text(),
         topk._take.lower(ranks[0], bound, k, k).compile().as_text(),
     ]
     gathered = [re.findall(r"= \(?(\w+\[[\d,]*\])\S* all-gather", text) for text in texts]

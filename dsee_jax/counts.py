@@ -4,7 +4,7 @@ A count is a pair of uint32, ``256 * high + low``. The limbs are added apart, so
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,22 +36,19 @@ def of(number: int | Array) -> Count:
     return Count((number >> 8).astype(jnp.uint32), (number & 255).astype(jnp.uint32))
 
 
-def true(masks: Iterable[Array], most: int = INT32) -> Count:
-    """Return the number of True entries of all masks together.
-
-    The count is an int32 over the last axes of a mask that have fewer than ``most`` entries together.
-    """
-    totals = [total(_parts(mask, most)) for mask in masks]
-    return _carried(sum(count.high for count in totals), sum(count.low for count in totals))
+def true(mask: Array) -> Count:
+    """Return the number of True entries of a mask."""
+    return total(parts(mask))
 
 
-def _parts(mask: Array, most: int) -> jax.Array:
+def parts(mask: Array, most: int = INT32) -> jax.Array:
+    """Return the numbers of True entries over the last axes that have fewer than ``most`` entries together, int32."""
     leading = next(axes for axes in range(mask.ndim + 1) if math.prod(mask.shape[axes:]) < most)
     return jnp.sum(mask, axis=tuple(range(leading, mask.ndim)), dtype=jnp.int32)
 
 
 def check(*shapes: Sequence[int]) -> None:
-    """Raise `InputError` unless `true` can count the entries of arrays of these shapes, all together."""
+    """Raise `InputError` unless a `Count` holds the entries of arrays of these shapes, all together."""
     entries = sum(math.prod(shape) for shape in shapes)
     longest = max((length for shape in shapes for length in shape), default=0)
     if entries >= MOST or (entries >= 2**32 and longest >= LONGEST):
@@ -60,12 +57,15 @@ def check(*shapes: Sequence[int]) -> None:
         )
 
 
-def total(parts: Array) -> Count:
-    """Return the sum of int32 counts, of any shape."""
-    high, low = of(parts)
-    while high.ndim:
-        high, low = _carried(jnp.sum(high, axis=-1, dtype=jnp.uint32), jnp.sum(low, axis=-1, dtype=jnp.uint32))
-    return Count(high, low)
+def total(*parts: Array) -> Count:
+    """Return the sum of all entries of arrays of int32 counts."""
+    sums: list[Count] = []
+    for part in parts:
+        high, low = of(part)
+        while high.ndim:
+            high, low = _carried(jnp.sum(high, axis=-1, dtype=jnp.uint32), jnp.sum(low, axis=-1, dtype=jnp.uint32))
+        sums.append(Count(high, low))
+    return _carried(sum(each.high for each in sums), sum(each.low for each in sums))
 
 
 def add(a: Count, b: Count) -> Count:

@@ -111,7 +111,7 @@ def density(masks: Masks) -> float | jax.Array:
     if not total:
         return 1.0
     parts = [
-        counts.of(int(np.count_nonzero(mask))) if isinstance(mask, np.ndarray) else counts.true([mask]) for mask in flat
+        counts.of(int(np.count_nonzero(mask))) if isinstance(mask, np.ndarray) else counts.true(mask) for mask in flat
     ]
     kept = functools.reduce(counts.add, parts)
     if isinstance(kept.high, Tracer):

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ def top_k(score: Array, k: int | Array) -> jax.Array:
     counting passes and no sort. Any sharding is allowed.
 
     Raises:
-      InputError: as `dsee_jax.counts.true`.
+      InputError: as `dsee_jax.counts.check`.
     """
     if isinstance(k, int | np.integer):
         k = min(max(int(k), 0), score.size)
@@ -38,7 +39,7 @@ def highest(ranks: Sequence[jax.Array], k: Count) -> list[jax.Array]:
       k: at most the number of all entries.
 
     Raises:
-      InputError: as `dsee_jax.counts.true`.
+      InputError: as `dsee_jax.counts.check`.
     """
     counts.check(*(rank.shape for rank in ranks))
     bound, taken = _bound(list(ranks), k)
@@ -66,22 +67,35 @@ def _bound(ranks: list[jax.Array], k: Count) -> tuple[jax.Array, Count]:
 
     The last number that does not reach k is the bound + 1. Where k is 0, the bound is the highest uint32, which no score has.
     """
-    step, start = functools.partial(_try_bit, ranks, k), (jnp.uint32(0), Count(jnp.uint32(0), jnp.uint32(0)))
+
+    def try_bit(number: Any, state: tuple[jax.Array, Count]) -> tuple[jax.Array, Count]:
+        return _decide([_reaching(rank, state[0], number) for rank in ranks], k, number, state)
+
+    start = (jnp.uint32(0), Count(jnp.uint32(0), jnp.uint32(0)))
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((ranks, k))):
-        return jax.lax.fori_loop(0, 32, step, start)
-    # A program that is a loop would copy all of its inputs.
-    return functools.reduce(lambda state, number: step(np.uint32(number), state), range(32), start)
+        return jax.lax.fori_loop(0, 32, try_bit, start)
+    # A compiled loop would copy all ranks; one small program for each shape is also the quickest to compile and to run.
+    return functools.reduce(lambda state, number: try_bit(np.uint32(number), state), range(32), start)
 
 
 @jax.jit
-def _try_bit(
-    ranks: list[jax.Array], k: Count, number: jax.Array, state: tuple[jax.Array, Count]
+def _reaching(rank: jax.Array, bound: jax.Array, number: jax.Array) -> jax.Array:
+    """Return the counts of the numbers that reach the bound with the bit ``number`` set."""
+    return counts.parts(rank >= _with_bit(bound, number))
+
+
+@jax.jit
+def _decide(
+    parts: list[jax.Array], k: Count, number: jax.Array, state: tuple[jax.Array, Count]
 ) -> tuple[jax.Array, Count]:
-    bound, above = state
-    higher = bound | (jnp.uint32(1) << (31 - number).astype(jnp.uint32))
-    count = counts.true(rank >= higher for rank in ranks)
+    """Return the bound with the bit ``number`` set if the counts ``parts`` reach ``k``."""
+    (bound, above), count = state, counts.total(*parts)
     reaches = counts.at_least(count, k)
-    return jnp.where(reaches, higher, bound), counts.where(reaches, above, count)
+    return jnp.where(reaches, _with_bit(bound, number), bound), counts.where(reaches, above, count)
+
+
+def _with_bit(bound: jax.Array, number: jax.Array) -> jax.Array:
+    return bound | (jnp.uint32(1) << (31 - number).astype(jnp.uint32))
 
 
 @jax.jit

@@ -13,7 +13,9 @@ Linear modules do better, and form no gradient of a kernel's size in the backwar
 """
 
 import contextlib
+import dataclasses
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -32,8 +34,10 @@ from dsee_jax.ops import dense
 from dsee_jax.ops.joint import JointDense
 from dsee_jax.typing import Array, Module, Params
 
-_inside = jax.make_user_context(False)
-"""A jitted function that was traced outside of a block is traced again inside, and the other way round."""
+_blocks = jax.make_user_context(())
+"""The blocks around the code that runs. JAX traces a jitted function again in every other block."""
+
+_numbers = itertools.count()
 
 
 @contextlib.contextmanager
@@ -65,8 +69,9 @@ def attached(adapter: Adapter | None, *, joined: bool = True) -> Iterator[None]:
         with dsee_jax.attached(adapter):
             y, state = model.apply({"params": params, "batch_stats": stats}, x, mutable=["batch_stats"])
 
-    A model takes the updates at the outermost of its calls, by the paths of its params. Inside a jitted function the block
-    must be inside too, so that the adapter is an argument and no constant of the compiled program.
+    A model takes the updates at the outermost of its calls, by the paths of its params. A jitted function with the block
+    inside has the adapter as an argument. A jitted function that is called in a block is compiled anew for every block, with
+    the adapter as a constant. Bind a module (``bind``) in the block where it runs: its ``setup`` reads the params only once.
 
     Args:
       adapter: the updates; None attaches none.
@@ -76,8 +81,13 @@ def attached(adapter: Adapter | None, *, joined: bool = True) -> Iterator[None]:
     Raises:
       InputError: an update does not fit its kernel, or no module of the block read it.
     """
-    with _inside(True), _block(adapter, joined=joined):
-        yield
+    block = _Block(adapter, joined)
+    with _blocks((*_blocks.value, next(_numbers))), intercepted(block.intercept):
+        try:
+            yield
+        finally:
+            block.active = False
+    block.check_read()
 
 
 def apply(
@@ -104,28 +114,19 @@ def apply(
     )
     if adapter is None and joined:
         return model.apply({"params": params}, *args, **kwargs, **options)
-    with _block(adapter, joined=joined):
+    with attached(adapter, joined=joined):
         return model.apply({"params": params}, *args, **kwargs, **options)
 
 
-@contextlib.contextmanager
-def _block(adapter: Adapter | None, *, joined: bool) -> Iterator[None]:
-    session = _Session(adapter, joined)
-    with intercepted(session.intercept):
-        try:
-            yield
-        finally:
-            session.active = False
-    session.check_read()
-
-
-class _Session:
-    """One block: the adapter, and the paths of the kernels that modules have read."""
+class _Block:
+    """One block of `attached`: the adapter, and the paths of the kernels that modules have read."""
 
     def __init__(self, adapter: Adapter | None, joined: bool) -> None:
         self.scale = {} if adapter is None else {"scale": adapter.scale, "scale_sparse": adapter.scale_sparse}
         self.updates = {} if adapter is None else adapter.updates
-        self.joined, self.active, self.running = joined, True, False
+        self.joined, self.active = joined, True
+        self.root: Any = None
+        self.scopes: dict[int, Any] = {}
         self.read: set[str] = set()
         self.present: set[str] = set()
         self.params: Any = {}
@@ -134,37 +135,41 @@ class _Session:
         module = context.module
         if module.scope is None:
             return call(*args, **kwargs)
-        if not self.running:
-            with self._boxed(module.scope):
-                return self._call(call, args, kwargs, context)
-        return self._call(call, args, kwargs, context)
-
-    def _call(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
-        # Of nested blocks, the innermost is the last to see a call, and knows all boxes.
-        if next(each for each in map(_session, _global_interceptor_stack) if each) is not self:
-            return call(*args, **kwargs)
+        if self.root is None:
+            with self._boxed(module.scope.root):
+                return self.intercept(call, args, kwargs, context)
+        self._refresh(module.scope)
         # A subclass that overrides __call__ and calls its parent's is met there, with the input that the parent gets.
         linear = _LINEAR.get(context.orig_method.func)
-        return call(*args, **kwargs) if linear is None else linear(self, context.module, call, args, kwargs)
+        return call(*args, **kwargs) if linear is None else linear(self, module, call, args, kwargs)
 
     @contextlib.contextmanager
-    def _boxed(self, scope: Any) -> Iterator[None]:
-        """Put boxes in place of the updated kernels of ``scope`` and of the scopes around it, for one call of a model."""
-        self.running, before = True, []
+    def _boxed(self, root: Any) -> Iterator[None]:
+        """Put boxes in place of the updated kernels of a root scope, for one call of a model."""
+        params = root._variables.get("params", {})
+        boxed = self._with_boxes(params, "/".join(root.path))
+        self.root, self.scopes, self.params = root, {}, params or self.params
+        if params:
+            root._variables["params"] = boxed
         try:
-            while scope is not None:
-                if params := scope._variables.get("params"):
-                    before.append((scope, params))
-                    self.params = params
-                    scope._variables["params"] = self._with_boxes(params, "/".join(scope.path))
-                scope = scope.parent
-            yield
+            # The operations inside of a model are compiled once for all blocks.
+            with _blocks(()):
+                yield
         finally:
-            self.running = False
-            for scope, params in before:
+            self.root = None
+            if params:
                 # A call may have changed mutable params: only the boxes go.
-                mutable = scope.is_mutable_collection("params")
-                scope._variables["params"] = _without_boxes(scope._variables["params"]) if mutable else params
+                mutable = root.is_mutable_collection("params")
+                root._variables["params"] = self._without_boxes(root._variables["params"]) if mutable else params
+            for scope in self.scopes.values():
+                scope._variables.pop("params", None)
+
+    def _refresh(self, scope: Any) -> None:
+        """Let ``scope`` and the scopes around it look their params up again, as a bound module keeps its scopes."""
+        while scope.parent is not None and id(scope) not in self.scopes:
+            self.scopes[id(scope)] = scope
+            scope._variables.pop("params", None)
+            scope = scope.parent
 
     def _with_boxes(self, node: Any, prefix: str) -> Any:
         """Return nested dicts of params with boxes at the updated kernels; a box of the user's stays inside of ours."""
@@ -180,6 +185,18 @@ class _Session:
         if not isinstance(node, Mapping) or not any(path.startswith(below) for path in self.updates):
             return node
         return {key: self._with_boxes(child, f"{below}{key}") for key, child in node.items()}
+
+    def _without_boxes(self, params: Any) -> Any:
+        own = lambda node: isinstance(node, _Box) and node.block is self  # noqa: E731
+        return jax.tree.map(lambda leaf: leaf.value if own(leaf) else leaf, params, is_leaf=own)
+
+    def box(self, kernel: Any) -> "_Box | None":
+        """Return ``kernel`` if it is a box of this block."""
+        return kernel if isinstance(kernel, _Box) and kernel.block is self else None
+
+    def kernel(self, module: nn.Module) -> "_Box | None":
+        """Return the box of the kernel of a linear module, if the kernel has an update."""
+        return self.box(module.get_variable("params", "kernel")) if module.has_variable("params", "kernel") else None
 
     def check_read(self) -> None:
         """Raise `InputError` unless modules have read all updated kernels."""
@@ -200,28 +217,22 @@ class _Session:
         )
 
 
-def _session(interceptor: Any) -> _Session | None:
-    """Return the block of an interceptor; None if it is of another kind."""
-    session = getattr(interceptor, "__self__", None)
-    return session if isinstance(session, _Session) else None
-
-
 class _Box(meta.AxisMetadata[Any]):
     """A kernel and its update in the params of a running model; it unboxes to the kernel with the update folded in."""
 
-    def __init__(self, value: Any, delta: Any, support: Any, path: str, axes: str, session: _Session) -> None:
+    def __init__(self, value: Any, delta: Any, support: Any, path: str, axes: str, block: _Block) -> None:
         self.value, self.delta, self.support = value, delta, support
-        self.path, self.axes, self.session = path, axes, session
+        self.path, self.axes, self.block = path, axes, block
         self.frozen = False
 
     def unbox(self) -> Any:
         """Return the effective kernel, in the box of the kernel if it has one; in `as_frozen`, the kernel itself."""
-        if self.frozen or not self.session.active:
+        if self.frozen or not self.block.active:
             return self.value
         update = self.update()
-        self.session.read.add(self.path)
+        self.block.read.add(self.path)
         w = tree.unboxed(self.value)
-        return tree.reboxed(self.value, folded(w, self.path, update, **self.session.scale))
+        return tree.reboxed(self.value, folded(w, self.path, update, **self.block.scale))
 
     def update(self) -> Update:
         """Return the update of the kernel as a module sees it: without the stacks that loops have taken apart."""
@@ -240,65 +251,65 @@ class _Box(meta.AxisMetadata[Any]):
 
     def replace_boxed(self, val: Any) -> "_Box":
         """Return the box of another kernel."""
-        return _Box(val, self.delta, self.support, self.path, self.axes, self.session)
+        return _Box(val, self.delta, self.support, self.path, self.axes, self.block)
 
     def add_axis(self, index: int, params: Any) -> "_Box":
-        """Return the box; the names of axes that a box of the user's may hold serve no running model."""
-        del index, params
-        return self
+        """Return the box with an axis more in the box of the kernel; the update knows its axes."""
+        return self.replace_boxed(meta.add_axis(self.value, index, params))
 
     def remove_axis(self, index: int, params: Any) -> "_Box":
-        """Return the box, as `add_axis` does."""
-        return self.add_axis(index, params)
+        """Return the box with an axis less in the box of the kernel."""
+        return self.replace_boxed(meta.remove_axis(self.value, index, params))
+
+    def __jax_array__(self) -> Any:
+        """Return the effective kernel to a function that reads the variables of a module as arrays."""
+        return tree.unboxed(self.unbox())
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.__jax_array__(), name)
 
 
 jax.tree_util.register_pytree_node(
     _Box,
-    lambda box: ((box.value, box.delta, box.support), (box.path, box.axes, box.session)),
+    lambda box: ((box.value, box.delta, box.support), (box.path, box.axes, box.block)),
     lambda about, children: _Box(*children, *about),
 )
-
-
-def _without_boxes(params: Any) -> Any:
-    is_box = lambda node: isinstance(node, _Box)  # noqa: E731
-    return jax.tree.map(lambda leaf: leaf.value if is_box(leaf) else leaf, params, is_leaf=is_box)
-
-
-def _box(module: nn.Module) -> _Box | None:
-    """Return the box of the kernel of a linear module, if the kernel has an update."""
-    kernel = module.get_variable("params", "kernel") if module.has_variable("params", "kernel") else None
-    return kernel if isinstance(kernel, _Box) else None
 
 
 def _fitting(box: _Box, module: nn.Module, expected: str) -> Update:
     """Return the update of a kernel that the module multiplies by with the orientation ``expected``."""
     update = box.update()
     thin.check_orientation(box.path, update, module, expected)
-    box.session.read.add(box.path)
+    box.block.read.add(box.path)
     return update
 
 
-_PLAIN = {"precision": None, "dot_general": None, "dot_general_cls": None, "promote_dtype": promote_dtype}
-"""The attributes of an ``nn.Dense`` that computes ``x @ kernel + bias``."""
+_PRODUCT = [
+    field
+    for field in dataclasses.fields(nn.Dense)
+    if field.name not in ("features", "use_bias", "dtype", "param_dtype", "kernel_init", "bias_init", "parent", "name")
+]
+"""The attributes of an ``nn.Dense`` that change its product, such as ``dot_general`` and ``precision``."""
 
 
-def _dense(session: _Session, module: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    box = _box(module)
+def _dense(block: _Block, module: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    box = block.kernel(module)
     if box is None:
         return call(*args, **kwargs)
     update = _fitting(box, module, orientation.IN_OUT)
-    if any(getattr(module, name) is not value for name, value in _PLAIN.items()):
-        return _beside(box, update, input_of(args, kwargs), call, args, kwargs)
+    if any(getattr(module, field.name) is not field.default for field in _PRODUCT):
+        return _beside(block, box, update, input_of(args, kwargs), call, args, kwargs)
     bias = tree.unboxed(module.get_variable("params", "bias")) if module.use_bias else None
     x, kernel, bias = promote_dtype(input_of(args, kwargs), tree.unboxed(box.value), bias, dtype=module.dtype)
-    return dense.dense(x, kernel, bias, update.delta, update.support, **box.session.scale)
+    return dense.dense(x, kernel, bias, update.delta, update.support, **block.scale)
 
 
-def _joint(session: _Session, module: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+def _joint(block: _Block, module: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     members = [module.get_variable("params", name) for name in module.joint] if _initialised(module) else []
-    boxes = [member["kernel"] if isinstance(member["kernel"], _Box) else None for member in members]
-    sessions = {box.session for box in boxes if box is not None}
-    if (not sessions and (session.joined or not members)) or len(sessions) > 1:
+    boxes = [block.box(member["kernel"]) for member in members]
+    if not any(boxes) and (block.joined or not members):
         return call(*args, **kwargs)
     updates = [_fitting(box, module, orientation.IN_OUT) if box else Update({}, None, "") for box in boxes]
     kernels = [
@@ -308,8 +319,8 @@ def _joint(session: _Session, module: Any, call: Callable[..., Any], args: Any, 
     x, *values = promote_dtype(args[0] if args else kwargs["x"], *kernels, *biases, dtype=module.dtype)
     kernels, biases = values[: len(kernels)], values[len(kernels) :]
     deltas, supports = tuple(update.delta for update in updates), tuple(update.support for update in updates)
-    options: Any = sessions.pop().scale if sessions else {"scale": 1.0}
-    if session.joined:
+    options: Any = block.scale or {"scale": 1.0}
+    if block.joined:
         return dense.joint_dense(x, tuple(kernels), tuple(biases), deltas, supports, **options)
     parts = zip(kernels, biases, deltas, supports, strict=True)
     return tuple(dense.dense(x, *part, **options) for part in parts)
@@ -319,35 +330,37 @@ def _initialised(module: Any) -> bool:
     return module.has_variable("params", module.joint[0])
 
 
-def _beside(box: _Box, update: Update, x: Array, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+def _beside(
+    block: _Block, box: _Box, update: Update, x: Array, call: Callable[..., Any], args: Any, kwargs: Any
+) -> Any:
     """Return the output of the module itself plus the product of ``x`` (..., in) and the update (..., out)."""
     with box.as_frozen():
         y = call(*args, **kwargs)
-    return thin.add(x, y, update, tree.unboxed(box.value).shape, box.session.scale)
+    return thin.add(x, y, update, tree.unboxed(box.value).shape, block.scale)
 
 
-def _general(session: _Session, module: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    box = _box(module)
+def _general(block: _Block, module: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    box = block.kernel(module)
     if box is None or module.batch_dims:
         return call(*args, **kwargs)
     axes = [module.axis] if isinstance(module.axis, int) else [*module.axis]
     features = [module.features] if isinstance(module.features, int) else [*module.features]
     update = _fitting(box, module, thin.general_orientation(len(axes), len(features)))
     x = thin.general_input(input_of(args, kwargs), axes)
-    return _beside(box, update, x, call, args, kwargs)
+    return _beside(block, box, update, x, call, args, kwargs)
 
 
-def _conv(session: _Session, module: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    box = _box(module)
+def _conv(block: _Block, module: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    box = block.kernel(module)
     expected = thin.pointwise_orientation(module) if isinstance(module, nn.Conv) else None
     if box is None or expected is None:
         return call(*args, **kwargs)
     update = _fitting(box, module, expected)
-    return _beside(box, update, input_of(args, kwargs), call, args, kwargs)
+    return _beside(block, box, update, input_of(args, kwargs), call, args, kwargs)
 
 
-def _einsum(session: _Session, module: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    box = _box(module)
+def _einsum(block: _Block, module: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    box = block.kernel(module)
     equation = (args[1] if len(args) > 1 else kwargs.get("einsum_str")) or module.einsum_str
     parts = None if box is None else thin.einsum(equation)
     if box is None or parts is None:
@@ -355,7 +368,7 @@ def _einsum(session: _Session, module: Any, call: Callable[..., Any], args: Any,
     update = _fitting(box, module, parts.orientation)
     with box.as_frozen():
         y = call(*args, **kwargs)
-    return parts.add(input_of(args, kwargs), y, update, tree.unboxed(box.value).shape, box.session.scale)
+    return parts.add(input_of(args, kwargs), y, update, tree.unboxed(box.value).shape, block.scale)
 
 
 _LINEAR: dict[Callable[..., Any], Callable[..., Any]] = {

@@ -3,10 +3,13 @@
 import dataclasses
 import functools
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jax.core import Tracer
 
 from dsee_jax import tree
 from dsee_jax.errors import InputError
@@ -33,12 +36,21 @@ class Adapter:
     (stack..., nonzeros). ``in`` and ``out`` are those of the kernel's matrix (`dsee_jax.orientation`)."""
     supports: Supports
     """Fixed: int32 (stack..., nonzeros, 2) at each kernel with values: row (input) and column (output) of the matrix."""
-    scale: float
-    """The factor of a @ b: alpha / rank. Static; inside of a traced function it may be traced too."""
+    scale: float | Array
+    """The factor of a @ b: alpha / rank. A static float; inside of a traced function it may be traced too."""
     scale_sparse: bool = True
     """Whether the values have the factor ``scale`` too, or none. Static."""
     orientations: tuple[tuple[str, str], ...] = ()
     """``(path, orientation)`` of the updated kernels that are neither (in, out) nor stacks of such kernels. Static."""
+
+    def __post_init__(self) -> None:
+        scale: Any = self.scale
+        if isinstance(scale, Tracer) and scale.ndim == 0:
+            return
+        number = isinstance(scale, numbers.Real | jax.Array | np.ndarray) and not isinstance(scale, bool)
+        if not number or np.shape(scale) or not math.isfinite(scale):
+            raise InputError(f"the scale of an adapter is {scale!r}; expected a finite number: alpha / rank")
+        object.__setattr__(self, "scale", float(scale))
 
     def replace(self, **changes: Any) -> "Adapter":
         """Return the adapter with other values of some fields."""
@@ -54,7 +66,7 @@ class Adapter:
         supports, orientations = tree.flatten(self.supports), dict(self.orientations)
         deltas = kernels(self.deltas)
         for path in {path for path, delta in deltas.items() if "values" in delta} ^ supports.keys():
-            present, absent = ("a support", "values") if path in supports else ("values", "a support")
+            present, absent = ("a support", "values") if path in supports else ("values", "support")
             raise InputError(
                 f"the update of {path!r} has {present} and no {absent}: deltas and supports must be of one adapter"
             )

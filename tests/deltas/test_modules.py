@@ -5,13 +5,13 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import flax
 import flax.linen as nn
 import jax
 import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import freeze
 from flax.linen import dtypes
 
 import dsee_jax
@@ -225,7 +225,8 @@ class Recurrent(nn.Module):
     @nn.compact
     def __call__(self, x):
         cells = nn.OptimizedLSTMCell(5, name="fast"), nn.LSTMCell(5, name="slow")
-        return [cell((jnp.ones((*x.shape[:-1], 5), x.dtype),) * 2, x) for cell in cells]
+        ones = jnp.ones((*x.shape[:-1], 5), x.dtype)
+        return [cell((ones, ones), x) for cell in cells]
 
 
 class Attention(nn.Module):
@@ -324,7 +325,7 @@ ROWS = {
     "collections": Row(Counted(), call=with_state),
     "mutable params": Row(SetUp(), call=lambda model, variables, x: model.apply(variables, x, mutable=["params"])[0]),
     "LSTM": Row(Recurrent()),
-    "FrozenDict": Row(Shared(), change=flax.core.freeze),
+    "FrozenDict": Row(Shared(), change=freeze),
     "vmap of a model": Row(Shared(), call=lambda model, variables, x: jax.vmap(lambda x: model.apply(variables, x))(x[0])),
 }  # fmt: skip
 

@@ -52,7 +52,7 @@ def adapter_of(params, rule, key):
 
 
 @hypothesis.given(oriented_shapes(sizes=(2,)), st.integers(0, 2**31 - 1))
-@hypothesis.settings(max_examples=15)
+@hypothesis.settings(max_examples=10)
 def test_updates_of_an_oriented_kernel_are_those_of_its_matrix(drawn, seed):
     """Created and folded; the kernels of a stack keep their own supports."""
     axes, shape = drawn

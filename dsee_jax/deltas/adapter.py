@@ -47,8 +47,8 @@ class Adapter:
         scale: Any = self.scale
         if isinstance(scale, Tracer) and scale.ndim == 0:
             return
-        number = isinstance(scale, numbers.Real | jax.Array | np.ndarray) and not isinstance(scale, bool)
-        if not number or np.shape(scale) or not math.isfinite(scale):
+        number = isinstance(scale, numbers.Real | np.ndarray | jax.Array) and not isinstance(scale, bool)
+        if not number or np.ndim(np.asarray(scale)) or not math.isfinite(scale):
             raise InputError(f"the scale of an adapter is {scale!r}; expected a finite number: alpha / rank")
         object.__setattr__(self, "scale", float(scale))
 

@@ -10,6 +10,8 @@ Linear modules do better, and form no gradient of a kernel's size in the backwar
 - ``nn.Dense`` with another product (``dot_general``, ``precision``...), ``nn.DenseGeneral``, ``nn.Einsum`` and a 1 x 1
   ``nn.Conv`` run as they are with the frozen kernel, and the thin product with the update is added to their output. So do
   subclasses that call the ``__call__`` of these classes.
+
+A function of ``nn.map_variables`` sees the arrays of a box as params: `materialize` the params of a model that maps them.
 """
 
 import contextlib
@@ -140,8 +142,8 @@ class _Block:
                 return self.intercept(call, args, kwargs, context)
         self._refresh(module.scope)
         # A subclass that overrides __call__ and calls its parent's is met there, with the input that the parent gets.
-        linear = _LINEAR.get(context.orig_method.func)
-        return call(*args, **kwargs) if linear is None else linear(self, module, call, args, kwargs)
+        method = _METHODS.get(context.orig_method.func)
+        return call(*args, **kwargs) if method is None else method(self, module, call, args, kwargs)
 
     @contextlib.contextmanager
     def _boxed(self, root: Any) -> Iterator[None]:
@@ -371,11 +373,24 @@ def _einsum(block: _Block, module: Any, call: Callable[..., Any], args: Any, kwa
     return parts.add(input_of(args, kwargs), y, update, tree.unboxed(box.value).shape, block.scale)
 
 
-_LINEAR: dict[Callable[..., Any], Callable[..., Any]] = {
+def _normalised(block: _Block, module: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    layer = "/".join(module.layer_instance.path)
+    for path in block.updates:
+        if path.startswith(f"{layer}/"):
+            raise InputError(
+                f"{path!r} takes no update: {type(module).__name__} normalises the params of {layer!r}, and would normalise "
+                "the arrays of the update too; leave it out of delta.targets, or run the model with materialize"
+            )
+    return call(*args, **kwargs)
+
+
+_METHODS: dict[Callable[..., Any], Callable[..., Any]] = {
     inspect.unwrap(nn.Dense.__call__): _dense,
     inspect.unwrap(JointDense.__call__): _joint,
     inspect.unwrap(nn.DenseGeneral.__call__): _general,
     inspect.unwrap(nn.Conv.__call__): _conv,
     inspect.unwrap(nn.Einsum.__call__): _einsum,
+    inspect.unwrap(nn.WeightNorm.__call__): _normalised,
+    inspect.unwrap(nn.SpectralNorm.__call__): _normalised,
 }
-"""The methods of linear modules whose product with an update is computed thin."""
+"""The methods of linear modules whose product with an update is computed thin, and of modules that map params."""

@@ -112,3 +112,18 @@ def test_a_bound_module_takes_the_updates_of_each_block():
         for output in outputs:
             np.testing.assert_allclose(output, dsee_jax.apply(SetUp(), params, adapter, X), rtol=1e-6)
     np.testing.assert_array_equal(bound(X), plain)
+
+
+@pytest.mark.parametrize("norm", [nn.WeightNorm, lambda layer: nn.SpectralNorm(layer)])
+def test_a_kernel_that_a_module_normalises_in_place_is_named(norm):
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            wrapped = norm(nn.Dense(6, name="dense"))
+            return wrapped(x) if isinstance(wrapped, nn.WeightNorm) else wrapped(x, update_stats=False)
+
+    variables = Normed().init(KEY, X)
+    params, adapter = made(Normed())
+    message = "'dense/kernel' takes no update: (Weight|Spectral)Norm normalises the params"
+    with pytest.raises(InputError, match=message), dsee_jax.attached(adapter):
+        Normed().apply(variables | {"params": params}, X)

@@ -6,6 +6,7 @@ with the joined kernels.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -169,9 +170,12 @@ def _scales(x: Array, scale: float | Array, scale_sparse: bool) -> _Scales:
 
 
 def _many_rows(x: Array, kernels: Sequence[Array]) -> bool:
-    """Return whether the product reads and writes more entries of x and y than of the kernels."""
-    rows, width, outputs = x.size // x.shape[-1], x.shape[-1], sum(w.shape[1] for w in kernels)
-    return rows * (width + outputs) > width * outputs
+    """Return whether the product reads and writes more entries of x and y than of the kernels.
+
+    A program that is exported for any number of rows is made for many.
+    """
+    rows, width, outputs = math.prod(x.shape[:-1]), x.shape[-1], sum(w.shape[1] for w in kernels)
+    return not isinstance(rows, int) or rows * (width + outputs) > width * outputs
 
 
 def _folds(x: Array, members: tuple[Mapping[str, Any], ...]) -> bool:

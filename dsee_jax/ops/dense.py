@@ -225,9 +225,14 @@ def _thin_jvp(primals: Any, tangents: Any) -> Any:
     (x, w), (x_t, w_t) = primals, _perturbed(tangents)
     y = _thin(x, w)
     from_x = 0 if x_t is None else jnp.matmul(x_t, w.astype(x.dtype)).astype(y.dtype)
-    wider = jnp.promote_types(x.dtype, w.dtype)
-    from_w = 0 if w_t is None else jnp.matmul(x.astype(wider), w_t.astype(wider)).astype(y.dtype)
+    from_w = 0 if w_t is None else _wider_product(x, w_t).astype(y.dtype)
     return y, from_x + from_w
+
+
+def _wider_product(x: jax.Array, w: jax.Array) -> jax.Array:
+    """Return ``x @ w`` in the wider of their two dtypes, also where JAX promotes no dtype (jax_numpy_dtype_promotion)."""
+    wider = max(x.dtype, w.dtype, key=lambda dtype: jnp.finfo(dtype).bits)
+    return jnp.matmul(x.astype(wider), w.astype(wider))
 
 
 def _perturbed(tangents: Any) -> Any:
@@ -266,7 +271,9 @@ def _add_updates(
             sums[number] += _thin(next(inputs).astype(x.dtype), member["b"])
         if "values" in member:
             values = scales.sparse * member["values"].astype(sums[number].dtype)
-            sums[number] = sums[number].at[..., member["support"][:, 1]].add(next(gathered) * wide(values, x))
+            sums[number] = (
+                sums[number].at[..., member["support"][:, 1]].add(next(gathered).astype(values.dtype) * wide(values, x))
+            )
     return sums
 
 
@@ -304,12 +311,13 @@ def _joint_tangent(tangents: Any, x: jax.Array, members: Any, scales: _Scales) -
     )
     if x_t is not None:
         kernels = [_effective(member, scales, x.dtype) if folds else member["kernel"] for member in members]
-        outputs_t = [sum_t + t for sum_t, t in zip(outputs_t, joint_products(x_t, kernels), strict=True)]
+        products_t = joint_products(x_t, kernels)
+        outputs_t = [sum_t + t.astype(sum_t.dtype) for sum_t, t in zip(outputs_t, products_t, strict=True)]
     for number, member_t in enumerate(members_t):
         if member_t["kernel"] is not None:
-            outputs_t[number] += jnp.matmul(x, member_t["kernel"])
+            outputs_t[number] += _wider_product(x, member_t["kernel"]).astype(zeros[number].dtype)
         if member_t.get("bias") is not None:
-            outputs_t[number] += wide(member_t["bias"], x)
+            outputs_t[number] += wide(member_t["bias"], x).astype(zeros[number].dtype)
     return tuple(t.astype(x.dtype) for t in outputs_t)
 
 

@@ -1,5 +1,8 @@
 """Blocks of attached updates: the models and functions that take them, nested blocks, and updates that nothing reads."""
 
+import subprocess
+import sys
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -127,3 +130,21 @@ def test_a_kernel_that_a_module_normalises_in_place_is_named(norm):
     message = "'dense/kernel' takes no update: (Weight|Spectral)Norm normalises the params"
     with pytest.raises(InputError, match=message), dsee_jax.attached(adapter):
         Normed().apply(variables | {"params": params}, X)
+
+
+@pytest.mark.slow
+def test_a_block_ends_without_asserts_too():
+    """``python -O`` leaves out the assert in which Flax ends an interceptor."""
+    program = """
+import flax.linen as nn, jax.numpy as jnp
+from dsee_jax.deltas.attach import intercepted
+def doubled(call, args, kwargs, context):
+    return 2 * call(*args, **kwargs)
+model, x = nn.Dense(1, kernel_init=nn.initializers.ones), jnp.ones((1, 1))
+params = {"params": {"kernel": jnp.ones((1, 1)), "bias": jnp.zeros(1)}}
+with intercepted(doubled):
+    print(model.apply(params, x).item())
+print(model.apply(params, x).item())
+"""
+    done = subprocess.run([sys.executable, "-O", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2.0", "1.0"]

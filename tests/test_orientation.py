@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import dsee_jax
-from dsee_jax import deltas, orientation
+from dsee_jax import deltas, orientation, prune
 
 
 @st.composite
@@ -52,7 +52,7 @@ def adapter_of(params, rule, key):
 
 
 @hypothesis.given(oriented_shapes(sizes=(2,)), st.integers(0, 2**31 - 1))
-@hypothesis.settings(max_examples=10)
+@hypothesis.settings(max_examples=5)
 def test_updates_of_an_oriented_kernel_are_those_of_its_matrix(drawn, seed):
     """Created and folded; the kernels of a stack keep their own supports."""
     axes, shape = drawn
@@ -67,3 +67,23 @@ def test_updates_of_an_oriented_kernel_are_those_of_its_matrix(drawn, seed):
     expected = dsee_jax.materialize({"kernel": matrix}, reference)["kernel"]
     assert folded.shape == shape
     np.testing.assert_allclose(matrix_by_hand(np.asarray(folded), axes), expected, rtol=1e-6)
+
+
+@hypothesis.given(
+    st.sampled_from(["out_in", "in_in_out", "out_in_out", "stack_out_in", "1_out_in"]), st.integers(0, 99)
+)
+@hypothesis.settings(max_examples=5)
+def test_scores_of_an_oriented_kernel_are_those_of_its_matrix(axes, seed):
+    shape = tuple(1 if word == "1" else 4 for word in axes.split("_"))
+    w = jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    matrix = jnp.asarray(matrix_by_hand(np.asarray(w), axes))
+    rule = ("kernel", {"orientation": axes})
+    adapter = adapter_of({"kernel": w}, rule, jax.random.key(seed))
+    stacks = "stack_" * (matrix.ndim - 2)
+    plain = ("kernel", {"orientation": f"{stacks}in_out"})
+    reference = adapter_of({"kernel": matrix}, plain, jax.random.key(seed))
+    for draw, options in ((prune.unstructured, {"scope": "output"}), (prune.nm, {"n": 1, "m": 2})):
+        mask = draw({"kernel": w}, adapter, [rule], **options)["kernel"]
+        expected = draw({"kernel": matrix}, reference, [plain], **options)["kernel"]
+        assert mask.shape == shape
+        np.testing.assert_array_equal(matrix_by_hand(np.asarray(mask), axes), expected)

@@ -270,7 +270,7 @@ def _add_updates(
         if "a" in member:
             sums[number] += _thin(next(inputs).astype(x.dtype), member["b"])
         if "values" in member:
-            values = scales.sparse * member["values"].astype(sums[number].dtype)
+            values = scales.sparse * jnp.asarray(member["values"], sums[number].dtype)
             sums[number] = (
                 sums[number].at[..., member["support"][:, 1]].add(next(gathered).astype(values.dtype) * wide(values, x))
             )

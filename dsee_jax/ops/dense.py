@@ -193,7 +193,7 @@ def _effective(member: Mapping[str, Any], scales: _Scales, dtype: Any) -> jax.Ar
         w = w + scales.low_rank * product
     if "values" in member:
         rows, columns = member["support"].T
-        w = w.at[rows, columns].add(scales.sparse * member["values"].astype(dtype))
+        w = w.at[rows, columns].add(scales.sparse * jnp.asarray(member["values"], dtype))
     return w
 
 

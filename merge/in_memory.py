@@ -1,4 +1,4 @@
-# pyright: strict, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: strict
 """Merging in memory: the entry points of `merge` for pytrees of arrays."""
 
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 import jax
 import jax.numpy as jnp
 
+from dsee_jax import tree
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.typing import Array
 from merge import arguments
@@ -67,16 +68,16 @@ def merge(
     if not fewest <= len(models) <= (most or len(models)):
         expected = f"{fewest}" if most == fewest else f"at least {fewest}"
         raise InputError(f"{method} merges {expected} besides the base; found {len(models)}")
-    squares = [_by_name(tree) for tree in statistics or ()]
-    for number, tree in enumerate(squares):
-        _check_same_tensors(f"statistics {number}", tree, first, "the models")
+    squares = [tree.arrays(each) for each in statistics or ()]
+    for number, square in enumerate(squares):
+        _check_same_tensors(f"statistics {number}", square, first, "the models")
     use_base = definition.base != "none" or method == "lines"
     leaves = [
         Whole(
             name,
             _at_least_1d(flat[name]) if flat and use_base else None,
             tuple(_at_least_1d(other[name]) for other in others),
-            tuple(_at_least_1d(tree[name]) for tree in squares),
+            tuple(_at_least_1d(square[name]) for square in squares),
         )
         for name in names
     ]
@@ -90,7 +91,7 @@ def merge(
         target = first[leaf.name]
         result = definition.merge(leaf, **own | more)
         merged[leaf.name] = result.reshape(target.shape).astype(jax.dtypes.canonicalize_dtype(target.dtype))
-    return _replaced(models[0] if base is None else base, merged)
+    return tree.replace(models[0] if base is None else base, merged)
 
 
 def rankmean_coefficients(
@@ -138,24 +139,8 @@ def _at_least_1d(leaf: Array) -> Array:
     return leaf if leaf.ndim else leaf.reshape(1)
 
 
-def _by_name(tree: object) -> dict[str, Array]:
-    """Return ``{name: array}`` in the order of the tree."""
-    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {_name(path): leaf for path, leaf in flat if hasattr(leaf, "dtype")}
-
-
-def _replaced(tree: Model, values: Mapping[str, Array]) -> Model:
-    """Return ``tree`` with the arrays ``values``, by name."""
-    flat, structure = jax.tree_util.tree_flatten_with_path(tree)
-    return jax.tree.unflatten(structure, [values.get(_name(path), leaf) for path, leaf in flat])
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def _flattened(base: object, models: Sequence[object]) -> tuple[dict[str, Array], list[dict[str, Array]]]:
-    flat, others = _by_name(base), [_by_name(model) for model in models]
+    flat, others = tree.arrays(base), [tree.arrays(model) for model in models]
     if not others:
         raise InputError("no models to merge; give at least one")
     for number, other in enumerate(others):
@@ -166,11 +151,11 @@ def _flattened(base: object, models: Sequence[object]) -> tuple[dict[str, Array]
     return flat, others
 
 
-def _check_same_tensors(which: str, tree: Mapping[str, Array], expected: Mapping[str, Array], other: str) -> None:
-    for name in tree.keys() ^ expected.keys():
-        present, absent = (which, other) if name in tree else (other, which)
-        near = did_you_mean(name, expected if name in tree else tree)
+def _check_same_tensors(which: str, flat: Mapping[str, Array], expected: Mapping[str, Array], other: str) -> None:
+    for name in flat.keys() ^ expected.keys():
+        present, absent = (which, other) if name in flat else (other, which)
+        near = did_you_mean(name, expected if name in flat else flat)
         raise InputError(f"{name!r} is in {present} and not in {absent}{near}; merge models of one base")
     for name, leaf in expected.items():
-        if tree[name].shape != leaf.shape:
-            raise InputError(f"{name!r} is {tree[name].shape} in {which} and {leaf.shape} in {other}")
+        if flat[name].shape != leaf.shape:
+            raise InputError(f"{name!r} is {flat[name].shape} in {which} and {leaf.shape} in {other}")

@@ -125,7 +125,7 @@ def test_trees_of_nnx_lose_their_structure(part):
 
 def test_partitioned_params_lose_their_boxes():
     box = lambda value: {"kernel": nn.Partitioned(np.full((2, 3), value, np.float32), names=("in", "out"))}
-    merged = merge.linear(box(0), [box(1), box(3)])
+    merged = merge.linear(box(0), [box(1), box(3)], weight={"kernel": [0.5, 0.5]})
     assert isinstance(merged["kernel"], nn.Partitioned)
     assert merged["kernel"].names == ("in", "out")
     assert (np.asarray(merged["kernel"].value) == 2).all()

@@ -84,12 +84,12 @@ def attached(adapter: Adapter | None, *, joined: bool = True) -> Iterator[None]:
       InputError: an update does not fit its kernel, or no module of the block read it.
     """
     block = _Block(adapter, joined)
-    with _blocks((*_blocks.value, next(_numbers))), intercepted(block.intercept):
-        try:
+    try:
+        with _blocks((*_blocks.value, next(_numbers))), intercepted(block.intercept):
             yield
-        finally:
-            block.active = False
-    block.check_read()
+        block.check_read()
+    finally:
+        block.end()
 
 
 def apply(
@@ -217,6 +217,10 @@ class _Block:
             "belongs to another model, or a jitted function that was traced in another block ran: attach inside of the "
             "jitted function"
         )
+
+    def end(self) -> None:
+        """Unbox to frozen kernels from now on, and let go of the arrays: compiled functions of ``nn.jit`` keep the block."""
+        self.active, self.updates, self.params, self.scopes = False, {}, {}, {}
 
 
 class _Box(meta.AxisMetadata[Any]):

@@ -15,9 +15,12 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from dsee_jax import orientation, tree
 from dsee_jax.deltas.adapter import Adapter, Update
+from dsee_jax.errors import InputError
 from dsee_jax.ops import dense
 from dsee_jax.typing import Array, Delta
 
@@ -69,8 +72,24 @@ def folded(w: Array, path: str, update: Update, *, scale: float | Array, scale_s
 
 def check(path: str, shape: tuple[int, ...], update: Update) -> None:
     """Raise `InputError` unless the arrays of an update fit the kernel of this ``shape`` at ``path``."""
-    axes = orientation.find(path, shape, update.orientation)
-    dense.check(repr(path), orientation.matrix_shape(shape, axes), update.delta, update.support)
+    matrix = orientation.matrix_shape(shape, orientation.find(path, shape, update.orientation))
+    dense.check(repr(path), matrix, update.delta, update.support)
+    if update.support is None or not _is_known(update.support):
+        return
+    coordinates = np.asarray(update.support)
+    if not ((coordinates >= 0) & (coordinates < matrix[-2:])).all():
+        largest = tuple(coordinates.reshape(-1, 2).max(0).tolist())
+        raise InputError(
+            f"the update of {path!r} has coordinates up to {largest}; its kernel is {matrix[-2:]}: pass deltas and supports "
+            "that were created for these params"
+        )
+
+
+def _is_known(array: Array) -> bool:
+    """Return whether the numbers of an array are known here: they may be traced, or on other hosts."""
+    return isinstance(array, np.ndarray) or (
+        isinstance(array, jax.Array) and not isinstance(array, Tracer) and array.is_fully_addressable
+    )
 
 
 def materialize(params: T, adapter: Adapter | None) -> T:

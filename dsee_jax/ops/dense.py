@@ -148,6 +148,8 @@ def check(name: str, shape: Sequence[int], delta: Delta, support: Array | None) 
     arrays: dict[str, Any] = dict(delta)
     if "values" in delta:
         expected["support"], arrays["support"] = (*stack, *entries, 2), support
+    if support is not None and not jnp.issubdtype(support.dtype, jnp.integer):
+        raise InputError(f"{where} has 'support' of dtype {support.dtype}; expected whole numbers: int32")
     for part, array in arrays.items():
         if part not in expected:
             raise InputError(f"{where} has an unknown array {part!r}; expected 'a' and 'b', and/or 'values'")

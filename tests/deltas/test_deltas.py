@@ -1,5 +1,8 @@
 """Updates: new updates change nothing, attached equals folded, and any Linen model takes updates unedited."""
 
+import gc
+import weakref
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -166,6 +169,36 @@ def test_update_that_reaches_no_module_is_named():
     with attach.attached(adapter):
         Two().apply({"params": params}, x, method=lambda model, x: model.first(x))
         Two().apply({"params": params}, x, method=lambda model, x: model.second(x))
+
+
+@pytest.mark.parametrize("width", [4, 6])
+def test_coordinates_of_a_larger_kernel_are_refused(width):
+    """Values alone have the same shapes for kernels of all sizes; JAX drops coordinates out of bounds."""
+    params = {"kernel": jnp.zeros((width, 10 - width)), "bias": jnp.zeros(10 - width)}
+    adapter = Adapter({"kernel": {"values": jnp.ones(2)}}, {"kernel": jnp.array([[0, 0], [4, 4]])}, 1.0)
+    message = rf"'kernel' has coordinates up to \(4, 4\); its kernel is \({width}, {10 - width}\)"
+    with pytest.raises(InputError, match=message):
+        fold.materialize(params, adapter)
+    with pytest.raises(InputError, match=message):
+        attach.apply(nn.Dense(10 - width), params, adapter, jnp.zeros((1, width)))
+    assert jax.eval_shape(fold.materialize, params, adapter)["kernel"].shape == (width, 10 - width)
+
+
+class Compiled(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.jit(nn.Dense)(5)(x)
+
+
+def test_params_and_updates_are_kept_in_memory_after_the_block():
+    """The compiled functions of ``nn.jit`` outlive it."""
+    x = jnp.ones((2, 8))
+    params, adapter = made(Compiled(), x)
+    arrays = [weakref.ref(leaf) for leaf in jax.tree.leaves((params, adapter))]
+    attach.apply(Compiled(), params, adapter, x)
+    del params, adapter
+    gc.collect()
+    assert not any(array() is not None for array in arrays)
 
 
 def test_bfloat16_compute_keeps_small_updates():

@@ -333,6 +333,11 @@ def test_misshapen_update_is_refused(changes, message):
         dense.check("x/kernel", (6, 5), delta, support)
 
 
+def test_coordinates_that_are_no_whole_numbers_are_refused():
+    with pytest.raises(InputError, match="'support' of dtype float32; expected whole numbers: int32"):
+        dense.check("x/kernel", (6, 5), {"values": jnp.zeros(3)}, jnp.zeros((3, 2)))
+
+
 def test_stacked_update_is_checked_with_its_stack():
     delta = {"a": np.zeros((4, 6, 2)), "b": np.zeros((4, 2, 5)), "values": np.zeros((4, 3))}
     dense.check("layers/kernel", (4, 6, 5), delta, np.zeros((4, 3, 2), int))

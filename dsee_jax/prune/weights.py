@@ -31,7 +31,7 @@ from dsee_jax.config import PruneConfig
 from dsee_jax.counts import Count
 from dsee_jax.deltas import fold
 from dsee_jax.deltas.adapter import Adapter, Update
-from dsee_jax.errors import InputError, did_you_mean
+from dsee_jax.errors import InputError, did_you_mean, shorten
 from dsee_jax.ops.topk import highest, n_m, ordered
 from dsee_jax.prune.scores import SCORES, Evidence, complete, divided
 from dsee_jax.typing import Array, Delta, Key, Masks, Rules
@@ -201,6 +201,8 @@ def _pools(
     flat, updates = tree.arrays(params), {} if adapter is None else adapter.updates
     for path in updates:
         tree.lookup(flat, path)
+    if isinstance(rules, str):
+        raise InputError(f"rules is {rules!r}; expected a list of rules: [{rules!r}]")
     pairs = [(rule, True) if isinstance(rule, str) else rule for rule in rules]
     assigned = tree.assign([(pattern, number) for number, (pattern, _) in enumerate(pairs)], flat, default=-1)
     pools: dict[int, tuple[dict[str, Any], list[str]]] = {}
@@ -250,6 +252,10 @@ def _check(options: Mapping[str, Any]) -> None:
 
 
 def _check_sparsity(name: str, sparsity: float | Array) -> None:
+    if not isinstance(sparsity, int | float) and getattr(sparsity, "shape", None) != ():
+        raise InputError(
+            f"{name} is {shorten(repr(sparsity))}; expected a number or an array of shape (), such as the value of a schedule"
+        )
     # A traced number is not known here, and is clipped.
     if not isinstance(sparsity, Tracer) and not 0 <= sparsity < 1:
         raise InputError(f"{name} is {sparsity}; expected a fraction of zeros in [0, 1): 1.0 leaves no weight")

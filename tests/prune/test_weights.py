@@ -353,6 +353,13 @@ def test_nm_reads_the_update():
     [
         (["q/kernel"], {"sparsity": 1.0}, r"sparsity is 1\.0; expected a fraction of zeros in \[0, 1\)"),
         (["q/kernel"], {"sparsity": -0.1}, r"sparsity is -0\.1"),
+        (
+            ["q/kernel"],
+            {"sparsity": weights.cubic(0.5, steps=2)},
+            "expected a number.*the value of a schedule",
+        ),
+        (["q/kernel"], {"sparsity": np.full(2, 0.5)}, r"sparsity is array\(\[0.5, 0.5\]\); expected a number"),
+        ("q/kernel", {}, r"rules is 'q/kernel'; expected a list of rules: \['q/kernel'\]"),
         (["q/kernel"], {"score": "WABSS"}, "did you mean 'WABS'"),
         (["q/kernel"], {"score": "random"}, "needs a key"),
         (["q/kernel"], {"scope": "layer"}, "scope is 'layer'"),

@@ -161,6 +161,12 @@ class DataConfig:
         _need(self.batch_tokens >= 0, "data.batch_tokens", self.batch_tokens, "0 (no limit) or more")
         _need(self.examples >= 0, "data.examples", self.examples, "0 (all) or more")
         _need(len(set(self.labels)) == len(self.labels), "data.labels", self.labels, "different names")
+        _need(
+            not (self.labels and self.regression),
+            "data.labels",
+            self.labels,
+            "none: with data.regression a label is a number",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -155,6 +155,13 @@ def test_list_of_strings_becomes_a_tuple():
         config.DataConfig(labels=[0, 1])  # pyright: ignore[reportArgumentType]
 
 
+def test_names_of_classes_of_a_regression_are_refused():
+    with pytest.raises(
+        InputError, match=r"data.labels is \('low', 'high'\); expected none: with data.regression a label is"
+    ):
+        config.DataConfig(labels=("low", "high"), regression=True)
+
+
 def test_whole_number_is_a_number():
     assert config.TrainConfig(epochs=1) == config.TrainConfig(epochs=1.0)
 

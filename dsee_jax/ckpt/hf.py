@@ -306,7 +306,7 @@ def _misshapen(folder: Path, model: Model, name: str, stored: tensors.Stored, pl
     head = any(_any(models.find(model.config.model_type).head, path) for path in place.params)
     if head and model.task != "question-answering" and stored.shape[1:] == place.shape[1:]:
         labels = f"num_labels is {model.config.num_labels}, the file has {stored.shape[:1][0]} labels"
-        hint = f" ({labels}: pass num_labels, or new_head where the labels are of another task)"
+        hint = f" ({labels}; new_head re-initialises the head for other labels)"
     return f"{stored.file}: {name!r} has shape {stored.shape}; {folder / MODEL_CONFIG} asks for {place.shape}{hint}"
 
 

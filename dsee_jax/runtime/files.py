@@ -149,7 +149,7 @@ def folder(path: str | os.PathLike[str], *, replaces: Collection[str] = ()) -> I
         if replaces:
             earlier_output.check(place, replaces)
         elif place.exists() and not (place.is_dir() and not any(place.iterdir())):
-            raise InputError(f"{path} exists: give a new folder, or pass overwrite=True")
+            raise InputError(f"{path} exists: give a new folder")
     if isinstance(place, pathlib.Path):
         with atomic.folder(place) as partial:
             yield partial

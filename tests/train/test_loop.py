@@ -174,7 +174,7 @@ def test_new_head_starts_from_a_model_of_another_task(tmp_path):
     _, first = hf.load_pretrained(tmp_path / "first/model", num_labels=1)
 
     again = {"model__path": str(tmp_path / "first/model"), "train__epochs": 0.2, "train__retune_epochs": 0.2}
-    with pytest.raises(InputError, match="num_labels is 2, the file has 1 labels: pass num_labels, or new_head"):
+    with pytest.raises(InputError, match="num_labels is 2, the file has 1 labels; new_head re-initialises"):
         loop.run(runs.config(tmp_path, **again), say=lambda text: None)
     assert not (tmp_path / "run").exists()
     loop.run(runs.config(tmp_path, model__new_head=True, **again), say=lambda text: None)

@@ -8,10 +8,16 @@ import dataclasses
 import numbers
 import os
 import sys
-from collections.abc import Mapping
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias, get_args, get_origin
 
 from dsee_jax.errors import InputError, did_you_mean, shorten
+
+Scope: TypeAlias = Literal["global", "tensor", "output"]
+"""The weights that compete in pruning."""
+
+ScoreName: TypeAlias = Literal["W", "WAB", "WABS", "AB", "ABS", "NAB", "NABS", "WANDA", "random"]
+"""The names of `dsee_jax.prune.scores.SCORES`."""
 
 CUTTING = ("structured", "earlybert")
 """The kinds of pruning that remove heads and neurons from the arrays."""
@@ -64,7 +70,7 @@ def check_types(config: Any, section: str = "") -> None:
             choices = get_args(kind)
             fits = isinstance(value, str) and value in choices
             expected = f"one of {', '.join(choices)}{did_you_mean(str(value), choices)}"
-        elif get_origin(kind) is tuple:
+        elif get_origin(kind) is Sequence:
             if isinstance(value, list):
                 value = tuple(value)
                 object.__setattr__(config, field.name, value)
@@ -150,7 +156,7 @@ class DataConfig:
     """csv, jsonl, tfds: the column of the second sentence. Empty: there is none."""
     label: str = "label"
     """csv, jsonl, tfds: the column of the label."""
-    labels: tuple[str, ...] = ()
+    labels: Sequence[str] = ()
     """csv, jsonl, tfds: the class names in the order of their indices. Empty: the names in the training file, sorted."""
     regression: bool = False
     """csv, jsonl, tfds: the label is a number to predict."""
@@ -173,7 +179,7 @@ class DataConfig:
 class DeltaConfig:
     """The trained update ``scale * (A @ B + S)`` of each target kernel (DSEE). No updates where rank and nonzeros are 0."""
 
-    targets: tuple[str | tuple[str, Mapping[str, str]], ...] = (r".*/attention/(query|value)/kernel",)
+    targets: Sequence[str | tuple[str, Mapping[str, str]]] = (r".*/attention/(query|value)/kernel",)
     """Regular expressions over the full paths of kernels, ends of paths (query), or modules as PEFT names them (q_proj). Every
     matched kernel gets an update. In Python ``(regex, {"orientation": "out_in"})`` too, for kernels that are not (in, out):
     see dsee_jax.orientation."""
@@ -229,16 +235,16 @@ class PruneConfig:
     output. structured: heads and neurons, after tuning; the arrays get smaller. earlybert: a search before tuning learns a
     coefficient for every head and neuron; the units with the smallest coefficients go, the others return to their pretrained
     weights and are tuned, without re-tuning."""
-    targets: tuple[str, ...] = (r"(encoder|decoder)/.*/kernel",)
+    targets: Sequence[str] = (r"(encoder|decoder)/.*/kernel",)
     """Regular expressions over the full paths of kernels, ends of paths, or modules, as in delta.targets. Every matched kernel
     is prunable. structured, earlybert: all kernels that lose rows or columns must be among them."""
     sparsity: float = 0.5
     """unstructured: the fraction of zeros, in [0, 1)."""
-    scope: Literal["global", "tensor", "output"] = "global"
+    scope: Scope = "global"
     """The weights that compete, of which the given fraction goes. global: those of all targets; for AB, ABS, NAB and NABS,
     those of the kernels with an update and those of the others apart, as by the authors of DSEE (structured: layers). tensor:
     those of each kernel; structured: of each layer. output: those of each output of a kernel; unstructured only."""
-    score: Literal["W", "WAB", "WABS", "AB", "ABS", "NAB", "NABS", "WANDA", "random"] = "WABS"
+    score: ScoreName = "WABS"
     """The score of a weight; the lowest go. With D = scale * (A @ B + S): W is |W|, WAB |W + scale * A @ B|, WABS |W + D|,
     AB |scale * A @ B|, ABS |D|; NAB and NABS are 1 / AB and 1 / ABS. A kernel without an update scores W. WANDA is |W| times
     the root mean square of the input that W multiplies, over training examples; best with scope tensor or output. structured:

@@ -78,12 +78,12 @@ def _leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[di
     return flat, paths, structure
 
 
-def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+def flatten(tree: object, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
     """Return ``{path: leaf}`` of a pytree in JAX's order, boxes read through; a node that ``is_leaf`` accepts is a leaf."""
     return {path: unboxed(leaf) for path, leaf in _leaves(tree, is_leaf)[0].items()}
 
 
-def arrays(tree: Any) -> dict[str, Array]:
+def arrays(tree: object) -> dict[str, Array]:
     """Return ``{path: array}`` of the leaves of a pytree that have a shape and a dtype; functions and strings are left out."""
     return {path: leaf for path, leaf in flatten(tree).items() if hasattr(leaf, "shape") and hasattr(leaf, "dtype")}
 

@@ -150,7 +150,7 @@ def test_number_that_is_not_finite_is_refused(value):
 
 
 def test_list_of_strings_becomes_a_tuple():
-    assert config.DeltaConfig(targets=["a", "b"]) == config.DeltaConfig(targets=("a", "b"))  # pyright: ignore[reportArgumentType]
+    assert config.DeltaConfig(targets=["a", "b"]) == config.DeltaConfig(targets=("a", "b"))
     with pytest.raises(InputError, match=r"data.labels is \(0, 1\); expected a list of strings"):
         config.DataConfig(labels=[0, 1])  # pyright: ignore[reportArgumentType]
 

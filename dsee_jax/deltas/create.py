@@ -20,7 +20,7 @@ _CHUNK_BYTES = 1 << 28
 selectors make several copies of their input."""
 
 
-def init(params: Any, config: DeltaConfig, *, key: Key) -> Adapter:
+def init(params: object, config: DeltaConfig, *, key: Key) -> Adapter:
     """Create the updates of every kernel that ``config.targets`` matches; the updated model still equals the pretrained model.
 
     ``a`` (in, rank) is normal with standard deviation 0.02. ``b`` (rank, out) and ``values`` (nonzeros,) are 0. Supports are

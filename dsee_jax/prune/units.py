@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsee_jax import models, tree
-from dsee_jax.config import PruneConfig
+from dsee_jax.config import PruneConfig, Scope, ScoreName
 from dsee_jax.deltas import fold
 from dsee_jax.deltas.adapter import Adapter, kernels
 from dsee_jax.errors import InputError, did_you_mean
@@ -34,8 +34,8 @@ def structured(
     *,
     heads: int | float = 0,
     neurons: int | float = 0,
-    score: str | Tree = "WABS",
-    scope: str = "global",
+    score: ScoreName | Tree = "WABS",
+    scope: Scope = "global",
     **evidence: Unpack[Evidence],
 ) -> dict[str, Any]:
     """Return masks without the lowest-scoring heads and neurons; `dsee_jax.compact` removes these units from the arrays.

@@ -27,7 +27,7 @@ import numpy as np
 from jax.core import Tracer
 
 from dsee_jax import counts, orientation, tree
-from dsee_jax.config import PruneConfig
+from dsee_jax.config import PruneConfig, Scope, ScoreName
 from dsee_jax.counts import Count
 from dsee_jax.deltas import fold
 from dsee_jax.deltas.adapter import Adapter, Update
@@ -38,13 +38,13 @@ from dsee_jax.typing import Array, Delta, Key, Masks, Rules
 
 
 def unstructured(
-    params: Any,
+    params: object,
     adapter: Adapter | None,
     rules: Rules | Sequence[str],
     *,
     sparsity: float | Array = 0.5,
-    score: str = "WABS",
-    scope: str = "global",
+    score: ScoreName = "WABS",
+    scope: Scope = "global",
     keep: Masks | None = None,
     **evidence: Unpack[Evidence],
 ) -> dict[str, Any]:
@@ -106,13 +106,13 @@ def unstructured(
 
 
 def nm(
-    params: Any,
+    params: object,
     adapter: Adapter | None,
     rules: Rules | Sequence[str],
     *,
     n: int = 2,
     m: int = 4,
-    score: str = "WABS",
+    score: ScoreName = "WABS",
     **evidence: Unpack[Evidence],
 ) -> dict[str, Any]:
     """Return masks that keep the ``n`` highest scores of every ``m`` consecutive inputs, the pattern of sparse tensor cores.

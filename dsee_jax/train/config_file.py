@@ -125,7 +125,7 @@ def _value(kind: Any, raw: Any) -> Any:
 
     A value that does not fit the type is returned as it is, for the section to refuse.
     """
-    if get_origin(kind) is tuple:
+    if get_origin(kind) is Sequence:
         return tuple(_value(str, item) for item in raw) if isinstance(raw, list) else raw
     if kind is str:
         return raw if isinstance(raw, list | dict) else "" if raw is None else str(raw)

@@ -135,6 +135,7 @@ def _fill(taken: Count, k: Count, limit: int, before: Callable[[jax.Array], Coun
     return jax.lax.fori_loop(0, bits, try_bit, (jnp.int32(0), taken))
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def n_m(score: Array, n: int, m: int) -> jax.Array:
     """Return a bool mask that keeps the ``n`` highest of every ``m`` consecutive inputs; ties go to the lowest index.
 
@@ -151,8 +152,25 @@ def n_m(score: Array, n: int, m: int) -> jax.Array:
         raise InputError(f"{n}:{m} keeps {n} of every {m}: use 0 <= n <= m, for instance 2:4")
     if rows % m:
         raise InputError(f"{n}:{m} needs inputs in groups of {m}; found {rows}, which {m} does not divide")
-    rank = ordered(score).reshape(*leading, rows // m, m, columns)
-    own, other = rank[..., :, None, :], rank[..., None, :, :]
-    earlier = jnp.broadcast_to(jnp.tri(m, k=-1, dtype=bool)[:, :, None], (*rank.shape[:-1], m, columns))
-    beaten_by = jnp.sum((other > own) | ((other == own) & earlier), axis=-2)
-    return (beaten_by < n).reshape(score.shape)
+
+    def mask(rank: jax.Array) -> jax.Array:
+        rank = rank.reshape(*leading, rows // m, m, columns)
+        own, other = rank[..., :, None, :], rank[..., None, :, :]
+        earlier = jnp.broadcast_to(jnp.tri(m, k=-1, dtype=bool)[:, :, None], (*rank.shape[:-1], m, columns))
+        beaten_by = jnp.sum((other > own) | ((other == own) & earlier), axis=-2)
+        return (beaten_by < n).reshape(score.shape)
+
+    return auto_sharded(mask, ordered(score))
+
+
+def auto_sharded(function: Callable[[jax.Array], jax.Array], array: jax.Array) -> jax.Array:
+    """Return ``function(array)``, sharded like ``array``; inside of the function the compiler chooses the shardings.
+
+    Call it under ``jax.jit``. On a mesh of explicit axes, as ``jax.make_mesh`` makes it, a function would else state the
+    sharding of each reshape, and could not map a loop.
+    """
+    sharding = jax.typeof(array).sharding
+    if not sharding.mesh.explicit_axes:
+        return function(array)
+    automatic: Any = jax.sharding.auto_axes(function, out_sharding=sharding)
+    return automatic(array)

@@ -32,7 +32,7 @@ from dsee_jax.counts import Count
 from dsee_jax.deltas import fold
 from dsee_jax.deltas.adapter import Adapter, Update
 from dsee_jax.errors import InputError, did_you_mean, shorten
-from dsee_jax.ops.topk import highest, n_m, ordered
+from dsee_jax.ops.topk import auto_sharded, highest, n_m, ordered
 from dsee_jax.prune.scores import SCORES, Evidence, complete, divided
 from dsee_jax.typing import Array, Delta, Key, Masks, Rules
 
@@ -341,7 +341,7 @@ def _highest_apart(rank: jax.Array, k: Count, scope: str) -> jax.Array:
         select = jax.vmap(select, in_axes=-1, out_axes=-1)
     for _ in range(rank.ndim - 2):
         select = jax.vmap(select)
-    return select(rank)
+    return auto_sharded(select, rank)
 
 
 def check_prunable(path: str, shape: tuple[int, ...], prune: PruneConfig) -> None:

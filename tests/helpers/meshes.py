@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import decoders
 import runs
@@ -127,6 +127,8 @@ def pruning(_):
     where, generator = mesh((2, 2, 2)), np.random.default_rng(0)
     unsharded = {n: {"kernel": generator.normal(size=(32, 64)).round(1).astype(np.float32)} for n in ("a", "b")}
     placed = jax.device_put(unsharded, NamedSharding(where, PartitionSpec("fsdp", "tensor")))
+    own = jax.make_mesh((4, 2), ("in", "out"), axis_types=(AxisType.Explicit,) * 2)
+    explicit = jax.device_put(unsharded, NamedSharding(own, PartitionSpec("in", "out")))
     equal = {}
     unstructured = functools.partial(weights.unstructured, adapter=None, rules=[".*"], score="W")
     keep = unstructured(unsharded, sparsity=0.2, scope="tensor")
@@ -138,7 +140,8 @@ def pruning(_):
         "keep": functools.partial(unstructured, sparsity=0.4, keep=keep),
         "nm": lambda params: weights.nm(params, None, [".*"], score="W"),
     }.items():
-        for compiled, masks in (("", draw(placed)), (", jit", jax.jit(draw)(placed))):
+        by_call = {"": draw(placed), ", jit": jax.jit(draw)(placed), ", explicit axes": jax.jit(draw)(explicit)}
+        for compiled, masks in by_call.items():
             same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), draw(unsharded), masks)
             equal[name + compiled] = all(jax.tree.leaves(same))
     ranks = [leaf.view(jnp.uint32) for leaf in jax.tree.leaves(placed)]

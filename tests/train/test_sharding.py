@@ -194,7 +194,7 @@ def test_masks_of_sharded_kernels_equal_one_device(tmp_path):
     figures = on_eight_devices("pruning", tmp_path)
     assert figures.pop("gathered") == []
     kinds = ("global", "tensor", "output", "keep", "nm")
-    assert figures == {f"{kind}{jit}": True for kind in kinds for jit in ("", ", jit")}
+    assert figures == {f"{kind}{call}": True for kind in kinds for call in ("", ", jit", ", explicit axes")}
 
 
 @pytest.mark.parametrize("which", SOME_AND_ALL)

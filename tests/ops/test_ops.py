@@ -260,6 +260,16 @@ def test_small_update_is_not_lost_in_bfloat16():
     np.testing.assert_array_equal(gradient["a"], 257 * 32)  # 8224 is no bfloat16: the sum is float32
 
 
+def test_every_gradient_is_computed_where_jax_promotes_no_dtype():
+    x, w, bias = (random(number, *shape).astype(jnp.bfloat16) for number, shape in enumerate([(9, 6), (6, 5), (5,)]))
+    delta, support = {"a": random(3, 6, 2), "b": random(4, 2, 5), "values": random(5, 2)}, jnp.array([[0, 1], [5, 4]])
+    run = lambda *args: dense.dense(*args, support, scale=2.0).astype(jnp.float32).sum()
+    with jax.numpy_dtype_promotion("strict"):
+        gradients = jax.grad(run, argnums=(0, 1, 2, 3))(x, w, bias, delta)
+    for gradient in jax.tree.leaves(gradients):
+        assert np.isfinite(gradient.astype(jnp.float32)).all()
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64])
 @pytest.mark.parametrize("rows", [3, 64])
 @pytest.mark.usefixtures("x64")

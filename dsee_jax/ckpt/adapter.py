@@ -143,9 +143,17 @@ def check(folder: Path, model: Path, params: Params, saved: Saved) -> None:
         fits = bool(shape) and (a is None or b is None or (a.shape[-2], b.shape[-1]) == shape)
         if not fits or (path in coordinates and (coordinates[path] >= shape).any()):
             raise InputError(
-                f"{folder}: the update of {path!r} does not fit {model}, which has {shape or 'none'} there: "
+                f"{folder}: the update of {path!r} is {_sizes(a, b, coordinates.get(path))} and does not fit {model}, which "
+                f"has {shape or 'none'} there: "
                 "the adapter belongs to another model, or to the same model pruned differently"
             )
+
+
+def _sizes(a: np.ndarray | None, b: np.ndarray | None, support: np.ndarray | None) -> str:
+    """Return the size of the kernel of an update, as far as its arrays tell it."""
+    if a is not None and b is not None:
+        return f"{(a.shape[-2], b.shape[-1])}"
+    return "empty" if support is None else f"{tuple((support.reshape(-1, 2).max(0) + 1).tolist())} or larger"
 
 
 def check_base(folder: Path, config: Mapping[str, Any], model: Path | str, sha256: str, *, allow: str) -> None:

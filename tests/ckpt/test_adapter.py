@@ -172,3 +172,15 @@ def test_masks_with_damaged_shapes_are_an_error(tmp_path, shapes):
     save_file({"encoder/query/kernel": np.zeros(3, np.uint8)}, tmp_path / "masks.safetensors", metadata)
     with pytest.raises(InputError, match="masks.safetensors"):
         packed_masks.load(tmp_path / "masks.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "size"),
+    [({"a": (4, 2), "b": (2, 5)}, r"\(4, 5\)"), ({"values": (1,)}, r"\(4, 3\) or larger")],
+)
+def test_adapter_of_another_base_names_both_sizes(tmp_path, arrays, size):
+    supports = {"kernel": np.array([[3, 2]])} if "values" in arrays else {}
+    deltas = {"kernel": {name: np.zeros(shape, np.float32) for name, shape in arrays.items()}}
+    saved = adapter.Saved(deltas, supports, {}, {}, {}, {})
+    with pytest.raises(InputError, match=rf"'kernel' is {size} and does not fit .*, which has \(3, 5\) there"):
+        adapter.check(tmp_path / "adapter", tmp_path, {"kernel": np.zeros((3, 5), np.float32)}, saved)

@@ -110,6 +110,14 @@ def test_leaves_that_are_no_arrays_are_merged():
     assert merged["layers"][0].weight == 1.5
 
 
+@pytest.mark.parametrize("box", [nnx.Param, lambda array: nn.Partitioned(array, ("in", "out"))])
+def test_the_path_of_a_boxed_tensor_does_not_end_at_the_box(box):
+    base, *models = ({"dense": {"kernel": box(jnp.full((2, 2), value))}} for value in (0.0, 1.0, 3.0))
+    merged = merge.linear(base, models, weight={"dense/kernel": [0.75, 0.25]})
+    assert jax.tree.structure(merged) == jax.tree.structure(base)
+    np.testing.assert_array_equal(jax.tree.leaves(merged)[0], np.full((2, 2), 1.5))
+
+
 @pytest.mark.parametrize("part", [nnx.state, lambda module: module, lambda module: nnx.to_pure_dict(nnx.state(module))])
 def test_trees_of_nnx_lose_their_structure(part):
     """States, modules and pure dicts with integer keys; the counters and keys of random streams are the base's."""

@@ -61,7 +61,7 @@ class Units(NamedTuple):
     axes: Mapping[str, tuple[int, int]]
     """Path of a param -> (axis, entries of a unit along that axis). All params hold the units in the same order."""
     scored: tuple[str, ...]
-    """Kernels (in, out); the columns of a unit make its score."""
+    """Kernels with units along an output axis; the weights of a unit, summed over all other axes, make its score."""
 
 
 Cuts: TypeAlias = Mapping[str, Sequence[Units]]

@@ -15,14 +15,15 @@ which forms no gradient of a frozen kernel and also acts on attached updates.
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen.module import _global_interceptor_stack  # pyright: ignore[reportPrivateUsage]
 
-from dsee_jax import tree
+from dsee_jax import deltas, tree
 from dsee_jax.deltas.attach import input_of, intercepted
 from dsee_jax.errors import InputError
 from dsee_jax.ops.topk import top_k
@@ -30,6 +31,9 @@ from dsee_jax.prune import units
 from dsee_jax.prune.units import count as unit_count
 from dsee_jax.prune.units import layer
 from dsee_jax.typing import Cuts, Masks, Params, Tree
+
+P = TypeVar("P")
+"""Params: any pytree of weights."""
 
 
 def init(cuts: Cuts, params: Params) -> dict[str, dict[str, jax.Array]]:
@@ -52,7 +56,7 @@ def init(cuts: Cuts, params: Params) -> dict[str, dict[str, jax.Array]]:
     }
 
 
-def scaled(params: Params, coefficients: Tree, cuts: Cuts) -> dict[str, Any]:
+def scaled(params: P, coefficients: Tree, cuts: Cuts) -> P:
     """Return params in which the rows of every unit, in the kernels that read the unit, are multiplied by its coefficient.
 
     Differentiable in both trees. Kept units (bool) serve as coefficients too: the rows of pruned units become zeros.
@@ -60,44 +64,60 @@ def scaled(params: Params, coefficients: Tree, cuts: Cuts) -> dict[str, Any]:
     Raises:
       InputError: a coefficient belongs to no unit, or the numbers of coefficients and units differ.
     """
-    flat = tree.flatten(params)
+    flat, rows = tree.flatten(params), {}
     for path, factors in _factors(coefficients, cuts).items():
-        w = tree.get(params, path)
+        w = tree.lookup(flat, path)
         _check(path, factors, w.shape[0])
-        flat[path] = (w * factors[:, None]).astype(w.dtype)
-    return tree.unflatten(flat)
+        rows[path] = (w * factors.reshape(-1, *[1] * (w.ndim - 1))).astype(w.dtype)
+    return tree.replace(params, rows)
 
 
 @contextlib.contextmanager
 def attached(coefficients: Tree, cuts: Cuts) -> Iterator[None]:
     """Multiply units by their coefficients in every Linen model that runs in this context; computes the function of `scaled`.
 
-    The inputs of each ``nn.Dense`` whose kernel reads the units are multiplied before updates attached with
-    `dsee_jax.deltas.apply` read them. An empty tree changes nothing.
+    The inputs of each ``nn.Dense`` and ``nn.DenseGeneral`` (Flax's attention) whose kernel reads the units are multiplied
+    before attached updates read them: enter this block before that of `dsee_jax.attached`. An empty tree changes nothing.
 
     Raises:
-      InputError: a coefficient belongs to no unit or reached no ``nn.Dense``, or the numbers of coefficients and units differ.
+      InputError: a coefficient belongs to no unit or reached no linear module, the
+        numbers of coefficients and units differ, or updates are attached already.
     """
+    if any(getattr(each, "__module__", None) == deltas.attached.__module__ for each in _global_interceptor_stack):
+        raise InputError(
+            "the block of coefficients is inside of a block of updates, which would read the inputs before they are "
+            "multiplied: enter it before dsee_jax.attached"
+        )
     factors, seen = _factors(coefficients, cuts), set[str]()
 
     def intercept(call: Any, args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
         module = context.module
-        if context.method_name != "__call__" or not isinstance(module, nn.Dense) or module.scope is None:
+        if (
+            context.method_name != "__call__"
+            or not isinstance(module, (nn.Dense, nn.DenseGeneral))
+            or module.scope is None
+        ):
             return call(*args, **kwargs)
         path = "/".join((*module.path, "kernel"))
         if path not in factors:
             return call(*args, **kwargs)
         seen.add(path)
         x = input_of(args, kwargs)
-        _check(path, factors[path], x.shape[-1])
-        wide = factors[path].reshape((1,) * (x.ndim - 1) + (-1,))
+        axes = getattr(module, "axis", -1)
+        # The units are along the first input axis of the kernel.
+        units = min(axis % x.ndim for axis in ([axes] if isinstance(axes, int) else axes))
+        _check(path, factors[path], x.shape[units])
+        wide = factors[path].reshape([-1 if axis == units else 1 for axis in range(x.ndim)])
         # The product and the sum in its gradient are float32: bfloat16 rounds 0.999 to 1.
-        return call((x * wide).astype(x.dtype))
+        return call((x * wide).astype(x.dtype), *args[1:])
 
     with intercepted(intercept):
         yield
     for path in sorted(factors.keys() - seen):
-        raise InputError(f"the coefficients of {path!r} reached no nn.Dense: multiply the weights instead (scaled)")
+        raise InputError(
+            f"the coefficients of {path!r} reached no nn.Dense and no nn.DenseGeneral: call the "
+            "part of the model that holds the module, or multiply the weights instead (scaled)"
+        )
 
 
 def penalty(coefficients: Tree) -> jax.Array:

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsee_jax import models, tree
+from dsee_jax import models, orientation, tree
 from dsee_jax.config import PruneConfig, Scope, ScoreName
 from dsee_jax.deltas import fold
-from dsee_jax.deltas.adapter import Adapter, kernels
+from dsee_jax.deltas.adapter import Adapter, Update, kernels
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.models.architecture import Model
 from dsee_jax.ops.topk import top_k
@@ -217,7 +217,7 @@ def scores(
         raise InputError("the score 'random' needs a key: pass key=jax.random.key(seed)")
     updates = {} if adapter is None else adapter.updates
     scale, scale_sparse = (1.0, True) if adapter is None else (adapter.scale, adapter.scale_sparse)
-    by_layer = []
+    flat, by_layer = tree.flatten(params), []
     for number, (units, updated) in enumerate(zip(layers, _updated(layers, adapter), strict=True)):
         own = score if updated or not SCORES[score].of_update else "W"
         size = count(params, units)
@@ -228,14 +228,30 @@ def scores(
         else:
             parts = []
             for path in units.scored:
-                delta, support, _ = updates.get(path, (None, None, None))
-                options = (scale, own, scale_sparse, units.axes[path][1])
-                parts.append(_columns(tree.get(params, path), delta, support, *options))
+                w, update = tree.lookup(flat, path), updates.get(path)
+                parts.append(_unit_scores(path, w, update, scale, own, scale_sparse, *units.axes[path]))
             by_layer.append(functools.reduce(jnp.add, parts))
     return by_layer
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+def _unit_scores(
+    path: str,
+    w: Array,
+    update: Update | None,
+    scale: float | Array,
+    score: str,
+    scale_sparse: bool,
+    axis: int,
+    entries: int,
+) -> jax.Array:
+    """Return the scores (units,) of one kernel, whose units have ``entries`` entries each along ``axis``."""
+    if update is None:
+        return _columns(w, None, None, scale, score, scale_sparse, None, axis, entries)
+    fold.check(path, w.shape, update)
+    return _columns(w, update.delta, update.support, scale, score, scale_sparse, update.orientation, axis, entries)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7, 8))
 def _columns(
     w: Array,
     delta: Delta | None,
@@ -243,23 +259,28 @@ def _columns(
     scale: float | Array,
     score: str,
     scale_sparse: bool,
+    axes: str | None,
+    axis: int,
     entries: int,
 ) -> jax.Array:
-    """Return the scores (units,) of one kernel, whose units have ``entries`` columns each."""
-    low_rank, update = fold.updates(w, delta, support, scale=scale, scale_sparse=scale_sparse)
-    columns = jnp.sum(SCORES[score](w, low_rank, update), axis=0)
+    """Return the scores (units,) of a kernel with the orientation ``axes``; any, without a delta."""
+    matrix = w if axes is None else orientation.matrix(w, axes)
+    low_rank, update = fold.updates(matrix, delta, support, scale=scale, scale_sparse=scale_sparse)
+    scored = SCORES[score](matrix, low_rank, update)
+    scored = scored if axes is None else orientation.tensor(scored, w.shape, axes)
+    columns = jnp.sum(scored, axis=[other for other in range(w.ndim) if other != axis])
     return jnp.sum(columns.reshape(-1, entries), axis=1)
 
 
 def masks(params: Params, cuts: Cuts, kept: Masks) -> dict[str, jax.Array]:
     """Return bool masks, shaped like their params, of all params that hold units of ``kept``; True = the unit is kept."""
-    flat: dict[str, jax.Array] = {}
+    weights, flat = tree.flatten(params), dict[str, jax.Array]()
     for kind, layers in kept.items():
         for number, units in enumerate(cuts[kind]):
             if layer(number) not in layers:
                 continue
             for path, (axis, entries) in units.axes.items():
-                shape = tree.get(params, path).shape
+                shape = tree.lookup(weights, path).shape
                 along = jnp.repeat(jnp.asarray(layers[layer(number)]), entries)
                 wide = along.reshape([-1 if place == axis else 1 for place in range(len(shape))])
                 flat[path] = jnp.broadcast_to(wide, shape)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -341,3 +342,55 @@ def test_search_prunes_dead_units(search):
 
 def test_search_is_reproducible(search):
     jax.tree.map(np.testing.assert_array_equal, search()[0], search()[0])
+
+
+HEADS = {
+    f"{name}/{part}": (axis, 1) for name in ("query", "key", "value") for part, axis in (("kernel", 1), ("bias", 0))
+}
+ATTENTION = nn.MultiHeadDotProductAttention(num_heads=4, qkv_features=16)
+ATTENTION_CUTS = {"heads": (typing.Units(HEADS | {"out/kernel": (0, 1)}, ("query/kernel",)),)}
+"""Flax's attention: the kernels hold the heads on an axis of their own."""
+
+
+def attention():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 16))
+    return ATTENTION.init(jax.random.key(1), x)["params"], x
+
+
+@pytest.mark.parametrize("wrap", [lambda params: params, flax.core.freeze])
+def test_coefficients_of_flax_attention_scale_other_rows(wrap):
+    params, x = attention()
+    coefficients = {"heads": {"layer_0": jnp.array([0.5, -1.0, 2.0, 0.0])}}
+    expected = params["out"]["kernel"] * jnp.array([0.5, -1.0, 2.0, 0.0])[:, None, None]
+    scaled = earlybert.scaled(wrap(params), coefficients, ATTENTION_CUTS)
+    assert type(scaled) is type(wrap(params))
+    np.testing.assert_array_equal(scaled["out"]["kernel"], expected)
+    with earlybert.attached(coefficients, ATTENTION_CUTS):
+        y = ATTENTION.apply({"params": params}, x)
+    np.testing.assert_allclose(y, ATTENTION.apply({"params": scaled}, x), atol=1e-6)
+
+
+@pytest.mark.parametrize("score", ["W", "WABS"])
+def test_heads_of_flax_attention_have_other_scores(score):
+    params, _ = attention()
+    config = DeltaConfig(
+        targets=(("query/kernel", {"orientation": "in_out_out"}),), rank=2, nonzeros=3, support="magnitude"
+    )
+    adapter = create.init(params, config, key=jax.random.key(2))
+    adapter = adapter.replace(deltas=jax.tree.map(lambda leaf: leaf + 0.1, adapter.deltas))
+    w = (params if score == "W" else fold.materialize(params, adapter))["query"]["kernel"]
+    (scores,) = units.scores(params, adapter, ATTENTION_CUTS["heads"], score)
+    np.testing.assert_allclose(scores, np.abs(np.asarray(w, np.float64)).sum((0, 2)), rtol=1e-5)
+    kept = units.structured(params, adapter, ATTENTION_CUTS, heads=1, score=score)
+    assert np.asarray(kept["out"]["kernel"]).all((1, 2)).tolist() == (np.arange(4) != np.argmin(scores)).tolist()
+
+
+def test_coefficients_entered_after_updates_are_lost_without_a_word():
+    params, x = attention()
+    config = DeltaConfig(targets=(("out/kernel", {"orientation": "in_in_out"}),), rank=2, nonzeros=0)
+    adapter, ones = create.init(params, config, key=jax.random.key(2)), earlybert.init(ATTENTION_CUTS, params)
+    with earlybert.attached(ones, ATTENTION_CUTS), attach.attached(adapter):
+        ATTENTION.apply({"params": params}, x)
+    refused = pytest.raises(InputError, match="enter it before dsee_jax.attached")
+    with attach.attached(None), refused, earlybert.attached(ones, ATTENTION_CUTS):
+        pass

@@ -31,6 +31,8 @@ def apply(params: T, masks: Masks) -> T:
 
     def pruned(path: str, mask: Array) -> Array:
         w = tree.lookup(flat, path)
+        if not hasattr(mask, "shape"):
+            raise InputError(f"the mask of {path!r} is {mask!r}; expected a bool array of the shape {w.shape}")
         if w.shape != mask.shape:
             raise InputError(f"the mask of {path!r} has the shape {mask.shape}, its kernel {w.shape}")
         return _zeroed(w, mask)
@@ -122,5 +124,10 @@ def density(masks: Masks) -> float | jax.Array:
 def intersect(a: Masks, b: Masks) -> dict[str, jax.Array]:
     """Return the masks of the entries that both trees keep. A tree keeps all entries of a path that it lacks."""
     left, right = tree.flatten(a), tree.flatten(b)
+    for path in left.keys() & right.keys():
+        if left[path].shape != right[path].shape:
+            raise InputError(
+                f"the masks of {path!r} have the shapes {left[path].shape} and {right[path].shape}: pass masks of one model"
+            )
     both = {path: jnp.logical_and(left[path], right[path]) for path in left if path in right}
     return tree.unflatten(left | right | both)

@@ -29,7 +29,7 @@ from flax.nnx.nn.dtypes import promote_dtype
 
 from dsee_jax import orientation, tree
 from dsee_jax.deltas import thin
-from dsee_jax.deltas.adapter import Adapter, Update
+from dsee_jax.deltas.adapter import Adapter, Update, updates_of
 from dsee_jax.deltas.fold import check, folded
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.ops import dense
@@ -101,13 +101,13 @@ def attach(module: M, adapter: Adapter | None) -> M:
             f"expected an NNX module, found {type(module).__name__}; dsee_jax.attached is for Linen modules, "
             "dsee_jax.materialize for any pytree"
         )
-    copied = nnx.clone(module)
+    updates, copied = updates_of(adapter), nnx.clone(module)
     if adapter is None:
         return copied
     _check_wrappers(copied, adapter)
     variables, holders = _variables(copied), _holders(copied)
     names: dict[int, tuple[Any, list[str]]] = {}
-    for path, update in adapter.updates.items():
+    for path, update in updates.items():
         if path not in variables:
             raise InputError(f"the module has no variable {path!r}, which has an update{did_you_mean(path, variables)}")
         kernel = variables[path]

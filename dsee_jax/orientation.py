@@ -36,18 +36,19 @@ WORDS = ("stack", "in", "out", "1")
 def find(path: str, shape: Sequence[int], stated: str | None = None) -> str:
     """Return the orientation of the kernel at ``path``: the stated one, or the one that the path and two axes imply.
 
-    A kernel (in, out) is `IN_OUT`. A kernel of three axes below ``layers`` (`dsee_jax.stacks`) is `STACKED`.
+    A kernel (in, out) is `IN_OUT`; a ``bias`` of two axes, as in Flax's attention, is no kernel. A kernel of three axes below
+    ``layers`` (`dsee_jax.stacks`) is `STACKED`.
 
     Raises:
       InputError: the orientation does not fit the axes, or it is not stated and three axes or more do not imply it.
     """
     if stated is None:
-        if len(shape) == 2:
+        if len(shape) == 2 and path.rpartition("/")[2] != "bias":
             return IN_OUT
         if len(shape) == 3 and stacks.is_stacked(path):
             return STACKED
         raise InputError(
-            f"{path!r} has the shape {tuple(shape)}; a kernel that is not (in, out) needs an orientation: give its rule the "
+            f"{path!r} has the shape {tuple(shape)}; an array that is no kernel (in, out) needs an orientation: give its rule the "
             f"value {{'orientation': ...}}, one of {', '.join(WORDS)} for each axis, such as 'in_out_out' for the "
             "query of Flax's attention"
         )

@@ -12,26 +12,25 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool):
         for width in (64, 64):
-            x = nn.relu(nn.BatchNorm(not train)(nn.Dense(width)(x)))
-            x = nn.Dropout(0.1, deterministic=not train)(x)
+            x = nn.BatchNorm(use_running_average=not train)(nn.Dense(width)(x))
+            x = nn.Dropout(0.1, deterministic=not train)(nn.relu(x))
         return nn.Dense(3)(x)
 
 
 def batch(key):
     """Return points of 16 dimensions and their labels: three rings around the origin."""
-    keys = jax.random.split(key, 3)
-    labels, angle = jax.random.randint(keys[0], (256,), 0, 3), jax.random.uniform(keys[1], (256,), maxval=6.283)
-    x = 0.1 * jax.random.normal(keys[2], (256, 16))
+    one, two, three = jax.random.split(key, 3)
+    labels, angle = jax.random.randint(one, (256,), 0, 3), jax.random.uniform(two, (256,), maxval=6.283)
+    x = 0.1 * jax.random.normal(three, (256, 16))
     return x.at[:, :2].add((1.0 + labels)[:, None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], -1)), labels
 
 
-def main(steps: int = 300) -> dict[str, float]:
-    model = Classifier()
-    x, labels = batch(jax.random.key(0))
+def main(steps: int = 400) -> dict[str, float]:
+    model, (x, labels) = Classifier(), batch(jax.random.key(0))
     params, stats = map(model.init(jax.random.key(1), x, train=False).get, ("params", "batch_stats"))
-    config = dsee_jax.DeltaConfig(["Dense_[01]/kernel"], rank=8, nonzeros=64)
+    config, tx = dsee_jax.DeltaConfig(["Dense_[01]/kernel"], rank=8, nonzeros=64), optax.adamw(2e-2)
     adapter = dsee_jax.deltas.init(params, config, key=jax.random.key(2))
-    state = (tx := optax.adamw(2e-2)).init(adapter.deltas)
+    state = tx.init(adapter.deltas)
 
     @jax.jit
     def step(adapter, state, stats, key):
@@ -48,8 +47,7 @@ def main(steps: int = 300) -> dict[str, float]:
 
     for key in jax.random.split(jax.random.key(3), steps):
         adapter, state, stats = step(adapter, state, stats, key)
-    plain = dsee_jax.materialize(params, adapter)
-    logits = model.apply({"params": plain, "batch_stats": stats}, x, train=False)
+    logits = model.apply({"params": dsee_jax.materialize(params, adapter), "batch_stats": stats}, x, train=False)
     with dsee_jax.attached(adapter):
         attached = model.apply({"params": params, "batch_stats": stats}, x, train=False)
     accuracy, difference = jnp.mean(logits.argmax(-1) == labels), jnp.max(jnp.abs(attached - logits))

@@ -76,6 +76,18 @@ class Adapter:
         }
 
 
+def updates_of(adapter: Adapter | None) -> "dict[str, Update]":
+    """Return `Adapter.updates`; none for None. Raises `InputError` for another type, such as the deltas alone."""
+    if adapter is None:
+        return {}
+    if not isinstance(adapter, Adapter):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(
+            f"the adapter is of the type {type(adapter).__name__}; expected an Adapter or None: pass the result of "
+            "dsee_jax.deltas.init, or adapter.replace(deltas=...)"
+        )
+    return adapter.updates
+
+
 class Update(NamedTuple):
     """The update of one kernel."""
 

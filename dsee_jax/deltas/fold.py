@@ -19,7 +19,7 @@ import numpy as np
 from jax.core import Tracer
 
 from dsee_jax import orientation, tree
-from dsee_jax.deltas.adapter import Adapter, Update
+from dsee_jax.deltas.adapter import Adapter, Update, updates_of
 from dsee_jax.errors import InputError
 from dsee_jax.ops import dense
 from dsee_jax.typing import Array, Delta
@@ -102,9 +102,10 @@ def materialize(params: T, adapter: Adapter | None) -> T:
     Raises:
       InputError: a path of the adapter is not in ``params``, or an update does not fit its kernel.
     """
+    updates = updates_of(adapter)
     if adapter is None:
         return params
-    flat, updates = tree.flatten(params), adapter.updates
+    flat = tree.flatten(params)
     options = {"scale": adapter.scale, "scale_sparse": adapter.scale_sparse}
     sums = {path: folded(tree.lookup(flat, path), path, update, **options) for path, update in updates.items()}
     return tree.replace(params, sums)

@@ -8,7 +8,7 @@ Trees of scores and of coefficients have the same form. In a layer or kind that 
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 import jax
@@ -18,7 +18,7 @@ import numpy as np
 from dsee_jax import models, orientation, tree
 from dsee_jax.config import PruneConfig, Scope, ScoreName
 from dsee_jax.deltas import fold
-from dsee_jax.deltas.adapter import Adapter, Update, kernels
+from dsee_jax.deltas.adapter import Adapter, Update, kernels, updates_of
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.models.architecture import Model
 from dsee_jax.ops.topk import top_k
@@ -63,6 +63,11 @@ def structured(
         kind, score or scope.
     """
     key, inputs = complete("structured", evidence)
+    updates_of(adapter)
+    if not isinstance(cuts, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(
+            f"cuts is of the type {type(cuts).__name__}; expected a mapping: pass dsee_jax.models.cuts(model)"
+        )
     if inputs is not None:
         raise InputError("inputs are of the score WANDA, which has no sum over heads and neurons: leave them out")
     if scope not in ("global", "tensor"):
@@ -136,10 +141,12 @@ def removal_count(kind: str, amount: int | float, total: int) -> int:
     Raises:
       InputError: a fraction out of range or a number above ``total``; the message begins with ``kind``.
     """
-    if isinstance(amount, int):
+    if isinstance(amount, str) or not hasattr(amount, "__round__"):
+        raise InputError(f"{kind} is {amount!r}; expected a fraction in [0, 1) or a whole number")
+    if isinstance(amount, (int, np.integer)):
         if not 0 <= amount <= total:
             raise InputError(f"{kind} is {amount} and there are {total} to compare: use a count of 0 to {total}")
-        return amount
+        return int(amount)
     if not 0 <= amount < 1:
         raise InputError(f"{kind} is {amount}; expected a fraction in [0, 1) or a whole number: 1.0 leaves none")
     return round(amount * total)
@@ -215,7 +222,7 @@ def scores(
     key, _ = complete("scores", evidence)
     if "key" in SCORES[score].reads and key is None:
         raise InputError("the score 'random' needs a key: pass key=jax.random.key(seed)")
-    updates = {} if adapter is None else adapter.updates
+    updates = updates_of(adapter)
     scale, scale_sparse = (1.0, True) if adapter is None else (adapter.scale, adapter.scale_sparse)
     flat, by_layer = tree.flatten(params), []
     for number, (units, updated) in enumerate(zip(layers, _updated(layers, adapter), strict=True)):

@@ -18,7 +18,7 @@ that are neither (in, out) nor updated nor below ``layers``, and such a rule alo
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Unpack
 
 import jax
@@ -30,7 +30,7 @@ from dsee_jax import counts, orientation, tree
 from dsee_jax.config import PruneConfig, Scope, ScoreName
 from dsee_jax.counts import Count
 from dsee_jax.deltas import fold
-from dsee_jax.deltas.adapter import Adapter, Update
+from dsee_jax.deltas.adapter import Adapter, Update, updates_of
 from dsee_jax.errors import InputError, did_you_mean, shorten
 from dsee_jax.ops.topk import auto_sharded, highest, n_m, ordered
 from dsee_jax.prune.scores import SCORES, Evidence, complete, divided
@@ -86,6 +86,8 @@ def unstructured(
         path = min(earlier.keys() ^ kernels.keys())
         raise InputError(f"keep and the rules must select the same kernels; only one of the two has {path!r}")
     for path, mask in earlier.items():
+        if mask.dtype != bool:
+            raise InputError(f"the mask of {path!r} in keep is {mask.dtype}; expected bool, as masks are drawn")
         if mask.shape != kernels[path].w.shape:
             raise InputError(
                 f"the mask of {path!r} in keep is {mask.shape}; expected {kernels[path].w.shape} of its kernel"
@@ -198,12 +200,10 @@ def _pools(
     params: Any, adapter: Adapter | None, rules: Rules | Sequence[str], defaults: dict[str, Any]
 ) -> tuple[dict[str, _Kernel], list[tuple[dict[str, Any], list[str]]]]:
     """Return the selected kernels by path, and ``(options, paths)`` of each pool; paths are in the order of the tree."""
-    flat, updates = tree.arrays(params), {} if adapter is None else adapter.updates
+    flat, updates = tree.arrays(params), updates_of(adapter)
     for path in updates:
         tree.lookup(flat, path)
-    if isinstance(rules, str):
-        raise InputError(f"rules is {rules!r}; expected a list of rules: [{rules!r}]")
-    pairs = [(rule, True) if isinstance(rule, str) else rule for rule in rules]
+    pairs = _pairs(rules)
     assigned = tree.assign([(pattern, number) for number, (pattern, _) in enumerate(pairs)], flat, default=-1)
     pools: dict[int, tuple[dict[str, Any], list[str]]] = {}
     kernels: dict[str, _Kernel] = {}
@@ -226,6 +226,20 @@ def _pools(
     for options, _ in pools.values():
         _check(options)
     return kernels, list(pools.values())
+
+
+def _pairs(rules: Rules | Sequence[str]) -> Rules:
+    """Return rules as pairs; raises `InputError` for rules and for the sequence of another form."""
+    expected = "expected a sequence of regular expressions and of pairs (regular expression, True, False or a mapping)"
+    if isinstance(rules, (str, Mapping)) or not isinstance(rules, Iterable):
+        raise InputError(f"the rules are {rules!r}; {expected}")
+    pairs: list[tuple[str, Any]] = []
+    for rule in rules:
+        pair = (rule, True) if isinstance(rule, str) else rule
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise InputError(f"a rule is {rule!r}; {expected}")
+        pairs.append((pair[0], pair[1]))
+    return pairs
 
 
 def _kernel(path: str, w: Array, stated: str | None, update: Update | None) -> _Kernel:
@@ -252,9 +266,9 @@ def _check(options: Mapping[str, Any]) -> None:
 
 
 def _check_sparsity(name: str, sparsity: float | Array) -> None:
-    if not isinstance(sparsity, int | float) and getattr(sparsity, "shape", None) != ():
+    if isinstance(sparsity, str) or np.ndim(sparsity) or not hasattr(sparsity, "__float__"):
         raise InputError(
-            f"{name} is {shorten(repr(sparsity))}; expected a number or an array of shape (), such as the value of a schedule"
+            f"{name} is {shorten(repr(sparsity))}; expected one number in [0, 1): of a schedule, its value at a step"
         )
     # A traced number is not known here, and is clipped.
     if not isinstance(sparsity, Tracer) and not 0 <= sparsity < 1:

@@ -1,0 +1,52 @@
+"""Wrong arguments of functions that prune, mask and fold: one line that names the argument."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dsee_jax import DeltaConfig, InputError, deltas, masks, materialize, prune, typing
+
+PARAMS = {"up": {"kernel": jnp.ones((4, 8))}}
+ADAPTER = deltas.init(
+    PARAMS, DeltaConfig(targets=("up",), rank=2, nonzeros=2, support="magnitude"), key=jax.random.key(0)
+)
+RULES = ["up"]
+KEPT = prune.unstructured(PARAMS, None, RULES)
+CUTS = {"neurons": (typing.Units({"up/kernel": (1, 1)}, ("up/kernel",)),)}
+FLOATS = jax.tree.map(lambda mask: mask.astype(jnp.float32), KEPT)
+FLOAT_SUPPORT = ADAPTER.replace(supports=jax.tree.map(lambda support: support.astype(jnp.float32), ADAPTER.supports))
+SHORT = ADAPTER.replace(deltas=jax.tree.map(lambda leaf: leaf[:1], ADAPTER.deltas))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: materialize(PARAMS, ADAPTER.deltas), "type dict; expected an Adapter"),
+        (lambda: prune.unstructured(PARAMS, ADAPTER.deltas, RULES), "type dict; expected an Adapter"),
+        (lambda: prune.structured(PARAMS, ADAPTER.deltas, CUTS, neurons=1), "type dict; expected an Adapter"),
+        (lambda: prune.structured(PARAMS, SHORT, CUTS, neurons=1), "'up/kernel' has"),
+        (lambda: prune.structured(PARAMS, None, ["up"], neurons=1), "cuts is of the type list"),
+        (lambda: prune.structured(PARAMS, None, CUTS, neurons="half"), "neurons is 'half'"),
+        (lambda: materialize(PARAMS, FLOAT_SUPPORT), "a support of float32; expected int32"),
+        (lambda: prune.unstructured(PARAMS, None, "up"), "the rules are 'up'"),
+        (lambda: prune.unstructured(PARAMS, None, {"up": False}), "the rules are {'up': False}"),
+        (lambda: prune.unstructured(PARAMS, None, None), "the rules are None"),
+        (lambda: prune.unstructured(PARAMS, None, [("up", True, 1)]), "a rule is"),
+        (lambda: prune.unstructured(PARAMS, None, RULES, sparsity="half"), "sparsity is 'half'"),
+        (lambda: prune.unstructured(PARAMS, None, RULES, sparsity=None), "sparsity is None"),
+        (lambda: prune.unstructured(PARAMS, None, RULES, sparsity=prune.cubic(0.5, steps=2)), "value at a step"),
+        (lambda: prune.unstructured(PARAMS, None, RULES, sparsity=jnp.zeros(2)), "expected one number"),
+        (lambda: prune.unstructured(PARAMS, None, RULES, keep=FLOATS), "in keep is float32; expected bool"),
+        (lambda: masks.apply(PARAMS, {"up": {"kernel": True}}), "the mask of 'up/kernel' is True"),
+        (lambda: masks.intersect(KEPT, {"up": {"kernel": np.ones((2, 8), bool)}}), r"shapes \(4, 8\) and \(2, 8\)"),
+    ],
+)
+def test_wrong_arguments_are_not_named(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+def test_a_numpy_integer_is_no_number_of_units():
+    kept = prune.structured(PARAMS, None, CUTS, neurons=np.int64(3))
+    assert np.asarray(kept["up"]["kernel"]).all(0).sum() == 5

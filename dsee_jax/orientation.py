@@ -48,8 +48,8 @@ def find(path: str, shape: Sequence[int], stated: str | None = None) -> str:
         if len(shape) == 3 and stacks.is_stacked(path):
             return STACKED
         raise InputError(
-            f"{path!r} has the shape {tuple(shape)}; an array that is no kernel (in, out) needs an orientation: give its rule the "
-            f"value {{'orientation': ...}}, one of {', '.join(WORDS)} for each axis, such as 'in_out_out' for the "
+            f"{path!r} has the shape {tuple(shape)}; an array that is no kernel (in, out) needs an orientation: give its rule "
+            f"the value {{'orientation': ...}}, one of {', '.join(WORDS)} for each axis, such as 'in_out_out' for the "
             "query of Flax's attention"
         )
     words = stated.split("_") if isinstance(stated, str) else []

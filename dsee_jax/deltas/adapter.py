@@ -53,7 +53,20 @@ class Adapter:
         object.__setattr__(self, "scale", float(scale))
 
     def replace(self, **changes: Any) -> "Adapter":
-        """Return the adapter with other values of some fields."""
+        """Return the adapter with other values of some fields.
+
+        Raises:
+          InputError: the new deltas have another rank than the old ones, for which ``scale`` is not meant.
+        """
+        if "deltas" in changes and self.deltas:
+            before, after = kernels(self.deltas), kernels(changes["deltas"])
+            for path in before.keys() & after.keys():
+                old, new = (_rank(each[path]) for each in (before, after))
+                if old != new and "scale" not in changes:
+                    raise InputError(
+                        f"the new update of {path!r} has the rank {new} and the adapter the rank {old}, which decides its "
+                        f"scale {self.scale}: give the scale too, or create the adapter with deltas.init"
+                    )
         return dataclasses.replace(self, **changes)
 
     @property
@@ -94,6 +107,10 @@ class Update(NamedTuple):
     delta: Delta
     support: Array | None
     orientation: str
+
+
+def _rank(delta: Delta) -> int:
+    return delta["a"].shape[-1] if hasattr(delta.get("a"), "shape") and delta["a"].ndim else 0
 
 
 def _usual(delta: Delta) -> str:

@@ -153,10 +153,6 @@ def check(name: str, shape: Sequence[int], delta: Delta, support: Array | None) 
     for part, array in arrays.items():
         if part not in expected:
             raise InputError(f"{where} has an unknown array {part!r}; expected 'a' and 'b', and/or 'values'")
-        if part == "support" and not jnp.issubdtype(array.dtype, jnp.integer):
-            raise InputError(
-                f"{where} has a support of {array.dtype}; expected int32 coordinates, as they were created"
-            )
         if tuple(array.shape) != expected[part]:
             raise InputError(
                 f"{where} has {part!r} of shape {tuple(array.shape)}; the kernel of shape {tuple(shape)} needs "

@@ -209,3 +209,14 @@ def test_a_scale_may_be_any_number_and_traced():
     traced = jax.jit(lambda scale: dsee_jax.apply(Model(), params, adapter.replace(scale=scale), X))(2.0)
     for output in outputs:
         np.testing.assert_allclose(output, traced, rtol=1e-6)
+
+
+def test_deltas_of_another_rank_need_their_own_scale():
+    """The scale is alpha / rank."""
+    params, adapter = made()
+    other = dsee_jax.deltas.init(params, dsee_jax.DeltaConfig(["dense"], rank=1, nonzeros=0), key=jax.random.key(0))
+    with pytest.raises(
+        InputError, match=r"'dense/kernel' has the rank 1 and the adapter the rank \d.*: give the scale too"
+    ):
+        adapter.replace(deltas=other.deltas)
+    assert adapter.replace(deltas=other.deltas, supports={}, scale=other.scale).scale == other.scale

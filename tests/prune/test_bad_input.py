@@ -28,7 +28,7 @@ SHORT = ADAPTER.replace(deltas=jax.tree.map(lambda leaf: leaf[:1], ADAPTER.delta
         (lambda: prune.structured(PARAMS, SHORT, CUTS, neurons=1), "'up/kernel' has"),
         (lambda: prune.structured(PARAMS, None, ["up"], neurons=1), "cuts is of the type list"),
         (lambda: prune.structured(PARAMS, None, CUTS, neurons="half"), "neurons is 'half'"),
-        (lambda: materialize(PARAMS, FLOAT_SUPPORT), "a support of float32; expected int32"),
+        (lambda: materialize(PARAMS, FLOAT_SUPPORT), "'support' of dtype float32; expected whole numbers"),
         (lambda: prune.unstructured(PARAMS, None, "up"), "the rules are 'up'"),
         (lambda: prune.unstructured(PARAMS, None, {"up": False}), "the rules are {'up': False}"),
         (lambda: prune.unstructured(PARAMS, None, None), "the rules are None"),

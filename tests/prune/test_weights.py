@@ -356,9 +356,9 @@ def test_nm_reads_the_update():
         (
             ["q/kernel"],
             {"sparsity": weights.cubic(0.5, steps=2)},
-            "expected a number.*the value of a schedule",
+            "expected one number.*of a schedule, its value at a step",
         ),
-        (["q/kernel"], {"sparsity": np.full(2, 0.5)}, r"sparsity is array\(\[0.5, 0.5\]\); expected a number"),
+        (["q/kernel"], {"sparsity": np.full(2, 0.5)}, r"sparsity is array\(\[0.5, 0.5\]\); expected one number"),
         ("q/kernel", {}, "the rules are 'q/kernel'; expected a sequence of regular expressions"),
         (["q/kernel"], {"score": "WABSS"}, "did you mean 'WABS'"),
         (["q/kernel"], {"score": "random"}, "needs a key"),
@@ -467,7 +467,7 @@ def test_bad_orientation_is_named():
     params = {"w": jnp.ones((4, 2, 2)), "v": jnp.ones((4, 4))}
     adapter = Adapter({"v": {"a": jnp.ones((4, 1)), "b": jnp.ones((1, 4))}}, {}, 1.0)
     for rules, message in (
-        (["w"], r"'w' has the shape \(4, 2, 2\); a kernel that is not \(in, out\) needs an orientation"),
+        (["w"], r"'w' has the shape \(4, 2, 2\); an array that is no kernel \(in, out\) needs an orientation"),
         ([("w", {"orientation": "in_out"})], r"orientation of 'w' is 'in_out' and its shape is \(4, 2, 2\)"),
         ([("v", {"orientation": "out_in"})], "rule of 'v' has the orientation 'out_in' and the adapter 'in_out'"),
         ([("v", {"orientatoin": "out_in"})], "did you mean 'orientation'"),

@@ -62,7 +62,7 @@ class Adapter:
             before, after = kernels(self.deltas), kernels(changes["deltas"])
             for path in before.keys() & after.keys():
                 old, new = (_rank(each[path]) for each in (before, after))
-                if old != new and "scale" not in changes:
+                if None not in (old, new) and old != new and "scale" not in changes:
                     raise InputError(
                         f"the new update of {path!r} has the rank {new} and the adapter the rank {old}, which decides its "
                         f"scale {self.scale}: give the scale too, or create the adapter with deltas.init"
@@ -109,8 +109,12 @@ class Update(NamedTuple):
     orientation: str
 
 
-def _rank(delta: Delta) -> int:
-    return delta["a"].shape[-1] if hasattr(delta.get("a"), "shape") and delta["a"].ndim else 0
+def _rank(delta: Delta) -> int | None:
+    """Return the rank of an update; None without a low-rank part, or where a and b do not belong to each other."""
+    shapes = [getattr(delta.get(part), "shape", ()) for part in ("a", "b")]
+    if min(map(len, shapes)) < 2 or shapes[0][-1] != shapes[1][-2]:
+        return None
+    return shapes[0][-1]
 
 
 def _usual(delta: Delta) -> str:

@@ -111,7 +111,7 @@ class Update(NamedTuple):
 
 def _rank(delta: Delta) -> int | None:
     """Return the rank of an update; None without a low-rank part, or where a and b do not belong to each other."""
-    shapes = [getattr(delta.get(part), "shape", ()) for part in ("a", "b")]
+    shapes: list[tuple[int, ...]] = [getattr(delta.get(part), "shape", ()) for part in ("a", "b")]
     if min(map(len, shapes)) < 2 or shapes[0][-1] != shapes[1][-2]:
         return None
     return shapes[0][-1]

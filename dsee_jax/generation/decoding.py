@@ -33,7 +33,7 @@ class Options:
 
     new_tokens: int = 64
     """The most tokens to add."""
-    eos: tuple[int, ...] = ()
+    eos: Sequence[int] = ()
     """End-of-text ids; the first of them ends a row and is part of its tokens."""
     pad: int = 0
     """The id that fills a row after its end."""

@@ -2,11 +2,11 @@
 
 import importlib
 import json
-import subprocess
-import sys
 import types
 
 import pytest
+
+import typechecks
 
 PACKAGES = ("dsee_jax", "dsee_jax.deltas", "dsee_jax.generation", "dsee_jax.nnx", "dsee_jax.prune")
 
@@ -66,13 +66,13 @@ def test_calls_of_a_user_are_refused_by_the_type_checker(tmp_path):
     """Misspelt names and choices are errors, and so is an adapter without a scale."""
     (tmp_path / "user.py").write_text(USER)
     (tmp_path / "pyrightconfig.json").write_text(json.dumps({"reportUnnecessaryTypeIgnoreComment": "error"}))
-    done = _pyright("-p", str(tmp_path))
+    done = typechecks.pyright("-p", str(tmp_path))
     assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.slow
 def test_types_of_the_public_names_are_unknown():
-    report = json.loads(_pyright("--verifytypes", "dsee_jax", "--ignoreexternal", "--outputjson").stdout)
+    report = json.loads(typechecks.pyright("--verifytypes", "dsee_jax", "--ignoreexternal", "--outputjson").stdout)
     public: set[str] = set()
     for package in map(importlib.import_module, PACKAGES):
         for name in package.__all__:
@@ -88,8 +88,3 @@ def test_types_of_the_public_names_are_unknown():
     ]
     assert len(symbols) > 150
     assert {symbol["name"] for symbol in symbols if not symbol["isTypeKnown"]} <= FLAX
-
-
-def _pyright(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)

@@ -2,13 +2,12 @@
 
 import inspect
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 import merge
+import typechecks
 from dsee_jax.errors import InputError
 from merge import signatures
 from merge.method import KEYWORDS, Method
@@ -89,11 +88,9 @@ def test_types_of_the_public_names_are_unknown(tmp_path):
     """Misspelt names, options and choices are errors of the type checker."""
     (tmp_path / "user.py").write_text(USER)
     (tmp_path / "pyrightconfig.json").write_text(json.dumps({"reportUnnecessaryTypeIgnoreComment": "error"}))
-    pyright = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable]
-    done = subprocess.run([*pyright, "-p", tmp_path], capture_output=True, text=True, check=False)
+    done = typechecks.pyright("-p", str(tmp_path))
     assert done.returncode == 0, done.stdout
-    command = [*pyright, "--verifytypes", "merge", "--ignoreexternal", "--outputjson"]
-    report = json.loads(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
+    report = json.loads(typechecks.pyright("--verifytypes", "merge", "--ignoreexternal", "--outputjson").stdout)
     files = ("merge.signatures.", "merge.in_memory.", "merge.arguments.", "merge.method.")
     symbols = [symbol for symbol in report["typeCompleteness"]["symbols"] if symbol["name"].startswith(files)]
     assert len(symbols) > 40

@@ -120,7 +120,7 @@ def attach(module: M, adapter: Adapter | None) -> M:
         variable_update = KernelUpdate(update, adapter.scale, adapter.scale_sparse)
         for holder, name in holders[id(kernel)]:
             if hasattr(holder, f"{name}_update"):
-                raise InputError(f"{path!r} has an update already: attach to the module as it was before")
+                raise InputError(f"{path!r} has an update already; attach the adapter to the module without updates")
             expected = _orientation(holder) if name == "kernel" else None
             if expected is not None:
                 stackless = "_".join(word for word in update.orientation.split("_") if word != "stack")
@@ -238,7 +238,7 @@ def _refuse(variable: Any, value: Any) -> None:
 
 
 def _frozen(module: Any) -> tuple[Any, Update | None, dict[str, Any]]:
-    """Return a linear layer as it was without updates, the update of its kernel and the scales of the update."""
+    """Return the layer without its update, the update of the kernel, and the scales of the update."""
     layer = object.__new__(module._without_updates)
     object.__setattr__(layer, "__dict__", vars(module))
     update = vars(module).get("kernel_update")

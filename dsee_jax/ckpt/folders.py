@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from dsee_jax.ckpt import signatures
+from dsee_jax.ckpt import first_bytes
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import storage
 
@@ -58,7 +58,7 @@ def read_json(path: storage.Place) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{path} is missing: is {path.parent} the folder of a model?") from None
     except (OSError, ValueError, RecursionError) as error:
-        if kind := signatures.describe(content[: signatures.LENGTH]):
+        if kind := first_bytes.describe(content[: first_bytes.LENGTH]):
             raise InputError(f"{path} is {kind}") from None
         raise InputError(f"{path} is not JSON ({error})") from None
     if not isinstance(value, dict):

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialized
 
-from dsee_jax.ckpt import formats, signatures
+from dsee_jax.ckpt import first_bytes, formats
 from dsee_jax.ckpt.folders import INDEX, SINGLE
 from dsee_jax.errors import InputError
 from dsee_jax.typing import Array
@@ -108,8 +108,8 @@ def contents(file: Path) -> dict[str, Stored]:
         if not file.is_file():
             raise OSError("no such file" if not file.exists() else "not a file")
         with file.open("rb") as opened:
-            begin = opened.read(signatures.LENGTH)
-        size, kind = int.from_bytes(begin[:8], "little"), signatures.describe(begin)
+            begin = opened.read(first_bytes.LENGTH)
+        size, kind = int.from_bytes(begin[:8], "little"), first_bytes.describe(begin)
         if kind and begin[8:9] != b"{":  # the header is JSON, and its length may be any byte
             raise InputError(f"{file} is {kind}")
         if size > min(_LARGEST, file.stat().st_size):

@@ -124,7 +124,7 @@ def nm(
     ``jax.jit`` and on sharded arrays.
 
     Args:
-      n: entries kept of each group, at least 1 (the others of the group are pruned).
+      n: entries kept of each group, 0 to m; the others of the group are pruned.
       m: consecutive inputs of one output that make a group; divides the inputs of every kernel.
 
     Returns:

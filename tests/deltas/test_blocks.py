@@ -10,27 +10,8 @@ import numpy as np
 import pytest
 
 import dsee_jax
-from dsee_jax import deltas
 from dsee_jax.errors import InputError
-
-KEY = jax.random.key(0)
-X = jax.random.normal(KEY, (2, 4))
-
-
-class Model(nn.Module):
-    """A Dense (4, 6), and a kernel of three axes (6, 2, 3)."""
-
-    @nn.compact
-    def __call__(self, x):
-        return nn.DenseGeneral((2, 3), name="heads")(nn.Dense(6, name="dense")(x))
-
-
-def made(model=None, targets=("dense",), x=X, **options):
-    model = model or Model()
-    params = model.init(KEY, x)["params"]
-    config = dsee_jax.DeltaConfig(**{"targets": targets, "rank": 2, "nonzeros": 3, "support": "random"} | options)
-    adapter = deltas.init(params, config, key=KEY)
-    return params, adapter.replace(deltas=jax.tree.map(jnp.ones_like, adapter.deltas))
+from updated import KEY, Model, X, made
 
 
 def test_an_update_that_no_module_reads_is_named():

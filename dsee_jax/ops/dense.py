@@ -219,14 +219,14 @@ def _thin(x: jax.Array, w: jax.Array) -> jax.Array:
 
     In 16 bits, the gradient of ``x`` is a product in 16 bits, and the gradient of a float32 ``w`` is accumulated in float32.
     """
-    return jnp.matmul(x, w.astype(x.dtype), preferred_element_type=accumulator(x.dtype))
+    return _rows_product(x, w.astype(x.dtype), preferred_element_type=accumulator(x.dtype))
 
 
 @functools.partial(_thin.defjvp, symbolic_zeros=True)  # pyright: ignore[reportFunctionMemberAccess]
 def _thin_jvp(primals: Any, tangents: Any) -> Any:
     (x, w), (x_t, w_t) = primals, _perturbed(tangents)
     y = _thin(x, w)
-    from_x = 0 if x_t is None else jnp.matmul(x_t, w.astype(x.dtype)).astype(y.dtype)
+    from_x = 0 if x_t is None else _rows_product(x_t, w.astype(x.dtype)).astype(y.dtype)
     from_w = 0 if w_t is None else _wider_product(x, w_t).astype(y.dtype)
     return y, from_x + from_w
 
@@ -234,7 +234,16 @@ def _thin_jvp(primals: Any, tangents: Any) -> Any:
 def _wider_product(x: jax.Array, w: jax.Array) -> jax.Array:
     """Return ``x @ w`` in the wider of their two dtypes, also where JAX promotes no dtype (jax_numpy_dtype_promotion)."""
     wider = max(x.dtype, w.dtype, key=lambda dtype: jnp.finfo(dtype).bits)
-    return jnp.matmul(x.astype(wider), w.astype(wider))
+    return _rows_product(x.astype(wider), w.astype(wider))
+
+
+def _rows_product(x: jax.Array, w: jax.Array, **options: Any) -> jax.Array:
+    """Return ``x @ w`` for ``x`` (..., in) and ``w`` (in, out)."""
+    if jax.device_count() > 1:
+        # The batch and the length of x may be split over different axes of a mesh: joined, they would be gathered.
+        return jnp.matmul(x, w, **options)
+    # The gradient of w sums over the rows. With one axis of rows, XLA multiplies without a transposed copy of the cotangent.
+    return jnp.matmul(x.reshape(-1, x.shape[-1]), w, **options).reshape(*x.shape[:-1], w.shape[1])
 
 
 def _perturbed(tangents: Any) -> Any:

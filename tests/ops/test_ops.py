@@ -245,6 +245,19 @@ def test_gradient_of_x_is_one_product_of_the_joined_kernels():
     assert [shape for shape in shapes if 40 in shape] == [(10, 40)]
 
 
+@pytest.mark.parametrize(("devices", "thin"), [(1, (2, 40)), (8, (2, 5, 8))])
+def test_thin_products_join_the_rows_of_one_device_only(monkeypatch, devices, thin):
+    """Joined rows save a transposed copy of the cotangent; on a mesh they would gather a sharded sequence."""
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    *arguments, deltas, supports = problem((8, 5))
+    loss = weighed(dense.joint_dense, supports, scale=1.0)
+    assert {shape for shape in products(jax.grad(lambda deltas: loss(*arguments, deltas)), deltas) if 2 in shape} == {
+        thin,
+        (2, 6),
+        (2, 10),
+    }
+
+
 def test_small_update_is_not_lost_in_bfloat16():
     """An update of 2**-10, added to a bfloat16 kernel of ones, would round to zero."""
     x = jnp.ones((257, 64), jnp.bfloat16)

@@ -265,7 +265,7 @@ class _LinearGeneral(nnx.LinearGeneral):
         if update is None or layer.batch_axis:
             return super().__call__(inputs, *args, **kwargs)
         y = nnx.LinearGeneral.__call__(layer, inputs, *args, **kwargs)
-        return thin.add(thin.general_input(inputs, layer.axis), y, update, layer.kernel.shape, scales)
+        return thin.add(inputs, y, update, layer.kernel.shape, scales, axes=layer.axis)
 
 
 class _Einsum(nnx.Einsum):

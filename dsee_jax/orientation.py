@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from dsee_jax import stacks
+from dsee_jax.auto_axes import Spec, auto_sharded, spec
 from dsee_jax.errors import InputError
 from dsee_jax.typing import Array
 
@@ -93,12 +94,20 @@ def matrix(w: Array, orientation: str) -> Array:
     """Return the matrix (stack..., in, out) of a kernel; of a NumPy array, a NumPy array."""
     if orientation in USUAL:
         return w
-    return w.transpose(_order(orientation)).reshape(matrix_shape(w.shape, orientation))
+    order, shape = _order(orientation), matrix_shape(w.shape, orientation)
+    return auto_sharded(lambda w: w.transpose(order).reshape(shape), w, out=_matrix_spec(spec(w), orientation))
 
 
-def tensor(matrix: jax.Array, shape: Sequence[int], orientation: str) -> jax.Array:
-    """Return the kernel of ``shape`` with this matrix, the inverse of `matrix`."""
+def _matrix_spec(kernel: Spec, orientation: str) -> Spec:
+    """Return the spec of the matrix of a kernel: a joined axis is sharded like all of the axes that it joins."""
+    names = {word: [own for own, of in zip(kernel, orientation.split("_"), strict=True) if of == word] for word in WORDS}
+    return (*names["stack"], sum(names["in"], ()), sum(names["out"], ()))
+
+
+def tensor(matrix: jax.Array, like: Array, orientation: str) -> jax.Array:
+    """Return the array with this matrix and the axes of a kernel ``like`` it, the inverse of `matrix`."""
     if orientation in USUAL:
         return matrix
     order = _order(orientation)
-    return matrix.reshape([shape[axis] for axis in order]).transpose(np.argsort(order).tolist())
+    shape, places = [like.shape[axis] for axis in order], np.argsort(order).tolist()
+    return auto_sharded(lambda matrix: matrix.reshape(shape).transpose(places), matrix, out=spec(like))

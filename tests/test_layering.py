@@ -17,8 +17,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 ORDER = {
     "dsee_jax": [
-        *("lazy", "errors", "typing", "config", "tree", "stacks", "orientation", "counts", "masks", "hf_layout"),
-        *("runtime", "ops", "deltas", "nnx", "models", "prune", "metrics", "ckpt", "data", "generation"),
+        *("lazy", "errors", "typing", "config", "auto_axes", "tree", "stacks", "orientation", "counts", "masks"),
+        *("hf_layout", "runtime", "ops", "deltas", "nnx", "models", "prune", "metrics", "ckpt", "data", "generation"),
         *("train", "plan", "export", "analysis", "commands", "__main__"),
     ],
     "merge": [

@@ -40,7 +40,7 @@ def test_the_matrix_of_a_kernel_is_that_of_its_axes_and_gives_it_back(drawn):
     matrix = orientation.matrix(w, axes)
     assert orientation.matrix_shape(shape, axes) == matrix.shape
     np.testing.assert_array_equal(matrix, matrix_by_hand(w, axes))
-    np.testing.assert_array_equal(orientation.tensor(matrix, shape, axes), w)
+    np.testing.assert_array_equal(orientation.tensor(matrix, w, axes), w)
 
 
 def adapter_of(params, rule, key):

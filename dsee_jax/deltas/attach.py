@@ -18,7 +18,7 @@ import contextlib
 import dataclasses
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -34,7 +34,7 @@ from dsee_jax.deltas.fold import check, folded
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.ops import dense
 from dsee_jax.ops.joint import JointDense
-from dsee_jax.typing import Array, Module, Params
+from dsee_jax.typing import Module, Params
 
 _blocks = jax.make_user_context(())
 """The blocks around the code that runs. JAX traces a jitted function again in every other block."""
@@ -306,7 +306,7 @@ def _dense(block: _Block, module: Any, call: Callable[..., Any], args: Any, kwar
         return call(*args, **kwargs)
     update = _fitting(box, module, orientation.IN_OUT)
     if any(getattr(module, field.name) is not field.default for field in _PRODUCT):
-        return _beside(block, box, update, input_of(args, kwargs), call, args, kwargs)
+        return _beside(block, box, update, call, args, kwargs)
     bias = tree.unboxed(module.get_variable("params", "bias")) if module.use_bias else None
     x, kernel, bias = promote_dtype(input_of(args, kwargs), tree.unboxed(box.value), bias, dtype=module.dtype)
     return dense.dense(x, kernel, bias, update.delta, update.support, **block.scale)
@@ -337,12 +337,19 @@ def _initialised(module: Any) -> bool:
 
 
 def _beside(
-    block: _Block, box: _Box, update: Update, x: Array, call: Callable[..., Any], args: Any, kwargs: Any
+    block: _Block,
+    box: _Box,
+    update: Update,
+    call: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+    *,
+    axes: Sequence[int] = (-1,),
 ) -> Any:
-    """Return the output of the module itself plus the product of ``x`` (..., in) and the update (..., out)."""
+    """Return the output of the module itself plus the product of its input, whose input axes are ``axes``, and the update."""
     with box.as_frozen():
         y = call(*args, **kwargs)
-    return thin.add(x, y, update, tree.unboxed(box.value).shape, block.scale)
+    return thin.add(input_of(args, kwargs), y, update, tree.unboxed(box.value).shape, block.scale, axes=axes)
 
 
 def _general(block: _Block, module: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -352,8 +359,7 @@ def _general(block: _Block, module: Any, call: Callable[..., Any], args: Any, kw
     axes = [module.axis] if isinstance(module.axis, int) else [*module.axis]
     features = [module.features] if isinstance(module.features, int) else [*module.features]
     update = _fitting(box, module, thin.general_orientation(len(axes), len(features)))
-    x = thin.general_input(input_of(args, kwargs), axes)
-    return _beside(block, box, update, x, call, args, kwargs)
+    return _beside(block, box, update, call, args, kwargs, axes=axes)
 
 
 def _conv(block: _Block, module: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -362,7 +368,7 @@ def _conv(block: _Block, module: Any, call: Callable[..., Any], args: Any, kwarg
     if box is None or expected is None:
         return call(*args, **kwargs)
     update = _fitting(box, module, expected)
-    return _beside(block, box, update, input_of(args, kwargs), call, args, kwargs)
+    return _beside(block, box, update, call, args, kwargs)
 
 
 def _einsum(block: _Block, module: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dsee_jax import orientation, stacks, tree
+from dsee_jax.auto_axes import auto_sharded
 from dsee_jax.config import DeltaConfig
 from dsee_jax.deltas.adapter import Adapter
 from dsee_jax.deltas.supports import SUPPORTS
@@ -124,16 +125,22 @@ def _supports(chosen: Mapping[str, Array], keys: Mapping[str, Key], config: Delt
     for path, w in chosen.items():
         by_shape.setdefault(w.shape, []).append(path)
     supports: dict[str, Array] = {}
-    for shape, paths in by_shape.items():
-        # All kernels of one shape, and all layers of stacks, go through one vmapped call, in chunks.
-        stacked = jnp.concatenate([jnp.reshape(chosen[path], (-1, *shape[-2:])) for path in paths])
-        layers = stacked.shape[0] // len(paths)
-        split = jax.vmap(lambda each: jax.random.split(each, 1)[0])(jnp.concatenate([keys[path] for path in paths]))
-        pick = jax.vmap(functools.partial(_pick, select, config.nonzeros, options))
-        chunk = max(1, _CHUNK_BYTES // (4 * shape[-2] * shape[-1]))
+    pick = jax.vmap(functools.partial(_pick, select, config.nonzeros, options))
+
+    def picked(kernels: Sequence[Array], keys: Sequence[Key]) -> jax.Array:
+        """Return the supports (layers, nonzeros, 2) of all layers of kernels of one shape, by vmapped calls of chunks."""
+        *_, rows, columns = kernels[0].shape
+        stacked = jnp.concatenate([jnp.reshape(w, (-1, rows, columns)) for w in kernels])
+        split = jax.vmap(lambda each: jax.random.split(each, 1)[0])(jnp.concatenate(keys))
+        chunk = max(1, _CHUNK_BYTES // (4 * rows * columns))
         parts = [slice(start, start + chunk) for start in range(0, len(stacked), chunk)]
-        picked = jnp.concatenate([jax.block_until_ready(pick(stacked[part], split[part])) for part in parts])
+        return jnp.concatenate([jax.block_until_ready(pick(stacked[part], split[part])) for part in parts])
+
+    for shape, paths in by_shape.items():
+        kernels, own_keys = [chosen[path] for path in paths], [keys[path] for path in paths]
+        layers = math.prod(shape[:-2])
+        of_shape = auto_sharded(picked, kernels, own_keys, out=((), (), ()))
         for number, path in enumerate(paths):
-            part = picked[number * layers : (number + 1) * layers]
+            part = of_shape[number * layers : (number + 1) * layers]
             supports[path] = part.reshape(*shape[:-2], config.nonzeros, 2)
     return supports

@@ -19,6 +19,7 @@ import numpy as np
 from jax.core import Tracer
 
 from dsee_jax import orientation, tree
+from dsee_jax.auto_axes import auto_sharded, spec
 from dsee_jax.deltas.adapter import Adapter, Update, updates_of
 from dsee_jax.errors import InputError
 from dsee_jax.ops import dense
@@ -35,22 +36,28 @@ def effective(
     The sum is float32 (float64 for a float64 kernel). The result has the dtype of ``w``. If ``scale_sparse`` is False, S is
     added unscaled.
     """
-    if w.ndim > 2:
-        return jax.vmap(lambda w, d, s: effective(w, d, s, scale=scale, scale_sparse=scale_sparse))(w, delta, support)
-    total = jnp.asarray(w, dense.accumulator(w.dtype))
-    if "a" in delta:
-        total = total + scale * jnp.matmul(delta["a"], delta["b"], precision="highest")
-    if "values" in delta:
-        assert support is not None
-        total = total.at[support[:, 0], support[:, 1]].add((scale if scale_sparse else 1.0) * delta["values"])
-    return total.astype(w.dtype)
+
+
+    def of_matrix(w: Array, delta: Delta, support: Array | None, scale: float | Array) -> jax.Array:
+        total = jnp.asarray(w, dense.accumulator(w.dtype))
+        if "a" in delta:
+            total = total + scale * jnp.matmul(delta["a"], delta["b"], precision="highest")
+        if "values" in delta:
+            assert support is not None
+            total = total.at[support[:, 0], support[:, 1]].add((scale if scale_sparse else 1.0) * delta["values"])
+        return total.astype(w.dtype)
+
+    of_stack = of_matrix
+    for _ in range(w.ndim - 2):
+        of_stack = jax.vmap(of_stack, (0, 0, 0, None))
+    return auto_sharded(of_stack, w, delta, support, scale, out=spec(w))
 
 
 def updates(
     w: Array, delta: Delta | None, support: Array | None, *, scale: float | Array, scale_sparse: bool = True
 ) -> tuple[jax.Array, jax.Array]:
     """Return ``scale * a @ b`` and ``scale * (a @ b + S)``, dense, shaped like the matrix ``w``; zeros without a delta."""
-    zeros = jnp.zeros(w.shape)
+    zeros = auto_sharded(lambda w: jnp.zeros(w.shape), w, out=spec(w))
     if delta is None:
         return zeros, zeros
     factors = {name: delta[name] for name in ("a", "b") if name in delta}
@@ -67,7 +74,7 @@ def folded(w: Array, path: str, update: Update, *, scale: float | Array, scale_s
     check(path, w.shape, update)
     delta, support, axes = update
     matrix = orientation.matrix(w, axes)
-    return orientation.tensor(effective(matrix, delta, support, scale=scale, scale_sparse=scale_sparse), w.shape, axes)
+    return orientation.tensor(effective(matrix, delta, support, scale=scale, scale_sparse=scale_sparse), w, axes)
 
 
 def check(path: str, shape: tuple[int, ...], update: Update) -> None:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dsee_jax import orientation
+from dsee_jax.auto_axes import auto_sharded, spec
 from dsee_jax.deltas.adapter import Update
 from dsee_jax.errors import InputError
 from dsee_jax.ops import dense
@@ -48,29 +49,42 @@ def product(x: Array, y: Array, update: Update, shape: Sequence[int], scale: Map
     return dense.update(x, update.delta, update.support, features=features, **scale)
 
 
-def add(x: Array, y: jax.Array, update: Update, shape: Sequence[int], scale: Mapping[str, Any]) -> jax.Array:
-    """Return ``y`` (..., out...), the output of a layer for ``x`` (..., in), plus the product of ``x`` and the update.
+def _joined(x: Array, axes: Sequence[int]) -> Array:
+    """Return ``x`` with the axes joined, in their order, as the last axis."""
+    places = sorted(axis % x.ndim for axis in axes)
+    x = jnp.moveaxis(x, places, range(-len(places), 0))
+    return x.reshape(*x.shape[: x.ndim - len(places)], -1)
+
+
+def add(
+    x: Array,
+    y: jax.Array,
+    update: Update,
+    shape: Sequence[int],
+    scale: Mapping[str, Any],
+    *,
+    axes: Sequence[int] = (-1,),
+) -> jax.Array:
+    """Return ``y`` (..., out...), the output of a layer for ``x``, plus the product of ``x`` and the update.
 
     Args:
-      x: the input; all input axes are the last one.
+      x: the input.
       y: the output of the layer with the frozen kernel.
       update: the update of the kernel.
       shape: the shape of the kernel.
       scale: ``scale`` and ``scale_sparse`` of the adapter.
+      axes: the input axes of ``x``; the kernel has them in the order of ``x``.
     """
-    return (y + product(x, y, update, shape, scale).reshape(y.shape)).astype(y.dtype)
+
+    def added(x: Array, y: jax.Array, update: Update, scale: Mapping[str, Any]) -> jax.Array:
+        return (y + product(_joined(x, axes), y, update, shape, scale).reshape(y.shape)).astype(y.dtype)
+
+    return auto_sharded(added, x, y, update, scale, out=spec(y))
 
 
 def general_orientation(inputs: int, outputs: int) -> str:
     """Return the orientation of an affine map of ``inputs`` axes to ``outputs`` axes."""
     return "_".join(["in"] * inputs + ["out"] * outputs)
-
-
-def general_input(x: Array, axes: Sequence[int]) -> Array:
-    """Return ``x`` with the input axes of an affine map joined as the last axis; the kernel has them in the order of ``x``."""
-    places = sorted(axis % x.ndim for axis in axes)
-    x = jnp.moveaxis(x, places, range(-len(places), 0))
-    return x.reshape(*x.shape[: x.ndim - len(places)], -1)
 
 
 def pointwise_orientation(conv: Any) -> str | None:
@@ -99,11 +113,15 @@ class Einsum(NamedTuple):
         """Return ``y``, the output of the einsum for ``x``, plus the product of ``x`` and the update, as `add` does."""
         inputs, outputs = ([each for each in self.kernel if (each in self.left) == inside] for inside in (True, False))
         rest = [letter for letter in self.left if letter not in self.kernel]
-        x = jnp.einsum(f"{self.left}->{''.join(rest + inputs)}", x)
-        x = x.reshape(*x.shape[: len(rest)], -1)
         sizes = dict(zip(self.kernel, shape, strict=True))
-        added = product(x, y, update, shape, scale).reshape(*x.shape[:-1], *(sizes[letter] for letter in outputs))
-        return (y + jnp.einsum(f"{''.join(rest + outputs)}->{self.right}", added)).astype(y.dtype)
+
+        def added(x: Array, y: jax.Array, update: Update, scale: Mapping[str, Any]) -> jax.Array:
+            x = jnp.einsum(f"{self.left}->{''.join(rest + inputs)}", x)
+            x = x.reshape(*x.shape[: len(rest)], -1)
+            thin = product(x, y, update, shape, scale).reshape(*x.shape[:-1], *(sizes[letter] for letter in outputs))
+            return (y + jnp.einsum(f"{''.join(rest + outputs)}->{self.right}", thin)).astype(y.dtype)
+
+        return auto_sharded(added, x, y, update, scale, out=spec(y))
 
 
 def einsum(equation: str) -> Einsum | None:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dsee_jax.auto_axes import auto_sharded, spec
 from dsee_jax.errors import InputError
 from dsee_jax.typing import Array, Delta
 
@@ -64,7 +65,8 @@ def joint_dense(
         {"kernel": kernel} | _member(kernel.shape, delta, support) | ({} if bias is None else {"bias": bias})
         for kernel, bias, delta, support in zip(kernels, biases, deltas, supports, strict=True)
     )
-    return _joint(x, members, _scales(x, scale, scale_sparse))
+    out = [(*spec(x)[:-1], spec(kernel)[-1]) for kernel in kernels]
+    return auto_sharded(_joint, x, members, _scales(x, scale, scale_sparse), out=out)
 
 
 def dense(
@@ -100,11 +102,15 @@ def update(
     Raises:
       InputError: an array of the update does not fit (in, features).
     """
-    zeros = jnp.zeros((*x.shape[:-1], features), accumulator(x.dtype))
     member = _member((x.shape[-1], features), delta, support)
-    # The gathered entries of x can be larger than x: the backward pass gathers them again.
-    (y,) = jax.checkpoint(_add_updates)([zeros], x, (member,), _scales(x, scale, scale_sparse))
-    return y
+
+    def of_rows(x: jax.Array, member: Mapping[str, Any], scales: _Scales) -> jax.Array:
+        zeros = jnp.zeros((*x.shape[:-1], features), accumulator(x.dtype))
+        # The gathered entries of x can be larger than x: the backward pass gathers them again.
+        (y,) = jax.checkpoint(_add_updates)([zeros], x, (member,), scales)
+        return y
+
+    return auto_sharded(of_rows, x, member, _scales(x, scale, scale_sparse), out=(*spec(x)[:-1], ()))
 
 
 def joint_products(x: jax.Array, kernels: Sequence[Array]) -> list[jax.Array]:

@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from dsee_jax import counts
+from dsee_jax.auto_axes import auto_sharded, spec
 from dsee_jax.counts import Count
 from dsee_jax.errors import InputError
 from dsee_jax.typing import Array
@@ -160,17 +161,4 @@ def n_m(score: Array, n: int, m: int) -> jax.Array:
         beaten_by = jnp.sum((other > own) | ((other == own) & earlier), axis=-2)
         return (beaten_by < n).reshape(score.shape)
 
-    return auto_sharded(mask, ordered(score))
-
-
-def auto_sharded(function: Callable[[jax.Array], jax.Array], array: jax.Array) -> jax.Array:
-    """Return ``function(array)``, sharded like ``array``; inside of the function the compiler chooses the shardings.
-
-    Call it under ``jax.jit``. On a mesh of explicit axes, as ``jax.make_mesh`` makes it, a function would else state the
-    sharding of each reshape, and could not map a loop.
-    """
-    sharding = jax.typeof(array).sharding
-    if not sharding.mesh.explicit_axes:
-        return function(array)
-    automatic: Any = jax.sharding.auto_axes(function, out_sharding=sharding)
-    return automatic(array)
+    return auto_sharded(mask, ordered(score), out=spec(score))

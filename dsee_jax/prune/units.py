@@ -274,7 +274,7 @@ def _columns(
     matrix = w if axes is None else orientation.matrix(w, axes)
     low_rank, update = fold.updates(matrix, delta, support, scale=scale, scale_sparse=scale_sparse)
     scored = SCORES[score](matrix, low_rank, update)
-    scored = scored if axes is None else orientation.tensor(scored, w.shape, axes)
+    scored = scored if axes is None else orientation.tensor(scored, w, axes)
     columns = jnp.sum(scored, axis=[other for other in range(w.ndim) if other != axis])
     return jnp.sum(columns.reshape(-1, entries), axis=1)
 

@@ -27,12 +27,13 @@ import numpy as np
 from jax.core import Tracer
 
 from dsee_jax import counts, orientation, tree
+from dsee_jax.auto_axes import auto_sharded, spec
 from dsee_jax.config import PruneConfig, Scope, ScoreName
 from dsee_jax.counts import Count
 from dsee_jax.deltas import fold
 from dsee_jax.deltas.adapter import Adapter, Update, updates_of
 from dsee_jax.errors import InputError, did_you_mean, shorten
-from dsee_jax.ops.topk import auto_sharded, highest, n_m, ordered
+from dsee_jax.ops.topk import highest, n_m, ordered
 from dsee_jax.prune.scores import SCORES, Evidence, complete, divided
 from dsee_jax.typing import Array, Delta, Key, Masks, Rules
 
@@ -193,7 +194,7 @@ class _Kernel(NamedTuple):
 
     def tensor(self, matrix: jax.Array) -> jax.Array:
         """Return an array of the kernel's shape with this matrix."""
-        return orientation.tensor(matrix, self.w.shape, self.orientation)
+        return orientation.tensor(matrix, self.w, self.orientation)
 
 
 def _pools(
@@ -355,7 +356,7 @@ def _highest_apart(rank: jax.Array, k: Count, scope: str) -> jax.Array:
         select = jax.vmap(select, in_axes=-1, out_axes=-1)
     for _ in range(rank.ndim - 2):
         select = jax.vmap(select)
-    return auto_sharded(select, rank)
+    return auto_sharded(select, rank, out=spec(rank))
 
 
 def check_prunable(path: str, shape: tuple[int, ...], prune: PruneConfig) -> None:

@@ -49,9 +49,14 @@ def auto_sharded(function: Callable[..., T], *args: Any, out: Spec | list[Spec])
     def sharding(spec: Spec) -> Any:
         return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*_distinct(spec)))
 
+    # The cotangent of an array without the mesh would else have the axes of the function.
+    arrays = [
+        leaves[place] if kind.sharding.mesh.explicit_axes else jax.sharding.reshard(leaves[place], sharding(()))
+        for place, kind in zip(places, kinds, strict=True)
+    ]
     shardings = tuple(map(sharding, out)) if isinstance(out, list) else sharding(out)
     automatic: Any = jax.sharding.auto_axes(of_arrays, axes=mesh.explicit_axes, out_sharding=shardings)
-    return automatic(*(leaves[place] for place in places))
+    return automatic(*arrays)
 
 
 def _distinct(spec: Spec) -> Spec:

@@ -47,7 +47,7 @@ class Support(nnx.Variable[jax.Array]):
     """The fixed coordinates of ``values``."""
 
 
-class KernelUpdate(nnx.Pytree):
+class _KernelUpdate(nnx.Pytree):
     """The update of the kernel ``NAME`` of a module, which holds it as ``NAME_update``.
 
     The stacks of its arrays are at the axes where the kernel has them: a loop over a stack of layers takes both alike.
@@ -63,7 +63,7 @@ class KernelUpdate(nnx.Pytree):
         self.scale, self.scale_sparse = scale, scale_sparse
 
 
-def _at_use(update: KernelUpdate, axes: int) -> Update:
+def _at_use(update: _KernelUpdate, axes: int) -> Update:
     """Return the update of a kernel of ``axes`` axes: without the stacks that loops have taken apart."""
     words = orientation.at_use(update.orientation, axes)
     arrays = {name: value.get_value() for name, value in vars(update).items() if isinstance(value, nnx.Variable)}
@@ -72,7 +72,7 @@ def _at_use(update: KernelUpdate, axes: int) -> Update:
     return Update(arrays, support, words)
 
 
-def _scales(update: KernelUpdate) -> dict[str, Any]:
+def _scales(update: _KernelUpdate) -> dict[str, Any]:
     return {"scale": update.scale, "scale_sparse": update.scale_sparse}
 
 
@@ -117,7 +117,7 @@ def attach(module: M, adapter: Adapter | None) -> M:
                 f"{path!r} has an update and is an item of a plain list or dict; expected an attribute of an NNX module: "
                 "use nnx.List or nnx.Dict"
             )
-        variable_update = KernelUpdate(update, adapter.scale, adapter.scale_sparse)
+        variable_update = _KernelUpdate(update, adapter.scale, adapter.scale_sparse)
         for holder, name in holders[id(kernel)]:
             if hasattr(holder, f"{name}_update"):
                 raise InputError(f"{path!r} has an update already; attach the adapter to the module without updates")
@@ -139,10 +139,10 @@ def adapter(module: Any) -> Adapter:
       InputError: the module has no updates.
     """
     holders = _holders(module)
-    updates: dict[str, KernelUpdate] = {}
+    updates: dict[str, _KernelUpdate] = {}
     for path, kernel in _variables(module).items():
         for holder, name in holders.get(id(kernel), []):
-            if isinstance(update := vars(holder).get(f"{name}_update"), KernelUpdate):
+            if isinstance(update := vars(holder).get(f"{name}_update"), _KernelUpdate):
                 updates[path] = update
     if not updates:
         raise InputError("the module has no updates; expected one from dsee_jax.nnx.attach")
@@ -289,7 +289,7 @@ class _Conv(nnx.Conv):
 
 class _Dict(nnx.Dict[Any]):
     def __iter__(self) -> Iterator[str]:
-        return (name for name in super().__iter__() if not isinstance(vars(self)[name], KernelUpdate))
+        return (name for name in super().__iter__() if not isinstance(vars(self)[name], _KernelUpdate))
 
 
 _LAYERS: dict[type, type] = {

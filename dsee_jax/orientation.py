@@ -9,6 +9,9 @@
     stack_in_out    the kernels of a scanned stack of layers, or of an ensemble
     1_1_in_out      a 1 x 1 convolution
 
+An attached update needs its stacks at the first or second axis, where its ``values`` have an axis for them; kernels with a
+stack elsewhere take updates by `dsee_jax.materialize`.
+
 Updates, supports and scores are those of the matrix of a kernel, (stack..., in, out): all its input axes are one axis, and so
 are all its output axes, in their order.
 """
@@ -100,7 +103,9 @@ def matrix(w: Array, orientation: str) -> Array:
 
 def _matrix_spec(kernel: Spec, orientation: str) -> Spec:
     """Return the spec of the matrix of a kernel: a joined axis is sharded like all of the axes that it joins."""
-    names = {word: [own for own, of in zip(kernel, orientation.split("_"), strict=True) if of == word] for word in WORDS}
+    names = {
+        word: [own for own, of in zip(kernel, orientation.split("_"), strict=True) if of == word] for word in WORDS
+    }
     return (*names["stack"], sum(names["in"], ()), sum(names["out"], ()))
 
 

@@ -57,7 +57,7 @@ def merge(
       InputError: unknown method or option, a value out of range, a key that matches nothing, too few or too many models, or
         trees that do not match; the message names the option, the key or the path.
     """
-    definition = find(method, options)
+    definition, models = find(method, options), list(models)
     flat, others = _flattened(base, models)
     first = flat or others[0]
     names = [name for name, leaf in first.items() if jnp.issubdtype(leaf.dtype, jnp.floating)]
@@ -115,6 +115,7 @@ def rankmean_coefficients(
         code.
     """
     options: dict[str, AnyOption] = {"unit": unit, "order": order, "ties": ties}
+    models = list(models)
     (keywords,) = arguments.resolve(METHODS["rankmean"], "rankmean", options, [""], len(models))
     flat, others = _flattened(base, models)
     leaves = [

@@ -17,9 +17,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 ORDER = {
     "dsee_jax": [
-        *("lazy", "errors", "typing", "config", "auto_axes", "tree", "stacks", "orientation", "counts", "masks"),
-        *("hf_layout", "runtime", "ops", "deltas", "nnx", "models", "prune", "metrics", "ckpt", "data", "generation"),
-        *("train", "plan", "export", "analysis", "commands", "__main__"),
+        *("lazy", "errors", "typing", "config", "auto_axes", "prng", "tree", "stacks", "orientation", "counts"),
+        *("masks", "hf_layout", "runtime", "ops", "deltas", "nnx", "models", "prune", "metrics", "ckpt", "data"),
+        *("generation", "train", "plan", "export", "analysis", "commands", "__main__"),
     ],
     "merge": [
         *("units", "leaf", "noise", "topk", "method", "methods", "arguments", "in_memory", "signatures"),

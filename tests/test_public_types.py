@@ -45,6 +45,7 @@ def linen(model: nn.Module, params: Params, x: jax.Array, key: jax.Array) -> Non
     prune.unstructured(params, None, ["q"], sprsity=0.5)  # pyright: ignore[reportCallIssue]
     prune.unstructred  # pyright: ignore
     Adapter(adapter.deltas, adapter.supports)  # pyright: ignore[reportCallIssue]
+    Adapter(adapter.deltas, adapter.supports, 2.0)  # pyright: ignore[reportCallIssue]
 
 
 def module(module: nnx.Linear, adapter: Adapter) -> None:

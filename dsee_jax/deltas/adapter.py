@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import numbers
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -38,7 +39,7 @@ class Adapter:
     """Fixed: int32 (stack..., nonzeros, 2) at each kernel with values: row (input) and column (output) of the matrix."""
     scale: float | Array
     """The factor of a @ b: alpha / rank. A static float; inside of a traced function it may be traced too."""
-    scale_sparse: bool = True
+    scale_sparse: bool
     """Whether the values have the factor ``scale`` too, or none. Static."""
     orientations: tuple[tuple[str, str], ...] = ()
     """``(path, orientation)`` of the updated kernels that are neither (in, out) nor stacks of such kernels. Static."""
@@ -51,6 +52,8 @@ class Adapter:
         if not number or np.ndim(np.asarray(scale)) or not math.isfinite(scale):
             raise InputError(f"the scale of an adapter is {scale!r}; expected a finite number: alpha / rank")
         object.__setattr__(self, "scale", float(scale))
+        if (serialization := sys.modules.get("flax.serialization")) is not None:
+            _register(serialization)
 
     def replace(self, **changes: Any) -> "Adapter":
         """Return the adapter with other values of some fields.
@@ -87,6 +90,24 @@ class Adapter:
             path: Update(delta, supports.get(path), orientations.get(path) or _usual(delta))
             for path, delta in deltas.items()
         }
+
+
+@functools.cache
+def _register(serialization: Any) -> None:
+    """Let ``flax.serialization`` write and read adapters. Flax is not imported for this."""
+
+    def to_state(adapter: Adapter) -> dict[str, Any]:
+        arrays = serialization.to_state_dict({"deltas": adapter.deltas, "supports": adapter.supports})
+        scales = {"scale": adapter.scale, "scale_sparse": adapter.scale_sparse}
+        return arrays | scales | {"orientations": dict(adapter.orientations)}
+
+    def from_state(adapter: Adapter, state: dict[str, Any]) -> Adapter:
+        arrays = {"deltas": adapter.deltas, "supports": adapter.supports}
+        arrays = serialization.from_state_dict(arrays, {name: state[name] for name in arrays})
+        orientations = tuple(state["orientations"].items())
+        return Adapter(**arrays, scale=state["scale"], scale_sparse=state["scale_sparse"], orientations=orientations)
+
+    serialization.register_serialization_state(Adapter, to_state, from_state)
 
 
 def updates_of(adapter: Adapter | None) -> "dict[str, Update]":

@@ -109,8 +109,13 @@ def apply(
       The outputs of the model, differentiable with respect to ``adapter.deltas`` alone.
 
     Raises:
-      InputError: an update does not fit its kernel, or no module read it.
+      InputError: the model is no Linen module, an update does not fit its kernel, or no module read it.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"expected a Linen module, found {type(model).__name__}; dsee_jax.nnx.attach is for NNX modules, "
+            "dsee_jax.materialize for any pytree"
+        )
     args, kwargs = (
         ((), dict(batch)) if isinstance(batch, Mapping) else (batch if isinstance(batch, tuple) else (batch,), {})
     )

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dsee_jax import orientation, stacks, tree
+from dsee_jax import orientation, prng, stacks, tree
 from dsee_jax.auto_axes import auto_sharded
 from dsee_jax.config import DeltaConfig
 from dsee_jax.deltas.adapter import Adapter
@@ -38,9 +38,14 @@ def init(params: object, config: DeltaConfig, *, key: Key) -> Adapter:
       An adapter with ``config.scale``; without deltas when rank and nonzeros are 0.
 
     Raises:
-      InputError: a target matches nothing or an array that is no kernel, an orientation does not fit the axes of a kernel, or
-        rank or nonzeros are too large for a kernel.
+      InputError: the config or the key is of another type; a target matches nothing or an array that is no kernel; an
+        orientation does not fit the axes of a kernel; or rank or nonzeros are too large for a kernel.
     """
+    if not isinstance(config, DeltaConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(
+            f"the config is of the type {type(config).__name__}; expected a DeltaConfig: use dsee_jax.DeltaConfig(targets=...)"
+        )
+    prng.check(key)
     if not config.rank and not config.nonzeros:
         return Adapter({}, {}, config.scale, config.scale_sparse)
     flat = tree.arrays(params)

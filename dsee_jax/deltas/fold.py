@@ -11,6 +11,7 @@ The arrays of one kernel::
 `materialize` gives plain params for any code. `dsee_jax.deltas.attach` runs a Linen model with its updates attached.
 """
 
+import weakref
 from typing import TypeVar
 
 import jax
@@ -27,6 +28,10 @@ from dsee_jax.typing import Array, Delta
 
 T = TypeVar("T")
 
+_fitting: weakref.WeakValueDictionary[tuple[int, tuple[int, ...]], jax.Array] = weakref.WeakValueDictionary()
+"""The supports whose coordinates were found to fit a matrix (in, out), by their id and its shape: each is copied to the host
+once. A NumPy array can change."""
+
 
 def effective(
     w: Array, delta: Delta, support: Array | None, *, scale: float | Array, scale_sparse: bool = True
@@ -36,7 +41,6 @@ def effective(
     The sum is float32 (float64 for a float64 kernel). The result has the dtype of ``w``. If ``scale_sparse`` is False, S is
     added unscaled.
     """
-
 
     def of_matrix(w: Array, delta: Delta, support: Array | None, scale: float | Array) -> jax.Array:
         total = jnp.asarray(w, dense.accumulator(w.dtype))
@@ -81,15 +85,18 @@ def check(path: str, shape: tuple[int, ...], update: Update) -> None:
     """Raise `InputError` unless the arrays of an update fit the kernel of this ``shape`` at ``path``."""
     matrix = orientation.matrix_shape(shape, orientation.find(path, shape, update.orientation))
     dense.check(repr(path), matrix, update.delta, update.support)
-    if update.support is None or not _is_known(update.support):
+    support = update.support
+    if support is None or not _is_known(support) or _fitting.get((id(support), matrix[-2:])) is support:
         return
-    coordinates = np.asarray(update.support)
+    coordinates = np.asarray(support)
     if not ((coordinates >= 0) & (coordinates < matrix[-2:])).all():
         largest = tuple(coordinates.reshape(-1, 2).max(0).tolist())
         raise InputError(
             f"the update of {path!r} has coordinates up to {largest}; its kernel is {matrix[-2:]}: pass deltas and supports "
             "that were created for these params"
         )
+    if isinstance(support, jax.Array):
+        _fitting[id(support), matrix[-2:]] = support
 
 
 def _is_known(array: Array) -> bool:

@@ -75,12 +75,25 @@ def label_axes(model: Model) -> dict[str, int]:
     }
 
 
-@functools.lru_cache(maxsize=16)
 def cuts(model: Model) -> Cuts:
-    """Return the units that can be pruned: `Architecture.cuts` of a model, written out for every layer.
+    """Return the units of a model of this library that can be pruned: `Architecture.cuts`, written out for every layer.
 
     Paths that the model lacks before any pruning are left out: not every config of an architecture has all of its params.
+    For the units of another model, write its cuts, a ``dict[str, Sequence[Units]]`` (`dsee_jax.typing.Cuts`).
+
+    Raises:
+      InputError: the model is not of this library.
     """
+    if not type(model).__module__.startswith(f"{__name__}."):
+        raise InputError(
+            f"the model is of the type {type(model).__name__}; expected a model of this library, as from load_pretrained: "
+            "of another model, write the cuts (dsee_jax.typing.Cuts) for prune.structured and prune.earlybert"
+        )
+    return _cuts(model)
+
+
+@functools.lru_cache(maxsize=16)
+def _cuts(model: Model) -> Cuts:
     config = model.config
     paths = tree.flatten(shapes(model.clone(config=config.with_widths()))).keys()
 

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.linen.module import _global_interceptor_stack  # pyright: ignore[reportPrivateUsage]
+from jax.core import Tracer
 
 from dsee_jax import deltas, tree
 from dsee_jax.deltas.attach import input_of, intercepted
@@ -143,8 +144,13 @@ def draw(
       are kept.
 
     Raises:
-      InputError: as `dsee_jax.prune.units.removal_count`.
+      InputError: as `dsee_jax.prune.units.removal_count`; or the coefficients are traced.
     """
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(coefficients)):
+        raise InputError(
+            "the coefficients are traced; draw returns NumPy arrays: call it outside of jax.jit, on the coefficients that the "
+            "step returns"
+        )
     kept: dict[str, dict[str, np.ndarray]] = {}
     for kind, amount in (("heads", heads), ("neurons", neurons)):
         layers = coefficients.get(kind, {})

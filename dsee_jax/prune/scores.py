@@ -28,6 +28,7 @@ from typing import NamedTuple, TypedDict, TypeVar
 import jax
 import jax.numpy as jnp
 
+from dsee_jax import prng
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.typing import Array, Key
 
@@ -48,11 +49,20 @@ def complete(function: str, evidence: Evidence) -> tuple[Key | None, Mapping[str
 
     Raises:
       TypeError: another keyword.
+      InputError: ``key`` is no PRNG key, or ``inputs`` is no mapping.
     """
     for name in evidence.keys() - Evidence.__annotations__.keys():
         near = did_you_mean(name, Evidence.__annotations__)
         raise TypeError(f"{function}() got an unexpected keyword argument {name!r}{near}")
-    return evidence.get("key"), evidence.get("inputs")
+    key, inputs = evidence.get("key"), evidence.get("inputs")
+    if key is not None:
+        prng.check(key)
+    if inputs is not None and not isinstance(inputs, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(
+            f"inputs is of the type {type(inputs).__name__}; expected a mapping of the path of each kernel to the sizes of its "
+            "inputs: pass the result of dsee_jax.prune.calibration.sizes"
+        )
+    return key, inputs
 
 
 class Score(NamedTuple):

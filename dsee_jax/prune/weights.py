@@ -132,7 +132,7 @@ def nm(
       Bool masks at the selected paths, as `unstructured`.
 
     Raises:
-      InputError: as `unstructured`; or m does not divide the inputs of a kernel.
+      InputError: as `unstructured`; n or m is no whole number or is traced; or m does not divide the inputs of a kernel.
     """
     kernels, pools = _pools(params, adapter, rules, {"n": n, "m": m, "score": score})
     rank = _ranker(kernels, complete("nm", evidence), adapter)
@@ -264,6 +264,12 @@ def _check(options: Mapping[str, Any]) -> None:
         hint = did_you_mean(str(options["score"]), SCORES)
         raise InputError(f"score is {options['score']!r}{hint}: use one of {', '.join(SCORES)}")
     _check_sparsity("sparsity", options.get("sparsity", 0))
+    for name in ("n", "m"):
+        if not isinstance(options.get(name, 0), int | np.integer):
+            raise InputError(
+                f"{name} is {shorten(repr(options[name]))}; expected a whole number that is not traced, such as n=2, m=4: it "
+                "decides the shape of the groups"
+            )
 
 
 def _check_sparsity(name: str, sparsity: float | Array) -> None:

@@ -176,9 +176,9 @@ def test_supports_of_another_adapter_are_named():
 @pytest.mark.parametrize("scale", ["2.0", None, True, float("nan"), float("inf"), np.ones(2), jnp.ones(1), 1j])
 def test_a_scale_that_is_no_number_is_named(scale):
     with pytest.raises(InputError, match="the scale of an adapter is .*expected a finite number"):
-        dsee_jax.Adapter({}, {}, scale)
+        dsee_jax.Adapter({}, {}, scale, True)
     with pytest.raises(InputError, match="the scale of an adapter"):
-        dsee_jax.Adapter({}, {}, 1.0).replace(scale=scale)
+        dsee_jax.Adapter({}, {}, 1.0, True).replace(scale=scale)
 
 
 def test_a_scale_may_be_any_number_and_traced():

@@ -92,7 +92,7 @@ def test_materialize_equals_the_equation():
     delta = {"a": jnp.array([[1.0], [2.0]]), "b": jnp.array([[1.0, 0.0, -1.0]]), "values": jnp.array([10.0, 20.0])}
     support = jnp.array([[0, 1], [1, 2]])
     tree_of = lambda leaf: {"dense": {"kernel": leaf}}
-    adapter = Adapter(tree_of(delta), tree_of(support), 2.0)
+    adapter = Adapter(tree_of(delta), tree_of(support), 2.0, True)
     folded = fold.materialize(tree_of(w), adapter)["dense"]["kernel"]
     np.testing.assert_array_equal(folded, [[2.0, 21.0, 0.0], [7.0, 4.0, 41.0]])
     unscaled = fold.materialize(tree_of(w), adapter.replace(scale_sparse=False))
@@ -175,7 +175,7 @@ def test_update_that_reaches_no_module_is_named():
 def test_coordinates_of_a_larger_kernel_are_refused(width):
     """Values alone have the same shapes for kernels of all sizes; JAX drops coordinates out of bounds."""
     params = {"kernel": jnp.zeros((width, 10 - width)), "bias": jnp.zeros(10 - width)}
-    adapter = Adapter({"kernel": {"values": jnp.ones(2)}}, {"kernel": jnp.array([[0, 0], [4, 4]])}, 1.0)
+    adapter = Adapter({"kernel": {"values": jnp.ones(2)}}, {"kernel": jnp.array([[0, 0], [4, 4]])}, 1.0, True)
     message = rf"'kernel' has coordinates up to \(4, 4\); its kernel is \({width}, {10 - width}\)"
     with pytest.raises(InputError, match=message):
         fold.materialize(params, adapter)
@@ -207,7 +207,7 @@ def test_bfloat16_compute_keeps_small_updates():
     x = jnp.ones((2, 64))
     params = {"kernel": jnp.ones((64, 64)), "bias": jnp.zeros(64)}
     updates = {"kernel": {"a": jnp.full((64, 1), 0.01), "b": jnp.full((1, 64), 0.05)}}
-    adapter = Adapter(updates, {}, 1.0)
+    adapter = Adapter(updates, {}, 1.0, True)
     moved = attach.apply(model, params, adapter, x) - model.apply({"params": params}, x)
     exact = 64 * 0.01 * 0.05
     assert float(jnp.max(jnp.abs(moved.astype(jnp.float32) - exact))) <= 0.25  # one place of bfloat16 at 64

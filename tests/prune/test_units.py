@@ -38,7 +38,7 @@ def model():
             "down": jnp.ones((3, 2)),
         }
     deltas = {"l0": {"q": {"a": jnp.ones((2, 1)), "b": jnp.array([[0.0, 0, -1, 2]]), "values": jnp.array([10.0])}}}
-    return params, Adapter(deltas, {"l0": {"q": jnp.array([[1, 0]])}}, 2.0)
+    return params, Adapter(deltas, {"l0": {"q": jnp.array([[1, 0]])}}, 2.0, True)
 
 
 def kept(masks):

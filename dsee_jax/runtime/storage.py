@@ -89,7 +89,7 @@ def download(path: str | os.PathLike[str], *names: str) -> pathlib.Path:
     url = str(place).rstrip("/")
     scheme, _, key = url.partition("://")
     local = cache() / scheme / key
-    with store_errors(url), _locked(url):
+    with store_errors(url), locked(url):
         system = _fresh(scheme)
         objects = {}
         for entry, about in system.find(key, detail=True).items():
@@ -232,7 +232,7 @@ def cache() -> pathlib.Path:
 
 def scratch(path: str | os.PathLike[str]) -> pathlib.Path:
     """Return the local folder of an unfinished output for ``path``; an interrupted command finds the same folder again."""
-    folder = cache() / "unfinished" / _digest(os.fspath(path))
+    folder = cache() / "unfinished" / digest(os.fspath(path))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -260,20 +260,22 @@ def _fresh(scheme: str) -> Any:
 
 
 @contextlib.contextmanager
-def _locked(url: str) -> Iterator[None]:
+def locked(path: str) -> Iterator[None]:
+    """Wait until no other process of this machine writes the copy of ``path`` in the cache, and keep others waiting."""
     folder = cache() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder / _digest(url)):
+    with filelock.FileLock(folder / digest(path)):
         yield
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """Return the name of the cache's files for a path."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _fetch(system: Any, key: str, about: dict[str, Any], local: pathlib.Path) -> None:
     """Download one object, unless the local copy is of its present content."""
-    stamp = cache() / "stamps" / _digest(str(local))
+    stamp = cache() / "stamps" / digest(str(local))
     now = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
     if local.is_file() and stamp.is_file() and stamp.read_text() == f"{now} {local.stat().st_size}":
         return

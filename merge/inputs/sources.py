@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsee_jax.ckpt import adapter, formats, kept_units, spelling, tensors, tokenizer
+from dsee_jax.ckpt import adapter, formats, gguf, kept_units, spelling, tensors, tokenizer
 from dsee_jax.ckpt.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, KEPT, MODEL_CONFIG, read_json
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.ckpt.tensors import DTYPES
@@ -182,21 +182,25 @@ def moved(reference: str, beside: Place, written: Callable[[Place], str]) -> str
 
 
 def _folder(text: str, beside: Place) -> Place | None:
-    """Return the folder ``text``, beside the recipe or in the working folder; None if neither exists, or for a store."""
+    """Return the folder or GGUF file ``text``, beside the recipe or in the working folder; None: neither, or a store."""
     if storage.remote(text):
         return None
     try:
         local = Path(text).expanduser()
-        return next((path for path in (beside / local, local) if text and path.is_dir()), None)
+        return next((path for path in (beside / local, local) if text and _is_model(path)), None)
     except (OSError, RuntimeError, ValueError):  # too long for a name, an unknown ~user, a NUL
         return None
+
+
+def _is_model(path: Place) -> bool:
+    return path.is_dir() or (path.suffix == gguf.SUFFIX and path.is_file())
 
 
 def _local(text: str, revision: str | None, beside: Place) -> Path:
     if folder := _folder(text, beside):
         if revision is not None:
             raise InputError(f"{text}@{revision}: {folder} is a folder, which has no revisions: leave out @{revision}")
-        return resolve(str(folder)) if storage.remote(folder) else Path(folder)
+        return resolve(str(folder))
     try:
         return resolve(text, revision)
     except InputError as error:

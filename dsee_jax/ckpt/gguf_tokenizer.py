@@ -87,7 +87,7 @@ def _get(metadata: Mapping[str, Any], key: str, kind: type) -> Any:
     return value
 
 
-def _token(metadata: Mapping[str, Any], key: str, tokens: Sequence[str]) -> str | None:
+def _token(metadata: Mapping[str, Any], key: str, tokens: list[str]) -> str | None:
     number = _get(metadata, key, int)
     if number is not None and not 0 <= number < len(tokens):
         raise InputError(f"'tokenizer.ggml.{key}' is {number}; there are {len(tokens)} tokens")

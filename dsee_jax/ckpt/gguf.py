@@ -191,7 +191,7 @@ def read_header(path: Path) -> Gguf:
         if (parts := metadata.get("split.count", 1)) not in (0, 1):
             raise InputError(
                 f"{path} is one of {parts} parts of a split GGUF, which are not read apart: join them by "
-                "llama-gguf-split --merge FIRST_PART OUT.gguf"
+                "gguf-split --merge FIRST_PART OUT.gguf, a tool beside the converter"
             )
         infos = [_info(header) for _ in _counted(header, tensors)]
         start = opened.tell()
@@ -217,7 +217,7 @@ def _check_version(path: Path, content: bytes) -> None:
     if version not in _VERSIONS:
         big = "is in big-endian order, for another processor" if swapped in _VERSIONS else f"has version {version}"
         raise InputError(
-            f"{path} {big}; expected little-endian GGUF of version 2 or 3: convert the model again by llama.cpp"
+            f"{path} {big}; expected little-endian GGUF of version 2 or 3: convert the model again by a present converter"
         )
 
 

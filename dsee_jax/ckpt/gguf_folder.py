@@ -182,7 +182,7 @@ def _slowed(header: Gguf, theta: float, head_size: int) -> dict[str, Any]:
     factor = float(stored.max(initial=1.0))
     if stored.shape != share.shape or not np.allclose(1 / ((1 - share) / factor + share), stored, rtol=1e-3):
         raise InputError(
-            f"the tensor {_FREQUENCIES!r} holds other factors than those of Llama 3, which is not implemented"
+            f"the tensor {_FREQUENCIES!r} holds other factors than those of rope_type llama3, which are not implemented"
         )
     return {} if factor == 1.0 else {"rope_scaling": {"rope_type": "llama3", "factor": factor, **_SLOWED}}
 

@@ -5,21 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dsee_jax.errors import InputError, shorten
-
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_SPLITS = {
-    "gpt-2": "",
-    "smollm": "digits",
-    "qwen2": rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}",
-    "llama-bpe": rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}",
-}
-"""``tokenizer.ggml.pre`` -> the regex that splits a text before the merges. Empty: GPT-2's; digits: single digits, then
-GPT-2's."""
-_SAME = {"deepseek-r1-qwen": "qwen2", "llama3": "llama-bpe", "llama-v3": "llama-bpe"}
-_NFC, _WHOLE_WORDS = ("qwen2",), ("llama-bpe",)
-"""Those that normalise a text, and those that look up a whole word before its merges."""
+from dsee_jax.models.gguf_tokens import BYTE_LEVEL, SENTENCEPIECE, SPLITTINGS
 
 _UNKNOWN, _CONTROL, _USER = 2, 3, 4
 """Of ``tokenizer.ggml.token_type``."""
@@ -52,7 +38,7 @@ def files(metadata: Mapping[str, Any]) -> dict[str, str]:
     """
     kind, tokens = _get(metadata, "model", str), _get(metadata, "tokens", list) or []
     types = _get(metadata, "token_type", list) or [1] * len(tokens)
-    builders = {"gpt2": _byte_level, "llama": _sentencepiece}
+    builders = {BYTE_LEVEL: _byte_level, SENTENCEPIECE: _sentencepiece}
     if kind not in builders or not tokens:
         raise InputError(
             f"'tokenizer.ggml.model' is {shorten(repr(kind))} with {len(tokens)} tokens; supported: {', '.join(builders)}"
@@ -98,25 +84,23 @@ def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str], names: Mappi
     """Return a tokenizer of byte-level BPE, such as GPT-2's."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    pre = _get(metadata, "pre", str) or "missing"
-    pre = _SAME.get(pre, pre)
-    if pre not in _SPLITS:
-        raise InputError(f"'tokenizer.ggml.pre' is {shorten(repr(pre))}; supported: {', '.join((*_SPLITS, *_SAME))}")
+    pre = _get(metadata, "pre", str)
+    if pre not in SPLITTINGS:
+        raise InputError(f"'tokenizer.ggml.pre' is {shorten(repr(pre))}; supported: {', '.join(SPLITTINGS)}")
+    splitting = SPLITTINGS[pre]
     merges = [tuple(merge.split(" ")) for merge in _get(metadata, "merges", list) or ()]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     if any(len(merge) != 2 or not {*merge, "".join(merge)} <= vocabulary.keys() for merge in merges):
         raise InputError("'tokenizer.ggml.merges' holds a merge that is not two tokens of 'tokenizer.ggml.tokens'")
-    fast = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in _WHOLE_WORDS))
-    regex = _SPLITS[pre]
-    first = pre_tokenizers.Split(Regex(regex), "isolated")
-    if regex in ("", "digits"):
-        first = pre_tokenizers.Digits(individual_digits=True)
-    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=regex in ("", "digits"))
-    fast.pre_tokenizer = pre_tokenizers.Sequence([first, last]) if regex else last
-    if pre in _NFC:
+    fast = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=splitting.whole_words))
+    steps = [pre_tokenizers.Digits(individual_digits=True)] if splitting.single_digits else []
+    steps += [pre_tokenizers.Split(Regex(splitting.regex), "isolated")] if splitting.regex else []
+    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not splitting.regex)
+    fast.pre_tokenizer = pre_tokenizers.Sequence([*steps, last])
+    if splitting.nfc:
         fast.normalizer = normalizers.NFC()
     fast.decoder = decoders.ByteLevel()
-    _surround(fast, metadata, names, bos=pre in _WHOLE_WORDS)
+    _surround(fast, metadata, names, bos=splitting.bos)
     return fast
 
 

@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-from dsee_jax.ckpt import formats, gguf, gguf_folder
+from dsee_jax.ckpt import formats, gguf
 from dsee_jax.ckpt.folders import ADAPTER_CONFIG, MODEL_CONFIG, SINGLE, read_json
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import storage
@@ -49,7 +49,7 @@ def resolve(path: str | Path, revision: str | None = None, *, weights: bool = Tr
     if storage.remote(text):
         if revision is not None:
             raise InputError(f"{text}@{revision}: a folder of a store has no revisions: leave out @{revision}")
-        return gguf_folder.unpack(storage.download(text)) if text.endswith(gguf.SUFFIX) else _stored(text, weights)
+        return _unpacked(storage.download(text)) if text.endswith(gguf.SUFFIX) else _stored(text, weights)
     try:
         local = Path(text).expanduser()
         is_folder, exists = local.is_dir(), local.exists()
@@ -59,7 +59,7 @@ def resolve(path: str | Path, revision: str | None = None, *, weights: bool = Tr
     if is_folder:
         return _with_gguf(local)
     if exists and local.suffix == gguf.SUFFIX:
-        return gguf_folder.unpack(local)
+        return _unpacked(local)
     if exists:
         line = formats.describe_file(text) or f"{text} is a file"
         raise InputError(f"{line}; expected the folder that holds {MODEL_CONFIG} and {SINGLE}")
@@ -88,6 +88,12 @@ def resolve(path: str | Path, revision: str | None = None, *, weights: bool = Tr
     return Path(folder)
 
 
+def _unpacked(file: Path) -> Path:
+    from dsee_jax.ckpt import gguf_folder  # imports the models, which a folder does not need
+
+    return gguf_folder.unpack(file)
+
+
 def _with_gguf(folder: Path) -> Path:
     """Return a folder, or the unpacked folder of the GGUF file in it, if the file is its only model."""
     files = sorted(folder.glob(f"*{gguf.SUFFIX}"))
@@ -95,7 +101,7 @@ def _with_gguf(folder: Path) -> Path:
         return folder
     if len(files) > 1:
         raise InputError(f"{folder} holds {len(files)} GGUF files: give one of them, such as {files[0]}")
-    return gguf_folder.unpack(files[0])
+    return _unpacked(files[0])
 
 
 def _stored(url: str, weights: bool) -> Path:

@@ -78,16 +78,39 @@ def _q4_1(blocks: np.ndarray) -> np.ndarray:
     return _half(blocks, 0) * _nibbles(blocks[:, 4:]) + _half(blocks, 2)
 
 
+def _fifth_bits(blocks: np.ndarray, start: int) -> np.ndarray:
+    """Return the upper bits of 32 integers of 5 bits, which lie in four bytes, as 16 or 0: (blocks, 32)."""
+    return np.unpackbits(blocks[:, start : start + 4], axis=1, bitorder="little") << 4
+
+
+def _q5_0(blocks: np.ndarray) -> np.ndarray:
+    integers = _nibbles(blocks[:, 6:]) | _fifth_bits(blocks, 2)
+    return _half(blocks, 0) * (integers.astype(np.float32) - 16)
+
+
+def _q5_1(blocks: np.ndarray) -> np.ndarray:
+    return _half(blocks, 0) * (_nibbles(blocks[:, 8:]) | _fifth_bits(blocks, 4)) + _half(blocks, 2)
+
+
 def _q8_0(blocks: np.ndarray) -> np.ndarray:
     return _half(blocks, 0) * blocks[:, 2:].view(np.int8)
 
 
 def _q4_k(blocks: np.ndarray) -> np.ndarray:
-    """Eight parts of 32 integers, each with a scale and a minimum of 6 bits."""
+    return _in_parts(blocks, _nibbles(blocks[:, 16:].reshape(-1, 4, 32)).reshape(-1, 8, 32))
+
+
+def _q5_k(blocks: np.ndarray) -> np.ndarray:
+    low = _nibbles(blocks[:, 48:].reshape(-1, 4, 32)).reshape(-1, 8, 32)
+    high = blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1
+    return _in_parts(blocks, low | high << 4)
+
+
+def _in_parts(blocks: np.ndarray, integers: np.ndarray) -> np.ndarray:
+    """Return the numbers of integers (blocks, 8, 32); each of the eight parts has a scale and a minimum of 6 bits."""
     low, high, rest = np.split(blocks[:, 4:16], 3, axis=1)
     scales = np.concatenate([low & 63, (rest & 15) | (low >> 6 << 4)], axis=1)
     minima = np.concatenate([high & 63, (rest >> 4) | (high >> 6 << 4)], axis=1)
-    integers = _nibbles(blocks[:, 16:].reshape(-1, 4, 32)).reshape(-1, 8, 32)
     scaled = (_half(blocks, 0) * scales)[..., None] * integers - (_half(blocks, 2) * minima)[..., None]
     return scaled.reshape(-1, 256)
 
@@ -106,15 +129,18 @@ KINDS = {
     1: Kind("F16", 1, 2, _plain("<f2")),
     2: Kind("Q4_0", 32, 18, _q4_0),
     3: Kind("Q4_1", 32, 20, _q4_1),
+    6: Kind("Q5_0", 32, 22, _q5_0),
+    7: Kind("Q5_1", 32, 24, _q5_1),
     8: Kind("Q8_0", 32, 34, _q8_0),
     12: Kind("Q4_K", 256, 144, _q4_k),
+    13: Kind("Q5_K", 256, 176, _q5_k),
     14: Kind("Q6_K", 256, 210, _q6_k),
     30: Kind("BF16", 1, 2, _plain(ml_dtypes.bfloat16)),
 }
 """The supported types by ggml's codes."""
 
 _OTHERS = {
-    **{6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 13: "Q5_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS"},
+    **{9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS"},
     **{
         18: "IQ3_XXS",
         19: "IQ1_S",

@@ -63,6 +63,8 @@ def resolve(path: str | Path, revision: str | None = None, *, weights: bool = Tr
     if exists:
         line = formats.describe_file(text) or f"{text} is a file"
         raise InputError(f"{line}; expected the folder that holds {MODEL_CONFIG} and {SINGLE}")
+    if text.endswith(gguf.SUFFIX):
+        raise InputError(f"the GGUF file {text} does not exist (here: {Path.cwd()}): give the path of a file")
     if isinstance(path, Path) or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", text):
         raise InputError(
             f"the model folder {text} does not exist (here: {Path.cwd()}): give an existing folder or a hub id"

@@ -28,6 +28,10 @@ BLOCKS = {
     "Q4_0": (2, half(0.5) + filled(16, {0: 0x1F}, 0x88), {0: 3.5, 16: -3.5, 1: 0, 31: 0}),
     # 0.5 * q - 1
     "Q4_1": (3, half(0.5) + half(-1) + filled(16, {0: 0xA3}), {0: 0.5, 16: 4, 1: -1, 31: -1}),
+    # 0.5 * (q - 16): the fifth bits of the 32 numbers come first.
+    "Q5_0": (6, half(0.5) + bytes([0x01, 0, 0x01, 0]) + filled(16, {0: 0x21}), {0: 0.5, 16: 1, 1: -8, 31: -8}),
+    # 0.5 * q - 1
+    "Q5_1": (7, half(0.5) + half(-1) + bytes([0, 0, 0, 0x80]) + filled(16, {0: 3, 15: 0x40}), {0: 0.5, 31: 9, 1: -1}),
     # 0.25 * q
     "Q8_0": (8, half(0.25) + filled(32, {0: 0x80, 1: 0x7F, 31: 0xFF}), {0: -32, 1: 31.75, 2: 0, 31: -0.25}),
     # 2 * scale * q - 0.5 * minimum; part 0 has scale 5 and minimum 3, part 5 scale 42 and minimum 27 = 0b1_1011.
@@ -38,6 +42,16 @@ BLOCKS = {
         + filled(12, {0: 5, 4: 3, 9: 11 << 4 | 10, 1: 2 << 6, 5: 1 << 6})
         + filled(128, {0: 7, 64: 9 << 4}),
         {0: 68.5, 1: -1.5, 32: 0, 160: 742.5, 161: -13.5, 255: 0},
+    ),
+    # The same, with a fifth bit of the numbers of part p in bit p of 32 bytes.
+    "Q5_K": (
+        13,
+        half(2)
+        + half(0.5)
+        + filled(12, {0: 5, 4: 3, 9: 11 << 4 | 10, 1: 2 << 6, 5: 1 << 6})
+        + filled(32, {0: 1 << 5, 1: 1})
+        + filled(128, {0: 7, 64: 9 << 4}),
+        {0: 68.5, 1: 158.5, 32: 0, 160: 2086.5, 161: -13.5, 255: 0},
     ),
     # 0.5 * scale * (q - 32); parts 0, 6 and 10 have the scales 3, -2 and 4.
     "Q6_K": (
@@ -152,7 +166,8 @@ def test_blocks_of_any_bits_equal_those_of_the_gguf_package(code):
     reference = pytest.importorskip("gguf.quants", reason="needs the package gguf (extra `parity`)")
     kind = gguf.KINDS[code]
     blocks = np.random.default_rng(0).integers(0, 256, (500, kind.nbytes)).astype(np.uint8)
-    halves = {"Q4_0": (0,), "Q4_1": (0, 2), "Q8_0": (0,), "Q4_K": (0, 2), "Q6_K": (208,)}
+    halves = {"Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,)}
+    halves |= {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
     for start in halves.get(kind.name, ()):
         blocks[:, start + 1] &= 0xBF  # the scales are finite
     with np.errstate(invalid="ignore"):

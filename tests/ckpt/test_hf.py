@@ -373,7 +373,7 @@ def test_model_of_an_installed_package_is_found_without_its_code(tmp_path, monke
     with pytest.raises(InputError, match="'beside' is not installed"):
         hf.resolve("package:beside")
     tiny.bert(site / "carries_a_model" / "other")
-    with pytest.raises(InputError, match=r"carries 2 models, .*/model \.\.\.: give one of these folders"):
+    with pytest.raises(InputError, match=r"carries 2 models, .*/model \.\.\.: give one of these paths"):
         hf.resolve("package:carries_a_model")
 
 

@@ -17,6 +17,7 @@ from dsee_jax.lazy import package
 
 if TYPE_CHECKING:
     from dsee_jax import deltas, generation, masks, models, nnx, prune, tree
+    from dsee_jax.ckpt.adapted import load_adapter
     from dsee_jax.ckpt.hf import load_pretrained
     from dsee_jax.ckpt.hf_save import save_pretrained
     from dsee_jax.config import (
@@ -55,6 +56,7 @@ __all__ = [
     "deltas",
     "generate",
     "generation",
+    "load_adapter",
     "load_pretrained",
     "masks",
     "materialize",
@@ -66,6 +68,7 @@ __all__ = [
 ]
 
 _PUBLIC = {
+    "load_adapter": "ckpt.adapted",
     "load_pretrained": "ckpt.hf",
     "save_pretrained": "ckpt.hf_save",
     "Config": "config",

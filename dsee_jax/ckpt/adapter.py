@@ -136,6 +136,11 @@ def check(folder: Path, model: Path, params: Params, saved: Saved) -> None:
     )
     if difference:
         raise InputError(f"{folder} and {model} were pruned differently: {difference} differ; both must be of one run")
+    check_shapes(folder, model, params, saved)
+
+
+def check_shapes(folder: Path, model: Path | str, params: Params, saved: Saved) -> None:
+    """Raise `InputError` unless the updates of ``saved`` fit their kernels in ``params``; messages name ``model``."""
     flat, coordinates, deltas = (tree.flatten(one) for one in (params, saved.supports, saved.deltas))
     for path in dict.fromkeys(part.rpartition("/")[0] for part in deltas):
         shape = flat[path].shape[-2:] if path in flat else ()

@@ -15,6 +15,9 @@ EXAMPLE = "python -m dsee_jax evaluate runs/demo --train.batch_size=64"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the verb."""
     parser.add_argument("run", metavar="RUN_DIR", help="the output_dir of a finished run")
+    parser.add_argument(
+        "--adapter", default="", metavar="DIR", help="an adapter of this library or of PEFT, in place of the run's own"
+    )
     from dsee_jax.runtime import multihost
 
     multihost.arguments(parser)
@@ -27,6 +30,6 @@ def run(options: argparse.Namespace) -> None:
 
     multihost.join(options)
     with multihost.exit_on_failure(InputError):
-        metrics = finished_run.evaluate(storage.download(options.run), options.overrides)
+        metrics = finished_run.evaluate(storage.download(options.run), options.overrides, other=options.adapter)
     if multihost.is_main():
         print(files.dumps(metrics, indent=1))

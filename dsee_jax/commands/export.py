@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="hf: a Hugging Face folder for any tool, with zeros for pruned heads and neurons; compact: a smaller folder "
         "without pruned heads and neurons, for this library; stablehlo: a program for any batch and length that needs "
         "only jax; "
-        "peft: the low-rank factors and the task head, of a run without sparse values and pruning; default hf",
+        "peft: the updates and the task head, for the pretrained model or, if weights were pruned, RUN_DIR/model; default hf",
     )
     parser.add_argument(
         "--factors",

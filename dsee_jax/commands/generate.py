@@ -18,6 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the verb."""
     parser.add_argument("model", metavar="MODEL", help="a model folder, hub id, package:NAME or RUN_DIR")
     parser.add_argument(
+        "--adapter", default="", metavar="DIR", help="an adapter of this library or of PEFT that was trained on MODEL"
+    )
+    parser.add_argument(
         "--prompt", action="append", default=[], metavar="TEXT", help="a prompt; repeat the flag for several prompts"
     )
     parser.add_argument("--file", metavar="FILE", help="a text file with one prompt per line; added to --prompt")
@@ -86,7 +89,9 @@ def run(options: argparse.Namespace) -> None:
     chosen = {name: getattr(options, name) for name in pipeline.CHOICES}
     if options.repetition_penalty is not None:
         chosen["repetition_penalty"] = options.repetition_penalty
-    writer = pipeline.load(options.model, dtype=options.dtype, allow_unknown=options.allow_unknown)
+    writer = pipeline.load(
+        options.model, other=options.adapter, dtype=options.dtype, allow_unknown=options.allow_unknown
+    )
     texts = pipeline.complete(writer, prompts, key=jax.random.key(options.seed), **chosen)
     for prompt, text in zip(prompts, texts, strict=True):
         print(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False) if options.json else prompt + text)

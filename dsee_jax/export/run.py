@@ -4,7 +4,9 @@ import shutil
 from pathlib import Path
 
 from dsee_jax.ckpt import hf_save, kept_units
+from dsee_jax.ckpt.adapter import Saved
 from dsee_jax.ckpt.folders import ADAPTER, KEPT, MODEL
+from dsee_jax.config import Config
 from dsee_jax.errors import InputError
 from dsee_jax.export import peft, stablehlo
 from dsee_jax.prune import compaction
@@ -19,8 +21,8 @@ def export(run: Path, out: Path, *, form: str = "hf", factors: bool = False) -> 
       out: the new folder.
       form: ``hf``: a Hugging Face folder, with zeros for pruned heads and neurons; ``compact``: a smaller folder without
         pruned heads and neurons, for this library; ``stablehlo``: a program that needs only jax
-        (`dsee_jax.export.stablehlo`); ``peft``: the low-rank factors and the head, for the pretrained base
-        (`dsee_jax.export.peft`).
+        (`dsee_jax.export.stablehlo`); ``peft``: the updates and the head, for the pretrained base or, where the run
+        pruned it, for ``model/`` of the run (`dsee_jax.export.peft`).
       factors: for hf and compact: keep the pruned weights sparse and copy the adapter to ``out/adapter``. Otherwise the
         updates are folded in: the touched kernels become dense, and any tool computes the tuned logits.
 
@@ -33,11 +35,17 @@ def export(run: Path, out: Path, *, form: str = "hf", factors: bool = False) -> 
     if form == "stablehlo":
         stablehlo.write(out, finished.model, plain_params(finished), source=run / MODEL, labels=finished.task.labels)
     elif form == "peft":
-        if not finished.adapter or not finished.config.delta.rank:
-            raise InputError(f"{run} has no low-rank updates (delta.rank is 0): use --format hf")
-        peft.save(out, finished.model, finished.adapter)
+        if not finished.adapter:
+            raise InputError(f"{run} has no updates (delta.rank and delta.nonzeros are 0): use --format hf")
+        peft.save(out, finished.model, finished.adapter, base=_base(run, finished.config, finished.adapter))
     else:
         _write_model(run, finished, out, form, factors)
+
+
+def _base(run: Path, config: Config, adapter: Saved) -> str:
+    """Return the base of a run's updates: the pretrained model, or ``model/`` of the run where its weights are others."""
+    changed = adapter.masks or adapter.kept or "kept" in adapter.config or config.train.full
+    return str((run / MODEL).absolute()) if changed else adapter.config["base"]
 
 
 def _write_model(run: Path, finished: Finished, out: Path, form: str, factors: bool) -> None:

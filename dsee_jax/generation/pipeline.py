@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dsee_jax.ckpt import adapter, hf
+from dsee_jax.ckpt import adapted, adapter, hf
 from dsee_jax.ckpt.folders import ADAPTER, GENERATION, MODEL, MODEL_CONFIG, read_json
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.ckpt.tokenizer import load_tokenizer, misfit
@@ -41,11 +41,12 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 """Options of Hugging Face's generation that this library ignores; with the values, besides None, that have no effect."""
 
 
-def load(path: str | Path, *, dtype: str = "float32", allow_unknown: bool = False) -> Writer:
+def load(path: str | Path, *, other: str = "", dtype: str = "float32", allow_unknown: bool = False) -> Writer:
     """Return the decoder at ``path`` with its tokenizer; a run or an export with factors has its updates attached.
 
     Args:
       path: a model folder, hub id or package:NAME, or the folder of a run or of an export.
+      other: the folder of an adapter of this library or of PEFT, or a hub id, in place of the run's own. Empty: none.
       dtype: of the matrix products, float32 or bfloat16.
       allow_unknown: ignore unknown fields of config.json with a warning.
 
@@ -56,7 +57,10 @@ def load(path: str | Path, *, dtype: str = "float32", allow_unknown: bool = Fals
     folder = local / MODEL if (local / MODEL).is_dir() else resolve(local if storage.remote(path) else path)
     model, params = hf.load_pretrained(folder, "causal-lm", dtype=dtype, allow_unknown=allow_unknown)
     updates = None
-    if (local / ADAPTER).is_dir():
+    if other:
+        params, saved = adapted.attached(resolve(other), model, params, str(folder))
+        updates = saved.adapter
+    elif (local / ADAPTER).is_dir():
         saved = adapter.load(local / ADAPTER)
         adapter.check(local / ADAPTER, folder, params, saved)
         updates = saved.adapter

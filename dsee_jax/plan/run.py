@@ -47,7 +47,7 @@ def abstract_steps(
     if config.train.dropout >= 0:
         model = model.clone(config=model.config.with_dropout(config.train.dropout))
     inputs.check_length(config, options.path, model)
-    config = setup.with_rules(config, model)
+    config, _ = setup.with_start(setup.with_rules(config, model), resolve(options.path, weights=False), model)
     placed = sharding.placement(where, model)
     kind = jnp.dtype(options.param_dtype)
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, kind), models.shapes(model))

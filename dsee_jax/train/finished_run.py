@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsee_jax.ckpt import adapter, hf
+from dsee_jax.ckpt import adapted, adapter, hf
 from dsee_jax.ckpt.folders import ADAPTER, CONFIG, METRICS, MODEL
+from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.config import Config, model_task
 from dsee_jax.data import Task
 from dsee_jax.deltas.fold import materialize
@@ -32,13 +33,14 @@ class Finished(NamedTuple):
     adapter: adapter.Saved | None  # None for a run without updates
 
 
-def load(run: Path, overrides: Sequence[str] = (), *, sharded: bool = False) -> Finished:
+def load(run: Path, overrides: Sequence[str] = (), *, sharded: bool = False, other: str = "") -> Finished:
     """Return a finished run from its files.
 
     Args:
       run: the output_dir of the run.
       overrides: ``section.key=value`` for its config.
       sharded: put the weights on the mesh of the config.
+      other: the folder of an adapter of this library or of PEFT, or a hub id, to use in place of the run's own.
 
     Raises:
       InputError: ``run`` is no folder of a finished run, its data are unreadable, the adapter belongs to another model, or
@@ -57,9 +59,14 @@ def load(run: Path, overrides: Sequence[str] = (), *, sharded: bool = False) -> 
         sharding=(lambda model: _placement(config, model).sharding) if sharded else None,
     )
     params, names = labels.align(run / MODEL, model, params, task.labels)
-    saved = adapter.load(run / ADAPTER) if config.delta.rank or config.delta.nonzeros else None
-    if saved:
+    saved = None
+    if other:
+        params, saved = adapted.attached(resolve(other), model, params, str(run / MODEL))
+    elif config.delta.rank or config.delta.nonzeros:
+        saved = adapter.load(run / ADAPTER)
         adapter.check(run / ADAPTER, run / MODEL, params, saved)
+    if saved and (other or config.delta.start):
+        config = dataclasses.replace(config, delta=adapted.described(config.delta, saved))
     if changed := hashes.check_model(config, run):
         log.warning("%s", changed)
     return Finished(config, dataclasses.replace(task, labels=names), model, params, saved)
@@ -76,9 +83,9 @@ def plain_params(finished: Finished) -> Params:
     return materialize(finished.params, finished.adapter.adapter)
 
 
-def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
-    """Return the metrics of a finished run, computed again from ``model/`` and ``adapter/``; raises like `load`."""
-    config, task, model, params, saved = load(run, overrides, sharded=True)
+def evaluate(run: Path, overrides: Sequence[str] = (), *, other: str = "") -> dict[str, float]:
+    """Return the metrics of a finished run, computed again from ``model/`` and ``adapter/``; arguments as for `load`."""
+    config, task, model, params, saved = load(run, overrides, sharded=True, other=other)
     data = read_data(config, task, run / MODEL, model)
     placed = _placement(config, model)
     frozen = step.Frozen(params, saved.supports if saved else {}, {})

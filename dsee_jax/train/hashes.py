@@ -21,6 +21,7 @@ import numpy as np
 
 from dsee_jax.ckpt import adapter
 from dsee_jax.ckpt.folders import CONFIG, HASHES, MODEL, MODEL_CONFIG, TOKENIZER_FILES, read_json
+from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.config import Config
 from dsee_jax.data import Examples, Prompts, Task
 from dsee_jax.errors import InputError
@@ -40,7 +41,7 @@ def of_inputs(config: Config, folder: Path, task: Task) -> dict[str, dict[str, s
 
     The examples are hashed as the run reads them, in their order: the place and the format of the files do not count.
     """
-    start = {WEIGHTS: adapter.fingerprint(storage.download(config.delta.start))} if config.delta.start else {}
+    start = {WEIGHTS: adapter.fingerprint(resolve(config.delta.start))} if config.delta.start else {}
     splits = {"train": task.train, **task.dev}
     return {
         "config": of_config(config),

@@ -1,26 +1,29 @@
 """The setup of a run: model, params, updates and data, checked before the run writes a file."""
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from dsee_jax import models, stacks, tree
-from dsee_jax.ckpt import adapter, hf, hf_names
+from dsee_jax import models, tree
+from dsee_jax.ckpt import adapted, adapter, formats, hf, hf_names
 from dsee_jax.ckpt.companions import MODULES
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.config import CUTTING, Config, model_task
 from dsee_jax.deltas import create
 from dsee_jax.errors import InputError
-from dsee_jax.models.architecture import Model, scans
+from dsee_jax.models.architecture import Model
 from dsee_jax.prune import units, weights
-from dsee_jax.runtime import multihost, storage
+from dsee_jax.runtime import multihost
 from dsee_jax.train import labels, sharding
 from dsee_jax.train.inputs import Data, read_data, read_task
 from dsee_jax.train.output_dir import check_output
 from dsee_jax.typing import Deltas, Key, Masks, Params, Supports
+
+log = logging.getLogger(__name__)
 
 
 class Setup(NamedTuple):
@@ -73,7 +76,9 @@ def prepare(config: Config) -> Setup:
             task = dataclasses.replace(task, labels=classes)
         if config.train.dropout >= 0:
             model = model.clone(config=model.config.with_dropout(config.train.dropout))
-        config = with_rules(config, model)
+        config, start = with_start(with_rules(config, model), folder, model)
+        if start and start.peft:
+            params = adapted.with_params(params, start.saved, start.folder)
         flat = tree.flatten(params)
         head = [] if model_task(config) == "causal-lm" else head_paths(model, params)
         moving = trainable_params(config, folder, model, params)
@@ -84,7 +89,7 @@ def prepare(config: Config) -> Setup:
             units.check_units(model, params, prunable, config.prune)
     data = read_data(config, task, folder, model)
     with multihost.raise_on_all():
-        deltas, supports = _updates(config, folder, model, params, key["deltas"])
+        deltas, supports = _updates(config, folder, start, params, key["deltas"])
     trained = {"deltas": deltas, "params": jax.tree.map(lambda leaf: leaf.astype(jnp.float32), moving)}
     if not jax.tree.leaves(trained):
         raise InputError(
@@ -95,35 +100,75 @@ def prepare(config: Config) -> Setup:
     return Setup(config, folder, model, params, head, prunable, trained, supports, data, placed, {})
 
 
-def _updates(config: Config, folder: Path, model: Model, params: Params, key: Key) -> tuple[Deltas, Supports]:
-    """Return the initial updates and their supports: new ones, or those of the adapter ``delta.start``."""
+class Start(NamedTuple):
+    """The adapter ``delta.start``."""
+
+    folder: Path
+    saved: adapter.Saved  # with stacked layers for a model that scans
+    peft: bool  # of PEFT: the adapter decides targets, ranks and scale, and brings its head
+
+
+def with_start(config: Config, folder: Path, model: Model) -> tuple[Config, Start | None]:
+    """Return the config of a run and the adapter ``delta.start``, None if the run has new updates.
+
+    An adapter of PEFT decides ``delta.targets``, ``rank`` and ``alpha``; one with sparse values ``nonzeros`` and
+    ``scale_sparse`` too.
+
+    Raises:
+      InputError: no adapter, a damaged or unsupported one, or one of PEFT that belongs to another base.
+    """
     delta = config.delta
     if not delta.start:
+        return config, None
+    place = resolve(delta.start)
+    start = Start(place, adapted.read(place, model, str(folder)), formats.is_peft(place))
+    if start.peft:
+        own = {} if start.saved.supports else {"nonzeros": delta.nonzeros, "scale_sparse": delta.scale_sparse}
+        delta = dataclasses.replace(adapted.described(delta, start.saved), **own)
+        config = dataclasses.replace(config, delta=delta)
+        line = "%s: %d updates of rank %d and scale %g, which replace delta.targets, rank and alpha"
+        log.info(line, place, len(delta.targets), delta.rank, delta.scale)
+    return config, start
+
+
+def _updates(config: Config, folder: Path, start: Start | None, params: Params, key: Key) -> tuple[Deltas, Supports]:
+    """Return the initial updates and their supports: new ones, or those of the adapter ``delta.start``."""
+    delta = config.delta
+    if not start:
         new = create.init(params, delta, key=key)
         return new.deltas, new.supports
-    start = storage.download(delta.start)
-    saved = adapter.load(start)
-    if scans(model):
-        saved = saved._replace(deltas=stacks.stack(saved.deltas), supports=stacks.stack(saved.supports))
-    adapter.check(start, folder, params, saved)
+    place, saved, peft = start
+    adapter.check(place, folder, params, saved)
+    deltas, supports = saved.deltas, saved.supports
+    if not peft:
+        _check_start(config, folder, start, params, key)
+    elif delta.nonzeros and not supports:
+        new = create.init(params, dataclasses.replace(delta, rank=0), key=key)
+        deltas = tree.unflatten({**tree.flatten(deltas), **tree.flatten(new.deltas)})
+        supports = new.supports
+    return jax.tree.map(jnp.asarray, deltas), jax.tree.map(jnp.asarray, supports)
+
+
+def _check_start(config: Config, folder: Path, start: Start, params: Params, key: Key) -> None:
+    """Raise `InputError` unless an adapter of this library is of the base in ``folder`` and of this config."""
+    delta, (place, saved, _) = config.delta, start
     if not config.train.allow_changed_inputs:
         sha256, allow = adapter.fingerprint(folder), "set train.allow_changed_inputs: true"
-        adapter.check_base(start, saved.config, folder, sha256, allow=allow)
+        adapter.check_base(place, saved.config, folder, sha256, allow=allow)
     # Only the shapes of these updates are compared; a random support is the cheapest.
     new = create.init(params, dataclasses.replace(delta, support="random"), key=key).deltas
     expected, shapes = ({path: leaf.shape for path, leaf in tree.flatten(one).items()} for one in (new, saved.deltas))
     for path in sorted(expected.keys() | shapes.keys()):
         if expected.get(path) != shapes.get(path):
             raise InputError(
-                f"delta.start {start}: {path!r} has the shape {shapes.get(path, 'none')} in the adapter and "
+                f"delta.start {place}: {path!r} has the shape {shapes.get(path, 'none')} in the adapter and "
                 f"{expected.get(path, 'none')} by this config: set delta.targets, rank and nonzeros as in its run"
             )
     for name in ("scale", "scale_sparse"):
         if (value := saved.config[name]) != (wanted := getattr(delta, name)):
             raise InputError(
-                f"delta.start {start}: {name} is {value} in the adapter and {wanted} by this config: set it as in its run"
+                f"delta.start {place}: {name} is {value} in the adapter and {wanted} by this config: set it as in its run"
             )
-    return jax.tree.map(jnp.asarray, saved.deltas), jax.tree.map(jnp.asarray, saved.supports)
 
 
 def with_rules(config: Config, model: Model) -> Config:

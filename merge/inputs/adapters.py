@@ -1,39 +1,20 @@
-"""Adapters as models: this library's and LoRA in PEFT's layout, folded into the base's tensors while they are read."""
+"""Adapters as models: this library's and those in PEFT's layout, folded into the base's tensors while they are read."""
 
 import logging
-import re
 from collections.abc import Collection, Mapping, Sequence
-from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import regex
 
 from dsee_jax import hf_layout, tree
-from dsee_jax.ckpt import adapter, tensors
-from dsee_jax.ckpt.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MASKS, PEFT_WEIGHTS, read_json
+from dsee_jax.ckpt import adapter, peft, tensors
+from dsee_jax.ckpt.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MASKS, PEFT_WEIGHTS
 from dsee_jax.errors import InputError, did_you_mean
-from merge import units
 from merge.inputs import lazy, roles
 from merge.inputs.lazy import Lazy
 
 log = logging.getLogger(__name__)
-
-PEFT_PICKLE = "adapter_model.bin"
-
-_PREFIX = "base_model.model."
-_TOKENS = ".token_adapter.trainable_tokens_delta"
-_REFUSED = (
-    *("use_dora", "lora_bias", "layer_replication", "target_parameters", "use_qalora"),
-    *("alora_invocation_tokens", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config", "velora_config"),
-    *("megatron_config",),
-)
-"""PEFT settings under which the model is not ``W + scale * B A``."""
-
-_CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
-"""Prefixes of ``init_lora_weights`` under which PEFT changes the base too: the adapter alone does not give the model."""
-
 
 _TASKS = {
     "SEQ_CLS": "ForSequenceClassification",
@@ -72,13 +53,8 @@ def adapted(folder: Path, config: dict[str, Any], base: Mapping[str, Lazy]) -> A
     """
     if (folder / ADAPTER_WEIGHTS).exists():
         return _ours(folder, config, base)
-    if (folder / PEFT_WEIGHTS).exists():
+    if (folder / PEFT_WEIGHTS).exists() or (folder / peft.PICKLE).exists():
         return _peft(folder, config, base)
-    if (folder / PEFT_PICKLE).exists():
-        raise InputError(
-            f"{folder / PEFT_PICKLE} is a pickle, which can run code when opened, and is not read; expected {PEFT_WEIGHTS}: "
-            "where peft is installed, load the adapter and save it again with save_pretrained"
-        )
     raise InputError(f"{folder} holds no adapter: expected {ADAPTER_WEIGHTS}, or {PEFT_WEIGHTS} as PEFT writes it")
 
 
@@ -181,46 +157,38 @@ def _fits(shape: tuple[int, ...], update: Mapping[str, np.ndarray], support: np.
 
 
 def _peft(folder: Path, config: dict[str, Any], base: Mapping[str, Lazy]) -> Adapted:
-    file, settings = folder / PEFT_WEIGHTS, read_json(folder / ADAPTER_CONFIG)
-    _supported(folder / ADAPTER_CONFIG, settings)
-    embedding = _embedding(config, base)
-    saved = settings.get("modules_to_save") or ()
+    read = peft.read(folder)
+    file, settings, embedding = read.file, read.settings, _embedding(config, base)
     new: dict[str, Lazy] = {}  # the tensors that the adapter replaces or adds
-    pairs: dict[tuple[str, bool], dict[str, np.ndarray]] = {}
-    tokens: dict[str, np.ndarray] = {}
-    for name, stored in tensors.contents(file).items():
-        inner = name.removeprefix(_PREFIX)
-        # A state dict that no PEFT wrote has the name of the adapter, "default", too.
-        pair = re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(?:\.default)?(?:\.weight)?", inner)
-        if not name.startswith(_PREFIX) or (not pair and ".lora_" in inner):
-            raise InputError(f"{file}: {name!r} is not part of a supported LoRA: expected {_PREFIX}*.lora_A.weight")
-        if pair:
-            pairs.setdefault((pair[1], bool(pair[2])), {})[pair[3]] = tensors.read(stored).astype(np.float32)
-        elif inner.endswith(_TOKENS):
-            tokens[inner.removesuffix(_TOKENS)] = tensors.read(stored).astype(np.float32)
-        else:
-            inner = inner.replace(".base_layer.", ".")
-            replaced = _within(inner, saved)
-            target = _target(inner, base, f"{file}: {name!r}", embedding, replaced=replaced)
-            new[target] = _replacing(lazy.plain(stored), target, base, f"{file}: {name!r}", replaced=replaced)
-    if not pairs and not tokens and not new:
-        raise InputError(f"{file} holds no tensors: the adapter is not complete; save or download it again")
+    for name, stored in read.saved.items():
+        where, replaced = f"{file}: {name!r}", peft.within(name, settings.get("modules_to_save") or ())
+        target = _target(name, base, where, embedding, replaced=replaced)
+        new[target] = _replacing(lazy.plain(stored), target, base, where, replaced=replaced)
     adapted_tensors = {**base, **new}
     layers_in_out, in_out = _layers_in_out(base), bool(settings.get("fan_in_fan_out"))
-    for (module, is_embedding), parts in pairs.items():
+    for module, update in read.updates.items():
         where = f"{file}: the update of {module!r}"
-        if parts.keys() != {"A", "B"} or any(part.ndim != 2 for part in parts.values()):
-            raise InputError(f"{where} is not a pair of matrices lora_A and lora_B: only these are supported")
         name, kernel = _kernel(adapted_tensors, module, where, embedding)
-        left, right = parts["B"], parts["A"]
-        if is_embedding or (in_out if layers_in_out is None or roles.outside_layers(name) else layers_in_out):
-            left, right = right.T, left.T
-        if left.shape[1] != right.shape[0] or (left.shape[0], right.shape[1]) != kernel.shape:
-            raise InputError(f"{where} is {left.shape} times {right.shape}; {name!r} of the base is {kernel.shape}")
-        scale = _scale(settings, module, left.shape[1], folder / ADAPTER_CONFIG)
-        adapted_tensors[name] = lazy.adapted(kernel, file, factors=(left * np.float32(scale), right))
+        transposed = update.embedding or (
+            in_out if layers_in_out is None or roles.outside_layers(name) else layers_in_out
+        )
+        factors = sparse = None
+        if update.a.size:
+            left, right = (update.a.T, update.b.T) if transposed else (update.b, update.a)
+            if (left.shape[0], right.shape[1]) != kernel.shape:
+                raise InputError(f"{where} is {left.shape} times {right.shape}; {name!r} of the base is {kernel.shape}")
+            factors = left * np.float32(update.scale), right
+        if update.indices.size:
+            size = kernel.shape[0] * kernel.shape[1]
+            if transposed or update.indices[0] < 0 or update.indices[-1] >= size:
+                raise InputError(
+                    f"{where} has values at {update.indices[0]} to {update.indices[-1]}; {name!r} of the base is "
+                    f"{kernel.shape}{', of no linear layer' if transposed else ''}"
+                )
+            sparse = update.indices, update.values
+        adapted_tensors[name] = lazy.adapted(kernel, file, factors=factors, sparse=sparse)
     only_tokens = not embedding or adapted_tensors[embedding] is base[embedding]
-    for module, values in tokens.items():
+    for module, values in read.tokens.items():
         where = f"{file}: the tokens of {module!r}"
         name, matrix = _kernel(adapted_tensors, module, where, embedding)
         adapted_tensors[name] = _with_tokens(matrix, values, _indices(settings, module, where), file, where)
@@ -242,12 +210,6 @@ def _layers_in_out(base: Mapping[str, Lazy]) -> bool | None:
         if bias is not None and not roles.outside_layers(name) and len({*tensor.shape}) == 2 == len(tensor.shape):
             return bias.shape == tensor.shape[1:]
     return None
-
-
-def _within(name: str, saved: Collection[str]) -> bool:
-    """Return whether a tensor is in a module that PEFT saved whole: one whose path has such an end, also within a word."""
-    parts = name.split(".")
-    return any(".".join(parts[:end]).endswith(module) for end in range(1, len(parts)) for module in saved)
 
 
 def _embedding(config: Mapping[str, Any], base: Mapping[str, Lazy]) -> str | None:
@@ -364,39 +326,6 @@ def _resized(
         raise InputError(f"{where}: the adapter resizes not all matrices of tokens: {listed}; save it with all of them")
     rows = next(iter(sizes.values()), size)
     return config if rows == size else roles.changed(config, "vocab_size", rows)
-
-
-def _supported(path: Path, settings: Mapping[str, Any]) -> None:
-    kind = settings.get("peft_type")
-    if kind != "LORA":
-        raise InputError(f"{path}: peft_type {kind!r} is not supported; expected 'LORA': merge it with peft first")
-    initial = settings.get("init_lora_weights")
-    changed = isinstance(initial, str) and initial.lower().startswith(_CHANGES_BASE)
-    for name in [*filter(settings.get, _REFUSED), *(["init_lora_weights"] if changed else [])]:
-        raise InputError(f"{path}: {name}: {settings[name]!r} is not supported: merge the adapter with peft first")
-
-
-def _matches(pattern: str, module: str, path: Path) -> bool:
-    """Return whether a module has a pattern of PEFT at its end; raises `InputError` for one that takes too long."""
-    try:
-        return regex.match(rf"(.*\.)?({pattern})$", module, timeout=units.SECONDS) is not None
-    except TimeoutError:
-        raise InputError(
-            f"{path}: alpha_pattern {pattern[:80]!r} takes more than {units.SECONDS:g} s on {module!r}: write the names of "
-            "the modules"
-        ) from None
-
-
-def _scale(settings: Mapping[str, Any], module: str, rank: int, path: Path) -> float:
-    try:
-        patterns = settings.get("alpha_pattern") or {}
-        key = next((key for key in patterns if _matches(key, module, path)), None)
-        alpha = float(settings["lora_alpha"] if key is None else patterns[key])
-        return alpha / (sqrt(rank) if settings.get("use_rslora") else rank)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, regex.error) as error:
-        raise InputError(
-            f"{path}: no scale for {module!r} from lora_alpha, alpha_pattern and a rank of {rank}: {error}"
-        ) from None
 
 
 def _near(name: str, base: Mapping[str, Lazy]) -> list[str]:

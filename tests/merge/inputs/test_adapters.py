@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import decoders
+import dsee_jax.ckpt.peft
 import tiny
 from dsee_jax import masks, tree
 from dsee_jax.ckpt import adapter, hf, hf_names
@@ -16,8 +17,7 @@ from dsee_jax.config import DeltaConfig
 from dsee_jax.deltas import create, fold
 from dsee_jax.errors import InputError
 from merge import __main__ as command
-from merge import units
-from merge.inputs import adapters, sources
+from merge.inputs import sources
 
 RANDOM = np.random.default_rng(0)
 
@@ -357,9 +357,9 @@ def test_own_head_of_a_run_gives_class_and_labels(tmp_path):
 
 
 def test_pattern_that_matches_for_ever_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(units, "SECONDS", 0.1)
+    monkeypatch.setattr("dsee_jax.ckpt.peft.SECONDS", 0.1)
     with pytest.raises(InputError, match="alpha_pattern .* takes more than 0.1 s"):
-        adapters._matches(r"(?:(?:\S|.)+)+(?<!\w)", "model.layers.0.mlp.up_proj", tmp_path)
+        dsee_jax.ckpt.peft._matches(r"(?:(?:\S|.)+)+(?<!\w)", "model.layers.0.mlp.up_proj", tmp_path)
     assert peft(tmp_path, UP, alpha_pattern={r"(model\.)?(\w+\.)*(up|down)_proj": 1})
     assert peft(tmp_path, UP, alpha_pattern={r".*\.layers\.\d+\..*(up|down)": 1})
 
@@ -424,7 +424,7 @@ def test_unmatched_adapter_tensor_is_refused(tmp_path, arrays, message):
 def test_tensor_without_the_prefix_of_peft_is_refused(tmp_path):
     peft(tmp_path, UP)
     save_file(UP, tmp_path / "lora" / "adapter_model.safetensors")
-    with pytest.raises(InputError, match="'model.up.lora_A.weight' is not part of a supported LoRA"):
+    with pytest.raises(InputError, match="'model.up.lora_A.weight' is not part of a supported adapter"):
         sources.open_source("base+lora", tmp_path)
 
 

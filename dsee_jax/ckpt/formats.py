@@ -166,5 +166,5 @@ def _adapter(folder: Path) -> str:
     kind, base = "a PEFT adapter" if peft else "an adapter of this library", base if isinstance(base, str) else ""
     return (
         f"{folder} is {kind}{f' of {base}' if base else ''} and no model: in a merge recipe, write {base or 'BASE'}+{folder}; "
-        "to load or train it, merge it first (merge_method: passthrough)"
+        f"to train on, set delta.start: {folder}; to load it, use dsee_jax.load_adapter, or generate MODEL --adapter {folder}"
     )

@@ -201,7 +201,7 @@ def test_adapter_that_peft_wrote_gives_its_logits(tmp_path, name):
     theirs = library.get_peft_model(theirs, config(**{"r": 2, "lora_alpha": 5} | settings)).eval()
     for param in theirs.parameters():
         if param.requires_grad:
-            param.data = 0.3 * torch.randn_like(param)
+            param.data = 0.1 * torch.randn_like(param)
     theirs.save_pretrained(tmp_path / "lora")
     batch = tiny.batch(padded=False)
     if task == "causal-lm":
@@ -212,6 +212,6 @@ def test_adapter_that_peft_wrote_gives_its_logits(tmp_path, name):
     plain = np.asarray(dsee_jax.apply(model, params, None, batch))
     params, adapter = dsee_jax.load_adapter(tmp_path / "lora", model, params)
     logits = np.asarray(dsee_jax.apply(model, params, adapter, batch))
-    print(f"{name}: {np.abs(logits - expected).max():.1e} of {np.abs(plain - logits).max():.1e}")
+    print(f"{name}: {np.abs(logits - expected).max():.1e} of {np.abs(expected).max():.1e}")
     assert np.abs(plain - logits).max() > 1e-2
-    np.testing.assert_allclose(logits, expected, atol=1e-5 * max(1, np.abs(expected).max()))
+    assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()

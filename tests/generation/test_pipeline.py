@@ -5,6 +5,8 @@ import json
 import pytest
 
 import decoders
+import dsee_jax
+import loras
 import runs
 from dsee_jax import __main__ as command
 from dsee_jax.export import run
@@ -68,6 +70,21 @@ def test_options_of_the_model_files_apply(tmp_path, caplog):
     (folder / "generation_config.json").write_text(json.dumps({"no_repeat_ngram_size": 3}))
     pipeline.load(folder)
     assert "no_repeat_ngram_size = 3, which is not supported" in caplog.text
+
+
+@pytest.mark.slow
+def test_adapter_of_peft_generates_the_text_of_the_folded_model(tmp_path, capsys):
+    folder = decoders.write(tmp_path / "base")
+    names = [f"model.layers.{layer}.mlp.up_proj" for layer in range(2)]
+    lora = loras.write(tmp_path / "lora", loras.pairs(dict.fromkeys(names, (40, 24))))
+    model, params = dsee_jax.load_pretrained(folder, "causal-lm")
+    plain = dsee_jax.materialize(*dsee_jax.load_adapter(lora, model, params))
+    dsee_jax.save_pretrained(tmp_path / "folded", model, plain, source=folder)
+    arguments = ["--prompt", PROMPT, "--new-tokens", 6]
+    tuned, folded, base = (
+        said(capsys, *each, *arguments) for each in ([folder, "--adapter", lora], [tmp_path / "folded"], [folder])
+    )
+    assert tuned == folded != base
 
 
 @pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.exhaustive)])

@@ -56,7 +56,7 @@ def save(path: Path, model: Model, adapter: Saved, *, base: str) -> None:
     Args:
       path: the new folder; it appears when it is complete.
       model: the model of the adapter, from `load_pretrained`.
-      adapter: the updates, and the head.
+      adapter: the updates, and the head or other params that were trained whole.
       base: the folder or hub id of the weights that the updates are for, which the adapter names.
 
     Raises:
@@ -75,9 +75,10 @@ def save(path: Path, model: Model, adapter: Saved, *, base: str) -> None:
         modules = {name: _as_ranks(module, adapter.config["scale"]) for name, module in modules.items()}
     rank = max(len(module.a) for module in modules.values())
     modules = {name: _of_rank(module, rank) for name, module in modules.items()}
-    head_rules, trained = models.find(model.config.model_type).head, tree.flatten(adapter.params)
-    head = {names[path]: trained[path] for path in tree.select(head_rules, trained)} if trained else {}
-    arrays = {name: hf_layout.to_hf([layout], [np.asarray(leaf)]) for (name, layout), leaf in head.items()}
+    arrays: dict[str, np.ndarray] = {}
+    for param, leaf in tree.flatten(adapter.params).items():
+        name, layout = names[param]
+        arrays[name] = hf_layout.to_hf([layout], [np.asarray(leaf)])
     settings: dict[str, Any] = {
         "task_type": _TASKS[model.task],
         "base_model_name_or_path": base,

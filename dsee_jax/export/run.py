@@ -6,7 +6,6 @@ from pathlib import Path
 from dsee_jax.ckpt import hf_save, kept_units
 from dsee_jax.ckpt.adapter import Saved
 from dsee_jax.ckpt.folders import ADAPTER, KEPT, MODEL
-from dsee_jax.config import Config
 from dsee_jax.errors import InputError
 from dsee_jax.export import peft, stablehlo
 from dsee_jax.prune import compaction
@@ -37,14 +36,14 @@ def export(run: Path, out: Path, *, form: str = "hf", factors: bool = False) -> 
     elif form == "peft":
         if not finished.adapter:
             raise InputError(f"{run} has no updates (delta.rank and delta.nonzeros are 0): use --format hf")
-        peft.save(out, finished.model, finished.adapter, base=_base(run, finished.config, finished.adapter))
+        peft.save(out, finished.model, finished.adapter, base=_base(run, finished.adapter))
     else:
         _write_model(run, finished, out, form, factors)
 
 
-def _base(run: Path, config: Config, adapter: Saved) -> str:
+def _base(run: Path, adapter: Saved) -> str:
     """Return the base of a run's updates: the pretrained model, or ``model/`` of the run where its weights are others."""
-    changed = adapter.masks or adapter.kept or "kept" in adapter.config or config.train.full
+    changed = adapter.masks or adapter.kept or "kept" in adapter.config
     return str((run / MODEL).absolute()) if changed else adapter.config["base"]
 
 

@@ -81,7 +81,7 @@ def prepare(config: Config) -> Setup:
             params = adapted.with_params(params, start.saved, start.folder)
         flat = tree.flatten(params)
         head = [] if model_task(config) == "causal-lm" else head_paths(model, params)
-        moving = trainable_params(config, folder, model, params)
+        moving = trainable_params(config, folder, model, params, start)
         prunable = tree.select(config.prune.targets, flat) if config.prune.kind != "none" else []
         for path in prunable:
             weights.check_prunable(path, flat[path].shape, config.prune)
@@ -185,27 +185,33 @@ def head_paths(model: Model, params: Params) -> list[str]:
     return tree.select(models.find(model.config.model_type).head, tree.flatten(params))
 
 
-def trainable_params(config: Config, folder: Path, model: Model, params: Params) -> Params:
+def trainable_params(
+    config: Config, folder: Path, model: Model, params: Params, start: "Start | None" = None
+) -> Params:
     """Return the tree of params that a run trains besides its updates: all, or the part of its head that ``train.head`` names.
+
+    Params that an adapter of PEFT holds, in modules that PEFT trained whole, are trained on.
 
     Args:
       config: the run.
       folder: the checkpoint; one without weights counts as a pretrained model.
       model: its model.
       params: the params, or their shapes.
+      start: the adapter that the run starts from.
 
     Raises:
       InputError: ``train.head`` leaves out a param that the checkpoint lacks.
     """
+    brought = [*tree.flatten(start.saved.params)] if start and start.peft else []
     if config.train.full or model_task(config) == "causal-lm":
-        return params if config.train.full else {}
+        return params if config.train.full else tree.split(params, brought)[0]
     architecture, head = models.find(model.config.model_type), head_paths(model, params)
     pooler = [path for path in head if path not in models.label_axes(model)]
     stored = hf.stored(folder, model, pooler) if any(folder.glob("*.safetensors")) else pooler
     frozen: list[str] = []
     if config.train.head == "classifier":
         frozen = pooler
-        if missing := [path for path in pooler if path not in stored]:
+        if missing := [path for path in pooler if path not in stored and path not in brought]:
             raise InputError(
                 f"train.head is 'classifier'; {config.model.path} has no {missing[0]!r}, and a layer that is created at "
                 "random must be trained: use auto"
@@ -215,4 +221,4 @@ def trainable_params(config: Config, folder: Path, model: Model, params: Params)
         # Hugging Face's names tell the layers of the pretrained model from those of its head.
         own = [path for path in pooler if hf_names.tensor_of(architecture, path)[0].startswith(architecture.prefix)]
         frozen = [path for path in own if path in stored]
-    return tree.split(params, [path for path in head if path not in frozen])[0]
+    return tree.split(params, list(dict.fromkeys([*(path for path in head if path not in frozen), *brought])))[0]

@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import decoders
 import dsee_jax
@@ -133,6 +134,22 @@ def test_exported_adapter_read_again_is_the_same_update(tmp_path, name):
     assert actual.keys() >= expected.keys()
     for path, update in actual.items():
         np.testing.assert_allclose(update, expected.get(path, 0 * update), rtol=0, atol=2e-6, err_msg=path)
+
+
+def test_every_module_has_the_count_of_values_that_peft_allocates(tmp_path):
+    """PEFT computes the count from one sparsity for all modules; positions are used once."""
+    made(tmp_path, "bert, kernels of other sizes")
+    sparsity = json.loads((tmp_path / "out" / "adapter_config.json").read_text())["sparsity"]
+    arrays = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    counts = set()
+    for name, indices in arrays.items():
+        module, _, part = name.rpartition(".supertuning_")
+        if part == "indices":
+            rows, columns = (arrays[f"{module}.supertuning_lora_{factor}.weight"].shape for factor in "AB")
+            assert len(indices) == int(rows[1] * columns[0] * (1 - sparsity)) == len({*indices.tolist()})
+            assert len(indices) == len(arrays[f"{module}.supertuning_values"])
+            counts.add(len(indices))
+    assert min(counts) == 7 < max(counts)
 
 
 @pytest.mark.parity

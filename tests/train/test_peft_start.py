@@ -79,8 +79,12 @@ def test_scanned_decoder_goes_on_from_the_adapter(tmp_path):
     decoders.write(tmp_path / "base")
     shapes = {f"model.layers.{layer}.self_attn.v_proj": (8, 24) for layer in range(2)}
     ranks = loras.pairs(shapes) | loras.pairs(dict([*shapes.items()][:1]), rank=3)
-    start = loras.write(tmp_path / "lora", ranks)
+    ranks["model.norm.weight"] = np.linspace(0.5, 1.5, 24, dtype=np.float32)
+    start = loras.write(tmp_path / "lora", ranks, modules_to_save=["norm"])
     options = runs.causal_lm(tmp_path, model__scan=True, delta__start=str(start), generate__new_tokens=0)
     results, run = runs.run(tmp_path, **options | BRIEF)
     assert results["before"] == pytest.approx(finished_run.evaluate(run, other=str(start)), rel=1e-4)
     assert results["final"] == pytest.approx(finished_run.evaluate(run), rel=1e-4)
+    saved = adapter.load(run / "adapter").params
+    (trained,) = tree.flatten(saved).values()  # a module that PEFT trained whole is trained on
+    assert np.abs(trained - ranks["model.norm.weight"]).max() > 0

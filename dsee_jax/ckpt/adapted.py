@@ -32,9 +32,8 @@ def read(folder: Path, model: Model, base: str) -> adapter.Saved:
     saved = peft_paths.to_saved(peft.read(folder), model, base) if formats.is_peft(folder) else adapter.load(folder)
     if not scans(model):
         return saved
-    updates = _equal_ranks(saved.deltas) if formats.is_peft(folder) else saved.deltas
     return saved._replace(
-        deltas=stacks.stack(updates),
+        deltas=stacks.stack(_equal_ranks(saved.deltas)),
         supports=stacks.stack(saved.supports),
         params=stacks.stack(saved.params),
         masks=stacks.stack(saved.masks),

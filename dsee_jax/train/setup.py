@@ -185,9 +185,7 @@ def head_paths(model: Model, params: Params) -> list[str]:
     return tree.select(models.find(model.config.model_type).head, tree.flatten(params))
 
 
-def trainable_params(
-    config: Config, folder: Path, model: Model, params: Params, start: "Start | None" = None
-) -> Params:
+def trainable_params(config: Config, folder: Path, model: Model, params: Params, start: Start | None = None) -> Params:
     """Return the tree of params that a run trains besides its updates: all, or the part of its head that ``train.head`` names.
 
     Params that an adapter of PEFT holds, in modules that PEFT trained whole, are trained on.

@@ -31,6 +31,9 @@ LOW_RANK_SCORES = ("AB", "NAB")
 PROMPTS = ("e2e", "restaurants")
 """The sources of data that hold prompts and texts, without labels."""
 
+TRACKERS = ("tensorboard", "trackio", "wandb")
+"""The names of `dsee_jax.train.trackers.TRACKERS`."""
+
 SEEDS = 2**32
 """The number of seeds: JAX drops the higher bits of a larger number."""
 
@@ -374,6 +377,9 @@ class TrainConfig:
     pooler+classifier: with the layers between the encoder and the classifier. auto: as by the authors of DSEE, all but a
     pooler that is a part of the pretrained model: BERT's, where the checkpoint holds it and is no sentence encoder, whose
     training leaves the pooler out."""
+    trackers: Sequence[str] = ()
+    """Where the figures of the run go, besides metrics.jsonl: tensorboard, trackio, wandb. Each needs its package; the extras
+    have the names of the trackers."""
     allow_changed_inputs: bool = False
     """Go on where the base, the data or delta.start of a resumed run, or the model of a finished run, changed meanwhile."""
 
@@ -394,6 +400,10 @@ class TrainConfig:
             not self.full or self.head != "classifier", "train.head", self.head, "auto: train.full trains every weight"
         )
         _need(self.eval_every >= 0, "train.eval_every", self.eval_every, "0 or more steps")
+        for name in self.trackers:
+            _need(
+                name in TRACKERS, "train.trackers", name, f"some of {', '.join(TRACKERS)}{did_you_mean(name, TRACKERS)}"
+            )
         _need(self.checkpoint_every >= 0, "train.checkpoint_every", self.checkpoint_every, "0 or more steps")
 
 

@@ -13,6 +13,9 @@ CONFIG, LOG, METRICS = "config.yaml", "metrics.jsonl", "metrics.json"
 HASHES = "hashes.json"
 """In the folder of a run: the SHA-256 of its inputs and of its model, see `dsee_jax.train.hashes`."""
 
+TRACKED = "tracked.json"
+"""In the folder of a run: its id in trackers, see `dsee_jax.train.trackers`."""
+
 MODEL, ADAPTER, CHECKPOINTS = "model", "adapter", storage.NOT_DOWNLOADED
 """Subfolders of a run: the model in Hugging Face's layout, the trained updates, and the checkpoints to resume from."""
 

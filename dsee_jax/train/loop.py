@@ -4,10 +4,11 @@
 `dsee_jax.train.stages` has the stages, `dsee_jax.train.trainer` the step loop that they share.
 """
 
+import contextlib
 import dataclasses
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,26 +18,30 @@ from dsee_jax.ckpt.folders import CHECKPOINTS, CONFIG, LOG, METRICS, read_json
 from dsee_jax.config import CUTTING, Config
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import files, multihost, preemption, storage
-from dsee_jax.train import config_file, hashes, output_dir, pruning, report, results, sharding, stages
+from dsee_jax.train import config_file, hashes, output_dir, pruning, report, results, sharding, stages, trackers
 from dsee_jax.train.programs import make_programs
 from dsee_jax.train.setup import Setup, prepare
+from dsee_jax.train.trackers import Tracker
 from dsee_jax.train.trainer import Progress, Run, Session
 
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, *, say: Callable[[Any], None] = print) -> dict[str, Any]:
+def run(config: Config, *, say: Callable[[Any], None] = print, tracked: Sequence[Tracker] = ()) -> dict[str, Any]:
     """Do every stage of a run that is not done yet, and return the content of ``metrics.json``.
 
     Args:
       config: the run, the same on every process of a job (`dsee_jax.runtime.multihost`); ``config.output_dir`` gets all files.
       say: takes the lines and tables for a person.
+      tracked: trackers besides those of ``config.train.trackers``; process 0 calls them.
 
     Raises:
       InputError: some input cannot work; nothing has been written then.
       Preempted: SIGTERM or SIGINT came; the last step is saved, and the same call resumes from it.
     """
     multihost.assert_equal("config", config_file.flat(config))
+    with multihost.raise_on_all():
+        trackers.check(config)
     setup = prepare(config)
     out = storage.as_path(config.output_dir)
     say = say if multihost.is_main() else lambda text: None
@@ -46,13 +51,15 @@ def run(config: Config, *, say: Callable[[Any], None] = print) -> dict[str, Any]
             say(f"{out}: this run is finished; name another output_dir, or delete the folder, to run it again")
             return finished
         _begin(setup, config, out)
-        with preemption.noticed(), checkpoints.opened(out / CHECKPOINTS) as store:
-            session = Session(store, out, say)
-            state = _start(session, setup)
-            order = stages.names(config)
-            for name in order[order.index(state.progress.stage) :]:
-                state = stages.STAGES[name](session, state)
-        return _finish(session, setup, state)
+        with contextlib.ExitStack() as stack:
+            with preemption.noticed(), checkpoints.opened(out / CHECKPOINTS) as store:
+                begin = store.last.latest_step() or 0
+                session = Session(store, out, say, stack.enter_context(trackers.opened(config, begin, tracked)))
+                state = _start(session, setup)
+                order = stages.names(config)
+                for name in order[order.index(state.progress.stage) :]:
+                    state = stages.STAGES[name](session, state)
+            return _finish(session, setup, state)
 
 
 def _begin(setup: Setup, config: Config, out: storage.Place) -> None:
@@ -79,6 +86,8 @@ def _finish(session: Session, setup: Setup, state: Run) -> dict[str, Any]:
         content |= cost(state.progress)
         files.flush(out / LOG)
         files.write(out / METRICS, content)
+        end = stages.offset(setup, state.progress.stage) + state.progress.step
+        trackers.log(session.trackers, trackers.named("final", content | content["final"]), end)
         report.show(content, out, session.say)
     return multihost.allgather_objects(content)[0]
 

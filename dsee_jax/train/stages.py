@@ -4,6 +4,7 @@ A stage that trains (search, tune, retune) resumes from its newest checkpoint. T
 again where a run died in them.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +12,12 @@ import jax
 
 from dsee_jax import models
 from dsee_jax.ckpt import checkpoints
-from dsee_jax.ckpt.folders import LOG
 from dsee_jax.config import Config
 from dsee_jax.data.batches import Batches
 from dsee_jax.errors import Diverged
 from dsee_jax.prune import earlybert
-from dsee_jax.runtime import console, files
-from dsee_jax.train import evaluation, optim, pruning, sharding, trainer
+from dsee_jax.runtime import console
+from dsee_jax.train import evaluation, optim, pruning, sharding, trackers, trainer
 from dsee_jax.train.programs import make_programs
 from dsee_jax.train.setup import Setup
 from dsee_jax.train.trainer import Hooks, Point, Run, Session, Stage
@@ -60,7 +60,7 @@ def search(session: Session, run: Run) -> Run:
         kept = earlybert.draw(learned, heads=prune.heads, neurons=prune.neurons)
         moved = earlybert.distance(point.masks, kept) if point.masks else {}
         record = {"coefficients": earlybert.summary(learned), "kept": earlybert.packed(kept), "distance": moved}
-        files.append(session.out / LOG, {"stage": stage.name, "step": done, **record})
+        session.log(stage.name, done, record, offset=stage.offset)
         distances = [*point.progress.distances, moved] if moved else point.progress.distances
         return point._replace(masks=kept, progress=point.progress._replace(distances=distances)), console.line(moved)
 
@@ -133,7 +133,9 @@ def scored(session: Session, run: Run, name: str) -> dict[str, Any]:
             "exceed its dtype, or its vocabulary lacks a token of the texts"
         )
     metrics = run.programs.write(run.trained, run.masks) | metrics
-    files.append(session.out / LOG, {"stage": name, "step": 0, "metrics": metrics})
+    at = offset(run.setup, name)
+    session.log(name, 0, {"metrics": metrics}, offset=at)
+    trackers.log(session.trackers, trackers.named(f"stage/{name}", metrics), at)
     session.say(f"{name}: {console.line(metrics)}")
     return {"name": name, "metrics": metrics}
 
@@ -147,15 +149,24 @@ def batches(setup: Setup, epochs: float) -> Batches:
 def training_stage(setup: Setup, name: str) -> Stage:
     """Return a stage that trains: search, tune or retune."""
     train = setup.config.train
-    epochs = {"search": setup.config.prune.search, "tune": train.epochs, "retune": train.retune_epochs}
-    order = [stage for stage in names(setup.config) if stage in epochs]
-    source = batches(setup, epochs[name])
+    source = batches(setup, _epochs(setup.config)[name])
     peak = train.retune_learning_rate if name == "retune" else 0.0
     schedule = optim.warmup_constant if name == "search" else optim.schedule
     rate = schedule(peak or train.learning_rate, len(source), train.warmup)
+    return Stage(name, source, rate, offset(setup, name))
+
+
+def offset(setup: Setup, name: str) -> int:
+    """Return the number of the checkpoint before the first step of a stage; of ``before``, which precedes all, it is 0."""
+    epochs = _epochs(setup.config)
+    earlier = itertools.takewhile(lambda stage: stage != name, ("before", *names(setup.config)))
     # A stage of n steps has n + 1 checkpoints at most: one before its first step.
-    offset = sum(len(batches(setup, epochs[earlier])) + 1 for earlier in order[: order.index(name)])
-    return Stage(name, source, rate, offset)
+    return sum(len(batches(setup, epochs[stage])) + 1 for stage in earlier if stage in epochs)
+
+
+def _epochs(config: Config) -> dict[str, float]:
+    """Return the passes over the training data of each stage that trains."""
+    return {"search": config.prune.search, "tune": config.train.epochs, "retune": config.train.retune_epochs}
 
 
 def _sparsities(setup: Setup) -> dict[int, float]:
@@ -185,7 +196,7 @@ def _train(session: Session, run: Run, name: str, sparsities: dict[int, float]) 
 
     def evaluate(point: Point, done: int) -> tuple[Point, str]:
         metrics = run.programs.evaluate(point.state.trained, point.masks)
-        files.append(session.out / LOG, {"stage": name, "step": done, "metrics": metrics})
+        session.log(name, done, {"metrics": metrics}, offset=stage.offset)
         progress, best = point.progress, point.progress.best
         # Before the last cut the model is not yet as sparse as asked for.
         if done > max(sparsities, default=0):
@@ -213,6 +224,7 @@ def _train(session: Session, run: Run, name: str, sparsities: dict[int, float]) 
     metrics = run.programs.write(trained, point.masks) | best["metrics"]
     choice = {"best_step": best["step"], "steps": total, "evaluations": point.progress.evaluations}
     finished = {"name": name, "metrics": metrics, **choice, "last": point.progress.last}
+    trackers.log(session.trackers, trackers.named(f"stage/{name}", metrics), stage.offset + total)
     session.say(f"{name}: {console.line(metrics)}")
     progress = point.progress._replace(done=[*point.progress.done, finished])
     return run._replace(trained=trained, masks=point.masks, progress=progress)

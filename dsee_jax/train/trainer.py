@@ -15,10 +15,11 @@ from dsee_jax.data.batches import Batches, count_tokens, iterate
 from dsee_jax.errors import Diverged
 from dsee_jax.runtime import console, files, preemption
 from dsee_jax.runtime.storage import Place
-from dsee_jax.train import sharding
+from dsee_jax.train import sharding, trackers
 from dsee_jax.train.programs import Programs
 from dsee_jax.train.setup import Setup, keys
 from dsee_jax.train.step import Frozen, State
+from dsee_jax.train.trackers import Tracker
 from dsee_jax.typing import Masks
 
 LOG_EVERY = 10
@@ -31,6 +32,12 @@ class Session(NamedTuple):
     store: checkpoints.Store
     out: Place  # the folder of the run
     say: Callable[[Any], None]  # takes the lines for a person
+    trackers: tuple[Tracker, ...] = ()  # of process 0
+
+    def log(self, stage: str, step: int, figures: dict[str, Any], *, offset: int) -> None:
+        """Add a line to the log of the run, and pass its numbers to the trackers; ``offset`` as in `Stage`."""
+        files.append(self.out / LOG, {"stage": stage, "step": step, **figures})
+        trackers.log(self.trackers, trackers.scalars(figures), offset + step)
 
 
 class Progress(NamedTuple):
@@ -128,8 +135,8 @@ def fit(session: Session, run: Run, stage: Stage, point: Point, hooks: Hooks) ->
             if done % LOG_EVERY == 0 or due or saving:
                 _check(session, stage, pending, point.state if due or saving else None)
                 figures, progress = _read(pending, tick, point.progress)
-                record = {"stage": stage.name, "step": done, "loss": figures[0], "learning_rate": float(rate)}
-                files.append(session.out / LOG, record | {"tokens_per_second": figures[1]})
+                record = {"loss": figures[0], "learning_rate": float(rate), "tokens_per_second": figures[1]}
+                session.log(stage.name, done, record, offset=stage.offset)
                 advance(done, f"loss {figures[0]:.4f}")
                 point, tick = point._replace(progress=progress), time.perf_counter()
             if due:

@@ -11,6 +11,7 @@ from dsee_jax import config as configs
 from dsee_jax import tree
 from dsee_jax.ckpt import hf
 from dsee_jax.train import config_file, loop
+from dsee_jax.train.trackers import Tracker
 
 NOT_COMPARED = ("train_seconds", "train_tokens_per_second", "peak_memory_bytes")
 """Figures of metrics.json that differ between equal runs."""
@@ -129,5 +130,13 @@ FINISHED: dict[str, dict[str, object]] = {
 
 
 def finish(folder: pathlib.Path, kind: str) -> None:
-    """Create a run of `FINISHED` in ``folder / "run"``, with its checkpoint in ``folder / "base"``."""
-    loop.run(config(folder, **FINISHED[kind]), say=lambda text: None)
+    """Create a run of `FINISHED` in ``folder / "run"``, with its checkpoint in ``folder / "base"``.
+
+    ``tracked_figures.json`` has the calls of its tracker: ``[figures, step]`` each, and ``["finished", True]``.
+    """
+    calls: list[tuple] = []
+    tracker = Tracker(
+        lambda figures, step: calls.append((figures, step)), lambda well: calls.append(("finished", well))
+    )
+    loop.run(config(folder, **FINISHED[kind]), say=lambda text: None, tracked=[tracker])
+    (folder / "tracked_figures.json").write_text(json.dumps(calls))

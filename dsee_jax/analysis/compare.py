@@ -22,9 +22,11 @@ def effective_rank(w: np.ndarray) -> float:
 
     Roy & Vetterli 2007, "The effective rank".
     """
-    if not np.isfinite(w).all():
-        return float("nan")
-    values = np.linalg.svd(w, compute_uv=False)
+    return entropy_rank(np.linalg.svd(w, compute_uv=False)) if np.isfinite(w).all() else float("nan")
+
+
+def entropy_rank(values: np.ndarray) -> float:
+    """Return the effective rank of a matrix with these singular values: exp of the entropy of their shares; 0 for zeros."""
     if not values.any():
         return 0.0
     share = values / values.sum()

@@ -1,30 +1,55 @@
-"""Print the tables of a finished run, and draw its pictures."""
+"""Print the tables of finished runs, draw their pictures, and write a page that compares them."""
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dsee_jax.errors import InputError
 
+if TYPE_CHECKING:
+    from dsee_jax.runtime.storage import Place
+
 DESCRIPTION = (
-    "Print the scores and costs of a finished run, and draw pictures into its folder: the curves of loss and metrics, "
-    "the kept heads and neurons, the fraction of zeros in every kernel, the search for a ticket. Pictures need the "
-    "extra `plot`."
+    "Print the scores and costs of a finished run, and write report.html into its folder: one page, for any browser, with "
+    "the curves of loss and scores, the stages and costs, the zeros of every kernel, the kept heads and neurons, and the "
+    "updates. Several runs share the page of the first. The extra `plot` also draws pictures as PNG files."
 )
 EXAMPLE = "python -m dsee_jax report runs/demo"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the verb."""
-    parser.add_argument("run", metavar="RUN_DIR", help="the output_dir of a finished run")
+    parser.add_argument("runs", metavar="RUN_DIR", nargs="+", help="the output_dir of a finished run")
+    parser.add_argument("--html", metavar="FILE", help="the file of the page; default report.html in the first RUN_DIR")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the tables, draw the pictures and print their paths."""
+    """Print the tables, draw the pictures, write the page, and print their paths."""
+    from dsee_jax.analysis import page
+    from dsee_jax.runtime import console, files, storage
+
+    file = storage.target(options.html, "--html") if options.html else storage.as_path(options.runs[0]) / page.PAGE
+    folders = [(storage.as_path(run), storage.download(run)) for run in options.runs]
+    for place, run in folders:
+        _show(place, run)
+    try:
+        names = [place.name for place, _ in folders]
+        shown = names if len(set(names)) == len(names) else [str(place) for place, _ in folders]
+        text = page.render([page.read(run, name) for (_, run), name in zip(folders, shown, strict=True)])
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        console.show(f"page not written: a run is damaged ({type(error).__name__}: {error})")
+        return
+    files.write_text(file, text)
+    console.show(f"page     {file}")
+
+
+def _show(place: "Place", run: Path) -> None:
+    """Print the tables of one run, and draw its pictures."""
     from dsee_jax.analysis import pictures
     from dsee_jax.ckpt.folders import METRICS, read_json
     from dsee_jax.runtime import console, storage
     from dsee_jax.train.report import show
 
-    place, run = storage.as_path(options.run), storage.download(options.run)
     if not (run / METRICS).exists():
         raise InputError(f"{place} is no finished run: it has no {METRICS}")
     results = read_json(run / METRICS)

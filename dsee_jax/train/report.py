@@ -21,24 +21,35 @@ NAMES = {
 
 def tables(results: dict[str, Any]) -> list[Table]:
     """Return the tables of scores by stage and of costs, from the content of ``metrics.json``."""
-    rows = [{"name": "before", "metrics": results["before"]}, *results["stages"]]
     names = list(results["final"])
     scores = Table(title=f"{results['task']}, seed {results['seed']}: scores on the dev set", title_justify="left")
     scores.add_column("stage")
     for name in names:
         scores.add_column(name, justify="right")
-    for row in rows:
+    for row in rows(results):
         count = row.get("evaluations", 1)
         choice = f", best of {count} evaluations" if count > 1 else ""
         scores.add_row(f"{NAMES.get(row['name'], row['name'])}{choice}", *_cells(row["metrics"], names))
         if count > 1:
             scores.add_row("  at its last step", *_cells(row["last"], names))
-    costs = Table(title="costs", title_justify="left", show_header=False)
+    shown = Table(title="costs", title_justify="left", show_header=False)
+    for name, value in costs(results):
+        shown.add_row(name, value)
+    return [scores, shown]
+
+
+def rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the stages of a run, the pretrained model first: ``{"name", "metrics"}``, and more where a stage trains."""
+    return [{"name": "before", "metrics": results["before"]}, *results["stages"]]
+
+
+def costs(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the costs of a run, each with its name."""
     flops, example = results["flops_per_token"], results["flops_per_example"]
     # Runs of earlier versions lack some figures.
     both = results.get("trainable_fraction_with_head")
     share = "" if both is None else f"; head and backbone together {both:.2%} of all parameters"
-    for name, value in (
+    return [
         ("trained parameters, backbone", f"{results['trainable_parameters']:,} = {results['trainable_fraction']:.2%}"),
         ("trained parameters, head", f"{results['head_parameters']:,}{share}"),
         ("weights zero or removed", f"{results['weight_sparsity']:.1%} of the prunable kernels"),
@@ -50,9 +61,7 @@ def tables(results: dict[str, Any]) -> list[Table]:
         ("training seconds", f"{results['train_seconds']:.0f}"),
         ("tokens per second", f"{results['train_tokens_per_second']:,.0f}"),
         ("peak memory", console.size(results["peak_memory_bytes"])),
-    ):
-        costs.add_row(name, value)
-    return [scores, costs]
+    ]
 
 
 def _cells(metrics: dict[str, Any], names: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 from dsee_jax.ckpt.tensors import byte_size
 from dsee_jax.errors import InputError
-from dsee_jax.runtime import command, console, limits, lock, malloc, multihost, preemption, storage
+from dsee_jax.runtime import command, console, hub, limits, lock, malloc, multihost, preemption, storage
 from merge import compare, mergekit_flags, pipeline
 from merge.inputs.sources import check_bases, open_source
 from merge.methods import METHODS
@@ -65,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
         "class and labels are those of MODEL, a model of the recipe; first: of the first fine-tuned model with a head, the "
         "default for models of different classes; drop: no head",
     )
+    hub.arguments(top, "OUT_DIR")
     _allow_changed_base(top)
     multihost.arguments(top)
     mergekit_flags.add(top)
@@ -120,6 +121,10 @@ def merge(options: argparse.Namespace) -> None:
     for name in ("topology", "json"):
         if getattr(options, name) and not (options.plan and options.topology):
             raise InputError(f"--{name} belongs to a plan: give --plan --topology too")
+    if options.push is not None:
+        hub.check(options.push)
+        if options.plan:
+            raise InputError("--push uploads the merged model, and --plan merges nothing: give one of them")
     file = storage.target(options.json, "--json") if options.json else None
     out = destination.located(options.out)
     multihost.join(options)
@@ -142,6 +147,8 @@ def merge(options: argparse.Namespace) -> None:
         lines = _run(ready, out, options) if isinstance(out, Path) else _run_and_upload(ready, out, options)
     if multihost.is_main():
         console.show("\n".join([*lines, console.plain(options.out)]))
+        if options.push is not None:
+            console.show(hub.push(storage.download(options.out), options.push))
 
 
 def _run(ready: pipeline.Prepared, out: Path, options: argparse.Namespace) -> list[str]:

@@ -42,7 +42,11 @@ TOKENIZER_FILES = (
 GENERATION = "generation_config.json"
 """The settings by which a decoder generates, such as the tokens that end a text; in the folder of a model."""
 
+CARD = "README.md"
+"""The model card, in the folder of a model or of an export."""
+
 MODEL_FILES = (
+    CARD,
     *(MODEL_CONFIG, GENERATION, KEPT, *TOKENIZER_FILES),
     *("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json"),
 )

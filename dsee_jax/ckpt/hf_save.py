@@ -7,7 +7,7 @@ from typing import Any
 
 from dsee_jax import models
 from dsee_jax.ckpt import companions, formats, kept_units, tensors
-from dsee_jax.ckpt.folders import MODEL_CONFIG, MODEL_FILES
+from dsee_jax.ckpt.folders import CARD, MODEL_CONFIG, MODEL_FILES
 from dsee_jax.ckpt.hf_names import hf_tensors
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.errors import InputError
@@ -26,6 +26,7 @@ def save_pretrained(
     labels: Sequence[str] = (),
     problem_type: str = "",
     kept: Masks | None = None,
+    card: str = "",
     max_shard_size: str | int = "5GB",
     overwrite: bool = False,
 ) -> None:
@@ -45,6 +46,7 @@ def save_pretrained(
       problem_type: Hugging Face's name of the loss of the tuning, such as single_label_classification. It replaces
         another one in the config.json of the source; ``transformers`` computes probabilities by it. Empty: the source's.
       kept: for a structurally pruned model, all units before any pruning, True = kept; written beside the weights.
+      card: the text of the model card; empty: no card is written.
       max_shard_size: bytes, or a text such as "5GB"; larger weights are split over several files.
       overwrite: replace a folder at ``path`` that holds no other files than those of a model.
 
@@ -62,6 +64,8 @@ def save_pretrained(
         tensors.write(staging, arrays, max_shard_size=max_shard_size)
         (staging / MODEL_CONFIG).write_text(files.dumps(config, indent=2, sort_keys=True) + "\n")
         kept_units.write(staging, kept)
+        if card:
+            (staging / CARD).write_text(card, encoding="utf-8")
         if origin is not None:
             companions.copy(origin, staging, copied)
 

@@ -3,6 +3,8 @@
 import argparse
 import pathlib
 
+from dsee_jax.runtime import hub
+
 DESCRIPTION = (
     "Write the model of a finished run to a new folder: as a Hugging Face model, a compact checkpoint, a StableHLO "
     "program or a PEFT adapter. Needs the folder of the run and its data files."
@@ -29,15 +31,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="hf and compact: keep the pruned weights sparse and write the updates to OUT/adapter; by default the updates are "
         "folded into the weights, so that any tool computes the tuned logits",
     )
+    hub.arguments(parser, "OUT")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write the folder and print its path."""
+    """Write the folder and print its path; with ``--push`` upload it and print its address."""
     from dsee_jax.export import run
     from dsee_jax.runtime import storage, writable
 
+    if options.push is not None:
+        hub.check(options.push)
     if isinstance(place := storage.as_path(options.out), pathlib.Path):
         writable.check_folder(place, "OUT", writable.LONGEST)
     with storage.written(options.out, overwrite=False) as out:
         run.export(storage.download(options.run), out, form=options.format, factors=options.factors)
     print(options.out)
+    if options.push is not None:
+        print(hub.push(storage.download(options.out), options.push))

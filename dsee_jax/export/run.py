@@ -5,15 +5,16 @@ from pathlib import Path
 
 from dsee_jax.ckpt import hf_save, kept_units
 from dsee_jax.ckpt.adapter import Saved
-from dsee_jax.ckpt.folders import ADAPTER, KEPT, MODEL
+from dsee_jax.ckpt.folders import ADAPTER, CARD, KEPT, METRICS, MODEL, read_json
 from dsee_jax.errors import InputError
 from dsee_jax.export import peft, stablehlo
 from dsee_jax.prune import compaction
+from dsee_jax.train import run_card
 from dsee_jax.train.finished_run import Finished, load, plain_params
 
 
 def export(run: Path, out: Path, *, form: str = "hf", factors: bool = False) -> None:
-    """Write the model of a finished run in another format.
+    """Write the model of a finished run in another format, with a model card.
 
     Args:
       run: the folder of the run.
@@ -39,6 +40,15 @@ def export(run: Path, out: Path, *, form: str = "hf", factors: bool = False) -> 
         peft.save(out, finished.model, finished.adapter, base=_base(run, finished.adapter))
     else:
         _write_model(run, finished, out, form, factors)
+    text = run_card.render(
+        finished.config,
+        read_json(run / METRICS),
+        name=out.name,
+        classes=finished.task.num_labels,
+        form=form,
+        factors=factors,
+    )
+    (out / CARD).write_text(text, encoding="utf-8")
 
 
 def _base(run: Path, adapter: Saved) -> str:

@@ -58,13 +58,17 @@ def _error(raw: Mapping[str, Any]) -> str:
 
 def dump(config: Config) -> str:
     """Return the YAML text that `read` turns into an equal config."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+    return yaml.safe_dump(sections(config), sort_keys=False)
+
+
+def sections(config: Config) -> dict[str, Any]:
+    """Return the sections of a config as plain values."""
+    return dataclasses.asdict(config)
 
 
 def flat(config: Config) -> dict[str, Any]:
     """Return every setting by its dotted key: ``train.seed``."""
-    sections = dataclasses.asdict(config)
-    nested = {key: value if isinstance(value, dict) else {"": value} for key, value in sections.items()}
+    nested = {key: value if isinstance(value, dict) else {"": value} for key, value in sections(config).items()}
     return {".".join(filter(None, (key, name))): value for key, part in nested.items() for name, value in part.items()}
 
 

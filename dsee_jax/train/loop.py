@@ -82,7 +82,7 @@ def _finish(session: Session, setup: Setup, state: Run) -> dict[str, Any]:
     content, out = {}, session.out
     if multihost.is_main():
         content = results.results(setup, final, trained, masks, state.progress.done)
-        content |= results.write(final, trained, masks, out)
+        content |= results.write(final, trained, masks, out, content)
         content |= cost(state.progress)
         files.flush(out / LOG)
         files.write(out / METRICS, content)

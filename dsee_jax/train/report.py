@@ -19,6 +19,15 @@ NAMES = {
 }
 
 
+_MEASURED: dict[str, tuple[str, Callable[[float], str]]] = {
+    "model_bytes": ("size of model and adapter", console.size),
+    "train_seconds": ("training seconds", "{:.0f}".format),
+    "train_tokens_per_second": ("tokens per second", "{:,.0f}".format),
+    "peak_memory_bytes": ("peak memory", console.size),
+}
+"""The costs that are measured, by their keys in ``metrics.json``; the card of a run is written before them."""
+
+
 def tables(results: dict[str, Any]) -> list[Table]:
     """Return the tables of scores by stage and of costs, from the content of ``metrics.json``."""
     names = list(results["final"])
@@ -44,7 +53,7 @@ def rows(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def costs(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the costs of a run, each with its name."""
+    """Return the costs of a run, each with its name; those that are measured only where ``results`` has them."""
     flops, example = results["flops_per_token"], results["flops_per_example"]
     # Runs of earlier versions lack some figures.
     both = results.get("trainable_fraction_with_head")
@@ -57,10 +66,7 @@ def costs(results: dict[str, Any]) -> list[tuple[str, str]]:
         ("FLOPs per token, zeros skipped", f"{flops['final']:,} = {results['flops_ratio']:.1%}"),
         (f"FLOPs per example of {example['length']} tokens, dense", f"{example['dense']:,} with attention scores"),
         ("FLOPs per example, zeros skipped", f"{example['final']:,} = {example['final'] / example['dense']:.1%}"),
-        ("size of model and adapter", console.size(results["model_bytes"])),
-        ("training seconds", f"{results['train_seconds']:.0f}"),
-        ("tokens per second", f"{results['train_tokens_per_second']:,.0f}"),
-        ("peak memory", console.size(results["peak_memory_bytes"])),
+        *((name, text(results[key])) for key, (name, text) in _MEASURED.items() if key in results),
     ]
 
 

@@ -18,7 +18,7 @@ from dsee_jax.models.architecture import scans
 from dsee_jax.prune import compaction
 from dsee_jax.runtime import files, multihost, storage
 from dsee_jax.runtime.storage import Place
-from dsee_jax.train import hashes
+from dsee_jax.train import hashes, run_card
 from dsee_jax.train.setup import Setup
 from dsee_jax.typing import Masks, Params
 
@@ -60,11 +60,12 @@ def to_host_layers(
     return setup, setup, {part: layers(values) for part, values in trained.items()}, layers(masks)
 
 
-def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Place) -> dict[str, Any]:
+def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Place, figures: dict[str, Any]) -> dict[str, Any]:
     """Write ``model/`` with its hashes and, where the run has updates, ``adapter/``; return ``{"model_bytes": ...}``.
 
     ``model/`` has the pruned weights and the tuned head; after structured pruning it is a compact checkpoint. The updates are
-    separate factors in ``adapter/``, so that zeros of the weights stay zeros.
+    separate factors in ``adapter/``, so that zeros of the weights stay zeros. ``figures``, from `results`, are those of the
+    model card.
     """
     config = setup.config
     final = final_params(setup, trained, masks)
@@ -79,6 +80,7 @@ def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Place) -> di
         labels=labels,
         problem_type=task.problem_type,
         kept=kept,
+        card=run_card.render(config, figures, name=out.name, classes=task.num_labels, form="model"),
         overwrite=True,
     )
     hashes.write(out, {"model": hashes.of_model(out / MODEL)})

@@ -1,10 +1,9 @@
 """The provenance of a merged model: its model card, and its recipe with the SHA-256 of every input."""
 
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from dsee_jax.ckpt.card import block, code, hub_ids, link_papers, render, table
 from dsee_jax.runtime import console, strict_yaml
 
 HEADER = "# SHA-256 of every file that was read:"
@@ -45,52 +44,23 @@ def card(
       options: of the method, as resolved.
       digests: ``{name of an input: SHA-256, hex}``.
     """
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCardData
 
-    # The hub refuses a card whose base_model is not a hub id, such as a local folder.
-    parts = [part.partition("@")[0] for model in ([base] if base else []) + list(models) for part in model.split("+")]
-    ids = list(
-        dict.fromkeys(part for part in parts if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", part) and not Path(part).exists())
+    ids = hub_ids([base, *models] if base else models)
+    data = ModelCardData(base_model=ids, library_name="transformers", tags=["merge", method])
+    return render(
+        name,
+        data,
+        f"Merged with **{method}**: {link_papers(about)}.\n",
+        "## Models\n",
+        *([f"- {code(base)} (the base)"] if base else []),
+        *(f"- {code(model)}" for model in models),
+        "\n## Options\n",
+        *([f"- {code(key)}: {code(value)}" for key, value in options.items()] or ["None."]),
+        f"\n## Recipe\n\n{block(recipe, 'yaml')}",
+        "## Inputs\n",
+        table(
+            ["file", "SHA-256"],
+            [[code(file, in_table=True), code(digest)] for file, digest in sorted(digests.items())],
+        ),
     )
-    data = ModelCardData(base_model=ids or None, library_name="transformers", tags=["merge", method])
-    linked = re.sub(r"arXiv:? ?(\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", about)
-    shown = "\n".join("\t".join(map(console.plain, line.split("\t"))) for line in recipe.rstrip().splitlines())
-    fence = "`" * max(3, 1 + _backticks(shown))
-    content = "\n".join(
-        [
-            f"---\n{data.to_yaml()}\n---",
-            f"# {_prose(name)}\n",
-            f"Merged with **{method}**: {linked}.\n",
-            "## Models\n",
-            *([f"- {_code(base)} (the base)"] if base else []),
-            *(f"- {_code(model)}" for model in models),
-            "\n## Options\n",
-            *([f"- {_code(key)}: {_code(value)}" for key, value in options.items()] or ["None."]),
-            f"\n## Recipe\n\n{fence}yaml\n{shown}\n{fence}\n",
-            "## Inputs\n",
-            "| file | SHA-256 |\n|---|---|",
-            *(f"| {_code(file, in_table=True)} | {_code(digest)} |" for file, digest in sorted(digests.items())),
-            "",
-        ]
-    )
-    return str(ModelCard(content))
-
-
-def _backticks(text: str) -> int:
-    """Return the length of the longest run of backticks."""
-    return max(map(len, re.findall("`+", text)), default=0)
-
-
-def _code(value: Any, *, in_table: bool = False) -> str:
-    """Return a name or value as one Markdown code span, in which nothing is markup."""
-    text = console.plain(str(value))
-    if in_table:
-        text = text.replace("|", "\\|")
-    fence = "`" * (1 + _backticks(text))
-    space = " " * (text.startswith("`") or text.endswith("`") or not text.strip())
-    return f"{fence}{space}{text}{space}{fence}"
-
-
-def _prose(text: str) -> str:
-    """Return a name as Markdown text without markup."""
-    return re.sub(r"([\\`*\[\]<>#|~&$]|\b_|_\b)", r"\\\1", console.plain(text))

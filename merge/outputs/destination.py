@@ -11,10 +11,10 @@ from dsee_jax.runtime import atomic, earlier_output, storage, writable
 from dsee_jax.runtime.storage import Place
 from merge.outputs.card import HEADER
 from merge.outputs.heatmap import PICTURE
-from merge.outputs.metadata import CARD, RECIPE
+from merge.outputs.metadata import RECIPE
 from merge.streaming import staging
 
-FILES = (*MODEL_FILES, *companions.PATTERNS, CARD, RECIPE, PICTURE)
+FILES = (*MODEL_FILES, *companions.PATTERNS, RECIPE, PICTURE)
 """Patterns of the names in the output of every merge; copied files of a model add to them."""
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from dsee_jax.ckpt import companions, tensors
-from dsee_jax.ckpt.folders import GENERATION, KEPT, MODEL_CONFIG, read_json
+from dsee_jax.ckpt.folders import CARD, GENERATION, KEPT, MODEL_CONFIG, read_json
 from dsee_jax.errors import InputError
 from merge.inputs import roles
 from merge.inputs.sources import Source
 from merge.recipes.chat_templates import AUTO
 
-RECIPE, CARD = "merge_recipe.yml", "README.md"
+RECIPE = "merge_recipe.yml"
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")

@@ -1,0 +1,104 @@
+"""The model card of a run, beside its model and its exports: scores (the hub's ``model-index``), costs, settings, use."""
+
+from typing import Any
+
+import yaml
+
+from dsee_jax.ckpt import card
+from dsee_jax.config import Config, model_task
+from dsee_jax.runtime import console
+from dsee_jax.train import config_file, report
+
+SECTIONS = ("model", "data", "delta", "prune", "train")
+"""The sections of the config that a card shows."""
+
+_TASKS = {"sequence-classification": "text-classification", "causal-lm": "text-generation"}
+"""The hub's names of the tasks, where they differ."""
+
+_METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr", "rouge_l": "rouge"}
+"""The hub's names of the metrics, where they differ."""
+
+_OPENS = {
+    "model": 'import dsee_jax\n\nmodel, params = dsee_jax.load_pretrained("FOLDER", task="{task}"{labels})\n',
+    "compact": 'import dsee_jax\n\nmodel, params = dsee_jax.load_pretrained("FOLDER", task="{task}"{labels})\n',
+    "hf": 'from transformers import pipeline\n\nrun = pipeline("{hub}", model="FOLDER")\n',
+    "peft": 'from peft import AutoPeftModelFor{peft}\n\nmodel = AutoPeftModelFor{peft}.from_pretrained("FOLDER"{labels})\n',
+    "stablehlo": "# python run.py '[[101, 7592, 102]]' prints the logits of these tokens\n",
+}
+"""How each form of a model is opened first."""
+
+_ABOUT = {
+    "model": "The pruned weights and the tuned head. The updates are separate, in `adapter/` of the run; the scores are those "
+    "of both together.",
+    "compact": "A compact checkpoint, without the pruned heads and neurons, for dsee_jax.",
+    "hf": "The updates are folded into the weights.",
+    "peft": "A PEFT adapter for the pretrained base.",
+    "stablehlo": "A StableHLO program, with its weights, for any batch and length.",
+}
+
+
+def render(
+    config: Config, results: dict[str, Any], *, name: str, classes: int, form: str, factors: bool = False
+) -> str:
+    """Return the model card of a run.
+
+    Args:
+      config: of the run.
+      results: the content of ``metrics.json``; the costs that are measured may be absent.
+      name: of the model.
+      classes: the number of its outputs; not used for causal-lm.
+      form: ``model`` for the run's own folder, or the format of an export.
+      factors: whether the export keeps its updates in ``adapter/``.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    task, source = model_task(config), config.data.source
+    hub = _TASKS.get(task, task)
+    scores = {key: value for key, value in results["final"].items() if value is not None}
+    data = ModelCardData(
+        base_model=card.hub_ids([config.model.path]),
+        library_name={"hf": "transformers", "peft": "peft"}.get(form, "dsee_jax"),
+        pipeline_tag=hub,
+        tags=["dsee", *(["pruned"] if config.prune.kind != "none" else [])],
+        model_name=console.plain(name),
+        eval_results=[
+            EvalResult(
+                task_type=hub,
+                dataset_type=source if source in ("glue", "e2e") else console.plain(results["task"]),
+                dataset_name=console.plain(results["task"]),
+                dataset_config=config.data.task if source == "glue" else None,
+                dataset_split="validation",
+                metric_type=str(_METRICS.get(metric, metric)),
+                metric_name=metric,
+                metric_value=round(value, 6),
+            )
+            for metric, value in scores.items()
+        ],
+    )
+    labels = "" if task == "causal-lm" else f", num_labels={classes}"
+    opens = _OPENS["compact" if factors else form].format(
+        task=task, hub=hub, labels=labels, peft="CausalLM" if task == "causal-lm" else "SequenceClassification"
+    )
+    about = _ABOUT["model" if factors else form]
+    stages = [
+        [report.NAMES.get(row["name"], row["name"]), *(_score(row["metrics"].get(key)) for key in scores)]
+        for row in report.rows(results)
+    ]
+    settings = {key: part for key, part in config_file.sections(config).items() if key in SECTIONS}
+    return card.render(
+        name,
+        data,
+        f"{card.code(config.model.path)} tuned on {card.code(results['task'])} with "
+        "[DSEE](https://arxiv.org/abs/2111.00160): low-rank and sparse updates, and pruning of the pretrained weights. "
+        f"{about}\n",
+        "## Scores on the dev set\n",
+        card.table(["stage", *map(card.prose, scores)], stages),
+        "\nThe dev set chooses the best evaluation of each stage, which is the one shown.\n\n## Costs\n",
+        card.table(["", ""], [[name, value] for name, value in report.costs(results)]),
+        f"\n## Use\n\n{card.block(opens, 'bash' if form == 'stablehlo' else 'python')}",
+        f"## Settings\n\nSeed {results['seed']}.\n\n{card.block(yaml.safe_dump(settings, sort_keys=False), 'yaml')}",
+    )
+
+
+def _score(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

@@ -24,6 +24,9 @@ POINTS = 150
 BINS = 24
 """The rows and columns into which a kernel is divided to show its support."""
 
+LEVELS = 4
+"""The strengths of a cell, by its number of entries."""
+
 BLOCKS, SINGLE = 48, 64
 """The most units of a layer that are drawn one by one; the blocks of units in a layer with more."""
 
@@ -44,7 +47,7 @@ def run_class(run: int) -> str:
 def key(run: int) -> Markup:
     """Return the sample of the line of a run, for a legend."""
     line = tag("line", x1=1, x2=35, y1=6, y2=6, class_="curve", stroke_dasharray=DASHES[run % len(DASHES)])
-    return tag("svg", line, viewBox="0 0 36 12", class_=run_class(run), aria_hidden="true")
+    return tag("svg", line, viewBox="0 0 36 12", width=36, height=12, class_=run_class(run), aria_hidden="true")
 
 
 def lines(
@@ -64,8 +67,8 @@ def lines(
     ys = [y for line in series for _, y in line.points]
     if not ys:
         return Markup("")
-    x_ticks, y_ticks = _ticks(min(xs), max(xs), 5), _ticks(0.0 if zero else min(ys), max(ys), 4)
-    x_range, y_range = (min(xs), max(xs)), (min(y_ticks[0], *ys), max(y_ticks[-1], *ys))
+    x_ticks, y_ticks = _ticks(min(0.0, *xs), max(xs), 5), _ticks(0.0 if zero else min(ys), max(ys), 4)
+    x_range, y_range = (min(0.0, *xs), max(xs)), (min(y_ticks[0], *ys), max(y_ticks[-1], *ys))
 
     def x_of(x: float) -> float:
         return _LEFT + _share(x, *x_range) * (WIDTH - _LEFT - _RIGHT)
@@ -114,12 +117,12 @@ def strip(caption: str, unit: str, layers: Mapping[str, np.ndarray]) -> Markup:
       unit: what a cell is, in the plural, such as heads.
       layers: (units,) of bools by layer, True = kept.
     """
-    height, left = 12, 26
+    height, left = 14, 26
     bottom = height * len(layers) + 4
     parts: list[Markup] = []
     for row, (layer, kept) in enumerate(layers.items()):
         if row % math.ceil(len(layers) / 16) == 0:
-            parts.append(tag("text", layer, x=left - 5, y=row * height + 10, text_anchor="end"))
+            parts.append(tag("text", layer, x=left - 5, y=row * height + 11, text_anchor="end"))
         blocks = np.array_split(np.arange(len(kept)), len(kept) if len(kept) <= SINGLE else BLOCKS)
         wide = (WIDTH - left) / len(blocks)
         for column, block in enumerate(blocks):
@@ -153,37 +156,31 @@ def support(caption: str, coordinates: np.ndarray, shape: tuple[int, int], run: 
     """
     counts, *_ = np.histogram2d(coordinates[:, 0], coordinates[:, 1], BINS, ((0, shape[0]), (0, shape[1])))
     side, margin = 96, 24
-    cell, most = side / BINS, max(counts.max(), 1)
+    cell = side / BINS
+    level = np.ceil(LEVELS * counts / max(counts.max(), 1)).astype(int)
     parts = [tag("rect", x=0, y=margin, width=side, height=side, class_="track")]
-    for row, column in np.argwhere(counts):
-        opacity = 0.35 + 0.65 * counts[row, column] / most
+    for strength in range(1, LEVELS + 1):
+        boxes = [(column * cell, margin + row * cell, cell, cell) for row, column in np.argwhere(level == strength)]
+        parts.append(tag("path", d=_boxes(boxes), class_="dots", fill_opacity=f"{strength / LEVELS:.2f}"))
+    for kind, axis, size in (("inputs", 0, shape[0]), ("outputs", 1, shape[1])):
+        along = counts.sum(1 - axis)
+        bars = [(margin - 4) * count / max(along.max(), 1) for count in along]
+        if kind == "inputs":
+            boxes = [(side + 2, margin + place * cell, bar, cell) for place, bar in enumerate(bars)]
+        else:
+            boxes = [(place * cell, margin - 2 - bar, cell, bar) for place, bar in enumerate(bars)]
+        most = int(np.argmax(along))
+        edges = f"{kind} {size * most // BINS} to {size * (most + 1) // BINS}"
         parts.append(
-            tag(
-                *("rect",),
-                x=_at(column * cell),
-                y=_at(margin + row * cell),
-                width=_at(cell),
-                height=_at(cell),
-                fill_opacity=f"{opacity:.2f}",
-                class_="dots",
-            )
+            tag("path", tag("title", f"most entries, {along[most]:.0f}: {edges}"), d=_boxes(boxes), class_="dots")
         )
-    for axis, along in ((0, counts.sum(0)), (1, counts.sum(1))):
-        for place, count in enumerate(along):
-            long = (margin - 4) * count / max(along.max(), 1)
-            box = (
-                (place * cell, margin - 2 - long, cell, long)
-                if axis == 0
-                else (side + 2, margin + place * cell, long, cell)
-            )
-            if count:
-                sides = dict(zip(("x", "y", "width", "height"), map(_at, box), strict=True))
-                edges = shape[1 - axis] * place / BINS, shape[1 - axis] * (place + 1) / BINS
-                kind = ("outputs", "inputs")[axis]
-                shown = tag("title", f"{kind} {edges[0]:.0f} to {edges[1]:.0f}: {count:.0f} entries")
-                parts.append(tag("rect", shown, **sides, class_="area"))
     drawing = _svg(f"{caption}: {len(coordinates)} entries", *parts, width=side + margin, height=side + margin)
     return tag("figure", tag("figcaption", caption), drawing, class_=run_class(run))
+
+
+def _boxes(boxes: Sequence[tuple[float, float, float, float]]) -> str:
+    """Return the path of boxes (x, y, width, height), without those of no size."""
+    return "".join(f"M{_at(x)} {_at(y)}h{_at(w)}v{_at(h)}h-{_at(w)}z" for x, y, w, h in boxes if w > 0 and h > 0)
 
 
 def number(value: float) -> str:

@@ -77,9 +77,8 @@ h2 { font-size: 1.15rem; margin: 2.5rem 0 .25rem; }
 h3 { font-size: .95rem; margin: 1rem 0 .5rem; overflow-wrap: anywhere; }
 p { max-width: 68ch; margin: .25rem 0 .75rem; color: var(--soft); }
 .runs { list-style: none; margin: 0; padding: 0; display: grid; gap: .35rem; }
-.runs li { display: grid; grid-template-columns: auto minmax(0, 1fr); gap: .6rem; align-items: center; }
-.runs span { overflow-wrap: anywhere; }
-.runs svg { width: 2.25rem; height: .75rem; }
+.runs .key { white-space: normal; overflow-wrap: anywhere; }
+.key { display: inline-flex; gap: .5rem; align-items: center; }
 .charts { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
 .small { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); }
 figure { margin: 0; padding: .75rem; min-width: 0; }
@@ -92,8 +91,8 @@ figure svg { display: block; width: 100%; height: auto; }
 .scroll:focus-visible { outline: 2px solid var(--run-0); outline-offset: 2px; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 table.wide { min-width: 100%; }
-.wrap th, .wrap td { white-space: normal; overflow-wrap: anywhere; }
-.wrap tbody th { min-width: 9rem; } .wrap td { min-width: 7rem; }
+.wrap tbody > tr > * { white-space: normal; min-width: 8.5rem; }
+svg { flex: none; }
 th, td { padding: .4rem .6rem; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line); }
 tr:last-child > * { border-bottom: 0; }
 thead th { color: var(--soft); font-weight: 600; }
@@ -101,6 +100,7 @@ tbody th { font-weight: 500; }
 .number { text-align: right; }
 .heat td, .heat thead th { padding: .3rem .35rem; text-align: center; min-width: 2.1rem; }
 .heat td { background: color-mix(in oklab, var(--high) calc(100% * var(--share)), var(--low)); border: 1px solid var(--card); }
+.heat thead th:first-child { text-align: left; }
 .heat td.on { color: var(--on-high); }
 .heat td.none { background: none; }
 text { font: 11px system-ui, sans-serif; fill: var(--soft); }
@@ -111,6 +111,6 @@ text { font: 11px system-ui, sans-serif; fill: var(--soft); }
 """
     + "".join(f".run-{run} {{ --run: var(--run-{run}); }}\n" for run in range(6))
     + """
-.curve { stroke: var(--run); } .point, .area { fill: var(--run); } .dots { fill: var(--run); }
+.curve { stroke: var(--run); } .point, .dots { fill: var(--run); }
 """
 )

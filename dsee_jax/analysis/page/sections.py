@@ -17,11 +17,16 @@ Runs = Sequence[RunFigures]
 
 def legend(runs: Runs) -> Markup:
     """Return the runs with their colours."""
-    items = []
-    for number, run in enumerate(runs):
-        about = f"{run.name} · {run.results['task']}, seed {run.results['seed']}"
-        items.append(tag("li", charts.key(number), tag("span", about)))
+    items = [
+        tag("li", _run(number, f"{run.name} · {run.results['task']}, seed {run.results['seed']}"))
+        for number, run in enumerate(runs)
+    ]
     return tag("ul", *items, class_="runs")
+
+
+def _run(number: int, text: str) -> Markup:
+    """Return a text beside the sample of the line of a run."""
+    return tag("span", charts.key(number), tag("span", text), class_="key")
 
 
 def scores(runs: Runs) -> Markup:
@@ -30,10 +35,12 @@ def scores(runs: Runs) -> Markup:
     head = [*["run"] * (len(runs) > 1), "stage", *columns, "steps", "evaluations"]
     body = []
     for number, run in enumerate(runs):
-        for stage in rows(run.results):
+        stages = rows(run.results)
+        for place, stage in enumerate(stages):
             values = [stage["metrics"].get(name) for name in columns]
+            named = len(runs) > 1 and place == 0
             cells = [
-                *[tag("td", charts.key(number))] * (len(runs) > 1),
+                tag("th", _run(number, run.name), scope="rowgroup", rowspan=len(stages)) if named else None,
                 tag("td", NAMES.get(stage["name"], stage["name"])),
                 *(_number("" if value is None else f"{value:.4f}") for value in values),
                 *(_number(f"{stage[key]:,}" if key in stage else "") for key in ("steps", "evaluations")),
@@ -50,7 +57,7 @@ def cost(runs: Runs) -> Markup:
         tag("tr", tag("th", name, scope="row"), *(tag("td", table.get(name, "")) for table in tables))
         for name in dict.fromkeys(name for table in tables for name in table)
     ]
-    head = ["", *(charts.key(number) for number in range(len(runs)))] if len(runs) > 1 else []
+    head = ["", *(_run(number, run.name) for number, run in enumerate(runs))] if len(runs) > 1 else []
     return _section("Costs", None, _table(head, body, kind="wide wrap"))
 
 

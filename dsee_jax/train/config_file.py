@@ -58,17 +58,13 @@ def _error(raw: Mapping[str, Any]) -> str:
 
 def dump(config: Config) -> str:
     """Return the YAML text that `read` turns into an equal config."""
-    return yaml.safe_dump(sections(config), sort_keys=False)
-
-
-def sections(config: Config) -> dict[str, Any]:
-    """Return the sections of a config as plain values."""
-    return dataclasses.asdict(config)
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
 
 
 def flat(config: Config) -> dict[str, Any]:
     """Return every setting by its dotted key: ``train.seed``."""
-    nested = {key: value if isinstance(value, dict) else {"": value} for key, value in sections(config).items()}
+    sections = dataclasses.asdict(config)
+    nested = {key: value if isinstance(value, dict) else {"": value} for key, value in sections.items()}
     return {".".join(filter(None, (key, name))): value for key, part in nested.items() for name, value in part.items()}
 
 

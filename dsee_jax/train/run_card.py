@@ -1,5 +1,6 @@
 """The model card of a run, beside its model and its exports: scores (the hub's ``model-index``), costs, settings, use."""
 
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -9,8 +10,8 @@ from dsee_jax.config import Config, model_task
 from dsee_jax.runtime import console
 from dsee_jax.train import config_file, report
 
-SECTIONS = ("model", "data", "delta", "prune", "train")
-"""The sections of the config that a card shows."""
+_PLACES = ("model.path", "data.dir", "delta.start", "output_dir", "train.trackers")
+"""The settings that a card does not show: places of one machine, which is nobody else's business."""
 
 _TASKS = {"sequence-classification": "text-classification", "causal-lm": "text-generation"}
 """The hub's names of the tasks, where they differ."""
@@ -31,7 +32,7 @@ _ABOUT = {
     "model": "The pruned weights and the tuned head. The updates are separate, in `adapter/` of the run; the scores are those "
     "of both together.",
     "compact": "A compact checkpoint, without the pruned heads and neurons, for dsee_jax.",
-    "hf": "The updates are folded into the weights.",
+    "hf": "The updates are folded into the weights, so that the kernels with an update are dense.",
     "peft": "A PEFT adapter for the pretrained base.",
     "stablehlo": "A StableHLO program, with its weights, for any batch and length.",
 }
@@ -84,11 +85,17 @@ def render(
         [report.NAMES.get(row["name"], row["name"]), *(_score(row["metrics"].get(key)) for key in scores)]
         for row in report.rows(results)
     ]
-    settings = {key: part for key, part in config_file.sections(config).items() if key in SECTIONS}
+    defaults = config_file.flat(Config())
+    settings = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in config_file.flat(config).items()
+        if value != defaults[key] and key not in _PLACES
+    }
+    shown = yaml.safe_dump(settings, sort_keys=False)
     return card.render(
         name,
         data,
-        f"{card.code(config.model.path)} tuned on {card.code(results['task'])} with "
+        f"{card.code(_base(config.model.path))} tuned on {card.code(results['task'])} with "
         "[DSEE](https://arxiv.org/abs/2111.00160): low-rank and sparse updates, and pruning of the pretrained weights. "
         f"{about}\n",
         "## Scores on the dev set\n",
@@ -96,8 +103,13 @@ def render(
         "\nThe dev set chooses the best evaluation of each stage, which is the one shown.\n\n## Costs\n",
         card.table(["", ""], [[name, value] for name, value in report.costs(results)]),
         f"\n## Use\n\n{card.block(opens, 'bash' if form == 'stablehlo' else 'python')}",
-        f"## Settings\n\nSeed {results['seed']}.\n\n{card.block(yaml.safe_dump(settings, sort_keys=False), 'yaml')}",
+        f"## Settings\n\nThose that differ from the defaults of dsee_jax.\n\n{card.block(shown, 'yaml')}",
     )
+
+
+def _base(path: str) -> str:
+    """Return the name of a base: a hub id or a package as it is, of a folder its last part."""
+    return path if card.hub_ids([path]) or path.startswith("package:") else Path(path).name
 
 
 def _score(value: float | None) -> str:

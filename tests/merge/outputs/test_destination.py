@@ -8,6 +8,7 @@ import time
 import pytest
 
 import checkpoints
+import hub
 from merge import __main__ as command
 from merge.outputs import destination
 from merge.streaming import engine
@@ -288,3 +289,16 @@ def test_names_of_a_merge_are_literal(tmp_path):
     (tmp_path / "out" / "model_backup.safetensors").write_text("x")
     with pytest.raises(InputError, match="'model_backup.safetensors' in it"):
         destination.check(tmp_path / "out", [], overwrite=True)
+
+
+def test_merged_model_is_uploaded(tmp_path, capsys, monkeypatch):
+    checkpoints.family(tmp_path)
+    path, out = checkpoints.recipe(tmp_path, each={"weight": 0.5}), tmp_path / "out"
+    assert command.main([str(path), str(out), "--push", "a/b/c"]) == 2
+    assert command.main([str(path), str(out), "--push", "team/merged", "--plan"]) == 2
+    assert not out.exists()
+    assert "--push uploads the merged model" in capsys.readouterr().err
+    with hub.opened(monkeypatch) as server:
+        assert command.main([str(path), str(out), "--push", "team/merged"]) == 0
+    assert server.files["team/merged"] == {file.name: file.read_bytes() for file in out.iterdir()}
+    assert capsys.readouterr().out.endswith(f"{out}\n{server.url}/team/merged\n")

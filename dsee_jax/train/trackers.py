@@ -118,9 +118,8 @@ def check(config: Config) -> None:
     for name in config.train.trackers if multihost.is_main() else ():
         package = PACKAGES.get(name, name)
         spec = importlib.util.find_spec(package)
-        if (
-            spec is None or spec.origin is None
-        ):  # a folder of that name, such as the one that wandb writes, has no origin
+        # A folder of that name, such as the one that wandb writes, has no origin.
+        if spec is None or spec.origin is None:
             raise InputError(
                 f"train.trackers has {name!r}, and its package {package} is not installed: pip install {package}"
             )

@@ -26,21 +26,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Print the tables, draw the pictures, write the page, and print their paths."""
     from dsee_jax.analysis import page
+    from dsee_jax.ckpt.folders import METRICS
     from dsee_jax.runtime import console, files, storage
 
     file = storage.target(options.html, "--html") if options.html else storage.as_path(options.runs[0]) / page.PAGE
-    folders = [(storage.as_path(run), storage.download(run)) for run in options.runs]
-    for place, run in folders:
+    runs = {storage.as_path(run): storage.download(run) for run in options.runs}
+    for place, run in runs.items():
+        if not (run / METRICS).exists():
+            raise InputError(f"{place} is no finished run: it has no {METRICS}")
+    for place, run in runs.items():
         _show(place, run)
+    names = [run.absolute().name for run in runs.values()]
+    if len(set(names)) < len(names):
+        names = [str(place) for place in runs]
     try:
-        names = [place.name for place, _ in folders]
-        shown = names if len(set(names)) == len(names) else [str(place) for place, _ in folders]
-        text = page.render([page.read(run, name) for (_, run), name in zip(folders, shown, strict=True)])
+        text = page.render([page.read(run, name) for run, name in zip(runs.values(), names, strict=True)])
+        files.write_text(file, text)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         console.show(f"page not written: a run is damaged ({type(error).__name__}: {error})")
-        return
-    files.write_text(file, text)
-    console.show(f"page     {file}")
+    except OSError as error:
+        if options.html:
+            raise
+        console.show(f"page not written: {file}: {error.strerror or error}")
+    else:
+        console.show(f"page     {file}")
 
 
 def _show(place: "Place", run: Path) -> None:
@@ -50,8 +59,6 @@ def _show(place: "Place", run: Path) -> None:
     from dsee_jax.runtime import console, storage
     from dsee_jax.train.report import show
 
-    if not (run / METRICS).exists():
-        raise InputError(f"{place} is no finished run: it has no {METRICS}")
     results = read_json(run / METRICS)
     try:
         show(results, place, console.show)

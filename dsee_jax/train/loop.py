@@ -53,7 +53,7 @@ def run(config: Config, *, say: Callable[[Any], None] = print, tracked: Sequence
         _begin(setup, config, out)
         with contextlib.ExitStack() as stack:
             with preemption.noticed(), checkpoints.opened(out / CHECKPOINTS) as store:
-                begin = store.last.latest_step() or 0
+                begin = store.last.latest_step()
                 session = Session(store, out, say, stack.enter_context(trackers.opened(config, begin, tracked)))
                 state = _start(session, setup)
                 order = stages.names(config)

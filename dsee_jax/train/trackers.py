@@ -53,7 +53,7 @@ class About(NamedTuple):
     out: Place  # the folder of the run
     id: str  # the same in every call of the run
     settings: dict[str, Any]  # of the config, by dotted key
-    step: int  # of the checkpoint that the run goes on from; 0 at its start
+    step: int | None  # of the checkpoint that the run goes on from; None at its start
 
     @property
     def name(self) -> str:
@@ -66,7 +66,7 @@ def tensorboard(about: About) -> Tracker:
     import tensorboardX
 
     # TensorBoard drops the figures from this step on that an interrupted call wrote.
-    purge = {"purge_step": about.step + 1} if about.step else {}
+    purge = {} if about.step is None else {"purge_step": about.step + 1}
     writer = tensorboardX.SummaryWriter(str(about.out / EVENTS), flush_secs=FLUSH, **purge)
 
     def log(figures: Mapping[str, float], step: int) -> None:
@@ -131,12 +131,12 @@ def check(config: Config) -> None:
 
 
 @contextlib.contextmanager
-def opened(config: Config, step: int, more: Sequence[Tracker] = ()) -> Iterator[tuple[Tracker, ...]]:
+def opened(config: Config, step: int | None, more: Sequence[Tracker] = ()) -> Iterator[tuple[Tracker, ...]]:
     """Yield the trackers of a run, those of its config and ``more``; none on other processes than process 0.
 
     Args:
       config: of the run.
-      step: of the checkpoint that the run goes on from; 0 at its start.
+      step: of the checkpoint that the run goes on from; None at its start.
       more: trackers of the caller.
 
     Raises:
@@ -157,10 +157,10 @@ def opened(config: Config, step: int, more: Sequence[Tracker] = ()) -> Iterator[
             tracker.finish(well)
 
 
-def _about(config: Config, step: int) -> About:
+def _about(config: Config, step: int | None) -> About:
     out = storage.as_path(config.output_dir)
     with storage.store_errors(out):
-        known = read_json(out / TRACKED).get("id") if step and (out / TRACKED).exists() else None
+        known = read_json(out / TRACKED).get("id") if step is not None and (out / TRACKED).exists() else None
     identity = known if isinstance(known, str) else uuid.uuid4().hex[:8]
     files.write(out / TRACKED, {"id": identity})
     return About(out, identity, config_file.flat(config), step)

@@ -171,3 +171,10 @@ def test_page_of_a_damaged_log_is_not_written(finished_run, tmp_path, capsys, mo
     assert main(["report", str(run)]) == 0
     assert "page not written: a run is damaged (KeyError: 'step')" in capsys.readouterr().out
     assert not (run / "report.html").exists()
+
+
+def test_run_that_is_not_finished_is_named_before_anything_is_shown(finished_run, tmp_path, capsys):
+    assert main(["report", str(finished_run("dsee") / "run"), str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert f"{tmp_path} is no finished run" in said.err

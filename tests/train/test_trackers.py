@@ -81,14 +81,14 @@ def test_every_stage_and_the_final_figures_reach_a_tracker(finished_run):
 def test_resumed_run_goes_on_in_the_run_of_the_tracker(tmp_path, calls, name):
     (tmp_path / "run").mkdir()
     config = runs.config(tmp_path, train__trackers=[name])
-    for step in (0, 7):
+    for step in (None, 0):
         with trackers.opened(config, step) as (tracker,):
-            tracker.log({"train/loss": 0.5}, step + 1)
+            tracker.log({"train/loss": 0.5}, 1)
     begun, logged, ended, again, *_ = calls
     assert ended in [("closed",), ("finished",), ("finished", 0)]
     assert logged in [("train/loss", 0.5, 1), ({"train/loss": 0.5}, 1)]
     if name == "tensorboard":
-        assert (begun[2].get("purge_step"), again[2]["purge_step"]) == (None, 8)
+        assert (begun[2].get("purge_step"), again[2]["purge_step"]) == (None, 1)
         assert begun[1] == again[1] == str(tmp_path / "run" / "tensorboard")
     else:
         assert begun == again
@@ -99,14 +99,14 @@ def test_new_run_in_the_folder_of_another_has_its_own_id(tmp_path, calls):
     (tmp_path / "run").mkdir()
     config = runs.config(tmp_path, train__trackers=["wandb"])
     for _ in range(2):
-        with trackers.opened(config, 0):
+        with trackers.opened(config, None):
             pass
     assert calls[0][1]["id"] != calls[2][1]["id"]
 
 
 def test_failed_run_is_told_apart_from_a_finished_one(tmp_path, calls):
     ends = []
-    with pytest.raises(ZeroDivisionError), trackers.opened(runs.config(tmp_path), 0, [Tracker(print, ends.append)]):
+    with pytest.raises(ZeroDivisionError), trackers.opened(runs.config(tmp_path), None, [Tracker(print, ends.append)]):
         _ = 1 / 0
     assert ends == [False]
 
@@ -115,7 +115,7 @@ def test_other_processes_track_nothing(tmp_path, calls, monkeypatch):
     monkeypatch.setattr(multihost, "is_main", lambda: False)
     config = runs.config(tmp_path, train__trackers=["wandb"])
     trackers.check(config)
-    with trackers.opened(config, 0, [Tracker(print, print)]) as opened:
+    with trackers.opened(config, None, [Tracker(print, print)]) as opened:
         assert opened == ()
     assert not calls
 
@@ -146,7 +146,7 @@ def test_tracker_that_does_not_start_is_one_line(tmp_path, calls, monkeypatch):
     config = runs.config(tmp_path, train__trackers=["wandb"])
     with (
         pytest.raises(InputError, match=r"wandb does not start \(api_key not configured \(no-tty\)\): log in"),
-        trackers.opened(config, 0),
+        trackers.opened(config, None),
     ):
         pass
 
@@ -157,13 +157,14 @@ def test_tensorboard_needs_a_folder_of_this_machine(tmp_path, calls):
         trackers.check(config)
 
 
+@pytest.mark.slow  # importing it takes a second
 def test_event_file_holds_the_figures(tmp_path):
     pytest.importorskip("tensorboardX", reason="needs the extra `tensorboard`")
     from tensorboardX.proto.event_pb2 import Event
 
     (tmp_path / "run").mkdir()
     config = runs.config(tmp_path, train__trackers=["tensorboard"])
-    with trackers.opened(config, 0) as (tracker,):
+    with trackers.opened(config, None) as (tracker,):
         tracker.log({"train/loss": 0.5, "dev/accuracy": 0.75}, 3)
     (file,) = (tmp_path / "run" / "tensorboard").iterdir()
     content, figures = file.read_bytes(), {}

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from dsee_jax.ckpt.folders import TRACKED, read_json
 from dsee_jax.config import Config
-from dsee_jax.errors import InputError
+from dsee_jax.errors import InputError, shorten
 from dsee_jax.runtime import files, multihost, storage
 from dsee_jax.runtime.storage import Place
 from dsee_jax.train import config_file
@@ -89,20 +89,14 @@ def wandb(about: About) -> Tracker:
     """Log to Weights & Biases; ``WANDB_MODE=offline`` keeps the figures in the folder of the run, for ``wandb sync``."""
     import wandb
 
-    try:
-        run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=about.name,
-            id=about.id,
-            resume="allow",
-            config=about.settings,
-            dir=str(about.out) if isinstance(about.out, Path) else None,
-        )
-    except wandb.Error as error:
-        problem = " ".join(str(error).split())
-        raise InputError(
-            f"train.trackers: wandb does not start ({problem}): log in with `wandb login`, or set WANDB_MODE=offline"
-        ) from None
+    run = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", PROJECT),
+        name=about.name,
+        id=about.id,
+        resume="allow",
+        config=about.settings,
+        dir=str(about.out) if isinstance(about.out, Path) else None,
+    )
     return Tracker(lambda figures, step: run.log(dict(figures), step=step), lambda well: run.finish(int(not well)))
 
 
@@ -111,6 +105,10 @@ TRACKERS: dict[str, Callable[[About], Tracker]] = {"tensorboard": tensorboard, "
 
 PACKAGES = {"tensorboard": "tensorboardX"}
 """The packages that have another name than their tracker."""
+
+
+FIXES = {"wandb": "log in with `wandb login`, or set WANDB_MODE=offline"}
+"""The way out where a tracker does not start."""
 
 
 def check(config: Config) -> None:
@@ -149,12 +147,21 @@ def opened(config: Config, step: int | None, more: Sequence[Tracker] = ()) -> It
             if multihost.is_main():
                 trackers.extend(more)
                 about = _about(config, step) if config.train.trackers else None
-                trackers.extend(TRACKERS[name](about) for name in config.train.trackers if about)
+                trackers.extend(_started(name, about) for name in config.train.trackers if about)
         yield tuple(trackers)
         well = True
     finally:
         for tracker in trackers:
             tracker.finish(well)
+
+
+def _started(name: str, about: About) -> Tracker:
+    try:
+        return TRACKERS[name](about)
+    except Exception as error:  # each package has errors of its own, from a missing login to a lost connection
+        fix = FIXES.get(name, f"leave {name} out of train.trackers")
+        problem = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"train.trackers: {name} does not start ({shorten(problem)}): {fix}") from error
 
 
 def _about(config: Config, step: int | None) -> About:

@@ -2,6 +2,7 @@
 
 import importlib.machinery
 import json
+import re
 import struct
 import sys
 import types
@@ -52,7 +53,7 @@ def calls(monkeypatch) -> list[tuple]:
 
     monkeypatch.setitem(sys.modules, "tensorboardX", module("tensorboardX", SummaryWriter=Writer))
     monkeypatch.setitem(sys.modules, "trackio", module("trackio", init=init))
-    monkeypatch.setitem(sys.modules, "wandb", module("wandb", init=init, Error=OSError))
+    monkeypatch.setitem(sys.modules, "wandb", module("wandb", init=init))
     return made
 
 
@@ -137,18 +138,20 @@ def test_unknown_tracker_is_refused_by_the_config():
         TrainConfig(trackers=("wandbb",))
 
 
-def test_tracker_that_does_not_start_is_one_line(tmp_path, calls, monkeypatch):
-    def init(**options):
-        raise OSError("api_key not configured\n(no-tty)")
+@pytest.mark.parametrize(("name", "fix"), [("wandb", "log in with `wandb login`"), ("trackio", "leave trackio out")])
+def test_tracker_that_does_not_start_is_one_line(tmp_path, calls, monkeypatch, name, fix):
+    """A tracker that started before it is ended."""
 
-    monkeypatch.setattr(sys.modules["wandb"], "init", init)
+    def init(**options):
+        raise KeyError("api_key not configured\n(no-tty)")
+
+    monkeypatch.setattr(sys.modules[name], "init", init)
     (tmp_path / "run").mkdir()
-    config = runs.config(tmp_path, train__trackers=["wandb"])
-    with (
-        pytest.raises(InputError, match=r"wandb does not start \(api_key not configured \(no-tty\)\): log in"),
-        trackers.opened(config, None),
-    ):
+    config, ends = runs.config(tmp_path, train__trackers=[name]), []
+    with pytest.raises(InputError) as error, trackers.opened(config, None, [Tracker(print, ends.append)]):
         pass
+    assert re.fullmatch(f"train.trackers: {name} does not start .*api_key not configured.*: {fix}.*", str(error.value))
+    assert ends == [False]
 
 
 def test_tensorboard_needs_a_folder_of_this_machine(tmp_path, calls):

@@ -82,7 +82,7 @@ def trackio(about: About) -> Tracker:
 
     project = os.environ.get("TRACKIO_PROJECT", PROJECT)
     run = trackio.init(project=project, name=about.name, config=about.settings, resume="allow", embed=False)
-    return Tracker(lambda figures, step: run.log(dict(figures), step), lambda well: run.finish())
+    return Tracker(lambda figures, step: run.log(dict(figures), step=step), lambda well: run.finish())
 
 
 def wandb(about: About) -> Tracker:

@@ -1,0 +1,57 @@
+"""The documentation site: ``python -m sphinx -W --keep-going -n docs docs/_build``."""
+
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+project = "dsee_jax"
+author = copyright = "the dsee_jax authors"
+version = release = PROJECT["version"]
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "_templates"]
+
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+# CI runs the notebooks by themselves.
+nb_execution_mode = "off"
+
+html_theme = "sphinx_book_theme"
+html_title = "dsee_jax"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
+html_theme_options = {"show_toc_level": 2, "use_download_button": False, "navigation_with_keys": False}
+
+autosummary_generate = True
+autosummary_ignore_module_all = False
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+default_role = "code"
+
+# Types of other projects, and types that public signatures name without being public.
+nitpick_ignore_regex = [
+    ("py:.*", r"(collections|flax|jax|jaxlib|numpy|optax|os|pathlib|transformers|typing)\..*"),
+    ("py:class", r"(dsee_jax|merge)\..*\.(M|P|T|Model|Layout|ModelOptions|Update)"),
+]
+
+
+def _original(app, what, name, obj, options, lines):
+    app.env.temp_data["docstring"] = list(lines)
+
+
+def _attribute(app, what, name, obj, options, lines):
+    """Undo napoleon, which takes the text before a colon for a type; no text of an attribute is a substitution."""
+    if what in ("attribute", "data", "property"):
+        lines[:] = app.env.temp_data["docstring"]
+    lines[:] = [re.sub(r"(?<!`)\|", r"\\|", line) if "``" not in line else line for line in lines]
+
+
+def setup(app):
+    """Surround napoleon's hook, of the default priority 500."""
+    app.connect("autodoc-process-docstring", _original, priority=400)
+    app.connect("autodoc-process-docstring", _attribute, priority=600)

@@ -14,8 +14,11 @@ def main(arguments: list[str]) -> int:
     return command.run("train.py", arguments, lambda: _main(arguments), resume=resume)
 
 
-def _main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    from dsee_jax.runtime import multihost
+
+    top = argparse.ArgumentParser(
         prog="train.py",
         description="Fine-tune a pretrained transformer with DSEE: tune -> prune -> retune -> evaluate -> export. "
         "The same command with the same output_dir resumes the run; finished work is not repeated.",
@@ -23,16 +26,19 @@ def _main(arguments: list[str]) -> None:
         "--keys lists all keys.",
     )
     demo = Path(__file__).parent / "configs" / "demo.yaml"
-    parser.add_argument("config", nargs="?", default=demo, help="a YAML file (default: configs/demo.yaml)")
-    parser.add_argument("--keys", action="store_true", help="list every key with its default and meaning, and exit")
+    top.add_argument("config", nargs="?", default=demo, help="a YAML file (default: configs/demo.yaml)")
+    top.add_argument("--keys", action="store_true", help="list every key with its default and meaning, and exit")
+    multihost.arguments(top)
+    return top
 
+
+def _main(arguments: list[str]) -> None:
     from dsee_jax.errors import InputError, Stopped
     from dsee_jax.runtime import malloc, multihost
     from dsee_jax.train import config_file
 
-    multihost.arguments(parser)
     words, overrides = command.split(arguments)
-    options, rest = parser.parse_known_args(words)
+    options, rest = parser().parse_known_args(words)
 
     if options.keys:
         print(config_file.describe())

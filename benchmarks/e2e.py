@@ -116,7 +116,7 @@ def row(model: str, method: str, content: dict[str, Any], stage: str = "final") 
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Return the table for the README."""
+    """Return the table in Markdown."""
     lines = [
         "| model | method | loss | perplexity | BLEU | NIST | ROUGE-L | zero or removed weights | FLOPs per token | bytes "
         "| generated tokens/s |",

@@ -150,7 +150,7 @@ CHOSEN = (
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Return the table for the README."""
+    """Return the table in Markdown."""
     lines = [
         "| task (metric) | method | score: mean (seeds) | trained share of backbone | zero weights "
         "| FLOPs per token without zeros |",

@@ -134,7 +134,7 @@ def merged(name: str, models: list[Path], options: argparse.Namespace) -> Path:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Return the table for the README."""
+    """Return the table in Markdown."""
     lines = ["| model | loss, restaurants | loss, reviews | mean excess over the tuned models |", "|---|---|---|---|"]
     lines += [
         f"| {row['model']} | {row['loss']['restaurants']:.3f} | {row['loss']['reviews']:.3f} | {row['excess']:+.3f} |"

@@ -199,7 +199,7 @@ def line(name: str, scores: dict[str, float], own: Mapping[str, float], **more: 
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """Return the table for the README."""
+    """Return the table in Markdown."""
     tasks = report["tasks"]
     columns = " | ".join(f"{task} ({about['metric']})" for task, about in tasks.items())
     lines = [

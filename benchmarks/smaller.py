@@ -263,7 +263,7 @@ def mean(scores: list[float]) -> str:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """Return the tables for the README."""
+    """Return the tables in Markdown."""
     text = ""
     if "cut" in report:
         text += (

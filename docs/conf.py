@@ -24,7 +24,7 @@ html_theme = "sphinx_book_theme"
 html_title = "dsee_jax"
 html_static_path = ["_static"]
 html_css_files = ["tables.css"]
-html_theme_options = {"show_toc_level": 2, "use_download_button": False, "navigation_with_keys": False}
+html_theme_options = {"show_toc_level": 2, "use_download_button": False, "navbar_persistent": []}
 
 autosummary_generate = True
 autosummary_ignore_module_all = False

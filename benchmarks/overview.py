@@ -78,7 +78,7 @@ def draw() -> Any:
 
 def main() -> None:
     # Equal results give an equal file.
-    with matplotlib.rc_context({"svg.hashsalt": "scores", "svg.fonttype": "path", "font.size": 9}):
+    with matplotlib.rc_context({"svg.hashsalt": "scores", "svg.fonttype": "none", "font.size": 9}):
         draw().savefig(OUT, metadata={"Date": None}, facecolor="white")
     print(OUT.relative_to(ROOT))
 

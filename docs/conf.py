@@ -4,6 +4,11 @@ import re
 import tomllib
 from pathlib import Path
 
+from sphinx.util.typing import stringify_annotation
+
+from dsee_jax import typing
+from merge import arguments
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -31,6 +36,7 @@ autosummary_ignore_module_all = False
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 100
 default_role = "code"
 
 # Types of other projects, and types that public signatures name without being public.
@@ -38,6 +44,26 @@ nitpick_ignore_regex = [
     ("py:.*", r"(collections|flax|jax|jaxlib|numpy|optax|os|pathlib|transformers|typing)\..*"),
     ("py:class", r"(dsee_jax|merge)\..*\.(M|P|T|Model|Layout|ModelOptions|Update)"),
 ]
+
+UNIONS = {
+    stringify_annotation(union, "smart"): f"~{name}"
+    for name, union in {
+        "merge.arguments.Each": arguments.Each,
+        "merge.arguments.PerModel": arguments.PerModel,
+        "dsee_jax.typing.Array": typing.Array,
+    }.items()
+}
+"""Long types in signatures, and their names; the longest first."""
+
+
+def _signature(app, what, name, obj, options, signature, returns):
+    """Name long types; the fields of a config follow one by one."""
+    if what == "class" and name.endswith("Config"):
+        return "", returns
+    for union, alias in UNIONS.items():
+        signature = signature and signature.replace(union, alias)
+        returns = returns and returns.replace(union, alias)
+    return signature, returns
 
 
 def _original(app, what, name, obj, options, lines):
@@ -53,5 +79,6 @@ def _attribute(app, what, name, obj, options, lines):
 
 def setup(app):
     """Surround napoleon's hook, of the default priority 500."""
+    app.connect("autodoc-process-signature", _signature)
     app.connect("autodoc-process-docstring", _original, priority=400)
     app.connect("autodoc-process-docstring", _attribute, priority=600)

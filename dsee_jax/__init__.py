@@ -1,14 +1,16 @@
 """DSEE in JAX: tune pretrained transformers by low-rank + sparse updates, and prune them to sparse or smaller models.
 
-model, params = dsee_jax.load_pretrained(path, num_labels=2)
-adapter = dsee_jax.deltas.init(params, dsee_jax.DeltaConfig(rank=16, nonzeros=64), key=jax.random.key(0))
-logits = dsee_jax.apply(model, params, adapter, batch)
-masks = dsee_jax.prune.unstructured(params, adapter, [("encoder/.*/kernel", True)], sparsity=0.5)
-masks = dsee_jax.prune.structured(params, adapter, dsee_jax.models.cuts(model), heads=0.25, neurons=0.4)
-small_model, small_params = dsee_jax.compact(model, params, masks)
+::
 
-model, params = dsee_jax.load_pretrained(path, task="causal-lm")
-tokens = dsee_jax.generate(model, params, input_ids, attention_mask, new_tokens=64)
+    model, params = dsee_jax.load_pretrained(path, num_labels=2)
+    adapter = dsee_jax.deltas.init(params, dsee_jax.DeltaConfig(rank=16, nonzeros=64), key=jax.random.key(0))
+    logits = dsee_jax.apply(model, params, adapter, batch)
+    masks = dsee_jax.prune.unstructured(params, adapter, [("encoder/.*/kernel", True)], sparsity=0.5)
+    masks = dsee_jax.prune.structured(params, adapter, dsee_jax.models.cuts(model), heads=0.25, neurons=0.4)
+    small_model, small_params = dsee_jax.compact(model, params, masks)
+
+    model, params = dsee_jax.load_pretrained(path, task="causal-lm")
+    tokens = dsee_jax.generate(model, params, input_ids, attention_mask, new_tokens=64)
 """
 
 from typing import TYPE_CHECKING

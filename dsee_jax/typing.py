@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 Array: TypeAlias = jax.Array | np.ndarray
+"""An array of JAX or of NumPy."""
 Key: TypeAlias = jax.Array
 """A PRNG key from ``jax.random.key``."""
 

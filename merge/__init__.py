@@ -1,6 +1,8 @@
 """Merge fine-tuned models of one base, in memory: any pytrees of arrays with the same structure.
 
-merged = merge.rankmean(base, [model_a, model_b], unit="layer")
+::
+
+    merged = merge.rankmean(base, [model_a, model_b], unit="layer")
 """
 
 from typing import TYPE_CHECKING

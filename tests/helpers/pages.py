@@ -1,7 +1,6 @@
 """The fenced blocks of Markdown pages, the commands in them, and the files that their code names."""
 
 import functools
-import importlib.util
 import pathlib
 import re
 import shlex
@@ -11,6 +10,7 @@ from typing import NamedTuple
 
 import decoders
 import tiny
+import train
 from dsee_jax import __main__ as verbs
 from dsee_jax.runtime import command
 from dsee_jax.train import config_file
@@ -85,7 +85,7 @@ def check(words: list[str]) -> bool:
     program, *arguments = words[starts[0] + 1 :]
     if program == "train.py":
         given, overrides = command.split(arguments)
-        config = _train().parser().parse_args(given).config
+        config = train.parser().parse_args(given).config
         _exists(config)
         config_file.read(ROOT / config if (ROOT / config).is_file() else None, overrides)
         return True
@@ -122,11 +122,3 @@ def _exists(path: str | pathlib.Path) -> None:
 @functools.cache
 def _extras() -> frozenset[str]:
     return frozenset(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
-
-
-@functools.cache
-def _train():
-    spec = importlib.util.spec_from_file_location("train", ROOT / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

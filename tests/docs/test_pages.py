@@ -15,7 +15,7 @@ from merge.recipes import recipe
 
 pytestmark = pytest.mark.docs
 
-LANGUAGES = {"python", "bash", "yaml", "json", "bibtex"}
+LANGUAGES = {"python", "bash", "sh", "yaml", "json", "bibtex"}
 
 
 @pytest.fixture(scope="session")
@@ -39,9 +39,9 @@ def test_the_python_of_a_page_runs(page, world, monkeypatch):
         exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), names)
 
 
-@with_blocks("bash")
+@with_blocks("bash", "sh")
 def test_the_commands_of_a_page_parse(page):
-    for block in pages.blocks(page, "bash"):
+    for block in pages.blocks(page, "bash", "sh"):
         done = subprocess.run(["bash", "-n"], input=block.text, text=True, capture_output=True, check=False)
         assert not done.returncode, done.stderr
         for words in pages.commands(block.text):

@@ -1,5 +1,6 @@
 """The README and the pages of the documentation: their code runs, their commands parse, their files exist."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -15,7 +16,8 @@ from merge.recipes import recipe
 
 pytestmark = pytest.mark.docs
 
-LANGUAGES = {"python", "bash", "sh", "yaml", "json", "bibtex"}
+SHELLS = ("bash", "sh", "console")
+LANGUAGES = {*SHELLS, "python", "yaml", "json"}
 
 
 @pytest.fixture(scope="session")
@@ -35,16 +37,19 @@ def test_the_python_of_a_page_runs(page, world, monkeypatch):
     monkeypatch.chdir(world)
     names = {"batch": tiny.batch(rows=3), "labels": np.array([0, 1, 0])}
     for block in pages.blocks(page, "python"):
+        if any(importlib.util.find_spec(package) is None for package in block.needs):
+            continue
         # Errors show the line of the page.
         exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), names)
 
 
-@with_blocks("bash", "sh")
+@with_blocks(*SHELLS)
 def test_the_commands_of_a_page_parse(page):
-    for block in pages.blocks(page, "bash", "sh"):
-        done = subprocess.run(["bash", "-n"], input=block.text, text=True, capture_output=True, check=False)
+    for block in pages.blocks(page, *SHELLS):
+        script = pages.script(block)
+        done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
         assert not done.returncode, done.stderr
-        for words in pages.commands(block.text):
+        for words in pages.commands(script):
             try:
                 pages.check(words)
             except SystemExit:

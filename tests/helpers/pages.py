@@ -21,7 +21,10 @@ PAGES = sorted(
     path for pattern in ("*.md", "docs/**/*.md") for path in ROOT.glob(pattern) if "_build" not in path.parts
 )
 
-_FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w{}-]*)[^\n]*\n(?P<text>.*?)^(?P=indent)```$", re.M | re.S)
+_FENCE = re.compile(
+    r"^(?:<!-- needs (?P<needs>[\w ]+) -->\n)?(?P<indent> *)```(?P<language>[\w{}-]*)[^\n]*\n(?P<text>.*?)^(?P=indent)```$",
+    re.M | re.S,
+)
 
 
 class Block(NamedTuple):
@@ -31,13 +34,20 @@ class Block(NamedTuple):
     text: str
     line: int
     """Of the first line of the text, from 1."""
+    needs: tuple[str, ...] = ()
+    """Packages that the code needs and this project does not: the names in ``<!-- needs NAME -->`` above the fence."""
 
 
 def blocks(page: pathlib.Path, *languages: str) -> list[Block]:
     """Return the blocks of a page in these languages; without languages, all but the directives of MyST."""
     content = page.read_text()
     every = (
-        Block(match["language"], match["text"], content[: match.start("text")].count("\n") + 1)
+        Block(
+            match["language"],
+            match["text"],
+            content[: match.start("text")].count("\n") + 1,
+            tuple((match["needs"] or "").split()),
+        )
         for match in _FENCE.finditer(content)
     )
     return [
@@ -54,8 +64,15 @@ def world(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
+def script(block: Block) -> str:
+    """Return the commands of a shell block: of a console, those after ``$``."""
+    if block.language != "console":
+        return block.text
+    return "".join(line[2:] for line in block.text.splitlines(keepends=True) if line.startswith("$ "))
+
+
 def commands(script: str) -> Iterator[list[str]]:
-    """Yield the words of every simple command of a shell script, without assignments, comments and redirections."""
+    """Yield the words of every simple command of a shell script, without assignments and comments."""
     # A variable of a loop is a number.
     for line in re.sub(r"\$\w\b", "1", script.replace("\\\n", " ")).splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|")

@@ -22,8 +22,9 @@ PAGES = sorted(
 )
 
 _FENCE = re.compile(
-    r"^(?:<!-- needs (?P<needs>[\w ]+) -->\n)?(?P<indent> *)```(?P<language>[\w{}-]*)[^\n]*\n(?P<text>.*?)^(?P=indent)```$",
-    re.M | re.S,
+    r"^(?:<!-- needs (?P<needs>[\w ]+) -->\n)?"
+    r"(?P<indent> *)```(?P<language>[\w{}-]*)[^\n]*\n(?P<text>.*?)^(?P=indent)```$",
+    re.MULTILINE | re.DOTALL,
 )
 
 

@@ -31,6 +31,7 @@ def with_blocks(*languages):
     return pytest.mark.parametrize("page", chosen, ids=lambda page: str(page.relative_to(pages.ROOT)))
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of packages that pages import beside this library
 @with_blocks("python")
 def test_the_python_of_a_page_runs(page, world, monkeypatch):
     """The blocks of a page share their names; ``batch`` and ``labels`` are the reader's data."""

@@ -34,9 +34,10 @@ def with_blocks(*languages):
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of packages that pages import beside this library
 @with_blocks("python")
 def test_the_python_of_a_page_runs(page, world, monkeypatch):
-    """The blocks of a page share their names; ``batch`` and ``labels`` are the reader's data."""
+    """The blocks of a page share their names; ``batch``, ``ids`` and ``labels`` are the reader's data."""
     monkeypatch.chdir(world)
     names = {"batch": tiny.batch(rows=3), "labels": np.array([0, 1, 0])}
+    names["ids"] = names["batch"]["input_ids"]
     for block in pages.blocks(page, "python"):
         if any(importlib.util.find_spec(package) is None for package in block.needs):
             continue

@@ -8,7 +8,11 @@ import tomllib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 import decoders
+import gguf_files
+import loras
 import tiny
 import train
 from dsee_jax import __main__ as verbs
@@ -62,6 +66,12 @@ def world(folder: pathlib.Path) -> pathlib.Path:
     for seed, name in enumerate(("BASE", "TUNED_A", "TUNED_B")):
         tiny.bert(folder / name, seed=seed)
     decoders.write(folder / "LLAMA_DIR")
+    loras.write(folder / "LORA", loras.pairs({"model.layers.0.self_attn.q_proj": (24, 24)}))
+    layers = [f"bert.encoder.layer.{layer}.attention.self.{name}" for layer in (0, 1) for name in ("query", "value")]
+    updates = loras.pairs(dict.fromkeys(layers, (24, 24)))
+    head = {"classifier.weight": np.zeros((2, 24), np.float32), "classifier.bias": np.zeros(2, np.float32)}
+    loras.write(folder / "my_adapter", updates | head, base_model_name_or_path="HF_DIR", task_type="SEQ_CLS")
+    gguf_files.write(folder / "SmolLM2-135M-Instruct.Q4_1.gguf")
     return folder
 
 

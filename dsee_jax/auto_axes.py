@@ -25,7 +25,7 @@ def spec(array: Any) -> Spec:
 def auto_sharded(function: Callable[..., T], *args: Any, out: Spec | list[Spec]) -> T:
     """Return ``function(*args)``; on explicit axes with the sharding ``out``, and the compiler shards all within.
 
-    Without explicit axes, it is just the call. An eager derivative needs the mesh of ``jax.set_mesh``, as in JAX itself.
+    Without explicit axes, it is just the call. Eager code needs the mesh of ``jax.set_mesh``, as in JAX itself.
 
     Args:
       function: any function.

@@ -103,7 +103,8 @@ def _register(serialization: Any) -> None:
         return serialization.to_state_dict(fields | {"orientations": dict(adapter.orientations)})
 
     def from_state(_: Adapter, state: dict[str, Any]) -> Adapter:
-        return Adapter(**state | {"orientations": tuple(state["orientations"].items())})
+        orientations: Any = tuple(state["orientations"].items())
+        return Adapter(**state | {"orientations": orientations})
 
     serialization.register_serialization_state(Adapter, to_state, from_state)
 

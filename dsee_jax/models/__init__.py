@@ -84,7 +84,7 @@ def cuts(model: Model) -> Cuts:
     Raises:
       InputError: the model is not of this library.
     """
-    if not type(model).__module__.startswith(f"{__name__}."):
+    if not any(base.__module__.startswith(f"{__name__}.") for base in type(model).__mro__):
         raise InputError(
             f"the model is of the type {type(model).__name__}; expected a model of this library, as from load_pretrained: "
             "of another model, write the cuts (dsee_jax.typing.Cuts) for prune.structured and prune.earlybert"

@@ -59,8 +59,8 @@ def complete(function: str, evidence: Evidence) -> tuple[Key | None, Mapping[str
         prng.check(key)
     if inputs is not None and not isinstance(inputs, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(
-            f"inputs is of the type {type(inputs).__name__}; expected a mapping of the path of each kernel to the sizes of its "
-            "inputs: pass the result of dsee_jax.prune.calibration.sizes"
+            f"inputs is of the type {type(inputs).__name__}; expected a mapping of the path of each kernel to the sizes of "
+            "its inputs: pass the result of dsee_jax.prune.calibration.sizes"
         )
     return key, inputs
 

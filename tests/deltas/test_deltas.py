@@ -222,7 +222,9 @@ def test_supports_are_copied_to_the_host_at_each_call(monkeypatch):
     support = jnp.array([[0, 0], [4, 3]])
     adapter = Adapter({"kernel": {"values": jnp.ones(2)}}, {"kernel": support}, 1.0, True)
     copies, asarray = [], np.asarray
-    monkeypatch.setattr(fold.np, "asarray", lambda x, *args, **kwargs: (copies.append(x), asarray(x, *args, **kwargs))[1])
+    monkeypatch.setattr(
+        fold.np, "asarray", lambda x, *args, **kwargs: (copies.append(x), asarray(x, *args, **kwargs))[1]
+    )
     for _ in range(3):
         attach.apply(nn.Dense(4), params, adapter, jnp.zeros((1, 6)))
         fold.materialize(params, adapter)

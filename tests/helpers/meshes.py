@@ -6,13 +6,16 @@ import pathlib
 import re
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import decoders
+import dsee_jax
 import runs
 import tiny
 from dsee_jax import counts, models, tree
@@ -154,6 +157,103 @@ def pruning(_):
     return equal | {"gathered": [shape for shapes in gathered for shape in shapes]}
 
 
+class Layers(nn.Module):
+    """A Dense with its own product, and layers beside whose output the update is added."""
+
+    @nn.compact
+    def __call__(self, x):
+        h = jnp.tanh(nn.Dense(32, name="up")(x))
+        h = nn.DenseGeneral((4, 8), name="heads")(nn.Dense(32, precision="highest", name="precise")(h) + h)
+        return nn.DenseGeneral(16, axis=(-2, -1), name="down")(h) + nn.Einsum((16, 16), "abc,cd->abd", name="einsum")(x)
+
+
+class Module(nnx.Module):
+    def __init__(self, params):
+        self.up = nnx.Linear(16, 32, rngs=nnx.Rngs(0))
+        self.up.kernel.set_value(params["up"]["kernel"])
+        self.up.bias.set_value(params["up"]["bias"])
+
+    def __call__(self, x):
+        return self.up(x)
+
+
+def computed(model, params, adapter, x, key):
+    """Return results of all functions of updates; ``adapter`` is random."""
+
+    def run(deltas, params=params, x=x):
+        return dsee_jax.apply(model, params, adapter.replace(deltas=deltas), x)
+
+    def loss(deltas, params=params, x=x):
+        return jnp.sum(jnp.sin(run(deltas, params, x)))
+
+    deltas = adapter.deltas
+    doubled = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), deltas)
+    up = adapter.replace(deltas={"up": deltas["up"]}, supports={"up": adapter.supports["up"]}, orientations=())
+    rules = [".*/kernel"]
+    return {
+        "init": create.init(params, UPDATES, key=key).supports,
+        "materialize": dsee_jax.materialize(params, adapter),
+        "apply": run(deltas),
+        "grad": jax.grad(loss, (0, 1, 2))(deltas, params, x),
+        "jvp": jax.jvp(run, (deltas,), (deltas,))[1],
+        "vmap": jax.vmap(jax.grad(loss))(doubled),
+        "sgd": jax.tree.map(lambda leaf, slope: leaf - 0.1 * slope, deltas, jax.grad(loss)(deltas)),
+        "nnx": dsee_jax.nnx.attach(Module(params), up)(x),
+        "pruned": [
+            weights.unstructured(params, adapter, rules, score="NABS", scope=scope) for scope in ("global", "output")
+        ],
+        "2:4": weights.nm(params, adapter, rules),
+    }
+
+
+UPDATES = DeltaConfig(
+    targets=(
+        "(up|precise|einsum)/kernel",
+        ("heads", {"orientation": "in_out_out"}),
+        ("down", {"orientation": "in_in_out"}),
+    ),
+    rank=2,
+    nonzeros=9,
+    alpha=2.0,
+)
+
+EXPLICIT = {
+    "columns": {"up": (None, "model"), "heads": (None, None, "model"), "einsum": (None, "model")},
+    "rows, and the axis of the batch": {"up": ("model", "data"), "heads": (None, "model"), "einsum": ("model",)},
+}
+"""The explicit axes of kernels; other kernels are replicated."""
+
+
+def explicit(_):
+    """Compare the functions of updates on a mesh of explicit axes with one device; return the largest errors."""
+    model, key = Layers(), jax.random.key(0)
+    x = jax.random.normal(key, (8, 4, 16))
+    params = model.init(key, x)["params"]
+    adapter = create.init(params, UPDATES, key=key)
+    adapter = adapter.replace(
+        deltas=jax.tree.map(lambda leaf: 0.3 * jax.random.normal(key, leaf.shape), adapter.deltas)
+    )
+    compute = jax.jit(functools.partial(computed, model))
+    expected = jax.device_get(compute(params, adapter, x, key))
+    where, errors = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2), {}
+
+    def compare(name, results):
+        for call, result in results.items():
+            difference = jax.tree.map(
+                lambda a, b: np.abs(np.subtract(a, b, dtype=np.float32)).max(), expected[call], result
+            )
+            errors[f"{name}, {call}"] = float(max(jax.tree.leaves(difference)))
+
+    for name, specs in EXPLICIT.items():
+        with jax.set_mesh(where):
+            placed = jax.tree.map(lambda leaf: jax.device_put(leaf, PartitionSpec()), params)
+            for path, spec in specs.items():
+                placed[path]["kernel"] = jax.device_put(params[path]["kernel"], PartitionSpec(*spec))
+            batch = jax.device_put(x, PartitionSpec("data"))
+            compare(name, compute(placed, adapter, batch, key))
+    return errors
+
+
 def all_runs(folder, names=None):
     """The figures of complete runs on a mesh of all three axes."""
     figures = {}
@@ -180,7 +280,7 @@ RUNS = {
 }
 
 JOBS = {
-    "pruning": pruning,
+    "functions": lambda folder: {"pruning": pruning(folder), "explicit": explicit(folder)},
     "steps": all_steps,
     "runs": all_runs,
     # A sample: an encoder and scanned layers on a mesh of all three axes; a run with structured pruning.

@@ -41,16 +41,25 @@ SHORT = ADAPTER.replace(deltas=jax.tree.map(lambda leaf: leaf[:1], ADAPTER.delta
         (lambda: prune.unstructured(PARAMS, None, RULES, keep=FLOATS), "in keep is float32; expected bool"),
         (lambda: prune.nm(PARAMS, None, RULES, n="2"), "n is '2'; expected a whole number that is not traced"),
         (lambda: prune.nm(PARAMS, None, [("up", {"m": 4.0})]), "m is 4.0; expected a whole number"),
-        (lambda: jax.jit(lambda n: prune.nm(PARAMS, None, RULES, n=n))(2), "n is .*; expected a whole number that is not"),
+        (
+            lambda: jax.jit(lambda n: prune.nm(PARAMS, None, RULES, n=n))(2),
+            "n is .*; expected a whole number that is not",
+        ),
         (
             lambda: prune.unstructured(PARAMS, None, RULES, score="WANDA", inputs=jnp.ones(4)),
             "inputs is of the type ArrayImpl; expected a mapping of the path",
         ),
         (lambda: prune.unstructured(PARAMS, None, RULES, score="random", key=0), "key is 0; expected one PRNG key"),
         (lambda: deltas.init(PARAMS, CONFIG, key=0), "key is 0; expected one PRNG key"),
-        (lambda: deltas.init(PARAMS, CONFIG, key=jax.random.split(jax.random.key(0))), r"key is an array of key<fry>\(2,\); expected one"),
+        (
+            lambda: deltas.init(PARAMS, CONFIG, key=jax.random.split(jax.random.key(0))),
+            r"key is an array of key<fry>\(2,\); expected one",
+        ),
         (lambda: deltas.init(PARAMS, {"targets": ["up"]}, key=jax.random.key(0)), "type dict; expected a DeltaConfig"),
-        (lambda: apply(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), PARAMS, ADAPTER, jnp.ones((1, 4))), "Linen module, found Linear"),
+        (
+            lambda: apply(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), PARAMS, ADAPTER, jnp.ones((1, 4))),
+            "Linen module, found Linear",
+        ),
         (lambda: models.cuts(nn.Dense(4)), "the model is of the type Dense; expected a model of this library"),
         (lambda: models.cuts(PARAMS), "the model is of the type dict; expected a model of this library"),
         (lambda: compact(nn.Dense(4), PARAMS, KEPT), "the model is of the type Dense"),

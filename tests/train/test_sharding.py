@@ -188,10 +188,23 @@ def test_steps_on_meshes_equal_one_device(tmp_path, which):
         assert figures["held"] <= 1 / divided[1], (case, figures)
 
 
+@pytest.fixture(scope="module")
+def functions(tmp_path_factory):
+    return on_eight_devices("functions", tmp_path_factory.mktemp("functions"))
+
+
 @pytest.mark.slow
-def test_masks_of_sharded_kernels_equal_one_device(tmp_path):
+def test_updates_on_explicit_axes_equal_one_device(functions):
+    """Created, folded, attached, derived, vectorised and scored."""
+    errors = functions["explicit"]
+    assert len(errors) == 20
+    assert {call: error for call, error in errors.items() if error > 1e-4} == {}
+
+
+@pytest.mark.slow
+def test_masks_of_sharded_kernels_equal_one_device(functions):
     """Eagerly and under jit; no device gathers a complete kernel."""
-    figures = on_eight_devices("pruning", tmp_path)
+    figures = dict(functions["pruning"])
     assert figures.pop("gathered") == []
     kinds = ("global", "tensor", "output", "keep", "nm")
     assert figures == {f"{kind}{call}": True for kind in kinds for call in ("", ", jit", ", explicit axes")}

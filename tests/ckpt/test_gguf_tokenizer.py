@@ -62,8 +62,8 @@ def test_all_ends_are_named():
 
 
 def test_sentencepiece_merges_by_scores(tmp_path):
-    tokens = ["<unk>", "<s>", "</s>", "<0xC3>", "<0xA9>", "\u2581", "a", "c", "t", "at", "ca", "\u2581ca", "cat"]
-    scores = [0.0] * 5 + [-20.0, -21.0, -22.0, -23.0, -1.0, -2.0, -3.0, -4.0]
+    tokens = ["<unk>", "<s>", "</s>", "<0xC3>", "<0xA9>", "\u2581", "a", "c", "t", "ca", "at", "\u2581ca", "cat"]
+    scores = [0.0] * 5 + [-20.0, -21.0, -22.0, -23.0, -2.0, -1.0, -3.0, -4.0]
     metadata = {
         "model": "llama",
         "tokens": tokens,

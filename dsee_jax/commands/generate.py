@@ -7,8 +7,8 @@ from dsee_jax.config import SEEDS
 from dsee_jax.errors import InputError
 
 DESCRIPTION = (
-    "Generate text from prompts with a decoder: a Hugging Face folder, hub id or package:NAME, or the output_dir of a "
-    "run, with its updates attached. All prompts are one batch. By default each token is the most probable one, up to "
+    "Generate text from prompts with a decoder: a Hugging Face folder, GGUF file, hub id or package:NAME, or the output_dir "
+    "of a run, with its updates attached. All prompts are one batch. By default each token is the most probable one, up to "
     "an end of text or --new-tokens; --beams searches for the most probable text, --temperature samples."
 )
 EXAMPLE = 'python -m dsee_jax generate runs/writer --prompt "Once upon a time" --beams 4'
@@ -16,7 +16,7 @@ EXAMPLE = 'python -m dsee_jax generate runs/writer --prompt "Once upon a time" -
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the verb."""
-    parser.add_argument("model", metavar="MODEL", help="a model folder, hub id, package:NAME or RUN_DIR")
+    parser.add_argument("model", metavar="MODEL", help="a model folder, GGUF file, hub id, package:NAME or RUN_DIR")
     parser.add_argument(
         "--adapter", default="", metavar="DIR", help="an adapter of this library or of PEFT that was trained on MODEL"
     )

@@ -12,7 +12,7 @@ EXAMPLE = "python -m dsee_jax inspect BASE TUNED --tensors"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the verb."""
-    parser.add_argument("before", metavar="A", help="a model folder, hub id or package:NAME")
+    parser.add_argument("before", metavar="A", help="a model folder, GGUF file, hub id or package:NAME")
     parser.add_argument("after", metavar="B", help="another checkpoint of the same model, for instance after tuning")
     parser.add_argument("--tensors", action="store_true", help="print one row per tensor")
     parser.add_argument("--json", metavar="FILE", help="also write all figures to this file")

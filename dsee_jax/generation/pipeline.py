@@ -45,7 +45,7 @@ def load(path: str | Path, *, other: str = "", dtype: str = "float32", allow_unk
     """Return the decoder at ``path`` with its tokenizer; a run or an export with factors has its updates attached.
 
     Args:
-      path: a model folder, hub id or package:NAME, or the folder of a run or of an export.
+      path: a model folder, GGUF file, hub id or package:NAME, or the folder of a run or of an export.
       other: the folder of an adapter of this library or of PEFT, or a hub id, in place of the run's own. Empty: none.
       dtype: of the matrix products, float32 or bfloat16.
       allow_unknown: ignore unknown fields of config.json with a warning.

@@ -45,8 +45,8 @@ def open_source(reference: str, beside: Place) -> Source:
     """Open a model, and its adapter if the reference names one, from the headers of their files.
 
     Args:
-      reference: ``path[@revision][+adapter[@revision]]``. A path is a folder beside the recipe, a folder in the working
-        folder or in a store, ``package:NAME``, or a hub id; an adapter is this library's or a LoRA in PEFT's layout.
+      reference: ``path[@revision][+adapter[@revision]]``. A path is a folder or GGUF file beside the recipe, in the
+        working folder or in a store, ``package:NAME``, or a hub id; an adapter is this library's or a LoRA in PEFT's layout.
       beside: the folder of the recipe.
 
     Raises:

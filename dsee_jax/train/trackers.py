@@ -106,7 +106,6 @@ TRACKERS: dict[str, Callable[[About], Tracker]] = {"tensorboard": tensorboard, "
 PACKAGES = {"tensorboard": "tensorboardX"}
 """The packages that have another name than their tracker."""
 
-
 FIXES = {"wandb": "log in with `wandb login`, or set WANDB_MODE=offline"}
 """The way out where a tracker does not start."""
 

@@ -27,13 +27,21 @@ def read(folder: Path, model: Model, base: str) -> adapter.Saved:
       base: its name, for messages.
 
     Raises:
-      InputError: no adapter, a damaged or unsupported one, or one of PEFT that belongs to another base.
+      InputError: no adapter, a damaged or unsupported one, one of PEFT that belongs to another base, or updates of some layers
+        only for a model that scans.
     """
     saved = peft_paths.to_saved(peft.read(folder), model, base) if formats.is_peft(folder) else adapter.load(folder)
     if not scans(model):
         return saved
+    deltas, depth = stacks.stack(_equal_ranks(saved.deltas)), len(next(iter(model.config.widths.values())))
+    for stacked, leaf in tree.flatten(deltas).items():
+        if stacks.is_stacked(stacked) and len(leaf) != depth:
+            raise InputError(
+                f"{folder}: {stacked!r} has updates of {len(leaf)} of the {depth} layers: layers that differ cannot be scanned, "
+                "set model.scan to false"
+            )
     return saved._replace(
-        deltas=stacks.stack(_equal_ranks(saved.deltas)),
+        deltas=deltas,
         supports=stacks.stack(saved.supports),
         params=stacks.stack(saved.params),
         masks=stacks.stack(saved.masks),

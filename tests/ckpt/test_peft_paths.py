@@ -8,7 +8,7 @@ import dsee_jax
 import loras
 import tiny
 from dsee_jax import tree
-from dsee_jax.ckpt import hf, peft, peft_paths
+from dsee_jax.ckpt import adapted, hf, peft, peft_paths
 from dsee_jax.errors import InputError
 
 LAYER = "model.layers.{}.self_attn.{}_proj"
@@ -73,8 +73,6 @@ def test_update_of_a_joint_weight_is_split(models, tmp_path):
 
 
 def test_layers_of_a_scanned_model_get_the_largest_rank(models, tmp_path):
-    from dsee_jax.ckpt import adapted
-
     arrays = LORA | loras.pairs({V: (8, 24)}, rank=3)
     folder = loras.write(tmp_path, arrays)
     single, stacked = (adapted.read(folder, models["llama"].clone(scan=scan), "base") for scan in (False, True))
@@ -83,6 +81,12 @@ def test_layers_of_a_scanned_model_get_the_largest_rank(models, tmp_path):
     for layer in range(2):
         expected = dense(single, f"decoder/layer_{layer}/attention/value/kernel")
         np.testing.assert_allclose(3 * delta["a"][layer] @ delta["b"][layer], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_updates_of_some_layers_are_refused_by_a_scanned_model(models, tmp_path):
+    folder = loras.write(tmp_path, loras.pairs({Q: (24, 24)}), layers_to_transform=[0])
+    with pytest.raises(InputError, match="query/kernel/a' has updates of 1 of the 2 layers: .*set model.scan to false"):
+        adapted.read(folder, models["llama"].clone(scan=True), "base")
 
 
 def without(*names):

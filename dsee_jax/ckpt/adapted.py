@@ -37,7 +37,7 @@ def read(folder: Path, model: Model, base: str) -> adapter.Saved:
     for stacked, leaf in tree.flatten(deltas).items():
         if stacks.is_stacked(stacked) and len(leaf) != depth:
             raise InputError(
-                f"{folder}: {stacked!r} has updates of {len(leaf)} of the {depth} layers: layers that differ cannot be scanned, "
+                f"{folder}: {stacked!r} has updates of {len(leaf)} of the {depth} layers: such layers cannot be scanned, "
                 "set model.scan to false"
             )
     return saved._replace(

@@ -33,7 +33,7 @@ _ABOUT = {
     "of both together.",
     "compact": "A compact checkpoint, without the pruned heads and neurons, for dsee_jax.",
     "hf": "The updates are folded into the weights, so that the kernels with an update are dense.",
-    "peft": "A PEFT adapter for the pretrained base.",
+    "peft": "A PEFT adapter, for the base that `adapter_config.json` names.",
     "stablehlo": "A StableHLO program, with its weights, for any batch and length.",
 }
 

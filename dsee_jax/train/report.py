@@ -64,7 +64,7 @@ def costs(results: dict[str, Any]) -> list[tuple[str, str]]:
         ("weights zero or removed", f"{results['weight_sparsity']:.1%} of the prunable kernels"),
         ("FLOPs per token, dense", f"{flops['dense']:,} without attention scores"),
         ("FLOPs per token, zeros skipped", f"{flops['final']:,} = {results['flops_ratio']:.1%}"),
-        (f"FLOPs per example of {example['length']} tokens, dense", f"{example['dense']:,} with attention scores"),
+        ("FLOPs per example, dense", f"{example['dense']:,} with attention scores, {example['length']} tokens"),
         ("FLOPs per example, zeros skipped", f"{example['final']:,} = {example['final'] / example['dense']:.1%}"),
         *((name, text(results[key])) for key, (name, text) in _MEASURED.items() if key in results),
     ]

@@ -80,6 +80,8 @@ p { max-width: 68ch; margin: .25rem 0 .75rem; color: var(--soft); }
 .runs .key { white-space: normal; overflow-wrap: anywhere; }
 .key { display: inline-flex; gap: .5rem; align-items: center; }
 .charts { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
+summary { cursor: pointer; margin: .75rem 0; }
+summary h3 { display: inline; }
 .small { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); }
 figure { margin: 0; padding: .75rem; min-width: 0; }
 figure, .scroll { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; }

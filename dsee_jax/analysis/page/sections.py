@@ -14,6 +14,9 @@ from dsee_jax.train.report import NAMES, costs, rows
 
 Runs = Sequence[RunFigures]
 
+FOLDED = 24
+"""The most kernels of a run whose supports are shown at once; more are folded behind their number."""
+
 
 def legend(runs: Runs) -> Markup:
     """Return the runs with their colours."""
@@ -145,7 +148,9 @@ def supports(runs: Runs) -> Markup:
             if len(update.support)
         ]
         if drawn:
-            parts += [_title(runs, run, f"{len(drawn)} kernels"), tag("div", *drawn, class_="small")]
+            opened = "open" if len(drawn) <= FOLDED else None
+            title = tag("summary", _title(runs, run, f"{len(drawn)} kernels"))
+            parts.append(tag("details", title, tag("div", *drawn, class_="small"), open=opened))
     note = (
         "Each square is a kernel: inputs from top to bottom, outputs from left to right. Bars count the entries by input and "
         "by output."

@@ -32,9 +32,10 @@ def save_pretrained(
 ) -> None:
     """Write a folder that `load_pretrained` and Hugging Face ``transformers`` open with equal results.
 
-    The folder of a structurally pruned model is a compact checkpoint: config.json holds its widths, and only this library
-    opens it. For other tools, pass the model through `dsee_jax.prune.compaction.expand` first. ``path`` is complete or absent
-    (`dsee_jax.runtime.files`).
+    A structurally pruned model whose layers have equal numbers of heads and of neurons is such a folder too, if its
+    ``model_type`` has fields for them. Any other is a compact checkpoint, see `dsee_jax.models.hf_config.kept_kinds`: only
+    this library opens it. For other tools, pass the model through `dsee_jax.prune.compaction.expand` first. ``path`` is
+    complete or absent (`dsee_jax.runtime.files`).
 
     Args:
       path: the new folder; missing parents are created.
@@ -45,7 +46,8 @@ def save_pretrained(
       labels: names of the classes, in the order of the logits; empty: the names of the source, or LABEL_0 ...
       problem_type: Hugging Face's name of the loss of the tuning, such as single_label_classification. It replaces
         another one in the config.json of the source; ``transformers`` computes probabilities by it. Empty: the source's.
-      kept: for a structurally pruned model, all units before any pruning, True = kept; written beside the weights.
+      kept: for a structurally pruned model, all units before any pruning, True = kept; written beside the weights, and their
+        numbers in config.json.
       card: the text of the model card; empty: no card is written.
       max_shard_size: bytes, or a text such as "5GB"; larger weights are split over several files.
       overwrite: replace a folder at ``path`` that holds no other files than those of a model.
@@ -55,7 +57,7 @@ def save_pretrained(
         belong to the model, or the number of ``labels`` is not the number of classes.
     """
     origin = None if source is None else resolve(source)
-    arrays, config = hf_tensors(model, params), _config(model, origin, labels, problem_type)
+    arrays, config = hf_tensors(model, params), _config(model, origin, labels, problem_type, kept or {})
     kinds = {str(array.dtype) for array in arrays.values()}
     config["dtype"] = kinds.pop() if len(kinds) == 1 else "float32"
     copied = [] if origin is None else [*companions.tokenizer_files(origin), *companions.others(origin)]
@@ -70,11 +72,13 @@ def save_pretrained(
             companions.copy(origin, staging, copied)
 
 
-def _config(model: Model, origin: Path | None, labels: Sequence[str], problem_type: str) -> dict[str, Any]:
+def _config(model: Model, origin: Path | None, labels: Sequence[str], problem_type: str, kept: Masks) -> dict[str, Any]:
     config = formats.model_config(origin) if origin else {}
-    for name in ("_name_or_path", "torch_dtype", "transformers_version"):
+    for name in ("_name_or_path", "torch_dtype", "transformers_version", hf_config.PER_LAYER):
         config.pop(name, None)
-    own = hf_config.write(model.config)
+    own = {f"kept_{kind}": model.config.widths[kind] for kind in kept} | hf_config.write(model.config)
+    if layers := hf_config.per_layer(model.config):
+        own[hf_config.PER_LAYER] = layers
     config = {name: value for name, value in config.items() if name not in hf_config.names(model.config)} | own
     config |= {"model_type": model.config.model_type}
     config["architectures"] = [models.class_name(model)]

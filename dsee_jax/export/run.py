@@ -1,5 +1,6 @@
 """Export of a finished run: Hugging Face folder, compact checkpoint, StableHLO program or PEFT adapter."""
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -8,9 +9,12 @@ from dsee_jax.ckpt.adapter import Saved
 from dsee_jax.ckpt.folders import ADAPTER, CARD, KEPT, METRICS, MODEL, read_json
 from dsee_jax.errors import InputError
 from dsee_jax.export import peft, stablehlo
+from dsee_jax.models import hf_config
 from dsee_jax.prune import compaction
 from dsee_jax.train import run_card
 from dsee_jax.train.finished_run import Finished, load, plain_params
+
+log = logging.getLogger(__name__)
 
 
 def export(run: Path, out: Path, *, form: str = "hf", factors: bool = False) -> None:
@@ -19,8 +23,8 @@ def export(run: Path, out: Path, *, form: str = "hf", factors: bool = False) -> 
     Args:
       run: the folder of the run.
       out: the new folder.
-      form: ``hf``: a Hugging Face folder, with zeros for pruned heads and neurons; ``compact``: a smaller folder without
-        pruned heads and neurons, for this library; ``stablehlo``: a program that needs only jax
+      form: ``hf``: a Hugging Face folder, with zeros for the pruned heads or neurons whose number its fields cannot hold;
+        ``compact``: a folder without any pruned heads and neurons; ``stablehlo``: a program that needs only jax
         (`dsee_jax.export.stablehlo`); ``peft``: the updates and the head, for the pretrained base or, where the run
         pruned it, for ``model/`` of the run (`dsee_jax.export.peft`).
       factors: for hf and compact: keep the pruned weights sparse and copy the adapter to ``out/adapter``. Otherwise the
@@ -59,17 +63,22 @@ def _base(run: Path, adapter: Saved) -> str:
 
 def _write_model(run: Path, finished: Finished, out: Path, form: str, factors: bool) -> None:
     model, params = finished.model, finished.params if factors else plain_params(finished)
-    kept, full = kept_units.read(run / MODEL), model.config == model.config.with_widths()
-    if form == "compact" and full:
+    kept, kinds = kept_units.read(run / MODEL), hf_config.kept_kinds(model.config)
+    if form == "compact" and not kept and not kinds:
         raise InputError(f"{run} has pruned no heads or neurons: use --format hf")
-    if form == "hf" and not full:
+    if form == "hf" and kinds:
         if factors:
             raise InputError(
                 "--factors: the updates have the shapes of the smaller model: use it with --format compact"
             )
         if not kept:
             raise InputError(f"{run / MODEL / KEPT} is missing: it lists the kept heads and neurons")
-        (model, params), kept = compaction.expand(model, params, kept), {}
+        log.warning(
+            "%s: zeros stand for the pruned %s: the fields of %s hold no such numbers",
+            *(out, " and ".join(kinds), model.config.model_type),
+        )
+        model, params = compaction.expand(model, params, {kind: kept[kind] for kind in kinds})
+        kept = {kind: layers for kind, layers in kept.items() if kind not in kinds}
     hf_save.save_pretrained(out, model, params, source=run / MODEL, labels=finished.task.labels, kept=kept)
     if finished.adapter and factors:
         shutil.copytree(run / ADAPTER, out / ADAPTER)

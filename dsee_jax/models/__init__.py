@@ -78,7 +78,7 @@ def label_axes(model: Model) -> dict[str, int]:
 def cuts(model: Model) -> Cuts:
     """Return the units of a model of this library that can be pruned: `Architecture.cuts`, written out for every layer.
 
-    Paths that the model lacks before any pruning are left out: not every config of an architecture has all of its params.
+    Paths that the model lacks with all units are left out: not every config of an architecture has all of its params.
     For the units of another model, write its cuts, a ``dict[str, Sequence[Units]]`` (`dsee_jax.typing.Cuts`).
 
     Raises:

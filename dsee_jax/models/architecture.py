@@ -83,7 +83,11 @@ class ModelConfig(Protocol):
         ...
 
     def with_widths(self, heads: Sequence[int] | None = None, neurons: Sequence[int] | None = None) -> Self:
-        """Return this config with these numbers of units in every layer; None: the numbers before any pruning."""
+        """Return this config with these numbers of units in every layer; None: the numbers of the standard fields.
+
+        Numbers that all layers share become standard fields where the ``model_type`` has these; the fields ``kept_*`` hold the
+        others.
+        """
         ...
 
 

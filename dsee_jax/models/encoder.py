@@ -108,12 +108,16 @@ class Config:
         }
 
     def with_widths(self, heads: Sequence[int] | None = None, neurons: Sequence[int] | None = None) -> Self:
-        """Return this config with these numbers of units in every layer; None: the numbers before any pruning."""
+        """Return this config with these numbers of units in every layer; None: the numbers of the standard fields.
 
+        An equal number of neurons in all layers becomes ``intermediate_size``. No standard field gives the size of a head.
+        """
+        width = hf_config.shared_width(neurons) or self.intermediate_size
         return dataclasses.replace(
             self,
+            intermediate_size=width,
             kept_heads=hf_config.kept_widths(heads, self.num_attention_heads),
-            kept_neurons=hf_config.kept_widths(neurons, self.intermediate_size),
+            kept_neurons=hf_config.kept_widths(neurons, width),
         )
 
 

@@ -100,7 +100,7 @@ class Config:
 
     @property
     def neurons(self) -> int:
-        """Feed-forward neurons of a layer before any pruning."""
+        """Feed-forward neurons of a layer, unless ``kept_neurons`` tells otherwise."""
         return self.n_inner or 4 * self.n_embd
 
     @property
@@ -125,11 +125,16 @@ class Config:
         }
 
     def with_widths(self, heads: Sequence[int] | None = None, neurons: Sequence[int] | None = None) -> "Config":
-        """Return this config with these numbers of units in every layer; None: the numbers before any pruning."""
+        """Return this config with these numbers of units in every layer; None: the numbers of the standard fields.
+
+        An equal number of neurons in all layers becomes ``n_inner``. No standard field gives the size of a head.
+        """
+        width = hf_config.shared_width(neurons) or self.neurons
         return dataclasses.replace(
             self,
+            n_inner=self.n_inner if width == self.neurons else width,
             kept_heads=hf_config.kept_widths(heads, self.n_head),
-            kept_neurons=hf_config.kept_widths(neurons, self.neurons),
+            kept_neurons=hf_config.kept_widths(neurons, width),
         )
 
 

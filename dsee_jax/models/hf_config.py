@@ -13,15 +13,18 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from dsee_jax.errors import InputError, did_you_mean, shorten
 from dsee_jax.hf_layout import QUANTISED
+from dsee_jax.models.architecture import ModelConfig
 
 RUN = ("num_labels", "dtype")
 """Fields of our configs that the run sets. Hugging Face's ``dtype`` is the storage type, which the tensors themselves tell."""
+
+PER_LAYER = "per_layer_config"
+"""The field of transformers 5 for models whose layers differ: ``{number of the layer: {name: value}}``."""
 
 FIXED: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False, None),
     "add_cross_attention": (False, None),
     "pruned_heads": ({}, None),
-    "per_layer_config": ({}, None),
     "auto_map": ({}, None),
     **dict.fromkeys(QUANTISED, (None,)),
     # other rotary positions
@@ -105,7 +108,7 @@ _EXPECTED = {
     type(None): "null",
 }
 
-C = TypeVar("C")
+C = TypeVar("C", bound=ModelConfig)
 
 
 def read(
@@ -140,7 +143,8 @@ def read(
             reason = _QUANTISED if name in QUANTISED else f"which is not implemented; only {fixed[name][0]!r} is"
             raise InputError(f"{name!r} is {shorten(repr(value))}, {reason}")
         # A field that is null is not set.
-        if name not in names and name not in fixed and value is not None and not _HARMLESS.fullmatch(name):
+        known = name in names or name in fixed or name == PER_LAYER
+        if not known and value is not None and not _HARMLESS.fullmatch(name):
             if allow_unknown:
                 log.warning(
                     "config.json: unknown field %r = %.60r is ignored: the numbers of the model may differ", name, value
@@ -159,6 +163,12 @@ def read(
         if not any(_fits(value := getattr(config, name), kind) for kind in kinds):
             expected = " or ".join(_EXPECTED.get(kind, "a list") for kind in kinds)
             raise InputError(f"{name!r} is {value!r:.80}; expected {expected}")
+    config = config.with_widths(**config.widths)
+    if (layers := fields.get(PER_LAYER)) not in (None, {}, per_layer(config)):
+        raise InputError(
+            f"{PER_LAYER!r} is {shorten(repr(layers))}, which is not implemented; it may only repeat 'kept_heads' and "
+            "'kept_neurons'"
+        )
     return config
 
 
@@ -224,3 +234,29 @@ def check_widths(config: Any, name: str, layers: int, most: int) -> None:
 def kept_widths(widths: Sequence[int] | None, full: int) -> tuple[int, ...] | None:
     """Return the ``kept_*`` field for ``widths``, units per layer: None if every layer has all ``full`` units."""
     return None if widths is None or set(widths) == {full} else tuple(widths)
+
+
+def shared_width(widths: Sequence[int] | None) -> int | None:
+    """Return the number of units that every layer has; None if layers differ or have none: no standard field says that."""
+    return widths[0] if widths and len(set(widths)) == 1 and widths[0] else None
+
+
+def kept_kinds(config: Any) -> tuple[str, ...]:
+    """Return the kinds of units whose numbers only a ``kept_*`` field holds: other programs do not open such a model."""
+    return tuple(kind for kind in config.widths if getattr(config, f"kept_{kind}") is not None)
+
+
+def per_layer(config: Any) -> dict[str, dict[str, Any]]:
+    """Return the value of `PER_LAYER`: by layer, the standard fields that differ from those of the model.
+
+    It is empty if all layers agree, or if the standard fields cannot describe the units of a layer.
+    """
+    if not kept_kinds(config):
+        return {}
+    common, layers, depth = write(config.with_widths()), {}, len(next(iter(config.widths.values())))
+    for number in range(depth):
+        alone = config.with_widths(**{kind: (widths[number],) * depth for kind, widths in config.widths.items()})
+        if kept_kinds(alone):
+            return {}
+        layers[str(number)] = {name: value for name, value in write(alone).items() if value != common.get(name)}
+    return {number: fields for number, fields in layers.items() if fields}

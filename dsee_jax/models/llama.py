@@ -165,7 +165,7 @@ class Config:
 
     @property
     def groups(self) -> int:
-        """Key/value heads before any pruning."""
+        """Key/value heads of a layer, unless ``kept_heads`` tells otherwise."""
         return self.num_key_value_heads or self.num_attention_heads
 
     @property
@@ -206,11 +206,23 @@ class Config:
         }
 
     def with_widths(self, heads: Sequence[int] | None = None, neurons: Sequence[int] | None = None) -> "Config":
-        """Return this config with these numbers of units in every layer; None: the numbers before any pruning."""
+        """Return this config with these numbers of units in every layer; None: the numbers of the standard fields.
+
+        Equal numbers in all layers become ``intermediate_size`` and, with ``head_dim``, the numbers of heads.
+        """
+        width, groups = hf_config.shared_width(neurons) or self.intermediate_size, hf_config.shared_width(heads)
+        count = (groups or self.groups) * (self.num_attention_heads // self.groups)
+        # LlamaConfig alone refuses a hidden_size that is no multiple of the heads, also where head_dim is given.
+        standard = self.model_type != "llama" or self.hidden_size % count == 0
+        changes: dict[str, Any] = {}
+        if groups not in (None, self.groups) and standard:
+            changes = {"num_attention_heads": count, "num_key_value_heads": groups, "head_dim": self.head_size}
         return dataclasses.replace(
             self,
-            kept_heads=hf_config.kept_widths(heads, self.groups),
-            kept_neurons=hf_config.kept_widths(neurons, self.intermediate_size),
+            **changes,
+            intermediate_size=width,
+            kept_heads=hf_config.kept_widths(heads, changes.get("num_key_value_heads", self.groups)),
+            kept_neurons=hf_config.kept_widths(neurons, width),
         )
 
 

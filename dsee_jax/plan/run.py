@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dsee_jax import models, tree
-from dsee_jax.ckpt import hf
+from dsee_jax.ckpt import hf, kept_units
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.config import Config, model_task
 from dsee_jax.deltas import create
@@ -47,12 +47,13 @@ def abstract_steps(
     if config.train.dropout >= 0:
         model = model.clone(config=model.config.with_dropout(config.train.dropout))
     inputs.check_length(config, options.path, model)
-    config, start = setup.with_start(setup.with_rules(config, model), resolve(options.path, weights=False), model)
-    placed = sharding.placement(where, model)
+    folder = resolve(options.path, weights=False)
+    config, start = setup.with_start(setup.with_rules(config, model), folder, model)
+    placed = sharding.placement(where, model, cut=bool(kept_units.read(folder)))
     kind = jnp.dtype(options.param_dtype)
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, kind), models.shapes(model))
     adapter = jax.eval_shape(lambda p: create.init(p, config.delta, key=jax.random.key(0)), params)
-    moving = setup.trainable_params(config, resolve(options.path, weights=False), model, params, start)
+    moving = setup.trainable_params(config, folder, model, params, start)
     rest = tree.split(params, list(tree.flatten(moving)))[1]
     wide = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), moving)
     optimizer = optim.adamw(config.train)

@@ -7,6 +7,7 @@ supports are renumbered. A leaf that would become empty is removed.
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -137,14 +138,17 @@ def cut_supports(supports: Supports, indices: Indices) -> dict[str, Any]:
 
 def check(model: Model, kept: Masks) -> None:
     """Raise `InputError` unless ``kept``, over all original units, gives the widths of ``model``; an empty tree passes."""
-    full = model.clone(config=model.config.with_widths())
-    indices(full, kept)
     for name in {name for layers in kept.values() for name in layers} - {
-        layer(number) for widths in full.config.widths.values() for number in range(len(widths))
+        layer(number) for widths in model.config.widths.values() for number in range(len(widths))
     }:
         raise InputError(f"the kept units are of {name} and the model has no such layer")
-    if kept and (left := resized(full, kept).config.widths) != model.config.widths:
+    if (left := resized(_original(model, kept), kept).config.widths) != model.config.widths:
         raise InputError(f"the model has the widths {model.config.widths} and the kept units give {left}")
+
+
+def _original(model: Model, kept: Masks) -> Model:
+    """Return the model without params, in the widths before the pruning that ``kept`` describes."""
+    return resized(model, jax.tree.map(np.ones_like, kept))
 
 
 def expand(model: Model, params: Params, kept: Masks) -> tuple[Model, dict[str, Any]]:
@@ -153,13 +157,13 @@ def expand(model: Model, params: Params, kept: Masks) -> tuple[Model, dict[str, 
     Args:
       model: the small model.
       params: the params of the small model, updates folded in.
-      kept: the kept units over all original units, True = kept.
+      kept: the kept units over all original units, True = kept. A kind that is left out keeps the shapes of the small model.
 
     Raises:
       InputError: ``kept`` does not give the widths of the small model.
     """
     check(model, kept)
-    full = model.clone(config=model.config.with_widths())
+    full = _original(model, kept)
     table, small = indices(full, kept), tree.flatten(params)
     flat = {}
     for path, leaf in tree.flatten(models.shapes(full)).items():

@@ -8,6 +8,7 @@ Trees of scores and of coefficients have the same form. In a layer or kind that 
 """
 
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
@@ -19,12 +20,15 @@ from dsee_jax import models, orientation, tree
 from dsee_jax.config import PruneConfig, Scope, ScoreName
 from dsee_jax.deltas import fold
 from dsee_jax.deltas.adapter import Adapter, Update, kernels, updates_of
-from dsee_jax.errors import InputError, did_you_mean
-from dsee_jax.models.architecture import Model
+from dsee_jax.errors import InputError, did_you_mean, shorten
+from dsee_jax.models import hf_config
+from dsee_jax.models.architecture import Model, ModelConfig
 from dsee_jax.ops.topk import top_k
 from dsee_jax.prune.scores import SCORES, Evidence, complete, divided
 from dsee_jax.runtime import multihost
 from dsee_jax.typing import Array, Cuts, Delta, Masks, Params, Tree, Units
+
+log = logging.getLogger(__name__)
 
 
 def structured(
@@ -161,8 +165,13 @@ def check_units(model: Model, params: Params, prunable: list[str], pruning: Prun
     for kind, layers in models.cuts(model).items():
         amount = getattr(pruning, kind)
         counts = [count(params, units) for units in layers]
-        # EarlyBERT compares heads within a layer and neurons over the model (arXiv 2101.00063, section 3.2).
-        over_all_layers = kind == "neurons" if pruning.kind == "earlybert" else pruning.scope == "global"
+        if pruning.uniform and len(set(counts)) > 1:
+            raise InputError(
+                f"prune.uniform is true and the layers have {shorten(str(counts))} {kind}: start from a model whose layers "
+                "have equal numbers, or set it to false"
+            )
+        # EarlyBERT compares heads within a layer (arXiv 2101.00063, section 3.2).
+        over_all_layers = pruning.scope == "global" and (kind == "neurons" or pruning.kind == "structured")
         for total in [sum(counts)] if over_all_layers else counts:
             removal_count(f"prune.{kind}", amount, total)
         for path in (path for units in layers for path in units.axes if amount and path.endswith("/kernel")):
@@ -170,6 +179,24 @@ def check_units(model: Model, params: Params, prunable: list[str], pruning: Prun
                 raise InputError(
                     f"prune.{kind} is {amount} and prune.targets leaves out {path!r}, which loses rows or columns"
                 )
+        if pruning.uniform and amount:
+            _warn_unless_standard(model.config, kind, counts[0] - removal_count(kind, amount, counts[0]))
+
+
+def _warn_unless_standard(config: ModelConfig, kind: str, left: int) -> None:
+    """Warn if the standard fields of a config cannot hold ``left`` units in every layer."""
+
+    def standard(number: int) -> bool:
+        widths = {**config.widths, kind: (number,) * len(config.widths[kind])}
+        return kind not in hf_config.kept_kinds(config.with_widths(**widths))
+
+    if not standard(left):
+        others = [str(number) for number in range(config.widths[kind][0], 0, -1) if standard(number)]
+        log.warning(
+            "prune.uniform: the fields of %s in config.json cannot hold %s of its %s %s (they can hold %s): only this library "
+            "will open model/, and export --format hf writes zeros for the others",
+            *(config.model_type, left, config.widths[kind][0], kind, shorten(", ".join(others))),
+        )
 
 
 UNIT_SCORES = tuple(name for name, score in SCORES.items() if score.of_units)

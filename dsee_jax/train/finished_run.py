@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsee_jax.ckpt import adapted, adapter, hf
+from dsee_jax.ckpt import adapted, adapter, hf, kept_units
 from dsee_jax.ckpt.folders import ADAPTER, CONFIG, METRICS, MODEL
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.config import Config, model_task
@@ -56,7 +56,7 @@ def load(run: Path, overrides: Sequence[str] = (), *, sharded: bool = False, oth
         *(run / MODEL, model_task(config), task.num_labels),
         dtype=config.model.dtype,
         allow_unknown=config.model.allow_unknown,
-        sharding=(lambda model: _placement(config, model).sharding) if sharded else None,
+        sharding=(lambda model: _placement(config, model, run).sharding) if sharded else None,
     )
     params, names = labels.align(run / MODEL, model, params, task.labels)
     saved = None
@@ -72,8 +72,9 @@ def load(run: Path, overrides: Sequence[str] = (), *, sharded: bool = False, oth
     return Finished(config, dataclasses.replace(task, labels=names), model, params, saved)
 
 
-def _placement(config: Config, model: Model) -> sharding.Placement:
-    return sharding.placement(sharding.mesh(config.mesh, batch_size=config.train.batch_size), model)
+def _placement(config: Config, model: Model, run: Path) -> sharding.Placement:
+    mesh = sharding.mesh(config.mesh, batch_size=config.train.batch_size)
+    return sharding.placement(mesh, model, cut=bool(kept_units.read(run / MODEL)))
 
 
 def plain_params(finished: Finished) -> Params:
@@ -87,7 +88,7 @@ def evaluate(run: Path, overrides: Sequence[str] = (), *, other: str = "") -> di
     """Return the metrics of a finished run, computed again from ``model/`` and ``adapter/``; arguments as for `load`."""
     config, task, model, params, saved = load(run, overrides, sharded=True, other=other)
     data = read_data(config, task, run / MODEL, model)
-    placed = _placement(config, model)
+    placed = _placement(config, model, run)
     frozen = step.Frozen(params, saved.supports if saved else {}, {})
     trained = {"deltas": saved.deltas if saved else {}, "params": {}}
     write, score = (make(model, config, data, placed) for make in (evaluation.writer, evaluation.evaluator))

@@ -87,7 +87,7 @@ def resize(setup: Setup, kept: Masks) -> Setup:
         prunable=[path for path in setup.prunable if path in tree.flatten(params)],
         trained=compaction.cut_tree(setup.trained, indices),
         supports=compaction.cut_supports(setup.supports, indices),
-        placed=sharding.placement(setup.placed.mesh, model),
+        placed=sharding.placement(setup.placed.mesh, model, cut=True),
         kept=kept,
     )
 

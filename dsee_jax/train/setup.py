@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dsee_jax import models, tree
-from dsee_jax.ckpt import adapted, adapter, formats, hf, hf_names
+from dsee_jax.ckpt import adapted, adapter, formats, hf, hf_names, kept_units
 from dsee_jax.ckpt.companions import MODULES
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.config import CUTTING, Config, model_task
@@ -62,13 +62,14 @@ def prepare(config: Config) -> Setup:
         check_output(config)
         mesh = sharding.mesh(config.mesh, batch_size=config.train.batch_size)
         folder = resolve(config.model.path)
+        cut = bool(kept_units.read(folder))
     task, key, options = read_task(config), keys(config.train.seed), config.model
     names = ("new_head", "dtype", "param_dtype", "scan", "remat", "allow_unknown")
     with multihost.raise_on_all():
         model, params = hf.load_pretrained(
             *(folder, model_task(config), task.num_labels),
             **{name: getattr(options, name) for name in names},
-            sharding=lambda model: sharding.placement(mesh, model).sharding,
+            sharding=lambda model: sharding.placement(mesh, model, cut=cut).sharding,
             key=key["head"],
         )
         if not options.new_head:
@@ -96,7 +97,7 @@ def prepare(config: Config) -> Setup:
             "no parameter is trained: delta.rank and delta.nonzeros are 0, and causal-lm has no task head; set one of "
             "them, or train.full: true"
         )
-    placed = sharding.placement(mesh, model)
+    placed = sharding.placement(mesh, model, cut=cut)
     return Setup(config, folder, model, params, head, prunable, trained, supports, data, placed, {})
 
 

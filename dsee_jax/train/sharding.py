@@ -22,6 +22,7 @@ from dsee_jax import models, tree
 from dsee_jax.config import MeshConfig
 from dsee_jax.deltas.attach import intercepted
 from dsee_jax.errors import InputError
+from dsee_jax.models import hf_config
 from dsee_jax.models.architecture import Model
 from dsee_jax.runtime import multihost
 from dsee_jax.runtime.mesh import AXES, device_mesh
@@ -80,16 +81,19 @@ def mesh(config: MeshConfig, *, batch_size: int, devices: Sequence[Any] | None =
     return device_mesh((sizes["data"], sizes["fsdp"], sizes["tensor"]), devices)
 
 
-def placement(where: Mesh, model: Model) -> Placement:
+def placement(where: Mesh, model: Model, *, cut: bool = False) -> Placement:
     """Return the sharding of a model's params on a mesh.
 
-    In a structurally pruned model, heads and neurons that ``tensor`` does not divide evenly are replicated.
+    Args:
+      where: the mesh.
+      model: its config has the widths of all layers.
+      cut: the model is structurally pruned, although its config may not tell. Heads and neurons that ``tensor`` does not
+        divide evenly are then replicated.
 
     Raises:
       InputError: a mesh axis does not divide the axis of a param; the message lists the sizes that do.
     """
     config, tensor = model.config, where.shape["tensor"]
-    cut = config != config.with_widths()
     # A device has complete heads and neurons.
     uneven = [
         (kind, layer, width)
@@ -97,7 +101,7 @@ def placement(where: Mesh, model: Model) -> Placement:
         for layer, width in enumerate(widths)
         if width % tensor
     ]
-    if uneven and not cut:
+    if uneven and not cut and not hf_config.kept_kinds(config):
         kind, layer, width = uneven[0]
         raise InputError(
             f"mesh.tensor is {tensor}; layer {layer} has {width} {kind}, which it does not divide: {_divisors(width)}"

@@ -167,8 +167,9 @@ def test_config_holds_the_widths():
     model, params, adapter = whole()
     unit_masks = units.structured(params, adapter, models.cuts(model), heads=1, neurons=0.4)
     small, small_params = dsee_jax.compact(model, params, unit_masks)
-    assert (sum(small.config.kept_heads), sum(small.config.kept_neurons)) == (2 * 3 - 1, 80 - 32)
-    assert small_params["encoder"]["layer_1"]["mlp"]["up"]["kernel"].shape == (24, small.config.kept_neurons[1])
+    widths = small.config.widths
+    assert (sum(widths["heads"]), sum(widths["neurons"])) == (2 * 3 - 1, 80 - 32)
+    assert small_params["encoder"]["layer_1"]["mlp"]["up"]["kernel"].shape == (24, widths["neurons"][1])
     assert hash(small.config) != hash(model.config)
     nothing, same_params = dsee_jax.compact(model, params, {})
     assert nothing == model

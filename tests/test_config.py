@@ -83,6 +83,7 @@ def test_yaml_value_takes_the_type_of_its_field(override, section, name, expecte
         ("--prune.heads=1.0", r"prune.heads is 1.0; expected a fraction in \[0, 1\) or a whole number"),
         ("--prune.neurons=-2", "prune.neurons is -2"),
         ("--prune.neurons=many", "prune.neurons is 'many'; expected a number"),
+        ("--prune.uniform=true", "prune.uniform is True; expected false for unstructured, which prunes no heads"),
         ("--train.full=true", "set delta.rank and delta.nonzeros to 0"),
         ("--train.warmup=1", "train.warmup"),
         ("--mesh.fsdp=-1", "mesh.data and mesh.fsdp are -1; only one"),
@@ -160,6 +161,13 @@ def test_names_of_classes_of_a_regression_are_refused():
         InputError, match=r"data.labels is \('low', 'high'\); expected none: with data.regression a label is"
     ):
         config.DataConfig(labels=("low", "high"), regression=True)
+
+
+@pytest.mark.parametrize("kind", ["structured", "earlybert"])
+def test_uniform_pruning_compares_within_each_layer(kind):
+    prune = config.PruneConfig(kind=kind, heads=1, uniform=True)
+    assert prune.scope == "tensor"
+    assert dataclasses.replace(prune) == prune
 
 
 def test_whole_number_is_a_number():

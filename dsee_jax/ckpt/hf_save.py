@@ -63,7 +63,8 @@ def save_pretrained(
     copied = [] if origin is None else [*companions.tokenizer_files(origin), *companions.others(origin)]
     names = (*MODEL_FILES, *companions.PATTERNS, *copied) if overwrite else ()
     with files.folder(path, replaces=names) as staging:
-        tensors.write(staging, arrays, max_shard_size=max_shard_size)
+        # Without an index, some loaders (vLLM) read every safetensors file of a folder as weights, KEPT too.
+        tensors.write(staging, arrays, max_shard_size=max_shard_size, indexed=bool(kept))
         (staging / MODEL_CONFIG).write_text(files.dumps(config, indent=2, sort_keys=True) + "\n")
         kept_units.write(staging, kept)
         if card:

@@ -275,13 +275,15 @@ def _contiguous(array: Array) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def write(folder: Path, arrays: Mapping[str, Array], *, max_shard_size: str | int = "5GB") -> None:
+def write(
+    folder: Path, arrays: Mapping[str, Array], *, max_shard_size: str | int = "5GB", indexed: bool = False
+) -> None:
     """Write ``model.safetensors``, or shards and their index if the arrays are larger than ``max_shard_size``.
 
-    Arrays may have any strides, such as transposed views.
+    Arrays may have any strides, such as transposed views. ``indexed`` writes the index of a single file as well.
     """
     kinds = {name: (_NAMES[np.dtype(array.dtype)], array.shape) for name, array in arrays.items()}
-    write_each(folder, kinds, arrays.__getitem__, max_shard_size=max_shard_size)
+    write_each(folder, kinds, arrays.__getitem__, max_shard_size=max_shard_size, indexed=indexed)
 
 
 def write_each(
@@ -290,6 +292,7 @@ def write_each(
     array: Callable[[str], Array],
     *,
     max_shard_size: str | int = "5GB",
+    indexed: bool = False,
 ) -> None:
     """Write what `write` writes from arrays ``{name: (type, shape)}``; ``array(name)`` is called when its turn comes."""
     sizes = {name: math.prod(shape) * np.dtype(DTYPES[kind]).itemsize for name, (kind, shape) in kinds.items()}
@@ -300,5 +303,5 @@ def write_each(
             opened.write(begin)
             for name in names:
                 opened.write(_contiguous(array(name)).reshape(-1).view(np.uint8).data)
-    if len(files) > 1:
+    if indexed or len(files) > 1:
         (folder / INDEX).write_text(index_text(files, sum(sizes.values())))

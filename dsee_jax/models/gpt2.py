@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import flax.linen as nn
 import jax
@@ -82,11 +82,11 @@ class Config:
                 raise InputError(f"{name!r} is {value!r}{near}; implemented: {', '.join(options)}")
 
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any], **run: Any) -> "Config":
+    def from_hf(cls, config: Mapping[str, Any], **run: Any) -> Self:
         """Read a parsed ``config.json``; ``run`` gives num_labels and dtype. Raises `InputError` as `hf_config.read` does."""
         return hf_config.read(cls, config, fixed=_FIXED, **run)
 
-    def with_dropout(self, rate: float) -> "Config":
+    def with_dropout(self, rate: float) -> Self:
         """Return this config with every dropout rate set to ``rate``, in [0, 1)."""
         return dataclasses.replace(self, resid_pdrop=rate, embd_pdrop=rate, attn_pdrop=rate)
 
@@ -124,7 +124,7 @@ class Config:
             "neurons": self.kept_neurons or (self.neurons,) * self.n_layer,
         }
 
-    def with_widths(self, heads: Sequence[int] | None = None, neurons: Sequence[int] | None = None) -> "Config":
+    def with_widths(self, heads: Sequence[int] | None = None, neurons: Sequence[int] | None = None) -> Self:
         """Return this config with these numbers of units in every layer; None: the numbers of the standard fields.
 
         An equal number of neurons in all layers becomes ``n_inner``. No standard field gives the size of a head.

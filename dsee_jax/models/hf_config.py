@@ -249,7 +249,8 @@ def kept_kinds(config: Any) -> tuple[str, ...]:
 def per_layer(config: Any) -> dict[str, dict[str, Any]]:
     """Return the value of `PER_LAYER`: by layer, the standard fields that differ from those of the model.
 
-    It is empty if all layers agree, or if the standard fields cannot describe the units of a layer.
+    It is empty if all layers agree, or if the standard fields cannot describe the units of a layer. The config's ``undivided``
+    names fields that no layer may have of its own.
     """
     if not kept_kinds(config):
         return {}
@@ -259,4 +260,7 @@ def per_layer(config: Any) -> dict[str, dict[str, Any]]:
         if kept_kinds(alone):
             return {}
         layers[str(number)] = {name: value for name, value in write(alone).items() if value != common.get(name)}
-    return {number: fields for number, fields in layers.items() if fields}
+    layers = {number: fields for number, fields in layers.items() if fields}
+    return (
+        {} if any(name in fields for name in getattr(config, "undivided", ()) for fields in layers.values()) else layers
+    )

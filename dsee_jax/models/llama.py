@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import flax.linen as nn
 import jax
@@ -133,7 +133,7 @@ class Config:
             )
 
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any], **run: Any) -> "Config":
+    def from_hf(cls, config: Mapping[str, Any], **run: Any) -> Self:
         """Read a parsed ``config.json``; ``run`` gives num_labels and dtype. Raises `InputError` as `hf_config.read` does."""
         kind = config.get("model_type", cls.model_type)
         parameters, rest = rope.read(config)
@@ -141,7 +141,7 @@ class Config:
             cls, {**_DEFAULTS[kind], **rest, "rope_parameters": parameters}, fixed=_FIXED[kind], **run
         )
 
-    def with_dropout(self, rate: float) -> "Config":
+    def with_dropout(self, rate: float) -> Self:
         """Return this config with every dropout rate set to ``rate``, in [0, 1)."""
         return dataclasses.replace(self, attention_dropout=rate)
 
@@ -162,6 +162,11 @@ class Config:
     def earlier(self) -> dict[str, Any]:
         """Fields in the layout of transformers 4, which many other programs read as well."""
         return rope.earlier(self.rope_parameters)
+
+    @property
+    def undivided(self) -> tuple[str, ...]:
+        """Fields that no layer may have of its own: LlamaConfig reads that of the model, and refuses the file."""
+        return ("num_attention_heads",) if self.model_type == "llama" else ()
 
     @property
     def groups(self) -> int:
@@ -205,7 +210,7 @@ class Config:
             "neurons": self.kept_neurons or (self.intermediate_size,) * self.num_hidden_layers,
         }
 
-    def with_widths(self, heads: Sequence[int] | None = None, neurons: Sequence[int] | None = None) -> "Config":
+    def with_widths(self, heads: Sequence[int] | None = None, neurons: Sequence[int] | None = None) -> Self:
         """Return this config with these numbers of units in every layer; None: the numbers of the standard fields.
 
         Equal numbers in all layers become ``intermediate_size`` and, with ``head_dim``, the numbers of heads.

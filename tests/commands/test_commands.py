@@ -268,19 +268,20 @@ def test_evaluate_a_pruned_model(cut, capsys):
 
 
 def test_exports_of_a_pruned_model_have_the_tuned_logits(cut, tmp_path, capsys):
-    """Compact and at full size: the logits equal those of the model with attached updates."""
+    """Compact, and with zeros for the heads: the logits equal those of the model with attached updates."""
     run = cut[0]
     attached = logits(run / "model", adapter.load(run / "adapter").adapter)
     for form in ("hf", "compact"):
         assert command.main(["export", str(run), str(tmp_path / form), "--format", form]) == 0
         np.testing.assert_allclose(logits(tmp_path / form), attached, atol=1e-5)
     small, large = (hf.load_pretrained(tmp_path / form) for form in ("compact", "hf"))
-    assert small[0].config.kept_neurons == (24,)
-    assert large[0].config == hf.load_pretrained(run.parent / "base")[0].config
+    assert small[0].config.widths == {"heads": (2,), "neurons": (24,)}
+    assert large[0].config == hf.load_pretrained(run.parent / "base")[0].config.with_widths(neurons=(24,))
     assert "kept_heads" not in json.loads((tmp_path / "hf" / "config.json").read_text())
-    keep = kept_units.read(tmp_path / "compact")["neurons"]["layer_0"]
-    up = np.asarray(large[1]["encoder"]["layer_0"]["mlp"]["up"]["kernel"])
-    np.testing.assert_array_equal((up != 0).any(0), keep)
+    kept, kept_by_hf = (kept_units.read(tmp_path / form) for form in ("compact", "hf"))
+    assert kept_units.difference(kept_by_hf, {"neurons": kept["neurons"]}) is None
+    value = np.asarray(large[1]["encoder"]["layer_0"]["attention"]["value"]["kernel"])
+    np.testing.assert_array_equal((value != 0).any(0), np.repeat(kept["heads"]["layer_0"], 8))
     assert command.main(["export", str(run), str(tmp_path / "x"), "--format", "compact", "--factors"]) == 0
     np.testing.assert_allclose(
         logits(tmp_path / "x", adapter.load(tmp_path / "x" / "adapter").adapter), attached, atol=1e-5

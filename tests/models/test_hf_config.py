@@ -200,6 +200,66 @@ def test_written_decoder_config_is_read_back(variant):
     assert config({"model_type": first.model_type, **written}) == pruned
 
 
+def narrowed(fields, **widths):
+    """Return the fields in which the config.json of a narrower model differs from that of the model."""
+    config = find(fields["model_type"]).config.from_hf(fields)
+    before, after = hf_config.write(config), hf_config.write(config.with_widths(**widths))
+    return {name: value for name, value in after.items() if value != before.get(name)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "heads", "neurons", "expected"),
+    [
+        (tiny.config(), (3, 3), (24, 24), {"intermediate_size": 24}),
+        (tiny.config(), (2, 2), (24, 24), {"intermediate_size": 24, "kept_heads": (2, 2)}),
+        (tiny.config(), None, (24, 23), {"kept_neurons": (24, 23)}),
+        (tiny.config(), None, (0, 0), {"kept_neurons": (0, 0)}),
+        (decoders.config(model_type="gpt2"), (2, 2), (80, 80), {"n_inner": 80, "kept_heads": (2, 2)}),
+        (
+            decoders.config(),
+            (1, 1),
+            (24, 24),
+            {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 4, "intermediate_size": 24},
+        ),
+        # LlamaConfig needs a hidden_size, here 24, that is a multiple of the heads.
+        (decoders.config(num_attention_heads=5, num_key_value_heads=5, head_dim=4), None, (40, 40), {}),
+        (decoders.config(num_attention_heads=6, num_key_value_heads=6), (5, 5), None, {"kept_heads": (5, 5)}),
+        (
+            decoders.config(model_type="mistral", num_attention_heads=6, num_key_value_heads=6),
+            (5, 5),
+            None,
+            {"num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": 4},
+        ),
+        (decoders.config(), (0, 0), None, {"kept_heads": (0, 0)}),
+        (decoders.config(), (2, 1), None, {"kept_heads": (2, 1)}),
+    ],
+)
+def test_equal_numbers_of_units_become_standard_fields(fields, heads, neurons, expected):
+    assert narrowed(fields, heads=heads, neurons=neurons) == expected
+
+
+def test_equal_kept_numbers_are_read_as_standard_fields():
+    """An earlier layout had the numbers of the unpruned model in the standard fields."""
+    config = bert.Config.from_hf(tiny.config(kept_heads=[3, 3], kept_neurons=[24, 24]))
+    assert config == bert.Config.from_hf(tiny.config(intermediate_size=24))
+
+
+def test_per_layer_config_repeats_the_numbers_of_each_layer():
+    """As transformers 5 reads it; a layer without heads has no standard fields, and LlamaConfig refuses other heads."""
+    config = llama.Config.from_hf(decoders.config(model_type="mistral", num_key_value_heads=3, head_dim=4))
+    assert hf_config.per_layer(config.with_widths(heads=(3, 2), neurons=(24, 40))) == {
+        "0": {"intermediate_size": 24},
+        "1": {"num_attention_heads": 4, "num_key_value_heads": 2},
+    }
+    assert hf_config.per_layer(config.with_widths(heads=(2, 2), neurons=(24, 24))) == {}
+    assert hf_config.per_layer(config.with_widths(heads=(3, 0))) == {}
+    assert hf_config.per_layer(dataclasses.replace(config, model_type="llama").with_widths(heads=(3, 2))) == {}
+    fields = tiny.config(kept_neurons=[40, 24], per_layer_config={"1": {"intermediate_size": 24}})
+    assert bert.Config.from_hf(fields).widths["neurons"] == (40, 24)
+    with pytest.raises(InputError, match="'per_layer_config' is .*, which is not implemented; it may only repeat"):
+        bert.Config.from_hf(tiny.config(per_layer_config={"1": {"intermediate_size": 24}}))
+
+
 def test_both_layouts_of_rotary_parameters_are_read():
     """rope_theta and rope_scaling of earlier versions, and rope_parameters."""
     old = {"rope_parameters": None, "rope_theta": 1e6, "rope_scaling": {"type": "linear", "factor": 2}}

@@ -1,6 +1,7 @@
 """Compacted models give the logits of the masked model, with updates, and expand to the original shapes."""
 
 import functools
+import json
 
 import hypothesis
 import hypothesis.strategies as st
@@ -161,6 +162,31 @@ def test_compact_checkpoint_round_trips_and_expands(family, tmp_path):
     masked = masks.apply(params, units.masks(params, models.cuts(model), kept))
     for path, leaf in tree.flatten(masked).items():
         np.testing.assert_array_equal(tree.get(dense, path), leaf)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
+def test_equally_cut_layers_are_read_from_standard_fields_alone(family, tmp_path):
+    """kept.safetensors and the fields kept_* only tell where the model comes from, and lead back to the masked weights."""
+    model, params, *_ = whole(family)
+    heads = [] if family != "llama" else [[1, 0, 1], [0, 1, 1]]
+    kept = flags(heads, [[1, 0] * 20, [0, 1] * 20])
+    small, small_params, *_ = cut(kept, family)
+    hf_save.save_pretrained(tmp_path, small, small_params, kept=kept)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert {name for name in fields if name.startswith("kept_")} == {f"kept_{kind}" for kind in kept}
+    placed = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    assert set(placed.values()) == {"model.safetensors"}
+    back, dense = compaction.expand(*hf.load_pretrained(tmp_path, model.task), kept_units.read(tmp_path))
+    assert back.config.widths == model.config.widths
+    masked = masks.apply(params, units.masks(params, models.cuts(model), kept))
+    for path, leaf in tree.flatten(masked).items():
+        np.testing.assert_array_equal(tree.get(dense, path), leaf)
+    (tmp_path / "kept.safetensors").unlink()
+    plain = {name: value for name, value in fields.items() if not name.startswith("kept_")}
+    (tmp_path / "config.json").write_text(json.dumps(plain))
+    again, read = hf.load_pretrained(tmp_path, model.task)
+    assert again == small
+    jax.tree.map(np.testing.assert_array_equal, read, small_params)
 
 
 def test_config_holds_the_widths():

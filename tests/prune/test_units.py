@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dsee_jax import tree, typing
+import decoders
+import tiny
+from dsee_jax import models, tree, typing
+from dsee_jax.config import PruneConfig
 from dsee_jax.deltas.adapter import Adapter
 from dsee_jax.errors import InputError
 from dsee_jax.prune import units
@@ -194,3 +197,39 @@ def test_axis_that_units_do_not_divide_is_named():
         match="'l0/. has 1 units and|'l0/.' has 2 units and 'l0/q' 1: params of one layer hold the same units",
     ):
         units.structured(params, None, CUTS, heads=1, score="W")
+
+
+def checked(fields, **pruning):
+    """Check the units of a uniform pruning of a model whose kernels are all prunable."""
+    architecture = models.find(fields["model_type"])
+    model = architecture.model(architecture.config.from_hf(fields), "features")
+    params = models.shapes(model)
+    prune = PruneConfig(kind="structured", uniform=True, **pruning)
+    units.check_units(model, params, [*tree.flatten(params)], prune)
+
+
+def test_uniform_pruning_of_layers_that_differ_is_refused():
+    with pytest.raises(
+        InputError, match=r"prune.uniform is true and the layers have \[3, 2\] heads: start from a model"
+    ):
+        checked(tiny.config(kept_heads=[3, 2]), neurons=0.5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "pruning", "message"),
+    [
+        (tiny.config(), {"heads": 1}, "bert in config.json cannot hold 2 of its 3 heads (they can hold 3)"),
+        (
+            decoders.config(num_attention_heads=12, num_key_value_heads=6),
+            {"heads": 1},
+            "llama in config.json cannot hold 5 of its 6 heads (they can hold 6, 4, 3, 2, 1)",
+        ),
+        (decoders.config(model_type="mistral", num_attention_heads=12, num_key_value_heads=6), {"heads": 1}, ""),
+        (tiny.config(), {"neurons": 0.3}, ""),
+    ],
+)
+def test_uniform_pruning_warns_where_the_fields_lack_room(caplog, fields, pruning, message):
+    """Other programs then open the model with zeros only."""
+    checked(fields, **pruning)
+    assert message in caplog.text
+    assert bool(message) == bool(caplog.records)

@@ -47,7 +47,7 @@ def test_run_with_structured_pruning(tmp_path):
     }
     assert results["trainable_parameters"] == 2 * (2 * (24 + 24) + 5)
     fields = json.loads((out / "model" / "config.json").read_text())
-    assert (fields["kept_heads"], fields["kept_neurons"], fields["intermediate_size"]) == ([2], [24], 40)
+    assert (fields["kept_heads"], fields["kept_neurons"], fields["intermediate_size"]) == ([2], [24], 24)
     units = tree.flatten(kept_units.read(out / "model"))
     assert {path: int(flags.sum()) for path, flags in units.items()} == {"heads/layer_0": 2, "neurons/layer_0": 24}
     _, before = hf.load_pretrained(tmp_path / "base")

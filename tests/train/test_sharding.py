@@ -169,6 +169,10 @@ def test_indivisible_heads_of_a_pruned_model_are_replicated():
     placed = sharding.placement(abstract(1, 2, 2), cut)
     assert placed.specs["encoder/layer_0/attention/query/kernel"] == P("fsdp", None)
     assert placed.specs["encoder/layer_0/attention/query/bias"] == P(None)
+    # The config of equally pruned layers is that of a smaller model.
+    cut = cut.clone(config=model().config.with_widths(neurons=[63, 63]))
+    placed = sharding.placement(abstract(1, 2, 2), cut, cut=True)
+    assert placed.specs["encoder/layer_0/mlp/up/kernel"] == P("fsdp", None)
 
 
 SOME_AND_ALL = [

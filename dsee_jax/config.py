@@ -250,12 +250,12 @@ class PruneConfig:
     scope: Scope = "global"
     """The weights that compete, of which the given fraction goes. global: those of all targets; for AB, ABS, NAB and NABS,
     those of the kernels with an update and those of the others apart, as by the authors of DSEE (structured: layers). tensor:
-    those of each kernel; structured: of each layer; earlybert: of each layer also for neurons. output: those of each output of
-    a kernel; unstructured only."""
+    those of each kernel; structured: of each layer. output: those of each output of a kernel; unstructured only."""
     uniform: bool = False
-    """structured, earlybert: prune an equal number of heads and of neurons from each layer. This is scope tensor, and refuses
-    a model whose layers differ. The fields of Hugging Face's config.json then hold the numbers of neurons and, for decoders
-    with a head_dim, of heads: model/ opens in other programs."""
+    """structured, earlybert: prune an equal number of heads and of neurons from each layer; a model whose layers differ is
+    refused. structured: this is scope tensor. earlybert: neurons are compared within each layer too. The fields of Hugging
+    Face's config.json then hold the numbers of neurons and, for decoders with a head_dim, of heads: model/ opens in other
+    programs."""
     score: ScoreName = "WABS"
     """The score of a weight; the lowest go. With D = scale * (A @ B + S): W is |W|, WAB |W + scale * A @ B|, WABS |W + D|,
     AB |scale * A @ B|, ABS |D|; NAB and NABS are 1 / AB and 1 / ABS. A kernel without an update scores W. WANDA is |W| times
@@ -272,7 +272,7 @@ class PruneConfig:
     structured with scope global: over all layers."""
     neurons: int | float = 0
     """structured, earlybert: the feed-forward neurons that go, a fraction in [0, 1) or a whole number. Counted over all
-    layers; with scope tensor: in each layer."""
+    layers; with uniform, and structured with scope tensor: in each layer."""
     search: float = 0.2
     """earlybert: the most passes over the training data that learn the coefficients, more than 0."""
     penalty: float = 1e-4

@@ -25,7 +25,6 @@ from flax.linen.module import _global_interceptor_stack  # pyright: ignore[repor
 from jax.core import Tracer
 
 from dsee_jax import deltas, tree
-from dsee_jax.config import Scope
 from dsee_jax.deltas.attach import input_of, intercepted
 from dsee_jax.errors import InputError
 from dsee_jax.ops.topk import top_k
@@ -133,7 +132,7 @@ def draw(
     heads: int | float = 0,
     neurons: int | float = 0,
     signed: bool = False,
-    scope: Scope = "global",
+    uniform: bool = False,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Return the kept units: those with the largest coefficients, heads within each layer, neurons over all layers.
 
@@ -143,7 +142,7 @@ def draw(
         (an int). The paper prunes a third.
       neurons: the neurons of all layers together to prune, likewise. The paper prunes 0.4.
       signed: compare ``c``, as the authors' code does, instead of ``|c|``.
-      scope: ``tensor``: compare and count neurons within each layer too, which gives layers of equal widths.
+      uniform: compare and count neurons within each layer too, which gives layers of equal widths.
 
     Returns:
       A tree like ``coefficients``, bool, True = kept: an input of `dsee_jax.prune.units.masks` and of
@@ -163,7 +162,7 @@ def draw(
         layers = coefficients.get(kind, {})
         # In the order of the layers: layer_2 before layer_10.
         names = sorted(layers, key=lambda name: (len(name), name))
-        together = kind == "neurons" and scope == "global"
+        together = kind == "neurons" and not uniform
         for pool in filter(None, [names] if together else [[name] for name in names]):
             joined = jnp.concatenate([layers[name] for name in pool])
             left = joined.size - units.removal_count(kind, amount, joined.size)

@@ -170,9 +170,9 @@ def check_units(model: Model, params: Params, prunable: list[str], pruning: Prun
                 f"prune.uniform is true and the layers have {shorten(str(counts))} {kind}: start from a model whose layers "
                 "have equal numbers, or set it to false"
             )
-        # EarlyBERT compares heads within a layer (arXiv 2101.00063, section 3.2).
-        over_all_layers = pruning.scope == "global" and (kind == "neurons" or pruning.kind == "structured")
-        for total in [sum(counts)] if over_all_layers else counts:
+        # EarlyBERT compares heads within a layer and neurons over the model (arXiv 2101.00063, section 3.2).
+        over_all_layers = kind == "neurons" if pruning.kind == "earlybert" else pruning.scope == "global"
+        for total in [sum(counts)] if over_all_layers and not pruning.uniform else counts:
             removal_count(f"prune.{kind}", amount, total)
         for path in (path for units in layers for path in units.axes if amount and path.endswith("/kernel")):
             if path in flat and path not in prunable:

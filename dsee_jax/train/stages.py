@@ -57,7 +57,7 @@ def search(session: Session, run: Run) -> Run:
 
     def check(point: Point, done: int) -> tuple[Point, str]:
         learned = jax.device_get(point.state.trained["coefficients"])
-        kept = earlybert.draw(learned, heads=prune.heads, neurons=prune.neurons, scope=prune.scope)
+        kept = earlybert.draw(learned, heads=prune.heads, neurons=prune.neurons, uniform=prune.uniform)
         moved = earlybert.distance(point.masks, kept) if point.masks else {}
         record = {"coefficients": earlybert.summary(learned), "kept": earlybert.packed(kept), "distance": moved}
         session.log(stage.name, done, record, offset=stage.offset)

@@ -182,7 +182,7 @@ def test_draw_by_hand():
         "heads": {"layer_0": [True, False, False, True], "layer_1": [True, False, True, False]},
         "neurons": {"layer_0": [True, False, True], "layer_1": [False, True]},
     }
-    assert drawn(neurons=1, scope="tensor")["neurons"] == {"layer_0": [True, True, False], "layer_1": [False, True]}
+    assert drawn(neurons=1, uniform=True)["neurons"] == {"layer_0": [True, True, False], "layer_1": [False, True]}
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25, 0.4, 0.99])

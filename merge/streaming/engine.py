@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 
 from dsee_jax.ckpt import spelling, tensors
+from dsee_jax.ckpt.folders import KEPT
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import atomic, multihost
 from merge.method import Method
@@ -99,10 +100,11 @@ def run(
         extras = _merge(plan, placed, folder, allow_nonfinite, progress)
         multihost.barrier("every shard is written")
         if multihost.is_main():
-            if len(placed) > 1:
+            finish(folder, extras)
+            # Beside kept units also the index of one file, as of `hf_save.save_pretrained`.
+            if len(placed) > 1 or (folder / KEPT).exists():
                 text = tensors.index_text(placed, sum(map(written_bytes, plan.jobs)))
                 (folder / tensors.INDEX).write_text(text)
-            finish(folder, extras)
             for file, state in _states(inputs).items():
                 if state != before[file]:
                     raise InputError(f"{file} has changed during the merge; start again when nothing writes it")

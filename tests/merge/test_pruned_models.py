@@ -48,6 +48,7 @@ def test_models_with_equal_kept_units_merge_to_a_compact_model(tmp_path, method)
     recipe = checkpoints.recipe(tmp_path, method, each={} if method == "rankmean" else {"weight": 1})
     assert command.main([str(recipe), str(tmp_path / "out")]) == 0
     assert kept_units.difference(kept_units.read(tmp_path / "out"), kept_by_base) is None
+    assert (tmp_path / "out" / "model.safetensors.index.json").exists()
     small, params = hf.load_pretrained(tmp_path / "out")
     assert (small.config.kept_heads, small.config.kept_neurons) == ((2, 2), (40, 0))
     if method == "linear":

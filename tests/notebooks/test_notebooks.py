@@ -32,7 +32,8 @@ def cells(name: str, kind: str) -> list[str]:
 def test_a_cell_fails(name, tmp_path):
     """The kernel has the tests' environment, so it shares their cache of compiled programs."""
     spec = importlib.util.spec_from_file_location("execute", FOLDER / "execute.py")
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     models, work = tmp_path / "models", tmp_path / "work"

@@ -21,7 +21,7 @@ import tiny
 from dsee_jax import counts, models, tree
 from dsee_jax.config import DeltaConfig, MeshConfig
 from dsee_jax.deltas import create
-from dsee_jax.ops import topk
+from dsee_jax.ops import dense, topk
 from dsee_jax.prune import weights
 from dsee_jax.train import loop, sharding, step
 
@@ -206,6 +206,15 @@ def computed(model, params, adapter, x, key):
     }
 
 
+def stepped(kernel, delta, support, x):
+    """Return an update after an eager step of gradient descent."""
+
+    def loss(delta):
+        return jnp.sum(jnp.sin(dense.dense(x, kernel, None, delta, support, scale=2.0)))
+
+    return jax.tree.map(lambda leaf, slope: leaf - 0.1 * slope, delta, jax.grad(loss)(delta))
+
+
 UPDATES = DeltaConfig(
     targets=(
         "(up|precise|einsum)/kernel",
@@ -231,10 +240,11 @@ def explicit(_):
     params = model.init(key, x)["params"]
     adapter = create.init(params, UPDATES, key=key)
     adapter = adapter.replace(
-        deltas=jax.tree.map(lambda leaf: 0.3 * jax.random.normal(key, leaf.shape), adapter.deltas)
+        deltas=jax.tree.map(lambda leaf: 0.1 * jax.random.normal(key, leaf.shape), adapter.deltas)
     )
     compute = jax.jit(functools.partial(computed, model))
-    expected = jax.device_get(compute(params, adapter, x, key))
+    up = params["up"]["kernel"], adapter.deltas["up"]["kernel"], adapter.supports["up"]["kernel"], x
+    expected = jax.device_get(compute(params, adapter, x, key) | {"eager": stepped(*up)})
     where, errors = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2), {}
 
     def compare(name, results):
@@ -251,6 +261,8 @@ def explicit(_):
                 placed[path]["kernel"] = jax.device_put(params[path]["kernel"], PartitionSpec(*spec))
             batch = jax.device_put(x, PartitionSpec("data"))
             compare(name, compute(placed, adapter, batch, key))
+            # The adapter is on one device: its gradients are on the mesh.
+            compare(name, {"eager": stepped(placed["up"]["kernel"], *up[1:3], batch)})
     return errors
 
 

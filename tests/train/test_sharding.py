@@ -201,7 +201,7 @@ def functions(tmp_path_factory):
 def test_updates_on_explicit_axes_equal_one_device(functions):
     """Created, folded, attached, derived, vectorised and scored."""
     errors = functions["explicit"]
-    assert len(errors) == 20
+    assert len(errors) == 22
     assert {call: error for call, error in errors.items() if error > 1e-4} == {}
 
 

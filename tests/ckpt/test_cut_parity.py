@@ -12,7 +12,7 @@ import dsee_jax
 import tiny
 from dsee_jax import models
 from dsee_jax.ckpt import hf, hf_save
-from dsee_jax.prune import units
+from dsee_jax.prune import compaction, units
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
 
@@ -53,39 +53,49 @@ def write(folder, name):
     return "causal-lm", "AutoModelForCausalLM"
 
 
-def cut(source, out, task, draw):
-    """Write the model with the units that ``draw`` keeps; return its logits and their batch."""
+def cut(source, task, **counts):
+    """Return the model without its lowest units, ``counts`` of each layer: ``(model, params, kept)``."""
     model, params = hf.load_pretrained(source, task)
-    kept = draw(model, params)
-    small, params = dsee_jax.compact(model, params, units.masks(params, models.cuts(model), kept))
-    hf_save.save_pretrained(out, small, params, source=source, kept=kept)
-    types = model.config.type_vocab_size
-    batch = tiny.batch(types=types)
-    batch = batch if types else {name: x for name, x in batch.items() if name != "token_type_ids"}
-    return np.asarray(jax.jit(small.apply)({"params": params}, **batch)), batch
+    cuts = models.cuts(model)
+    masks = units.structured(params, None, cuts, score="W", scope="tensor", **counts)
+    return *dsee_jax.compact(model, params, masks), units.kept(params, cuts, masks)
+
+
+def opens(transformers, folder, kind, model, params):
+    """Assert that transformers opens a folder, uses every tensor, and gives the logits of the model."""
+    import torch
+
+    opened, report = getattr(transformers, kind).from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values())
+    batch = tiny.batch(types=model.config.type_vocab_size)
+    causal = model.task == "causal-lm"
+    batch = {name: x for name, x in batch.items() if not causal or name != "token_type_ids"}
+    inputs = {name: torch.from_numpy(np.asarray(x)).long() for name, x in batch.items()}
+    if causal:
+        inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        actual = opened.eval()(**inputs)[0].numpy()
+    expected = np.asarray(jax.jit(model.apply)({"params": params}, **batch))
+    seen = batch["attention_mask"] != 0 if causal else slice(None)
+    np.testing.assert_allclose(actual[seen], expected[seen], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [*tiny.FAMILIES, *DECODERS])
 def test_equally_cut_model_opens(tmp_path, transformers, name):
-    """Every tensor of the folder is used, and none is missing or of another shape."""
-    import torch
-
     task, kind = write(tmp_path / "a", name)
+    model, params, kept = cut(tmp_path / "a", task, heads=DECODERS.get(name, 0), neurons=16)
+    hf_save.save_pretrained(tmp_path / "b", model, params, source=tmp_path / "a", kept=kept)
+    opens(transformers, tmp_path / "b", kind, model, params)
 
-    def draw(model, params):
-        cuts, options = models.cuts(model), {"heads": DECODERS.get(name, 0), "neurons": 16}
-        return units.kept(params, cuts, units.structured(params, None, cuts, **options, score="W", scope="tensor"))
 
-    expected, batch = cut(tmp_path / "a", tmp_path / "b", task, draw)
-    opened, report = getattr(transformers, kind).from_pretrained(tmp_path / "b", output_loading_info=True)
-    assert not any(report.values())
-    inputs = {name: torch.from_numpy(np.asarray(x)).long() for name, x in batch.items()}
-    if task == "causal-lm":
-        inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-    with torch.no_grad():
-        actual = opened.eval()(**inputs)[0].numpy()
-    seen = batch["attention_mask"] != 0 if task == "causal-lm" else slice(None)
-    np.testing.assert_allclose(actual[seen], expected[seen], atol=1e-5)
+@pytest.mark.parametrize("name", [*tiny.FAMILIES, "gpt2", "llama"])
+def test_zeros_stand_for_heads_that_the_fields_cannot_hold(tmp_path, transformers, name):
+    """The neurons are removed. The Llama keeps ten heads, which do not divide its width."""
+    task, kind = write(tmp_path / "a", name)
+    model, params, kept = cut(tmp_path / "a", task, heads=1, neurons=16)
+    large = compaction.expand(model, params, {"heads": kept["heads"]})
+    hf_save.save_pretrained(tmp_path / "b", *large, source=tmp_path / "a", kept={"neurons": kept["neurons"]})
+    opens(transformers, tmp_path / "b", kind, model, params)
 
 
 def test_llama_refuses_heads_that_do_not_divide_the_width(tmp_path, transformers):
@@ -99,12 +109,11 @@ def test_llama_refuses_heads_that_do_not_divide_the_width(tmp_path, transformers
 def test_differently_cut_layers_are_described_and_refused(tmp_path, transformers, name):
     """The config and the tokenizer open; no model code of these families reads per_layer_config."""
     task, kind = write(tmp_path / "a", name)
-
-    def neurons(model, params):
-        full = model.config.widths["neurons"]
-        return {"neurons": {f"layer_{layer}": np.arange(full[0]) >= 8 * (layer + 1) for layer in (0, 1)}}
-
-    cut(tmp_path / "a", tmp_path / "b", task, neurons)
+    model, params = hf.load_pretrained(tmp_path / "a", task)
+    full = model.config.widths["neurons"][0]
+    kept = {"neurons": {f"layer_{layer}": np.arange(full) >= 8 * (layer + 1) for layer in (0, 1)}}
+    small, params = dsee_jax.compact(model, params, units.masks(params, models.cuts(model), kept))
+    hf_save.save_pretrained(tmp_path / "b", small, params, source=tmp_path / "a", kept=kept)
     config = transformers.AutoConfig.from_pretrained(tmp_path / "b")
     field = "n_inner" if name == "gpt2" else "intermediate_size"
     first, second = (getattr(layer, field) for layer in config.per_layer_config)

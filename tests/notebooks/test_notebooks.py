@@ -1,8 +1,8 @@
 """The notebooks of the documentation: every cell runs, and what they store fits the project."""
 
-import importlib.util
 import json
 import pathlib
+import runpy
 import tomllib
 
 import pytest
@@ -31,16 +31,11 @@ def cells(name: str, kind: str) -> list[str]:
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_cell_fails(name, tmp_path):
     """The kernel has the tests' environment, so it shares their cache of compiled programs."""
-    spec = importlib.util.spec_from_file_location("execute", FOLDER / "execute.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     models, work = tmp_path / "models", tmp_path / "work"
     work.mkdir()
     tiny.bert(models / "bert", head=False, max_position_embeddings=64)
     decoders.write(models / "llama", max_position_embeddings=256)
-    module.execute(name, work, DSEE_SMALL=str(models))
+    runpy.run_path(str(FOLDER / "execute.py"))["execute"](name, work, DSEE_SMALL=str(models))
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -59,9 +54,8 @@ def test_a_code_cell_is_too_long(name):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_stored_outputs_are_missing_or_too_large_or_name_a_machine(name):
+def test_stored_outputs_are_too_large_or_name_a_machine(name):
     text = (FOLDER / f"{name}.ipynb").read_text()
-    assert "image/png" in text
     assert len(text) <= SIZE
     outputs = [cell["outputs"] for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
     for place in ("site-packages", "ipykernel_", str(pathlib.Path.home())):

@@ -456,8 +456,8 @@ class Config:
         check_types(self)
         _need(bool(self.output_dir), "output_dir", self.output_dir, "a folder")
         model, data, delta, prune = self.model, self.data, self.delta, self.prune
-        uniform = prune.kind not in CUTTING or not model.scan
-        _need(uniform, "model.scan", True, f"false: {prune.kind} leaves layers of different shapes")
+        fits = prune.kind not in CUTTING or not model.scan
+        _need(fits, "model.scan", True, f"false: {prune.kind} cuts the arrays layer by layer")
         causal, sources = model_task(self) == "causal-lm", ("csv", "jsonl", *PROMPTS)
         fits = causal or data.source not in PROMPTS
         _need(fits, "model.task", model.task, f"causal-lm or auto: {data.source} holds prompts and texts")

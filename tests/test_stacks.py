@@ -236,6 +236,6 @@ def test_scanned_run_equals_layered_run(tmp_path, scope, score):
 
 def test_structured_pruning_refuses_scan(tmp_path):
     with pytest.raises(
-        InputError, match="model.scan is True; expected false: structured leaves layers of different shapes"
+        InputError, match="model.scan is True; expected false: structured cuts the arrays layer by layer"
     ):
         runs.config(tmp_path, model__scan=True, prune__kind="structured", prune__heads=1)

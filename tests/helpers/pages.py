@@ -65,7 +65,8 @@ def world(folder: pathlib.Path) -> pathlib.Path:
     tiny.bert(folder / "HF_DIR")
     for seed, name in enumerate(("BASE", "TUNED_A", "TUNED_B")):
         tiny.bert(folder / name, seed=seed)
-    decoders.write(folder / "LLAMA_DIR")
+    for name in ("LLAMA_DIR", "OUT"):
+        decoders.write(folder / name)
     loras.write(folder / "LORA", loras.pairs({"model.layers.0.self_attn.q_proj": (24, 24)}))
     layers = [f"bert.encoder.layer.{layer}.attention.self.{name}" for layer in (0, 1) for name in ("query", "value")]
     updates = loras.pairs(dict.fromkeys(layers, (24, 24)))

@@ -85,7 +85,7 @@ def measure(folder: pathlib.Path, length: int, steps: int) -> None:
     ones = np.ones((1, length), np.int32)
     batch = {"input_ids": ids, "attention_mask": ones, "token_type_ids": 0 * ones}
     batch |= {"labels": np.roll(ids, -1, 1), "weights": ones.astype(np.float32)}
-    run = jax.jit(step.train_step(model, optimizer, config, regression=False), donate_argnums=0)
+    run = jax.jit(step.train_step(model, optimizer, config), donate_argnums=0)
     args = (frozen, batch, jax.random.key(0), jnp.float32(1e-3))
     begin = time.perf_counter()
     compiled = run.lower(state, *args).compile()

@@ -46,7 +46,7 @@ def main() -> None:
     trained = {"deltas": adapter.deltas, "params": head}
     state = step.State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained))
     frozen = step.Frozen(rest, adapter.supports, {})
-    update = jax.jit(step.train_step(model, optimizer, delta, regression=False), donate_argnums=0)
+    update = jax.jit(step.train_step(model, optimizer, delta), donate_argnums=0)
 
     rng, shape = np.random.default_rng(0), (arguments.batch, arguments.length)
     batch: dict[str, Any] = {

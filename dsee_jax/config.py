@@ -28,8 +28,16 @@ UNIT_SCORES = ("W", "WAB", "WABS", "AB", "ABS", "random")
 LOW_RANK_SCORES = ("AB", "NAB")
 """The scores of the low-rank update alone."""
 
-PROMPTS = ("e2e", "restaurants")
-"""The sources of data that hold prompts and texts, without labels."""
+SOURCES = {
+    "glue": ("sequence-classification",),
+    "csv": ("sequence-classification", "causal-lm"),
+    "jsonl": ("sequence-classification", "causal-lm"),
+    "tfds": ("sequence-classification",),
+    "toy": ("sequence-classification",),
+    "e2e": ("causal-lm",),
+    "restaurants": ("causal-lm",),
+}
+"""The sources of data, each with the tasks that it has data for; the first is that of model.task auto."""
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
 """The names of `dsee_jax.train.trackers.TRACKERS`."""
@@ -166,6 +174,10 @@ class DataConfig:
     """csv, jsonl, tfds: the class names in the order of their indices. Empty: the names in the training file, sorted."""
     regression: bool = False
     """csv, jsonl, tfds: the label is a number to predict."""
+    multi_label: bool = False
+    """csv, jsonl: a text has any number of labels, also none: a JSON list, or text with data.label_separator between them."""
+    label_separator: str = ","
+    """multi_label: the text between two labels. Spaces around a label do not count."""
 
     def __post_init__(self) -> None:
         check_types(self, "data")
@@ -179,6 +191,11 @@ class DataConfig:
             self.labels,
             "none: with data.regression a label is a number",
         )
+        if self.multi_label:
+            _need(not self.regression, "data.regression", True, "false: data.multi_label is for class names")
+            fits = self.source in ("csv", "jsonl")
+            _need(fits, "data.source", self.source, "csv or jsonl: only your own tables are read with data.multi_label")
+        _need(bool(self.label_separator.strip()), "data.label_separator", self.label_separator, "some text, no space")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -458,11 +475,14 @@ class Config:
         model, data, delta, prune = self.model, self.data, self.delta, self.prune
         fits = prune.kind not in CUTTING or not model.scan
         _need(fits, "model.scan", True, f"false: {prune.kind} cuts the arrays layer by layer")
-        causal, sources = model_task(self) == "causal-lm", ("csv", "jsonl", *PROMPTS)
-        fits = causal or data.source not in PROMPTS
-        _need(fits, "model.task", model.task, f"causal-lm or auto: {data.source} holds prompts and texts")
-        fits = not causal or data.source in sources
-        _need(fits, "data.source", data.source, f"one of {', '.join(sources)} for causal-lm")
+        task = model_task(self)
+        if task not in (own := SOURCES[data.source]):
+            sources = [name for name, tasks in SOURCES.items() if task in tasks]
+            fix = f"set data.source to one of {', '.join(sources)}, or model.task to auto"
+            raise InputError(f"model.task is {task!r} and data.source {data.source!r}, which is for {own[0]}: {fix}")
+        causal = task == "causal-lm"
+        fits = not data.multi_label or task == "sequence-classification"
+        _need(fits, "data.multi_label", True, f"false for {task}")
         _need(not causal or not model.new_head, "model.new_head", True, "false: causal-lm has no task head")
         _need(causal or not data.packing, "data.packing", True, "false: only the texts of causal-lm are packed")
         scored = prune.kind != "none" and prune.score in LOW_RANK_SCORES
@@ -477,7 +497,5 @@ class Config:
 
 
 def model_task(config: Config) -> str:
-    """Return the task of the model of a run: sequence-classification or causal-lm."""
-    if config.model.task != "auto":
-        return config.model.task
-    return "causal-lm" if config.data.source in PROMPTS else "sequence-classification"
+    """Return the task of the model of a run, such as sequence-classification."""
+    return SOURCES[config.data.source][0] if config.model.task == "auto" else config.model.task

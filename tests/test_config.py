@@ -283,3 +283,31 @@ def test_error_names_the_file_only_where_the_file_is_wrong(tmp_path):
 def test_override_without_a_value_is_named_before_the_file():
     with pytest.raises(InputError, match="'--train.seed' is not an override; write --section.key=value"):
         config_file.read("1", ["--train.seed"])
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"data.source": "glue", "model.task": "causal-lm"},
+            "data.source 'glue', which is for sequence-classification",
+        ),
+        (
+            {"data.source": "e2e", "model.task": "sequence-classification"},
+            "'e2e', which is for causal-lm: set data.source",
+        ),
+        ({"data.source": "tfds", "data.multi_label": True}, "data.source is 'tfds'; expected csv or jsonl"),
+        (
+            {"data.source": "csv", "data.multi_label": True, "data.regression": True},
+            "data.regression is True; expected false",
+        ),
+        (
+            {"data.source": "csv", "data.multi_label": True, "model.task": "causal-lm"},
+            "data.multi_label is True; expected",
+        ),
+        ({"data.label_separator": " "}, "data.label_separator is ' '; expected some text"),
+    ],
+)
+def test_config_refuses_data_of_another_task(keys, message):
+    with pytest.raises(InputError, match=message):
+        config_file.read(None, [f"--{key}={json.dumps(value)}" for key, value in keys.items()])

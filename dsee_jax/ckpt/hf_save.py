@@ -44,8 +44,8 @@ def save_pretrained(
       source: the original folder of the model, see `resolve`. The files of `companions` are copied, and the config.json fields
         that this library does not use are kept.
       labels: names of the classes, in the order of the logits; empty: the names of the source, or LABEL_0 ...
-      problem_type: Hugging Face's name of the loss of the tuning, such as single_label_classification. It replaces
-        another one in the config.json of the source; ``transformers`` computes probabilities by it. Empty: the source's.
+      problem_type: Hugging Face's name of the loss of the tuning, such as single_label_classification. ``transformers``
+        computes probabilities by it. Empty: the source's.
       kept: for a structurally pruned model, all units before any pruning, True = kept; written beside the weights, and their
         numbers in config.json.
       card: the text of the model card; empty: no card is written.
@@ -94,6 +94,6 @@ def _config(model: Model, origin: Path | None, labels: Sequence[str], problem_ty
         names = list(labels) or [f"LABEL_{number}" for number in range(count)]
         config["id2label"] = {str(number): name for number, name in enumerate(names)}
         config["label2id"] = {name: number for number, name in enumerate(names)}
-    if problem_type and config.get("problem_type"):
+    if problem_type:
         config["problem_type"] = problem_type
     return config

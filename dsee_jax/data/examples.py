@@ -20,7 +20,8 @@ class Examples(NamedTuple):
     pair: list[str] | None
     """The second sentence of each example; None for tasks of single sentences."""
     labels: np.ndarray
-    """(n,): int32 index of the class, or float32 for regression."""
+    """(n,): int32 index of the class, or float32 for regression. (n, classes) for multi-label classification: float32, 1 for
+    the classes of a text, else 0."""
 
 
 class Prompts(NamedTuple):
@@ -56,12 +57,21 @@ class Task:
     @property
     def regression(self) -> bool:
         """Whether the labels are numbers."""
-        return not self.labels and not self.causal
+        return self.problem == "regression"
+
+    @property
+    def problem(self) -> str:
+        """The kind of the task, which decides its loss and its metrics: `problem_type`, or the task of the model."""
+        return self.problem_type or "causal-lm"
 
     @property
     def problem_type(self) -> str:
-        """Hugging Face's name of the loss; empty for causal-lm."""
-        return "" if self.causal else "single_label_classification" if self.labels else "regression"
+        """Hugging Face's name of the loss of sequence classification; empty for other tasks."""
+        if not isinstance(self.train, Examples):
+            return ""
+        if self.train.labels.ndim == 2:
+            return "multi_label_classification"
+        return "single_label_classification" if self.labels else "regression"
 
     @property
     def num_labels(self) -> int:

@@ -8,6 +8,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from dsee_jax.config import DataConfig
 from dsee_jax.data.examples import Examples, Task, class_indices, read_text, scores
 from dsee_jax.errors import InputError, did_you_mean, shorten
@@ -20,7 +22,7 @@ class _Columns(NamedTuple):
 
     text: list[str]
     pair: list[str] | None
-    label: list[str]
+    label: list[list[str]]  # one per row, any number with data.multi_label
     lines: list[int]
 
 
@@ -74,9 +76,21 @@ def _label(value: Any, where: str, column: str) -> str:
     return text
 
 
+def _labels(value: Any, where: str, config: DataConfig) -> list[str]:
+    """Return the labels of a row: one, or any number with ``data.multi_label``."""
+    if not config.multi_label:
+        return [_label(value, where, config.label)]
+    if isinstance(value, str):
+        value = [name for each in value.split(config.label_separator) if (name := each.strip())]
+    return [_label(each, where, config.label) for each in (value if isinstance(value, list) else [value])]
+
+
 def _columns(path: Place, config: DataConfig) -> _Columns:
     columns = _Columns([], [] if config.pair else None, [], [])
-    targets = [("text", config.text, columns.text), ("label", config.label, columns.label)]
+    targets: list[tuple[str, str, list[Any]]] = [
+        ("text", config.text, columns.text),
+        ("label", config.label, columns.label),
+    ]
     if columns.pair is not None:
         targets.append(("pair", config.pair, columns.pair))
     for line, row in rows(path, config.source):
@@ -88,7 +102,7 @@ def _columns(path: Place, config: DataConfig) -> _Columns:
                 if column not in row:
                     problem = f"no column {column!r}{did_you_mean(column, row)}"
                 raise InputError(f"{path}:{line}: {problem}; set data.{key} to one of {', '.join(map(repr, row))}")
-            values.append(_label(value, f"{path}:{line}", column) if key == "label" else value)
+            values.append(_labels(value, f"{path}:{line}", config) if key == "label" else value)
         columns.lines.append(line)
     if not columns.lines:
         raise InputError(f"{path}: no rows; expected labelled examples")
@@ -146,29 +160,40 @@ def load(config: DataConfig) -> Task:
     """Return the task of the train and dev (or validation) files in ``data.dir``, named ``data.task``.
 
     ``data.text``, ``data.pair`` and ``data.label`` name the columns. A JSON label that is no string stands for its JSON
-    text, such as ``1`` or ``true``.
+    text, such as ``1`` or ``true``. With ``data.multi_label`` a row has a list of labels.
 
     Raises:
       InputError: a file is missing, empty or malformed, a column is missing, a label is outside ``data.labels`` (or outside
-        the labels of the training file), or all training labels are equal; the message has the file and line.
+        the labels of the training file), or the training labels are less than two; the message has the file and line.
     """
     kind = config.source
     paths = files(config, [f"train.{kind}"], [f"dev.{kind}", f"validation.{kind}"])
     columns = {split: _columns(path, config) for split, path in paths.items()}
-    classes = () if config.regression else config.labels or class_names(columns["train"].label)
+    used = [name for names in columns["train"].label for name in names]
+    classes = () if config.regression else config.labels or class_names(used)
     if not config.labels:
         _check_different(str(paths["train"]), classes)
-    if len(classes) == 1:
-        raise InputError(
-            f"{paths['train']}: every label is {classes[0]!r}; a task needs two classes, or data.regression: true"
-        )
+    if len(classes) < 2 and not config.regression:
+        found = f"every label is {classes[0]!r}" if classes else f"no row has a label in {config.label!r}"
+        other = "" if config.multi_label else ", or data.regression: true"
+        raise InputError(f"{paths['train']}: {found}; a task needs two classes{other}")
 
     def examples(split: str) -> Examples:
         text, pair, label, lines = columns[split]
 
-        def where(index: int) -> str:
-            return f"{paths[split]}:{lines[index]}"
+        rows = [row for row, names in enumerate(label) for _ in names]
+        flat = [name for names in label for name in names]
 
-        return Examples(text, pair, class_indices(label, classes, where) if classes else scores(label, where))
+        def where(index: int) -> str:
+            return f"{paths[split]}:{lines[rows[index]]}"
+
+        if config.regression:
+            return Examples(text, pair, scores(flat, where))
+        indices = class_indices(flat, classes, where)
+        if not config.multi_label:
+            return Examples(text, pair, indices)
+        labels = np.zeros((len(text), len(classes)), np.float32)
+        labels[rows, indices] = 1
+        return Examples(text, pair, labels)
 
     return Task(config.task, tuple(classes), examples("train"), {"dev": examples("dev")})

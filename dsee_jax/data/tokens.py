@@ -27,7 +27,7 @@ class Tokens(NamedTuple):
     offsets: np.ndarray
     """(n + 1,) int64."""
     labels: np.ndarray
-    """(n,): int32 classes or float32 scores; for causal-lm (tokens,) int32: the next token of each."""
+    """As of `Examples`; for causal-lm (tokens,) int32: the next token of each."""
     pad_id: int
     """The padding id."""
     weights: np.ndarray | None = None

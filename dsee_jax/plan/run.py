@@ -24,6 +24,7 @@ from dsee_jax.deltas import create
 from dsee_jax.errors import InputError
 from dsee_jax.plan import roofline
 from dsee_jax.train import evaluation, inputs, optim, programs, setup, sharding, step
+from dsee_jax.train.problems import PROBLEMS
 
 DONATED = {"train": (0,), "evaluate": ()}
 """The indices of the arguments whose memory the results of each step reuse."""
@@ -61,11 +62,7 @@ def abstract_steps(
         lambda trained: step.State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained)),
         {"deltas": adapter.deltas, "params": wide},
     )
-    shape = (config.train.batch_size, config.data.max_length)
-    answers = shape if task == "causal-lm" else shape[:1]
-    batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in models.INPUTS}
-    batch["labels"] = jax.ShapeDtypeStruct(answers, jnp.float32 if labels == 1 and answers != shape else jnp.int32)
-    batch["weights"] = jax.ShapeDtypeStruct(answers, jnp.float32)
+    problem, batch = PROBLEMS[_problem(config, labels)], _batch(config, labels)
     replicated = NamedSharding(where, PartitionSpec())
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
     args = (
@@ -75,10 +72,37 @@ def abstract_steps(
         _with_shardings(key, replicated),
         _with_shardings(jax.ShapeDtypeStruct((), jnp.float32), replicated),
     )
-    causal = task == "causal-lm"
-    run = programs.sharded_step(model, optimizer, config, placed, regression=labels == 1 and not causal)
-    predict = evaluation.predictor(model, config, placed, causal=causal)
+    run = programs.sharded_step(model, optimizer, config, placed, losses=problem.losses)
+    predict = evaluation.predictor(model, config, placed, problem)
     return {"train": (run, args), "evaluate": (predict, (args[0].trained, *args[1:3]))}, placed
+
+
+def _problem(config: Config, labels: int) -> str:
+    """Return the kind of the task, a name of `PROBLEMS`."""
+    task = model_task(config)
+    if task != "sequence-classification":
+        return task
+    if config.data.multi_label:
+        return "multi_label_classification"
+    return "single_label_classification" if labels > 1 else "regression"
+
+
+def _batch(config: Config, labels: int) -> dict[str, Any]:
+    """Return the shapes of a batch of full rows."""
+    shape = (config.train.batch_size, config.data.max_length)
+    rows = shape[:1]
+    answers: dict[str, tuple[tuple[int, ...], Any, tuple[int, ...]]] = {
+        "single_label_classification": (rows, jnp.int32, rows),
+        "regression": (rows, jnp.float32, rows),
+        "multi_label_classification": ((*rows, labels), jnp.float32, rows),
+        "causal-lm": (shape, jnp.int32, shape),
+    }
+    given, dtype, weights = answers[_problem(config, labels)]
+    return {
+        **{name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in models.INPUTS},
+        "labels": jax.ShapeDtypeStruct(given, dtype),
+        "weights": jax.ShapeDtypeStruct(weights, jnp.float32),
+    }
 
 
 def _with_shardings(values: Any, where: Any) -> Any:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -14,32 +13,31 @@ from dsee_jax.config import Config
 from dsee_jax.data import Task
 from dsee_jax.data.batches import eval_batches
 from dsee_jax.generation import texts
-from dsee_jax.metrics import classification, text
+from dsee_jax.metrics import text
 from dsee_jax.models.architecture import Model
 from dsee_jax.train import sharding, step
 from dsee_jax.train.inputs import Data
+from dsee_jax.train.problems import PROBLEMS, Problem
 from dsee_jax.train.sharding import Placement
 
 Evaluate = Callable[[dict[str, Any], step.Frozen], dict[str, float]]
 
 
 def predictor(
-    model: Model, config: Config, placed: Placement, *, causal: bool
+    model: Model, config: Config, placed: Placement, problem: Problem
 ) -> Callable[[dict[str, Any], step.Frozen, Any], jax.Array]:
-    """Return the function ``(trained, frozen, batch) -> scores`` for ``jit``; its result is replicated on all devices.
+    """Return the function ``(trained, frozen, batch) -> summary`` for ``jit``; its result is replicated on all devices.
 
-    The scores are logits (rows, labels), or with ``causal`` (2,): the sum of token losses and the number of those tokens.
+    The summary is that of the ``problem``, one for each row.
     """
     joined = placed.mesh.shape["tensor"] == 1
 
     def predict(trained: dict[str, Any], frozen: step.Frozen, batch: Any) -> jax.Array:
         with sharding.constrain_rows(placed.mesh):
-            scores = step.predict(model, trained, frozen, batch, config.delta, joined=joined, deterministic=True)
-        if causal:
-            losses = step.losses(scores, batch["labels"], regression=False)
-            scores = jnp.stack([jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"])])
+            outputs = step.predict(model, trained, frozen, batch, config.delta, joined=joined, deterministic=True)
         # Every process reads all rows.
-        return jax.lax.with_sharding_constraint(scores, NamedSharding(placed.mesh, PartitionSpec()))
+        summary = problem.summary(outputs, batch)
+        return jax.lax.with_sharding_constraint(summary, NamedSharding(placed.mesh, PartitionSpec()))
 
     return predict
 
@@ -50,26 +48,19 @@ def evaluator(model: Model, config: Config, data: Data, placed: Placement) -> Ev
     The metrics of the first dev set have plain names; those of a second dev set (MNLI's mismatched) end in ``_<set>``.
     Causal-lm has the ``loss`` in nats, the mean over all response tokens, and ``perplexity``, its exponential.
     """
-    task = data.task
-    predict = jax.jit(predictor(model, config, placed, causal=task.causal))
+    problem = PROBLEMS[data.task.problem]
+    predict = jax.jit(predictor(model, config, placed, problem))
 
     def evaluate(trained: dict[str, Any], frozen: step.Frozen) -> dict[str, float]:
         trained, frozen = sharding.place(placed, (trained, frozen))
         metrics: dict[str, float] = {}
         for number, (name, tokens) in enumerate(data.dev.items()):
-            logits, total = np.zeros((tokens.size, task.num_labels), np.float32), np.zeros(2)
+            summaries: list[Any] = [None] * tokens.size
             for batch, rows in eval_batches(tokens, config.train.batch_size, data.edges):
                 output = np.asarray(predict(trained, frozen, sharding.split(placed.mesh, batch)))
-                if task.causal:
-                    total += output
-                else:
-                    logits[rows] = output[: len(rows)]
-            if task.causal:
-                loss = float(total[0] / total[1])
-                # exp of a larger loss is infinite, which JSON cannot represent.
-                scores = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
-            else:
-                scores = classification.score(task.glue, logits, tokens.labels, regression=task.regression)
+                for row, summary in zip(rows, output, strict=False):  # filler rows come last
+                    summaries[row] = summary
+            scores = problem.score(data.task, tokens, summaries)
             metrics |= {key if number == 0 else f"{key}_{name}": value for key, value in scores.items()}
         return metrics
 
@@ -104,7 +95,6 @@ def finite(metrics: Mapping[str, float]) -> bool:
 
 def selection_score(task: Task) -> Callable[[dict[str, float]], float]:
     """Return the function from metrics to the score that selects the best evaluation; larger is better."""
-    if task.causal:
-        return lambda metrics: -metrics["loss"]
-    name = next(iter(classification.of_task(task.glue, regression=task.regression)))
-    return lambda metrics: metrics.get(name, -math.inf)
+    name = PROBLEMS[task.problem].best(task)
+    sign = -1 if name == "loss" else 1
+    return lambda metrics: sign * metrics[name] if name in metrics else -math.inf

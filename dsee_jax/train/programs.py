@@ -11,6 +11,7 @@ from dsee_jax.config import Config
 from dsee_jax.data.batches import micro_batches
 from dsee_jax.models.architecture import Model
 from dsee_jax.train import evaluation, optim, pruning, sharding
+from dsee_jax.train.problems import PROBLEMS
 from dsee_jax.train.setup import Setup
 from dsee_jax.train.step import State, train_step
 from dsee_jax.typing import Masks
@@ -64,7 +65,8 @@ def make_programs(setup: Setup, *, searching: bool = False) -> Programs:
     """
     config, optimizer = setup.config, optim.adamw(setup.config.train)
     options = {"cuts": models.cuts(setup.model), "penalty": config.prune.penalty} if searching else {}
-    step = sharded_step(setup.model, optimizer, config, setup.placed, regression=setup.data.task.regression, **options)
+    losses = PROBLEMS[setup.data.task.problem].losses
+    step = sharded_step(setup.model, optimizer, config, setup.placed, losses=losses, **options)
     evaluate = evaluation.evaluator(setup.model, config, setup.data, setup.placed)
     write = evaluation.writer(setup.model, config, setup.data, setup.placed)
     return Programs(

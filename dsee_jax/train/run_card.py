@@ -16,7 +16,15 @@ _PLACES = ("model.path", "data.dir", "delta.start", "output_dir", "train.tracker
 _TASKS = {"sequence-classification": "text-classification", "causal-lm": "text-generation"}
 """The hub's names of the tasks, where they differ."""
 
-_METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr", "rouge_l": "rouge"}
+_METRICS = {
+    "matthews": "matthews_correlation",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+    "rouge_l": "rouge",
+    "f1_micro": "f1",
+    "f1_macro": "f1",
+    "subset_accuracy": "accuracy",
+}
 """The hub's names of the metrics, where they differ."""
 
 _OPENS = {

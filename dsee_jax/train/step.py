@@ -19,6 +19,7 @@ from dsee_jax.deltas.adapter import Adapter
 from dsee_jax.masks import apply as apply_masks
 from dsee_jax.models import INPUTS
 from dsee_jax.prune import earlybert
+from dsee_jax.train.losses import Loss, cross_entropy
 from dsee_jax.typing import Array, Cuts, Key, Masks, Module, Params, Supports
 
 
@@ -36,20 +37,6 @@ class Frozen(NamedTuple):
     params: Params  # the params that are not trained; pruned entries are 0
     supports: Supports
     masks: Masks  # of trained params only; the constants are masked once, when the masks change
-
-
-def losses(logits: Array, labels: Array, *, regression: bool) -> jax.Array:
-    """Return the loss of each example in float32: cross-entropy in nats, or the squared error for regression.
-
-    Args:
-      logits: (batch, classes), or (batch, 1) for regression.
-      labels: (batch,) int32 classes, or float32 targets.
-      regression: True for the squared error.
-    """
-    logits = logits.astype(jnp.float32)
-    if regression:
-        return jnp.square(logits[:, 0] - labels)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
 def adapter(trained: Mapping[str, Any], supports: Supports, delta: DeltaConfig) -> Adapter | None:
@@ -89,7 +76,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     delta: DeltaConfig,
     *,
-    regression: bool,
+    losses: Loss = cross_entropy,
     parts: Callable[[Mapping[str, Array]], int] = lambda batch: 1,
     cuts: Cuts | None = None,
     penalty: float = 0.0,
@@ -107,7 +94,7 @@ def train_step(
       model: a Linen module.
       optimizer: as from `optim.adamw`, without a learning rate.
       delta: the section ``delta`` of a run.
-      regression: True for the squared error.
+      losses: the loss of each row, or of each token (`dsee_jax.train.losses`).
       parts: gives the number of equal micro-batches of a batch; gradients are summed, so the result is independent of the
         number, except for dropout.
       cuts: ``models.cuts(model)``, for coefficients.
@@ -118,7 +105,7 @@ def train_step(
     def summed(trained: dict[str, Any], frozen: Frozen, batch: Mapping[str, Array], key: Key) -> jax.Array:
         options = {"cuts": cuts, "joined": joined, "deterministic": False, "rngs": {"dropout": key}}
         logits = predict(model, trained, frozen, batch, delta, **options)
-        return jnp.sum(losses(logits, batch["labels"], regression=regression) * batch["weights"])
+        return jnp.sum(losses(logits, batch) * batch["weights"])
 
     def step(
         state: State, frozen: Frozen, batch: Mapping[str, Array], key: Key, rate: Array

@@ -176,3 +176,50 @@ def test_score_beyond_float32_is_refused(tmp_path):
     write(tmp_path, train_csv="sentence1,label\na,1e300\n", dev_csv="sentence1,label\na,1\n")
     with pytest.raises(InputError, match=r"train.csv:2: label '1e300' is outside the task"):
         tables.load(DataConfig(source="csv", dir=str(tmp_path), regression=True))
+
+
+def test_labels_of_a_row_are_a_list_or_separated_text(tmp_path):
+    """Any number of labels, none too; spaces around them do not count."""
+    write(
+        tmp_path,
+        train_csv='sentence1,label\na,"red, big"\nb,\nc,red\n',
+        dev_csv="sentence1,label\nd,big\n",
+        train_jsonl='{"sentence1": "a", "label": ["big", "red"]}\n{"sentence1": "b", "label": []}\n',
+        dev_jsonl='{"sentence1": "d", "label": "big, red"}\n',
+    )
+    task = tables.load(DataConfig(source="csv", dir=str(tmp_path), multi_label=True))
+    assert (task.labels, task.problem_type) == (("big", "red"), "multi_label_classification")
+    np.testing.assert_array_equal(task.train.labels, [[1, 1], [0, 0], [0, 1]])
+    np.testing.assert_array_equal(task.dev["dev"].labels, [[1, 0]])
+    task = tables.load(DataConfig(source="jsonl", dir=str(tmp_path), multi_label=True, labels=("red", "big", "old")))
+    np.testing.assert_array_equal(task.train.labels, [[1, 1, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(task.dev["dev"].labels, [[1, 1, 0]])
+    assert task.dev["dev"].labels.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("dev", "labels", "message"),
+    [
+        (
+            '{"sentence1": "a", "label": []}\n{"sentence1": "d", "label": ["big", "bag"]}',
+            (),
+            r"dev.jsonl:2: label 'bag' is",
+        ),
+        (
+            '{"sentence1": "d", "label": ["big", ["red"]]}',
+            (),
+            r"dev.jsonl:1: the label 'label' is '\[\"red\"\]'; expected",
+        ),
+        ('{"sentence1": "d", "label": []}', ("big",), r"every label is 'big'; a task needs two classes"),
+    ],
+)
+def test_bad_labels_of_a_row_are_one_line_with_its_place(tmp_path, dev, labels, message):
+    write(tmp_path, train_jsonl='{"sentence1": "a", "label": ["big", "red"]}\n' if not labels else dev, dev_jsonl=dev)
+    with pytest.raises(InputError, match=message):
+        tables.load(DataConfig(source="jsonl", dir=str(tmp_path), multi_label=True, labels=labels))
+
+
+def test_table_without_a_label_in_any_row_is_refused(tmp_path):
+    write(tmp_path, train_csv="sentence1,label\na,\n", dev_csv="sentence1,label\na,\n")
+    with pytest.raises(InputError, match=r"train.csv: no row has a label in 'label'; a task needs two classes$"):
+        tables.load(DataConfig(source="csv", dir=str(tmp_path), multi_label=True))

@@ -76,7 +76,7 @@ def steps(name, shape):
     trained_head, rest = tree.split(params, head)
     trained = {"deltas": jax.tree.map(lambda leaf: leaf + 0.05, adapter.deltas), "params": trained_head}
     inner = step.train_step(
-        model, optimizer, DELTA, regression=False, joined=shape[2] == 1, parts=lambda batch: 2 if shape[1] == 4 else 1
+        model, optimizer, DELTA, joined=shape[2] == 1, parts=lambda batch: 2 if shape[1] == 4 else 1
     )
 
     def run(state, *args):

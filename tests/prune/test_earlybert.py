@@ -314,7 +314,7 @@ def search(tmp_path_factory):
     """Return a search of 30 steps: the first token of a sentence decides the label, and every weight is trained."""
     model, params = hf.load_pretrained(tiny.bert(tmp_path_factory.mktemp("search") / "base"))
     params, cuts, optimizer = deadened(params), models.cuts(model), optim.adamw(TrainConfig())
-    one = step.train_step(model, optimizer, DeltaConfig(), regression=False, cuts=cuts, penalty=1e-4)
+    one = step.train_step(model, optimizer, DeltaConfig(), cuts=cuts, penalty=1e-4)
     one = jax.jit(one, donate_argnums=0, compiler_options=QUICKLY)
 
     def run():

@@ -12,7 +12,7 @@ from dsee_jax.data.batches import assemble
 from dsee_jax.data.packing import pack
 from dsee_jax.data.responses import encode, to_tokens
 from dsee_jax.data.tokens import ends, pad_id
-from dsee_jax.train import step
+from dsee_jax.train.losses import cross_entropy
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
 
@@ -45,7 +45,7 @@ def test_loss_of_e2e_equals_transformers(shared):
     for dataset, limit in ((tokens, 8), (pack(tokens, 512), 4)):
         batch = assemble(dataset, np.arange(dataset.size), np.array([512]))
         inputs = {name: batch[name] for name in models.INPUTS}
-        losses = step.losses(dsee_jax.apply(model, params, None, inputs), batch["labels"], regression=False)
+        losses = cross_entropy(dsee_jax.apply(model, params, None, inputs), batch)
         assert dataset.size <= limit
         mean = jnp.sum(losses * batch["weights"]) / jnp.sum(batch["weights"])
         assert float(mean) == pytest.approx(expected, rel=1e-5)

@@ -20,6 +20,7 @@ from dsee_jax.export import run as export_run
 from dsee_jax.generation import pipeline
 from dsee_jax.runtime import files
 from dsee_jax.train import finished_run, loop, programs, setup, step
+from dsee_jax.train.losses import cross_entropy
 
 pytest.importorskip("sacrebleu", reason="needs sacrebleu (extra `text`)")
 
@@ -112,7 +113,7 @@ def loss_and_gradient(made, batch):
         logits = step.predict(
             made.model, {"deltas": deltas, "params": {}}, frozen, batch, made.config.delta, deterministic=True
         )
-        losses = step.losses(logits, batch["labels"], regression=False)
+        losses = cross_entropy(logits, batch)
         return jnp.sum(losses * batch["weights"]) / jnp.sum(batch["weights"])
 
     return jax.jit(jax.value_and_grad(loss))(moved)

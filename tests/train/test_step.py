@@ -51,7 +51,7 @@ def batch(rows=8, **options):
 @functools.cache
 def program(model, parts):
     """A compiled step, with few optimisations, which are enough for small arrays."""
-    function = step.train_step(model, OPTIMIZER, DELTA, regression=False, parts=lambda _: parts)
+    function = step.train_step(model, OPTIMIZER, DELTA, parts=lambda _: parts)
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -103,7 +103,7 @@ def test_step_computes_no_gradient_of_a_frozen_kernel(folder, full):
     Full fine-tuning shows that `products` detects such gradients.
     """
     model, state, frozen = made(folder, full=full)
-    function = step.train_step(model, OPTIMIZER, DELTA, regression=False)
+    function = step.train_step(model, OPTIMIZER, DELTA)
     shapes = products(jax.make_jaxpr(function)(state, frozen, batch(), KEY, 1e-2).jaxpr)
     wide = [shape for shape in shapes if shape in {(24, 40), (40, 24), (24, 72), (72, 24)}]
     square = [shape for shape in shapes if shape == (24, 24)]
@@ -177,7 +177,7 @@ def searching(folder, **options):
     coefficients = jax.tree.map(lambda c: jnp.asarray(noise.normal(0, 1, c.shape), jnp.float32), start)
     plain = optax.identity()
     state = step.State(state.step, state.trained | {"coefficients": coefficients}, plain.init(None))
-    function = step.train_step(model, plain, DELTA, regression=False, cuts=cuts, **options)
+    function = step.train_step(model, plain, DELTA, cuts=cuts, **options)
     quick = jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
     return state, frozen, function, lambda batch: quick(state, frozen, batch, KEY, 1.0)
 
@@ -212,12 +212,3 @@ def test_coefficients_without_cuts_are_refused(folder):
     trained = state.trained | {"coefficients": {"heads": {"layer_0": jnp.ones(3)}}}
     with pytest.raises(InputError, match="heads of layer_0"):
         step.predict(model, trained, frozen, batch(), DELTA)
-
-
-def test_loss_literals():
-    """-log softmax and the squared error, in float32 for any dtype of logits."""
-    logits = jnp.array([[0.0, np.log(3)], [0.0, 0.0]], jnp.bfloat16)
-    values = step.losses(logits, np.array([1, 0]), regression=False)
-    np.testing.assert_allclose(values, [np.log(4 / 3), np.log(2)], rtol=5e-3)
-    assert values.dtype == jnp.float32
-    np.testing.assert_allclose(step.losses(jnp.array([[1.5], [2.0]]), np.array([1.0, 4.0]), regression=True), [0.25, 4])

@@ -1,0 +1,66 @@
+"""The kinds of tasks: the loss of each, and how the outputs of a model become metrics. `PROBLEMS` is the table of them."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dsee_jax.data import Task
+from dsee_jax.data.tokens import Tokens
+from dsee_jax.metrics import classification, multilabel
+from dsee_jax.train.losses import Loss, binary_cross_entropy, cross_entropy, squared_error
+from dsee_jax.typing import Array
+
+
+class Problem(NamedTuple):
+    """A kind of task."""
+
+    losses: Loss
+    summary: Callable[[Array, Mapping[str, Array]], Array]
+    """``(outputs, batch) -> (rows, ...)``: the part of the outputs that metrics need. It is computed on the device."""
+    score: Callable[[Task, Tokens, Sequence[np.ndarray]], dict[str, float]]
+    """``(task, tokens, summaries) -> metrics``; a summary for each example, in their order."""
+    best: Callable[[Task], str]
+    """The name of the metric that selects the best evaluation, the highest; of ``loss`` it is the lowest."""
+
+
+def _outputs(outputs: Array, batch: Mapping[str, Array]) -> Array:
+    return outputs
+
+
+def _sums(logits: Array, batch: Mapping[str, Array]) -> jax.Array:
+    """Return the sum of the losses of the tokens of each row, and their number: (rows, 2)."""
+    losses, weights = cross_entropy(logits, batch), batch["weights"]
+    return jnp.stack([jnp.sum(losses * weights, axis=1), jnp.sum(weights, axis=1)], axis=1)
+
+
+def _perplexity(task: Task, tokens: Tokens, sums: Sequence[np.ndarray]) -> dict[str, float]:
+    totals: np.ndarray = np.stack(sums).astype(np.float64).sum(0)
+    loss = float(totals[0] / totals[1])
+    # exp of a larger loss is infinite, which JSON cannot represent.
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+
+
+def _classes(task: Task, tokens: Tokens, logits: Sequence[np.ndarray]) -> dict[str, float]:
+    return classification.score(task.glue, np.stack(logits), tokens.labels, regression=task.regression)
+
+
+def _best_of_glue(task: Task) -> str:
+    return next(iter(classification.of_task(task.glue, regression=task.regression)))
+
+
+PROBLEMS: dict[str, Problem] = {
+    "single_label_classification": Problem(cross_entropy, _outputs, _classes, _best_of_glue),
+    "regression": Problem(squared_error, _outputs, _classes, _best_of_glue),
+    "multi_label_classification": Problem(
+        binary_cross_entropy,
+        _outputs,
+        lambda task, tokens, logits: multilabel.score(np.stack(logits), tokens.labels),
+        lambda task: "f1_micro",
+    ),
+    "causal-lm": Problem(cross_entropy, _sums, _perplexity, lambda task: "loss"),
+}
+"""The kinds of tasks by `dsee_jax.data.Task.problem`."""

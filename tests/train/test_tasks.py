@@ -1,0 +1,53 @@
+"""Runs of the tasks besides single labels and texts: from the files of the data to those of an export."""
+
+import json
+
+import numpy as np
+import pytest
+
+import dsee_jax
+import runs
+import tiny
+from dsee_jax.export import run as export_run
+from dsee_jax.train import finished_run
+
+SHORT = {"prune__kind": "none", "train__epochs": 1, "delta__nonzeros": 0}
+
+
+def lines(folder, **splits):
+    """Write ``SPLIT.jsonl`` files and return the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in splits.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder)
+
+
+def check(results, out, names, problem_type=None):
+    """The run and its files have the metrics, and an evaluation gives them again."""
+    assert list(results["final"]) == list(results["before"]) == names
+    assert finished_run.evaluate(out) == pytest.approx(results["final"], rel=1e-5)
+    export_run.export(out, out.parent / "hf")
+    config = json.loads((out.parent / "hf/config.json").read_text())
+    assert config.get("problem_type") == problem_type
+    card = (out.parent / "hf/README.md").read_text()
+    assert all(name in card for name in names)
+    return config
+
+
+@pytest.mark.slow
+def test_run_of_texts_with_any_number_of_labels(tmp_path):
+    """The words of a text are its labels: a few passes learn them."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for _ in range(64):
+        names = [name for name in ("cat", "dog", "bird") if generator.integers(2)]
+        rows.append({"text": " ".join(["the", *names, "runs"]), "label": names})
+    data = lines(tmp_path / "labels", train=rows, dev=rows[:20])
+    options = {"data__dir": data, "data__source": "jsonl", "data__multi_label": True, "train__epochs": 6}
+    results, out = runs.run(tmp_path, **SHORT | options, train__learning_rate=3e-2)
+    config = check(results, out, ["f1_micro", "f1_macro", "subset_accuracy", "loss"], "multi_label_classification")
+    assert config["id2label"] == {"0": "bird", "1": "cat", "2": "dog"}
+    assert results["final"]["f1_micro"] > max(results["before"]["f1_micro"], 0.6)
+    assert results["final"]["loss"] < results["before"]["loss"]
+    model, params = dsee_jax.load_pretrained(tmp_path / "hf", num_labels=3)
+    assert dsee_jax.apply(model, params, None, tiny.batch(rows=2)).shape == (2, 3)

@@ -10,6 +10,9 @@ from dsee_jax.runtime import storage
 CONFIG, LOG, METRICS = "config.yaml", "metrics.jsonl", "metrics.json"
 """In the folder of a run: the resolved config, one record per logged step, and the final figures (of a finished run only)."""
 
+TEXTS = "texts_{}.jsonl"
+"""In the folder of a run: the texts that the model writes at the end of the stage in braces, one record per prompt."""
+
 HASHES = "hashes.json"
 """In the folder of a run: the SHA-256 of its inputs and of its model, see `dsee_jax.train.hashes`."""
 

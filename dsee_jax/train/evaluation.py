@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,6 +21,16 @@ from dsee_jax.train.problems import PROBLEMS, Problem
 from dsee_jax.train.sharding import Placement
 
 Evaluate = Callable[[dict[str, Any], step.Frozen], dict[str, float]]
+
+
+class Written(NamedTuple):
+    """Generated texts, and their metrics; both are empty where ``generate.new_tokens`` is 0."""
+
+    metrics: dict[str, float]  # bleu, nist, rouge_l
+    records: list[dict[str, Any]]  # of each prompt: prompt, text, references
+
+
+Write = Callable[[dict[str, Any], step.Frozen], Written]
 
 
 def predictor(
@@ -67,23 +77,26 @@ def evaluator(model: Model, config: Config, data: Data, placed: Placement) -> Ev
     return evaluate
 
 
-def writer(model: Model, config: Config, data: Data, placed: Placement) -> Evaluate:
-    """Return the function ``(trained, frozen) -> {bleu, nist, rouge_l}`` of texts generated for the first dev set's prompts.
-
-    The metrics are empty where ``generate.new_tokens`` is 0.
-    """
+def writer(model: Model, config: Config, data: Data, placed: Placement) -> Write:
+    """Return the function ``(trained, frozen) -> Written`` that generates texts for the first dev set's prompts."""
     options, delta, references = config.generate, config.delta, data.references
     search = {name: getattr(options, name) for name in ("new_tokens", "beams", "length_penalty", "early_stopping")}
 
-    def write(trained: dict[str, Any], frozen: step.Frozen) -> dict[str, float]:
+    def write(trained: dict[str, Any], frozen: step.Frozen) -> Written:
         if references is None:
-            return {}
+            return Written({}, [])
         trained, frozen = sharding.place(placed, (trained, frozen))
         updates = step.adapter(trained, frozen.supports, delta)
         params = tree.join(frozen.params, trained["params"])
         decoder = texts.Writer(model, params, updates, references.tokenizer, references.ends, references.pad)
         generated = texts.generate(decoder, references.prompts, batch_size=options.batch_size, **search)
-        return text.score([each.strip() for each in generated], references.texts)
+        generated = [each.strip() for each in generated]
+        prompts = [references.tokenizer.decode(ids) for ids in references.prompts]
+        records = [
+            {"prompt": prompt, "text": own, "references": given}
+            for prompt, own, given in zip(prompts, generated, references.texts, strict=True)
+        ]
+        return Written(text.score(generated, references.texts), records)
 
     return write
 

@@ -91,10 +91,12 @@ def evaluate(run: Path, overrides: Sequence[str] = (), *, other: str = "") -> di
     placed = _placement(config, model, run)
     frozen = step.Frozen(params, saved.supports if saved else {}, {})
     trained = {"deltas": saved.deltas if saved else {}, "params": {}}
-    write, score = (make(model, config, data, placed) for make in (evaluation.writer, evaluation.evaluator))
-    metrics = score(trained, frozen)
+    metrics = evaluation.evaluator(model, config, data, placed)(trained, frozen)
+    write = evaluation.writer(model, config, data, placed)
     # A model that gives not-a-number writes a text too: the first token of its vocabulary again and again.
     texts = (
-        write(trained, frozen) if evaluation.finite(metrics) or not data.references else dict.fromkeys(NAMES, math.nan)
+        write(trained, frozen).metrics
+        if evaluation.finite(metrics) or not data.references
+        else dict.fromkeys(NAMES, math.nan)
     )
     return texts | metrics

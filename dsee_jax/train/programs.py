@@ -29,7 +29,7 @@ class Programs(NamedTuple):
     optimizer: optax.GradientTransformation
     step: Step
     evaluate: Score
-    write: Score  # metrics of generated texts; empty where the config asks for none
+    write: Callable[[dict[str, Any], Masks], evaluation.Written]  # (trained, masks) -> texts
 
 
 def sharded_step(

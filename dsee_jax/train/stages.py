@@ -12,11 +12,12 @@ import jax
 
 from dsee_jax import models
 from dsee_jax.ckpt import checkpoints
+from dsee_jax.ckpt.folders import TEXTS
 from dsee_jax.config import Config
 from dsee_jax.data.batches import Batches
 from dsee_jax.errors import Diverged
 from dsee_jax.prune import earlybert
-from dsee_jax.runtime import console
+from dsee_jax.runtime import console, files
 from dsee_jax.train import evaluation, optim, pruning, sharding, trackers, trainer
 from dsee_jax.train.programs import make_programs
 from dsee_jax.train.setup import Setup
@@ -132,12 +133,20 @@ def scored(session: Session, run: Run, name: str) -> dict[str, Any]:
             f"stage {name}: the metrics on the dev set are not finite ({console.line(metrics)}): the numbers of this model "
             "exceed its dtype, or its vocabulary lacks a token of the texts"
         )
-    metrics = run.programs.write(run.trained, run.masks) | metrics
+    metrics = written(session, run, run.trained, run.masks, name) | metrics
     at = offset(run.setup, name)
     session.log(name, 0, {"metrics": metrics}, offset=at)
     trackers.log(session.trackers, trackers.named(f"stage/{name}", metrics), at)
     session.say(f"{name}: {console.line(metrics)}")
     return {"name": name, "metrics": metrics}
+
+
+def written(session: Session, run: Run, trained: dict[str, Any], masks: Masks, name: str) -> dict[str, float]:
+    """Return the metrics of the texts that the model writes; the texts go to a file of the stage."""
+    metrics, records = run.programs.write(trained, masks)
+    if records:
+        files.write_text(session.out / TEXTS.format(name), "".join(files.dumps(record) + "\n" for record in records))
+    return metrics
 
 
 def batches(setup: Setup, epochs: float) -> Batches:
@@ -221,7 +230,7 @@ def _train(session: Session, run: Run, name: str, sparsities: dict[int, float]) 
         point, _ = evaluate(point, total)
     best: Any = point.progress.best
     trained = checkpoints.restore_best(session.store, best["mark"], begin)
-    metrics = run.programs.write(trained, point.masks) | best["metrics"]
+    metrics = written(session, run, trained, point.masks, name) | best["metrics"]
     choice = {"best_step": best["step"], "steps": total, "evaluations": point.progress.evaluations}
     finished = {"name": name, "metrics": metrics, **choice, "last": point.progress.last}
     trackers.log(session.trackers, trackers.named(f"stage/{name}", metrics), stage.offset + total)

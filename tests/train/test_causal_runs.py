@@ -18,6 +18,7 @@ from dsee_jax.data.batches import Batches
 from dsee_jax.errors import InputError
 from dsee_jax.export import run as export_run
 from dsee_jax.generation import pipeline
+from dsee_jax.metrics import text
 from dsee_jax.runtime import files
 from dsee_jax.train import finished_run, loop, programs, setup, step
 from dsee_jax.train.losses import cross_entropy
@@ -95,6 +96,11 @@ def test_training_lowers_the_loss_and_raises_rouge(tmp_path):
     results = loop.run(chosen, say=lambda text: None)
     assert results["final"]["loss"] < results["before"]["loss"] / 2
     assert results["final"]["rouge_l"] > results["before"]["rouge_l"]
+    for stage, metrics in (("before", "before"), ("tune", "final")):
+        lines = (tmp_path / "run" / f"texts_{stage}.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        again = text.score([record["text"] for record in records], [record["references"] for record in records])
+        assert again["rouge_l"] == results[metrics]["rouge_l"]
 
 
 @pytest.fixture(scope="module")

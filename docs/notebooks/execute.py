@@ -1,4 +1,7 @@
-"""Run notebooks in an empty folder and store their outputs: ``python docs/notebooks/execute.py [NAME ...]``."""
+"""Run notebooks in an empty folder and store their outputs.
+
+``python docs/notebooks/execute.py [NAME ...]``
+"""
 
 import os
 import pathlib
@@ -17,7 +20,7 @@ NOTEBOOKS = sorted(path.stem for path in HERE.glob("*.ipynb"))
 def execute(name: str, folder: str | os.PathLike[str], **environment: str) -> Any:
     """Run the cells of a notebook in ``folder`` and return the notebook with their outputs.
 
-    ``environment`` adds to the variables of the kernel; it imports the packages of this checkout.
+    ``environment`` adds to the variables of the kernel, which imports this checkout.
 
     Raises:
       CellExecutionError: a cell fails; the message has the cell and the traceback.
@@ -31,11 +34,12 @@ def execute(name: str, folder: str | os.PathLike[str], **environment: str) -> An
         resources={"metadata": {"path": str(folder)}},
     )
     paths = [str(HERE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return client.execute(env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment})
+    own = {"PYTHONPATH": os.pathsep.join(paths), **environment}
+    return client.execute(env={**os.environ, **own})
 
 
 def main(names: list[str]) -> None:
-    """Run the named notebooks, by default all, with full settings, and write them back with their outputs."""
+    """Run the named notebooks, by default all, in full, and write them with their outputs."""
     for name in names or NOTEBOOKS:
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:

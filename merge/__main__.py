@@ -13,7 +13,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 from dsee_jax.ckpt.tensors import byte_size
 from dsee_jax.errors import InputError
-from dsee_jax.runtime import command, console, hub, limits, lock, malloc, multihost, preemption, storage
+from dsee_jax.runtime import command, console, hub, limits, lock, malloc, multihost, preemption, storage, terminal
 from merge import compare, mergekit_flags, pipeline
 from merge.inputs.sources import check_bases, open_source
 from merge.methods import METHODS
@@ -244,8 +244,8 @@ def _compile(plan: Plan, topology: str, file: storage.Place | None) -> None:
 
 @contextlib.contextmanager
 def _progress(*, quiet: bool) -> Iterator[engine.Progress]:
-    """Show each pass on stderr, in bytes; silent if ``quiet`` or if stderr is not a terminal."""
-    if quiet or not sys.stderr.isatty():
+    """Show each pass on stderr, in bytes; silent if ``quiet``, or where no bar can be drawn."""
+    if quiet or not terminal.draws_bars():
         yield engine.Progress()
         return
     from rich import progress

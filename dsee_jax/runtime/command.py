@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from dsee_jax.errors import InputError, Stopped
+from dsee_jax.runtime import terminal
 from dsee_jax.runtime.storage import StoreError
 
 INTERRUPTED, CLOSED = 130, 141
@@ -83,6 +84,7 @@ def start(main: Callable[[list[str]], int]) -> NoReturn:
     os.close(descriptor)
     stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    terminal.silence_bars()
     # A log message that stdout does not take is lost; the next line of the command fails in its place.
     logging.raiseExceptions = False
     # A character that the encoding of stdout lacks is shown as an escape.

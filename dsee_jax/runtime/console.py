@@ -6,14 +6,14 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from dsee_jax.runtime import multihost
+from dsee_jax.runtime import multihost, terminal
 
 UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
 
 @contextlib.contextmanager
 def bar(name: str, done: int, total: int) -> Iterator[Callable[[int, str], None]]:
-    """Show the progress of ``total`` steps on stderr; yields ``advance(steps done, text)``. Silent if no terminal."""
+    """Show the progress of ``total`` steps on stderr; yields ``advance(steps done, text)``. Silent where no bar can be drawn."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -33,7 +33,8 @@ def bar(name: str, done: int, total: int) -> Iterator[Callable[[int, str], None]
         TextColumn("{task.fields[note]}"),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not (console.is_terminal and multihost.is_main())) as progress:
+    drawn = (terminal.draws_bars() or console.is_jupyter) and multihost.is_main()
+    with Progress(*columns, console=console, disable=not drawn) as progress:
         task = progress.add_task(name, total=total, completed=done, note="")
         yield lambda steps, note: progress.update(task, completed=steps, note=note)
 

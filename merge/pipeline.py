@@ -175,8 +175,9 @@ def _moved(parsed: recipe.Recipe, content: Mapping[str, Any], out: Place) -> dic
     def written(place: Place) -> str:
         if not isinstance(place, Path):
             return str(place)
-        local = isinstance(out, Path) and place.absolute().anchor == out.absolute().anchor
-        return os.path.relpath(place.absolute(), out.absolute()) if local else str(place.absolute())
+        if isinstance(out, Path) and place.absolute().anchor == out.absolute().anchor:
+            return os.path.relpath(place.absolute(), out.absolute())
+        return str(place.absolute())
 
     return reference.mapped(
         content,

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from dsee_jax.ckpt import checksums
 from dsee_jax.errors import InputError, Stopped
@@ -29,6 +30,12 @@ from dsee_jax.runtime.storage import Place, StoreError, remote
 from dsee_jax.typing import Masks
 
 log = logging.getLogger(__name__)
+
+# Otherwise etils reads stores through TensorFlow where it is installed, with TensorFlow's credentials.
+os.environ.setdefault("EPATH_USE_TF", "false")
+
+SCHEME = "gs"
+"""The scheme of the stores that Orbax supports."""
 
 KEPT = 2
 """Checkpoints kept in each series: the newest, and the one before, which is needed until the newest is complete."""
@@ -73,8 +80,8 @@ def opened(folder: Place) -> Iterator[Store]:
     with multihost.raise_on_all():
         if multihost.is_main() and isinstance(folder, Path):
             _set_damaged_aside(folder)
-    folder = folder.absolute() if isinstance(folder, Path) else folder
-    store = Store(*(_series(folder / name) for name in Store._fields))
+    root = folder.absolute() if isinstance(folder, Path) else epath.Path(str(folder))
+    store = Store(*(_series(root / name) for name in Store._fields))
     newest = store.last.latest_step()
     for mark in store.best.all_steps():
         if newest is None or mark > newest:
@@ -102,7 +109,7 @@ def _unraisable(error: Any) -> None:
         sys.__unraisablehook__(error)
 
 
-def _series(folder: Place) -> _Series:
+def _series(folder: Path | epath.Path) -> _Series:
     def seal() -> None:
         """Write the checksums; process 0 calls this when all processes have written, before the checkpoint is renamed."""
         if isinstance(folder, Path):

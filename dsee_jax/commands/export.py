@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
 
     if options.push is not None:
         hub.check(options.push)
-    if isinstance(place := storage.as_path(options.out), pathlib.Path):
+    if isinstance(place := storage.as_output(options.out), pathlib.Path):
         writable.check_folder(place, "OUT", writable.LONGEST)
     with storage.written(options.out, overwrite=False) as out:
         run.export(storage.download(options.run), out, form=options.format, factors=options.factors)

@@ -13,7 +13,7 @@ UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
 @contextlib.contextmanager
 def bar(name: str, done: int, total: int) -> Iterator[Callable[[int, str], None]]:
-    """Show the progress of ``total`` steps on stderr; yields ``advance(steps done, text)``. Silent where no bar can be drawn."""
+    """Show the progress of ``total`` steps on stderr; yields ``advance(steps done, text)``. Silent without a terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

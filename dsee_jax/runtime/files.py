@@ -144,7 +144,7 @@ def folder(path: str | os.PathLike[str], *, replaces: Collection[str] = ()) -> I
       InputError: ``path`` exists and is not an empty folder, or holds a file that is not in ``replaces``.
       StoreError: the store does not take the folder.
     """
-    place = storage.as_path(path)
+    place = storage.as_output(path)
     with storage.store_errors(place):
         if replaces:
             earlier_output.check(place, replaces)

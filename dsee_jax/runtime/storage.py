@@ -1,37 +1,41 @@
-"""Object stores: every path may be ``gs://BUCKET/...`` or ``s3://BUCKET/...``.
+"""Stores: every path may be a URL such as ``gs://BUCKET/...``, of any scheme that fsspec knows (`StorePath`).
 
 Models and runs are downloaded to ``$DSEE_JAX_CACHE`` (``~/.cache/dsee_jax``) before they are read, and again only if they
-changed; small files are read in the store. Outputs are written on this machine and uploaded when they are complete. The folder
-of a run is written in the store: checkpoints by Orbax, which supports gs:// only, and each small file as one object. Each host
-of a job downloads the files that it reads.
+changed; small files are read in the store. Outputs are written on this machine and uploaded when they are complete, several
+files at once. The folder of a run is written in the store: checkpoints by Orbax, which supports gs:// only, and each small
+file as one object. Each host of a job downloads the files that it reads.
 """
 
 import contextlib
 import fnmatch
-import functools
 import hashlib
+import itertools
 import json
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, TypeAlias
 
 import filelock
-from etils import epath
 
 from dsee_jax.errors import InputError
-from dsee_jax.runtime import atomic, writable
+from dsee_jax.runtime import atomic, store_path, writable
+from dsee_jax.runtime.store_path import StorePath
 
-# Otherwise etils reads stores through TensorFlow where it is installed, with TensorFlow's credentials.
-os.environ.setdefault("EPATH_USE_TF", "false")
-
-Place: TypeAlias = pathlib.Path | epath.Path
+Place: TypeAlias = pathlib.Path | StorePath
 """A path of this machine or of a store."""
 
-SCHEMES = {"gs": "gcsfs", "s3": "s3fs"}
-"""The supported stores by URL scheme, and the package of each; the extras have the names of the schemes."""
+WEB = ("http", "https")
+"""The schemes of web servers, which list no files and take none."""
+
+READ_ONLY = dict.fromkeys(WEB, "is for reading") | {"hf": "is for reading here; write a folder, and give --push REPO"}
+"""The schemes that no output may have, and the reason."""
+
+UPLOADS = 8
+"""The most files that are uploaded at once."""
 
 CACHE = "DSEE_JAX_CACHE"
 LAST = ("config.json", "adapter_config.json")
@@ -46,23 +50,26 @@ class StoreError(OSError):
 
 
 def as_path(path: str | os.PathLike[str]) -> Place:
-    """Return a path of a store as `epath.Path`, of this machine as `pathlib.Path` (``~`` is the home folder).
+    """Return a path of a store as `StorePath`, of this machine as `pathlib.Path` (``~`` is the home folder).
 
     Raises:
-      InputError: the store is not one of `SCHEMES`, or its package is not installed.
+      InputError: fsspec knows no such store, or its package is not installed.
     """
     text = os.fspath(path)
-    scheme, separator, rest = text.partition("://")
-    if not separator:
-        try:
-            return pathlib.Path(text).expanduser()
-        except RuntimeError as error:  # no such user
-            raise InputError(f"{text}: {error}") from None
-    if scheme not in SCHEMES or not rest.strip("/"):
-        supported = ", ".join(f"{name}://BUCKET/..." for name in SCHEMES)
-        raise InputError(f"{text} is not a path of a supported store; expected a path of this machine, or {supported}")
-    _system(scheme)
-    return epath.Path(text)
+    if remote(text):
+        return StorePath(text)
+    try:
+        return pathlib.Path(text).expanduser()
+    except RuntimeError as error:  # no such user
+        raise InputError(f"{text}: {error}") from None
+
+
+def as_output(path: str | os.PathLike[str]) -> Place:
+    """Return the path of an output, as `as_path`; raises `InputError` for a store of `READ_ONLY` too."""
+    place = as_path(path)
+    if isinstance(place, StorePath) and place.scheme in READ_ONLY:
+        raise InputError(f"{place} cannot be written: {place.scheme}:// {READ_ONLY[place.scheme]}")
+    return place
 
 
 def remote(path: str | os.PathLike[str]) -> bool:
@@ -86,21 +93,11 @@ def download(path: str | os.PathLike[str], *names: str) -> pathlib.Path:
     place = as_path(path)
     if isinstance(place, pathlib.Path):
         return place
-    url = str(place).rstrip("/")
-    scheme, _, key = url.partition("://")
-    local = cache() / scheme / key
+    url, local = str(place), cache() / place.scheme / place.inside
     with store_errors(url), locked(url):
-        system = _fresh(scheme)
-        objects = {}
-        for entry, about in system.find(key, detail=True).items():
-            name = entry.removeprefix(key).lstrip("/")
-            # Markers of folders are no files; dots would lead out of the cache.
-            if about["type"] == "file" and not entry.endswith("/") and not {".", ".."} & set(name.split("/")):
-                objects[name] = about
-        if "" in objects and len(objects) > 1:
-            del objects[""]
+        objects = _objects(place, names)
         if not objects:
-            raise InputError(f"{url}: there is nothing there; list the bucket with the store's own tools")
+            raise InputError(f"{url}: there is nothing there; list the store with its own tools")
         for name, about in sorted(objects.items()):
             every = not names and not name.startswith(f"{NOT_DOWNLOADED}/")
             if (
@@ -108,7 +105,7 @@ def download(path: str | os.PathLike[str], *names: str) -> pathlib.Path:
                 or every
                 or any(fnmatch.fnmatch(name, pattern) and ("/" in pattern or "/" not in name) for pattern in names)
             ):
-                _fetch(system, f"{key}/{name}" if name else key, about, local / name if name else local)
+                _fetch(place, name, about, local / name if name else local)
         if "" not in objects and not local.is_dir():
             raise InputError(f"{url} has none of {', '.join(names) or 'the files of a run'}; it has {_some(objects)}")
         if local.is_dir():
@@ -125,17 +122,36 @@ def origin(local: pathlib.Path) -> str | None:
         scheme, *parts = local.absolute().relative_to(cache().absolute()).parts
     except ValueError:
         return None
-    return f"{scheme}://{'/'.join(parts)}" if scheme in SCHEMES else None
+    return f"{scheme}://{'/'.join(parts)}" if store_path.is_scheme(scheme) else None
 
 
 def listdir(path: str | os.PathLike[str]) -> list[str]:
     """Return the names of the files in a folder of a store, without its subfolders; [] if there is no such folder."""
-    place = as_path(path)
-    scheme, _, key = str(place).rstrip("/").partition("://")
+    place = StorePath(os.fspath(path))
     with store_errors(place):
-        system = _fresh(scheme)
-        entries = system.ls(key, detail=True) if system.isdir(key) else []
+        if place.scheme in WEB:
+            raise InputError(f"{place}: a web server lists no files; give the path of one file, or copy the folder")
+        entries = place.system.ls(place.key, detail=True) if place.is_dir() else []
     return sorted(name for about in entries if about["type"] == "file" and (name := about["name"].rpartition("/")[2]))
+
+
+def _objects(place: StorePath, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Return what the store says about each file below a path, by its path there; "" is the path itself."""
+    try:
+        if place.scheme in WEB:
+            return {} if names else {"": place.fresh().info(place.key)}
+        entries = place.fresh().find(place.key, detail=True)
+    except FileNotFoundError:
+        return {}
+    objects = {}
+    for entry, about in entries.items():
+        name = entry.removeprefix(place.key).lstrip("/")
+        # Markers of folders are no files; dots would lead out of the cache.
+        if about["type"] == "file" and not entry.endswith("/") and not {".", ".."} & set(name.split("/")):
+            objects[name] = about
+    if "" in objects and len(objects) > 1:
+        del objects[""]
+    return objects
 
 
 @contextlib.contextmanager
@@ -146,7 +162,7 @@ def written(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator
       InputError: without ``overwrite``, the store has ``path``; on this machine the caller checks.
       StoreError: see `upload`.
     """
-    place = as_path(path)
+    place = as_output(path)
     if isinstance(place, pathlib.Path):
         yield place
         return
@@ -163,38 +179,73 @@ def written(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator
 def upload(local: pathlib.Path, place: str | os.PathLike[str]) -> None:
     """Copy a file, or a folder with its subfolders, to a store; an existing file or folder is replaced.
 
-    An existing folder is deleted only when all files of the new folder are in the store. `LAST` are uploaded last.
+    Up to `UPLOADS` files are copied at once. An existing folder is deleted only when all files of the new folder are in the
+    store. `LAST` are uploaded last.
 
     Raises:
-      StoreError: the store cannot be reached, or does not take the files.
+      StoreError: the store cannot be reached, or does not take a file, which the line names. No other file is begun then.
     """
-    url = os.fspath(place).rstrip("/")
-    scheme, _, key = url.partition("://")
-    if "/" not in key and local.is_dir():
-        raise StoreError(f"{url} is a whole bucket: name a folder in it")
-    with store_errors(url, StoreError):
-        system = _fresh(scheme)
-        if local.is_file():
-            system.put_file(str(local), key)
-            system.invalidate_cache()
-            return
-        files = [file.relative_to(local).as_posix() for file in sorted(local.rglob("*")) if file.is_file()]
-        files.sort(key=lambda name: (name.endswith(".json"), name.rpartition("/")[2] in LAST))
-        old = system.isdir(key)
-        to = f"{key}.partial" if old else key
-        for name in files:
-            system.put_file(str(local / name), f"{to}/{name}")
-        if old:
-            system.rm(key, recursive=True)
-            for name in files:
-                system.copy(f"{to}/{name}", f"{key}/{name}")
-            system.rm([f"{to}/{name}" for name in files])
-        system.invalidate_cache()
+    to = StorePath(os.fspath(place))
+    if local.is_file():
+        _put(local, to)
+        return
+    if "/" not in to.inside:
+        raise StoreError(f"{to} is a whole bucket: name a folder in it")
+    names = [file.relative_to(local).as_posix() for file in local.rglob("*") if file.is_file()]
+    with store_errors(to, StoreError):
+        old = to.is_dir()
+    new = StorePath(f"{to}.partial") if old else to
+    _each(names, new, lambda name: _put(local / name, _below(new, name)))
+    if old:
+        with store_errors(to, StoreError):
+            to.system.rm(to.key, recursive=True)
+        _each(names, to, lambda name: _copy(_below(new, name), _below(to, name)))
+        with store_errors(new, StoreError):
+            new.system.rm(new.key, recursive=True)
+    to.fresh()
+
+
+def _each(names: Iterable[str], to: StorePath, work: Callable[[str], None]) -> None:
+    """Do the work for each file of a folder: first the weights, then the JSON files, and then `LAST`.
+
+    Args:
+      names: of the files.
+      to: the folder in the store. A store with one connection, such as FTP, takes one file at a time.
+      work: copies one file. The first error cancels those that have not begun, and is raised when the others have ended.
+    """
+
+    def order(name: str) -> tuple[bool, bool]:
+        return name.endswith(".json"), name.rpartition("/")[2] in LAST
+
+    for _, together in itertools.groupby(sorted(names, key=order), order):
+        with ThreadPoolExecutor(UPLOADS if to.system.async_impl else 1) as pool:
+            try:
+                for done in as_completed([pool.submit(work, name) for name in together]):
+                    done.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def _below(folder: StorePath, name: str) -> StorePath:
+    return StorePath(f"{folder}/{name}")
+
+
+def _put(local: pathlib.Path, to: StorePath) -> None:
+    with store_errors(to, StoreError):
+        to.make_parent()
+        to.system.put_file(str(local), to.key)
+
+
+def _copy(at: StorePath, to: StorePath) -> None:
+    with store_errors(to, StoreError):
+        to.make_parent()
+        to.system.copy(at.key, to.key)
 
 
 def target(path: str, option: str) -> Place:
     """Return the output file of a command's ``option``; raises `InputError` if the file cannot be written there."""
-    file = as_path(path)
+    file = as_output(path)
     if isinstance(file, pathlib.Path):
         if file.is_dir():
             raise InputError(f"{option} {file} is a folder; name a file")
@@ -204,7 +255,7 @@ def target(path: str, option: str) -> Place:
 
 def size(path: Place) -> int:
     """Return the size of a file in bytes."""
-    return path.stat().st_size if isinstance(path, pathlib.Path) else int(path.stat().length or 0)
+    return path.stat().st_size if isinstance(path, pathlib.Path) else path.size()
 
 
 @contextlib.contextmanager
@@ -242,23 +293,6 @@ def clear(folder: pathlib.Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@functools.cache
-def _system(scheme: str) -> Any:
-    import fsspec
-
-    try:
-        return fsspec.filesystem(scheme)
-    except ImportError:
-        raise InputError(f"{scheme}:// needs {SCHEMES[scheme]}: pip install 'dsee-jax[{scheme}]'") from None
-
-
-def _fresh(scheme: str) -> Any:
-    """Return the file system of a store without cached listings: other processes write there too."""
-    system = _system(scheme)
-    system.invalidate_cache()
-    return system
-
-
 @contextlib.contextmanager
 def locked(path: str) -> Iterator[None]:
     """Wait until no other process of this machine writes the copy of ``path`` in the cache, and keep others waiting."""
@@ -273,7 +307,7 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _fetch(system: Any, key: str, about: dict[str, Any], local: pathlib.Path) -> None:
+def _fetch(place: StorePath, name: str, about: dict[str, Any], local: pathlib.Path) -> None:
     """Download one object, unless the local copy is of its present content."""
     stamp = cache() / "stamps" / digest(str(local))
     now = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
@@ -282,8 +316,8 @@ def _fetch(system: Any, key: str, about: dict[str, Any], local: pathlib.Path) ->
     local.parent.mkdir(parents=True, exist_ok=True)
     stamp.parent.mkdir(parents=True, exist_ok=True)
     with atomic.file(local) as partial:
-        system.get_file(key, str(partial))
-        if (size := partial.stat().st_size) != about["size"]:
+        place.system.get_file(_below(place, name).key if name else place.key, str(partial))
+        if about["size"] is not None and (size := partial.stat().st_size) != about["size"]:
             raise OSError(f"{size} bytes of {about['size']} came")
     stamp.write_text(f"{now} {local.stat().st_size}")
 

@@ -11,6 +11,7 @@ from dsee_jax.ckpt.folders import CHECKPOINTS, CONFIG, HASHES
 from dsee_jax.config import Config
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import lock, multihost, storage, writable
+from dsee_jax.runtime.store_path import StorePath
 from dsee_jax.train import config_file, hashes
 
 log = logging.getLogger(__name__)
@@ -19,10 +20,10 @@ log = logging.getLogger(__name__)
 def check_output(config: Config) -> None:
     """Raise `InputError` if ``output_dir`` has other files, or the files of a run of another config."""
     folder = storage.as_path(config.output_dir)
-    if str(folder).startswith("s3://"):
+    if isinstance(folder, StorePath) and folder.scheme != checkpoints.SCHEME:
         raise InputError(
-            f"output_dir {folder}: Orbax, which writes the checkpoints of a run, supports gs:// and no other store; use a "
-            "folder (for instance of a mounted bucket), and copy model/ and adapter/ afterwards"
+            f"output_dir {folder}: Orbax, which writes the checkpoints of a run, supports {checkpoints.SCHEME}:// and no "
+            "other store; use a folder (for instance of a mounted bucket), and copy model/ and adapter/ afterwards"
         )
     if isinstance(folder, Path):
         writable.check_folder(folder, "output_dir", f"{CHECKPOINTS}/{checkpoints.LONGEST}")

@@ -9,6 +9,7 @@ from dsee_jax.ckpt.folders import MODEL_FILES
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import atomic, earlier_output, storage, writable
 from dsee_jax.runtime.storage import Place
+from dsee_jax.runtime.store_path import StorePath
 from merge.outputs.card import HEADER
 from merge.outputs.heatmap import PICTURE
 from merge.outputs.metadata import RECIPE
@@ -26,9 +27,9 @@ def located(text: str) -> Place:
     """
     if not text.strip():
         raise InputError("OUT_DIR is empty; name a folder")
-    place = storage.as_path(text)
+    place = storage.as_output(text)
     if not isinstance(place, Path):
-        if "/" not in text.partition("://")[2].strip("/"):
+        if "/" not in place.inside:
             raise InputError(f"OUT_DIR {text} is a whole bucket; name a folder in it")
         return place
     try:
@@ -79,7 +80,10 @@ def _inside(out: Place, file: str | os.PathLike[str]) -> str | None:
         ends = () if storage.remote(file) else (Path(file).absolute(), Path(os.path.realpath(file)))
         return next((str(path) for path in ends if out in path.parents), None)
     url = os.fspath(file) if storage.remote(file) else storage.origin(Path(file))
-    return url if url and url.startswith(f"{str(out).rstrip('/')}/") else None
+    if url is None:
+        return None
+    place = StorePath(url)
+    return url if place.scheme == out.scheme and place.inside.startswith(f"{out.inside}/") else None
 
 
 def _check_local(out: Path, copied: Collection[str]) -> None:

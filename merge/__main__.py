@@ -13,7 +13,19 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 from dsee_jax.ckpt.tensors import byte_size
 from dsee_jax.errors import InputError
-from dsee_jax.runtime import command, console, hub, limits, lock, malloc, multihost, preemption, storage, terminal
+from dsee_jax.runtime import (
+    answer,
+    command,
+    console,
+    hub,
+    limits,
+    lock,
+    malloc,
+    multihost,
+    preemption,
+    storage,
+    terminal,
+)
 from merge import compare, mergekit_flags, pipeline
 from merge.inputs.sources import check_bases, open_source
 from merge.methods import METHODS
@@ -52,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         help="with --plan: also print the accelerator memory of a merge of all models in memory, compiled for a TPU topology "
         "you do not have (v5e:4x4; extra `tpu`), or for the local devices (`here`)",
     )
-    top.add_argument("--json", metavar="FILE", help="with --topology: also write all figures to FILE")
+    answer.arguments(top, only="with --plan: ")
     top.add_argument("--overwrite", action="store_true", help="replace OUT_DIR when the merge is complete")
     top.add_argument(
         "--max-shard-size", metavar="SIZE", default="5GB", help="maximum size of a file of weights; default 5GB"
@@ -102,16 +114,20 @@ def compare_parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--unit", default="layer", help="layer (default), tensor, or a regular expression with a group unit"
     )
+    answer.arguments(top)
     _allow_changed_base(top)
     return top
 
 
 def print_comparison(options: argparse.Namespace) -> None:
     """Print the difference of two checkpoints."""
+    wanted = answer.wanted(options)
     a, b = (open_source(reference, Path()) for reference in (options.a, options.b))
     if not options.allow_changed_base:
         check_bases((a, b))
-    console.show(compare.table(compare.compare(a, b, unit=options.unit)))
+    comparison = compare.compare(a, b, unit=options.unit)
+    wanted.show(compare.table(comparison))
+    wanted.give(compare.figures(comparison))
 
 
 def merge(options: argparse.Namespace) -> None:
@@ -119,13 +135,13 @@ def merge(options: argparse.Namespace) -> None:
     options.max_shard_size = mergekit_flags.shard_size(options)
     byte_size(options.max_shard_size)
     for name in ("topology", "json"):
-        if getattr(options, name) and not (options.plan and options.topology):
-            raise InputError(f"--{name} belongs to a plan: give --plan --topology too")
+        if getattr(options, name) and not options.plan:
+            raise InputError(f"--{name} belongs to a plan: give --plan too")
     if options.push is not None:
         hub.check(options.push)
         if options.plan:
             raise InputError("--push uploads the merged model, and --plan merges nothing: give one of them")
-    file = storage.target(options.json, "--json") if options.json else None
+    wanted = answer.wanted(options)
     out = destination.located(options.out)
     multihost.join(options)
     with preemption.raised("the same command resumes"):
@@ -135,10 +151,7 @@ def merge(options: argparse.Namespace) -> None:
             for note in (*mergekit_flags.notes(options), *notes, *ready.plan.warnings):
                 print(f"merge: {console.plain(note)}", file=sys.stderr)
         if options.plan:
-            text = describe.describe(ready.plan, engine.layout(ready.plan, options.max_shard_size).items())
-            console.show(text)
-            if options.topology:
-                _compile(ready.plan, "" if options.topology == "here" else options.topology, file)
+            _plan(ready.plan, options, wanted)
             return
         malloc.keep_freed_memory()
         limits.check(
@@ -229,17 +242,20 @@ def _merge(
     return lines
 
 
-def _compile(plan: Plan, topology: str, file: storage.Place | None) -> None:
-    """Print the accelerator memory and time of the merge, and write the figures to ``file``."""
-    from dsee_jax.plan.roofline import tables
-    from dsee_jax.runtime import files
-    from merge.planning import memory
+def _plan(plan: Plan, options: argparse.Namespace, wanted: answer.Answer) -> None:
+    """Print the plan and, for ``--topology``, the accelerator memory and time of the merge."""
+    placed = engine.layout(plan, options.max_shard_size)
+    wanted.show(describe.describe(plan, placed.items()))
+    figures = describe.figures(plan, placed)
+    if options.topology:
+        from dsee_jax.plan.roofline import tables
+        from merge.planning import memory
 
-    figures = memory.analyze(plan, topology)
-    if file:
-        files.write(file, figures)
-    for table in tables(figures, title="the merge, all models in memory"):
-        console.show(table)
+        compiled = memory.analyze(plan, "" if options.topology == "here" else options.topology)
+        for table in tables(compiled, title="the merge, all models in memory"):
+            wanted.show(table)
+        figures |= compiled
+    wanted.give(figures)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -78,6 +78,15 @@ def _tiles(a: Lazy, b: Lazy) -> Iterator[Difference]:
 
 def _row(unit: str, sums: Difference) -> Row:
     return Row(unit, sums.size, sums.relative, sums.largest, sums.cosine, sums.share(sums.equal))
+
+
+def figures(comparison: Comparison) -> dict[str, Any]:
+    """Return a comparison as an object of JSON."""
+    return comparison._asdict() | {
+        "rows": [row._asdict() for row in comparison.rows],
+        "total": comparison.total._asdict(),
+        "reshaped": [{"name": name, "a": a, "b": b} for name, a, b in comparison.reshaped],
+    }
 
 
 def table(comparison: Comparison, *, most: int = 10) -> str:

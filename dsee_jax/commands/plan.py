@@ -3,6 +3,7 @@
 import argparse
 
 from dsee_jax.errors import InputError
+from dsee_jax.runtime import answer
 
 DESCRIPTION = (
     "Compile the training step and the evaluation step of a config ahead of time, for the local devices or for a TPU "
@@ -34,23 +35,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--largest", action="store_true", help="also search for the largest batch that fits; compiles several times"
     )
-    parser.add_argument("--json", metavar="FILE", help="also write all figures to this file")
+    answer.arguments(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     """Print the costs of the steps of a config."""
     from dsee_jax.plan import roofline, run
-    from dsee_jax.runtime import console, files, storage
     from dsee_jax.train import config_file
 
     if not 1 <= options.labels <= MOST_LABELS:
         raise InputError(f"--labels is {options.labels}; expected 1 to {MOST_LABELS}")
-    file = storage.target(options.json, "--json") if options.json else None
+    wanted = answer.wanted(options)
     config = config_file.read(options.config, options.overrides)
     figures = run.plan(config, options.topology, labels=options.labels)
     if options.largest:
         figures["largest_batch"] = run.largest_batch(config, options.topology, labels=options.labels)
-    if file:
-        files.write(file, figures)
+    wanted.give(figures)
     for table in roofline.tables(figures):
-        console.show(table)
+        wanted.show(table)

@@ -55,6 +55,42 @@ def describe(plan: Plan, files: Iterable[tuple[str, Sequence[str]]] = ()) -> str
     return "\n".join(line if len(line) <= _WIDTH else line[: _WIDTH - 3] + "..." for line in lines)
 
 
+def figures(plan: Plan, files: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return a plan as an object of JSON: every model, file and tensor.
+
+    Args:
+      plan: from `merge.planning.plan.plan`.
+      files: the names of the tensors in each shard to write.
+    """
+    sizes = {job.name: written_bytes(job) for job in plan.jobs}
+    bases = dict.fromkeys(part.base.model for part in plan.recipe.slices if part.base)
+    return {
+        "recipe": str(plan.recipe.path),
+        "method": plan.recipe.name,
+        "bases": [*bases],
+        "models": list(plan.models),
+        "read_bytes": sum(lazy.nbytes for job in plan.jobs for lazy in _read_tensors(job)),
+        "written_bytes": sum(sizes.values()),
+        "files": [
+            {"file": file, "tensors": len(names), "bytes": sum(sizes[name] for name in names)}
+            for file, names in files.items()
+        ],
+        "tensors": [
+            {
+                "name": job.name,
+                "shape": list(job.shape),
+                "dtype": job.dtype,
+                "method": job.method,
+                "models": list(job.columns),
+                "options": dict(job.options),
+            }
+            for job in plan.jobs
+        ],
+        "notes": list(plan.notes),
+        "warnings": list(plan.warnings),
+    }
+
+
 def _read_tensors(job: Job) -> Iterable[Any]:
     # Copying reads only the first input.
     return job.inputs[:1] if job.method == "copy" else (*job.inputs, *job.statistics)

@@ -386,6 +386,16 @@ def test_report_prints_stages_and_sparsity(finished, tmp_path, capsys):
         assert text in said.replace("\n", " ")
 
 
+def test_report_is_one_object_for_programs(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run, ignore=shutil.ignore_patterns("checkpoints"))
+    assert command.main(["report", str(run), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["runs"][0]["results"] == finished[1]
+    assert figures["page"] == str(run / "report.html")
+    assert all(pathlib.Path(file).is_file() for file in figures["runs"][0]["pictures"].values())
+
+
 @pytest.mark.smoke
 def test_inspect_prints_and_writes_layers(finished, tmp_path, capsys):
     run = finished[0]

@@ -95,8 +95,8 @@ def test_longest_divisible_axis_is_sharded():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--topology", "v5e:2x2"], "--topology belongs to a plan: give --plan --topology too"),
-        (["--plan", "--json", "x"], "--json belongs to a plan"),
+        (["--topology", "v5e:2x2"], "--topology belongs to a plan: give --plan too"),
+        (["--json"], "--json belongs to a plan: give --plan too"),
         (["--plan", "--topology", "v5:2x2"], "unknown chip"),
     ],
 )

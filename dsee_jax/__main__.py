@@ -3,10 +3,11 @@
 import argparse
 import ast
 from pathlib import Path
+from typing import NoReturn
 
 from dsee_jax.commands import evaluate, export, generate, inspect, plan, report, statistics
 from dsee_jax.errors import InputError
-from dsee_jax.runtime import command, malloc
+from dsee_jax.runtime import command, completion, malloc
 
 VERBS = {
     module.__name__.rpartition(".")[2]: module
@@ -22,6 +23,14 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m dsee_jax",
         description="Work with finished runs, checkpoints and configs. VERB --help explains a verb.",
     )
+
+    def add_keys() -> None:
+        from dsee_jax.train import config_file
+
+        for name in OVERRIDES:
+            completion.add_keys(verbs.choices[name], config_file.keys())
+
+    completion.arguments(top, "dsee-jax", add_keys)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, module in VERBS.items():
         # Read from the source: `python -OO` drops docstrings.
@@ -38,6 +47,11 @@ def main(arguments: list[str]) -> int:
     return command.run(f"dsee_jax {options.verb}", arguments, lambda: _main(options, [*rest, *overrides]))
 
 
+def console_script() -> NoReturn:
+    """Run the command line of ``dsee-jax``."""
+    command.start(main)
+
+
 def _main(options: argparse.Namespace, rest: list[str]) -> None:
     malloc.keep_freed_memory()
     if rest and options.verb not in OVERRIDES:
@@ -47,4 +61,4 @@ def _main(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.start(main)
+    console_script()

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # Nothing is written before the imports end: Ctrl-C stops them at once, and not with a traceback.
@@ -16,6 +17,7 @@ from dsee_jax.errors import InputError
 from dsee_jax.runtime import (
     answer,
     command,
+    completion,
     console,
     hub,
     limits,
@@ -82,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
     multihost.arguments(top)
     mergekit_flags.add(top)
     top.add_argument("--methods", action=_Methods, nargs=0, help="list the methods and their options, and exit")
+    completion.arguments(top, "dsee-merge")
     return top
 
 
@@ -296,5 +299,10 @@ def _main(arguments: list[str]) -> None:
         merge(parser().parse_args(arguments))
 
 
-if __name__ == "__main__":
+def console_script() -> NoReturn:
+    """Run the command line of ``dsee-merge``."""
     command.start(main)
+
+
+if __name__ == "__main__":
+    console_script()

@@ -8,7 +8,7 @@ import inspect
 import itertools
 import os
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast, get_args, get_origin
 
 import yaml
@@ -137,6 +137,15 @@ def _value(kind: Any, raw: Any) -> Any:
             with contextlib.suppress(ValueError, OverflowError):
                 return number(raw)
     return raw
+
+
+def keys(kind: Any = Config, prefix: str = "") -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Yield every key of a config, or of a section, by its dotted name; with its values where it has a choice, else ()."""
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(field.type):
+            yield from keys(field.type, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, get_args(field.type) if get_origin(field.type) is Literal else ()
 
 
 def describe() -> str:

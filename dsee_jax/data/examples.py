@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -35,6 +35,21 @@ class Prompts(NamedTuple):
     """The file and line of each, such as ``train.jsonl:12``, for error messages."""
 
 
+class TaggedWords(NamedTuple):
+    """``n`` texts with a tag for each word."""
+
+    words: list[list[str]]
+    """The words of each text, one or more."""
+    tags: list[list[int]]
+    """The indices of their tags."""
+    where: list[str]
+    """The file and line of each, such as ``train.conll:12``, for error messages."""
+
+
+Split: TypeAlias = Examples | Prompts | TaggedWords
+"""The examples of a training or dev set."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """Training examples, dev sets and class names."""
@@ -42,9 +57,9 @@ class Task:
     name: str
     """``rte``, ``toy``, ..., for a person; tables of your own may have any name."""
     labels: tuple[str, ...]
-    """The class names by class index, as the data or the checkpoint write them; empty for regression and causal-lm."""
-    train: Examples | Prompts
-    dev: Mapping[str, Examples | Prompts]
+    """The names of classes or tags by index, as the data or the checkpoint write them; empty for regression and causal-lm."""
+    train: Split
+    dev: Mapping[str, Split]
     """Dev sets by name: ``dev``, or ``dev_matched`` and ``dev_mismatched`` for MNLI."""
     glue: str = ""
     """The task of GLUE, which decides the metrics; empty for data from elsewhere, whatever their name."""
@@ -62,6 +77,8 @@ class Task:
     @property
     def problem(self) -> str:
         """The kind of the task, which decides its loss and its metrics: `problem_type`, or the task of the model."""
+        if isinstance(self.train, TaggedWords):
+            return "token-classification"
         return self.problem_type or "causal-lm"
 
     @property

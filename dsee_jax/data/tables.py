@@ -69,9 +69,10 @@ def rows(path: Place, source: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     return _jsonl_rows(path) if source == "jsonl" else _csv_rows(path)
 
 
-def _label(value: Any, where: str, column: str) -> str:
+def label_text(value: Any, where: str, column: str) -> str:
+    """Return the text of a label of a JSON value; raises `InputError` for a list, an object or blank text."""
     text = value if isinstance(value, str) else json.dumps(value)
-    if isinstance(value, list | dict) or not text.strip():
+    if value is None or isinstance(value, list | dict) or not text.strip():
         raise InputError(f"{where}: the label {column!r} is {shorten(text)!r}; expected text, a number, true or false")
     return text
 
@@ -79,10 +80,10 @@ def _label(value: Any, where: str, column: str) -> str:
 def _labels(value: Any, where: str, config: DataConfig) -> list[str]:
     """Return the labels of a row: one, or any number with ``data.multi_label``."""
     if not config.multi_label:
-        return [_label(value, where, config.label)]
+        return [label_text(value, where, config.label)]
     if isinstance(value, str):
         value = [name for each in value.split(config.label_separator) if (name := each.strip())]
-    return [_label(each, where, config.label) for each in (value if isinstance(value, list) else [value])]
+    return [label_text(each, where, config.label) for each in (value if isinstance(value, list) else [value])]
 
 
 def _columns(path: Place, config: DataConfig) -> _Columns:
@@ -117,7 +118,7 @@ def class_names(values: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _check_different(path: str, names: Sequence[str]) -> None:
+def check_different(path: str, names: Sequence[str]) -> None:
     """Raise `InputError` if one class has two spellings, or a name is a missing value."""
     spelled: dict[str | float, str] = {}
     for name in names:
@@ -172,7 +173,7 @@ def load(config: DataConfig) -> Task:
     used = [name for names in columns["train"].label for name in names]
     classes = () if config.regression else config.labels or class_names(used)
     if not config.labels:
-        _check_different(str(paths["train"]), classes)
+        check_different(str(paths["train"]), classes)
     if len(classes) < 2 and not config.regression:
         found = f"every label is {classes[0]!r}" if classes else f"no row has a label in {config.label!r}"
         other = "" if config.multi_label else ", or data.regression: true"

@@ -27,11 +27,13 @@ class Tokens(NamedTuple):
     offsets: np.ndarray
     """(n + 1,) int64."""
     labels: np.ndarray
-    """As of `Examples`; for causal-lm (tokens,) int32: the next token of each."""
+    """As of `Examples`. For causal-lm (tokens,) int32: the next token of each; for tagged words: the tag of each word's first
+    token."""
     pad_id: int
     """The padding id."""
     weights: np.ndarray | None = None
-    """For causal-lm (tokens,) float32: 1 where the next token belongs to a response, else 0."""
+    """For causal-lm (tokens,) float32: 1 where the next token belongs to a response, else 0; for tagged words: 1 at first
+    tokens."""
     segments: np.ndarray | None = None
     """For packed texts (tokens,) int32: the number of each token's text in its row, from 1; None: one text per row."""
 
@@ -71,12 +73,12 @@ def tokenize(tokenizer: Any, examples: Examples, max_length: int, *, vocab_size:
         raise InputError(
             f"none of the {len(lengths)} examples has text that the tokenizer knows: check the columns of the data"
         )
-    _warn_unknown(tokenizer, input_ids, len(input_ids) - special * len(lengths))
+    warn_unknown(tokenizer, input_ids, len(input_ids) - special * len(lengths))
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return Tokens(input_ids, token_type_ids, offsets, examples.labels, pad)
 
 
-def _warn_unknown(tokenizer: Any, input_ids: np.ndarray, words: int) -> None:
+def warn_unknown(tokenizer: Any, input_ids: np.ndarray, words: int) -> None:
     """Warn if most of the tokens, special tokens left out, are the unknown token."""
     unknown = 0 if tokenizer.unk_token_id is None else int((input_ids == tokenizer.unk_token_id).sum())
     if 2 * unknown > words:

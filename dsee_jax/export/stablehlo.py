@@ -35,6 +35,12 @@ from dsee_jax.typing import Params
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
+_MEANINGS = {
+    "causal-lm": "logits of the next token",
+    "token-classification": "logits, one per label, of each token",
+}
+"""The meaning of the outputs of tasks with an output per token."""
+
 PROGRAM, WEIGHTS, SIGNATURE, EXAMPLE = "model.stablehlo", "weights.safetensors", "signature.json", "run.py"
 
 
@@ -42,8 +48,8 @@ def export_program(model: Model, params: Params) -> export.Exported:
     """Return the program ``(weights, input_ids, attention_mask, token_type_ids) -> logits`` of a model without dropout.
 
     ``weights`` is ``{path: array}`` as from `dsee_jax.tree.flatten`, the inputs are int32 (batch, length), the logits
-    float32 (batch, labels), or (batch, length, words) for causal-lm. Batch and length are symbolic. A call checks first
-    that the length does not exceed the position table.
+    float32 (batch, labels), or (batch, length, ...) for tasks with an output per token. Batch and length are symbolic. A call
+    checks first that the length does not exceed the position table.
 
     Args:
       model: a Linen module with a config, from `load_pretrained`.
@@ -115,9 +121,7 @@ def signature(model: Model, program: export.Exported, labels: Sequence[str]) -> 
         "output": {
             "dtype": str(output.dtype),
             "shape": [size if isinstance(size, int) else str(size) for size in output.shape],
-            "what": {2: "logits, one per label" if labels else "the score", 3: "logits of the next token"}[
-                len(output.shape)
-            ],
+            "what": _MEANINGS.get(model.task) or ("logits, one per label" if labels else "the score"),
         },
         "labels": list(labels),
         "longest": model.config.longest,

@@ -95,6 +95,7 @@ def _batch(config: Config, labels: int) -> dict[str, Any]:
         "single_label_classification": (rows, jnp.int32, rows),
         "regression": (rows, jnp.float32, rows),
         "multi_label_classification": ((*rows, labels), jnp.float32, rows),
+        "token-classification": (shape, jnp.int32, shape),
         "causal-lm": (shape, jnp.int32, shape),
     }
     given, dtype, weights = answers[_problem(config, labels)]

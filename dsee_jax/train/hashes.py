@@ -23,7 +23,7 @@ from dsee_jax.ckpt import adapter
 from dsee_jax.ckpt.folders import CONFIG, HASHES, MODEL, MODEL_CONFIG, TOKENIZER_FILES, read_json
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.config import Config
-from dsee_jax.data import Examples, Prompts, Task
+from dsee_jax.data import Split, Task
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import files, storage
 from dsee_jax.runtime.storage import Place
@@ -72,7 +72,7 @@ def settings(config: Config) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key not in free and not key.startswith("mesh.")}
 
 
-def _examples(examples: Examples | Prompts, labels: tuple[str, ...]) -> str:
+def _examples(examples: Split, labels: tuple[str, ...]) -> str:
     columns = [column for name, column in examples._asdict().items() if name != "where"]
     return _digest([labels, [column.tolist() if isinstance(column, np.ndarray) else column for column in columns]])
 

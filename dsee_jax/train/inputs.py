@@ -7,7 +7,7 @@ import numpy as np
 
 from dsee_jax.ckpt.tokenizer import load_tokenizer, misfit
 from dsee_jax.config import Config, model_task
-from dsee_jax.data import Examples, Prompts, Task, load, responses
+from dsee_jax.data import Examples, Prompts, Split, TaggedWords, Task, load, responses, word_tokens
 from dsee_jax.data.batches import bucket_edges, micro_batches
 from dsee_jax.data.packing import pack
 from dsee_jax.data.references import References, group_by_prompt
@@ -37,7 +37,7 @@ def check_length(config: Config, folder: Path | str, model: Model) -> None:
 
 def read_task(config: Config) -> Task:
     """Return the task of a run; raises like `dsee_jax.data.load`."""
-    return load(config.data, seed=config.train.seed, causal=model_task(config) == "causal-lm")
+    return load(config.data, seed=config.train.seed, task=model_task(config))
 
 
 def read_data(config: Config, task: Task, folder: Path, model: Model) -> Data:
@@ -53,11 +53,8 @@ def read_data(config: Config, task: Task, folder: Path, model: Model) -> Data:
     if task.causal:
         (train, *others), references = _causal(config, task, folder, tokenizer, model)
     else:
-        train, *others = (
-            tokenize(tokenizer, examples, config.data.max_length, vocab_size=model.config.vocab_size)
-            for examples in (task.train, *task.dev.values())
-            if isinstance(examples, Examples)
-        )
+        limits = {"max_length": config.data.max_length, "vocab_size": model.config.vocab_size}
+        train, *others = (_encode(tokenizer, examples, **limits) for examples in (task.train, *task.dev.values()))
     largest, types = max(int(tokens.token_type_ids.max()) for tokens in (train, *others)), model.config.type_vocab_size
     # A model without token types ignores them.
     if types and largest >= types:
@@ -67,6 +64,13 @@ def read_data(config: Config, task: Task, folder: Path, model: Model) -> Data:
     edges = bucket_edges(np.concatenate([tokens.lengths for tokens in (train, *others)]))
     micro_batches(config.train.batch_size, int(edges[-1]), config.data.batch_tokens)
     return Data(task, train, dict(zip(task.dev, others, strict=True)), edges, references)
+
+
+def _encode(tokenizer: Any, examples: Split, **limits: int) -> Tokens:
+    if isinstance(examples, TaggedWords):
+        return word_tokens.tokenize(tokenizer, examples, **limits)
+    assert isinstance(examples, Examples)
+    return tokenize(tokenizer, examples, **limits)
 
 
 def _causal(

@@ -10,7 +10,7 @@ import numpy as np
 
 from dsee_jax.data import Task
 from dsee_jax.data.tokens import Tokens
-from dsee_jax.metrics import classification, multilabel
+from dsee_jax.metrics import classification, entities, multilabel
 from dsee_jax.train.losses import Loss, binary_cross_entropy, cross_entropy, squared_error
 from dsee_jax.typing import Array
 
@@ -44,6 +44,22 @@ def _perplexity(task: Task, tokens: Tokens, sums: Sequence[np.ndarray]) -> dict[
     return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
 
 
+def _tags(logits: Array, batch: Mapping[str, Array]) -> jax.Array:
+    """Return the most probable tag and the loss of each token: (rows, length, 2)."""
+    return jnp.stack([jnp.argmax(logits, axis=-1).astype(jnp.float32), cross_entropy(logits, batch)], axis=-1)
+
+
+def _tagged(task: Task, tokens: Tokens, found: Sequence[np.ndarray]) -> dict[str, float]:
+    flat = np.concatenate([row[:length] for row, length in zip(found, tokens.lengths, strict=True)])
+    given = np.asarray(tokens.weights) > 0
+    counts = np.add.reduceat(given, tokens.offsets[:-1], dtype=np.int64)
+    tags, labels = (np.split(each[given], np.cumsum(counts)[:-1]) for each in (flat[:, 0].astype(int), tokens.labels))
+    scores = entities.score(tags, labels, task.labels)
+    loss = float(np.mean(flat[given, 1], dtype=np.float64))
+    # The most probable of logits that are not numbers would be the first tag.
+    return (scores if math.isfinite(loss) else dict.fromkeys(scores, math.nan)) | {"loss": loss}
+
+
 def _classes(task: Task, tokens: Tokens, logits: Sequence[np.ndarray]) -> dict[str, float]:
     return classification.score(task.glue, np.stack(logits), tokens.labels, regression=task.regression)
 
@@ -60,6 +76,9 @@ PROBLEMS: dict[str, Problem] = {
         _outputs,
         lambda task, tokens, logits: multilabel.score(np.stack(logits), tokens.labels),
         lambda task: "f1_micro",
+    ),
+    "token-classification": Problem(
+        cross_entropy, _tags, _tagged, lambda task: "f1" if entities.is_iob(task.labels) else "accuracy"
     ),
     "causal-lm": Problem(cross_entropy, _sums, _perplexity, lambda task: "loss"),
 }

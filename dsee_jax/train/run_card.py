@@ -86,7 +86,7 @@ def render(
     )
     labels = "" if task == "causal-lm" else f", num_labels={classes}"
     opens = _OPENS["compact" if factors else form].format(
-        task=task, hub=hub, labels=labels, peft="CausalLM" if task == "causal-lm" else "SequenceClassification"
+        task=task, hub=hub, labels=labels, peft=task.title().replace("-", "").replace("Lm", "LM")
     )
     about = _ABOUT["model" if factors else form]
     stages = [

@@ -25,7 +25,7 @@ def jsonl(folder, lines=LINES, *, name="train.jsonl"):
 
 
 def test_json_lines_are_read(tmp_path):
-    task = data.load(jsonl(tmp_path), seed=0, causal=True)
+    task = data.load(jsonl(tmp_path), seed=0, task="causal-lm")
     assert task.causal
     assert not task.regression
     assert (task.name, task.labels) == ("mine", ())
@@ -38,7 +38,7 @@ def test_csv_files_of_other_names_are_read(tmp_path):
     for name in ("mine", "other"):
         (tmp_path / f"{name}.csv").write_text(f'prompt,completion\n{name},"of\ntwo lines"\nb,c\n')
     config = DataConfig(source="csv", task="t", dir=str(tmp_path), train_file="mine.csv", dev_file="other.csv")
-    task = data.load(config, seed=0, causal=True)
+    task = data.load(config, seed=0, task="causal-lm")
     assert task.train.prompt == ["mine", "b"]
     assert task.dev["dev"].prompt == ["other", "b"]
     assert task.train.completion == ["of\ntwo lines", "c"]
@@ -47,7 +47,7 @@ def test_csv_files_of_other_names_are_read(tmp_path):
 
 def test_prompts_are_drawn_in_their_order(tmp_path):
     config = DataConfig(**vars(jsonl(tmp_path, LINES * 5)) | {"examples": 4})
-    task = data.load(config, seed=0, causal=True)
+    task = data.load(config, seed=0, task="causal-lm")
     assert [len(column) for column in task.train] == [4] * 3
     assert len(task.dev["dev"].prompt) == 15
     assert [int(where.rpartition(":")[2]) for where in task.train.where] == sorted(
@@ -97,15 +97,15 @@ BAD = {
 def test_malformed_line_is_named(tmp_path, name):
     line, message = BAD[name]
     with pytest.raises(InputError, match=rf"train\.jsonl:2: .*{message}"):
-        data.load(jsonl(tmp_path, [LINES[0], line]), seed=0, causal=True)
+        data.load(jsonl(tmp_path, [LINES[0], line]), seed=0, task="causal-lm")
 
 
 def test_missing_file_is_named(tmp_path):
     (tmp_path / "train.jsonl").write_text("{}")
     config = DataConfig(source="jsonl", dir=str(tmp_path))
     with pytest.raises(InputError, match=r"data\.dir: no file .*dev\.jsonl or .*validation\.jsonl"):
-        data.load(config, seed=0, causal=True)
+        data.load(config, seed=0, task="causal-lm")
     with pytest.raises(InputError, match=r"data\.dev_file: no file .*mine\.jsonl"):
-        data.load(DataConfig(**vars(config) | {"dev_file": "mine.jsonl"}), seed=0, causal=True)
+        data.load(DataConfig(**vars(config) | {"dev_file": "mine.jsonl"}), seed=0, task="causal-lm")
     with pytest.raises(InputError, match=r"data\.dir: empty; data\.source 'e2e' reads files"):
         data.load(DataConfig(source="e2e"), seed=0)

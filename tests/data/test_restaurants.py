@@ -34,6 +34,6 @@ def test_dev_prompts_are_new_and_have_several_references():
 def test_source_of_a_config_is_a_task_of_texts():
     settings = config.Config(data=config.DataConfig(source="restaurants", examples=8))
     assert config.model_task(settings) == "causal-lm"
-    task = data.load(settings.data, seed=0, causal=True)
+    task = data.load(settings.data, seed=0, task="causal-lm")
     assert task.causal
     assert len(task.train.prompt) == 8

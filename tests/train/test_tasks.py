@@ -8,8 +8,11 @@ import pytest
 import dsee_jax
 import runs
 import tiny
+from dsee_jax.data import TaggedWords, Task
+from dsee_jax.data.tokens import Tokens
 from dsee_jax.export import run as export_run
 from dsee_jax.train import finished_run
+from dsee_jax.train.problems import PROBLEMS
 
 SHORT = {"prune__kind": "none", "train__epochs": 1, "delta__nonzeros": 0}
 
@@ -51,3 +54,34 @@ def test_run_of_texts_with_any_number_of_labels(tmp_path):
     assert results["final"]["loss"] < results["before"]["loss"]
     model, params = dsee_jax.load_pretrained(tmp_path / "hf", num_labels=3)
     assert dsee_jax.apply(model, params, None, tiny.batch(rows=2)).shape == (2, 3)
+
+
+def test_tags_are_scored_at_first_tokens_alone():
+    """Two texts in rows of four tokens: the tags of other tokens and of padding are wrong and do not count."""
+    examples = TaggedWords([["a", "b"], ["c"]], [[0, 1], [1]], ["x:1", "x:2"])
+    task = Task("tiny", ("B-A", "O"), examples, {"dev": examples})
+    weights = np.array([1, 0, 1, 1, 0], np.float32)
+    tokens = Tokens(np.zeros(5, int), np.zeros(5, int), np.array([0, 3, 5]), np.array([0, 0, 1, 1, 0]), 0, weights)
+    found = [np.array([[0, 1.0], [1, 9], [1, 2], [0, 9]]), np.array([[0, 3.0], [1, 9], [0, 9], [0, 9]])]
+    scores = PROBLEMS["token-classification"].score(task, tokens, found)
+    assert scores == pytest.approx({"f1": 2 / 3, "precision": 1 / 2, "recall": 1, "accuracy": 2 / 3, "loss": 2})
+    found[1][0, 1] = np.nan
+    assert all(map(np.isnan, PROBLEMS["token-classification"].score(task, tokens, found).values()))
+
+
+@pytest.mark.slow
+def test_run_of_tagged_words(tmp_path):
+    """An animal is an entity: a few passes learn it, and transformers' fields name the tags."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for _ in range(64):
+        words = generator.choice(["the", "cat", "dog", "runs", "abc"], 5).tolist()
+        rows.append({"tokens": words, "tags": ["B-ANIMAL" if word in ("cat", "dog") else "O" for word in words]})
+    data = lines(tmp_path / "tags", train=rows, dev=rows[:20])
+    options = {"data__dir": data, "data__source": "jsonl", "model__task": "token-classification", "train__epochs": 4}
+    results, out = runs.run(tmp_path, **SHORT | options, train__learning_rate=3e-2)
+    config = check(results, out, ["f1", "precision", "recall", "accuracy", "loss"])
+    assert config["id2label"] == {"0": "B-ANIMAL", "1": "O"}
+    assert config["architectures"] == ["BertForTokenClassification"]
+    assert results["final"]["f1"] > max(results["before"]["f1"], 0.6)
+    assert 'pipeline("token-classification"' in (tmp_path / "hf/README.md").read_text()

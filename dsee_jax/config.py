@@ -36,6 +36,7 @@ SOURCES = {
     "toy": ("sequence-classification",),
     "e2e": ("causal-lm",),
     "restaurants": ("causal-lm",),
+    "text": ("causal-lm",),
     "conll": ("token-classification",),
 }
 """The sources of data, each with the tasks that it has data for; the first is that of model.task auto."""
@@ -116,8 +117,8 @@ class ModelConfig:
     """A Hugging Face folder, a GGUF file, a hub id, or ``package:NAME`` for an installed package that carries a model."""
     task: Literal["auto", "sequence-classification", "token-classification", "causal-lm"] = "auto"
     """sequence-classification: labels or numbers. token-classification: a tag for each word; needs data.source conll or jsonl.
-    causal-lm: the texts that follow prompts; needs data.source e2e, csv, jsonl or restaurants. auto: the task of data.source,
-    which for csv and jsonl is sequence-classification."""
+    causal-lm: the texts that follow prompts, or with data.source text whole texts; needs data.source e2e, csv, jsonl,
+    restaurants or text. auto: the task of data.source, which for csv and jsonl is sequence-classification."""
     new_head: bool = False
     """Re-initialise the task head, also where the checkpoint holds one. Use it with a checkpoint of another task."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -143,27 +144,31 @@ class ModelConfig:
 class DataConfig:
     """The task and its files."""
 
-    source: Literal["glue", "csv", "jsonl", "tfds", "toy", "e2e", "restaurants", "conll"] = "toy"
+    source: Literal["glue", "csv", "jsonl", "tfds", "toy", "e2e", "restaurants", "text", "conll"] = "toy"
     """The format of the examples. glue: GLUE's TSV files. csv, jsonl: one example per row or line. tfds: TensorFlow Datasets.
-    toy, restaurants: generated, without files. e2e: the CSV files of the E2E challenge. conll: one word per line, its tag
-    last."""
+    toy, restaurants: generated, without files. e2e: the CSV files of the E2E challenge. text: plain text, or JSON lines with
+    a text each. conll: one word per line, its tag last."""
     task: str = "toy"
     """glue: a GLUE task. tfds: a builder such as ``glue/sst2``. csv, jsonl: a name of your choice;
     their metric is accuracy, or for numbers pearson and spearman, whatever the name. toy, e2e, restaurants: not used."""
     dir: str = ""
     """glue: the folder of GLUE or of the task. tfds: data_dir. Others with files: the folder of the training and dev files."""
     train_file: str = ""
-    """csv, jsonl, e2e, conll: the name of the training file in dir. Empty: train.csv, train.jsonl, train.conll or train.txt;
-    e2e: trainset.csv."""
+    """csv, jsonl, e2e, text, conll: the name of the training file in dir. Empty: train with the ending of the source (.csv,
+    .jsonl, .txt, .conll); e2e: trainset.csv."""
     dev_file: str = ""
-    """csv, jsonl, e2e, conll: the name of the dev file in dir. Empty: dev or validation (.csv, .jsonl), dev.conll, dev.txt or
-    valid.txt; e2e: devset.csv."""
+    """csv, jsonl, e2e, text, conll: the name of the dev file in dir. Empty: dev or validation (valid for .txt) with the ending
+    of the source; e2e: devset.csv."""
+    held_text: str = ""
+    """causal-lm: a file of plain text, or of JSON lines with a text each, that is scored at each evaluation. The rise of its
+    loss, in nats per token, is the forgetting in metrics.json. Empty: none."""
     max_length: int = 128
     """The longest example, in tokens; 3 or more. Longer examples are truncated: the longer sentence of a pair first, and for
-    causal-lm the end of the response. A prompt that leaves no token for its response is an error."""
+    causal-lm the end of the response. A prompt that leaves no token for its response is an error. Plain text is cut into
+    blocks of this length."""
     packing: bool = False
     """causal-lm: pack several examples into one row of max_length tokens. The examples of a row do not attend to each other.
-    train.batch_size then counts rows."""
+    train.batch_size then counts rows. Plain text is in full blocks with and without."""
     batch_tokens: int = 0
     """The most tokens of one forward and backward pass, padding included. The gradient of a larger batch is accumulated over
     several passes. 0: no limit."""
@@ -490,6 +495,7 @@ class Config:
         fits = not data.multi_label or task == "sequence-classification"
         _need(fits, "data.multi_label", True, f"false for {task}")
         _need(not causal or not model.new_head, "model.new_head", True, "false: causal-lm has no task head")
+        _need(causal or not data.held_text, "data.held_text", data.held_text, f"none for {task}: only causal-lm has it")
         _need(causal or not data.packing, "data.packing", True, "false: only the texts of causal-lm are packed")
         scored = prune.kind != "none" and prune.score in LOW_RANK_SCORES
         if scored and delta.nonzeros and not delta.rank:

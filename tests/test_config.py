@@ -305,6 +305,7 @@ def test_override_without_a_value_is_named_before_the_file():
             {"data.source": "csv", "data.multi_label": True, "model.task": "causal-lm"},
             "data.multi_label is True; expected",
         ),
+        ({"data.held_text": "x.txt"}, "data.held_text is 'x.txt'; expected none for sequence-classification"),
         ({"data.label_separator": " "}, "data.label_separator is ' '; expected some text"),
     ],
 )

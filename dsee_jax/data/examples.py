@@ -46,7 +46,15 @@ class TaggedWords(NamedTuple):
     """The file and line of each, such as ``train.conll:12``, for error messages."""
 
 
-Split: TypeAlias = Examples | Prompts | TaggedWords
+class Texts(NamedTuple):
+    """``n`` plain texts."""
+
+    text: list[str]
+    where: list[str]
+    """The file and line of each, such as ``train.jsonl:12``, for error messages."""
+
+
+Split: TypeAlias = Examples | Prompts | TaggedWords | Texts
 """The examples of a training or dev set."""
 
 
@@ -67,7 +75,7 @@ class Task:
     @property
     def causal(self) -> bool:
         """Whether the task is to generate text (causal-lm)."""
-        return isinstance(self.train, Prompts)
+        return isinstance(self.train, Prompts | Texts)
 
     @property
     def regression(self) -> bool:
@@ -107,7 +115,7 @@ def read_text(path: Place) -> str:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}:{line}: not UTF-8 text ({error.reason}); save the file as UTF-8") from None
     if not text.strip():
-        raise InputError(f"{path}: the file is empty; expected labelled examples")
+        raise InputError(f"{path}: the file is empty; expected examples")
     return text
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from dsee_jax.ckpt.tokenizer import load_tokenizer, misfit
 from dsee_jax.config import Config, model_task
-from dsee_jax.data import Examples, Prompts, Split, TaggedWords, Task, load, responses, word_tokens
+from dsee_jax.data import Examples, Prompts, Split, TaggedWords, Task, Texts, blocks, load, responses, word_tokens
 from dsee_jax.data.batches import bucket_edges, micro_batches
 from dsee_jax.data.packing import pack
 from dsee_jax.data.references import References, group_by_prompt
@@ -82,6 +82,11 @@ def _causal(
     check_ids(pad := pad_id(tokenizer, end_ids), size)
     splits, references = [], None
     for examples in (task.train, *task.dev.values()):
+        if isinstance(examples, Texts):
+            splits.append(
+                blocks.tokenize(tokenizer, examples, data.max_length, ends=end_ids, pad_id=pad, vocab_size=size)
+            )
+            continue
         assert isinstance(examples, Prompts)
         pairs = responses.encode(tokenizer, examples, ends=end_ids, vocab_size=size)
         tokens = responses.to_tokens(pairs, data.max_length, pad_id=pad, where=examples.where)

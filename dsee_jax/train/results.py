@@ -11,6 +11,7 @@ import numpy as np
 from dsee_jax import models, stacks, tree
 from dsee_jax.ckpt import adapter, hf_save, kept_units
 from dsee_jax.ckpt.folders import ADAPTER, ADAPTER_FILES, ADAPTER_WEIGHTS, MODEL
+from dsee_jax.data import HELD
 from dsee_jax.deltas.adapter import count
 from dsee_jax.masks import apply as apply_masks
 from dsee_jax.metrics import flops
@@ -21,6 +22,9 @@ from dsee_jax.runtime.storage import Place
 from dsee_jax.train import hashes, run_card
 from dsee_jax.train.setup import Setup
 from dsee_jax.typing import Masks, Params
+
+_HELD = f"loss_{HELD}"
+"""The metric whose rise is the forgetting."""
 
 
 def trained_head(setup: Setup) -> list[str]:
@@ -119,7 +123,8 @@ def results(
 
     Scores: ``final`` are those of the best evaluation on the dev set in the last stage, which the same dev set chooses;
     ``final_last`` those of the last evaluation. Each stage that trains has the number of its ``evaluations``, the
-    ``best_step`` and the metrics of the ``last``.
+    ``best_step`` and the metrics of the ``last``. ``forgetting`` is the rise, in nats per token, of the loss on
+    ``data.held_text`` from before the run to ``final``.
 
     Parameters are counted at the start. ``head_parameters`` are those of the head that the run trains, and the backbone all
     others. ``trainable_parameters`` and ``trainable_fraction`` are of the backbone; ``trainable_fraction_with_head`` is the
@@ -143,14 +148,16 @@ def results(
     used = flops.sparse(params, (path for path in kernels if path in left)) + flops.factors(trained["deltas"])
     prunable, length = flops.dense(setup.params, setup.prunable), setup.config.data.max_length
     heads = models.cuts(setup.model).get("heads", ())
-    device = jax.devices()[0]
+    device, scores = jax.devices()[0], done[-1]["metrics"]
+    rise = {"forgetting": scores[_HELD] - before["metrics"][_HELD]} if _HELD in scores else {}
     return {
         "task": setup.data.task.name,
         "seed": setup.config.train.seed,
         "before": before["metrics"],
         "stages": done,
-        "final": done[-1]["metrics"],
+        "final": scores,
         "final_last": done[-1].get("last", done[-1]["metrics"]),
+        **rise,
         "trainable_parameters": trained_count,
         "trainable_fraction": trained_count / backbone,
         "trainable_fraction_with_head": (trained_count + heads_size) / (backbone + heads_size),

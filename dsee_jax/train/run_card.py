@@ -10,7 +10,7 @@ from dsee_jax.config import Config, model_task
 from dsee_jax.runtime import console
 from dsee_jax.train import config_file, report
 
-_PLACES = ("model.path", "data.dir", "delta.start", "output_dir", "train.trackers")
+_PLACES = ("model.path", "data.dir", "data.held_text", "delta.start", "output_dir", "train.trackers")
 """The settings that a card does not show: places of one machine, which is nobody else's business."""
 
 _TASKS = {"sequence-classification": "text-classification", "causal-lm": "text-generation"}

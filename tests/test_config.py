@@ -305,6 +305,14 @@ def test_override_without_a_value_is_named_before_the_file():
             {"data.source": "csv", "data.multi_label": True, "model.task": "causal-lm"},
             "data.multi_label is True; expected",
         ),
+        (
+            {"data.source": "squad", "model.task": "token-classification"},
+            "which is for question-answering: set data.source",
+        ),
+        (
+            {"data.source": "squad", "data.stride": 128},
+            "data.stride is 128; expected 0 .*, or less than data.max_length",
+        ),
         ({"data.held_text": "x.txt"}, "data.held_text is 'x.txt'; expected none for sequence-classification"),
         ({"data.label_separator": " "}, "data.label_separator is ' '; expected some text"),
     ],

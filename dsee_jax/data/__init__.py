@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from dsee_jax.config import DataConfig
-from dsee_jax.data import glue, plain_text, prompts, restaurants, tables, tagged, tfds, toy
-from dsee_jax.data.examples import Examples, Prompts, Split, TaggedWords, Task, Texts
+from dsee_jax.data import glue, plain_text, prompts, restaurants, squad, tables, tagged, tfds, toy
+from dsee_jax.data.examples import Examples, Prompts, Questions, Split, TaggedWords, Task, Texts
 from dsee_jax.errors import InputError
 from dsee_jax.lazy import package
 
-__all__ = ["Examples", "Prompts", "Split", "TaggedWords", "Task", "Texts", "load"]
+__all__ = ["Examples", "Prompts", "Questions", "Split", "TaggedWords", "Task", "Texts", "load"]
 
 HELD = "held"
 """The name of the dev set of ``data.held_text``."""
@@ -30,7 +30,7 @@ def load(config: DataConfig, *, seed: int, task: str = "sequence-classification"
     Raises:
       InputError: the data cannot be read or do not fit the task; the module of each source lists its errors.
     """
-    if config.source in ("glue", "csv", "jsonl", "e2e", "conll", "text") and not config.dir:
+    if config.source in ("glue", "csv", "jsonl", "e2e", "conll", "text", "squad") and not config.dir:
         raise InputError(f"data.dir: empty; data.source {config.source!r} reads files: set data.dir to their folder")
     match config.source:
         case "glue":
@@ -50,6 +50,8 @@ def load(config: DataConfig, *, seed: int, task: str = "sequence-classification"
             loaded = tagged.load(config)
         case "text":
             loaded = plain_text.load(config)
+        case "squad":
+            loaded = squad.load(config)
     held = {HELD: plain_text.read(config.held_text)} if config.held_text else {}
     return dataclasses.replace(loaded, train=_draw(loaded.train, config.examples, seed), dev={**loaded.dev, **held})
 

@@ -8,6 +8,7 @@ A batch is a dict of NumPy arrays:
 ``attention_mask``  (rows, length)    int32: 1 = token, 0 = padding; in packed rows the text's number, 1, 2, 3 ...
 ``token_type_ids``  (rows, length)    int32
 ``labels``          (rows,)           int32 classes or float32 scores; multi-label: (rows, classes) float32, 0 or 1
+                    or (rows, 2)      int32: the first and last token of an answer
 ``weights``         (rows,)           float32: 1 = example, 0 = filler row of a partial batch
 ==================  ================  ==========================================================
 

@@ -54,7 +54,21 @@ class Texts(NamedTuple):
     """The file and line of each, such as ``train.jsonl:12``, for error messages."""
 
 
-Split: TypeAlias = Examples | Prompts | TaggedWords | Texts
+class Questions(NamedTuple):
+    """``n`` questions about texts, with answers that stand in the texts."""
+
+    question: list[str]
+    context: list[str]
+    """The text of each question."""
+    answers: list[list[str]]
+    """The right answers of each question, one or more."""
+    starts: list[list[int]]
+    """The numbers of characters of the text before each answer."""
+    where: list[str]
+    """The file and place of each, for error messages."""
+
+
+Split: TypeAlias = Examples | Prompts | TaggedWords | Texts | Questions
 """The examples of a training or dev set."""
 
 
@@ -65,7 +79,8 @@ class Task:
     name: str
     """``rte``, ``toy``, ..., for a person; tables of your own may have any name."""
     labels: tuple[str, ...]
-    """The names of classes or tags by index, as the data or the checkpoint write them; empty for regression and causal-lm."""
+    """The names of classes or tags by index, as the data or the checkpoint write them; start and end for questions; empty for
+    regression and causal-lm."""
     train: Split
     dev: Mapping[str, Split]
     """Dev sets by name: ``dev``, or ``dev_matched`` and ``dev_mismatched`` for MNLI."""
@@ -87,6 +102,8 @@ class Task:
         """The kind of the task, which decides its loss and its metrics: `problem_type`, or the task of the model."""
         if isinstance(self.train, TaggedWords):
             return "token-classification"
+        if isinstance(self.train, Questions):
+            return "question-answering"
         return self.problem_type or "causal-lm"
 
     @property

@@ -17,6 +17,15 @@ log = logging.getLogger(__name__)
 CHUNK = 8192  # examples per tokenizer call; bounds the memory of Python lists
 
 
+class Windows(NamedTuple):
+    """The places of tokens in the texts of questions."""
+
+    questions: np.ndarray
+    """(n,) int64: the index of the question of each row; a question has a row for each window of its text."""
+    spans: np.ndarray
+    """(tokens, 2) int32: the first character of each token in the text, and the one after its last; -1: not of the text."""
+
+
 class Tokens(NamedTuple):
     """Tokenised examples, concatenated: example ``i`` is ``input_ids[offsets[i]:offsets[i + 1]]``."""
 
@@ -27,8 +36,8 @@ class Tokens(NamedTuple):
     offsets: np.ndarray
     """(n + 1,) int64."""
     labels: np.ndarray
-    """As of `Examples`. For causal-lm (tokens,) int32: the next token of each; for tagged words: the tag of each word's first
-    token."""
+    """As of `Examples`; for questions (n, 2) int32: the first and last token of the answer. For causal-lm (tokens,) int32: the
+    next token of each; for tagged words: the tag of each word's first token."""
     pad_id: int
     """The padding id."""
     weights: np.ndarray | None = None
@@ -36,6 +45,8 @@ class Tokens(NamedTuple):
     tokens."""
     segments: np.ndarray | None = None
     """For packed texts (tokens,) int32: the number of each token's text in its row, from 1; None: one text per row."""
+    windows: Windows | None = None
+    """For questions about texts."""
 
     @property
     def size(self) -> int:

@@ -37,6 +37,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 _MEANINGS = {
     "causal-lm": "logits of the next token",
+    "question-answering": "logits of each token to begin and to end the answer",
     "token-classification": "logits, one per label, of each token",
 }
 """The meaning of the outputs of tasks with an output per token."""

@@ -96,6 +96,7 @@ def _batch(config: Config, labels: int) -> dict[str, Any]:
         "regression": (rows, jnp.float32, rows),
         "multi_label_classification": ((*rows, labels), jnp.float32, rows),
         "token-classification": (shape, jnp.int32, shape),
+        "question-answering": ((*rows, 2), jnp.int32, rows),
         "causal-lm": (shape, jnp.int32, shape),
     }
     given, dtype, weights = answers[_problem(config, labels)]

@@ -70,7 +70,7 @@ def evaluator(model: Model, config: Config, data: Data, placed: Placement) -> Ev
                 output = np.asarray(predict(trained, frozen, sharding.split(placed.mesh, batch)))
                 for row, summary in zip(rows, output, strict=False):  # filler rows come last
                     summaries[row] = summary
-            scores = problem.score(data.task, tokens, summaries)
+            scores = problem.score(data.task, data.task.dev[name], tokens, summaries)
             metrics |= {key if number == 0 else f"{key}_{name}": value for key, value in scores.items()}
         return metrics
 

@@ -7,7 +7,20 @@ import numpy as np
 
 from dsee_jax.ckpt.tokenizer import load_tokenizer, misfit
 from dsee_jax.config import Config, model_task
-from dsee_jax.data import Examples, Prompts, Split, TaggedWords, Task, Texts, blocks, load, responses, word_tokens
+from dsee_jax.data import (
+    Examples,
+    Prompts,
+    Questions,
+    Split,
+    TaggedWords,
+    Task,
+    Texts,
+    blocks,
+    load,
+    responses,
+    windows,
+    word_tokens,
+)
 from dsee_jax.data.batches import bucket_edges, micro_batches
 from dsee_jax.data.packing import pack
 from dsee_jax.data.references import References, group_by_prompt
@@ -53,8 +66,8 @@ def read_data(config: Config, task: Task, folder: Path, model: Model) -> Data:
     if task.causal:
         (train, *others), references = _causal(config, task, folder, tokenizer, model)
     else:
-        limits = {"max_length": config.data.max_length, "vocab_size": model.config.vocab_size}
-        train, *others = (_encode(tokenizer, examples, **limits) for examples in (task.train, *task.dev.values()))
+        splits, size = (task.train, *task.dev.values()), model.config.vocab_size
+        train, *others = (_encode(config, examples, tokenizer, size) for examples in splits)
     largest, types = max(int(tokens.token_type_ids.max()) for tokens in (train, *others)), model.config.type_vocab_size
     # A model without token types ignores them.
     if types and largest >= types:
@@ -66,11 +79,18 @@ def read_data(config: Config, task: Task, folder: Path, model: Model) -> Data:
     return Data(task, train, dict(zip(task.dev, others, strict=True)), edges, references)
 
 
-def _encode(tokenizer: Any, examples: Split, **limits: int) -> Tokens:
-    if isinstance(examples, TaggedWords):
-        return word_tokens.tokenize(tokenizer, examples, **limits)
-    assert isinstance(examples, Examples)
-    return tokenize(tokenizer, examples, **limits)
+def _encode(config: Config, examples: Split, tokenizer: Any, vocab_size: int) -> Tokens:
+    """Return the tokens of a training or dev set of an encoder."""
+    longest = config.data.max_length
+    match examples:
+        case TaggedWords():
+            return word_tokens.tokenize(tokenizer, examples, longest, vocab_size=vocab_size)
+        case Questions():
+            stride = config.data.stride or longest // 3
+            return windows.tokenize(tokenizer, examples, longest, stride=stride, vocab_size=vocab_size)
+        case Examples():
+            return tokenize(tokenizer, examples, longest, vocab_size=vocab_size)
+    raise AssertionError(f"{type(examples).__name__} are for decoders")
 
 
 def _causal(

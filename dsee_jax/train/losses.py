@@ -21,6 +21,18 @@ def cross_entropy(logits: Array, batch: Mapping[str, Array]) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch["labels"])
 
 
+def span_cross_entropy(logits: Array, batch: Mapping[str, Array]) -> jax.Array:
+    """Return the mean cross-entropy in nats of the first and the last token of an answer.
+
+    ``logits`` (rows, length, 2) are those of each token to be the first and the last, ``labels`` (rows, 2) int32 the right
+    ones. Padding is no choice.
+    """
+    real = batch["attention_mask"][:, :, None] != 0
+    logits = jnp.where(real, logits.astype(jnp.float32), jnp.finfo(jnp.float32).min)
+    losses = optax.softmax_cross_entropy_with_integer_labels(jnp.swapaxes(logits, 1, 2), batch["labels"])
+    return jnp.mean(losses, axis=-1)
+
+
 def squared_error(logits: Array, batch: Mapping[str, Array]) -> jax.Array:
     """Return the squared error of predictions (rows, 1); ``labels`` (rows,) float32 are targets."""
     return jnp.square(logits.astype(jnp.float32)[:, 0] - batch["labels"])

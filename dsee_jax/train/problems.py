@@ -7,11 +7,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
-from dsee_jax.data import Task
+from dsee_jax.data import Questions, Split, Task
 from dsee_jax.data.tokens import Tokens
-from dsee_jax.metrics import classification, entities, multilabel
-from dsee_jax.train.losses import Loss, binary_cross_entropy, cross_entropy, squared_error
+from dsee_jax.metrics import answers, classification, entities, multilabel
+from dsee_jax.train.losses import Loss, binary_cross_entropy, cross_entropy, span_cross_entropy, squared_error
 from dsee_jax.typing import Array
 
 
@@ -21,8 +22,8 @@ class Problem(NamedTuple):
     losses: Loss
     summary: Callable[[Array, Mapping[str, Array]], Array]
     """``(outputs, batch) -> (rows, ...)``: the part of the outputs that metrics need. It is computed on the device."""
-    score: Callable[[Task, Tokens, Sequence[np.ndarray]], dict[str, float]]
-    """``(task, tokens, summaries) -> metrics``; a summary for each example, in their order."""
+    score: Callable[[Task, Split, Tokens, Sequence[np.ndarray]], dict[str, float]]
+    """``(task, examples, tokens, summaries) -> metrics`` of a dev set; a summary for each row of the tokens."""
     best: Callable[[Task], str]
     """The name of the metric that selects the best evaluation, the highest; of ``loss`` it is the lowest."""
 
@@ -37,7 +38,7 @@ def _sums(logits: Array, batch: Mapping[str, Array]) -> jax.Array:
     return jnp.stack([jnp.sum(losses * weights, axis=1), jnp.sum(weights, axis=1)], axis=1)
 
 
-def _perplexity(task: Task, tokens: Tokens, sums: Sequence[np.ndarray]) -> dict[str, float]:
+def _perplexity(task: Task, examples: Split, tokens: Tokens, sums: Sequence[np.ndarray]) -> dict[str, float]:
     totals: np.ndarray = np.stack(sums).astype(np.float64).sum(0)
     loss = float(totals[0] / totals[1])
     # exp of a larger loss is infinite, which JSON cannot represent.
@@ -49,7 +50,7 @@ def _tags(logits: Array, batch: Mapping[str, Array]) -> jax.Array:
     return jnp.stack([jnp.argmax(logits, axis=-1).astype(jnp.float32), cross_entropy(logits, batch)], axis=-1)
 
 
-def _tagged(task: Task, tokens: Tokens, found: Sequence[np.ndarray]) -> dict[str, float]:
+def _tagged(task: Task, examples: Split, tokens: Tokens, found: Sequence[np.ndarray]) -> dict[str, float]:
     flat = np.concatenate([row[:length] for row, length in zip(found, tokens.lengths, strict=True)])
     given = np.asarray(tokens.weights) > 0
     counts = np.add.reduceat(given, tokens.offsets[:-1], dtype=np.int64)
@@ -60,12 +61,32 @@ def _tagged(task: Task, tokens: Tokens, found: Sequence[np.ndarray]) -> dict[str
     return (scores if math.isfinite(loss) else dict.fromkeys(scores, math.nan)) | {"loss": loss}
 
 
-def _classes(task: Task, tokens: Tokens, logits: Sequence[np.ndarray]) -> dict[str, float]:
+def _classes(task: Task, examples: Split, tokens: Tokens, logits: Sequence[np.ndarray]) -> dict[str, float]:
     return classification.score(task.glue, np.stack(logits), tokens.labels, regression=task.regression)
 
 
 def _best_of_glue(task: Task) -> str:
     return next(iter(classification.of_task(task.glue, regression=task.regression)))
+
+
+def _answered(task: Task, examples: Split, tokens: Tokens, logits: Sequence[np.ndarray]) -> dict[str, float]:
+    """Return the scores of the best span of each question over the windows of its text."""
+    assert isinstance(examples, Questions)
+    assert tokens.windows
+    best = [(-math.inf, "")] * len(examples.question)
+    losses = []
+    for row, question in enumerate(tokens.windows.questions):
+        part = slice(tokens.offsets[row], tokens.offsets[row + 1])
+        own, spans = np.asarray(logits[row][: tokens.lengths[row]], np.float64), tokens.windows.spans[part]
+        losses.append(-np.mean(scipy.special.log_softmax(own, axis=0)[tokens.labels[row], (0, 1)]))
+        (inside,) = np.nonzero(spans[:, 0] >= 0)
+        value, first, last = answers.best_span(own[inside, 0], own[inside, 1])
+        begin, end = spans[inside[first], 0], spans[inside[last], 1]
+        best[question] = max(best[question], (value, examples.context[question][begin:end]), key=lambda each: each[0])
+    scores = answers.score([text for _, text in best], examples.answers)
+    loss = float(np.mean(losses))
+    # There is no best of logits that are not numbers.
+    return (scores if math.isfinite(loss) else dict.fromkeys(scores, math.nan)) | {"loss": loss}
 
 
 PROBLEMS: dict[str, Problem] = {
@@ -74,12 +95,13 @@ PROBLEMS: dict[str, Problem] = {
     "multi_label_classification": Problem(
         binary_cross_entropy,
         _outputs,
-        lambda task, tokens, logits: multilabel.score(np.stack(logits), tokens.labels),
+        lambda task, examples, tokens, logits: multilabel.score(np.stack(logits), tokens.labels),
         lambda task: "f1_micro",
     ),
     "token-classification": Problem(
         cross_entropy, _tags, _tagged, lambda task: "f1" if entities.is_iob(task.labels) else "accuracy"
     ),
+    "question-answering": Problem(span_cross_entropy, _outputs, _answered, lambda task: "f1"),
     "causal-lm": Problem(cross_entropy, _sums, _perplexity, lambda task: "loss"),
 }
 """The kinds of tasks by `dsee_jax.data.Task.problem`."""

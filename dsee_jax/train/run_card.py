@@ -30,11 +30,12 @@ _METRICS = {
 _OPENS = {
     "model": 'import dsee_jax\n\nmodel, params = dsee_jax.load_pretrained("FOLDER", task="{task}"{labels})\n',
     "compact": 'import dsee_jax\n\nmodel, params = dsee_jax.load_pretrained("FOLDER", task="{task}"{labels})\n',
-    "hf": 'from transformers import pipeline\n\nrun = pipeline("{hub}", model="FOLDER")\n',
-    "peft": 'from peft import AutoPeftModelFor{peft}\n\nmodel = AutoPeftModelFor{peft}.from_pretrained("FOLDER"{labels})\n',
+    "pipeline": 'from transformers import pipeline\n\nrun = pipeline("{hub}", model="FOLDER")\n',
+    "hf": 'from transformers import AutoModelFor{cls}\n\nmodel = AutoModelFor{cls}.from_pretrained("FOLDER")\n',
+    "peft": 'from peft import AutoPeftModelFor{cls}\n\nmodel = AutoPeftModelFor{cls}.from_pretrained("FOLDER"{labels})\n',
     "stablehlo": "# python run.py '[[101, 7592, 102]]' prints the logits of these tokens\n",
 }
-"""How each form of a model is opened first."""
+"""How each form of a model is opened first; a pipeline opens an ``hf`` one, but transformers 5 has none for questions."""
 
 _ABOUT = {
     "model": "The pruned weights and the tuned head. The updates are separate, in `adapter/` of the run; the scores are those "
@@ -85,8 +86,9 @@ def render(
         ],
     )
     labels = "" if task == "causal-lm" else f", num_labels={classes}"
-    opens = _OPENS["compact" if factors else form].format(
-        task=task, hub=hub, labels=labels, peft=task.title().replace("-", "").replace("Lm", "LM")
+    opener = "compact" if factors else "pipeline" if form == "hf" and task != "question-answering" else form
+    opens = _OPENS[opener].format(
+        task=task, hub=hub, labels=labels, cls=task.title().replace("-", "").replace("Lm", "LM")
     )
     about = _ABOUT["model" if factors else form]
     stages = [

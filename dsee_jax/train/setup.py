@@ -205,7 +205,8 @@ def trainable_params(config: Config, folder: Path, model: Model, params: Params,
     if config.train.full or model_task(config) == "causal-lm":
         return params if config.train.full else tree.split(params, brought)[0]
     architecture, head = models.find(model.config.model_type), head_paths(model, params)
-    pooler = [path for path in head if path not in models.label_axes(model)]
+    # The head of question answering gives no labels: all of it is the classifier.
+    pooler = [path for path in head if path not in (models.label_axes(model) or head)]
     stored = hf.stored(folder, model, pooler) if any(folder.glob("*.safetensors")) else pooler
     frozen: list[str] = []
     if config.train.head == "classifier":

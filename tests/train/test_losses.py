@@ -22,3 +22,10 @@ def test_binary_cross_entropy_is_the_mean_over_labels():
     values = losses.binary_cross_entropy(logits, {"labels": np.array([[1.0, 0.0]], np.float32)})
     np.testing.assert_allclose(values, [(np.log(4 / 3) + np.log(2)) / 2], rtol=5e-3)
     assert values.dtype == jnp.float32
+
+
+def test_span_cross_entropy_leaves_padding_out():
+    """The mean of the first and the last token of an answer, over the two tokens that are no padding."""
+    logits = jnp.array([[[0.0, 0.0], [np.log(3), 0.0], [9.0, 9.0]]], jnp.float32)
+    batch = {"labels": np.array([[1, 0]]), "attention_mask": np.array([[1, 1, 0]])}
+    np.testing.assert_allclose(losses.span_cross_entropy(logits, batch), [(np.log(4 / 3) + np.log(2)) / 2], rtol=1e-6)

@@ -9,8 +9,8 @@ import decoders
 import dsee_jax
 import runs
 import tiny
-from dsee_jax.data import TaggedWords, Task
-from dsee_jax.data.tokens import Tokens
+from dsee_jax.data import Questions, TaggedWords, Task
+from dsee_jax.data.tokens import Tokens, Windows
 from dsee_jax.export import run as export_run
 from dsee_jax.train import finished_run
 from dsee_jax.train.problems import PROBLEMS
@@ -64,10 +64,10 @@ def test_tags_are_scored_at_first_tokens_alone():
     weights = np.array([1, 0, 1, 1, 0], np.float32)
     tokens = Tokens(np.zeros(5, int), np.zeros(5, int), np.array([0, 3, 5]), np.array([0, 0, 1, 1, 0]), 0, weights)
     found = [np.array([[0, 1.0], [1, 9], [1, 2], [0, 9]]), np.array([[0, 3.0], [1, 9], [0, 9], [0, 9]])]
-    scores = PROBLEMS["token-classification"].score(task, tokens, found)
+    scores = PROBLEMS["token-classification"].score(task, examples, tokens, found)
     assert scores == pytest.approx({"f1": 2 / 3, "precision": 1 / 2, "recall": 1, "accuracy": 2 / 3, "loss": 2})
     found[1][0, 1] = np.nan
-    assert all(map(np.isnan, PROBLEMS["token-classification"].score(task, tokens, found).values()))
+    assert all(map(np.isnan, PROBLEMS["token-classification"].score(task, examples, tokens, found).values()))
 
 
 @pytest.mark.slow
@@ -88,6 +88,24 @@ def test_run_of_tagged_words(tmp_path):
     assert 'pipeline("token-classification"' in (tmp_path / "hf/README.md").read_text()
 
 
+def test_best_answer_is_chosen_over_all_windows_of_a_text():
+    """Of two windows the second is surer; tokens of the question and padding are no answer, however sure."""
+    examples = Questions(["q", "r"], ["cat dog", "bird"], [["dog"], ["a cat"]], [[4], [0]], ["x:1", "x:2"])
+    task = Task("tiny", ("start", "end"), examples, {"dev": examples})
+    spans = np.array([[-1, -1], [0, 3], [4, 7], [-1, -1], [4, 7], [-1, -1], [0, 4]])
+    labels = np.array([[2, 2], [1, 1], [0, 0]])
+    windows = Windows(np.array([0, 0, 1]), spans)
+    tokens = Tokens(np.zeros(7, int), np.zeros(7, int), np.array([0, 3, 5, 7]), labels, 0, windows=windows)
+    logits = [np.zeros((4, 2)) for _ in range(3)]
+    logits[0][[0, 1, 3]] = [[9, 9], [1, 1], [9, 9]]
+    logits[1][1] = [2, 2]
+    scores = PROBLEMS["question-answering"].score(task, examples, tokens, logits)
+    chances = np.log([np.exp(9) + np.e + 1, np.exp(2) + 1, 2])
+    assert scores == pytest.approx({"f1": 1 / 2, "exact_match": 1 / 2, "loss": np.mean(chances - [0, 2, 0])})
+    logits[2][:] = np.nan
+    assert all(map(np.isnan, PROBLEMS["question-answering"].score(task, examples, tokens, logits).values()))
+
+
 @pytest.mark.slow
 def test_run_of_plain_text_has_perplexity_and_forgetting(tmp_path):
     """The held text is that of the dev set here, so that its loss is the same."""
@@ -106,3 +124,25 @@ def test_run_of_plain_text_has_perplexity_and_forgetting(tmp_path):
     assert final["loss_held"] == pytest.approx(final["loss"])
     assert results["forgetting"] == pytest.approx(final["loss"] - before["loss"])
     assert dev not in (out / "model/README.md").read_text()
+
+
+@pytest.mark.slow
+def test_run_of_questions(tmp_path):
+    """The answer is the animal of a text; texts are longer than a row."""
+    generator = np.random.default_rng(0)
+    (tmp_path / "questions").mkdir()
+    for name, count in (("train", 64), ("dev", 20)):
+        paragraphs = []
+        for _ in range(count):
+            words = generator.choice(["the", "sees", "runs", "big"], 14).tolist()
+            place = int(generator.integers(14))
+            words[place] = animal = ("cat", "dog")[generator.integers(2)]
+            answer = {"text": animal, "answer_start": len(" ".join([*words[:place], ""]))}
+            paragraphs.append({"context": " ".join(words), "qas": [{"question": "is ?", "answers": [answer]}]})
+        (tmp_path / f"questions/{name}.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    options = {"data__dir": str(tmp_path / "questions"), "data__source": "squad", "train__epochs": 6}
+    results, out = runs.run(tmp_path, **SHORT | options, train__learning_rate=3e-2)
+    config = check(results, out, ["f1", "exact_match", "loss"])
+    assert config["architectures"] == ["BertForQuestionAnswering"]
+    assert results["final"]["exact_match"] > max(results["before"]["exact_match"], 0.5)
+    assert "AutoModelForQuestionAnswering" in (tmp_path / "hf/README.md").read_text()

@@ -191,7 +191,7 @@ def upload(local: pathlib.Path, place: str | os.PathLike[str]) -> None:
         return
     if "/" not in to.inside:
         raise StoreError(f"{to} is a whole bucket: name a folder in it")
-    names = [file.relative_to(local).as_posix() for file in local.rglob("*") if file.is_file()]
+    names = sorted(file.relative_to(local).as_posix() for file in local.rglob("*") if file.is_file())
     with store_errors(to, StoreError):
         old = to.is_dir()
     new = StorePath(f"{to}.partial") if old else to

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import types
 
 import pytest
 
@@ -47,10 +48,24 @@ def test_bash_completes(capsys):
     assert done.stdout.splitlines() == [expected for _, expected in WORDS.values()]
 
 
-def test_zsh_completes_every_key(capsys):
-    text, every = script(verbs.main, "zsh", capsys), [*config_file.keys()]
-    assert ("train.seed", ()) in every
-    assert all(f"--{key}=" in text for key, _ in every)
+def test_zsh_takes_a_value_after_a_key(capsys):
+    assert '"--train.seed=[' in script(verbs.main, "zsh", capsys)
+
+
+def test_verbs_with_overrides_complete_every_key(monkeypatch, capsys):
+    """With a stand-in for shtab, which prints the options of a verb."""
+
+    def complete(parser, shell):
+        del shell
+        (verb,) = [action for action in parser._actions if action.dest == "verb"]
+        return " ".join(verb.choices["plan"]._option_string_actions)
+
+    monkeypatch.setitem(sys.modules, "shtab", types.SimpleNamespace(FILE="file", complete=complete))
+    with pytest.raises(SystemExit):
+        verbs.main(["--print-completion", "zsh"])
+    keys = [*config_file.keys()]
+    assert {("output_dir", ()), ("mesh.fsdp", ())} < set(keys)
+    assert {f"--{key}=" for key, _ in keys} < set(capsys.readouterr().out.split())
 
 
 def test_missing_package_is_one_line(monkeypatch, capsys):

@@ -11,6 +11,7 @@ import pytest
 import decoders
 import fuzz
 import tiny
+from dsee_jax import data
 from dsee_jax.ckpt import hf
 from dsee_jax.config import DataConfig
 from dsee_jax.data import prompts, tables
@@ -118,6 +119,29 @@ def test_prompts(tmp_path):
             text = "".join(json.dumps(changed(random_, row)) + "\n" for row in rows).encode()
             (tmp_path / f"{split}.jsonl").write_bytes(text if random_.random() < 0.5 else damaged(random_, text))
         survives(lambda: prompts.load(DataConfig(source="jsonl", dir=str(tmp_path))))
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "task", "row"),
+    [
+        ("conll", "conll", "token-classification", b"a B-A\nb O\n\n\xc3\xa9 O\n"),
+        ("jsonl", "jsonl", "token-classification", b'{"tokens": ["a", "b"], "tags": ["O", "B-A"]}\n'),
+        ("text", "jsonl", "causal-lm", b'{"text": "a \\u00e9"}\n'),
+        (
+            "squad",
+            "json",
+            "question-answering",
+            b'{"data": [{"paragraphs": [{"context": "a b", "qas": [{"question": "q", "answers": '
+            b'[{"text": "b", "answer_start": 2}]}]}]}]}',
+        ),
+    ],
+)
+def test_data_of_other_tasks(tmp_path, source, name, task, row):
+    random_ = random.Random(1)
+    for _ in range(COUNT):
+        for split in ("train", "dev"):
+            (tmp_path / f"{split}.{name}").write_bytes(damaged(random_, row))
+        survives(lambda: data.load(DataConfig(source=source, dir=str(tmp_path)), seed=0, task=task))
 
 
 @pytest.mark.parametrize("kind", ["bert", *decoders.KINDS])

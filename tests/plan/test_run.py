@@ -177,3 +177,20 @@ def test_largest_batch_fits_both_steps(tmp_path, monkeypatch):
         fits = lambda most, config, mesh, chip, donated: {"fits": config.train.batch_size <= most}
         monkeypatch.setattr(roofline, "analyze", fits)
         assert run.largest_batch(config, "v5e:4x4") == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("keys", "labels"),
+    [
+        ({"data__multi_label": True}, 3),
+        ({"data__source": "jsonl", "model__task": "token-classification"}, 3),
+        ({"data__source": "squad"}, 2),
+    ],
+)
+def test_steps_of_other_tasks_have_the_shapes_of_their_batches(tmp_path, keys, labels):
+    """One loss, and one summary for each row."""
+    steps, _ = run.abstract_steps(planned(tmp_path, **keys), jax.devices()[:1], labels=labels)
+    _, loss = jax.eval_shape(steps["train"][0], *steps["train"][1])
+    assert loss.shape == ()
+    assert jax.eval_shape(steps["evaluate"][0], *steps["evaluate"][1]).shape[0] == 4

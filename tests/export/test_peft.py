@@ -11,9 +11,11 @@ from safetensors.numpy import load_file
 
 import decoders
 import dsee_jax
+import runs
 import tiny
 from dsee_jax import __main__ as command
 from dsee_jax import tree
+from dsee_jax.ckpt import adapter
 from dsee_jax.ckpt.adapter import Saved
 from dsee_jax.export import peft
 from merge.compare import compare
@@ -191,6 +193,28 @@ def test_peft_computes_the_tuned_logits(finished_run, tmp_path, kind, base):
     model, params = dsee_jax.load_pretrained(export_as(folder / "run", tmp_path / "hf", "hf"))
     logits = np.asarray(dsee_jax.apply(model, params, None, tiny.batch()))
     print(f"{kind}: {np.abs(logits - expected).max():.1e}")
+    assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")  # of PEFT and transformers about each other
+def test_peft_opens_an_equally_cut_decoder_with_its_adapter(tmp_path):
+    torch, library = pytest.importorskip("torch"), pytest.importorskip("peft")
+    import transformers
+
+    decoders.write(tmp_path / "base", num_key_value_heads=6)
+    every = ["decoder/.*/kernel"]
+    cut = {"prune__kind": "structured", "prune__uniform": True, "prune__heads": 2, "prune__neurons": 10}
+    brief = {"train__epochs": 0.4, "train__retune_epochs": 0.4, "generate__new_tokens": 0}
+    _, run = runs.run(tmp_path, **runs.causal_lm(tmp_path, **cut, **brief, prune__targets=every, delta__targets=every))
+    out = export_as(run, tmp_path / "out")
+    base = transformers.AutoModelForCausalLM.from_pretrained(run / "model")
+    theirs = library.PeftModel.from_pretrained(base, out).eval()
+    batch = {name: array for name, array in tiny.batch(padded=False).items() if name != "token_type_ids"}
+    with torch.no_grad():
+        expected = theirs(**{name: torch.from_numpy(x).long() for name, x in batch.items()}).logits.numpy()
+    model, params = dsee_jax.load_pretrained(run / "model", "causal-lm")
+    logits = np.asarray(dsee_jax.apply(model, params, adapter.load(run / "adapter").adapter, batch))
     assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
 
 

@@ -15,6 +15,8 @@ from dsee_jax.export import run as export_run
 from dsee_jax.train import finished_run
 from dsee_jax.train.problems import PROBLEMS
 
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT and transformers
+
 SHORT = {"prune__kind": "none", "train__epochs": 1, "delta__nonzeros": 0}
 
 
@@ -35,7 +37,27 @@ def check(results, out, names, problem_type=None):
     assert config.get("problem_type") == problem_type
     card = (out.parent / "hf/README.md").read_text()
     assert all(name in card for name in names)
+    same_in_transformers(out, config["architectures"][0])
     return config
+
+
+def same_in_transformers(out, class_name):
+    """The export, and the PEFT adapter on its base, give the logits of the run."""
+    torch = pytest.importorskip("torch", reason="needs torch")
+    transformers, peft = (pytest.importorskip(name, reason=f"needs {name}") for name in ("transformers", "peft"))
+    finished = finished_run.load(out)
+    # PEFT 0.21 drops the token types of questions.
+    batch = tiny.batch(padded=False, types=0)
+    expected = np.asarray(dsee_jax.apply(finished.model, finished_run.plain_params(finished), None, batch))
+    inputs = {name: torch.from_numpy(ids).long() for name, ids in batch.items() if name != "token_type_ids"}
+    export_run.export(out, out.parent / "peft", form="peft")
+    opened = getattr(transformers, class_name)
+    base = opened.from_pretrained(out.parent / "base", num_labels=finished.task.num_labels)
+    for model in (opened.from_pretrained(out.parent / "hf"), peft.PeftModel.from_pretrained(base, out.parent / "peft")):
+        with torch.no_grad():
+            outputs = model.eval()(**inputs)
+        both = [getattr(outputs, name).numpy() for name in ("start_logits", "end_logits") if name in outputs]
+        np.testing.assert_allclose(np.stack(both, -1) if both else outputs.logits.numpy(), expected, atol=1e-5)
 
 
 @pytest.mark.slow

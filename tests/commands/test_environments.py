@@ -79,8 +79,11 @@ def process(code, *arguments, flags=(), **environment):
     return done.stdout.decode()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SHELL)
+@pytest.mark.parametrize(
+    "name",
+    # -OO leaves out all that -O leaves out.
+    [pytest.param(name, marks=pytest.mark.exhaustive if name == "optimised" else pytest.mark.slow) for name in SHELL],
+)
 def test_commands_work_in_this_environment(tmp_path, name):
     flags, environment = SHELL[name]
     folder = tmp_path / "naïve ☃"

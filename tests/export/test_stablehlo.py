@@ -67,6 +67,7 @@ save_file(outputs, sys.argv[3])
 """
 
 
+@pytest.mark.slow
 def test_program_runs_without_this_library(run, tmp_path):
     """In a process without dsee_jax and flax, at several batches and lengths."""
     arrays = {f"{n}.{name}": x for n, batch in enumerate(batches()) for name, x in batch.items()}

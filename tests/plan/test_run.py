@@ -47,6 +47,7 @@ def test_trained_parameters_and_argument_bytes_equal_those_of_the_run(tmp_path):
     assert figures["optimizer_bytes"] == {"this": 8 * figures["trained"], "full tuning": 8 * everything}
 
 
+@pytest.mark.slow
 def test_scanned_layers_count_per_iteration(tmp_path):
     """The program of a scanned decoder has one layer; the plan counts all layers."""
     decoders.write(tmp_path / "base", **decoders.VARIANTS["llama"])

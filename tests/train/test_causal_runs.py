@@ -172,7 +172,7 @@ def test_packed_and_unpacked_dev_sets_have_equal_scores(prepared):
     scores = []
     for made in prepared:
         compiled = programs.make_programs(made)
-        scores.append(compiled.write(made.trained, {}) | compiled.evaluate(made.trained, {}))
+        scores.append(compiled.write(made.trained, {}).metrics | compiled.evaluate(made.trained, {}))
     assert prepared[1].data.dev["dev"].size < prepared[0].data.dev["dev"].size
     assert scores[1] == pytest.approx(scores[0], rel=1e-5)
 
@@ -265,7 +265,7 @@ BAD = {
     "a source without prompts": (
         None,
         {"data__source": "toy"},
-        "data.source is 'toy'; expected one of csv",
+        "data.source 'toy', which is for sequence-classification: set data.source to one of csv, jsonl, e2e",
     ),
     "packing for a classifier": (
         None,

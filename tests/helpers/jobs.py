@@ -20,7 +20,8 @@ def start(count: int, *arguments: object, program: str = "train", last: str = ""
 
     ``last``: Python code that the last process runs first, or an extra argument (``--...``) for the last process.
     """
-    address = f"localhost:{random.randint(20000, 60000)}"
+    # Below the ports that Linux gives to outgoing connections.
+    address = f"localhost:{random.randint(20000, 32000)}"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
     started = []

@@ -38,8 +38,11 @@ def test_run_of_every_encoder(tmp_path, family):
     assert finished_run.evaluate(out) == pytest.approx(results["final"], rel=1e-5)
     export_run.export(out, tmp_path / "dense")
     model, params = hf.load_pretrained(tmp_path / "dense")
-    assert model.config.widths == {"heads": (3,), "neurons": (40,)}
-    assert results["backbone_parameters"] + results["head_parameters"] == sum(x.size for x in jax.tree.leaves(params))
+    # config.json has a field for neurons, and none for heads: zeros stand for the pruned head.
+    assert model.config.widths == {"heads": (3,), "neurons": (24,)}
+    removed = 16 * (24 + 1 + 24)
+    parameters = results["backbone_parameters"] + results["head_parameters"]
+    assert parameters - removed == sum(x.size for x in jax.tree.leaves(params))
 
 
 def test_max_length_beyond_the_positions_is_refused(tmp_path):

@@ -66,8 +66,8 @@ def tensorboard(about: About) -> Tracker:
     import tensorboardX
 
     # TensorBoard drops the figures from this step on that an interrupted call wrote.
-    purge = {} if about.step is None else {"purge_step": about.step + 1}
-    writer = tensorboardX.SummaryWriter(str(about.out / EVENTS), flush_secs=FLUSH, **purge)
+    purge = None if about.step is None else about.step + 1
+    writer = tensorboardX.SummaryWriter(str(about.out / EVENTS), flush_secs=FLUSH, purge_step=purge)
 
     def log(figures: Mapping[str, float], step: int) -> None:
         for name, value in figures.items():

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+import runs
 from dsee_jax.__main__ import main
 from dsee_jax.analysis import page, pictures
 from dsee_jax.analysis.compare import effective_rank
@@ -60,13 +61,7 @@ def figures(
             {"name": name, "metrics": {}},
         ],
         "final": {metric: 0.7},
-        "trainable_parameters": 10,
-        "trainable_fraction": 0.1,
-        "head_parameters": 2,
-        "weight_sparsity": 0.5,
-        "flops_per_token": {"dense": 100, "final": 60},
-        "flops_ratio": 0.6,
-        "flops_per_example": {"length": 8, "dense": 900, "final": 500},
+        **runs.COSTS,
     }
     support = RANDOM.integers(0, 30, (20, 2))
     return RunFigures(

@@ -1,27 +1,15 @@
 """Plain texts, and the blocks that a language model reads."""
 
-import json
-
 import numpy as np
 import pytest
 
-import tiny
 from dsee_jax import data
-from dsee_jax.ckpt.tokenizer import load_tokenizer
 from dsee_jax.config import DataConfig
 from dsee_jax.data import blocks, plain_text
 from dsee_jax.data.examples import Texts
 from dsee_jax.errors import InputError
 
 END = 3  # [SEP], with which the tokenizer ends a text
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    (folder / "config.json").write_text(json.dumps(tiny.config()))
-    tiny.tokenizer(folder)
-    return load_tokenizer(folder)
 
 
 def tokenize(tokenizer, texts, length, ends=(END,)):

@@ -5,9 +5,7 @@ import json
 import numpy as np
 import pytest
 
-import tiny
 from dsee_jax import data
-from dsee_jax.ckpt.tokenizer import load_tokenizer
 from dsee_jax.config import DataConfig
 from dsee_jax.data import windows
 from dsee_jax.data.examples import Questions
@@ -55,14 +53,6 @@ def test_questions_are_read(tmp_path):
 def test_bad_questions_are_one_line_with_their_place(tmp_path, content, message):
     with pytest.raises(InputError, match=message):
         load(tmp_path, content)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    (folder / "config.json").write_text(json.dumps(tiny.config()))
-    tiny.tokenizer(folder)
-    return load_tokenizer(folder)
 
 
 def questions(texts, answers, starts):

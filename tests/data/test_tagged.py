@@ -5,9 +5,7 @@ import json
 import numpy as np
 import pytest
 
-import tiny
 from dsee_jax import data
-from dsee_jax.ckpt.tokenizer import load_tokenizer
 from dsee_jax.config import DataConfig
 from dsee_jax.data import word_tokens
 from dsee_jax.data.examples import TaggedWords
@@ -62,14 +60,6 @@ def test_bad_words_and_tags_are_one_line_with_their_place(tmp_path, content, sou
 def test_tag_outside_of_the_task_is_named_with_its_line(tmp_path):
     with pytest.raises(InputError, match=r"train.conll:3: label 'B-A' is outside the task; expected one of 'O', 'B-B'"):
         load(tmp_path, CONLL, "conll", labels=("O", "B-B"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    (folder / "config.json").write_text(json.dumps(tiny.config()))
-    tiny.tokenizer(folder)
-    return load_tokenizer(folder)
 
 
 def test_first_token_of_a_word_has_its_tag(tokenizer):

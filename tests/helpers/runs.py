@@ -16,6 +16,17 @@ from dsee_jax.train.trackers import Tracker
 NOT_COMPARED = ("train_seconds", "train_tokens_per_second", "peak_memory_bytes")
 """Figures of metrics.json that differ between equal runs."""
 
+COSTS = {
+    "trainable_parameters": 10,
+    "trainable_fraction": 0.1,
+    "head_parameters": 2,
+    "weight_sparsity": 0.5,
+    "flops_per_token": {"dense": 100, "final": 60},
+    "flops_ratio": 0.6,
+    "flops_per_example": {"length": 8, "dense": 900, "final": 500},
+}
+"""The costs in a metrics.json, made up."""
+
 
 def table(folder: pathlib.Path, *, rows: int = 40, words: tuple[int, ...] = (5,), regression: bool = False) -> str:
     """Write train.csv and dev.csv (columns text and label) and return the folder; sentences of one length compile once."""

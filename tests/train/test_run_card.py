@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 import hub
+import runs
 from dsee_jax.__main__ import main
 from dsee_jax.config import Config, DataConfig, ModelConfig, TrainConfig
 from dsee_jax.export import run as export
@@ -18,13 +19,7 @@ RESULTS = {
     "before": {"matthews": 0.0, "loss": 0.7},
     "stages": [{"name": "tune", "metrics": {"matthews": 0.5123456789, "loss": None}}],
     "final": {"matthews": 0.5123456789, "loss": None},
-    "trainable_parameters": 10,
-    "trainable_fraction": 0.1,
-    "head_parameters": 2,
-    "weight_sparsity": 0.5,
-    "flops_per_token": {"dense": 100, "final": 60},
-    "flops_ratio": 0.6,
-    "flops_per_example": {"length": 8, "dense": 900, "final": 500},
+    **runs.COSTS,
 }
 
 

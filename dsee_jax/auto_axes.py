@@ -49,7 +49,7 @@ def auto_sharded(function: Callable[..., T], *args: Any, out: Spec | list[Spec])
     def sharding(spec: Spec) -> Any:
         return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*_distinct(spec)))
 
-    # The cotangent of an array without the mesh would else have the axes of the function.
+    # Arrays without the mesh are put on it first: otherwise their cotangents would have axes that the arrays lack.
     arrays = [
         leaves[place] if kind.sharding.mesh.explicit_axes else jax.sharding.reshard(leaves[place], sharding(()))
         for place, kind in zip(places, kinds, strict=True)

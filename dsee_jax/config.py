@@ -159,8 +159,8 @@ class DataConfig:
     """The name of the training file in dir. Empty: train with the ending of the source (.csv, .jsonl, .txt, .conll, .json);
     e2e: trainset.csv. Not for glue and tfds."""
     dev_file: str = ""
-    """The name of the dev file in dir. Empty: dev or validation (valid for .txt) with the ending of the source; e2e:
-    devset.csv."""
+    """The name of the dev file in dir. Empty: dev with the ending of the source; csv, jsonl: also validation; conll, text:
+    also valid; squad: also dev-v1.1.json; e2e: devset.csv."""
     held_text: str = ""
     """causal-lm: a file of plain text, or of JSON lines with a text each, that is scored at each evaluation. The rise of its
     loss, in nats per token, is the forgetting in metrics.json. Empty: none."""

@@ -9,8 +9,8 @@
     stack_in_out    the kernels of a scanned stack of layers, or of an ensemble
     1_1_in_out      a 1 x 1 convolution
 
-An attached update needs its stacks at the first or second axis, where its ``values`` have an axis for them; kernels with a
-stack elsewhere take updates by `dsee_jax.materialize`.
+Attached updates support a stack at the first or second axis only, since ``values`` has no axis for one elsewhere. For other
+kernels use `dsee_jax.materialize`.
 
 Updates, supports and scores are those of the matrix of a kernel, (stack..., in, out): all its input axes are one axis, and so
 are all its output axes, in their order.
@@ -73,11 +73,6 @@ def at_use(orientation: str, axes: int) -> str:
     while len(words) > axes and "stack" in words:
         words.remove("stack")
     return "_".join(words)
-
-
-def stacks_of(orientation: str) -> int:
-    """Return the number of stack axes."""
-    return orientation.split("_").count("stack")
 
 
 def _order(orientation: str) -> list[int]:

@@ -12,6 +12,7 @@ def check(key: object) -> None:
     if isinstance(key, jax.Array):
         found = f"an array of {key.dtype}{key.shape}"
         typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-        if key.shape == (() if typed else (2,)) and (typed or key.dtype == jnp.uint32):
+        # jax_default_prng_impl decides the length of a raw key: threefry has 2 words, rbg 4.
+        if key.shape in ([()] if typed else [(2,), (4,)]) and (typed or key.dtype == jnp.uint32):
             return
     raise InputError(f"key is {found}; expected one PRNG key: pass jax.random.key(0)")

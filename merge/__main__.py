@@ -142,6 +142,8 @@ def merge(options: argparse.Namespace) -> None:
             raise InputError(f"--{name} belongs to a plan: give --plan too")
     if options.push is not None:
         hub.check(options.push)
+        if storage.remote(options.out):
+            raise InputError(f"--push uploads a folder of this machine, and {options.out} is in a store: give a folder")
         if options.plan:
             raise InputError("--push uploads the merged model, and --plan merges nothing: give one of them")
     wanted = answer.wanted(options)
@@ -164,7 +166,7 @@ def merge(options: argparse.Namespace) -> None:
     if multihost.is_main():
         console.show("\n".join([*lines, console.plain(options.out)]))
         if options.push is not None:
-            console.show(hub.push(storage.download(options.out), options.push))
+            console.show(hub.push(Path(options.out).expanduser(), options.push))
 
 
 def _run(ready: pipeline.Prepared, out: Path, options: argparse.Namespace) -> list[str]:

@@ -28,12 +28,6 @@ from dsee_jax.runtime import atomic, console
 from dsee_jax.train import finished_run, inputs
 from dsee_jax.typing import Array, Module, Params
 
-_NO_FISHER = {
-    "causal-lm": "the classes of a language model are its vocabulary, at every token, and fisher needs a gradient for each "
-    "class",
-}
-"""Why there is no Fisher information of some tasks."""
-
 EXAMPLES = 256
 """Training examples, unless the caller says otherwise."""
 
@@ -91,8 +85,9 @@ def collect(
     drawn = [f"data.examples={examples}"] if examples else []
     finished = finished_run.load(run, [*overrides, *drawn, "data.packing=false", "generate.new_tokens=0"])
     if kind == "fisher" and (problem := finished.task.problem) not in ("single_label_classification", "regression"):
-        reason = _NO_FISHER.get(problem, f"fisher is for texts with one label, and the task of the run is {problem}")
-        raise InputError(f"{run}: {reason}: use --kind gram")
+        raise InputError(
+            f"{run}: fisher is for texts with one label, and the task of the run is {problem}: use --kind gram"
+        )
     names = hf_names.names(finished.model)
     if kind == "gram":
         _check_stored(names)

@@ -24,8 +24,8 @@ _NUMBERS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 
 _TEXT, _ARRAY = 8, 9
 _NAME, _AXES = 256, 4
 """The most bytes of a name, and axes of a tensor; ggml has 64 and 4."""
-_PART = 1 << 16
-"""The blocks that are read and dequantised at a time."""
+_PART = 1 << 20
+"""The numbers that are read and dequantised at a time."""
 
 
 class Kind(NamedTuple):
@@ -290,10 +290,13 @@ def read(gguf: Gguf, name: str) -> np.ndarray:
     kind, blocks = tensor.kind, _blocks(tensor)
     dtype = kind.numbers(np.zeros((0, kind.nbytes), np.uint8)).dtype
     array = np.empty((blocks, kind.entries), dtype)
-    for start in range(0, blocks, _PART):
-        count = min(_PART, blocks - start)
-        content = np.fromfile(gguf.file, np.uint8, count * kind.nbytes, offset=tensor.offset + start * kind.nbytes)
-        if content.size < count * kind.nbytes:
-            raise InputError(f"{gguf.file} ends early: the file has changed since it was opened")
-        array[start : start + count] = kind.numbers(content.reshape(count, kind.nbytes))
+    part = _PART // kind.entries
+    with gguf.file.open("rb") as opened:
+        opened.seek(tensor.offset)
+        for start in range(0, blocks, part):
+            count = min(part, blocks - start)
+            content = np.fromfile(opened, np.uint8, count * kind.nbytes)
+            if content.size < count * kind.nbytes:
+                raise InputError(f"{gguf.file} ends early: the file has changed since it was opened")
+            array[start : start + count] = kind.numbers(content.reshape(count, kind.nbytes))
     return array.reshape(tensor.shape)

@@ -64,7 +64,8 @@ def unpack(file: Path) -> Path:
         if not (folder / _STAMP).is_file() or (folder / _STAMP).read_text() != stamp:
             header = gguf.read_header(file)
             try:
-                texts, sources = _texts(header), _sources(header)
+                config, head_size = _config(header)
+                texts, sources = _texts(header, config), _sources(header, head_size)
             except InputError as error:
                 raise InputError(f"{file}: {error}") from None
             log.info("%s is unpacked to %s", file, folder)
@@ -75,11 +76,10 @@ def unpack(file: Path) -> Path:
     return folder
 
 
-def _texts(header: Gguf) -> dict[str, str]:
+def _texts(header: Gguf, config: Mapping[str, Any]) -> dict[str, str]:
     """Return the files beside the weights."""
     ids = gguf_tokenizer.special_ids(header.metadata)
-    config, _ = _config(header)
-    contents = {MODEL_CONFIG: config | ids, GENERATION: ids}
+    contents = {MODEL_CONFIG: {**config, **ids}, GENERATION: ids}
     texts = {name: json.dumps(fields, indent=2) + "\n" for name, fields in contents.items()}
     return texts | gguf_tokenizer.files(header.metadata)
 
@@ -187,9 +187,9 @@ def _slowed(header: Gguf, theta: float, head_size: int) -> dict[str, Any]:
     return {} if factor == 1.0 else {"rope_scaling": {"rope_type": "llama3", "factor": factor, **_SLOWED}}
 
 
-def _sources(header: Gguf) -> dict[str, _Source]:
+def _sources(header: Gguf, head_size: int) -> dict[str, _Source]:
     """Return ``{Hugging Face's name: source}`` of all tensors."""
-    (kind, names), (_, head_size) = _names(header), _config(header)
+    kind, names = _names(header)
     sources, unknown = {}, []
     for name, tensor in header.tensors.items():
         module, _, end = name.rpartition(".")

@@ -88,7 +88,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str], names: Mappi
     if pre not in SPLITTINGS:
         raise InputError(f"'tokenizer.ggml.pre' is {shorten(repr(pre))}; supported: {', '.join(SPLITTINGS)}")
     splitting = SPLITTINGS[pre]
-    merges = [tuple(merge.split(" ")) for merge in _get(metadata, "merges", list) or ()]
+    merges: list[Any] = [tuple(str(merge).split(" ")) for merge in _get(metadata, "merges", list) or ()]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     if any(len(merge) != 2 or not {*merge, "".join(merge)} <= vocabulary.keys() for merge in merges):
         raise InputError("'tokenizer.ggml.merges' holds a merge that is not two tokens of 'tokenizer.ggml.tokens'")
@@ -109,8 +109,10 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: Sequence[str], names: Ma
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     scores = _get(metadata, "scores", list) or []
-    if len(scores) != len(tokens):
-        raise InputError(f"'tokenizer.ggml.scores' has {len(scores)} entries for {len(tokens)} tokens")
+    if len(scores) != len(tokens) or not all(isinstance(score, float | int) for score in scores):
+        raise InputError(
+            f"'tokenizer.ggml.scores' has {len(scores)} entries for {len(tokens)} tokens; expected a number for each"
+        )
     ids = {token: number for number, token in enumerate(tokens)}
     merges = [
         (-scores[number], ids[token[:cut]], ids[token[cut:]])

@@ -114,6 +114,8 @@ def read(folder: Path) -> Peft:
             saved[inner.replace(".base_layer.", ".")] = stored
     if not parts and not tokens and not saved:
         raise InputError(f"{file} holds no tensors: the adapter is not complete; save or download it again")
+    if len({module for module, _ in parts}) < len(parts):
+        raise InputError(f"{file} holds a linear and an embedding update of one module: save or download it again")
     updates = {
         module: _update(file, settings, module, arrays, embedding) for (module, embedding), arrays in parts.items()
     }
@@ -177,12 +179,15 @@ def _scale(path: Path, settings: Mapping[str, Any], module: str, rank: int) -> f
 
 def _matches(pattern: str, module: str, path: Path) -> bool:
     """Return whether a module has a pattern of PEFT at its end; raises `InputError` for one that takes too long."""
+    return _full_match(rf"(?:.*\.)?(?:{pattern})", module, f"{path}: alpha_pattern {pattern[:80]!r}")
+
+
+def _full_match(pattern: str, module: str, where: str) -> bool:
     try:
-        return regex.match(rf"(.*\.)?({pattern})$", module, timeout=SECONDS) is not None
+        return regex.fullmatch(pattern, module, timeout=SECONDS) is not None
     except TimeoutError:
         raise InputError(
-            f"{path}: alpha_pattern {pattern[:80]!r} takes more than {SECONDS:g} s on {module!r}: write the names of the "
-            "modules"
+            f"{where} takes more than {SECONDS:g} s on {module!r}: write the names of the modules"
         ) from None
 
 
@@ -209,7 +214,7 @@ def is_target(settings: Mapping[str, Any], module: str) -> bool:
 def _names(targets: str | Collection[str], module: str) -> bool:
     if isinstance(targets, str):
         try:
-            return regex.fullmatch(targets, module, timeout=SECONDS) is not None
-        except (TimeoutError, regex.error):
+            return _full_match(targets, module, f"the pattern of modules {targets[:80]!r} in {ADAPTER_CONFIG}")
+        except regex.error:
             return False  # the tensors of the file decide
     return any(f".{module}".endswith(f".{name}") for name in targets)

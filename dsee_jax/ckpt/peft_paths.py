@@ -49,7 +49,8 @@ def to_saved(peft: Peft, model: Model, base: str) -> adapter.Saved:
     saved = {name: (stored, _lookup(params, model, name)) for name, stored in peft.saved.items()}
     _check_base(peft, base, updates, saved)
     _check_complete(peft, kernels, {kernel.path for _, places in updates.values() for kernel in places})
-    scale = Counter(update.scale for update, _ in updates.values() if update.a.size).most_common(1)
+    # Above 0, as an adapter of this library has it: b gets the sign, and zeros where PEFT's scale is 0.
+    scale = Counter(abs(each.scale) for each, _ in updates.values() if each.a.size and each.scale).most_common(1)
     common = scale[0][0] if scale else 1.0
     deltas: dict[str, np.ndarray] = {}
     supports: dict[str, np.ndarray] = {}

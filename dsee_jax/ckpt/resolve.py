@@ -36,7 +36,7 @@ def resolve(path: str | Path, revision: str | None = None, *, weights: bool = Tr
         (`dsee_jax.runtime.storage`); or a hub id such as ``org/name``. From a store or the hub, the configuration, safetensors
         and tokenizer files are downloaded or taken from the cache.
       revision: a branch, tag or commit of a hub id; None: the newest.
-      weights: false: download only the JSON files from the hub or a store.
+      weights: false: download only the JSON files from the hub or a folder of a store. A GGUF file is read whole.
 
     Raises:
       InputError: the folder, package or hub id does not exist, or the hub cannot be reached.

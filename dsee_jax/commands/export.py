@@ -3,6 +3,7 @@
 import argparse
 import pathlib
 
+from dsee_jax.errors import InputError
 from dsee_jax.runtime import hub
 
 DESCRIPTION = (
@@ -41,10 +42,12 @@ def run(options: argparse.Namespace) -> None:
 
     if options.push is not None:
         hub.check(options.push)
+        if storage.remote(options.out):
+            raise InputError(f"--push uploads a folder of this machine, and {options.out} is in a store: give a folder")
     if isinstance(place := storage.as_output(options.out), pathlib.Path):
         writable.check_folder(place, "OUT", writable.LONGEST)
     with storage.written(options.out, overwrite=False) as out:
         run.export(storage.download(options.run), out, form=options.format, factors=options.factors)
     print(options.out)
     if options.push is not None:
-        print(hub.push(storage.download(options.out), options.push))
+        print(hub.push(pathlib.Path(options.out).expanduser(), options.push))

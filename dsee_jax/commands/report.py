@@ -1,6 +1,7 @@
 """Print the tables of finished runs, draw their pictures, and write a page that compares them."""
 
 import argparse
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,7 @@ from dsee_jax.errors import InputError
 from dsee_jax.runtime import answer
 
 if TYPE_CHECKING:
+    from dsee_jax.analysis.pictures import Zeros
     from dsee_jax.runtime.storage import Place
 
 DESCRIPTION = (
@@ -28,25 +30,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Print the tables, draw the pictures, write the page, and print their paths."""
     from dsee_jax.analysis import page
+    from dsee_jax.analysis.pictures import sparsity
     from dsee_jax.ckpt.folders import METRICS
     from dsee_jax.runtime import files, storage
 
     wanted = answer.wanted(options)
-    file = storage.target(options.html, "--html") if options.html else storage.as_path(options.runs[0]) / page.PAGE
+    file = storage.target(options.html, "--html") if options.html else storage.as_output(options.runs[0]) / page.PAGE
     runs = {storage.as_path(run): storage.download(run) for run in options.runs}
     for place, run in runs.items():
         if not (run / METRICS).exists():
             raise InputError(f"{place} is no finished run: it has no {METRICS}")
-    shown = [_show(place, run, wanted) for place, run in runs.items()]
+    # The pictures and the page count the zeros of the same weights.
+    zeros = functools.cache(sparsity.zeros)
+    shown = [_show(place, run, wanted, zeros) for place, run in runs.items()]
     written = None
     names = [run.absolute().name for run in runs.values()]
     if len(set(names)) < len(names):
         names = [str(place) for place in runs]
     try:
-        text = page.render([page.read(run, name) for run, name in zip(runs.values(), names, strict=True)])
+        text = page.render([page.read(run, name, zeros=zeros) for run, name in zip(runs.values(), names, strict=True)])
         files.write_text(file, text)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        wanted.say(f"page not written: a run is damaged ({type(error).__name__}: {error})")
+        problem = f"page not written: a run is damaged ({type(error).__name__}: {error})"
+        if options.html:
+            raise InputError(problem) from None
+        wanted.say(problem)
     except OSError as error:
         if options.html:
             raise
@@ -57,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
     wanted.give({"runs": shown, "page": written})
 
 
-def _show(place: "Place", run: Path, wanted: answer.Answer) -> dict[str, Any]:
+def _show(place: "Place", run: Path, wanted: answer.Answer, zeros: "Zeros") -> dict[str, Any]:
     """Print the tables of one run, and draw its pictures; return its results and the paths of the pictures."""
     from dsee_jax.analysis import pictures
     from dsee_jax.ckpt.folders import METRICS, read_json
@@ -72,7 +80,7 @@ def _show(place: "Place", run: Path, wanted: answer.Answer) -> dict[str, Any]:
         raise InputError(
             f"{place / METRICS} does not hold the results of a run ({problem}): run train.py again"
         ) from None
-    drawn = pictures.draw(run, wanted.say)
+    drawn = pictures.draw(run, wanted.say, zeros=zeros) if storage.may_be_written(place) else {}
     for name, file in drawn.items():
         if storage.remote(place):
             storage.upload(file, place / file.name)

@@ -28,8 +28,7 @@ def load(config: DataConfig) -> Task:
         paths = tables.files(config, ["trainset.csv"], ["devset.csv"])
         name, read = "e2e", _meaning
     else:
-        kind = config.source
-        paths = tables.files(config, [f"train.{kind}"], [f"dev.{kind}", f"validation.{kind}"])
+        paths = tables.files(config)
         name, read = config.task, _example
     splits = {}
     for split, path in paths.items():

@@ -70,7 +70,7 @@ def rows(path: Place, source: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def label_text(value: Any, where: str, column: str) -> str:
-    """Return the text of a label of a JSON value; raises `InputError` for a list, an object or blank text."""
+    """Return the text of a label of a JSON value; raises `InputError` for null, a list, an object or blank text."""
     text = value if isinstance(value, str) else json.dumps(value)
     if value is None or isinstance(value, list | dict) or not text.strip():
         raise InputError(f"{where}: the label {column!r} is {shorten(text)!r}; expected text, a number, true or false")
@@ -136,12 +136,14 @@ def check_different(path: str, names: Sequence[str]) -> None:
 
 
 @multihost.raise_on_all()
-def files(config: DataConfig, train: Sequence[str], dev: Sequence[str]) -> dict[str, Place]:
+def files(config: DataConfig, train: Sequence[str] = (), dev: Sequence[str] = ()) -> dict[str, Place]:
     """Return the paths of the train and dev files in ``data.dir``.
 
-    These are ``data.train_file`` and ``data.dev_file`` where set, else the first file of ``train`` and of ``dev`` that exists.
-    Raises `InputError` for a folder or file that does not exist.
+    These are ``data.train_file`` and ``data.dev_file`` where set, else the first file of ``train`` and of ``dev`` that exists;
+    by default those with the ending of the source. Raises `InputError` for a folder or file that does not exist.
     """
+    kind = config.source
+    train, dev = train or [f"train.{kind}"], dev or [f"dev.{kind}", f"validation.{kind}"]
     folder, files = storage.as_path(config.dir), {}
     with storage.store_errors(folder):
         exists = folder.is_dir()
@@ -167,8 +169,7 @@ def load(config: DataConfig) -> Task:
       InputError: a file is missing, empty or malformed, a column is missing, a label is outside ``data.labels`` (or outside
         the labels of the training file), or the training labels are less than two; the message has the file and line.
     """
-    kind = config.source
-    paths = files(config, [f"train.{kind}"], [f"dev.{kind}", f"validation.{kind}"])
+    paths = files(config)
     columns = {split: _columns(path, config) for split, path in paths.items()}
     used = [name for names in columns["train"].label for name in names]
     classes = () if config.regression else config.labels or class_names(used)

@@ -30,7 +30,7 @@ def load(config: DataConfig) -> Task:
         paths = tables.files(config, ["train.conll", "train.txt"], ["dev.conll", "dev.txt", "valid.txt"])
         read = _conll
     else:
-        paths = tables.files(config, [f"train.{kind}"], [f"dev.{kind}", f"validation.{kind}"])
+        paths = tables.files(config)
         read = _lines
     texts = {split: [*read(path)] for split, path in paths.items()}
     for split, path in paths.items():

@@ -49,8 +49,7 @@ def export(run: Path, out: Path, *, form: str = "hf", factors: bool = False) -> 
         read_json(run / METRICS),
         name=out.name,
         classes=finished.task.num_labels,
-        form=form,
-        factors=factors,
+        form="model" if factors else form,
     )
     (out / CARD).write_text(text, encoding="utf-8")
 

@@ -1,4 +1,7 @@
-"""The kinds of tokenizers under the names that GGUF files give them, which are those of models."""
+"""The kinds of tokenizers under the names that GGUF files give them, which are those of models.
+
+The splittings are those of llama.cpp: https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp.
+"""
 
 from typing import NamedTuple
 

@@ -33,7 +33,7 @@ def push(folder: Path, repo: str) -> str:
 
     Raises:
       InputError: the hub refuses: no token, no right to write, or another reason that it gives.
-      Stopped: the hub cannot be reached.
+      Stopped: the hub cannot be reached, or fails itself.
     """
     from huggingface_hub import HfApi
 
@@ -52,7 +52,8 @@ def push(folder: Path, repo: str) -> str:
     except HfHubHTTPError as error:
         status = error.response.status_code
         token = "; set HF_TOKEN to a token that may write, or run `hf auth login`" if status in (401, 403) else ""
-        raise InputError(f"--push {repo}: {status} {error.server_message or _line(error)}{token}; {again}") from None
+        kind = Stopped if status == 429 or status >= 500 else InputError
+        raise kind(f"--push {repo}: {status} {error.server_message or _line(error)}{token}; {again}") from None
     except LocalTokenNotFoundError as error:
         raise InputError(f"--push {repo}: {_line(error)}; {again}") from None
     except (OSError, HTTPError) as error:

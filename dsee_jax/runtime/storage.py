@@ -67,9 +67,14 @@ def as_path(path: str | os.PathLike[str]) -> Place:
 def as_output(path: str | os.PathLike[str]) -> Place:
     """Return the path of an output, as `as_path`; raises `InputError` for a store of `READ_ONLY` too."""
     place = as_path(path)
-    if isinstance(place, StorePath) and place.scheme in READ_ONLY:
+    if isinstance(place, StorePath) and not may_be_written(place):
         raise InputError(f"{place} cannot be written: {place.scheme}:// {READ_ONLY[place.scheme]}")
     return place
+
+
+def may_be_written(place: Place) -> bool:
+    """Return whether a path may be an output: a local one, or one in a store that is not of `READ_ONLY`."""
+    return not isinstance(place, StorePath) or place.scheme not in READ_ONLY
 
 
 def remote(path: str | os.PathLike[str]) -> bool:

@@ -150,10 +150,6 @@ class StorePath:
         if not self.system.async_impl:
             self.system.makedirs(self.system._parent(self.key), exist_ok=True)
 
-    def unlink(self) -> None:
-        """Delete a file."""
-        self.system.rm_file(self.key)
-
 
 def is_scheme(name: str) -> bool:
     """Return whether fsspec knows a scheme of this name, of its own or of a program that registered it."""

@@ -65,8 +65,8 @@ def of_model(folder: Place) -> dict[str, str]:
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """Return the settings that every call of a run shares, by their dotted keys: all but places, mesh, trackers and
-    permissions."""
+    """Return the settings that every call of a run shares, by their dotted keys: all but ``output_dir``, the mesh, trackers
+    and the permission to change inputs."""
     flat = config_file.flat(config)
     free = ("output_dir", "train.allow_changed_inputs", "train.trackers")
     return {key: value for key, value in flat.items() if key not in free and not key.startswith("mesh.")}

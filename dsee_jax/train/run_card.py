@@ -11,7 +11,7 @@ from dsee_jax.runtime import console
 from dsee_jax.train import config_file, report
 
 _PLACES = ("model.path", "data.dir", "data.held_text", "delta.start", "output_dir", "train.trackers")
-"""The settings that a card does not show: places of one machine, which is nobody else's business."""
+"""The settings that a card does not show: places of one machine, and trackers."""
 
 _TASKS = {"sequence-classification": "text-classification", "causal-lm": "text-generation"}
 """The hub's names of the tasks, where they differ."""
@@ -27,9 +27,11 @@ _METRICS = {
 }
 """The hub's names of the metrics, where they differ."""
 
+_OWN = 'import dsee_jax\n\nmodel, params = dsee_jax.load_pretrained("FOLDER", task="{task}"{labels})\n'
+
 _OPENS = {
-    "model": 'import dsee_jax\n\nmodel, params = dsee_jax.load_pretrained("FOLDER", task="{task}"{labels})\n',
-    "compact": 'import dsee_jax\n\nmodel, params = dsee_jax.load_pretrained("FOLDER", task="{task}"{labels})\n',
+    "model": _OWN,
+    "compact": _OWN,
     "pipeline": 'from transformers import pipeline\n\nrun = pipeline("{hub}", model="FOLDER")\n',
     "hf": 'from transformers import AutoModelFor{cls}\n\nmodel = AutoModelFor{cls}.from_pretrained("FOLDER")\n',
     "peft": 'from peft import AutoPeftModelFor{cls}\n\nmodel = AutoPeftModelFor{cls}.from_pretrained("FOLDER"{labels})\n',
@@ -38,7 +40,7 @@ _OPENS = {
 """How each form of a model is opened first; a pipeline opens an ``hf`` one, but transformers 5 has none for questions."""
 
 _ABOUT = {
-    "model": "The pruned weights and the tuned head. The updates are separate, in `adapter/` of the run; the scores are those "
+    "model": "The pruned weights and the tuned head. The updates are separate, in `adapter/`; the scores are those "
     "of both together.",
     "compact": "A compact checkpoint, without the pruned heads and neurons, for dsee_jax.",
     "hf": "The updates are folded into the weights, so that the kernels with an update are dense.",
@@ -47,9 +49,7 @@ _ABOUT = {
 }
 
 
-def render(
-    config: Config, results: dict[str, Any], *, name: str, classes: int, form: str, factors: bool = False
-) -> str:
+def render(config: Config, results: dict[str, Any], *, name: str, classes: int, form: str) -> str:
     """Return the model card of a run.
 
     Args:
@@ -57,8 +57,7 @@ def render(
       results: the content of ``metrics.json``; the costs that are measured may be absent.
       name: of the model.
       classes: the number of its outputs; not used for causal-lm.
-      form: ``model`` for the run's own folder, or the format of an export.
-      factors: whether the export keeps its updates in ``adapter/``.
+      form: ``model`` for weights apart from their ``adapter/``, as those of the run, or the format of an export.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -86,11 +85,10 @@ def render(
         ],
     )
     labels = "" if task == "causal-lm" else f", num_labels={classes}"
-    opener = "compact" if factors else "pipeline" if form == "hf" and task != "question-answering" else form
+    opener = "pipeline" if form == "hf" and task != "question-answering" else form
     opens = _OPENS[opener].format(
         task=task, hub=hub, labels=labels, cls=task.title().replace("-", "").replace("Lm", "LM")
     )
-    about = _ABOUT["model" if factors else form]
     stages = [
         [report.NAMES.get(row["name"], row["name"]), *(_score(row["metrics"].get(key)) for key in scores)]
         for row in report.rows(results)
@@ -107,7 +105,7 @@ def render(
         data,
         f"{card.code(_base(config.model.path))} tuned on {card.code(results['task'])} with "
         "[DSEE](https://arxiv.org/abs/2111.00160): low-rank and sparse updates, and pruning of the pretrained weights. "
-        f"{about}\n",
+        f"{_ABOUT[form]}\n",
         "## Scores on the dev set\n",
         card.table(["stage", *map(card.prose, scores)], stages),
         "\nThe dev set chooses the best evaluation of each stage, which is the one shown.\n\n## Costs\n",

@@ -153,7 +153,8 @@ def _updates(config: Config, folder: Path, start: Start | None, params: Params, 
 def _check_start(config: Config, folder: Path, start: Start, params: Params, key: Key) -> None:
     """Raise `InputError` unless an adapter of this library is of the base in ``folder`` and of this config."""
     delta, (place, saved, _) = config.delta, start
-    if not config.train.allow_changed_inputs:
+    recorded = {adapter.BASE_SHA256, adapter.MODEL_SHA256} & saved.config.keys()
+    if recorded and multihost.is_main() and not config.train.allow_changed_inputs:
         sha256, allow = adapter.fingerprint(folder), "set train.allow_changed_inputs: true"
         adapter.check_base(place, saved.config, folder, sha256, allow=allow)
     # Only the shapes of these updates are compared; a random support is the cheapest.

@@ -150,8 +150,10 @@ def opened(config: Config, step: int | None, more: Sequence[Tracker] = ()) -> It
         yield tuple(trackers)
         well = True
     finally:
-        for tracker in trackers:
-            tracker.finish(well)
+        # Each is ended, also where another fails.
+        with contextlib.ExitStack() as ends:
+            for tracker in reversed(trackers):
+                ends.callback(tracker.finish, well)
 
 
 def _started(name: str, about: About) -> Tracker:

@@ -145,7 +145,7 @@ def test_singular_values_are_those_of_the_sum(rank, nonzeros):
 
 
 def test_report_of_two_runs_writes_one_page(finished_run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(pictures, "draw", lambda run, say: {})
+    monkeypatch.setattr(pictures, "draw", lambda run, say, **options: {})
     for name in ("a", "b"):
         shutil.copytree(finished_run("dsee") / "run", tmp_path / name, ignore=shutil.ignore_patterns("checkpoints"))
     assert main(["report", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
@@ -159,13 +159,20 @@ def test_report_of_two_runs_writes_one_page(finished_run, tmp_path, capsys, monk
 
 
 def test_page_of_a_damaged_log_is_not_written(finished_run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(pictures, "draw", lambda run, say: {})
+    monkeypatch.setattr(pictures, "draw", lambda run, say, **options: {})
     run = tmp_path / "run"
     shutil.copytree(finished_run("dsee") / "run", run, ignore=shutil.ignore_patterns("checkpoints"))
     (run / "metrics.jsonl").write_text('{"stage": "tune", "loss": 1}\n')
     assert main(["report", str(run)]) == 0
     assert "page not written: a run is damaged (KeyError: 'step')" in capsys.readouterr().out
     assert not (run / "report.html").exists()
+    assert main(["report", str(run), f"--html={tmp_path / 'page.html'}"]) == 2
+    assert "page not written: a run is damaged (KeyError: 'step')" in capsys.readouterr().err
+
+
+def test_store_that_is_for_reading_gets_no_page(capsys):
+    assert main(["report", "hf://me/run"]) == 2
+    assert "hf://me/run cannot be written" in capsys.readouterr().err
 
 
 def test_run_that_is_not_finished_is_named_before_anything_is_shown(finished_run, tmp_path, capsys):

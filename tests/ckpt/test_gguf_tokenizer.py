@@ -6,6 +6,7 @@ import pytest
 
 from dsee_jax.ckpt import gguf_tokenizer
 from dsee_jax.ckpt.tokenizer import load_tokenizer
+from dsee_jax.errors import InputError
 
 
 def opened(metadata, folder):
@@ -76,3 +77,18 @@ def test_sentencepiece_merges_by_scores(tmp_path):
     # "at" has the best score: the first word is merged from its end.
     assert tokenizer.convert_ids_to_tokens(ids) == ["<s>", "\u2581", "cat", "\u2581ca", "<0xC3>", "<0xA9>"]
     assert tokenizer.decode(ids, skip_special_tokens=True) == "cat caé"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (byte_level(merges=[1, 2]), "holds a merge that is not two tokens"),
+        (
+            {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["a"], "tokenizer.ggml.scores": ["b"]},
+            "has 1 entries for 1 tokens; expected a number for each",
+        ),
+    ],
+)
+def test_values_of_another_type_are_named(metadata, message):
+    with pytest.raises(InputError, match=message):
+        gguf_tokenizer.files(metadata)

@@ -41,12 +41,13 @@ def dense(saved, path):
         ({}, 3, 3),
         ({"use_rslora": True}, 6 / np.sqrt(2), 6 / np.sqrt(2)),
         ({"alpha_pattern": {"layers.1.self_attn.v_proj": 1}, "target_modules": "model.*(q|v)_proj"}, 3, 0.5),
+        ({"alpha_pattern": {"q_proj": 0, "v_proj": -4}}, 0, -2),
     ],
 )
 def test_module_with_its_own_scale_keeps_its_update(models, tmp_path, settings, q, v):
-    """The adapter has the scale of most modules."""
+    """The adapter has the scale of most modules, above 0."""
     saved = peft_paths.to_saved(peft.read(loras.write(tmp_path, LORA, **settings)), models["llama"], "base")
-    assert saved.config["scale"] == pytest.approx(q)
+    assert saved.config["scale"] == pytest.approx(abs(q or v))
     for module, path, scale in ((Q, "layer_0/attention/query", q), (V, "layer_1/attention/value", v)):
         expected = scale * (LORA[f"{module}.lora_B.weight"] @ LORA[f"{module}.lora_A.weight"]).T
         np.testing.assert_allclose(dense(saved, f"decoder/{path}/kernel"), expected, rtol=1e-5, atol=1e-6)

@@ -11,14 +11,14 @@ TOKEN = "hf_stand_in"
 
 
 class Hub(http.server.ThreadingHTTPServer):
-    """The server; ``files`` are those of its repositories, ``refuses`` the ids that nobody may write."""
+    """The server; ``files`` are those of its repositories, ``refuses`` the status of those that take no upload."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files: dict[str, dict[str, bytes]] = {}
-        self.refuses: set[str] = set()
+        self.refuses: dict[str, int] = {}
 
     @property
     def url(self) -> str:
@@ -55,8 +55,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(404, {"error": f"no {self.path}"})
 
     def _create(self, repo: str) -> None:
-        if repo in self.server.refuses:
-            self._answer(403, {"error": f"You don't have the rights to create a model under the namespace of {repo}"})
+        if status := self.server.refuses.get(repo):
+            self._answer(
+                status, {"error": f"You don't have the rights to create a model under the namespace of {repo}"}
+            )
         else:
             self.server.files.setdefault(repo, {})
             self._answer(200, {"url": f"{self.server.url}/{repo}", "name": repo, "id": repo})

@@ -80,3 +80,9 @@ def test_wrong_arguments_are_not_named(call, message):
 def test_a_numpy_integer_is_no_number_of_units():
     kept = prune.structured(PARAMS, None, CUTS, neurons=np.int64(3))
     assert np.asarray(kept["up"]["kernel"]).all(0).sum() == 5
+
+
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg"])
+def test_raw_key_of_any_kind_is_taken(kind):
+    with jax.default_prng_impl(kind):
+        assert deltas.init(PARAMS, CONFIG, key=jax.random.PRNGKey(0)).deltas

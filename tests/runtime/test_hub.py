@@ -29,7 +29,7 @@ def test_folder_is_uploaded(server, folder, repo, full):
 
 
 def test_repository_that_may_not_be_written_is_one_line(server, folder):
-    server.refuses.add("other/model")
+    server.refuses["other/model"] = 403
     with pytest.raises(InputError) as error:
         hub.push(folder, "other/model")
     line = str(error.value)
@@ -51,6 +51,13 @@ def test_missing_token_is_one_line(server, folder, monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(InputError, match=r"^--push a/b: "):
+        hub.push(folder, "a/b")
+
+
+@pytest.mark.parametrize(("status", "kind"), [(400, InputError), (429, Stopped), (503, Stopped)])
+def test_hub_that_fails_is_told_apart_from_a_wrong_request(server, folder, status, kind):
+    server.refuses["a/b"] = status
+    with pytest.raises(kind, match=f"^--push a/b: {status} "):
         hub.push(folder, "a/b")
 
 

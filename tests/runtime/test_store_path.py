@@ -61,8 +61,6 @@ def test_path_is_written_read_and_listed(memory):
     assert not [*path.parent.glob("*.json")]
     assert path.parent / "../c/./d" == StorePath(f"{memory}/c/d")
     assert path / "/tmp" == storage.as_path("/tmp")
-    path.unlink()
-    assert not path.exists()
 
 
 def test_models_are_merged_and_compared_from_a_store_to_a_store(memory, tmp_path, capsys):

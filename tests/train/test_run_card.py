@@ -92,7 +92,7 @@ def test_export_is_kept_where_the_hub_refuses_it(finished_run, tmp_path, capsys,
     monkeypatch.setattr(export, "export", copy)
     run, out = finished_run("dsee") / "run", tmp_path / "out"
     with hub.opened(monkeypatch) as server:
-        server.refuses.add("other/model")
+        server.refuses["other/model"] = 403
         assert main(["export", str(run), str(out), "--push", "other/model"]) == 2
     said = capsys.readouterr()
     assert said.out == f"{out}\n"

@@ -112,6 +112,14 @@ def test_failed_run_is_told_apart_from_a_finished_one(tmp_path, calls):
     assert ends == [False]
 
 
+def test_every_tracker_is_ended_where_one_fails(tmp_path, calls):
+    ends = []
+    failing, other = Tracker(print, lambda well: 1 / 0), Tracker(print, ends.append)
+    with pytest.raises(ZeroDivisionError), trackers.opened(runs.config(tmp_path), None, [failing, other]):
+        pass
+    assert ends == [True]
+
+
 def test_other_processes_track_nothing(tmp_path, calls, monkeypatch):
     monkeypatch.setattr(multihost, "is_main", lambda: False)
     config = runs.config(tmp_path, train__trackers=["wandb"])

@@ -35,7 +35,7 @@ def join(*children: Any) -> Markup:
 
 
 def escape(value: Any) -> str:
-    """Return a value as text without markup and control characters; a float with three decimals at most."""
+    """Return a value as text without markup and control characters; a float with six digits at most."""
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return html.escape(console.plain(text), quote=True)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from dsee_jax import tree
 from dsee_jax.analysis.compare import entropy_rank
-from dsee_jax.analysis.pictures import curves, sparsity
+from dsee_jax.analysis.pictures import Zeros, curves, sparsity
 from dsee_jax.ckpt import adapter, kept_units
 from dsee_jax.ckpt.folders import ADAPTER, LOG, METRICS, MODEL, read_json
 from dsee_jax.runtime import files
@@ -20,7 +20,7 @@ class Update(NamedTuple):
     """The update of one kernel."""
 
     rank: float  # the effective rank of A @ B + S
-    shape: tuple[int, int]  # of the kernel
+    shape: tuple[int, int]  # of the kernel; without A and B the smallest that holds the support
     support: np.ndarray  # (nonzeros, 2): row and column of each entry of S; empty without a sparse part
 
 
@@ -36,7 +36,7 @@ class RunFigures(NamedTuple):
     updates: dict[str, dict[str, Update]]  # by kind of kernel, such as attention/query, and layer
 
 
-def read(run: Path, name: str) -> RunFigures:
+def read(run: Path, name: str, *, zeros: Zeros = sparsity.zeros) -> RunFigures:
     """Return the figures of a finished run.
 
     Raises:
@@ -50,7 +50,7 @@ def read(run: Path, name: str) -> RunFigures:
         results=read_json(run / METRICS),
         placed=placed,
         begin=begin,
-        zeros=sparsity.zeros(model) if model.is_dir() else None,
+        zeros=zeros(model) if model.is_dir() else None,
         kept=kept_units.read(model),
         updates=updates(saved) if saved else {},
     )

@@ -12,8 +12,11 @@ from dsee_jax.ckpt import kept_units
 from dsee_jax.ckpt.folders import LOG, MODEL
 from dsee_jax.runtime import files
 
+Zeros = Callable[[Path], sparsity.Zeros]
+"""The function that counts the zeros of a model; a caller that counts them for more than one purpose may keep its results."""
 
-def draw(run: Path, say: Callable[[str], None]) -> dict[str, Path]:
+
+def draw(run: Path, say: Callable[[str], None], *, zeros: Zeros = sparsity.zeros) -> dict[str, Path]:
     """Write the pictures of a run as PNG files into its folder, and return them.
 
     ``say`` takes a line where matplotlib is not installed, the log of the run is damaged, or the folder takes no files.
@@ -26,7 +29,7 @@ def draw(run: Path, say: Callable[[str], None]) -> dict[str, Path]:
     pictures = {
         "curves": lambda: curves.draw(files.read(run / LOG)),
         "kept": lambda: kept.draw(kept_units.read(run / MODEL)),
-        "sparsity": lambda: sparsity.draw(sparsity.zeros(run / MODEL)),
+        "sparsity": lambda: sparsity.draw(zeros(run / MODEL)),
         "search": lambda: search.draw(files.read(run / LOG)),
     }
     drawn: dict[str, Path] = {}

@@ -191,7 +191,7 @@ def test_merge_from_a_store_to_a_store(bucket, tmp_path, capsys):
     notes.write_text("x")
     assert merging([f"{bucket}/recipe.yaml", f"{bucket}/out", "--overwrite"]) == 2
     assert "'notes.txt' in it is not a file that this command writes" in capsys.readouterr().err
-    notes.unlink()
+    notes.system.rm_file(notes.key)
     assert merging([f"{bucket}/recipe.yaml", f"{bucket}/out", "--overwrite"]) == 0
     for where, said in (
         (bucket, f"{bucket} holds the input {bucket}/"),

@@ -179,6 +179,10 @@ class DataConfig:
     several passes. 0: no limit."""
     examples: int = 0
     """The number of training examples, drawn with train.seed. 0: all."""
+    split_dev: bool = False
+    """Divide the dev set, and a second one such as MNLI's mismatched, in two halves: one is evaluated while a stage trains and
+    chooses its best step, the other scores the model that was chosen. The halves do not depend on train.seed. They have equal
+    shares of each class; all references of a prompt, and all questions about a text, are in one half."""
     text: str = "sentence1"
     """csv, jsonl, tfds: the column of the (first) sentence."""
     pair: str = ""

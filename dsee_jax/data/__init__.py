@@ -1,13 +1,12 @@
 """The data of a run: `load` reads a task, `tokens.tokenize` encodes its texts, `batches.Batches` groups them into batches."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
 from dsee_jax.config import DataConfig
-from dsee_jax.data import glue, plain_text, prompts, restaurants, squad, tables, tagged, tfds, toy
-from dsee_jax.data.examples import Examples, Prompts, Questions, Split, TaggedWords, Task, Texts
+from dsee_jax.data import glue, halves, plain_text, prompts, restaurants, squad, tables, tagged, tfds, toy
+from dsee_jax.data.examples import Examples, Prompts, Questions, Split, TaggedWords, Task, Texts, take
 from dsee_jax.errors import InputError
 from dsee_jax.lazy import package
 
@@ -21,6 +20,8 @@ __getattr__, __dir__ = package(__name__, {})
 
 def load(config: DataConfig, *, seed: int, task: str = "sequence-classification") -> Task:
     """Return the task that ``config`` names, with ``config.examples`` of its training examples, drawn with ``seed``.
+
+    With ``config.split_dev`` each dev set is divided in two (`dsee_jax.data.halves`); ``config.held_text`` stays whole.
 
     Args:
       config: the section ``data`` of a run.
@@ -53,7 +54,12 @@ def load(config: DataConfig, *, seed: int, task: str = "sequence-classification"
         case "squad":
             loaded = squad.load(config)
     held = {HELD: plain_text.read(config.held_text)} if config.held_text else {}
-    return dataclasses.replace(loaded, train=_draw(loaded.train, config.examples, seed), dev={**loaded.dev, **held})
+    dev, scoring = loaded.dev, {}
+    if config.split_dev:
+        parts = {name: halves.divide(name, examples) for name, examples in dev.items()}
+        dev, scoring = ({name: part[half] for name, part in parts.items()} for half in range(2))
+    train = _draw(loaded.train, config.examples, seed)
+    return dataclasses.replace(loaded, train=train, dev={**dev, **held}, scoring=scoring)
 
 
 def _draw(examples: Split, count: int, seed: int) -> Split:
@@ -63,10 +69,4 @@ def _draw(examples: Split, count: int, seed: int) -> Split:
         raise InputError(f"data.examples: {count} of {total} training examples; expected 0 (all) to {total}")
     if count in (0, total):
         return examples
-    rows = np.sort(np.random.default_rng(seed).permutation(total)[:count])
-    columns: Any = examples
-    kind: Any = type(examples)
-    drawn = (
-        column[rows] if isinstance(column, np.ndarray) else column and [column[r] for r in rows] for column in columns
-    )
-    return kind(*drawn)
+    return take(examples, np.sort(np.random.default_rng(seed).permutation(total)[:count]))

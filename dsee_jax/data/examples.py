@@ -72,6 +72,18 @@ Split: TypeAlias = Examples | Prompts | TaggedWords | Texts | Questions
 """The examples of a training or dev set."""
 
 
+def take(examples: Split, rows: np.ndarray) -> Split:
+    """Return the examples ``rows``, int (n,), in this order."""
+    columns: Any = examples
+    kind: Any = type(examples)
+    return kind(
+        *(
+            column[rows] if isinstance(column, np.ndarray) else column and [column[r] for r in rows]
+            for column in columns
+        )
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """Training examples, dev sets and class names."""
@@ -83,7 +95,10 @@ class Task:
     regression and causal-lm."""
     train: Split
     dev: Mapping[str, Split]
-    """Dev sets by name: ``dev``, or ``dev_matched`` and ``dev_mismatched`` for MNLI."""
+    """Dev sets by name: ``dev``, or ``dev_matched`` and ``dev_mismatched`` for MNLI. With ``data.split_dev`` the halves that
+    choose the best evaluation."""
+    scoring: Mapping[str, Split] = dataclasses.field(default_factory=dict)
+    """The other halves of the dev sets, by the same names, which score the chosen model; empty without ``data.split_dev``."""
     glue: str = ""
     """The task of GLUE, which decides the metrics; empty for data from elsewhere, whatever their name."""
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -20,7 +20,13 @@ from dsee_jax.train.inputs import Data
 from dsee_jax.train.problems import PROBLEMS, Problem
 from dsee_jax.train.sharding import Placement
 
-Evaluate = Callable[[dict[str, Any], step.Frozen], dict[str, float]]
+
+class Evaluate(Protocol):
+    """``(trained, frozen) -> metrics``."""
+
+    def __call__(self, trained: dict[str, Any], frozen: step.Frozen, *, final: bool = False) -> dict[str, float]:
+        """Return the metrics of the dev sets; with ``data.split_dev`` of the halves that choose, or that score (``final``)."""
+        ...
 
 
 class Written(NamedTuple):
@@ -53,7 +59,7 @@ def predictor(
 
 
 def evaluator(model: Model, config: Config, data: Data, placed: Placement) -> Evaluate:
-    """Return the function ``(trained, frozen) -> metrics``; dropout is off, every example counts once.
+    """Return the function from a model to its metrics; dropout is off, every example counts once.
 
     The metrics of the first dev set have plain names; those of a second dev set (MNLI's mismatched) end in ``_<set>``.
     Causal-lm has the ``loss`` in nats, the mean over all response tokens, and ``perplexity``, its exponential.
@@ -61,16 +67,19 @@ def evaluator(model: Model, config: Config, data: Data, placed: Placement) -> Ev
     problem = PROBLEMS[data.task.problem]
     predict = jax.jit(predictor(model, config, placed, problem))
 
-    def evaluate(trained: dict[str, Any], frozen: step.Frozen) -> dict[str, float]:
+    def evaluate(trained: dict[str, Any], frozen: step.Frozen, *, final: bool = False) -> dict[str, float]:
         trained, frozen = sharding.place(placed, (trained, frozen))
         metrics: dict[str, float] = {}
-        for number, (name, tokens) in enumerate(data.dev.items()):
+        sets, examples = data.dev, data.task.dev
+        if final:
+            sets, examples = sets | data.scoring, {**examples, **data.task.scoring}
+        for number, (name, tokens) in enumerate(sets.items()):
             summaries: list[Any] = [None] * tokens.size
             for batch, rows in eval_batches(tokens, config.train.batch_size, data.edges):
                 output = np.asarray(predict(trained, frozen, sharding.split(placed.mesh, batch)))
                 for row, summary in zip(rows, output, strict=False):  # filler rows come last
                     summaries[row] = summary
-            scores = problem.score(data.task, data.task.dev[name], tokens, summaries)
+            scores = problem.score(data.task, examples[name], tokens, summaries)
             metrics |= {key if number == 0 else f"{key}_{name}": value for key, value in scores.items()}
         return metrics
 

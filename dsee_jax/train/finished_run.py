@@ -91,7 +91,7 @@ def evaluate(run: Path, overrides: Sequence[str] = (), *, other: str = "") -> di
     placed = _placement(config, model, run)
     frozen = step.Frozen(params, saved.supports if saved else {}, {})
     trained = {"deltas": saved.deltas if saved else {}, "params": {}}
-    metrics = evaluation.evaluator(model, config, data, placed)(trained, frozen)
+    metrics = evaluation.evaluator(model, config, data, placed)(trained, frozen, final=True)
     write = evaluation.writer(model, config, data, placed)
     # A model that gives not-a-number writes a text too: the first token of its vocabulary again and again.
     texts = (

@@ -42,7 +42,7 @@ def of_inputs(config: Config, folder: Path, task: Task) -> dict[str, dict[str, s
     The examples are hashed as the run reads them, in their order: the place and the format of the files do not count.
     """
     start = {WEIGHTS: adapter.fingerprint(resolve(config.delta.start))} if config.delta.start else {}
-    splits = {"train": task.train, **task.dev}
+    splits = {"train": task.train, **task.dev, **{f"{name} scoring": half for name, half in task.scoring.items()}}
     return {
         "config": of_config(config),
         "base": of_model(folder),

@@ -37,8 +37,9 @@ class Data(NamedTuple):
     task: Task
     train: Tokens
     dev: dict[str, Tokens]
+    scoring: dict[str, Tokens]  # the other halves of the dev sets, of ``Task.scoring``
     edges: np.ndarray  # padded lengths, increasing
-    references: References | None = None  # for causal-lm with generated texts: the first dev set's references
+    references: References | None = None  # for causal-lm with generated texts: the references that score them
 
 
 def check_length(config: Config, folder: Path | str, model: Model) -> None:
@@ -66,8 +67,8 @@ def read_data(config: Config, task: Task, folder: Path, model: Model) -> Data:
     if task.causal:
         (train, *others), references = _causal(config, task, folder, tokenizer, model)
     else:
-        splits, size = (task.train, *task.dev.values()), model.config.vocab_size
-        train, *others = (_encode(config, examples, tokenizer, size) for examples in splits)
+        size = model.config.vocab_size
+        train, *others = (_encode(config, examples, tokenizer, size) for examples in _splits(task))
     largest, types = max(int(tokens.token_type_ids.max()) for tokens in (train, *others)), model.config.type_vocab_size
     # A model without token types ignores them.
     if types and largest >= types:
@@ -76,7 +77,13 @@ def read_data(config: Config, task: Task, folder: Path, model: Model) -> Data:
         )
     edges = bucket_edges(np.concatenate([tokens.lengths for tokens in (train, *others)]))
     micro_batches(config.train.batch_size, int(edges[-1]), config.data.batch_tokens)
-    return Data(task, train, dict(zip(task.dev, others, strict=True)), edges, references)
+    dev = dict(zip(task.dev, others[: len(task.dev)], strict=True))
+    scoring = dict(zip(task.scoring, others[len(task.dev) :], strict=True))
+    return Data(task, train, dev, scoring, edges, references)
+
+
+def _splits(task: Task) -> tuple[Split, ...]:
+    return task.train, *task.dev.values(), *task.scoring.values()
 
 
 def _encode(config: Config, examples: Split, tokenizer: Any, vocab_size: int) -> Tokens:
@@ -101,7 +108,8 @@ def _causal(
     end_ids = ends(folder, tokenizer)
     check_ids(pad := pad_id(tokenizer, end_ids), size)
     splits, references = [], None
-    for examples in (task.train, *task.dev.values()):
+    scored = next(iter((task.scoring or task.dev).values()))
+    for examples in _splits(task):
         if isinstance(examples, Texts):
             splits.append(
                 blocks.tokenize(tokenizer, examples, data.max_length, ends=end_ids, pad_id=pad, vocab_size=size)
@@ -111,7 +119,7 @@ def _causal(
         pairs = responses.encode(tokenizer, examples, ends=end_ids, vocab_size=size)
         tokens = responses.to_tokens(pairs, data.max_length, pad_id=pad, where=examples.where)
         splits.append(pack(tokens, data.max_length) if data.packing else tokens)
-        if options.new_tokens and examples is next(iter(task.dev.values())):
+        if options.new_tokens and examples is scored:
             references = group_by_prompt(tokenizer, end_ids, pad, pairs, examples.completion, most=options.prompts)
     if references is not None:
         with multihost.raise_on_all():

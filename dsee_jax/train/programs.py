@@ -19,8 +19,8 @@ from dsee_jax.typing import Masks
 Step = Callable[..., tuple[State, jax.Array]]
 """``(state, frozen, batch, key, rate) -> (state, loss)``, see `dsee_jax.train.step.train_step`."""
 
-Score = Callable[[dict[str, Any], Masks], dict[str, float]]
-"""``(trained, masks) -> metrics``."""
+Score = Callable[..., dict[str, float]]
+"""``(trained, masks, *, final=False) -> metrics``, see `dsee_jax.train.evaluation.Evaluate`."""
 
 
 class Programs(NamedTuple):
@@ -72,6 +72,6 @@ def make_programs(setup: Setup, *, searching: bool = False) -> Programs:
     return Programs(
         optimizer,
         jax.jit(step, donate_argnums=0),
-        lambda trained, masks: evaluate(trained, pruning.freeze(setup, masks)),
+        lambda trained, masks, **options: evaluate(trained, pruning.freeze(setup, masks), **options),
         lambda trained, masks: write(trained, pruning.freeze(setup, masks)),
     )

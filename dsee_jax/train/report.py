@@ -31,7 +31,8 @@ _MEASURED: dict[str, tuple[str, Callable[[float], str]]] = {
 def tables(results: dict[str, Any]) -> list[Table]:
     """Return the tables of scores by stage and of costs, from the content of ``metrics.json``."""
     names = list(results["final"])
-    scores = Table(title=f"{results['task']}, seed {results['seed']}: scores on the dev set", title_justify="left")
+    title = f"{results['task']}, seed {results['seed']}: scores on {scored_on(results)}"
+    scores = Table(title=title, title_justify="left")
     scores.add_column("stage")
     for name in names:
         scores.add_column(name, justify="right")
@@ -39,12 +40,23 @@ def tables(results: dict[str, Any]) -> list[Table]:
         count = row.get("evaluations", 1)
         choice = f", best of {count} evaluations" if count > 1 else ""
         scores.add_row(f"{NAMES.get(row['name'], row['name'])}{choice}", *_cells(row["metrics"], names))
+        half = ", on the half that chooses" if "choose" in row else ""
+        if count > 1 and half:
+            scores.add_row(f"  the same{half}", *_cells(row["choose"], names))
         if count > 1:
-            scores.add_row("  at its last step", *_cells(row["last"], names))
+            scores.add_row(f"  at its last step{half}", *_cells(row["last"], names))
     shown = Table(title="costs", title_justify="left", show_header=False)
     for name, value in costs(results):
         shown.add_row(name, value)
     return [scores, shown]
+
+
+def scored_on(results: dict[str, Any]) -> str:
+    """Return the examples that the scores of a run are of, in words."""
+    if "choose" not in results:
+        return "the dev set"
+    count = next(iter(results["dev_examples"].values()))["score"]
+    return f"the half of the dev set that chose nothing ({count:,} examples)"
 
 
 def rows(results: dict[str, Any]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import numpy as np
 from dsee_jax import models, stacks, tree
 from dsee_jax.ckpt import adapter, hf_save, kept_units
 from dsee_jax.ckpt.folders import ADAPTER, ADAPTER_FILES, ADAPTER_WEIGHTS, MODEL
-from dsee_jax.data import HELD
+from dsee_jax.data import HELD, Task
 from dsee_jax.deltas.adapter import count
 from dsee_jax.masks import apply as apply_masks
 from dsee_jax.metrics import flops
@@ -114,6 +114,11 @@ def _bytes(folder: Place) -> int:
     return sum(storage.size(path) for path in folder.glob("*.safetensors"))
 
 
+def _sizes(task: Task) -> dict[str, dict[str, int]]:
+    """Return the examples of both halves of each dev set."""
+    return {name: {"choose": len(task.dev[name][0]), "score": len(half[0])} for name, half in task.scoring.items()}
+
+
 def results(
     setup: Setup, final: Setup, trained: dict[str, Any], masks: Masks, stages: list[dict[str, Any]]
 ) -> dict[str, Any]:
@@ -123,8 +128,10 @@ def results(
 
     Scores: ``final`` are those of the best evaluation on the dev set in the last stage, which the same dev set chooses;
     ``final_last`` those of the last evaluation. Each stage that trains has the number of its ``evaluations``, the
-    ``best_step`` and the metrics of the ``last``. ``forgetting`` is the rise, in nats per token, of the loss on
-    ``data.held_text`` from before the run to ``final``.
+    ``best_step`` and the metrics of the ``last``. With ``data.split_dev``, ``before``, ``metrics`` of a stage and ``final``
+    are of the half that scores, ``choose``, ``last`` and ``final_last`` of the half that chooses; ``dev_examples`` are the
+    examples of both. ``forgetting`` is the rise, in nats per token, of the loss on ``data.held_text`` from before the run to
+    ``final``.
 
     Parameters are counted at the start. ``head_parameters`` are those of the head that the run trains, and the backbone all
     others. ``trainable_parameters`` and ``trainable_fraction`` are of the backbone; ``trainable_fraction_with_head`` is the
@@ -149,6 +156,7 @@ def results(
     prunable, length = flops.dense(setup.params, setup.prunable), setup.config.data.max_length
     heads = models.cuts(setup.model).get("heads", ())
     device, scores = jax.devices()[0], done[-1]["metrics"]
+    split = {"choose": done[-1]["choose"], "dev_examples": _sizes(setup.data.task)} if "choose" in done[-1] else {}
     rise = {"forgetting": scores[_HELD] - before["metrics"][_HELD]} if _HELD in scores else {}
     return {
         "task": setup.data.task.name,
@@ -157,6 +165,7 @@ def results(
         "stages": done,
         "final": scores,
         "final_last": done[-1].get("last", done[-1]["metrics"]),
+        **split,
         **rise,
         "trainable_parameters": trained_count,
         "trainable_fraction": trained_count / backbone,

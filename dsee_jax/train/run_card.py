@@ -99,6 +99,9 @@ def render(config: Config, results: dict[str, Any], *, name: str, classes: int, 
         for key, value in config_file.flat(config).items()
         if value != defaults[key] and key not in _PLACES
     }
+    chosen = "The dev set chooses the best evaluation of each stage, which is the one shown."
+    if "choose" in results:
+        chosen = "The other half chooses the best evaluation of each stage; the model that it chose is scored here."
     shown = yaml.safe_dump(settings, sort_keys=False)
     return card.render(
         name,
@@ -106,9 +109,9 @@ def render(config: Config, results: dict[str, Any], *, name: str, classes: int, 
         f"{card.code(_base(config.model.path))} tuned on {card.code(results['task'])} with "
         "[DSEE](https://arxiv.org/abs/2111.00160): low-rank and sparse updates, and pruning of the pretrained weights. "
         f"{_ABOUT[form]}\n",
-        "## Scores on the dev set\n",
+        f"## Scores on {report.scored_on(results)}\n",
         card.table(["stage", *map(card.prose, scores)], stages),
-        "\nThe dev set chooses the best evaluation of each stage, which is the one shown.\n\n## Costs\n",
+        f"\n{chosen}\n\n## Costs\n",
         card.table(["", ""], [[name, value] for name, value in report.costs(results)]),
         f"\n## Use\n\n{card.block(opens, 'bash' if form == 'stablehlo' else 'python')}",
         f"## Settings\n\nThose that differ from the defaults of dsee_jax.\n\n{card.block(shown, 'yaml')}",

@@ -127,18 +127,43 @@ def scored(session: Session, run: Run, name: str) -> dict[str, Any]:
     Raises:
       Diverged: a metric is not finite.
     """
-    metrics = run.programs.evaluate(run.trained, run.masks)
+    choosing = run.programs.evaluate(run.trained, run.masks)
+    at, scores = offset(run.setup, name), passed(session, run, run.trained, run.masks, name, choosing)
+    # A curve of the log is of one set of examples.
+    logged = {"metrics": choosing, "score": scores["metrics"]} if "choose" in scores else scores
+    session.log(name, 0, logged, offset=at)
+    trackers.log(session.trackers, trackers.named(f"stage/{name}", scores["metrics"]), at)
+    session.say(f"{name}: {console.line(scores['metrics'])}")
+    return {"name": name, **scores}
+
+
+def passed(
+    session: Session, run: Run, trained: dict[str, Any], masks: Masks, name: str, choosing: dict[str, float]
+) -> dict[str, dict[str, float]]:
+    """Return ``{"metrics"}`` of the model that a stage passes on, those of its texts among them.
+
+    Args:
+      session: of the run.
+      run: the run.
+      trained: the trained values of the model.
+      masks: its masks.
+      name: of the stage.
+      choosing: the metrics of the model by which the stage may have chosen it. With ``data.split_dev`` the result has them
+        apart, as ``choose``, and ``metrics`` are those of the half that scores.
+
+    Raises:
+      Diverged: a metric is not finite.
+    """
+    apart, metrics = run.setup.data.scoring, choosing
+    if apart and evaluation.finite(choosing):
+        metrics = run.programs.evaluate(trained, masks, final=True)
     if not evaluation.finite(metrics):
         raise Diverged(
             f"stage {name}: the metrics on the dev set are not finite ({console.line(metrics)}): the numbers of this model "
             "exceed its dtype, or its vocabulary lacks a token of the texts"
         )
-    metrics = written(session, run, run.trained, run.masks, name) | metrics
-    at = offset(run.setup, name)
-    session.log(name, 0, {"metrics": metrics}, offset=at)
-    trackers.log(session.trackers, trackers.named(f"stage/{name}", metrics), at)
-    session.say(f"{name}: {console.line(metrics)}")
-    return {"name": name, "metrics": metrics}
+    metrics = written(session, run, trained, masks, name) | metrics
+    return {"metrics": metrics, "choose": choosing} if apart else {"metrics": metrics}
 
 
 def written(session: Session, run: Run, trained: dict[str, Any], masks: Masks, name: str) -> dict[str, float]:
@@ -230,10 +255,10 @@ def _train(session: Session, run: Run, name: str, sparsities: dict[int, float]) 
         point, _ = evaluate(point, total)
     best: Any = point.progress.best
     trained = checkpoints.restore_best(session.store, best["mark"], begin)
-    metrics = written(session, run, trained, point.masks, name) | best["metrics"]
+    scores = passed(session, run, trained, point.masks, name, best["metrics"])
     choice = {"best_step": best["step"], "steps": total, "evaluations": point.progress.evaluations}
-    finished = {"name": name, "metrics": metrics, **choice, "last": point.progress.last}
-    trackers.log(session.trackers, trackers.named(f"stage/{name}", metrics), stage.offset + total)
-    session.say(f"{name}: {console.line(metrics)}")
+    finished = {"name": name, **scores, **choice, "last": point.progress.last}
+    trackers.log(session.trackers, trackers.named(f"stage/{name}", scores["metrics"]), stage.offset + total)
+    session.say(f"{name}: {console.line(scores['metrics'])}")
     progress = point.progress._replace(done=[*point.progress.done, finished])
     return run._replace(trained=trained, masks=point.masks, progress=progress)

@@ -10,7 +10,7 @@ from dsee_jax.analysis.page.charts import Line
 from dsee_jax.analysis.page.markup import Markup, join, tag
 from dsee_jax.analysis.page.run_files import RunFigures
 from dsee_jax.analysis.pictures.style import names
-from dsee_jax.train.report import NAMES, costs, rows
+from dsee_jax.train.report import NAMES, costs, rows, scored_on
 
 Runs = Sequence[RunFigures]
 
@@ -49,7 +49,8 @@ def scores(runs: Runs) -> Markup:
                 *(_number(f"{stage[key]:,}" if key in stage else "") for key in ("steps", "evaluations")),
             ]
             body.append(tag("tr", *cells))
-    note = "Scores on the dev set. A stage that trains has those of its best evaluation."
+    on = dict.fromkeys(scored_on(run.results) for run in runs)
+    note = f"Scores on {', or '.join(on)}. A stage that trains has those of its best evaluation."
     return _section("Stages", note, _table(head, body, numbers=len(columns) + 2))
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         MeshConfig,
         ModelConfig,
         PruneConfig,
+        RatesConfig,
         TrainConfig,
     )
     from dsee_jax.deltas import decompose
@@ -50,6 +51,7 @@ __all__ = [
     "MeshConfig",
     "ModelConfig",
     "PruneConfig",
+    "RatesConfig",
     "TrainConfig",
     "apply",
     "attached",
@@ -80,6 +82,7 @@ _PUBLIC = {
     "MeshConfig": "config",
     "ModelConfig": "config",
     "PruneConfig": "config",
+    "RatesConfig": "config",
     "TrainConfig": "config",
     "decompose": "deltas",
     "Adapter": "deltas.adapter",

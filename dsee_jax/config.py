@@ -391,6 +391,26 @@ class GenerateConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RatesConfig:
+    """Factors of the learning rate, and of the weight decay with it, each more than 0. LoRA+ (arXiv 2402.12354) is b = 16 with
+    a = 1: B begins at 0, and A hardly moves as long as B is small."""
+
+    a: float = 1.0
+    """Of A, the first factor of the low-rank update."""
+    b: float = 1.0
+    """Of B, the second factor."""
+    values: float = 1.0
+    """Of the entries of S."""
+    head: float = 1.0
+    """Of the task head. With train.full: of the head against all other weights."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "train.rates")
+        for name, value in dataclasses.asdict(self).items():
+            _need(value > 0, f"train.rates.{name}", value, "a factor of the learning rate, more than 0")
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """The optimiser (AdamW), and the stages tune and retune."""
 
@@ -404,6 +424,8 @@ class TrainConfig:
     """The peak of the learning rate, more than 0. The rate rises linearly to the peak and falls linearly to 0."""
     retune_learning_rate: float = 0.0
     """The peak of the learning rate of re-tuning. 0: learning_rate."""
+    rates: RatesConfig = RatesConfig()
+    """Factors of the learning rate, apart for A, B, S and the task head."""
     warmup: float = 0.1
     """The fraction of the steps of a stage in which the learning rate rises, in [0, 1)."""
     weight_decay: float = 0.01
@@ -517,6 +539,20 @@ class Config:
             raise InputError(
                 "train.full trains every weight and leaves no delta to train: set delta.rank and delta.nonzeros to 0"
             )
+        self._check_rates()
+
+    def _check_rates(self) -> None:
+        """Raise `InputError` for a rate of values that the run does not train; an adapter of delta.start may bring any."""
+        low, sparse = (bool(number or self.delta.start) for number in (self.delta.rank, self.delta.nonzeros))
+        trained = {
+            "a": (low, "delta.rank is 0"),
+            "b": (low, "delta.rank is 0"),
+            "values": (sparse, "delta.nonzeros is 0"),
+            "head": (model_task(self) != "causal-lm", "causal-lm has no task head"),
+        }
+        for name, (present, reason) in trained.items():
+            rate = getattr(self.train.rates, name)
+            _need(present or rate == 1, f"train.rates.{name}", rate, f"1.0: {reason}, and nothing has this rate")
 
 
 def model_task(config: Config) -> str:

@@ -99,6 +99,12 @@ def test_bad_value_is_named(override, message):
 SECTIONS: dict[str, Any] = {
     field.name: field.type for field in dataclasses.fields(config.Config) if field.name != "output_dir"
 }
+SECTIONS |= {
+    f"{section}.{field.name}": field.type
+    for section, kind in SECTIONS.items()
+    for field in dataclasses.fields(kind)
+    if dataclasses.is_dataclass(field.type)
+}
 
 
 @pytest.mark.parametrize(
@@ -118,11 +124,12 @@ SECTIONS: dict[str, Any] = {
         ("data.examples", -1, "0 (all) or more"),
         ("train.batch_size", 0, "1 to 1048576"),
         ("generate.beams", 0, "1 or more"),
+        ("train.rates.b", 0.0, "a factor of the learning rate, more than 0"),
         ("mesh.data", 0, "a number of devices, or -1 for all that are left"),
     ],
 )
 def test_section_refuses_a_bad_value_in_python_as_in_yaml(key, value, expected):
-    section, name = key.split(".")
+    section, _, name = key.rpartition(".")
     message = f"{key} is {value!r}; expected {expected}"
     with pytest.raises(InputError) as caught:
         SECTIONS[section](**{name: value})
@@ -177,8 +184,27 @@ def test_whole_number_is_a_number():
 def test_config_refuses_sections_that_contradict_each_other():
     with pytest.raises(InputError, match="train.full trains every weight"):
         config.Config(train=config.TrainConfig(full=True))
+    with pytest.raises(InputError, match=r"train.rates is 4; expected a RatesConfig"):
+        config.TrainConfig(rates=4)  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="delta is 4; expected a DeltaConfig"):
         config.Config(delta=4)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["delta.rank=0", "train.rates.b=16"], "train.rates.b is 16.0; expected 1.0: delta.rank is 0"),
+        (["delta.nonzeros=0", "train.rates.values=2"], "train.rates.values is 2.0; expected 1.0: delta.nonzeros is 0"),
+        (
+            ["data.source=e2e", "train.rates.head=2"],
+            "train.rates.head is 2.0; expected 1.0: causal-lm has no task head",
+        ),
+    ],
+)
+def test_rate_of_values_that_are_not_trained_is_refused(overrides, message):
+    with pytest.raises(InputError, match=message):
+        config_file.read(None, overrides)
+    assert config_file.read(None, ["delta.rank=0", "delta.start=lora", "train.rates.b=16"]).train.rates.b == 16
 
 
 LAUGHS = "".join(f"{y}: &{y} [{', '.join([f'*{x}'] * 9)}]\n" for x, y in itertools.pairwise("bcdefghijk"))
@@ -256,10 +282,11 @@ def test_bad_file_is_named(tmp_path):
 
 def test_every_key_is_described():
     text = config_file.describe()
+    for key, _ in [*config_file.keys()]:
+        assert f"{key} = " in text
     for section, kind in SECTIONS.items():
         docs = config_file._docs(kind)
         for field in dataclasses.fields(kind):
-            assert f"  {section}.{field.name} = " in text
             assert docs.get(field.name), f"{section}.{field.name} has no description"
 
 

@@ -57,7 +57,7 @@ def abstract_steps(
     moving = setup.trainable_params(config, folder, model, params, start)
     rest = tree.split(params, list(tree.flatten(moving)))[1]
     wide = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), moving)
-    optimizer = optim.adamw(config.train)
+    optimizer = optim.adamw(config.train, setup.task_head(config, model, params))
     state = jax.eval_shape(
         lambda trained: step.State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained)),
         {"deltas": adapter.deltas, "params": wide},

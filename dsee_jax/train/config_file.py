@@ -63,9 +63,15 @@ def dump(config: Config) -> str:
 
 def flat(config: Config) -> dict[str, Any]:
     """Return every setting by its dotted key: ``train.seed``."""
-    sections = dataclasses.asdict(config)
-    nested = {key: value if isinstance(value, dict) else {"": value} for key, value in sections.items()}
-    return {".".join(filter(None, (key, name))): value for key, part in nested.items() for name, value in part.items()}
+    return dict(_flat(dataclasses.asdict(config), ""))
+
+
+def _flat(sections: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in sections.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def _load(path: storage.Place) -> dict[str, Any]:
@@ -152,20 +158,26 @@ def describe() -> str:
     """Return every key with its choices, default and meaning, for ``--keys``."""
     lines = []
     for section in dataclasses.fields(Config):
-        if not dataclasses.is_dataclass(section.type):
+        if dataclasses.is_dataclass(section.type):
+            lines += _described(cast(type, section.type), section.name)
+        else:
             lines += [f"\n{section.name} = {section.default!r}", _wrapped(_docs(Config)[section.name], indent=4)]
-            continue
-        kind = cast(type, section.type)
-        lines.append("\n" + _wrapped(f"{section.name}: {ast.get_docstring(_source(kind))}", indent=0))
-        for field in dataclasses.fields(kind):
-            choices = get_args(field.type)
-            allowed = f"  [{'|'.join(map(str, choices))}]" if get_origin(field.type) is Literal else ""
-            default = list(field.default) if isinstance(field.default, tuple) else field.default
-            lines += [
-                f"  {section.name}.{field.name} = {default!r}{allowed}",
-                _wrapped(_docs(kind)[field.name], indent=6),
-            ]
     return "\n".join(lines)
+
+
+def _described(kind: type, section: str) -> list[str]:
+    """Return the lines of a section; those of the sections inside of it come last."""
+    lines, inner = ["\n" + _wrapped(f"{section}: {ast.get_docstring(_source(kind))}", indent=0)], []
+    for field in dataclasses.fields(kind):
+        key = f"{section}.{field.name}"
+        if dataclasses.is_dataclass(field.type):
+            inner += _described(cast(type, field.type), key)
+            continue
+        choices = get_args(field.type)
+        allowed = f"  [{'|'.join(map(str, choices))}]" if get_origin(field.type) is Literal else ""
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        lines += [f"  {key} = {default!r}{allowed}", _wrapped(_docs(kind)[field.name], indent=6)]
+    return lines + inner
 
 
 def _wrapped(text: str, *, indent: int) -> str:

@@ -1,11 +1,12 @@
 """AdamW with warm-up, linear decay and clipping, for the trained leaves only."""
 
+from collections.abc import Container
 from typing import Any
 
 import jax
 import optax
 
-from dsee_jax.config import TrainConfig
+from dsee_jax.config import RatesConfig, TrainConfig
 
 DECAYED = ("kernel", "embedding", "a", "b")
 """Last keys of the leaves with weight decay: matrices, but no biases, norms and sparse values."""
@@ -24,14 +25,36 @@ def warmup_constant(peak: float, steps: int, warmup: float) -> optax.Schedule:
     return optax.linear_schedule(0.0, peak, round(warmup * steps)) if round(warmup * steps) else lambda _: peak
 
 
-def adamw(config: TrainConfig) -> optax.GradientTransformation:
+def adamw(config: TrainConfig, head: Container[str] = ()) -> optax.GradientTransformation:
     """Return AdamW (Loshchilov & Hutter 2019) after global-norm clipping (where ``config.clip``), without a learning rate.
 
     The caller subtracts the rate times the updates. The rate is thus an argument of the compiled step, and stages with
-    different schedules share one program.
+    different schedules share one program. Updates are multiplied by the factors ``config.rates`` last, as if each part had a
+    learning rate of its own (LoRA+, Hayou et al. 2024, arXiv 2402.12354, section 4).
+
+    Args:
+      config: the section ``train`` of a run.
+      head: the paths of the task head among the params.
     """
     clip = [optax.clip_by_global_norm(config.clip)] if config.clip else []
-    return optax.chain(*clip, optax.scale_by_adam(), optax.add_decayed_weights(config.weight_decay, decay_mask))
+    decay = optax.add_decayed_weights(config.weight_decay, decay_mask)
+    apart = [] if config.rates == RatesConfig() else [_scale_by_part(config.rates, head)]
+    return optax.chain(*clip, optax.scale_by_adam(), decay, *apart)
+
+
+def _scale_by_part(rates: RatesConfig, head: Container[str]) -> optax.GradientTransformation:
+    """Return the transformation that multiplies the updates of each part of the trained values by its factor."""
+
+    def factor(path: Any) -> float:
+        part, *names = (entry.key for entry in path)
+        if part == "deltas":
+            return getattr(rates, names[-1])
+        return rates.head if part == "params" and "/".join(names) in head else 1.0
+
+    def scaled(updates: Any, _: Any) -> Any:
+        return jax.tree.map_with_path(lambda path, update: factor(path) * update, updates)
+
+    return optax.stateless(scaled)
 
 
 def decay_mask(trained: Any) -> Any:

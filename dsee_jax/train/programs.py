@@ -63,7 +63,7 @@ def make_programs(setup: Setup, *, searching: bool = False) -> Programs:
       setup: the run; its model decides the programs.
       searching: the step also trains the coefficients of heads and neurons, under their penalty.
     """
-    config, optimizer = setup.config, optim.adamw(setup.config.train)
+    config, optimizer = setup.config, optim.adamw(setup.config.train, setup.head)
     options = {"cuts": models.cuts(setup.model), "penalty": config.prune.penalty} if searching else {}
     losses = PROBLEMS[setup.data.task.problem].losses
     step = sharded_step(setup.model, optimizer, config, setup.placed, losses=losses, **options)

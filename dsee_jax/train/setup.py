@@ -81,7 +81,7 @@ def prepare(config: Config) -> Setup:
         if start and start.peft:
             params = adapted.with_params(params, start.saved, start.folder)
         flat = tree.flatten(params)
-        head = [] if model_task(config) == "causal-lm" else head_paths(model, params)
+        head = task_head(config, model, params)
         moving = trainable_params(config, folder, model, params, start)
         prunable = tree.select(config.prune.targets, flat) if config.prune.kind != "none" else []
         for path in prunable:
@@ -180,6 +180,11 @@ def with_rules(config: Config, model: Model) -> Config:
         for section in (config.delta, config.prune)
     )
     return dataclasses.replace(config, delta=delta, prune=prune)
+
+
+def task_head(config: Config, model: Model, params: Params) -> list[str]:
+    """Return the paths of the task head of a run; causal-lm has none."""
+    return [] if model_task(config) == "causal-lm" else head_paths(model, params)
 
 
 def head_paths(model: Model, params: Params) -> list[str]:

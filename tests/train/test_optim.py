@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from dsee_jax.config import TrainConfig
+from dsee_jax import tree
+from dsee_jax.config import RatesConfig, TrainConfig
 from dsee_jax.train import optim
 
 
@@ -55,3 +56,36 @@ def test_adamw_equals_optax():
         updates, a = ours.update(gradient, a, tree)
         expected, b = theirs.update(gradient, b, tree)
         jax.tree.map(lambda u, e: np.testing.assert_allclose(-0.01 * u, e, rtol=1e-6), updates, expected)
+
+
+def moved(rates, head=(), **options):
+    """The change of each leaf in the first step, over that of the same optimiser without factors."""
+    trained = {
+        "deltas": {"x": {"kernel": {"a": jnp.ones(3), "b": -jnp.ones(3), "values": jnp.ones(2)}}},
+        "params": {"head": {"kernel": jnp.ones(2)}, "norm": {"scale": jnp.ones(2)}},
+        "coefficients": {"heads": jnp.ones(2)},
+    }
+    gradient = jax.tree.map(lambda w: 0.3 * w + 1, trained)
+
+    def step(rates):
+        optimizer = optim.adamw(TrainConfig(rates=rates, **options), head)
+        updates, _ = jax.jit(optimizer.update)(gradient, optimizer.init(trained), trained)
+        return updates
+
+    ratio = jax.tree.map(lambda u, plain: float(np.mean(u / plain)), step(rates), step(RatesConfig()))
+    return {key: value for key, value in tree.flatten(ratio).items() if value != 1}
+
+
+def test_each_part_has_a_learning_rate_of_its_own():
+    """LoRA+ moves B 16 times as far as A, weight decay included; only the head of all params has the rate of the head."""
+    found = moved(RatesConfig(b=16, values=3, head=2), ("head/kernel",), weight_decay=0.1)
+    assert found == pytest.approx(
+        {"deltas/x/kernel/b": 16, "deltas/x/kernel/values": 3, "params/head/kernel": 2}, rel=1e-6
+    )
+    assert moved(RatesConfig(a=0.5)) == {"deltas/x/kernel/a": 0.5}
+
+
+def test_rates_of_one_leave_the_optimiser_as_it_is():
+    plain = optim.adamw(TrainConfig()).init({"x": {"kernel": jnp.zeros(2)}})
+    assert len(plain) == 3
+    assert len(optim.adamw(TrainConfig(rates=RatesConfig(a=2))).init({"x": {"kernel": jnp.zeros(2)}})) == 4

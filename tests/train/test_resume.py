@@ -18,7 +18,12 @@ from dsee_jax.train import loop, trainer
 TRAIN = pathlib.Path(__file__).parents[2] / "train.py"
 
 CONFIGS = {
-    "dsee, cubic": {"prune__schedule": "cubic", "prune__schedule_updates": 3, "data__split_dev": True},
+    "dsee, cubic": {
+        "prune__schedule": "cubic",
+        "prune__schedule_updates": 3,
+        "data__split_dev": True,
+        "train__rates__b": 4,
+    },
     "structured": {"prune__kind": "structured", "prune__heads": 1, "prune__neurons": 0.4},
     "earlybert": {"prune__kind": "earlybert", "prune__heads": 1, "prune__neurons": 0.4, "prune__search": 2.0},
     "full": {"delta__rank": 0, "delta__nonzeros": 0, "train__full": True, "train__learning_rate": 1e-3},

@@ -77,7 +77,9 @@ def _config(model: Model, origin: Path | None, labels: Sequence[str], problem_ty
     config = formats.model_config(origin) if origin else {}
     for name in ("_name_or_path", "torch_dtype", "transformers_version", hf_config.PER_LAYER):
         config.pop(name, None)
-    own = {f"kept_{kind}": model.config.widths[kind] for kind in kept} | hf_config.write(model.config)
+    own = {f"kept_{kind}": widths for kind, widths in model.config.widths.items() if kind in kept} | hf_config.write(
+        model.config
+    )
     if layers := hf_config.per_layer(model.config):
         own[hf_config.PER_LAYER] = layers
     config = {name: value for name, value in config.items() if name not in hf_config.names(model.config)} | own

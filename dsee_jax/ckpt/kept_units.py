@@ -1,20 +1,37 @@
-"""The kept heads and neurons of a structurally pruned model, in ``kept.safetensors`` beside its arrays. True = kept.
+"""The kept units of a structurally pruned model, in ``kept.safetensors`` beside its arrays. True = kept.
 
 Two models of equal shapes may hold different units; their arrays are then unrelated.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
 
+from dsee_jax import tree
 from dsee_jax.ckpt import packed_masks
 from dsee_jax.ckpt.folders import KEPT
+from dsee_jax.errors import InputError
 from dsee_jax.typing import Masks
+
+_PATH = re.compile(r"(heads|neurons)/layer_\d+|layers")
 
 
 def read(folder: Path) -> Masks:
-    """Return the kept units of a folder, see `dsee_jax.prune.units`; empty if no unit was pruned."""
-    return packed_masks.load(folder / KEPT) if (folder / KEPT).exists() else {}
+    """Return the kept units of a folder, see `dsee_jax.prune.units`; empty if no unit was pruned.
+
+    Raises:
+      InputError: the file is damaged, or holds units that this version does not know.
+    """
+    if not (folder / KEPT).exists():
+        return {}
+    kept = packed_masks.load(folder / KEPT)
+    for path, flags in tree.flatten(kept).items():
+        if not _PATH.fullmatch(path) or flags.ndim != 1:
+            raise InputError(
+                f"{folder / KEPT}: {path!r} {flags.shape} are no units of a model; update dsee_jax to read it"
+            )
+    return kept
 
 
 def write(folder: Path, kept: Masks | None) -> None:
@@ -28,12 +45,17 @@ def difference(a: Masks, b: Masks) -> str | None:
 
     An absent kind or layer keeps all units.
     """
-    layers = {name for kept in (a, b) for masks in kept.values() for name in masks}
-    # As numbers: layer_2 before layer_10.
-    for name in sorted(layers, key=lambda name: (len(name), name)):
-        for kind in sorted({*a, *b}):
-            left, right = (kept.get(kind, {}).get(name) for kept in (a, b))
-            ones = np.ones_like(right if left is None else left)
-            if not np.array_equal(ones if left is None else left, ones if right is None else right):
-                return f"the {kind} of {name.replace('_', ' ')}"
+    flat = [tree.flatten(kept) for kept in (a, b)]
+
+    def order(path: str) -> tuple[int, str, str]:
+        """Units of the whole model first; layers as numbers: layer_2 before layer_10."""
+        kind, _, name = path.partition("/")
+        return len(name), name, kind
+
+    for path in sorted({*flat[0], *flat[1]}, key=order):
+        left, right = (kept.get(path) for kept in flat)
+        ones = np.ones_like(right if left is None else left)
+        if not np.array_equal(ones if left is None else left, ones if right is None else right):
+            kind, _, name = path.partition("/")
+            return f"the {kind} of {name.replace('_', ' ') or 'the model'}"
     return None

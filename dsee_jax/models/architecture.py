@@ -15,7 +15,11 @@ HfNames: TypeAlias = tuple[tuple[str, str, Layout], ...]
 in both names."""
 
 Axes: TypeAlias = tuple[tuple[str, tuple[str | None, ...]], ...]
-"""(regex over complete paths, logical name of each axis); None: an axis that no other param shares."""
+"""(regex over complete paths, logical name of each axis); None: an axis that no other param shares. All axes of the hidden
+dimension of the residual stream, and no others, are named `HIDDEN`: pruned dimensions are cut from all of them."""
+
+HIDDEN = "embed"
+"""The logical name of the axes of the hidden dimension."""
 
 
 class ModelConfig(Protocol):
@@ -41,6 +45,11 @@ class ModelConfig(Protocol):
     @property
     def longest(self) -> int | None:
         """Tokens of the longest input; None: no limit."""
+        ...
+
+    @property
+    def hidden_size(self) -> int:
+        """Entries of the hidden state of a token."""
         ...
 
     @property
@@ -87,6 +96,14 @@ class ModelConfig(Protocol):
 
         Numbers that all layers share become standard fields where the ``model_type`` has these; the fields ``kept_*`` hold the
         others.
+        """
+        ...
+
+    def with_layers(self, kept: Sequence[bool]) -> Self:
+        """Return this config with the layers of ``kept`` (layers,), True = kept, renumbered.
+
+        Raises:
+          InputError: a layer depends on its number, so that no renumbered layer computes the same.
         """
         ...
 

@@ -120,6 +120,15 @@ class Config:
             kept_neurons=hf_config.kept_widths(neurons, width),
         )
 
+    def with_layers(self, kept: Sequence[bool]) -> Self:
+        """Return this config with the layers of ``kept`` (layers,), True = kept, renumbered."""
+        return dataclasses.replace(
+            self,
+            num_hidden_layers=int(sum(kept)),
+            kept_heads=hf_config.of_layers(self.kept_heads, kept),
+            kept_neurons=hf_config.of_layers(self.kept_neurons, kept),
+        )
+
 
 class Embeddings(nn.Module):
     """Sum of word, position and token-type embeddings, normalised."""
@@ -185,6 +194,14 @@ class Layer(nn.Module):
     config: Config
     number: int
     make: Callable[[Any, int], Attention] = attention
+
+    @nn.nowrap
+    def skip(
+        self, x: jax.Array, mask: jax.Array, deterministic: bool, first: int | None = None, *context: jax.Array
+    ) -> jax.Array:
+        """Return the output where the layer is passed over: the first ``first`` positions of ``x``."""
+        del mask, deterministic, context
+        return x[:, :first]
 
     @nn.compact
     def __call__(

@@ -104,6 +104,11 @@ class Config:
         return self.n_inner or 4 * self.n_embd
 
     @property
+    def hidden_size(self) -> int:
+        """Entries of the hidden state of a token."""
+        return self.n_embd
+
+    @property
     def head_size(self) -> int:
         """Entries of a head; pruning other heads does not change it."""
         return self.n_embd // self.n_head
@@ -135,6 +140,24 @@ class Config:
             n_inner=self.n_inner if width == self.neurons else width,
             kept_heads=hf_config.kept_widths(heads, self.n_head),
             kept_neurons=hf_config.kept_widths(neurons, width),
+        )
+
+    def with_layers(self, kept: Sequence[bool]) -> Self:
+        """Return this config with the layers of ``kept`` (layers,), True = kept, renumbered.
+
+        Raises:
+          InputError: ``scale_attn_by_inverse_layer_idx`` is set, so that the number of a layer decides its scores.
+        """
+        if self.scale_attn_by_inverse_layer_idx and not all(kept):
+            raise InputError(
+                "'scale_attn_by_inverse_layer_idx' is true: the scores of a layer depend on its number, which changes where "
+                "layers before it go; prune heads and neurons instead"
+            )
+        return dataclasses.replace(
+            self,
+            n_layer=int(sum(kept)),
+            kept_heads=hf_config.of_layers(self.kept_heads, kept),
+            kept_neurons=hf_config.of_layers(self.kept_neurons, kept),
         )
 
 
@@ -170,6 +193,19 @@ class Layer(nn.Module):
 
     config: Config
     number: int
+
+    @nn.nowrap
+    def skip(
+        self,
+        x: jax.Array,
+        context: Context,
+        rotation: None,
+        cache: Mapping[str, jax.Array] | None,
+        deterministic: bool,
+    ) -> tuple[jax.Array, Mapping[str, jax.Array] | None]:
+        """Return the outputs where the layer is passed over: ``x``, and the cache as it is."""
+        del context, rotation, deterministic
+        return x, cache
 
     @nn.compact
     def __call__(

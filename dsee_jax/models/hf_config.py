@@ -5,6 +5,7 @@ numbers.
 """
 
 import dataclasses
+import itertools
 import logging
 import re
 import types
@@ -239,6 +240,11 @@ def kept_widths(widths: Sequence[int] | None, full: int) -> tuple[int, ...] | No
 def shared_width(widths: Sequence[int] | None) -> int | None:
     """Return the number of units that every layer has; None if layers differ or have none: no standard field says that."""
     return widths[0] if widths and len(set(widths)) == 1 and widths[0] else None
+
+
+def of_layers(values: Sequence[Any] | None, kept: Sequence[bool]) -> tuple[Any, ...] | None:
+    """Return the values of the layers of ``kept`` (layers,), True = kept, from a field with one value per layer, or None."""
+    return None if values is None else tuple(itertools.compress(values, kept))
 
 
 def kept_kinds(config: Any) -> tuple[str, ...]:

@@ -230,6 +230,18 @@ class Config:
             kept_neurons=hf_config.kept_widths(neurons, width),
         )
 
+    def with_layers(self, kept: Sequence[bool]) -> Self:
+        """Return this config with the layers of ``kept`` (layers,), True = kept, renumbered; each keeps its window."""
+        first = self.max_window_layers
+        return dataclasses.replace(
+            self,
+            num_hidden_layers=int(sum(kept)),
+            max_window_layers=None if first is None else int(sum(kept[:first])),
+            layer_types=hf_config.of_layers(self.layer_types, kept),
+            kept_heads=hf_config.of_layers(self.kept_heads, kept),
+            kept_neurons=hf_config.of_layers(self.kept_neurons, kept),
+        )
+
 
 class Embeddings(nn.Module):
     """The table of words."""
@@ -274,6 +286,19 @@ class Layer(nn.Module):
 
     config: Config
     number: int
+
+    @nn.nowrap
+    def skip(
+        self,
+        x: jax.Array,
+        context: Context,
+        rotation: tuple[jax.Array, jax.Array],
+        cache: Mapping[str, jax.Array] | None,
+        deterministic: bool,
+    ) -> tuple[jax.Array, Mapping[str, jax.Array] | None]:
+        """Return the outputs where the layer is passed over: ``x``, and the cache as it is."""
+        del context, rotation, deterministic
+        return x, cache
 
     @nn.compact
     def __call__(

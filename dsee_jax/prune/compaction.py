@@ -1,11 +1,11 @@
-"""Smaller arrays for a model without its pruned heads and neurons, and the way back to the original shapes.
+"""Smaller arrays for a model without its pruned units, and the way back to the original shapes.
 
 One table of `Indices` cuts every tree of a model: params, masks, updates and the moments of an optimiser. The coordinates of
-supports are renumbered. A leaf that would become empty is removed.
+supports and the layers are renumbered. A leaf that would become empty is removed.
 """
 
-from collections.abc import Mapping
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,26 +14,39 @@ import numpy as np
 from dsee_jax import models, tree
 from dsee_jax.deltas.adapter import kernels
 from dsee_jax.errors import InputError
-from dsee_jax.models.architecture import Model
+from dsee_jax.models.architecture import Model, scans
+from dsee_jax.prune import layers
+from dsee_jax.prune.layers import layer
 from dsee_jax.prune.units import kept as kept_units
-from dsee_jax.prune.units import layer
 from dsee_jax.runtime import multihost
-from dsee_jax.typing import Masks, Params, Supports
+from dsee_jax.typing import Array, Masks, Params, Supports
 
-Indices: TypeAlias = Mapping[str, Mapping[int, np.ndarray]]
-"""``{path: {axis: kept indices, int}}``; paths start with ``params/``, ``deltas/`` or ``supports/``."""
+
+class Indices(NamedTuple):
+    """The parts of every tree of a model that stay."""
+
+    axes: Mapping[str, Mapping[int, np.ndarray]]
+    """``{path before the cut: {axis: kept indices, int}}``; paths start with ``params/``, ``deltas/`` or ``supports/``."""
+    layers: Array | None = None
+    """bool (layers,), True = kept. None: no layer is dropped."""
+
+
+KINDS = frozenset({"heads", "neurons", "layers"})
+"""The kinds of units, the keys of a tree of kept units."""
 
 
 def compact(model: Model, params: Params, masks: Masks) -> tuple[Model, dict[str, Any]]:
-    """Remove pruned heads and neurons from a model; the result gives the logits of ``masks.apply(params, masks)``.
+    """Remove pruned units from a model; the result gives the logits of the masked model.
 
+    The masked model is ``masks.apply(params, masks)`` for masks of params, and `dsee_jax.prune.masked` for kept units.
     `cut_tree` and `cut_supports` cut attached updates. The equal masked model is then
     ``masks.apply(materialize(...), masks)``.
 
     Args:
       model: as from `load_pretrained`.
       params: the params of the model.
-      masks: as from `dsee_jax.prune.structured`. Layers may differ and may lose all of their units.
+      masks: masks of params as from `dsee_jax.prune.structured`, or kept units as from `dsee_jax.prune.select`. Layers may
+        differ and may lose all of their units.
 
     Returns:
       ``(small model, small params)``. The config of the small model holds the widths of every layer.
@@ -41,20 +54,25 @@ def compact(model: Model, params: Params, masks: Masks) -> tuple[Model, dict[str
     Raises:
       InputError: a mask prunes a part of a unit, or does not fit the model.
     """
-    kept = kept_units(params, models.cuts(model), masks)
-    return resized(model, kept), cut_tree({"params": params}, indices(model, kept))["params"]
+    kept = masks if masks.keys() <= KINDS else kept_units(params, models.cuts(model), masks)
+    table = indices(model, kept)
+    return resized(model, kept), cut_tree({"params": params}, table)["params"]
 
 
 def resized(model: Model, kept: Masks) -> Model:
-    """Return the model without params, in the widths that ``kept`` leaves; a layer that is not in ``kept`` keeps its width."""
+    """Return the model without params, in the sizes that ``kept`` leaves; a layer that is not in ``kept`` keeps its width."""
+    config, numbers = model.config, range(layers.depth(model.config))
     widths = {
         kind: tuple(
-            int(np.sum(kept.get(kind, {}).get(layer(number), width)))
-            for number, width in enumerate(model.config.widths[kind])
+            int(np.sum(kept.get(kind, {}).get(layer(number), config.widths[kind][number]))) for number in numbers
         )
-        for kind in model.config.widths
+        for kind in config.widths
     }
-    return model.clone(config=model.config.with_widths(**widths))
+    if "layers" in kept:
+        stay = np.flatnonzero(kept["layers"])
+        widths = {kind: tuple(of_layers[number] for number in stay) for kind, of_layers in widths.items()}
+        config = config.with_layers([bool(flag) for flag in kept["layers"]])
+    return model.clone(config=config.with_widths(**widths))
 
 
 def indices(
@@ -68,13 +86,16 @@ def indices(
       deltas, supports: the updates of the model and their coordinates, or None.
 
     Raises:
-      InputError: ``kept`` has another number of units than the model.
+      InputError: ``kept`` has another number of units than the model or leaves no layer, or the model scans its layers.
     """
+    if scans(model):
+        raise InputError("the model scans its layers, and units are cut layer by layer: load it with scan=False")
     axes: dict[str, dict[int, np.ndarray]] = {}
-    for kind, layers in models.cuts(model).items():
-        for number, units in enumerate(layers):
+    dropped = _checked(kept, "layers", layers.depth(model.config))
+    for kind, by_layer in models.cuts(model).items():
+        for number, units in enumerate(by_layer):
             flags = kept.get(kind, {}).get(layer(number))
-            if flags is None:
+            if flags is None or (dropped is not None and not dropped[number]):
                 continue
             if len(flags) != model.config.widths[kind][number]:
                 raise InputError(
@@ -98,26 +119,48 @@ def indices(
             support = multihost.to_host(coordinates[path])
             inside = np.all([np.isin(support[:, axis], left) for axis, left in of_axis.items()], axis=0)
             table[f"deltas/{path}/values"] = table[f"supports/{path}"] = {0: np.flatnonzero(inside)}
-    return table
+    return Indices(table, dropped)
+
+
+def _checked(kept: Masks, kind: str, total: int) -> np.ndarray | None:
+    """Return the flags of a kind of the whole model, or None; raises `InputError` where they do not fit or none is left."""
+    if kind not in kept:
+        return None
+    flags = np.asarray(kept[kind])
+    if flags.shape != (total,):
+        raise InputError(
+            f"the model has {total} {_NAMES[kind]} and the kept units are of {flags.size}: they belong to another model"
+        )
+    if not flags.any():
+        raise InputError(f"no {_NAMES[kind]} of the model are kept: keep one or more of the {total}")
+    return flags
+
+
+_NAMES = {"layers": "layers"}
+"""The words for the units of a kind of the whole model."""
 
 
 def cut_tree(values: Any, indices: Indices) -> Any:
     """Return a pytree with its leaves cut: ``{"params", "deltas"}``, or the state of an optimiser of such a tree.
 
     The path of a leaf joins the keys of the dicts above it; tuples in between (the states of optax) do not count. A leaf
-    without a path in ``indices`` stays as it is. Leaves and dicts that would become empty are removed.
+    without a path in ``indices`` stays as it is. Leaves and dicts that would become empty are removed, and dropped layers.
     """
     return _cut(values, indices, "")
 
 
 def _cut(node: Any, indices: Indices, path: str) -> Any:
     if isinstance(node, Mapping):
-        cut = {key: _cut(child, indices, f"{path}/{key}" if path else str(key)) for key, child in node.items()}
+        cut = {
+            new: _cut(child, indices, f"{path}/{key}" if path else str(key))
+            for key, child in node.items()
+            if (new := layers.renamed(key, indices.layers)) is not None
+        }
         return {key: child for key, child in cut.items() if not path or not _empty(child)}
     if isinstance(node, tuple):
         parts = [_cut(child, indices, path) for child in node]
         return type(node)(*parts) if hasattr(node, "_fields") else tuple(parts)
-    for axis, left in indices.get(path, {}).items():
+    for axis, left in indices.axes.get(path, {}).items():
         node = node.take(left, axis=axis)
     return node
 
@@ -126,33 +169,46 @@ def _empty(node: Any) -> bool:
     return not node if isinstance(node, Mapping) else getattr(node, "size", 1) == 0
 
 
+def moved(paths: Iterable[str], indices: Indices, params: Params) -> list[str]:
+    """Return the paths of the arrays that the cut leaves of ``paths``; ``params`` are those after the cut."""
+    left = tree.flatten(params)
+    return [new for path in paths if (new := layers.moved(path, indices.layers)) in left]
+
+
 def cut_supports(supports: Supports, indices: Indices) -> dict[str, Any]:
     """Return the kept coordinates, renumbered by the kept rows and columns of their kernels."""
     flat = tree.flatten(cut_tree({"supports": supports}, indices)["supports"])
-    for path, support in flat.items():
-        for axis, left in indices.get(f"params/{path}", {}).items():
+    for path in tree.flatten(supports):
+        support = flat.get(new := layers.moved(path, indices.layers) or "")
+        if support is None:
+            continue
+        for axis, left in indices.axes.get(f"params/{path}", {}).items():
             support = jnp.asarray(support).at[:, axis].set(np.searchsorted(left, multihost.to_host(support)[:, axis]))
-        flat[path] = support
+        flat[new] = support
     return tree.unflatten(flat)
 
 
 def check(model: Model, kept: Masks) -> None:
-    """Raise `InputError` unless ``kept``, over all original units, gives the widths of ``model``; an empty tree passes."""
-    for name in {name for layers in kept.values() for name in layers} - {
-        layer(number) for widths in model.config.widths.values() for number in range(len(widths))
-    }:
+    """Raise `InputError` unless ``kept``, over all original units, gives the sizes of ``model``; an empty tree passes."""
+    depth = layers.depth(model.config)
+    if "layers" in kept and (count := int(np.sum(kept["layers"]))) != depth:
+        raise InputError(f"the model has {depth} layers and the kept units give {count}")
+    small, known = layers.renumbered(kept), {layer(number) for number in range(depth)}
+    for name in {name for by_layer in small.values() for name in by_layer} - known:
         raise InputError(f"the kept units are of {name} and the model has no such layer")
-    if (left := resized(_original(model, kept), kept).config.widths) != model.config.widths:
+    if (left := resized(_original(model, small), small).config.widths) != model.config.widths:
         raise InputError(f"the model has the widths {model.config.widths} and the kept units give {left}")
 
 
 def _original(model: Model, kept: Masks) -> Model:
-    """Return the model without params, in the widths before the pruning that ``kept`` describes."""
+    """Return the model without params, in the widths before the pruning that ``kept``, of its own layers, describes."""
     return resized(model, jax.tree.map(np.ones_like, kept))
 
 
 def expand(model: Model, params: Params, kept: Masks) -> tuple[Model, dict[str, Any]]:
-    """Return the model and params in the original shapes, with zeros at the pruned units.
+    """Return the model and params in the original shapes, with zeros at the pruned heads and neurons.
+
+    Dropped layers stay out: no zeros would make them pass their inputs on, and no file needs them.
 
     Args:
       model: the small model.
@@ -160,11 +216,12 @@ def expand(model: Model, params: Params, kept: Masks) -> tuple[Model, dict[str, 
       kept: the kept units over all original units, True = kept. A kind that is left out keeps the shapes of the small model.
 
     Raises:
-      InputError: ``kept`` does not give the widths of the small model.
+      InputError: ``kept`` does not give the sizes of the small model.
     """
     check(model, kept)
+    kept = layers.renumbered(kept)
     full = _original(model, kept)
-    table, small = indices(full, kept), tree.flatten(params)
+    table, small = indices(full, kept).axes, tree.flatten(params)
     flat = {}
     for path, leaf in tree.flatten(models.shapes(full)).items():
         axes = table.get(f"params/{path}")
@@ -177,13 +234,18 @@ def expand(model: Model, params: Params, kept: Masks) -> tuple[Model, dict[str, 
     return full, tree.unflatten(flat)
 
 
-def composed(first: Masks, second: Masks) -> dict[str, dict[str, np.ndarray]]:
+def composed(first: Masks, second: Masks) -> dict[str, Any]:
     """Return the kept units of two cuts in a row, over the units before ``first``; ``second`` is over those after it."""
-    kept = {kind: {name: np.array(flags) for name, flags in layers.items()} for kind, layers in first.items()}
-    for kind, layers in second.items():
-        for name, flags in layers.items():
-            if name in kept.setdefault(kind, {}):
-                kept[kind][name][kept[kind][name]] = flags
-            else:
-                kept[kind][name] = np.asarray(flags)
-    return kept
+    back = {new: name for name, new in layers.names(first["layers"]).items()} if "layers" in first else {}
+    flat = {path: np.array(flags) for path, flags in tree.flatten(first).items()}
+    for path, flags in tree.flatten(second).items():
+        kind, _, name = path.partition("/")
+        path = f"{kind}/{back.get(name, name)}" if name else kind
+        if path in flat:
+            flat[path][flat[path]] = flags
+        else:
+            flat[path] = np.asarray(flags)
+    stay = layers.names(flat["layers"]) if "layers" in flat else None
+    return tree.unflatten(
+        {path: flags for path, flags in flat.items() if stay is None or path in KINDS or path.partition("/")[2] in stay}
+    )

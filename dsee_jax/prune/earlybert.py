@@ -29,8 +29,8 @@ from dsee_jax.deltas.attach import input_of, intercepted
 from dsee_jax.errors import InputError
 from dsee_jax.ops.topk import top_k
 from dsee_jax.prune import units
+from dsee_jax.prune.layers import layer
 from dsee_jax.prune.units import count as unit_count
-from dsee_jax.prune.units import layer
 from dsee_jax.typing import Cuts, Masks, Params, Tree
 
 P = TypeVar("P")

@@ -1,22 +1,27 @@
 """Structured pruning: scores of heads and neurons, the kept units, and the masks of their params.
 
-A unit is an attention head or a feed-forward neuron. The kept units of a model are a tree of bool arrays, True = kept::
+A unit is an attention head, a feed-forward neuron, a layer, or a dimension of the hidden state of the residual stream. The
+kept units of a model are a tree of bool arrays, True = kept::
 
-    {"heads": {"layer_0": (heads,), ...}, "neurons": {"layer_0": (neurons,), ...}}
+    {"heads": {"layer_0": (heads,), ...}, "neurons": {"layer_0": (neurons,), ...}, "layers": (layers,), "hidden": (width,)}
 
-Trees of scores and of coefficients have the same form. In a layer or kind that is absent every unit is kept.
+In a layer or kind that is absent every unit is kept. Heads and neurons of layers that are dropped are left out. Layers have
+their numbers before the pruning. Trees of scores have the same form, and those of coefficients that of heads and neurons.
+
+Masks of params (`masks`) describe heads and neurons alone: zeros in a layer do not make it pass its input on, and the norms
+of a residual stream with zeros count them.
 """
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsee_jax import models, orientation, tree
+from dsee_jax import models, orientation, stacks, tree
 from dsee_jax.config import PruneConfig, Scope, ScoreName
 from dsee_jax.deltas import fold
 from dsee_jax.deltas.adapter import Adapter, Update, kernels, updates_of
@@ -24,6 +29,7 @@ from dsee_jax.errors import InputError, did_you_mean, shorten
 from dsee_jax.models import hf_config
 from dsee_jax.models.architecture import Model, ModelConfig
 from dsee_jax.ops.topk import top_k
+from dsee_jax.prune.layers import depth, layer
 from dsee_jax.prune.scores import SCORES, Evidence, complete, divided
 from dsee_jax.runtime import multihost
 from dsee_jax.typing import Array, Cuts, Delta, Masks, Params, Tree, Units
@@ -95,13 +101,13 @@ def structured(
         if scope == "tensor":
             pools = [[number] for number in numbers]
         elif isinstance(score, str):
-            pools = divided(numbers, _updated(cuts[kind], adapter).__getitem__, score)
+            pools = divided(numbers, have_updates(cuts[kind], adapter).__getitem__, score)
         else:
             pools = [list(numbers)]
         sizes = [sum(len(by_layer[number]) for number in pool) for pool in pools]
         flags: dict[int, jax.Array] = {}
-        for pool, left in zip(pools, _left(kind, amount, sizes, apart=scope == "tensor"), strict=True):
-            flags |= zip(pool, _keep_highest([by_layer[number] for number in pool], left), strict=True)
+        for pool, left in zip(pools, remaining(kind, amount, sizes, apart=scope == "tensor"), strict=True):
+            flags |= zip(pool, keep_highest([by_layer[number] for number in pool], left), strict=True)
         kept[kind] = {layer(number): flags[number] for number in numbers if flags[number].size}
     return masks(params, cuts, kept)
 
@@ -118,7 +124,7 @@ def _layer_scores(params: Params, score: Tree, kind: str, layers: Sequence[Units
     return by_layer
 
 
-def _left(kind: str, amount: int | float, sizes: Sequence[int], *, apart: bool) -> list[int]:
+def remaining(kind: str, amount: int | float, sizes: Sequence[int], *, apart: bool) -> list[int]:
     """Return the number of units to keep of each pool; ``amount`` is of each pool, or of all with their shares."""
     if apart:
         return [size - removal_count(kind, amount, size) for size in sizes]
@@ -127,13 +133,13 @@ def _left(kind: str, amount: int | float, sizes: Sequence[int], *, apart: bool) 
     return [size - (end - start) for size, start, end in zip(sizes, [0, *removed], removed, strict=False)]
 
 
-def _keep_highest(scores: Sequence[jax.Array], left: int) -> list[jax.Array]:
+def keep_highest(scores: Sequence[jax.Array], left: int) -> list[jax.Array]:
     """Return the ``left`` units of the highest scores of all layers in ``scores``, by layer."""
     flags = top_k(jnp.concatenate(scores), left)
     return jnp.split(flags, np.cumsum([len(each) for each in scores])[:-1])
 
 
-def _updated(layers: Sequence[Units], adapter: Adapter | None) -> list[bool]:
+def have_updates(layers: Sequence[Units], adapter: Adapter | None) -> list[bool]:
     """Return for each layer whether any of its scored kernels has an update."""
     updates = kernels(None if adapter is None else adapter.deltas)
     return [any(path in updates for path in units.scored) for units in layers]
@@ -157,11 +163,15 @@ def removal_count(kind: str, amount: int | float, total: int) -> int:
 
 
 def check_units(model: Model, params: Params, prunable: list[str], pruning: PruneConfig) -> None:
-    """Raise `InputError` if `structured` or EarlyBERT would refuse the config's heads and neurons after the stage tune.
+    """Raise `InputError` if `select` or EarlyBERT would refuse the config's units after the stage tune.
 
     ``prunable`` are the paths that ``prune.targets`` matches.
     """
-    flat = tree.flatten(params)
+    flat, total = tree.flatten(params), depth(model.config)
+    stay = total - partial_removal_count("prune.layers", pruning.layers, total, "layers")
+    if stay < total:
+        model.config.with_layers([number < stay for number in range(total)])
+        _check_prunable("layers", pruning, prunable, [path for path in flat if stacks.place(path)[1] is not None])
     for kind, layers in models.cuts(model).items():
         amount = getattr(pruning, kind)
         counts = [count(params, units) for units in layers]
@@ -170,17 +180,36 @@ def check_units(model: Model, params: Params, prunable: list[str], pruning: Prun
                 f"prune.uniform is true and the layers have {shorten(str(counts))} {kind}: start from a model whose layers "
                 "have equal numbers, or set it to false"
             )
+        if stay < total:
+            counts = sorted(counts)[
+                :stay
+            ]  # which layers stay is not known yet: a number of units must be right for any
         # EarlyBERT compares heads within a layer and neurons over the model (arXiv 2101.00063, section 3.2).
         over_all_layers = kind == "neurons" if pruning.kind == "earlybert" else pruning.scope == "global"
         for total in [sum(counts)] if over_all_layers and not pruning.uniform else counts:
             removal_count(f"prune.{kind}", amount, total)
-        for path in (path for units in layers for path in units.axes if amount and path.endswith("/kernel")):
-            if path in flat and path not in prunable:
-                raise InputError(
-                    f"prune.{kind} is {amount} and prune.targets leaves out {path!r}, which loses rows or columns"
-                )
+        if amount:
+            _check_prunable(kind, pruning, prunable, [path for units in layers for path in units.axes if path in flat])
         if pruning.uniform and amount:
             _warn_unless_standard(model.config, kind, counts[0] - removal_count(kind, amount, counts[0]))
+
+
+def partial_removal_count(kind: str, amount: int | float, total: int, words: str) -> int:
+    """Return `removal_count`; raises `InputError` where none of the ``total`` units, called ``words``, would be left."""
+    removed = removal_count(kind, amount, total)
+    if removed == total:
+        raise InputError(f"{kind} is {amount}: all {total} {words} of the model would go; keep one or more")
+    return removed
+
+
+def _check_prunable(kind: str, pruning: PruneConfig, prunable: Container[str], paths: Iterable[str]) -> None:
+    """Raise `InputError` unless ``prunable`` has all kernels among ``paths``, which lose entries with the units of a kind."""
+    for path in paths:
+        if path.endswith("/kernel") and path not in prunable:
+            lost = "may be dropped" if kind == "layers" else "loses rows or columns"
+            raise InputError(
+                f"prune.{kind} is {getattr(pruning, kind)} and prune.targets leaves out {path!r}, which {lost}"
+            )
 
 
 def _warn_unless_standard(config: ModelConfig, kind: str, left: int) -> None:
@@ -201,11 +230,6 @@ def _warn_unless_standard(config: ModelConfig, kind: str, left: int) -> None:
 
 UNIT_SCORES = tuple(name for name, score in SCORES.items() if score.of_units)
 """The scores that may be summed over the weights of a unit."""
-
-
-def layer(number: int) -> str:
-    """Return the name of a layer in the tree of kept units."""
-    return f"layer_{number}"
 
 
 def count(params: Params, units: Units) -> int:
@@ -252,7 +276,7 @@ def scores(
     updates = updates_of(adapter)
     scale, scale_sparse = (1.0, True) if adapter is None else (adapter.scale, adapter.scale_sparse)
     flat, by_layer = tree.flatten(params), []
-    for number, (units, updated) in enumerate(zip(layers, _updated(layers, adapter), strict=True)):
+    for number, (units, updated) in enumerate(zip(layers, have_updates(layers, adapter), strict=True)):
         own = score if updated or not SCORES[score].of_update else "W"
         size = count(params, units)
         if not size:
@@ -310,6 +334,8 @@ def masks(params: Params, cuts: Cuts, kept: Masks) -> dict[str, jax.Array]:
     """Return bool masks, shaped like their params, of all params that hold units of ``kept``; True = the unit is kept."""
     weights, flat = tree.flatten(params), dict[str, jax.Array]()
     for kind, layers in kept.items():
+        if kind not in cuts:
+            raise InputError(f"masks of params cannot describe kept {kind}: use prune.masked, or compact")
         for number, units in enumerate(cuts[kind]):
             if layer(number) not in layers:
                 continue

@@ -4,12 +4,12 @@ import math
 from collections.abc import Container
 from typing import Any
 
-from dsee_jax import models, tree
+from dsee_jax import tree
 from dsee_jax.config import PruneConfig
 from dsee_jax.data.batches import Batches
 from dsee_jax.deltas.fold import materialize
 from dsee_jax.masks import apply as apply_masks
-from dsee_jax.prune import calibration, compaction, units, weights
+from dsee_jax.prune import calibration, compaction, selection, weights
 from dsee_jax.prune.scores import SCORES
 from dsee_jax.train import sharding
 from dsee_jax.train.setup import Setup, keys
@@ -34,16 +34,15 @@ def sparsities(config: PruneConfig, total: int) -> dict[int, float]:
 def draw(setup: Setup, trained: dict[str, Any], masks: Masks, sparsity: float) -> Masks:
     """Return the masks (True = kept) of the config's pruning for the current weights and updates; ``masks`` only shrink.
 
-    Structured pruning returns the masks of the kept heads and neurons (`dsee_jax.prune.units`).
+    Structured pruning returns the kept units (`dsee_jax.prune.units`).
     """
     pruning = setup.config.prune
     params = tree.unflatten({**tree.flatten(setup.params), **tree.flatten(trained["params"])})
     updates = adapter(trained, setup.supports, setup.config.delta)
     common: dict[str, Any] = {"score": pruning.score, "key": keys(setup.config.train.seed)["prune"]}
     if pruning.kind == "structured":
-        cuts = models.cuts(setup.model)
-        options = {"heads": pruning.heads, "neurons": pruning.neurons, "scope": pruning.scope}
-        return units.kept(params, cuts, units.structured(params, updates, cuts, **options, **common))
+        options = {name: getattr(pruning, name) for name in ("heads", "neurons", "layers", "scope")}
+        return selection.select(setup.model, params, updates, **options, **common)
     if "inputs" in SCORES[pruning.score].reads:
         common["inputs"] = _inputs(setup, params, trained, masks)
     if pruning.kind == "nm":
@@ -67,7 +66,7 @@ def _inputs(setup: Setup, params: Params, trained: dict[str, Any], masks: Masks)
 def apply_cut(setup: Setup, trained: dict[str, Any], masks: Masks) -> tuple[Setup, dict[str, Any], Masks]:
     """Return the setup, the trained values and the remaining masks after the pruning that ``masks`` describe.
 
-    Structured pruning removes heads and neurons from all arrays; no masks remain. Any other pruning sets the pruned trained
+    Structured pruning removes units from all arrays; no masks remain. Any other pruning sets the pruned trained
     weights to 0 and keeps ``masks``.
     """
     if setup.config.prune.kind != "structured":
@@ -84,7 +83,7 @@ def resize(setup: Setup, kept: Masks) -> Setup:
     return setup._replace(
         model=model,
         params=params,
-        prunable=[path for path in setup.prunable if path in tree.flatten(params)],
+        prunable=compaction.moved(setup.prunable, indices, params),
         trained=compaction.cut_tree(setup.trained, indices),
         supports=compaction.cut_supports(setup.supports, indices),
         placed=sharding.placement(setup.placed.mesh, model, cut=True),

@@ -33,6 +33,12 @@ def trained_head(setup: Setup) -> list[str]:
     return [path for path in setup.head if path in moving]
 
 
+def kept_numbers(setup: Setup) -> dict[str, Any]:
+    """Return the numbers of heads and neurons in every layer, and those of the units of the whole model that a run cut."""
+    numbers: dict[str, Any] = {kind: list(widths) for kind, widths in setup.model.config.widths.items()}
+    return numbers | {kind: int(flags.sum()) for kind, flags in setup.kept.items() if kind not in numbers}
+
+
 def final_params(setup: Setup, trained: dict[str, Any], masks: Masks) -> Params:
     """Return the final weights of the model: pruned, with the trained head; updates are not folded in."""
     params = tree.unflatten({**tree.flatten(setup.params), **tree.flatten(trained["params"])})
@@ -101,7 +107,7 @@ def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Place, figur
             "base": config.model.path,
             adapter.BASE_SHA256: written["base"][hashes.WEIGHTS],
             adapter.MODEL_SHA256: written["model"][hashes.WEIGHTS],
-        } | ({"kept": setup.model.config.widths} if setup.kept else {})
+        } | ({"kept": kept_numbers(setup)} if setup.kept else {})
         with files.folder(out / ADAPTER, replaces=ADAPTER_FILES) as staging:
             adapter.save(
                 staging, adapter.Saved(trained["deltas"], setup.supports, trained["params"], masks, about, kept)
@@ -173,7 +179,7 @@ def results(
         "head_parameters": heads_size,
         "backbone_parameters": backbone,
         "weight_sparsity": 1 - flops.sparse(params, final.prunable) / prunable if prunable else 0.0,
-        "kept": {kind: list(widths) for kind, widths in final.model.config.widths.items()},
+        "kept": kept_numbers(final),
         "flops_per_token": {"dense": 2 * dense, "final": 2 * used},
         "flops_per_example": {
             "length": length,

@@ -1,6 +1,5 @@
 """Compacted models give the logits of the masked model, with updates, and expand to the original shapes."""
 
-import functools
 import json
 
 import hypothesis
@@ -11,55 +10,14 @@ import numpy as np
 import optax
 import pytest
 
-import decoders
 import dsee_jax
 import tiny
+from cut_models import FAMILIES, HEADS, LAYERS, NEURONS, close, families, logits, whole
 from dsee_jax import masks, models, tree
 from dsee_jax.ckpt import hf, hf_save, kept_units
 from dsee_jax.errors import InputError
 from dsee_jax.models import bert
 from dsee_jax.prune import compaction, units
-
-KEY = jax.random.key(0)
-LAYERS, HEADS, NEURONS = 2, 3, 40
-DELTA = dsee_jax.DeltaConfig(targets=(r"(en|de)coder/.*/kernel",), rank=2, alpha=4.0, nonzeros=9, support="random")
-"""Updates on every kernel that is cut, on either axis."""
-
-FAMILIES = {
-    **{
-        name: (tiny.config(name, num_hidden_layers=LAYERS), "sequence-classification")
-        for name in ("bert", "roberta", "xlm-roberta", "deberta")
-    },
-    "llama": (decoders.config(num_key_value_heads=3), "causal-lm"),
-    "llama with biases": (
-        decoders.config(num_key_value_heads=3, attention_bias=True, mlp_bias=True),
-        "sequence-classification",
-    ),
-    "mistral": (decoders.config(model_type="mistral", num_key_value_heads=3, sliding_window=4), "causal-lm"),
-    "qwen2": (decoders.config(model_type="qwen2", num_key_value_heads=3), "sequence-classification"),
-    "gpt2": (decoders.config(model_type="gpt2", n_inner=NEURONS), "causal-lm"),
-    "qwen3": (decoders.config(model_type="qwen3", num_key_value_heads=3, head_dim=6), "features"),
-}
-"""All have the layers, heads (or groups of heads) and neurons above."""
-
-
-def families(*quick):
-    """Parametrize over all families; families outside ``quick`` run in the exhaustive tier."""
-    marks = {True: (), False: pytest.mark.exhaustive}
-    return pytest.mark.parametrize("family", [pytest.param(name, marks=marks[name in quick]) for name in FAMILIES])
-
-
-@functools.cache
-def whole(family="bert"):
-    """Return a tiny model with updates everywhere: ``(model, params, adapter)``."""
-    fields, task = FAMILIES[family]
-    architecture = models.find(fields["model_type"])
-    model = architecture.model(architecture.config.from_hf(fields), task)
-    params = tiny.params(model, jnp.zeros((1, 1), jnp.int32))
-    adapter = dsee_jax.deltas.init(params, DELTA, key=KEY)
-    draw = np.random.default_rng(1)
-    deltas = jax.tree.map(lambda x: jnp.asarray(draw.normal(0, 0.2, x.shape), jnp.float32), adapter.deltas)
-    return model, jax.tree.map(jnp.asarray, params), adapter.replace(deltas=deltas)
 
 
 def flags(heads, neurons):
@@ -82,15 +40,6 @@ def cut(kept, family="bert"):
         small_params,
         adapter.replace(deltas=deltas, supports=compaction.cut_supports(adapter.supports, indices)),
     )
-
-
-def logits(model, params, adapter=None):
-    batch = tiny.batch(types=model.config.type_vocab_size)
-    return np.asarray(jax.jit(functools.partial(dsee_jax.apply, model))(params, adapter, batch))
-
-
-def close(result, expected):
-    np.testing.assert_allclose(result, expected, atol=1e-5 * max(1, np.abs(expected).max()))
 
 
 def same(kept, family="bert"):

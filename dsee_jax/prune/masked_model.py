@@ -1,0 +1,49 @@
+"""The masked model: a Linen model of full shape that computes as if its pruned units were gone.
+
+`dsee_jax.compact` makes the smaller model with the same outputs; here a user may evaluate units before they are cut.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from dsee_jax import models
+from dsee_jax.deltas.attach import intercepted
+from dsee_jax.models.architecture import Model
+from dsee_jax.prune import compaction, earlybert, layers
+from dsee_jax.typing import Masks
+
+
+@contextlib.contextmanager
+def masked(model: Model, kept: Masks) -> Iterator[None]:
+    """Run ``model`` without its pruned units in the block, by interceptors: its params, shapes and updates stay as they are.
+
+    ::
+
+        with dsee_jax.prune.masked(model, kept), dsee_jax.attached(adapter):
+            logits = model.apply({"params": params}, **batch)
+
+    A dropped layer returns its input. The kernels that read pruned heads and neurons read zeros.
+
+    Args:
+      model: of this library, as from `load_pretrained`; the calls in the block are of this model.
+      kept: as from `dsee_jax.prune.select`, True = kept.
+
+    Raises:
+      InputError: ``kept`` does not fit the model, no call of the model in the block, or updates are attached already.
+    """
+    compaction.indices(model, kept)
+    stay = layers.names(kept["layers"]) if "layers" in kept else None
+    coefficients = {kind: part for kind, part in kept.items() if kind in models.cuts(model)}
+
+    def intercept(call: Any, args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
+        module, output = context.module, call(*args, **kwargs)
+        if context.method_name != "__call__" or module.scope is None or not module.path:
+            return output
+        # A dropped layer runs all the same, as updates count the modules that read them; a compiler drops it.
+        dropped = stay is not None and re.fullmatch(r"layer_\d+", module.path[-1]) and module.path[-1] not in stay
+        return module.skip(*args, **kwargs) if dropped else output
+
+    with earlybert.attached(coefficients, models.cuts(model)), intercepted(intercept):
+        yield

@@ -1,0 +1,132 @@
+"""The choice of the units that stay, of every kind, by their scores."""
+
+from typing import Any, Unpack
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dsee_jax import models, tree
+from dsee_jax.config import Scope, ScoreName
+from dsee_jax.deltas.adapter import Adapter
+from dsee_jax.errors import InputError
+from dsee_jax.models.architecture import Model
+from dsee_jax.ops.topk import top_k
+from dsee_jax.prune import compaction, layers, units
+from dsee_jax.prune.scores import Evidence, complete, divided
+from dsee_jax.runtime import multihost
+from dsee_jax.typing import Cuts, Params, Tree
+
+_KEYS = {"layers": 2}
+"""The numbers that a key is folded with; `units.structured` has those below."""
+
+
+def select(
+    model: Model,
+    params: Params,
+    adapter: Adapter | None,
+    *,
+    heads: int | float = 0,
+    neurons: int | float = 0,
+    layers: int | float = 0,
+    score: ScoreName | Tree = "WABS",
+    scope: Scope = "global",
+    **evidence: Unpack[Evidence],
+) -> dict[str, Any]:
+    """Return the kept units of a model without its lowest-scoring units, for `dsee_jax.compact` and `dsee_jax.prune.masked`.
+
+    The kinds are chosen in turn, each among the units that are left: layers, then heads and neurons.
+
+    The score of a layer is the sum of the scores of its heads and of its neurons, each divided by their sum over all layers,
+    since a score of the update alone may have updates of one kind only. First and last layers compete as all others do.
+
+    Args:
+      model: as from `load_pretrained`.
+      params, adapter: its weights and their updates, as for `unstructured`.
+      heads, neurons, scope: as for `structured`, which chooses them.
+      layers: the layers to drop: a fraction in [0, 1), rounded to the nearest whole number, or a whole number (an int).
+      score: a name in `UNIT_SCORES`; or a tree of scores (see `dsee_jax.prune.units`) with the kinds that are pruned.
+      **evidence: ``key`` for ``random``, which draws one number per unit; see `dsee_jax.prune.scores.Evidence`.
+
+    Returns:
+      The tree of kept units, bool, True = kept; on the host. Kinds whose amount is 0 are absent. Of units with equal scores
+      those of the lowest index are kept.
+
+    Raises:
+      InputError: as `structured`; or no layer would be left, or a layer depends on its number.
+    """
+    key, _ = complete("select", evidence)
+    kept: dict[str, Any] = {}
+    if layers:
+        kept["layers"] = _layers(model, params, adapter, layers, score, key)
+        if not isinstance(score, str):
+            score = _cut_scores(score, kept)
+        model, params, adapter = _cut(model, params, adapter, kept)
+    if heads or neurons:
+        cuts = models.cuts(model)
+        options: dict[str, Any] = {"heads": heads, "neurons": neurons, "score": score, "scope": scope, **evidence}
+        new = units.kept(params, cuts, units.structured(params, adapter, cuts, **options))
+        kept = compaction.composed(kept, new)
+    return kept
+
+
+def _cut(
+    model: Model, params: Params, adapter: Adapter | None, kept: dict[str, Any]
+) -> tuple[Model, Params, Adapter | None]:
+    """Return a model, its params and its updates with the kept units alone."""
+    deltas, supports = ({}, {}) if adapter is None else (adapter.deltas, adapter.supports)
+    table = compaction.indices(model, kept, deltas, supports)
+    if adapter is not None:
+        deltas = compaction.cut_tree({"deltas": deltas}, table)["deltas"]
+        adapter = adapter.replace(deltas=deltas, supports=compaction.cut_supports(supports, table))
+    return compaction.resized(model, kept), compaction.cut_tree({"params": params}, table)["params"], adapter
+
+
+def _cut_scores(scores: Tree, kept: dict[str, Any]) -> dict[str, Any]:
+    """Return a tree of scores for the layers that are left."""
+    return {kind: part for kind, part in scores.items() if kind not in ("heads", "neurons")} | layers.renumbered(
+        {**scores, "layers": kept["layers"]}
+    )
+
+
+def _layers(
+    model: Model, params: Params, adapter: Adapter | None, amount: int | float, score: ScoreName | Tree, key: Any
+) -> np.ndarray:
+    """Return the flags of the layers that stay, bool (layers,)."""
+    cuts = models.cuts(model)
+    depth = layers.depth(model.config)
+    units.partial_removal_count("layers", amount, depth, "layers")
+    if isinstance(score, str):
+        scored = _layer_scores(
+            params, adapter, cuts, score, None if key is None else jax.random.fold_in(key, _KEYS["layers"])
+        )
+        have = np.any([units.have_updates(by_layer, adapter) for by_layer in cuts.values()], axis=0)
+        pools = divided(range(depth), have.__getitem__, score)
+    else:
+        scored, pools = _given(score, "layers", depth), [list(range(depth))]
+    left = units.remaining("layers", amount, [len(pool) for pool in pools], apart=False)
+    flags = np.zeros(depth, bool)
+    for pool, count in zip(pools, left, strict=True):
+        flags[pool] = multihost.to_host(top_k(scored[np.asarray(pool)], count))
+    return flags
+
+
+def _layer_scores(params: Params, adapter: Adapter | None, cuts: Cuts, score: str, key: Any) -> jax.Array:
+    """Return the score of every layer, float32 (layers,)."""
+    total = jnp.zeros(len(cuts["heads"]))
+    if score == "random" and key is not None:
+        return jax.random.uniform(key, total.shape)
+    for by_layer in cuts.values():
+        sums = jnp.stack([jnp.sum(each) for each in units.scores(params, adapter, by_layer, score, key=key)])
+        total += sums / jnp.maximum(jnp.sum(sums), jnp.finfo(jnp.float32).tiny)
+    return total
+
+
+def _given(scores: Tree, kind: str, total: int) -> jax.Array:
+    """Return the scores of a kind of the whole model from a tree, float32 (total,)."""
+    array = jnp.asarray(tree.flatten(scores).get(kind, np.zeros(0)), jnp.float32)
+    if array.shape != (total,):
+        raise InputError(
+            f"the given scores of {kind} have the shape {array.shape}; the model has {total}: give one score per unit"
+        )
+    return array

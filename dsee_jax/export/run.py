@@ -76,7 +76,10 @@ def _write_model(run: Path, finished: Finished, out: Path, form: str, factors: b
             "%s: zeros stand for the pruned %s: the fields of %s hold no such numbers",
             *(out, " and ".join(kinds), model.config.model_type),
         )
-        model, params = compaction.expand(model, params, {kind: kept[kind] for kind in kinds})
+        # The layers that are dropped number the others.
+        model, params = compaction.expand(
+            model, params, {kind: kept[kind] for kind in kept if kind in (*kinds, "layers")}
+        )
         kept = {kind: layers for kind, layers in kept.items() if kind not in kinds}
     hf_save.save_pretrained(out, model, params, source=run / MODEL, labels=finished.task.labels, kept=kept)
     if finished.adapter and factors:

@@ -9,6 +9,7 @@ from dsee_jax.analysis.page import charts
 from dsee_jax.analysis.page.charts import Line
 from dsee_jax.analysis.page.markup import Markup, join, tag
 from dsee_jax.analysis.page.run_files import RunFigures
+from dsee_jax.analysis.pictures.kept import by_layer
 from dsee_jax.analysis.pictures.style import names
 from dsee_jax.train.report import NAMES, costs, rows, scored_on
 
@@ -106,16 +107,16 @@ def zeros(runs: Runs) -> Markup:
 
 
 def units(runs: Runs) -> Markup:
-    """Return the kept heads and neurons of every layer of each run that pruned any."""
+    """Return the kept layers, and the kept heads and neurons of every layer, of each run that pruned any."""
     drawn = []
     for run in runs:
-        for kind, layers in run.kept.items():
-            kept = {name.rpartition("_")[2]: layers[name] for name in names(layers)}
+        for kind, layers in by_layer(run.kept).items():
+            kept = {name.rpartition("_")[2]: flags for name, flags in layers.items()}
             total, full = (sum(map(count, kept.values())) for count in (np.sum, len))
             caption = f"{total:,} of {full:,} {kind} kept"
             drawn.append(charts.strip(caption if len(runs) == 1 else f"{run.name}: {caption}", kind, kept))
     note = "One row per layer. A cell is a unit, or a block of units with the kept share as its strength."
-    return _section("Kept heads and neurons", note, tag("div", *drawn, class_="charts")) if drawn else Markup("")
+    return _section("Kept units", note, tag("div", *drawn, class_="charts")) if drawn else Markup("")
 
 
 def ranks(runs: Runs) -> Markup:

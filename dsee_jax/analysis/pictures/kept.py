@@ -1,31 +1,51 @@
-"""The kept heads and neurons of every layer of a structurally pruned model."""
+"""The kept layers, and the kept heads and neurons of every layer, of a structurally pruned model."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from dsee_jax.analysis.pictures import style
+from dsee_jax.prune.layers import layer
 from dsee_jax.typing import Masks
 
 SINGLE, BLOCKS = 64, 128
 """The most units of a layer that are drawn one by one; the columns of the map for more units, each a block of units."""
 
 
+def by_layer(units: Masks) -> dict[str, dict[str, np.ndarray]]:
+    """Return the kept units of every kind by layer, all layers before any pruning in order.
+
+    A layer is a unit of itself; a dropped layer keeps no heads and neurons, and a layer without flags all of them. Hidden
+    dimensions are of no layer and left out.
+    """
+    kinds = {kind: part for kind, part in units.items() if isinstance(part, Mapping)}
+    names, tables = style.names({name: None for layers in kinds.values() for name in layers}), {}
+    gone: set[str] = set()
+    if "layers" in units:
+        names = [layer(number) for number in range(len(units["layers"]))]
+        tables["layers"] = {name: np.array([stays]) for name, stays in zip(names, units["layers"], strict=True)}
+        gone = {name for name, (stays,) in tables["layers"].items() if not stays}
+    for kind, layers in kinds.items():
+        full = np.ones(len(next(iter(layers.values()))), bool)
+        tables[kind] = {name: ~full if name in gone else layers.get(name, full) for name in names}
+    return tables
+
+
 def draw(units: Masks) -> Any:
     """Draw the kept units of every layer; for many units, such as neurons, also the kept share of each layer.
+
+    Hidden dimensions are not drawn: None if no others were pruned.
 
     Args:
       units: from `dsee_jax.prune.units`, True = kept, over all units before any pruning, the same number in every layer.
     """
-    if not units:
+    tables = {kind: np.stack([*layers.values()]).astype(float) for kind, layers in by_layer(units).items()}
+    if not tables:
         return None
-    names = style.names({name: None for layers in units.values() for name in layers})
-    tables = {}
-    for kind, layers in units.items():
-        full = np.ones(len(next(iter(layers.values()))))
-        tables[kind] = np.stack([layers.get(name, full) for name in names]).astype(float)
+    rows = len(next(iter(tables.values())))
     widths = [width for table in tables.values() for width in ([1.5] if table.shape[1] <= SINGLE else [1.2, 3.6])]
-    figure = style.figure(1.2 + 1.6 * sum(widths), max(2.2, 1.1 + 0.26 * len(names)))
+    figure = style.figure(1.2 + 1.6 * sum(widths), max(2.2, 1.1 + 0.26 * rows))
     panels = iter(figure.subplots(1, len(widths), sharey=True, width_ratios=widths, squeeze=False)[0])
     for kind, table in tables.items():
         title = f"{table.sum():,.0f} of {table.size:,} {kind} kept"
@@ -38,7 +58,7 @@ def draw(units: Masks) -> Any:
         axis.tick_params(which="minor", length=0)
         axis.title.set_fontsize(10)
     figure.axes[0].set_ylabel("layer")
-    style.ticks(figure.axes[0].yaxis, len(names))
+    style.ticks(figure.axes[0].yaxis, rows)
     return figure
 
 

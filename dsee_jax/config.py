@@ -417,6 +417,39 @@ class RatesConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistillConfig:
+    """Distillation in the stage retune. The teacher is the tuned model before pruning, without dropout."""
+
+    weight: float = 0.0
+    """w in [0, 1]: the loss is (1 - w) * that of the task + w * (distance to the teacher's outputs + hidden * H + attention *
+    A). The distance is T^2 * KL(softmax(teacher / T) || softmax(student / T)), T = temperature, of each row or token; of the
+    two classes of each label for data.multi_label; over the tokens of the text, for the first and the last one of an answer;
+    for data.regression the squared error to the teacher's number. 0: no distillation."""
+    temperature: float = 2.0
+    """T, more than 0; 1 for the teacher's probabilities as they are. Not used for data.regression."""
+    hidden: float = 0.0
+    """The weight of H, 0 or more: the squared error of the hidden states after each layer, mean over entries, tokens and
+    layers. A layer norm without parameters comes first, so that 0 is equal and 2 unrelated, whatever the scale of a layer.
+    Above 0 each step runs the teacher too."""
+    attention: float = 0.0
+    """The weight of A, 0 or more: the relations of queries, keys and values in the last layer (MiniLMv2, arXiv 2012.15828),
+    for any number of heads. Above 0 each step runs the teacher too."""
+    top_k: int = 32
+    """causal-lm: compare the teacher's most probable tokens, this many, and all others together; their probabilities are
+    computed once and kept. 0: compare all tokens; each step runs the teacher too. Not used with hidden or attention."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """constant: w in all steps. linear: from w in the first step towards 0 after the last one."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "train.distill")
+        _need(0 <= self.weight <= 1, "train.distill.weight", self.weight, "0 (no distillation) to 1")
+        _need(self.temperature > 0, "train.distill.temperature", self.temperature, "more than 0")
+        _need(self.hidden >= 0, "train.distill.hidden", self.hidden, "0 or more")
+        _need(self.attention >= 0, "train.distill.attention", self.attention, "0 or more")
+        _need(self.top_k >= 0, "train.distill.top_k", self.top_k, "0 (all tokens) or more")
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """The optimiser (AdamW), and the stages tune and retune."""
 
@@ -456,6 +489,8 @@ class TrainConfig:
     trackers: Sequence[str] = ()
     """Where the figures of the run go, besides metrics.jsonl: tensorboard, trackio, wandb. Each needs its package; the extras
     have the names of the trackers."""
+    distill: DistillConfig = DistillConfig()
+    """Distillation in the stage retune."""
     allow_changed_inputs: bool = False
     """Go on where the base, the data or delta.start of a resumed run, or the model of a finished run, changed meanwhile."""
 
@@ -541,6 +576,7 @@ class Config:
             raise InputError(
                 f"prune.score {prune.score!r} compares the low-rank update and delta.rank is 0: use ABS or NABS"
             )
+        self._check_distillation()
         if self.train.full and (delta.rank or delta.nonzeros):
             raise InputError(
                 "train.full trains every weight and leaves no delta to train: set delta.rank and delta.nonzeros to 0"
@@ -559,6 +595,26 @@ class Config:
         for name, (present, reason) in trained.items():
             rate = getattr(self.train.rates, name)
             _need(present or rate == 1, f"train.rates.{name}", rate, f"1.0: {reason}, and nothing has this rate")
+
+    def _check_distillation(self) -> None:
+        distill, kind = self.train.distill, self.prune.kind
+        if not distill.weight:
+            return
+        key = f"train.distill.weight is {distill.weight}"
+        if kind in ("none", "earlybert"):
+            raise InputError(
+                f"{key} and prune.kind {kind!r}, which has no stage retune to distil in: set the weight to 0, or prune.kind "
+                "to unstructured, nm or structured"
+            )
+        if not self.train.retune_epochs:
+            raise InputError(
+                f"{key} and train.retune_epochs is 0: only the stage retune distils; set the weight to 0, or epochs for it"
+            )
+        if (distill.hidden or distill.attention) and self.model.scan:
+            raise InputError(
+                "train.distill.hidden and attention read each layer of the model, and model.scan runs all layers as one: set "
+                "model.scan to false"
+            )
 
 
 def model_task(config: Config) -> str:

@@ -19,8 +19,10 @@ HASHES = "hashes.json"
 TRACKED = "tracked.json"
 """In the folder of a run: its id in trackers, see `dsee_jax.train.trackers`."""
 
-MODEL, ADAPTER, CHECKPOINTS = "model", "adapter", storage.NOT_DOWNLOADED
-"""Subfolders of a run: the model in Hugging Face's layout, the trained updates, and the checkpoints to resume from."""
+MODEL, ADAPTER = "model", "adapter"
+CHECKPOINTS, TEACHER = storage.NOT_DOWNLOADED
+"""Subfolders of a run: the model in Hugging Face's layout, the trained updates, the checkpoints to resume from, and the
+teacher of a distillation with its outputs."""
 
 MODEL_CONFIG, ADAPTER_CONFIG = storage.LAST
 """The configuration of a model, and of an adapter of this library or of PEFT, in their folders."""

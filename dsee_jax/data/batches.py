@@ -14,7 +14,8 @@ A batch is a dict of NumPy arrays:
 
 For causal-lm ``labels`` (int32: the next token) and ``weights`` (1 where the next token belongs to a response) have the shape
 (rows, length); those of tagged words too (the tag, and 1 at the first token of a word). A filler row repeats a real example,
-so that every value computed from it is finite.
+so that every value computed from it is finite. With a teacher a batch has its outputs too (`tokens.TeacherOutputs`), of rows
+or of tokens; those at padding are of any token.
 """
 
 import dataclasses
@@ -92,6 +93,9 @@ def assemble(tokens: Tokens, rows: np.ndarray, edges: np.ndarray) -> Batch:
         "attention_mask": np.where(inside, segments, 0).astype(np.int32),
         "token_type_ids": np.where(inside, tokens.token_type_ids[places], np.int32(0)),
     }
+    if tokens.teacher is not None:
+        at = tokens.teacher.rows[places if tokens.teacher.by_token else rows]
+        inputs |= {name: array[at] for name, array in tokens.teacher.arrays.items()}
     if tokens.weights is None:
         return inputs | {"labels": tokens.labels[rows], "weights": real}
     weights = np.where(inside, tokens.weights[places], np.float32(0)) * real[:, None]

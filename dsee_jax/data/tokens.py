@@ -26,6 +26,17 @@ class Windows(NamedTuple):
     """(tokens, 2) int32: the first character of each token in the text, and the one after its last; -1: not of the text."""
 
 
+class TeacherOutputs(NamedTuple):
+    """The outputs of a teacher for all examples, or for those of their tokens that count in the loss."""
+
+    rows: np.ndarray
+    """(n,) or (tokens,) int64: the row of each example or token in ``arrays``; 0 for a token that does not count."""
+    arrays: dict[str, np.ndarray]
+    """(rows, ...), by their names in a batch."""
+    by_token: bool
+    """Whether ``rows`` is of tokens."""
+
+
 class Tokens(NamedTuple):
     """Tokenised examples, concatenated: example ``i`` is ``input_ids[offsets[i]:offsets[i + 1]]``."""
 
@@ -47,6 +58,8 @@ class Tokens(NamedTuple):
     """For packed texts (tokens,) int32: the number of each token's text in its row, from 1; None: one text per row."""
     windows: Windows | None = None
     """For questions about texts."""
+    teacher: TeacherOutputs | None = None
+    """For distillation."""
 
     @property
     def size(self) -> int:

@@ -41,8 +41,8 @@ CACHE = "DSEE_JAX_CACHE"
 LAST = ("config.json", "adapter_config.json")
 """The files that identify a model or an adapter; uploaded last, so that an incomplete upload is recognised."""
 
-NOT_DOWNLOADED = "checkpoints"
-"""The folder of a run that `download` leaves out: it is large, and only a resumed run reads it."""
+NOT_DOWNLOADED = ("checkpoints", "teacher")
+"""The folders of a run that `download` leaves out: they are large, and only a resumed run reads them."""
 
 
 class StoreError(OSError):
@@ -104,7 +104,7 @@ def download(path: str | os.PathLike[str], *names: str) -> pathlib.Path:
         if not objects:
             raise InputError(f"{url}: there is nothing there; list the store with its own tools")
         for name, about in sorted(objects.items()):
-            every = not names and not name.startswith(f"{NOT_DOWNLOADED}/")
+            every = not names and name.partition("/")[0] not in NOT_DOWNLOADED
             if (
                 not name
                 or every

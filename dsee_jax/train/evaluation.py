@@ -41,14 +41,14 @@ Write = Callable[[dict[str, Any], step.Frozen], Written]
 
 def predictor(
     model: Model, config: Config, placed: Placement, problem: Problem
-) -> Callable[[dict[str, Any], step.Frozen, Any], jax.Array]:
+) -> Callable[[dict[str, Any], step.Frozen, Any], Any]:
     """Return the function ``(trained, frozen, batch) -> summary`` for ``jit``; its result is replicated on all devices.
 
     The summary is that of the ``problem``, one for each row.
     """
     joined = placed.mesh.shape["tensor"] == 1
 
-    def predict(trained: dict[str, Any], frozen: step.Frozen, batch: Any) -> jax.Array:
+    def predict(trained: dict[str, Any], frozen: step.Frozen, batch: Any) -> Any:
         with sharding.constrain_rows(placed.mesh):
             outputs = step.predict(model, trained, frozen, batch, config.delta, joined=joined, deterministic=True)
         # Every process reads all rows.

@@ -112,17 +112,17 @@ def _start(session: Session, setup: Setup) -> Run:
     if latest is None:
         files.write_text(session.out / LOG, "")
         progress = Progress(order[0], 0, None, None, [], 0.0, 0, [])
-        start = Run(setup, make_programs(setup), setup.trained, {}, progress)
+        start = Run(setup, make_programs(setup), setup.trained, {}, progress, setup)
         before = stages.scored(session, start, "before")
         return start._replace(progress=progress._replace(done=[before]))
-    progress, masks = Progress(**latest[0]), latest[1]
+    progress, masks, whole = Progress(**latest[0]), latest[1], setup
     if masks and setup.config.prune.kind in CUTTING and progress.stage != "search":
         # Heads and neurons are already cut: these masks name the units that stay.
         setup, masks = pruning.resize(setup, masks), {}
     over = [*order[: order.index(progress.stage)], *(stage["name"] for stage in progress.done)]
     files.rewind(session.out / LOG, over, progress.stage, progress.step)
     session.say(f"{session.out}: resuming at step {progress.step} of stage {progress.stage}")
-    return Run(setup, make_programs(setup), None, masks, progress)
+    return Run(setup, make_programs(setup), None, masks, progress, whole)
 
 
 def cost(progress: Progress) -> dict[str, Any]:

@@ -1,6 +1,13 @@
-"""The losses of tasks, as functions of the outputs of a model and of a batch (`dsee_jax.data.batches`).
+"""The losses of tasks, and those of distillation, which compare a student with a teacher.
 
-Each gives one loss, float32, for each entry of ``batch["weights"]``: of a row, or of a token.
+A loss of a task is a function of the outputs of a model and of a batch (`dsee_jax.data.batches`). It gives one number,
+float32, for each entry of ``batch["weights"]``: of a row, or of a token. The teacher's outputs are constants for the caller.
+
+::
+
+    KL(p || q) = sum_i p_i (log p_i - log q_i),   p = softmax(teacher / T),   q = softmax(student / T)
+
+A gradient through ``q`` shrinks as 1 / T^2, so the losses are multiplied by T^2 (arXiv 1503.02531, section 2).
 """
 
 from collections.abc import Callable, Mapping
@@ -10,7 +17,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dsee_jax.errors import InputError
 from dsee_jax.typing import Array
+
+LEAST = float(jnp.finfo(jnp.float32).min)
+"""A logit of probability 0."""
+
+Distance: TypeAlias = Callable[[Array, Array, Mapping[str, Array], float], jax.Array]
+"""``(student logits, teacher logits, batch, temperature) -> losses``, with the shape of ``batch["weights"]``."""
 
 Loss: TypeAlias = Callable[[Array, Mapping[str, Array]], jax.Array]
 """``(outputs, batch) -> losses``, with the shape of ``batch["weights"]``."""
@@ -28,7 +42,7 @@ def span_cross_entropy(logits: Array, batch: Mapping[str, Array]) -> jax.Array:
     ones. Padding is no choice.
     """
     real = batch["attention_mask"][:, :, None] != 0
-    logits = jnp.where(real, logits.astype(jnp.float32), jnp.finfo(jnp.float32).min)
+    logits = jnp.where(real, logits.astype(jnp.float32), LEAST)
     losses = optax.softmax_cross_entropy_with_integer_labels(jnp.swapaxes(logits, 1, 2), batch["labels"])
     return jnp.mean(losses, axis=-1)
 
@@ -44,3 +58,136 @@ def binary_cross_entropy(logits: Array, batch: Mapping[str, Array]) -> jax.Array
     ``labels`` (rows, classes) float32 are 1 for the classes of a row, else 0.
     """
     return jnp.mean(optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), batch["labels"]), axis=-1)
+
+
+def distillation(student_logits: Array, teacher_logits: Array, temperature: float = 1.0) -> jax.Array:
+    """Return T^2 KL(p || q) in nats of logits (..., classes), float32 (...)."""
+    log_p, log_q = (jax.nn.log_softmax(_scaled(each, temperature)) for each in (teacher_logits, student_logits))
+    return temperature**2 * jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def _scaled(logits: Array, temperature: float) -> jax.Array:
+    return jnp.asarray(logits, jnp.float32) / temperature
+
+
+def binary_distillation(student_logits: Array, teacher_logits: Array, temperature: float = 1.0) -> jax.Array:
+    """Return the mean over classes of T^2 KL(p || q) of each class and its absence; logits (rows, classes), result (rows,)."""
+    # softmax of (x, 0) is the sigmoid of x.
+    student, teacher = (jnp.stack([each, jnp.zeros_like(each)], axis=-1) for each in (student_logits, teacher_logits))
+    return jnp.mean(distillation(student, teacher, temperature), axis=-1)
+
+
+def span_distillation(student_logits: Array, teacher_logits: Array, mask: Array, temperature: float = 1.0) -> jax.Array:
+    """Return the mean of T^2 KL(p || q) over the positions of the first and of the last token of an answer, (rows,).
+
+    Logits are (rows, length, 2); ``mask`` (rows, length) is 0 at padding, which is no position.
+    """
+    real = mask[:, :, None] != 0
+    student, teacher = (
+        jnp.swapaxes(jnp.where(real, logits.astype(jnp.float32), LEAST), 1, 2)
+        for logits in (student_logits, teacher_logits)
+    )
+    return jnp.mean(distillation(student, teacher, temperature), axis=-1)
+
+
+def squared_distance(student_logits: Array, teacher_logits: Array) -> jax.Array:
+    """Return the squared error to the teacher's predictions, both (rows, 1); result (rows,)."""
+    return jnp.square(student_logits.astype(jnp.float32) - teacher_logits.astype(jnp.float32))[:, 0]
+
+
+def top_k_log_probs(logits: Array, k: int, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
+    """Return what `top_k_distillation` needs of a teacher with logits (..., classes).
+
+    Returns:
+      (..., k + 1) float32: the log probabilities at ``temperature`` of the ``k`` most probable classes, and of all others
+      together, `LEAST` where there are none; and (..., k) int32: the classes. ``k`` is the number of classes where it is more.
+    """
+    logits = _scaled(logits, temperature)
+    _, ids = jax.lax.top_k(logits, min(k, logits.shape[-1]))
+    return _grouped(logits, ids), ids
+
+
+def top_k_distillation(
+    student_logits: Array, teacher_log_probs: Array, teacher_ids: Array, temperature: float = 1.0
+) -> jax.Array:
+    """Return T^2 KL(p || q) where all classes but the teacher's most probable ones count as one; (...).
+
+    At most the loss of `distillation`, and equal to it where all classes are given.
+
+    Args:
+      student_logits: (..., classes).
+      teacher_log_probs: (..., k + 1), of `top_k_log_probs` at this temperature.
+      teacher_ids: (..., k), of `top_k_log_probs`.
+      temperature: T.
+    """
+    log_q = _grouped(_scaled(student_logits, temperature), teacher_ids)
+    return temperature**2 * jnp.sum(jnp.exp(teacher_log_probs) * (teacher_log_probs - log_q), axis=-1)
+
+
+def _grouped(logits: jax.Array, ids: Array) -> jax.Array:
+    """Return the log probabilities of the classes ``ids`` (..., k), and of all other classes together: (..., k + 1)."""
+    logits = jax.nn.log_softmax(logits)
+    # One minus the sum of the others would have no right digit where the k classes have nearly all of the probability.
+    others = jax.nn.logsumexp(jnp.put_along_axis(logits, ids, LEAST, axis=-1, inplace=False), axis=-1, keepdims=True)
+    return jnp.concatenate([jnp.take_along_axis(logits, ids, axis=-1), others], axis=-1)
+
+
+def hidden_distance(student: Array, teacher: Array, mask: Array) -> jax.Array:
+    """Return the mean squared error of normalised hidden states, over the entries and tokens of each row: (rows,), 0 to 4.
+
+    Each state is normalised over its width by a layer norm without parameters, as in Minitron (arXiv 2407.14679, section 2):
+    in a decoder the scale of the states grows with the depth, and the norm before each part of a layer undoes it.
+
+    Args:
+      student: (rows, length, width).
+      teacher: (rows, length, width).
+      mask: (rows, length), 0 at padding, which does not count.
+
+    Raises:
+      InputError: the widths differ.
+    """
+    if student.shape[-1] != teacher.shape[-1]:
+        raise InputError(
+            f"the hidden states of the student have the width {student.shape[-1]}, those of the teacher {teacher.shape[-1]}: "
+            "set train.distill.hidden to 0"
+        )
+    difference = _normalised(student) - _normalised(teacher)
+    return _mean(jnp.mean(jnp.square(difference), axis=-1), mask)
+
+
+def _normalised(states: Array) -> jax.Array:
+    wide = jnp.asarray(states, jnp.float32)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + 1e-6)
+
+
+def relation_distance(student: Array, teacher: Array, mask: Array, count: int) -> jax.Array:
+    """Return the KL divergence of the relations between tokens, mean over relation heads and tokens: (rows,) (MiniLMv2,
+    arXiv 2012.15828).
+
+    The vectors of all heads (all queries, keys or values of a layer) are divided into ``count`` relation heads, for any number
+    of attention heads. With x (length, size) of one of them, a relation is ``softmax(x x^T / sqrt(size))``.
+
+    Args:
+      student: (rows, length, width), queries, keys or values.
+      teacher: (rows, length, any width), the same ones.
+      mask: (rows, length), 0 at padding, else the number of the text of each token; texts have no relations to each other.
+      count: the number of relation heads; it divides both widths.
+    """
+    texts = mask[:, :, None] * jnp.ones_like(mask)[:, None, :]
+    seen = ((texts == jnp.swapaxes(texts, 1, 2)) & (texts != 0))[:, None]
+
+    def relations(vectors: Array) -> jax.Array:
+        heads = vectors.astype(jnp.float32).reshape(*vectors.shape[:2], count, -1)
+        scores = jnp.einsum("bqhd,bkhd->bhqk", heads, heads) / heads.shape[-1] ** 0.5
+        return jax.nn.log_softmax(jnp.where(seen, scores, LEAST))
+
+    log_p, log_q = relations(teacher), relations(student)
+    divergence = jnp.sum(jnp.where(seen, jnp.exp(log_p) * (log_p - log_q), 0), axis=-1)
+    return _mean(jnp.mean(divergence, axis=1), mask)
+
+
+def _mean(values: jax.Array, mask: Array) -> jax.Array:
+    """Return the mean of each row of ``values`` (rows, length) over the positions where ``mask`` is not 0."""
+    real = (mask != 0).astype(jnp.float32)
+    return jnp.sum(values * real, axis=1) / jnp.sum(real, axis=1)

@@ -12,7 +12,18 @@ import scipy.special
 from dsee_jax.data import Questions, Split, Task
 from dsee_jax.data.tokens import Tokens
 from dsee_jax.metrics import answers, classification, entities, multilabel
-from dsee_jax.train.losses import Loss, binary_cross_entropy, cross_entropy, span_cross_entropy, squared_error
+from dsee_jax.train.losses import (
+    Distance,
+    Loss,
+    binary_cross_entropy,
+    binary_distillation,
+    cross_entropy,
+    distillation,
+    span_cross_entropy,
+    span_distillation,
+    squared_distance,
+    squared_error,
+)
 from dsee_jax.typing import Array
 
 
@@ -26,6 +37,10 @@ class Problem(NamedTuple):
     """``(task, examples, tokens, summaries) -> metrics`` of a dev set; a summary for each row of the tokens."""
     best: Callable[[Task], str]
     """The name of the metric that selects the best evaluation, the highest; of ``loss`` it is the lowest."""
+    distance: Distance
+    """The loss of distillation."""
+    by_token: bool = False
+    """Whether there are outputs for each token: (rows, length, ...), not (rows, ...)."""
 
 
 def _outputs(outputs: Array, batch: Mapping[str, Array]) -> Array:
@@ -43,6 +58,10 @@ def _perplexity(task: Task, examples: Split, tokens: Tokens, sums: Sequence[np.n
     loss = float(totals[0] / totals[1])
     # exp of a larger loss is infinite, which JSON cannot represent.
     return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+
+
+def _divergence(logits: Array, teacher: Array, batch: Mapping[str, Array], temperature: float) -> jax.Array:
+    return distillation(logits, teacher, temperature)
 
 
 def _tags(logits: Array, batch: Mapping[str, Array]) -> jax.Array:
@@ -90,18 +109,32 @@ def _answered(task: Task, examples: Split, tokens: Tokens, logits: Sequence[np.n
 
 
 PROBLEMS: dict[str, Problem] = {
-    "single_label_classification": Problem(cross_entropy, _outputs, _classes, _best_of_glue),
-    "regression": Problem(squared_error, _outputs, _classes, _best_of_glue),
+    "single_label_classification": Problem(cross_entropy, _outputs, _classes, _best_of_glue, _divergence),
+    "regression": Problem(
+        *(squared_error, _outputs, _classes, _best_of_glue),
+        lambda logits, teacher, batch, temperature: squared_distance(logits, teacher),
+    ),
     "multi_label_classification": Problem(
         binary_cross_entropy,
         _outputs,
         lambda task, examples, tokens, logits: multilabel.score(np.stack(logits), tokens.labels),
         lambda task: "f1_micro",
+        lambda logits, teacher, batch, temperature: binary_distillation(logits, teacher, temperature),
     ),
     "token-classification": Problem(
-        cross_entropy, _tags, _tagged, lambda task: "f1" if entities.is_iob(task.labels) else "accuracy"
+        *(cross_entropy, _tags, _tagged),
+        lambda task: "f1" if entities.is_iob(task.labels) else "accuracy",
+        _divergence,
+        by_token=True,
     ),
-    "question-answering": Problem(span_cross_entropy, _outputs, _answered, lambda task: "f1"),
-    "causal-lm": Problem(cross_entropy, _sums, _perplexity, lambda task: "loss"),
+    "question-answering": Problem(
+        *(span_cross_entropy, _outputs, _answered),
+        lambda task: "f1",
+        lambda logits, teacher, batch, temperature: span_distillation(
+            logits, teacher, batch["attention_mask"], temperature
+        ),
+        by_token=True,
+    ),
+    "causal-lm": Problem(cross_entropy, _sums, _perplexity, lambda task: "loss", _divergence, by_token=True),
 }
 """The kinds of tasks by `dsee_jax.data.Task.problem`."""

@@ -10,14 +10,14 @@ from dsee_jax import models
 from dsee_jax.config import Config
 from dsee_jax.data.batches import micro_batches
 from dsee_jax.models.architecture import Model
-from dsee_jax.train import evaluation, optim, pruning, sharding
+from dsee_jax.train import distill, evaluation, optim, pruning, sharding
 from dsee_jax.train.problems import PROBLEMS
 from dsee_jax.train.setup import Setup
 from dsee_jax.train.step import State, train_step
 from dsee_jax.typing import Masks
 
 Step = Callable[..., tuple[State, jax.Array]]
-"""``(state, frozen, batch, key, rate) -> (state, loss)``, see `dsee_jax.train.step.train_step`."""
+"""``(state, frozen, batch, key, rate, teacher=None) -> (state, loss)``, see `dsee_jax.train.step.train_step`."""
 
 Score = Callable[..., dict[str, float]]
 """``(trained, masks, *, final=False) -> metrics``, see `dsee_jax.train.evaluation.Evaluate`."""
@@ -54,6 +54,18 @@ def sharded_step(
         return jax.lax.with_sharding_constraint(new, sharding.shardings(placed, new)), loss
 
     return step
+
+
+def distilling(programs: Programs, setup: Setup, whole: Setup) -> Programs:
+    """Return the programs of a run whose step has a teacher: the model of ``whole``, the setup before pruning."""
+    one = sharded_step(
+        setup.model,
+        programs.optimizer,
+        setup.config,
+        setup.placed,
+        objective=distill.objective(whole, joined=setup.placed.mesh.shape["tensor"] == 1),
+    )
+    return programs._replace(step=jax.jit(one, donate_argnums=0))
 
 
 def make_programs(setup: Setup, *, searching: bool = False) -> Programs:

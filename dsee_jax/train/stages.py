@@ -18,9 +18,10 @@ from dsee_jax.data.batches import Batches
 from dsee_jax.errors import Diverged
 from dsee_jax.prune import earlybert
 from dsee_jax.runtime import console, files
-from dsee_jax.train import evaluation, optim, pruning, sharding, trackers, trainer
-from dsee_jax.train.programs import make_programs
+from dsee_jax.train import distill, evaluation, optim, pruning, sharding, teachers, trackers, trainer
+from dsee_jax.train.programs import distilling, make_programs
 from dsee_jax.train.setup import Setup
+from dsee_jax.train.step import Teacher
 from dsee_jax.train.trainer import Hooks, Point, Run, Session, Stage
 from dsee_jax.typing import Masks
 
@@ -93,7 +94,12 @@ def tune(session: Session, run: Run) -> Run:
 
 
 def prune(session: Session, run: Run) -> Run:
-    """Prune the weights; heads and neurons are cut out, which makes a smaller model with programs of its own."""
+    """Prune the weights; heads and neurons are cut out, which makes a smaller model with programs of its own.
+
+    The model before it is the teacher of a distillation.
+    """
+    if run.setup.config.train.distill.weight:
+        teachers.save(session.out, run.setup, run.trained)
     masks = pruning.draw(run.setup, run.trained, {}, _sparsities(run.setup)[0])
     setup, trained, masks = pruning.apply_cut(run.setup, run.trained, masks)
     compiled = make_programs(setup) if setup.kept else run.programs
@@ -107,8 +113,18 @@ def prune(session: Session, run: Run) -> Run:
 
 
 def retune(session: Session, run: Run) -> Run:
-    """Train on after pruning; a gradual schedule draws larger masks on the way."""
-    return _train(session, run, "retune", _sparsities(run.setup))
+    """Train on after pruning, with a teacher where the run distils; a gradual schedule draws larger masks on the way."""
+    setup, whole, config = run.setup, run.whole, run.setup.config.train.distill
+    if not config.weight:
+        return _train(session, run, "retune", _sparsities(setup))
+    trained, outputs = teachers.load(session.out, whole)
+    setup = setup._replace(data=setup.data._replace(train=setup.data.train._replace(teacher=outputs)))
+    run = run._replace(setup=setup, programs=distilling(run.programs, setup, whole))
+    frozen = None if trained is None else sharding.place(whole.placed, pruning.freeze(whole, {}))
+    weight = distill.weights(config, len(training_stage(setup, "retune").source))
+    return _train(
+        *(session, run, "retune", _sparsities(setup)), lambda number: Teacher(weight(number), trained, frozen)
+    )
 
 
 STAGES: dict[str, Callable[[Session, Run], Run]] = {
@@ -210,9 +226,16 @@ def _sparsities(setup: Setup) -> dict[int, float]:
     return pruning.sparsities(config.prune, steps)
 
 
-def _train(session: Session, run: Run, name: str, sparsities: dict[int, float]) -> Run:
+def _train(
+    session: Session,
+    run: Run,
+    name: str,
+    sparsities: dict[int, float],
+    teacher: Callable[[int], Teacher | None] = lambda number: None,
+) -> Run:
     """Train a stage, or the rest of it; at each step of ``sparsities`` but 0 the masks are drawn again."""
-    setup, train, stage = run.setup, run.setup.config.train, training_stage(run.setup, name)
+    setup, train = run.setup, run.setup.config.train
+    stage = training_stage(setup, name)._replace(teacher=teacher)
     total = len(stage.source)
     period = train.eval_every or stage.source.steps_per_epoch
     evaluations = {*range(period, total, period), total}

@@ -6,7 +6,7 @@ state; the other params are constants.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,18 @@ class Frozen(NamedTuple):
     params: Params  # the params that are not trained; pruned entries are 0
     supports: Supports
     masks: Masks  # of trained params only; the constants are masked once, when the masks change
+
+
+class Teacher(NamedTuple):
+    """The part of a teacher in a step; see `dsee_jax.train.distill`."""
+
+    weight: Any  # of the distillation in this step, in [0, 1]
+    trained: Any = None  # of the teacher where the step runs it; None: the batch has its outputs
+    frozen: Any = None  # the `Frozen` of the teacher, likewise
+
+
+Objective: TypeAlias = Callable[[Callable[..., Any], Mapping[str, Array], Teacher], jax.Array]
+"""``(outputs, batch, teacher) -> loss``, summed over the batch; ``outputs`` runs the student with options of `predict`."""
 
 
 def adapter(trained: Mapping[str, Any], supports: Supports, delta: DeltaConfig) -> Adapter | None:
@@ -81,14 +93,16 @@ def train_step(
     cuts: Cuts | None = None,
     penalty: float = 0.0,
     joined: bool = True,
-) -> Callable[[State, Frozen, Mapping[str, Array], Key, Array], tuple[State, jax.Array]]:
-    """Return the pure function ``(state, frozen, batch, key, rate) -> (state, loss)``.
+    objective: Objective | None = None,
+) -> Callable[..., tuple[State, jax.Array]]:
+    """Return the pure function ``(state, frozen, batch, key, rate, teacher=None) -> (state, loss)``.
 
     The loss is the mean over the batch, weighted by ``weights`` (0 for filler rows). The dropout key is ``key`` folded with
     the step and the number of the micro-batch.
 
     In a search for a ticket ``trained`` has ``coefficients`` c, and the step minimises the loss plus ``penalty`` times the
-    sum of ``|c|``. The returned loss excludes the penalty, so that losses of different stages are comparable.
+    sum of ``|c|``. The returned loss excludes the penalty, so that losses of different stages are comparable. With a teacher
+    it is the one of the ``objective``.
 
     Args:
       model: a Linen module.
@@ -100,20 +114,28 @@ def train_step(
       cuts: ``models.cuts(model)``, for coefficients.
       penalty: the weight of the L1 penalty on coefficients.
       joined: as in `dsee_jax.apply`.
+      objective: the loss of a step with a teacher, in place of ``losses``.
     """
 
-    def summed(trained: dict[str, Any], frozen: Frozen, batch: Mapping[str, Array], key: Key) -> jax.Array:
-        options = {"cuts": cuts, "joined": joined, "deterministic": False, "rngs": {"dropout": key}}
-        logits = predict(model, trained, frozen, batch, delta, **options)
-        return jnp.sum(losses(logits, batch) * batch["weights"])
+    def summed(
+        trained: dict[str, Any], frozen: Frozen, batch: Mapping[str, Array], key: Key, teacher: Teacher | None
+    ) -> jax.Array:
+        def outputs(**more: Any) -> Any:
+            options = {"cuts": cuts, "joined": joined, "deterministic": False, "rngs": {"dropout": key}}
+            return predict(model, trained, frozen, batch, delta, **options, **more)
+
+        if objective is not None and teacher is not None:
+            return objective(outputs, batch, teacher)
+        return jnp.sum(losses(outputs(), batch) * batch["weights"])
 
     def step(
-        state: State, frozen: Frozen, batch: Mapping[str, Array], key: Key, rate: Array
+        state: State, frozen: Frozen, batch: Mapping[str, Array], key: Key, rate: Array, teacher: Teacher | None = None
     ) -> tuple[State, jax.Array]:
         key = jax.random.fold_in(key, state.step)
         count = parts(batch)
         if count == 1:
-            total, gradient = jax.value_and_grad(summed)(state.trained, frozen, batch, jax.random.fold_in(key, 0))
+            keys = jax.random.fold_in(key, 0)
+            total, gradient = jax.value_and_grad(summed)(state.trained, frozen, batch, keys, teacher)
         else:
             # A micro-batch takes every count-th row, so that it has rows on every device.
             split = jax.tree.map(
@@ -122,7 +144,8 @@ def train_step(
 
             def add(carry: Any, part: Any) -> tuple[Any, None]:
                 micro, number = part
-                sums = jax.value_and_grad(summed)(state.trained, frozen, micro, jax.random.fold_in(key, number))
+                keys = jax.random.fold_in(key, number)
+                sums = jax.value_and_grad(summed)(state.trained, frozen, micro, keys, teacher)
                 return jax.tree.map(jnp.add, carry, sums), None
 
             start = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, state.trained))

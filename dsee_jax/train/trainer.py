@@ -18,7 +18,7 @@ from dsee_jax.runtime.storage import Place
 from dsee_jax.train import sharding, trackers
 from dsee_jax.train.programs import Programs
 from dsee_jax.train.setup import Setup, keys
-from dsee_jax.train.step import Frozen, State
+from dsee_jax.train.step import Frozen, State, Teacher
 from dsee_jax.train.trackers import Tracker
 from dsee_jax.typing import Masks
 
@@ -63,6 +63,7 @@ class Run(NamedTuple):
     trained: Any  # the start of the next stage; None: resume from the newest checkpoint, whose record is ``progress``
     masks: Masks  # of the pruned weights; after a search, the units that stay
     progress: Progress
+    whole: Setup  # as before the first stage
 
 
 class Stage(NamedTuple):
@@ -72,6 +73,7 @@ class Stage(NamedTuple):
     source: Batches
     rate: Callable[[int], Any]  # the learning rate by step
     offset: int  # the number of its step 0 among the checkpoints of the run
+    teacher: Callable[[int], Teacher | None] = lambda number: None  # the teacher of a step
 
 
 class Point(NamedTuple):
@@ -127,7 +129,7 @@ def fit(session: Session, run: Run, stage: Stage, point: Point, hooks: Hooks) ->
             point = hooks.before(point, number)
             batch, rate = next(stream), stage.rate(number)
             rows = sharding.split(setup.placed.mesh, batch)
-            state, loss = run.programs.step(point.state, point.frozen, rows, key, rate)
+            state, loss = run.programs.step(point.state, point.frozen, rows, key, rate, stage.teacher(number))
             pending.append(_Pending(loss, count_tokens(batch), number + 1, rate))
             done, stopping = number + 1, preemption.asked()
             point = point._replace(state=state, progress=point.progress._replace(step=done))

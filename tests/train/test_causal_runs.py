@@ -223,7 +223,7 @@ def test_statistics_and_stablehlo_of_a_decoder_run(tmp_path):
     arrays, about = statistics.collect(run, "gram", examples=8)
     assert about == {"kind": "gram", "examples": "8", "task": "tiny"}
     assert arrays["model.layers.1.mlp.down_proj.weight"].shape == (40, 40)
-    with pytest.raises(InputError, match="fisher is for texts with one label, and the task of the run is causal-lm: use --kind gram"):
+    with pytest.raises(InputError, match="one label, and the task of the run is causal-lm: use --kind gram"):
         statistics.collect(run, "fisher", examples=0)
     export_run.export(run, tmp_path / "program", form="stablehlo")
     said = json.loads((tmp_path / "program" / "signature.json").read_text())["output"]

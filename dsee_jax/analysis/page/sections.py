@@ -10,7 +10,6 @@ from dsee_jax.analysis.page.charts import Line
 from dsee_jax.analysis.page.markup import Markup, join, tag
 from dsee_jax.analysis.page.run_files import RunFigures
 from dsee_jax.analysis.pictures.kept import by_layer
-from dsee_jax.analysis.pictures.style import names
 from dsee_jax.train.report import NAMES, costs, rows, scored_on
 
 Runs = Sequence[RunFigures]

@@ -1,0 +1,125 @@
+"""Distillation in a step: the student learns from the outputs of a teacher, and from the states inside of it (arXiv
+1503.02531).
+
+::
+
+    loss = (1 - w) task + w (distance(student, teacher) + hidden H + attention A)
+
+The keys of `dsee_jax.config.DistillConfig` are those of the equation. The outputs of the teacher come with the batch
+(`dsee_jax.train.teachers`), or the step runs the teacher: where it needs its inner states, or all logits of a decoder.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dsee_jax import tree
+from dsee_jax.config import Config, DistillConfig, model_task
+from dsee_jax.ops.joint import JointDense
+from dsee_jax.train.losses import hidden_distance, relation_distance, top_k_distillation
+from dsee_jax.train.problems import PROBLEMS
+from dsee_jax.train.setup import Setup
+from dsee_jax.train.step import Objective, Teacher, predict
+from dsee_jax.typing import Array
+
+OUTPUTS, CLASSES = "teacher", "teacher_classes"
+"""The names of the teacher's outputs in a batch: logits, or the probabilities of `top_k_log_probs` and their classes."""
+
+_LAYER = r"(?:.*/)?layer_(\d+)"
+_INNER = ("query", "key", "value")
+
+
+def weights(config: DistillConfig, total: int) -> Callable[[int], np.float32]:
+    """Return the weight of the distillation by step, for a stage of ``total`` steps."""
+    if config.schedule == "constant":
+        return lambda number: np.float32(config.weight)
+    return lambda number: np.float32(config.weight * (1 - number / total))
+
+
+def runs_teacher(config: Config) -> bool:
+    """Return whether each step of a run that distils runs the teacher; else the batches have its outputs."""
+    distill = config.train.distill
+    return bool(distill.hidden or distill.attention or (model_task(config) == "causal-lm" and not distill.top_k))
+
+
+def objective(whole: Setup, *, joined: bool) -> Objective:
+    """Return the loss of a step with a teacher, which is the model of ``whole``, the setup before pruning.
+
+    ``joined`` is that of `dsee_jax.apply`.
+    """
+    config, problem = whole.config, PROBLEMS[whole.data.task.problem]
+    distill, run = config.train.distill, runs_teacher(config)
+    inner = bool(distill.hidden or distill.attention)
+    capture: dict[str, Any] = {"capture_intermediates": _captured} if inner else {}
+
+    def loss(outputs: Callable[..., Any], batch: Mapping[str, Array], teacher: Teacher) -> jax.Array:
+        logits, states = _parts(outputs(**capture), inner)
+        task = jnp.sum(problem.losses(logits, batch) * batch["weights"])
+        target, target_states = batch.get(OUTPUTS), {}
+        if run:
+            options: dict[str, Any] = {"joined": joined, "deterministic": True, **capture}
+            target = predict(whole.model, teacher.trained, teacher.frozen, batch, config.delta, **options)
+            target, target_states = _parts(jax.lax.stop_gradient(target), inner)
+        assert target is not None
+        if CLASSES in batch:
+            distances = top_k_distillation(logits, target, batch[CLASSES], distill.temperature)
+        else:
+            distances = problem.distance(logits, target, batch, distill.temperature)
+        total = jnp.sum(distances * batch["weights"])
+        # A row counts in the states as it does in the loss: once, or with each of its tokens.
+        rows = jnp.sum(batch["weights"].reshape(len(batch["weights"]), -1), axis=1)
+        mask = batch["attention_mask"]
+        if distill.hidden:
+            total += distill.hidden * jnp.sum(rows * _hidden(states, target_states, mask))
+        if distill.attention:
+            count = whole.model.config.head_size
+            total += distill.attention * jnp.sum(rows * _relations(states, target_states, mask, count))
+        return (1 - teacher.weight) * task + teacher.weight * total
+
+    return loss
+
+
+def _captured(module: Any, method: str) -> bool:
+    """Return whether the output of a method is needed: that of a layer, or queries, keys and values."""
+    layer = module.name is not None and re.fullmatch(_LAYER, module.name)
+    return method == "__call__" and bool(layer or (isinstance(module, JointDense) and module.joint == _INNER))
+
+
+def _parts(outputs: Any, inner: bool) -> tuple[Any, dict[str, Any]]:
+    """Return the logits of a model, and its captured states by path."""
+    if not inner:
+        return outputs, {}
+    logits, states = outputs
+    calls = tree.flatten(states["intermediates"], lambda leaf: isinstance(leaf, tuple))
+    return logits, {path: values[0] for path, values in calls.items()}
+
+
+def _by_layer(states: Mapping[str, Any], end: str) -> dict[int, Any]:
+    matches = ((re.fullmatch(rf"{_LAYER}{end}/__call__", path), value) for path, value in states.items())
+    return {int(match[1]): value for match, value in matches if match}
+
+
+def _hidden(student: Mapping[str, Any], teacher: Mapping[str, Any], mask: Array) -> jax.Array:
+    """Return the distance of the hidden states of each row, mean over the layers of the student."""
+    own, other = (
+        {number: value[0] if isinstance(value, tuple) else value for number, value in _by_layer(each, "").items()}
+        for each in (student, teacher)
+    )
+    # The last layer of a classifier may compute the first position only.
+    distances = [hidden_distance(x, other[number], mask[:, : x.shape[1]]) for number, x in own.items()]
+    return sum(distances[1:], distances[0]) / len(distances)
+
+
+def _relations(student: Mapping[str, Any], teacher: Mapping[str, Any], mask: Array, count: int) -> jax.Array:
+    """Return the distance of the relations of each row: of queries, of keys and of values, summed (alpha = 1).
+
+    They are those of the last layer of the student that has heads. There are ``count`` relation heads.
+    """
+    own, other = (_by_layer(each, "/attention") for each in (student, teacher))
+    last = max(own)
+    distances = [relation_distance(x, y, mask, count) for x, y in zip(own[last], other[last], strict=True)]
+    return sum(distances[1:], distances[0])

@@ -16,14 +16,32 @@ from dsee_jax.errors import InputError, did_you_mean, shorten
 Scope: TypeAlias = Literal["global", "tensor", "output"]
 """The weights that compete in pruning."""
 
-ScoreName: TypeAlias = Literal["W", "WAB", "WABS", "AB", "ABS", "NAB", "NABS", "WANDA", "random"]
-"""The names of `dsee_jax.prune.scores.SCORES`."""
+ScoreName: TypeAlias = Literal[
+    "W",
+    "WAB",
+    "WABS",
+    "AB",
+    "ABS",
+    "NAB",
+    "NABS",
+    "WANDA",
+    "RIA",
+    "MOVEMENT",
+    "TAYLOR",
+    "PLATON",
+    "SPARSEGPT",
+    "random",
+]
+"""The names of `dsee_jax.prune.scores.SCORES`, and SPARSEGPT, which changes the weights that stay too."""
 
 CUTTING = ("structured", "earlybert")
 """The kinds of pruning that remove heads and neurons from the arrays."""
 
 UNIT_SCORES = ("W", "WAB", "WABS", "AB", "ABS", "random")
 """The scores with ``of_units`` in `dsee_jax.prune.scores`, written out so that a config imports no JAX."""
+
+INPUT_SCORES = ("WANDA", "RIA", "SPARSEGPT")
+"""The scores that read the inputs of kernels."""
 
 LOW_RANK_SCORES = ("AB", "NAB")
 """The scores of the low-rank update alone."""
@@ -298,10 +316,17 @@ class PruneConfig:
     score: ScoreName = "WABS"
     """The score of a weight; the lowest go. With D = scale * (A @ B + S): W is |W|, WAB |W + scale * A @ B|, WABS |W + D|,
     AB |scale * A @ B|, ABS |D|; NAB and NABS are 1 / AB and 1 / ABS. A kernel without an update scores W. WANDA is |W| times
-    the root mean square of the input that W multiplies, over training examples; best with scope tensor or output. structured:
-    summed over the columns of a head or neuron; without NAB, NABS and WANDA."""
+    the root mean square of the input that W multiplies; RIA is |W| relative to the weights of the same input and output, times
+    the root of that of the input; best with scope tensor or output. MOVEMENT is -W * the gradient of the loss, TAYLOR |W| *
+    the root mean square of the gradients of batches, PLATON TAYLOR smoothed, times its uncertainty. SPARSEGPT removes the
+    weights that the others replace best and changes the others: needs scope tensor and schedule one_shot. structured: summed
+    over the columns of a head or neuron; only W, WAB, WABS, AB, ABS and random."""
     calibration: int = 128
-    """WANDA: the least number of training examples that the inputs are measured on, 1 or more; whole batches are used."""
+    """WANDA, RIA, MOVEMENT, TAYLOR, PLATON, SPARSEGPT: the least number of training examples that inputs or gradients are
+    measured on, 1 or more; whole batches are used."""
+    calibrate: Literal["one_shot", "layerwise"] = "one_shot"
+    """WANDA, RIA, SPARSEGPT: the model that the inputs are measured on. one_shot: before this pruning. layerwise: the layers
+    before are pruned already, as by the authors; a pass over the examples for each layer; not with scope global."""
     n: int = 2
     """nm: the weights kept of every m, 1 to m."""
     m: int = 4
@@ -366,6 +391,16 @@ class PruneConfig:
         if self.uniform:
             object.__setattr__(self, "scope", "tensor")
         _need(self.calibration >= 1, "prune.calibration", self.calibration, "1 or more examples")
+        weights = self.kind in ("unstructured", "nm")
+        fits = self.calibrate == "one_shot" or not weights or self.score in INPUT_SCORES
+        _need(fits, "prune.score", self.score, f"one of {', '.join(INPUT_SCORES)} for prune.calibrate layerwise")
+        fits = self.calibrate == "one_shot" or self.kind != "unstructured" or self.scope != "global"
+        _need(fits, "prune.scope", self.scope, "tensor or output for prune.calibrate layerwise")
+        solved = self.score == "SPARSEGPT"
+        fits = not solved or self.kind != "unstructured" or self.scope == "tensor"
+        _need(fits, "prune.scope", self.scope, "tensor for SPARSEGPT, which prunes kernel by kernel")
+        fits = not solved or self.schedule == "one_shot"
+        _need(fits, "prune.schedule", self.schedule, "one_shot for SPARSEGPT, which changes the weights once")
         fits = self.schedule == "one_shot" or self.kind == "unstructured"
         _need(fits, "prune.schedule", self.schedule, f"one_shot for {self.kind}")
         fits = 0 < self.schedule_fraction <= 1

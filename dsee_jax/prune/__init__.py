@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING
 from dsee_jax.lazy import package
 
 if TYPE_CHECKING:
-    from dsee_jax.prune import calibration, earlybert
+    from dsee_jax.prune import calibration, earlybert, gradients
     from dsee_jax.prune.compaction import compact, expand
     from dsee_jax.prune.masked_model import masked
+    from dsee_jax.prune.reconstruction import sparsegpt
     from dsee_jax.prune.selection import select
+    from dsee_jax.prune.sequence import layerwise
     from dsee_jax.prune.units import structured
     from dsee_jax.prune.weights import cubic, nm, unstructured
 
@@ -18,9 +20,12 @@ __all__ = [
     "cubic",
     "earlybert",
     "expand",
+    "gradients",
+    "layerwise",
     "masked",
     "nm",
     "select",
+    "sparsegpt",
     "structured",
     "unstructured",
 ]
@@ -30,6 +35,8 @@ _PUBLIC = {
     "expand": "compaction",
     "masked": "masked_model",
     "select": "selection",
+    "sparsegpt": "reconstruction",
+    "layerwise": "sequence",
     "structured": "units",
     "cubic": "weights",
     "nm": "weights",

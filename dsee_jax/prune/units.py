@@ -72,14 +72,15 @@ def structured(
       InputError: a fraction outside [0, 1), a number larger than the number of units, an array in its place, or an unknown
         kind, score or scope.
     """
-    key, inputs = complete("structured", evidence)
+    given = complete("structured", evidence)
+    key = given.pop("key")
     updates_of(adapter)
     if not isinstance(cuts, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(
             f"cuts is of the type {type(cuts).__name__}; expected a mapping: pass dsee_jax.models.cuts(model)"
         )
-    if inputs is not None:
-        raise InputError("inputs are of the score WANDA, which has no sum over heads and neurons: leave them out")
+    for name in (name for name, value in given.items() if value is not None):
+        raise InputError(f"{name} are of scores that have no sum over heads and neurons: leave them out")
     if scope not in ("global", "tensor"):
         raise InputError(f"scope is {scope!r}: use 'global' or 'tensor'")
     kept: dict[str, dict[str, Array]] = {}
@@ -270,7 +271,7 @@ def scores(
     """
     if score not in UNIT_SCORES:
         raise InputError(f"score is {score!r}{did_you_mean(score, UNIT_SCORES)}: use one of {', '.join(UNIT_SCORES)}")
-    key, _ = complete("scores", evidence)
+    key = complete("scores", evidence)["key"]
     if "key" in SCORES[score].reads and key is None:
         raise InputError("the score 'random' needs a key: pass key=jax.random.key(seed)")
     updates = updates_of(adapter)

@@ -34,7 +34,7 @@ from dsee_jax.deltas import fold
 from dsee_jax.deltas.adapter import Adapter, Update, updates_of
 from dsee_jax.errors import InputError, did_you_mean, shorten
 from dsee_jax.ops.topk import highest, n_m, ordered
-from dsee_jax.prune.scores import SCORES, Evidence, complete, divided
+from dsee_jax.prune.scores import SCORES, Evidence, complete, divided, of_kernel
 from dsee_jax.typing import Array, Delta, Key, Masks, Rules
 
 
@@ -70,7 +70,8 @@ def unstructured(
         with an update and those without are two pools. ``tensor``: those of each kernel, or of
         each layer of a stacked kernel. ``output``: those of each output of a kernel (a column of its matrix).
       keep: earlier masks at the same paths. Entries that they prune go first and stay pruned: masks only shrink.
-      **evidence: ``key`` for ``random``, ``inputs`` for ``WANDA``; see `dsee_jax.prune.scores.Evidence`.
+      **evidence: ``key`` for ``random``, ``inputs`` for ``WANDA`` and ``RIA``, ``gradients`` for ``MOVEMENT``, ``TAYLOR`` and
+        ``PLATON``; see `dsee_jax.prune.scores.Evidence`.
 
     Returns:
       Bool masks at the selected paths, nested dicts, each of the shape of its kernel. True = kept.
@@ -146,6 +147,18 @@ def nm(
     return tree.unflatten({path: masks[path] for path in kernels})
 
 
+def selected(
+    params: object, adapter: Adapter | None, rules: Rules | Sequence[str], defaults: dict[str, Any]
+) -> list[tuple[str, "Kernel", dict[str, Any]]]:
+    """Return ``(path, kernel, options)`` of every kernel that the rules select, in the order of the tree.
+
+    The options are ``defaults`` with those of the rule; raises `InputError` as `unstructured` does.
+    """
+    kernels, pools = _pools(params, adapter, rules, defaults)
+    options = {path: {name: own[name] for name in defaults} for own, paths in pools for path in paths}
+    return [(path, kernel, options[path]) for path, kernel in kernels.items()]
+
+
 def cubic(
     final: float, *, steps: int, begin: int = 0, initial: float = 0.0
 ) -> Callable[[float | Array], float | Array]:
@@ -185,7 +198,7 @@ def cubic(
     return schedule
 
 
-class _Kernel(NamedTuple):
+class Kernel(NamedTuple):
     """A selected kernel."""
 
     w: Array
@@ -199,7 +212,7 @@ class _Kernel(NamedTuple):
 
 def _pools(
     params: Any, adapter: Adapter | None, rules: Rules | Sequence[str], defaults: dict[str, Any]
-) -> tuple[dict[str, _Kernel], list[tuple[dict[str, Any], list[str]]]]:
+) -> tuple[dict[str, Kernel], list[tuple[dict[str, Any], list[str]]]]:
     """Return the selected kernels by path, and ``(options, paths)`` of each pool; paths are in the order of the tree."""
     flat, updates = tree.arrays(params), updates_of(adapter)
     for path in updates:
@@ -207,7 +220,7 @@ def _pools(
     pairs = _pairs(rules)
     assigned = tree.assign([(pattern, number) for number, (pattern, _) in enumerate(pairs)], flat, default=-1)
     pools: dict[int, tuple[dict[str, Any], list[str]]] = {}
-    kernels: dict[str, _Kernel] = {}
+    kernels: dict[str, Kernel] = {}
     for path, number in assigned.items():
         pattern, value = pairs[number] if number >= 0 else ("", False)
         if value is False:
@@ -243,7 +256,7 @@ def _pairs(rules: Rules | Sequence[str]) -> Rules:
     return pairs
 
 
-def _kernel(path: str, w: Array, stated: str | None, update: Update | None) -> _Kernel:
+def _kernel(path: str, w: Array, stated: str | None, update: Update | None) -> Kernel:
     """Return a kernel with the orientation that its rule states, that of its update, or the usual one."""
     if w.ndim < 2 or not jnp.issubdtype(w.dtype, jnp.floating):
         raise InputError(
@@ -256,13 +269,17 @@ def _kernel(path: str, w: Array, stated: str | None, update: Update | None) -> _
                 f"the rule of {path!r} has the orientation {stated!r} and the adapter {update.orientation!r}: state the "
                 "orientation of the adapter, or none"
             )
-    return _Kernel(w, orientation.find(path, w.shape, stated if update is None else update.orientation), update)
+    return Kernel(w, orientation.find(path, w.shape, stated if update is None else update.orientation), update)
 
 
 def _check(options: Mapping[str, Any]) -> None:
-    if options["score"] not in SCORES:
-        hint = did_you_mean(str(options["score"]), SCORES)
-        raise InputError(f"score is {options['score']!r}{hint}: use one of {', '.join(SCORES)}")
+    score = options.get("score", "W")
+    if score == "SPARSEGPT":
+        raise InputError(
+            "the score 'SPARSEGPT' changes the weights that stay: call dsee_jax.prune.sparsegpt, which returns them too"
+        )
+    if score not in SCORES:
+        raise InputError(f"score is {score!r}{did_you_mean(str(score), SCORES)}: use one of {', '.join(SCORES)}")
     _check_sparsity("sparsity", options.get("sparsity", 0))
     for name in ("n", "m"):
         if not isinstance(options.get(name, 0), int | np.integer):
@@ -283,8 +300,8 @@ def _check_sparsity(name: str, sparsity: float | Array) -> None:
 
 
 def _ranker(
-    kernels: Mapping[str, _Kernel],
-    evidence: tuple[Key | None, Mapping[str, Array] | None],
+    kernels: Mapping[str, Kernel],
+    evidence: Mapping[str, Any],
     adapter: Adapter | None,
     earlier: Mapping[str, Array] | None = None,
 ) -> Callable[[str, str], jax.Array]:
@@ -294,7 +311,7 @@ def _ranker(
     """
     scale, scale_sparse = (1.0, True) if adapter is None else (adapter.scale, adapter.scale_sparse)
     numbers = {path: number for number, path in enumerate(kernels)}
-    key, inputs = evidence
+    key: Key | None = evidence["key"]
 
     def rank(path: str, score: str) -> jax.Array:
         w, axes, update = kernels[path]
@@ -306,19 +323,12 @@ def _ranker(
             )
         if SCORES[score].reads_update and delta is None:
             score = "W"
-        shape = orientation.matrix_shape(w.shape, axes)
-        sizes = None if inputs is None or "inputs" not in SCORES[score].reads else _sizes(path, shape, inputs)
+        shapes = {"inputs": orientation.matrix_shape(w.shape, axes)[:-1], "gradients": tuple(w.shape)}
+        arrays = of_kernel(path, shapes, score, evidence)
         mask = (earlier or {}).get(path)
-        return _rank(w, delta, support, folded, sizes, mask, scale, score, scale_sparse, axes)
+        return _rank(w, delta, support, folded, arrays, mask, scale, score, scale_sparse, axes)
 
     return rank
-
-
-def _sizes(path: str, matrix: tuple[int, ...], inputs: Mapping[str, Array]) -> Array:
-    if path not in inputs or inputs[path].shape != matrix[:-1]:
-        shape = inputs[path].shape if path in inputs else "nothing"
-        raise InputError(f"the score 'WANDA' of {path!r} needs inputs of the shape {matrix[:-1]}; found {shape}")
-    return inputs[path]
 
 
 @functools.partial(jax.jit, static_argnums=(7, 8, 9))
@@ -327,7 +337,7 @@ def _rank(
     delta: Delta | None,
     support: Array | None,
     key: Key | None,
-    inputs: Array | None,
+    evidence: dict[str, Array],
     earlier: Array | None,
     scale: float | Array,
     score: str,
@@ -336,7 +346,9 @@ def _rank(
 ) -> jax.Array:
     matrix = orientation.matrix(w, axes)
     low_rank, update = fold.updates(matrix, delta, support, scale=scale, scale_sparse=scale_sparse)
-    ranks = ordered(SCORES[score](matrix, low_rank, update, key=key, inputs=inputs))
+    if "gradients" in evidence:
+        evidence = evidence | {"gradients": orientation.matrix(evidence["gradients"], axes)}
+    ranks = ordered(SCORES[score](matrix, low_rank, update, key=key, **evidence))
     if earlier is None:
         return ranks
     # 0 ranks below every score: not-a-number, which has rank 0, moves up to 1.

@@ -18,7 +18,18 @@ from dsee_jax.ckpt.folders import CHECKPOINTS, CONFIG, LOG, METRICS, read_json
 from dsee_jax.config import CUTTING, Config
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import files, multihost, preemption, storage
-from dsee_jax.train import config_file, hashes, output_dir, pruning, report, results, sharding, stages, trackers
+from dsee_jax.train import (
+    config_file,
+    hashes,
+    kernels,
+    output_dir,
+    pruning,
+    report,
+    results,
+    sharding,
+    stages,
+    trackers,
+)
 from dsee_jax.train.programs import make_programs
 from dsee_jax.train.setup import Setup, prepare
 from dsee_jax.train.trackers import Tracker
@@ -119,6 +130,8 @@ def _start(session: Session, setup: Setup) -> Run:
     if masks and setup.config.prune.kind in CUTTING and progress.stage != "search":
         # Heads and neurons are already cut: these masks name the units that stay.
         setup, masks = pruning.resize(setup, masks), {}
+    if progress.stage == "retune":
+        setup = kernels.restored(setup, session.out)
     over = [*order[: order.index(progress.stage)], *(stage["name"] for stage in progress.done)]
     files.rewind(session.out / LOG, over, progress.stage, progress.step)
     session.say(f"{session.out}: resuming at step {progress.step} of stage {progress.stage}")

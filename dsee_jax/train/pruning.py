@@ -1,20 +1,16 @@
 """Pruning in a run: its schedule, its masks, and the setup and frozen params of the steps after it."""
 
-import math
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Any
 
 from dsee_jax import tree
 from dsee_jax.config import PruneConfig
-from dsee_jax.data.batches import Batches
-from dsee_jax.deltas.fold import materialize
 from dsee_jax.masks import apply as apply_masks
-from dsee_jax.prune import calibration, compaction, selection, weights
-from dsee_jax.prune.scores import SCORES
-from dsee_jax.train import sharding
+from dsee_jax.prune import compaction, selection, weights
+from dsee_jax.train import calibrated, sharding
 from dsee_jax.train.setup import Setup, keys
-from dsee_jax.train.step import Frozen, adapter
-from dsee_jax.typing import Masks, Params
+from dsee_jax.train.step import Frozen
+from dsee_jax.typing import Masks
 
 
 def sparsities(config: PruneConfig, total: int) -> dict[int, float]:
@@ -37,14 +33,15 @@ def draw(setup: Setup, trained: dict[str, Any], masks: Masks, sparsity: float) -
     Structured pruning returns the kept units (`dsee_jax.prune.units`).
     """
     pruning = setup.config.prune
-    params = tree.unflatten({**tree.flatten(setup.params), **tree.flatten(trained["params"])})
-    updates = adapter(trained, setup.supports, setup.config.delta)
+    params, updates = calibrated.current(setup, trained)
     common: dict[str, Any] = {"score": pruning.score, "key": keys(setup.config.train.seed)["prune"]}
     if pruning.kind == "structured":
         options = {name: getattr(pruning, name) for name in ("heads", "neurons", "layers", "scope")}
         return selection.select(setup.model, params, updates, **options, **common)
-    if "inputs" in SCORES[pruning.score].reads:
-        common["inputs"] = _inputs(setup, params, trained, masks)
+    if pruning.calibrate == "layerwise":
+        new, _ = calibrated.layerwise(setup, trained, masks, sparsity)
+        return sharding.place(setup.placed, {"masks": new})["masks"]
+    common |= calibrated.evidence(setup, trained, masks)
     if pruning.kind == "nm":
         new = weights.nm(params, updates, pruning.targets, n=pruning.n, m=pruning.m, **common)
     else:
@@ -53,14 +50,22 @@ def draw(setup: Setup, trained: dict[str, Any], masks: Masks, sparsity: float) -
     return sharding.place(setup.placed, {"masks": new})["masks"]
 
 
-def _inputs(setup: Setup, params: Params, trained: dict[str, Any], masks: Masks) -> dict[str, Any]:
-    """Return the input norms of every kernel in the current model, over the first batches of the training set."""
-    train, data = setup.config.train, setup.data
-    source = Batches(data.train, train.batch_size, epochs=1, seed=train.seed, edges=data.edges)
-    count = min(len(source), math.ceil(setup.config.prune.calibration / train.batch_size))
-    params = materialize(apply_masks(params, masks), adapter(trained, setup.supports, setup.config.delta))
-    batches = (sharding.split(setup.placed.mesh, source[number]) for number in range(count))
-    return calibration.sizes(setup.model, params, batches)
+def reconstruct(setup: Setup, trained: dict[str, Any]) -> tuple[Setup, dict[str, Any], Masks]:
+    """Return setup, trained values and masks after a pruning that changes the weights that stay, ``SPARSEGPT``.
+
+    The changed kernels are in the params of the setup, and those that the run trains in the trained values.
+    """
+    masks, params = calibrated.layerwise(setup, trained, {}, setup.config.prune.sparsity)
+    new = sharding.place(setup.placed, {"masks": masks, "params": params})
+    flat = tree.flatten(new["params"])
+    moving = {path: flat[path].astype(leaf.dtype) for path, leaf in tree.flatten(trained["params"]).items()}
+    changed = {path: flat[path] for path in tree.flatten(masks) if path not in moving}
+    return with_kernels(setup, changed), trained | {"params": tree.unflatten(moving)}, new["masks"]
+
+
+def with_kernels(setup: Setup, kernels: Mapping[str, Any]) -> Setup:
+    """Return the setup with other frozen kernels, by path."""
+    return setup._replace(params=tree.replace(setup.params, kernels))
 
 
 def apply_cut(setup: Setup, trained: dict[str, Any], masks: Masks) -> tuple[Setup, dict[str, Any], Masks]:

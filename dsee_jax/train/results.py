@@ -10,7 +10,7 @@ import numpy as np
 
 from dsee_jax import models, stacks, tree
 from dsee_jax.ckpt import adapter, hf_save, kept_units
-from dsee_jax.ckpt.folders import ADAPTER, ADAPTER_FILES, ADAPTER_WEIGHTS, MODEL
+from dsee_jax.ckpt.folders import ADAPTER, ADAPTER_FILES, ADAPTER_WEIGHTS, MODEL, PRUNED
 from dsee_jax.data import HELD, Task
 from dsee_jax.deltas.adapter import count
 from dsee_jax.masks import apply as apply_masks
@@ -108,6 +108,9 @@ def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Place, figur
             adapter.BASE_SHA256: written["base"][hashes.WEIGHTS],
             adapter.MODEL_SHA256: written["model"][hashes.WEIGHTS],
         } | ({"kept": kept_numbers(setup)} if setup.kept else {})
+        if PRUNED in written:  # the weights that stay changed: the updates fit ``model/`` alone
+            about["base"] = str(out / MODEL)
+            del about[adapter.BASE_SHA256]
         with files.folder(out / ADAPTER, replaces=ADAPTER_FILES) as staging:
             adapter.save(
                 staging, adapter.Saved(trained["deltas"], setup.supports, trained["params"], masks, about, kept)

@@ -18,7 +18,7 @@ from dsee_jax.data.batches import Batches
 from dsee_jax.errors import Diverged
 from dsee_jax.prune import earlybert
 from dsee_jax.runtime import console, files
-from dsee_jax.train import distill, evaluation, optim, pruning, sharding, teachers, trackers, trainer
+from dsee_jax.train import distill, evaluation, kernels, optim, pruning, sharding, teachers, trackers, trainer
 from dsee_jax.train.programs import distilling, make_programs
 from dsee_jax.train.setup import Setup
 from dsee_jax.train.step import Teacher
@@ -100,9 +100,13 @@ def prune(session: Session, run: Run) -> Run:
     """
     if run.setup.config.train.distill.weight:
         teachers.save(session.out, run.setup, run.trained)
-    masks = pruning.draw(run.setup, run.trained, {}, _sparsities(run.setup)[0])
-    setup, trained, masks = pruning.apply_cut(run.setup, run.trained, masks)
-    compiled = make_programs(setup) if setup.kept else run.programs
+    if run.setup.config.prune.score == "SPARSEGPT":
+        setup, trained, masks = pruning.reconstruct(run.setup, run.trained)
+        kernels.save(setup, masks, session.out)
+    else:
+        masks = pruning.draw(run.setup, run.trained, {}, _sparsities(run.setup)[0])
+        setup, trained, masks = pruning.apply_cut(run.setup, run.trained, masks)
+    compiled = run.programs if setup is run.setup else make_programs(setup)
     run = run._replace(setup=setup, programs=compiled, trained=trained, masks=masks)
     done = [*run.progress.done, scored(session, run, "prune")]
     return run._replace(

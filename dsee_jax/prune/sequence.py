@@ -1,0 +1,103 @@
+"""Pruning by the inputs of kernels, layer by layer: each layer is measured behind the layers that are pruned already.
+
+So do the authors of WANDA and of SparseGPT. The kernels of a layer are measured together, on the layer as it was, and then
+pruned together. A layer costs one pass over the examples; all passes run one compiled program.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dsee_jax import masks, stacks, tree
+from dsee_jax.config import INPUT_SCORES, Scope, ScoreName
+from dsee_jax.deltas.adapter import Adapter
+from dsee_jax.deltas.fold import materialize
+from dsee_jax.errors import InputError, did_you_mean
+from dsee_jax.models.architecture import Model, scans
+from dsee_jax.prune import calibration, reconstruction, weights
+from dsee_jax.typing import Array, Masks, Params
+
+
+def layerwise(
+    model: Model,
+    params: Params,
+    adapter: Adapter | None,
+    targets: Sequence[str],
+    batches: Sequence[Mapping[str, Array]],
+    *,
+    score: ScoreName = "WANDA",
+    sparsity: float = 0.5,
+    scope: Scope = "tensor",
+    n: int = 0,
+    m: int = 0,
+    keep: Masks | None = None,
+    behind: bool = True,
+) -> tuple[dict[str, Any], Params]:
+    """Return masks, and the params with the pruned weights at 0; with ``SPARSEGPT`` the weights that stay are changed too.
+
+    Args:
+      model: a model of this library, as from `dsee_jax.load_pretrained`.
+      params: its params.
+      adapter: updates beside them; the inputs are those of the model with its updates. None for none.
+      targets: patterns of the kernels to prune, as in `DeltaConfig.targets`.
+      batches: the calibration examples, read once per layer; each with ``weights`` (`dsee_jax.prune.calibration.gram`).
+      score: one that reads inputs: ``WANDA``, ``RIA`` or ``SPARSEGPT``.
+      sparsity: the fraction of zeros in each kernel, in [0, 1), where ``m`` is 0.
+      scope: ``tensor`` or ``output``, as in `dsee_jax.prune.unstructured`; ``SPARSEGPT`` has only ``tensor``.
+      n: entries kept of every ``m`` consecutive inputs.
+      m: the length of a group; 0: no groups.
+      keep: earlier masks of the same kernels, which only shrink; not with ``SPARSEGPT`` and ``m``.
+      behind: measure each layer behind the pruned ones. False: all on ``params`` as they are; the matrices of ``SPARSEGPT``
+        are in memory for one layer at a time all the same.
+
+    Raises:
+      InputError: another score or scope, no batches, a target that no linear module applies; or as
+        `dsee_jax.prune.unstructured`.
+    """
+    if score not in INPUT_SCORES:
+        raise InputError(f"score is {score!r}{did_you_mean(score, INPUT_SCORES)}: use one of {', '.join(INPUT_SCORES)}")
+    if scope == "global" or (score == "SPARSEGPT" and scope != "tensor"):
+        fix = "tensor" if score == "SPARSEGPT" else "tensor or output"
+        raise InputError(f"scope is {scope!r}; expected {fix}: a layer is pruned before the later ones are measured")
+    if keep and (m or score == "SPARSEGPT"):
+        raise InputError("keep is for sparsity, and not for SPARSEGPT: leave it out")
+    if not batches:
+        raise InputError("there are no batches to measure inputs on; expected one or more, with examples")
+    paths, stacked = tree.select(targets, tree.flatten(params)), scans(model)
+    if stacked:
+        layers = len(next(iter(model.config.widths.values())))
+        paths = [each for path in paths for each in stacks.paths(path, layers)]
+        adapter, keep = _unstacked(adapter), stacks.unstack(keep or {})
+    model, current = calibration.apart(model, params)
+    if keep:
+        current = masks.apply(current, keep)
+    order, earlier = calibration.groups(model, current, batches[0], paths), tree.flatten(keep or {})
+    measured, drawn = current, {}
+    for number, group in enumerate(order):
+        folded = materialize(measured, adapter)
+        rules = [(re.escape(path), True) for path in group]
+        if score == "SPARSEGPT":
+            grams = calibration.grams_of(model, folded, batches, order, number)
+            options = {"grams": grams, "sparsity": sparsity, "n": n, "m": m}
+            new, current = reconstruction.sparsegpt(current, adapter, rules, **options)
+        else:
+            inputs: Any = {"score": score, "inputs": calibration.sizes_of(model, folded, batches, order, number)}
+            if m:
+                new = weights.nm(current, adapter, rules, n=n, m=m, **inputs)
+            else:
+                own = tree.unflatten({path: earlier[path] for path in group if path in earlier})
+                new = weights.unstructured(
+                    current, adapter, rules, sparsity=sparsity, scope=scope, keep=own or None, **inputs
+                )
+            current = masks.apply(current, new)
+        drawn |= tree.flatten(new)
+        measured = current if behind else measured
+    kept = tree.unflatten({path: drawn[path] for path in paths})
+    return (stacks.stack(kept), stacks.stack(current)) if stacked else (kept, current)
+
+
+def _unstacked(adapter: Adapter | None) -> Adapter | None:
+    if adapter is None:
+        return None
+    deltas, supports = stacks.unstack(adapter.deltas), stacks.unstack(adapter.supports)
+    return adapter.replace(deltas=deltas, supports=supports)

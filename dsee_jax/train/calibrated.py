@@ -1,0 +1,103 @@
+"""Calibration of a run: the examples, and what scores read of the model on them.
+
+All scores read the same examples: the first batches of the first epoch of training, at least ``prune.calibration`` of them.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from dsee_jax import tree
+from dsee_jax.data.batches import Batches, micro_batches
+from dsee_jax.deltas.adapter import Adapter
+from dsee_jax.deltas.fold import materialize
+from dsee_jax.masks import apply as apply_masks
+from dsee_jax.models import INPUTS
+from dsee_jax.models.architecture import Model
+from dsee_jax.prune import calibration, gradients, sequence
+from dsee_jax.prune.scores import SCORES
+from dsee_jax.train import sharding
+from dsee_jax.train.problems import PROBLEMS
+from dsee_jax.train.setup import Setup
+from dsee_jax.train.step import adapter
+from dsee_jax.typing import Array, Masks, Params
+
+
+def batches(setup: Setup) -> list[Any]:
+    """Return the calibration batches of a run, on its mesh; whole batches of ``train.batch_size``."""
+    train, data = setup.config.train, setup.data
+    source = Batches(data.train, train.batch_size, epochs=1, seed=train.seed, edges=data.edges)
+    count = min(len(source), math.ceil(setup.config.prune.calibration / train.batch_size))
+    return [sharding.split(setup.placed.mesh, source[number]) for number in range(count)]
+
+
+def current(setup: Setup, trained: dict[str, Any]) -> tuple[Params, Adapter | None]:
+    """Return the params of the model as it is now, without its updates, and the updates."""
+    params = tree.unflatten({**tree.flatten(setup.params), **tree.flatten(trained["params"])})
+    return params, adapter(trained, setup.supports, setup.config.delta)
+
+
+def evidence(setup: Setup, trained: dict[str, Any], masks: Masks) -> dict[str, Any]:
+    """Return the `Evidence` that the score of a run reads of its examples, of the current model with ``masks``."""
+    prune = setup.config.prune
+    score = SCORES[prune.score]
+    if not {"inputs", "gradients"} & {*score.reads}:
+        return {}
+    params, updates = current(setup, trained)
+    params = materialize(apply_masks(params, masks), updates)
+    if "inputs" in score.reads:
+        return {"inputs": calibration.sizes(setup.model, params, batches(setup))}
+    loss = _loss(setup.model, setup.data.task.problem, setup.config.data.batch_tokens, setup.placed.mesh)
+    options: Any = {"statistic": score.statistic}
+    return {"gradients": gradients.measure(loss, params, setup.prunable, batches(setup), **options)}
+
+
+def layerwise(setup: Setup, trained: dict[str, Any], masks: Masks, sparsity: float) -> tuple[Masks, Params]:
+    """Return the masks of `dsee_jax.prune.layerwise` by the config, and the params; earlier ``masks`` only shrink."""
+    prune = setup.config.prune
+    params, updates = current(setup, trained)
+    groups: dict[str, Any] = {"n": prune.n, "m": prune.m} if prune.kind == "nm" else {"scope": prune.scope}
+    return sequence.layerwise(
+        *(setup.model, params, updates, prune.targets, batches(setup)),
+        score=prune.score,
+        sparsity=sparsity,
+        keep=masks or None,
+        behind=prune.calibrate == "layerwise",
+        **groups,
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _loss(model: Model, problem: str, batch_tokens: int, mesh: Mesh) -> gradients.Loss:
+    """Return the mean loss of a batch without dropout; one function for all draws of a run, so that it is compiled once."""
+    losses = PROBLEMS[problem].losses
+
+    def summed(params: Params, batch: Mapping[str, Array]) -> jax.Array:
+        inputs: dict[str, Any] = {name: batch[name] for name in INPUTS}
+        outputs: Any = model.apply({"params": params}, **inputs, deterministic=True)
+        return jnp.sum(losses(outputs, batch) * batch["weights"])
+
+    def loss(params: Params, batch: Mapping[str, Array]) -> jax.Array:
+        rows, length = batch["input_ids"].shape
+        with sharding.constrain_rows(mesh):
+            total = _in_parts(summed, params, batch, micro_batches(rows, length, batch_tokens))
+        return total / jnp.sum(batch["weights"])
+
+    return loss
+
+
+def _in_parts(
+    summed: Callable[[Params, Mapping[str, Array]], jax.Array], params: Params, batch: Mapping[str, Array], count: int
+) -> jax.Array:
+    """Return the sum over ``count`` parts of a batch, of which the backward pass holds one at a time."""
+    if count == 1:
+        return summed(params, batch)
+    # A part takes every count-th row, so that it has rows on every device.
+    parts = jax.tree.map(lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), dict(batch))
+    one = jax.checkpoint(summed)
+    return jax.lax.scan(lambda total, part: (total + one(params, part), None), jnp.float32(0), parts)[0]

@@ -164,7 +164,8 @@ class Score(NamedTuple):
         arguments |= {"inputs": inputs, "gradients": gradients}
         for name in self.reads:
             if arguments[name] is None:
-                raise InputError(f"the score needs {name}: pass {name}={_MAKERS.get(name, 'jax.random.key(seed)')}")
+                wanted, maker = ("a key", "jax.random.key(seed)") if name == "key" else (name, _MAKERS[name])
+                raise InputError(f"the score needs {wanted}: pass {name}={maker}")
         return self.function(*(arguments[name] for name in self.reads))
 
 

@@ -57,6 +57,15 @@ def inputs(params):
     }
 
 
+def gradients(params):
+    """Return a gradient of every weight of every kernel."""
+    return {
+        path: np.sin(np.arange(leaf.size, dtype=np.float32)).reshape(leaf.shape)
+        for path, leaf in tree.flatten(params).items()
+        if path.endswith("/kernel")
+    }
+
+
 def dense_update(delta, support, shape, scale, sparse_scale):
     """Return the update of one kernel, in NumPy."""
     out = scale * np.asarray(delta["a"], np.float64) @ np.asarray(delta["b"], np.float64)
@@ -125,6 +134,7 @@ def test_number_of_pruned_weights_is_exact(score, scope, sparsity, tied):
             sparsity=sparsity,
             key=KEY,
             inputs=inputs(params),
+            gradients=gradients(params),
         )
     )
     parts = [layer for mask in masks.values() for layer in (mask if mask.ndim == 3 else [mask])]
@@ -247,6 +257,8 @@ JITTED = {
     "output": {"scope": "output"},
     "score of the update": {"score": "ABS"},
     "inputs": {"score": "WANDA"},
+    "inputs and sums": {"score": "RIA"},
+    "gradients": {"score": "MOVEMENT"},
     "random": {"score": "random"},
 }
 
@@ -255,7 +267,7 @@ JITTED = {
 def test_masks_under_jit_equal_those_of_the_eager_call(name):
     """With everything traced, earlier masks and the sparsity too; params that the program computes itself included."""
     params, adapter = model(jnp.bfloat16)
-    arrays = {"key": KEY, "inputs": inputs(params)}
+    arrays = {"key": KEY, "inputs": inputs(params), "gradients": gradients(params)}
     draw = lambda params, adapter, **options: weights.unstructured(
         params, adapter, [".*/kernel"], **options, **JITTED[name]
     )

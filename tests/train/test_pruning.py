@@ -1,4 +1,4 @@
-"""The pruning schedule of a run, and the calibration inputs of its scores."""
+"""The pruning schedule of a run, the examples that its scores read, and the weights that pruning changes."""
 
 import jax
 import numpy as np
@@ -9,8 +9,9 @@ import runs
 from dsee_jax import masks, tree
 from dsee_jax.config import PruneConfig
 from dsee_jax.data.batches import Batches
+from dsee_jax.errors import InputError
 from dsee_jax.prune import calibration
-from dsee_jax.train import pruning, setup, step
+from dsee_jax.train import calibrated, hashes, kernels, losses, pruning, setup, step
 
 
 def cubic(**options):
@@ -65,3 +66,60 @@ def test_wanda_reads_the_inputs_of_the_current_model(tmp_path):
         assert not (np.asarray(kept) & ~old).any()
         differ |= (lowest(expected) != lowest(plain)).any()
     assert differ, "the pretrained model has equal masks: the test proves nothing"
+
+
+def test_gradients_are_those_of_the_loss_of_the_tuned_model(tmp_path):
+    """One batch in four parts: the gradient with respect to the folded kernels of the tuned, masked model."""
+    options = {"prune__score": "TAYLOR", "prune__calibration": 8, "data__batch_tokens": 20}
+    made = setup.prepare(runs.config(tmp_path, **options, delta__targets=["encoder/.*/kernel"]))
+    trained = made.trained | {"deltas": jax.tree.map(lambda leaf: leaf + 0.3, made.trained["deltas"])}
+    flat = {path: np.arange(tree.get(made.params, path).size) % 3 > 0 for path in made.prunable}
+    kept = tree.unflatten({path: mask.reshape(tree.get(made.params, path).shape) for path, mask in flat.items()})
+    found = calibrated.evidence(made, trained, kept)["gradients"]
+    (batch,) = calibrated.batches(made)
+
+    params, adapter = calibrated.current(made, trained)
+    tuned = dsee_jax.materialize(masks.apply(params, kept), adapter)
+
+    def loss(params):
+        logits = dsee_jax.apply(made.model, params, None, {name: batch[name] for name in dsee_jax.models.INPUTS})
+        return losses.cross_entropy(logits, batch).mean()
+
+    expected = jax.grad(loss)(tuned)
+    assert [*found] == made.prunable
+    for path, gradient in found.items():
+        np.testing.assert_allclose(gradient, np.abs(tree.get(expected, path)), atol=1e-6, err_msg=path)
+
+
+@pytest.mark.slow
+def test_changed_weights_are_restored_bit_by_bit_and_damage_is_found(tmp_path):
+    """Frozen kernels come back from the folder of the run; kernels that the run trains are in its checkpoints."""
+    options = {"prune__score": "SPARSEGPT", "prune__scope": "tensor"}
+    made = setup.prepare(runs.config(tmp_path, **options))
+    after, trained, drawn = pruning.reconstruct(made, made.trained)
+    assert jax.tree.map(np.array_equal, trained, made.trained)
+    out = tmp_path / "run"
+    out.mkdir()
+    assert kernels.restored(made, out) is made
+    kernels.save(after, drawn, out)
+    again = tree.flatten(kernels.restored(made, out).params)
+    for path, leaf in tree.flatten(after.params).items():
+        np.testing.assert_array_equal(again[path], leaf)
+        changed = path in tree.flatten(drawn)
+        assert np.array_equal(leaf, tree.get(made.params, path)) != changed
+        if changed:
+            assert (np.asarray(leaf)[~np.asarray(tree.get(drawn, path))] == 0).all()
+    file = out / "pruned" / kernels.FILE
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(InputError, match=r"kernels\.safetensors is missing or damaged"):
+        kernels.restored(made, out)
+    assert "pruned" in hashes.read(out)
+
+
+def test_full_fine_tuning_trains_the_changed_weights_on(tmp_path):
+    options = {"prune__score": "SPARSEGPT", "prune__kind": "nm", "delta__rank": 0, "delta__nonzeros": 0}
+    made = setup.prepare(runs.config(tmp_path, **options, train__full=True, prune__targets=["query"]))
+    after, trained, drawn = pruning.reconstruct(made, made.trained)
+    (path,) = tree.flatten(drawn)
+    assert not np.array_equal(tree.get(trained["params"], path), tree.get(made.trained["params"], path))
+    np.testing.assert_array_equal(tree.get(after.params, path), tree.get(made.params, path))

@@ -26,6 +26,7 @@ CONFIGS = {
     },
     "structured": {"prune__kind": "structured", "prune__heads": 1, "prune__neurons": 0.4},
     "earlybert": {"prune__kind": "earlybert", "prune__heads": 1, "prune__neurons": 0.4, "prune__search": 2.0},
+    "sparsegpt": {"prune__score": "SPARSEGPT", "prune__scope": "tensor", "prune__calibrate": "layerwise"},
     "full": {"delta__rank": 0, "delta__nonzeros": 0, "train__full": True, "train__learning_rate": 1e-3},
 }
 DEATHS = {
@@ -61,7 +62,7 @@ class Death(Exception):
     "config",
     [
         "dsee, cubic",
-        pytest.param("earlybert", marks=pytest.mark.slow),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("earlybert", "sparsegpt")),
         *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("structured", "full")),
     ],
 )

@@ -83,6 +83,12 @@ def test_yaml_value_takes_the_type_of_its_field(override, section, name, expecte
         ("--prune.heads=1.0", r"prune.heads is 1.0; expected a fraction in \[0, 1\) or a whole number"),
         ("--prune.neurons=-2", "prune.neurons is -2"),
         ("--prune.neurons=many", "prune.neurons is 'many'; expected a number"),
+        (
+            "--prune.calibrate=layerwise",
+            "prune.score is 'WABS'; expected one of WANDA, RIA, SPARSEGPT for prune.calibr",
+        ),
+        ("--prune.score=SPARSEGPT", "prune.scope is 'global'; expected tensor for SPARSEGPT"),
+        ("--prune.score=RIAA", "one of W, WAB, .*did you mean 'RIA'"),
         ("--prune.uniform=true", "prune.uniform is True; expected false for unstructured, which prunes no heads"),
         ("--train.full=true", "set delta.rank and delta.nonzeros to 0"),
         ("--train.warmup=1", "train.warmup"),

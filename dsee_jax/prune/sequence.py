@@ -72,9 +72,8 @@ def layerwise(
     if keep:
         current = masks.apply(current, keep)
     order, earlier = calibration.groups(model, current, batches[0], paths), tree.flatten(keep or {})
-    measured, drawn = current, {}
+    folded, drawn = materialize(current, adapter), {}
     for number, group in enumerate(order):
-        folded = materialize(measured, adapter)
         rules = [(re.escape(path), True) for path in group]
         if score == "SPARSEGPT":
             grams = calibration.grams_of(model, folded, batches, order, number)
@@ -91,7 +90,8 @@ def layerwise(
                 )
             current = masks.apply(current, new)
         drawn |= tree.flatten(new)
-        measured = current if behind else measured
+        if behind:
+            folded = materialize(current, adapter)
     kept = tree.unflatten({path: drawn[path] for path in paths})
     return (stacks.stack(kept), stacks.stack(current)) if stacked else (kept, current)
 

@@ -52,6 +52,6 @@ def test_bad_input_names_the_argument():
     with pytest.raises(InputError, match="statistic is 'rms'"):
         measured("rms")
     with pytest.raises(
-        InputError, match=r"the score 'TAYLOR' of 'b/kernel' needs gradients of the shape \(2, 2\); found nothing"
+        InputError, match=r"'TAYLOR' of 'b/kernel' needs gradients of the shape \(2, 2\); found nothing"
     ):
         prune.unstructured(PARAMS, None, ["b/kernel"], score="TAYLOR", gradients={"a/kernel": jnp.ones((2, 2))})

@@ -248,8 +248,11 @@ class DeltaConfig:
     see dsee_jax.orientation."""
     rank: int = 16
     """Columns of A and rows of B, 0 or more. 0: no low-rank part."""
+    budget: float = 0.0
+    """The trained share of the weights of the model, its trained head left out, in [0, 1): the rank of all targets is the
+    largest whose A, B and S together fit in it, instead of delta.rank; at most the smaller side of a target. 0: delta.rank."""
     alpha: float = 32.0
-    """scale = alpha / rank; where rank is 0, scale = alpha. More than 0."""
+    """scale = alpha / rank, also of a rank by delta.budget; where rank is 0, scale = alpha. More than 0."""
     nonzeros: int = 64
     """Entries of S per kernel, 0 or more. 0: no sparse part."""
     support: Literal["grebsmo", "magnitude", "random"] = "grebsmo"
@@ -276,6 +279,11 @@ class DeltaConfig:
             )
             _need(fits, "delta.targets", rule, "a string, or in Python (string, {'orientation': ...})")
         _need(self.rank >= 0, "delta.rank", self.rank, "0 or more")
+        _need(0 <= self.budget < 1, "delta.budget", self.budget, "a share in [0, 1), 0 for the rank of delta.rank")
+        fits = not self.budget or self.rank > 0
+        _need(fits, "delta.rank", self.rank, "more than 0: delta.budget chooses the rank of a low-rank part")
+        fits = not self.budget or not self.start
+        _need(fits, "delta.budget", self.budget, "0: the adapter of delta.start has its ranks")
         _need(self.alpha > 0, "delta.alpha", self.alpha, "more than 0")
         _need(self.nonzeros >= 0, "delta.nonzeros", self.nonzeros, "0 or more")
         _need(self.support_rank >= 0, "delta.support_rank", self.support_rank, "0 (automatic) or more")

@@ -119,6 +119,7 @@ SECTIONS |= {
         ("delta.support", "gresbmo", "one of grebsmo, magnitude, random (did you mean 'grebsmo'?)"),
         ("delta.rank", 1.5, "a whole number"),
         ("delta.rank", True, "a whole number"),
+        ("delta.budget", 1.0, "a share in [0, 1), 0 for the rank of delta.rank"),
         ("delta.alpha", False, "a number"),
         ("delta.targets", "one string", "a list of strings"),
         ("delta.scale_sparse", 1, "true or false"),
@@ -199,6 +200,8 @@ def test_config_refuses_sections_that_contradict_each_other():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["delta.rank=0", "delta.budget=0.1"], "delta.rank is 0; expected more than 0: delta.budget chooses the rank"),
+        (["delta.start=x", "delta.budget=0.1"], "delta.budget is 0.1; expected 0: the adapter of delta.start"),
         (["delta.rank=0", "train.rates.b=16"], "train.rates.b is 16.0; expected 1.0: delta.rank is 0"),
         (["delta.nonzeros=0", "train.rates.values=2"], "train.rates.values is 2.0; expected 1.0: delta.nonzeros is 0"),
         (
@@ -207,7 +210,7 @@ def test_config_refuses_sections_that_contradict_each_other():
         ),
     ],
 )
-def test_rate_of_values_that_are_not_trained_is_refused(overrides, message):
+def test_rate_or_rank_of_values_that_are_not_trained_is_refused(overrides, message):
     with pytest.raises(InputError, match=message):
         config_file.read(None, overrides)
     assert config_file.read(None, ["delta.rank=0", "delta.start=lora", "train.rates.b=16"]).train.rates.b == 16

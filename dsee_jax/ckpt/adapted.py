@@ -129,6 +129,7 @@ def described(delta: DeltaConfig, saved: adapter.Saved) -> DeltaConfig:
         delta,
         targets=tuple(map(re.escape, updates)),
         rank=rank,
+        budget=0.0,  # the rank stands
         alpha=scale * (rank or 1),
         nonzeros=nonzeros,
         scale_sparse=saved.config["scale_sparse"],

@@ -1,5 +1,6 @@
 """New updates of a pretrained tree: low-rank factors that start at zero, and supports chosen from each kernel."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,7 @@ def init(params: object, config: DeltaConfig, *, key: Key) -> Adapter:
 
     Args:
       params: the pretrained weights: any pytree. Targets are floating kernels of any `dsee_jax.orientation`.
-      config: targets, rank, alpha, nonzeros, support.
+      config: targets, rank, alpha, nonzeros, support. A ``budget`` is a share of all arrays of ``params``.
       key: decides ``a`` and the random choices of the selectors; folded with the index of the kernel among the targets, every
         layer of a stack counted.
 
@@ -46,9 +47,10 @@ def init(params: object, config: DeltaConfig, *, key: Key) -> Adapter:
             f"the config is of the type {type(config).__name__}; expected a DeltaConfig: use dsee_jax.DeltaConfig(targets=...)"
         )
     prng.check(key)
+    flat = tree.arrays(params)
+    config = with_budget(params, config, sum(math.prod(leaf.shape) for leaf in flat.values()))
     if not config.rank and not config.nonzeros:
         return Adapter({}, {}, config.scale, config.scale_sparse)
-    flat = tree.arrays(params)
     orientations = _targets(config, flat)
     shapes = {path: orientation.matrix_shape(flat[path].shape, axes) for path, axes in orientations.items()}
     keys = _keys(shapes, key)
@@ -69,6 +71,40 @@ def init(params: object, config: DeltaConfig, *, key: Key) -> Adapter:
         config.scale_sparse,
         tuple((path, axes) for path, axes in orientations.items() if axes not in orientation.USUAL),
     )
+
+
+def with_budget(params: object, config: DeltaConfig, weights: int) -> DeltaConfig:
+    """Return ``config`` with the rank of its budget: the largest whose updates have at most ``budget * weights`` entries.
+
+    All targets have one rank: a kernel (in, out) then trains ``rank * (in + out)`` entries, in proportion to its sides, and
+    all updates share the scale ``alpha / rank``. The rank is at most the smaller side of any target. The result has the budget
+    0; a config with this budget is returned as it is.
+
+    Args:
+      params: the pretrained weights, or their shapes.
+      config: targets, budget, nonzeros.
+      weights: the number of weights that the budget is a share of.
+
+    Raises:
+      InputError: the budget is too small for rank 1; the message names the least. Or as `init`.
+    """
+    if not (budget := config.budget):
+        return config
+    flat = tree.arrays(params)
+    config = dataclasses.replace(config, budget=0.0)
+    orientations = _targets(dataclasses.replace(config, rank=0), flat)
+    shapes = [orientation.matrix_shape(flat[path].shape, axes) for path, axes in orientations.items()]
+    layers = [math.prod(stack) for *stack, _, _ in shapes]
+    values = sum(layers) * config.nonzeros
+    of_rank = sum(count * (rows + columns) for count, (*_, rows, columns) in zip(layers, shapes, strict=True))
+    rank = int((budget * weights + 1e-6 - values) // of_rank)
+    if rank < 1:
+        least = math.ceil((values + of_rank) / weights * 1e6) / 1e6
+        raise InputError(
+            f"delta.budget is {budget}; rank 1 and {config.nonzeros} nonzeros on {sum(layers)} kernels need "
+            f"{least:.6f} of the weights: give this much or more, or fewer targets or nonzeros"
+        )
+    return dataclasses.replace(config, rank=min(rank, *(min(shape[-2:]) for shape in shapes)))
 
 
 def _targets(config: DeltaConfig, flat: Mapping[str, Array]) -> dict[str, str]:

@@ -53,11 +53,12 @@ def abstract_steps(
     placed = sharding.placement(where, model, cut=bool(kept_units.read(folder)))
     kind = jnp.dtype(options.param_dtype)
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, kind), models.shapes(model))
+    moving, head = setup.trainable_params(config, folder, model, params, start), setup.task_head(config, model, params)
+    config = setup.with_rank(config, params, moving, head)
     adapter = jax.eval_shape(lambda p: create.init(p, config.delta, key=jax.random.key(0)), params)
-    moving = setup.trainable_params(config, folder, model, params, start)
     rest = tree.split(params, list(tree.flatten(moving)))[1]
     wide = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), moving)
-    optimizer = optim.adamw(config.train, setup.task_head(config, model, params))
+    optimizer = optim.adamw(config.train, head)
     state = jax.eval_shape(
         lambda trained: step.State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained)),
         {"deltas": adapter.deltas, "params": wide},

@@ -65,7 +65,7 @@ def load(run: Path, overrides: Sequence[str] = (), *, sharded: bool = False, oth
     elif config.delta.rank or config.delta.nonzeros:
         saved = adapter.load(run / ADAPTER)
         adapter.check(run / ADAPTER, run / MODEL, params, saved)
-    if saved and (other or config.delta.start):
+    if saved and (other or config.delta.start or config.delta.budget):
         config = dataclasses.replace(config, delta=adapted.described(config.delta, saved))
     if changed := hashes.check_model(config, run):
         log.warning("%s", changed)

@@ -70,8 +70,12 @@ def costs(results: dict[str, Any]) -> list[tuple[str, str]]:
     # Runs of earlier versions lack some figures.
     both = results.get("trainable_fraction_with_head")
     share = "" if both is None else f"; head and backbone together {both:.2%} of all parameters"
+    rank = f", rank {results['rank']}" if results.get("rank") else ""
     return [
-        ("trained parameters, backbone", f"{results['trainable_parameters']:,} = {results['trainable_fraction']:.2%}"),
+        (
+            "trained parameters, backbone",
+            f"{results['trainable_parameters']:,} = {results['trainable_fraction']:.2%}{rank}",
+        ),
         ("trained parameters, head", f"{results['head_parameters']:,}{share}"),
         ("weights zero or removed", f"{results['weight_sparsity']:.1%} of the prunable kernels"),
         ("FLOPs per token, dense", f"{flops['dense']:,} without attention scores"),

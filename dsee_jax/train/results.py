@@ -176,6 +176,7 @@ def results(
         "final_last": done[-1].get("last", done[-1]["metrics"]),
         **split,
         **rise,
+        "rank": setup.config.delta.rank,
         "trainable_parameters": trained_count,
         "trainable_fraction": trained_count / backbone,
         "trainable_fraction_with_head": (trained_count + heads_size) / (backbone + heads_size),

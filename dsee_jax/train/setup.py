@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,6 +85,7 @@ def prepare(config: Config) -> Setup:
         flat = tree.flatten(params)
         head = task_head(config, model, params)
         moving = trainable_params(config, folder, model, params, start)
+        config = with_rank(config, params, moving, head)
         prunable = tree.select(config.prune.targets, flat) if config.prune.kind != "none" else []
         for path in prunable:
             weights.check_prunable(path, flat[path].shape, config.prune)
@@ -180,6 +183,24 @@ def with_rules(config: Config, model: Model) -> Config:
         for section in (config.delta, config.prune)
     )
     return dataclasses.replace(config, delta=delta, prune=prune)
+
+
+def with_rank(config: Config, params: Params, moving: Params, head: Sequence[str]) -> Config:
+    """Return the config with the rank that ``delta.budget`` affords.
+
+    Args:
+      config: the run.
+      params: the params, or their shapes.
+      moving: those that the run trains besides its updates.
+      head: the paths of the task head. The weights that the budget is a share of are those of ``trainable_fraction``: all but
+        the trained part of the head.
+
+    Raises:
+      InputError: the budget is too small for rank 1.
+    """
+    trained = tree.flatten(moving).keys() & set(head)
+    weights = sum(math.prod(leaf.shape) for path, leaf in tree.flatten(params).items() if path not in trained)
+    return dataclasses.replace(config, delta=create.with_budget(params, config.delta, weights))
 
 
 def task_head(config: Config, model: Model, params: Params) -> list[str]:

@@ -1,5 +1,6 @@
 """Updates: new updates change nothing, attached equals folded, and any Linen model takes updates unedited."""
 
+import dataclasses
 import gc
 import weakref
 
@@ -252,3 +253,26 @@ def test_adapter_in_the_bytes_of_flax_is_another_one():
     read = serialization.from_bytes(Adapter({}, {}, 1.0, True), serialization.to_bytes(written))
     jax.tree.map(np.testing.assert_array_equal, read, written)
     assert (read.scale, read.scale_sparse, read.orientations) == (1.5, False, orientations)
+
+
+@pytest.mark.parametrize(
+    ("budget", "rank"),
+    [(0.05, 1), (0.0874, 1), (0.0875, 2), (0.32, 7), (0.9, 8)],
+)
+def test_rank_is_the_largest_that_fits_the_budget(budget, rank):
+    """Of 2,000 weights: rank r on a stack of two (8, 12) and on one (20, 20) trains 80 r, and 3 kernels 5 values each."""
+    params = {"layers": {"kernel": jnp.ones((2, 8, 12))}, "top": {"kernel": jnp.ones((20, 20))}, "rest": jnp.ones(1408)}
+    config = DeltaConfig(targets=[".*kernel"], budget=budget, nonzeros=5, alpha=6.0, support="random")
+    made = create.with_budget(params, config, 2000)
+    assert (made.rank, made.budget, made.scale) == (rank, 0.0, 6.0 / rank)
+    adapter = create.init(params, config, key=jax.random.key(0))
+    assert adapter.scale == made.scale
+    assert count(adapter.deltas) == 80 * rank + 15 <= budget * 2000
+
+
+def test_budget_that_is_too_small_names_the_least():
+    params = {"kernel": jnp.ones((20, 20))}
+    config = DeltaConfig(targets=["kernel"], budget=0.01, nonzeros=3)
+    with pytest.raises(InputError, match=r"delta.budget is 0.01; rank 1 and 3 nonzeros on 1 kernels need 0.107500 of"):
+        create.with_budget(params, config, 400)
+    assert create.with_budget(params, dataclasses.replace(config, budget=0.1075), 400).rank == 1

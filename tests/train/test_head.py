@@ -10,6 +10,7 @@ import runs
 import tiny
 from dsee_jax import models, tree
 from dsee_jax.ckpt import adapter, hf
+from dsee_jax.config import Config, DeltaConfig
 from dsee_jax.errors import InputError
 from dsee_jax.train import finished_run, setup
 
@@ -150,3 +151,11 @@ def test_classifier_of_other_classes_is_refused(tmp_path, names):
         runs.run(tmp_path)
     assert not (tmp_path / "run").exists()
     assert setup.prepare(runs.config(tmp_path, model__new_head=True)).data.task.labels == ("no", "yes")
+
+
+def test_budget_is_a_share_of_all_weights_but_the_trained_head():
+    """Rank r trains 20 r of the 100 weights below the head."""
+    params = {"kernel": np.ones((10, 10), np.float32), "head": {"kernel": np.ones((20, 10), np.float32)}}
+    config = Config(delta=DeltaConfig(targets=["^kernel"], budget=0.5, nonzeros=0))
+    ranks = [setup.with_rank(config, params, moving, ["head/kernel"]).delta.rank for moving in ({}, params)]
+    assert ranks == [7, 2]

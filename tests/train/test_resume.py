@@ -23,6 +23,7 @@ CONFIGS = {
         "prune__schedule_updates": 3,
         "data__split_dev": True,
         "train__rates__b": 4,
+        "delta__budget": 0.05,
     },
     "structured": {"prune__kind": "structured", "prune__heads": 1, "prune__neurons": 0.4},
     "earlybert": {"prune__kind": "earlybert", "prune__heads": 1, "prune__neurons": 0.4, "prune__search": 2.0},

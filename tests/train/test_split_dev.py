@@ -27,7 +27,7 @@ def test_run_is_scored_on_the_half_that_chose_nothing(tmp_path, monkeypatch):
         return counted
 
     monkeypatch.setattr(evaluation, "evaluator", watched)
-    results, out = runs.run(tmp_path, data__split_dev=True, train__eval_every=2)
+    results, out = runs.run(tmp_path, data__split_dev=True, train__eval_every=2, delta__budget=0.05)
     # Before, prune, and the best of the five evaluations of tune and of retune.
     assert calls.count(True) == 4
     assert calls.count(False) == 2 + 5 + 5
@@ -42,6 +42,10 @@ def test_run_is_scored_on_the_half_that_chose_nothing(tmp_path, monkeypatch):
     assert retune["choose"] == results["choose"] == best["metrics"]
     assert retune["choose"]["accuracy"] == max(record["metrics"]["accuracy"] for record in log)
     assert results["final"] == retune["metrics"] != retune["choose"]
+    # The rank is that of the budget: one more is 2 * (24 + 24) entries.
+    assert 0.05 * results["backbone_parameters"] - 96 < results["trainable_parameters"]
+    assert results["trainable_fraction"] <= 0.05
+    assert results["trainable_parameters"] == results["rank"] * 96 + 10
     again = finished_run.evaluate(out)
     assert again == pytest.approx(results["final"], rel=1e-5)
     whole = finished_run.evaluate(out, ["data.split_dev=false"])

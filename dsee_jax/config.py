@@ -43,6 +43,9 @@ UNIT_SCORES = ("W", "WAB", "WABS", "AB", "ABS", "random")
 INPUT_SCORES = ("WANDA", "RIA", "SPARSEGPT")
 """The scores that read the inputs of kernels."""
 
+PRUNED = "pruned"
+"""The word in ``delta.targets`` for the rules of ``prune.targets``."""
+
 LOW_RANK_SCORES = ("AB", "NAB")
 """The scores of the low-rank update alone."""
 
@@ -244,8 +247,8 @@ class DeltaConfig:
 
     targets: Sequence[str | tuple[str, Mapping[str, str]]] = (r".*/attention/(query|value)/kernel",)
     """Regular expressions over the full paths of kernels, ends of paths (query), or modules as PEFT names them (q_proj). Every
-    matched kernel gets an update. In Python ``(regex, {"orientation": "out_in"})`` too, for kernels that are not (in, out):
-    see dsee_jax.orientation."""
+    matched kernel gets an update. In a run, ``pruned`` stands for the rules of prune.targets, whatever prune.kind. In Python
+    ``(regex, {"orientation": "out_in"})`` too, for kernels that are not (in, out): see dsee_jax.orientation."""
     rank: int = 16
     """Columns of A and rows of B, 0 or more. 0: no low-rank part."""
     budget: float = 0.0

@@ -14,7 +14,7 @@ from dsee_jax import models, tree
 from dsee_jax.ckpt import adapted, adapter, formats, hf, hf_names, kept_units
 from dsee_jax.ckpt.companions import MODULES
 from dsee_jax.ckpt.resolve import resolve
-from dsee_jax.config import CUTTING, Config, model_task
+from dsee_jax.config import CUTTING, PRUNED, Config, model_task
 from dsee_jax.deltas import create
 from dsee_jax.errors import InputError
 from dsee_jax.models.architecture import Model
@@ -177,7 +177,9 @@ def _check_start(config: Config, folder: Path, start: Start, params: Params, key
 
 
 def with_rules(config: Config, model: Model) -> Config:
-    """Return the config with rules over the paths of ``model``, for targets that Hugging Face's names of modules give."""
+    """Return the config with rules over the paths of ``model``, for targets that a word or Hugging Face's names give."""
+    targets = [each for rule in config.delta.targets for each in (config.prune.targets if rule == PRUNED else [rule])]
+    config = dataclasses.replace(config, delta=dataclasses.replace(config.delta, targets=targets))
     delta, prune = (
         dataclasses.replace(section, targets=hf_names.to_rules(model, section.targets))
         for section in (config.delta, config.prune)

@@ -11,6 +11,7 @@ import tiny
 from dsee_jax import models, tree
 from dsee_jax.ckpt import adapter, hf
 from dsee_jax.config import Config, DeltaConfig
+from dsee_jax.deltas.adapter import kernels
 from dsee_jax.errors import InputError
 from dsee_jax.train import finished_run, setup
 
@@ -151,6 +152,15 @@ def test_classifier_of_other_classes_is_refused(tmp_path, names):
         runs.run(tmp_path)
     assert not (tmp_path / "run").exists()
     assert setup.prepare(runs.config(tmp_path, model__new_head=True)).data.task.labels == ("no", "yes")
+
+
+def test_word_pruned_stands_for_the_targets_of_pruning(tmp_path):
+    """The kernels and updates are those of the rule itself, also where nothing is pruned."""
+    names = ["attention/key", "attention/output", "attention/query", "attention/value", "mlp/down", "mlp/up"]
+    for kind in ("nm", "none"):
+        config = runs.config(tmp_path, delta__targets=["pruned"], prune__kind=kind)
+        made = setup.prepare(config)
+        assert [*kernels(made.trained["deltas"])] == [f"encoder/layer_0/{name}/kernel" for name in names]
 
 
 def test_budget_is_a_share_of_all_weights_but_the_trained_head():

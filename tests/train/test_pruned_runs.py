@@ -11,6 +11,7 @@ import pytest
 
 from dsee_jax import tree
 from dsee_jax.ckpt import adapter, hf, kept_units
+from dsee_jax.deltas.adapter import kernels
 from dsee_jax.prune import earlybert
 from dsee_jax.runtime import files
 from dsee_jax.train import loop, pruning, sharding, stages, step
@@ -19,8 +20,11 @@ from runs import run
 
 @pytest.mark.smoke
 def test_run_with_n_m_masks(tmp_path):
-    results, out = run(tmp_path, prune__kind="nm", train__epochs=0.2, train__retune_epochs=0.2)
+    results, out = run(
+        tmp_path, prune__kind="nm", train__epochs=0.2, train__retune_epochs=0.2, delta__targets=["pruned"]
+    )
     assert results["weight_sparsity"] == 0.5
+    assert [*kernels(adapter.load(out / "adapter").deltas)] == [*tree.flatten(adapter.load(out / "adapter").masks)]
     for mask in tree.flatten(adapter.load(out / "adapter").masks).values():
         np.testing.assert_array_equal(mask.reshape(-1, 4, mask.shape[1]).sum(1), 2)
 
@@ -60,8 +64,9 @@ def test_run_with_structured_pruning(tmp_path):
 def test_run_with_earlybert(tmp_path):
     """Search, draw, rewind, tune: the smaller model has the pretrained values of the kept units."""
     results, out = run(
-        tmp_path, prune__kind="earlybert", prune__heads=1, prune__neurons=0.4, prune__search=0.8, prune__check_every=2
-    )
+        tmp_path, prune__kind="earlybert", prune__heads=1, prune__neurons=0.4, prune__search=0.8, prune__check_every=2,
+        delta__targets=["pruned"],
+    )  # fmt: skip
     assert [stage["name"] for stage in results["stages"]] == ["draw", "tune"]
     assert results["kept"] == {"heads": [2], "neurons": [24]}
     assert not adapter.load(out / "adapter").masks
@@ -156,6 +161,7 @@ def test_masks_of_a_cubic_schedule_only_shrink(tmp_path, monkeypatch):
         tmp_path,
         prune__schedule="cubic",
         prune__schedule_updates=4,
+        delta__targets=["pruned"],
         prune__sparsity=0.75,
         train__epochs=0.2,
         train__eval_every=1,

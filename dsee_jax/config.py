@@ -362,13 +362,15 @@ class PruneConfig:
     and of neurons, patience times in a row. 0: never early."""
     patience: int = 3
     """earlybert: the number of consecutive draws within tolerance that end the search, 1 or more."""
-    schedule: Literal["one_shot", "cubic"] = "one_shot"
-    """one_shot: prune once, before re-tuning. cubic: prune in steps during re-tuning, along the cubic of Zhu and Gupta (2017);
-    unstructured only."""
+    schedule: Literal["one_shot", "cubic", "interleaved", "auto"] = "one_shot"
+    """one_shot: prune once, before re-tuning. cubic: prune in steps during re-tuning, along the cubic of Zhu and Gupta (2017).
+    interleaved: prune an equal share of the weights that are left at the start of each of several equal rounds of the
+    re-tuning, in each of which the learning rate rises and falls again, as by Renda et al. (2020). auto: by a rule, see
+    the documentation. cubic and interleaved: unstructured only."""
     schedule_fraction: float = 0.5
     """cubic: the fraction of the re-tuning over which the sparsity grows, in (0, 1]."""
-    schedule_updates: int = 10
-    """cubic: the number of draws of the mask, 1 or more."""
+    schedule_updates: int = 0
+    """cubic: the number of draws of the mask. interleaved: the number of rounds. 0: 10 draws, 4 rounds."""
 
     def __post_init__(self) -> None:
         check_types(self, "prune")
@@ -410,13 +412,14 @@ class PruneConfig:
         solved = self.score == "SPARSEGPT"
         fits = not solved or self.kind != "unstructured" or self.scope == "tensor"
         _need(fits, "prune.scope", self.scope, "tensor for SPARSEGPT, which prunes kernel by kernel")
-        fits = not solved or self.schedule == "one_shot"
+        fits = not solved or self.schedule in ("one_shot", "auto")
         _need(fits, "prune.schedule", self.schedule, "one_shot for SPARSEGPT, which changes the weights once")
-        fits = self.schedule == "one_shot" or self.kind == "unstructured"
+        fits = self.schedule in ("one_shot", "auto") or self.kind == "unstructured"
         _need(fits, "prune.schedule", self.schedule, f"one_shot for {self.kind}")
         fits = 0 < self.schedule_fraction <= 1
         _need(fits, "prune.schedule_fraction", self.schedule_fraction, "a fraction in (0, 1]")
-        _need(self.schedule_updates >= 1, "prune.schedule_updates", self.schedule_updates, "1 or more")
+        expected = "1 or more, or 0 for the number of the schedule"
+        _need(self.schedule_updates >= 0, "prune.schedule_updates", self.schedule_updates, expected)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """AdamW with warm-up, linear decay and clipping, for the trained leaves only."""
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,16 @@ def schedule(peak: float, steps: int, warmup: float) -> optax.Schedule:
     return optax.join_schedules(
         [optax.linear_schedule(0.0, peak, up), optax.linear_schedule(peak, 0.0, max(steps - up, 1))], [up]
     )
+
+
+def restarted(peak: float, begins: Sequence[int], steps: int, warmup: float) -> optax.Schedule:
+    """Return the learning rate by step: `schedule` from each of the steps ``begins`` up to the next one.
+
+    Learning rate rewinding (Renda et al. 2020, arXiv 2003.02389, section 3) to the start of the schedule: after each pruning
+    the rate rises to ``peak`` in ``warmup`` of the round, and falls to 0 at its end.
+    """
+    lengths = [end - begin for begin, end in zip(begins, [*begins[1:], steps], strict=True)]
+    return optax.join_schedules([schedule(peak, length, warmup) for length in lengths], [*begins[1:]])
 
 
 def warmup_constant(peak: float, steps: int, warmup: float) -> optax.Schedule:

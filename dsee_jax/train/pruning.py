@@ -12,19 +12,48 @@ from dsee_jax.train.setup import Setup, keys
 from dsee_jax.train.step import Frozen
 from dsee_jax.typing import Masks
 
+AUTO_SPARSITY, AUTO_STEPS = 0.5, 100
+"""``prune.schedule: auto`` prunes little by little above this sparsity, in a re-tuning of this many steps or more."""
+
+UPDATES = {"cubic": 10, "interleaved": 4}
+"""The draws of the mask by schedule, where ``prune.schedule_updates`` is 0."""
+
+
+def schedule(config: PruneConfig, total: int) -> str:
+    """Return the schedule of a re-tuning of ``total`` steps, where ``auto`` is resolved by its rule."""
+    if config.schedule != "auto":
+        return config.schedule
+    # SparseGPT changes the weights once.
+    again = config.kind == "unstructured" and config.score != "SPARSEGPT"
+    return "cubic" if again and config.sparsity > AUTO_SPARSITY and total >= AUTO_STEPS else "one_shot"
+
 
 def sparsities(config: PruneConfig, total: int) -> dict[int, float]:
     """Return ``{step of retune: sparsity}`` for a re-tuning of ``total`` steps; step 0 is the stage prune.
 
-    one_shot, or a run without re-tuning, has one entry. cubic: the last entry has the full ``sparsity``, at
-    ``schedule_fraction`` of the steps; where several updates have one step, the last counts.
+    The last entry has the full ``sparsity``. one_shot, or a run without re-tuning, has one entry. cubic: the last is at
+    ``schedule_fraction`` of the steps; where several updates have one step, the last counts. interleaved: entries are at the
+    starts of equal rounds, one step long or longer. Each prunes an equal share of the weights that are left, so that after
+    round k of n a share ``(1 - sparsity) ** (k / n)`` is left.
     """
-    if config.schedule == "one_shot" or not total:
+    name = schedule(config, total)
+    if name == "one_shot" or not total:
         return {0: config.sparsity}
-    last, count = round(config.schedule_fraction * (total - 1)), config.schedule_updates
+    count = config.schedule_updates or UPDATES[name]
+    if name == "interleaved":
+        count = min(count, total)
+        left = [(1 - config.sparsity) ** (number / count) for number in range(1, count)]
+        at = [round(total * number / count) for number in range(count)]
+        return dict(zip(at, [*(1 - share for share in left), config.sparsity], strict=True))
+    last = round(config.schedule_fraction * (total - 1))
     at = [round(last * number / max(count - 1, 1)) for number in range(count)]
-    schedule = weights.cubic(config.sparsity, steps=count)
-    return {step: float(schedule(number + 1)) for number, step in enumerate(at)}
+    grown = weights.cubic(config.sparsity, steps=count)
+    return {step: float(grown(number + 1)) for number, step in enumerate(at)}
+
+
+def rounds(config: PruneConfig, total: int) -> list[int]:
+    """Return the steps of a re-tuning at which the learning rate begins to rise; the first is 0."""
+    return [*sparsities(config, total)] if schedule(config, total) == "interleaved" else [0]
 
 
 def draw(setup: Setup, trained: dict[str, Any], masks: Masks, sparsity: float) -> Masks:

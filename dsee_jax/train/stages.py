@@ -205,8 +205,12 @@ def training_stage(setup: Setup, name: str) -> Stage:
     train = setup.config.train
     source = batches(setup, _epochs(setup.config)[name])
     peak = train.retune_learning_rate if name == "retune" else 0.0
-    schedule = optim.warmup_constant if name == "search" else optim.schedule
-    rate = schedule(peak or train.learning_rate, len(source), train.warmup)
+    peak, steps = peak or train.learning_rate, len(source)
+    if name == "search":
+        rate = optim.warmup_constant(peak, steps, train.warmup)
+    else:
+        begins = pruning.rounds(setup.config.prune, steps) if name == "retune" else [0]
+        rate = optim.restarted(peak, begins, steps, train.warmup)
     return Stage(name, source, rate, offset(setup, name))
 
 

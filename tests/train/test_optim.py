@@ -20,6 +20,15 @@ def test_rate_without_warmup_starts_at_the_peak():
     assert float(optim.schedule(1.0, 10, 0.0)(0)) == 1.0
 
 
+def test_rate_rises_again_in_each_round():
+    """Rounds from 0, 10 and 16 to 26 steps, each with a warm-up of a fifth."""
+    rate = optim.restarted(1.0, [0, 10, 16], 26, 0.2)
+    found = [float(rate(step)) for step in (0, 1, 2, 6, 10, 11, 12, 16, 18, 26)]
+    np.testing.assert_allclose(found, [0, 0.5, 1, 0.5, 0, 1, 0.8, 0, 1, 0], atol=1e-6)
+    whole, one = optim.schedule(1.0, 20, 0.1), optim.restarted(1.0, [0], 20, 0.1)
+    assert [whole(step) for step in range(21)] == [one(step) for step in range(21)]
+
+
 def test_rate_of_a_search_rises_and_stays():
     rate = optim.warmup_constant(1.0, 20, 0.1)
     np.testing.assert_allclose([float(rate(step)) for step in (0, 1, 2, 11, 20)], [0, 0.5, 1, 1, 1])

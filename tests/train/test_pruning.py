@@ -29,10 +29,37 @@ def test_cubic_literals():
     assert list(schedule.values()) == pytest.approx([0.38, 0.52, 0.54])
 
 
+def test_interleaved_literals():
+    """Half of the weights that are left go at the start of each of three rounds."""
+    config = PruneConfig(schedule="interleaved", sparsity=0.875, schedule_updates=3)
+    schedule = pruning.sparsities(config, 100)
+    assert schedule == pytest.approx({0: 0.5, 33: 0.75, 67: 0.875})
+    assert pruning.rounds(config, 100) == [0, 33, 67]
+    assert pruning.rounds(cubic(), 100) == [0]
+
+
+@pytest.mark.parametrize(
+    ("options", "total", "expected"),
+    [
+        ({"sparsity": 0.7}, 100, "cubic"),
+        ({"sparsity": 0.7}, 99, "one_shot"),
+        ({"sparsity": 0.5}, 1000, "one_shot"),
+        ({"kind": "nm"}, 1000, "one_shot"),
+        ({"sparsity": 0.7, "score": "SPARSEGPT", "scope": "tensor"}, 1000, "one_shot"),
+        ({"kind": "structured", "heads": 1}, 1000, "one_shot"),
+    ],
+)
+def test_automatic_schedule_follows_its_rule(options, total, expected):
+    assert pruning.schedule(PruneConfig(schedule="auto", **options), total) == expected
+
+
 @pytest.mark.parametrize("total", [0, 1, 2, 3, 7])
-@pytest.mark.parametrize("fraction", [0.1, 0.5, 1.0])
-def test_schedule_reaches_the_sparsity_before_the_last_step(total, fraction):
-    schedule = pruning.sparsities(cubic(sparsity=0.5, schedule_fraction=fraction), total)
+@pytest.mark.parametrize(
+    "options",
+    [{"schedule": "interleaved"}, *({"schedule": "cubic", "schedule_fraction": part} for part in (0.1, 0.5, 1.0))],
+)
+def test_schedule_reaches_the_sparsity_before_the_last_step(total, options):
+    schedule = pruning.sparsities(PruneConfig(sparsity=0.5, **options), total)
     assert min(schedule) == 0
     assert max(schedule) <= max(total - 1, 0)
     assert schedule[max(schedule)] == 0.5

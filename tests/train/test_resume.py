@@ -25,6 +25,7 @@ CONFIGS = {
         "train__rates__b": 4,
         "delta__budget": 0.05,
     },
+    "dsee, interleaved": {"prune__schedule": "interleaved", "prune__schedule_updates": 3},
     "structured": {"prune__kind": "structured", "prune__heads": 1, "prune__neurons": 0.4},
     "earlybert": {"prune__kind": "earlybert", "prune__heads": 1, "prune__neurons": 0.4, "prune__search": 2.0},
     "sparsegpt": {"prune__score": "SPARSEGPT", "prune__scope": "tensor", "prune__calibrate": "layerwise"},
@@ -63,7 +64,7 @@ class Death(Exception):
     "config",
     [
         "dsee, cubic",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("earlybert", "sparsegpt")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("dsee, interleaved", "earlybert", "sparsegpt")),
         *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("structured", "full")),
     ],
 )

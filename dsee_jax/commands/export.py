@@ -32,22 +32,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="hf and compact: keep the pruned weights sparse and write the updates to OUT/adapter; by default the updates are "
         "folded into the weights, so that any tool computes the tuned logits",
     )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace OUT if an earlier export wrote everything in it"
+    )
     hub.arguments(parser, "OUT")
 
 
 def run(options: argparse.Namespace) -> None:
     """Write the folder and print its path; with ``--push`` upload it and print its address."""
-    from dsee_jax.export import run
-    from dsee_jax.runtime import storage, writable
+    from dsee_jax.export.run import export_run
+    from dsee_jax.runtime import storage
 
     if options.push is not None:
         hub.check(options.push)
         if storage.remote(options.out):
             raise InputError(f"--push uploads a folder of this machine, and {options.out} is in a store: give a folder")
-    if isinstance(place := storage.as_output(options.out), pathlib.Path):
-        writable.check_folder(place, "OUT", writable.LONGEST)
-    with storage.written(options.out, overwrite=False) as out:
-        run.export(storage.download(options.run), out, form=options.format, factors=options.factors)
+    export_run(options.run, options.out, form=options.format, factors=options.factors, overwrite=options.overwrite)
     print(options.out)
     if options.push is not None:
         print(hub.push(pathlib.Path(options.out).expanduser(), options.push))

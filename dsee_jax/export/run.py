@@ -1,41 +1,107 @@
 """Export of a finished run: Hugging Face folder, compact checkpoint, StableHLO program or PEFT adapter."""
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
-from dsee_jax.ckpt import hf_save, kept_units
+from dsee_jax.ckpt import companions, hf_save, kept_units
 from dsee_jax.ckpt.adapter import Saved
-from dsee_jax.ckpt.folders import ADAPTER, CARD, KEPT, METRICS, MODEL, read_json
+from dsee_jax.ckpt.folders import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    ADAPTER_FILES,
+    CARD,
+    KEPT,
+    METRICS,
+    MODEL,
+    MODEL_FILES,
+    PEFT_WEIGHTS,
+    read_json,
+)
 from dsee_jax.errors import InputError
 from dsee_jax.export import peft, stablehlo
 from dsee_jax.models import hf_config
 from dsee_jax.prune import compaction
+from dsee_jax.runtime import earlier_output, files, storage, writable
+from dsee_jax.runtime.storage import Place
 from dsee_jax.train import run_card
 from dsee_jax.train.finished_run import Finished, load, plain_params
 
 log = logging.getLogger(__name__)
 
+FORMS = ("hf", "compact", "stablehlo", "peft")
+"""The formats of an export."""
 
-def export(run: Path, out: Path, *, form: str = "hf", factors: bool = False) -> None:
+HEADER = "---\n# An export of dsee_jax.\n"
+"""The first characters of the card of every export: the front matter begins with a comment."""
+
+FILES = (
+    *(*MODEL_FILES, *companions.PATTERNS, *(f"{ADAPTER}/{name}" for name in ADAPTER_FILES)),
+    *(ADAPTER_CONFIG, PEFT_WEIGHTS, stablehlo.PROGRAM, stablehlo.WEIGHTS, stablehlo.SIGNATURE, stablehlo.EXAMPLE),
+)
+"""Patterns of the files of exports in every format; the files that are copied from a model add to them."""
+
+
+def export_run(
+    run: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    form: str = "hf",
+    factors: bool = False,
+    overwrite: bool = False,
+) -> None:
     """Write the model of a finished run in another format, with a model card.
 
     Args:
-      run: the folder of the run.
-      out: the new folder.
+      run: the folder of the run, on this machine or in a store.
+      out: the new folder, on this machine or in a store; it is complete or absent.
       form: ``hf``: a Hugging Face folder, with zeros for the pruned heads or neurons whose number its fields cannot hold;
         ``compact``: a folder without any pruned heads and neurons; ``stablehlo``: a program that needs only jax
         (`dsee_jax.export.stablehlo`); ``peft``: the updates and the head, for the pretrained base or, where the run
         pruned it, for ``model/`` of the run (`dsee_jax.export.peft`).
       factors: for hf and compact: keep the pruned weights sparse and copy the adapter to ``out/adapter``. Otherwise the
         updates are folded in: the touched kernels become dense, and any tool computes the tuned logits.
+      overwrite: replace a folder at ``out`` if an export, in any format, wrote everything in it.
 
     Raises:
-      InputError: as `dsee_jax.train.finished_run.load`; ``out`` exists; or the format cannot represent the run.
+      InputError: as `dsee_jax.train.finished_run.load`; ``out`` is not empty (without ``overwrite``) or holds a file that no
+        export wrote; or the format cannot represent the run.
     """
+    if form not in FORMS:
+        raise InputError(f"form is {form!r}; expected {', '.join(FORMS)}")
     if factors and form not in ("hf", "compact"):
         raise InputError(f"--factors does not apply to --format {form}: use it with hf or compact")
-    finished = load(run)
+    place = storage.as_output(out)
+    _check(place, overwrite)
+    folder = storage.download(run)
+    names = (*FILES, *companions.others(folder / MODEL)) if overwrite else ()
+    if overwrite:
+        with storage.store_errors(place):
+            earlier_output.check(place, names, marker=(CARD, HEADER))
+    finished = load(folder)
+    with files.folder(place, replaces=names) as staging:
+        _write(folder, finished, staging, form, factors)
+        text = run_card.render(
+            finished.config,
+            read_json(folder / METRICS),
+            name=place.name,
+            classes=finished.task.num_labels,
+            form="model" if factors else form,
+        )
+        (staging / CARD).write_text(text.replace("---\n", HEADER, 1), encoding="utf-8")
+
+
+def _check(out: Place, overwrite: bool) -> None:
+    """Raise `InputError` unless the folder can be written and, without ``overwrite``, is absent or empty."""
+    if isinstance(out, Path):
+        writable.check_folder(out, "OUT", writable.LONGEST)
+    with storage.store_errors(out):
+        if not (overwrite or earlier_output.is_absent(out)):
+            raise InputError(f"{out} exists: give a new folder, or --overwrite to replace an earlier export")
+
+
+def _write(run: Path, finished: Finished, out: Path, form: str, factors: bool) -> None:
     if form == "stablehlo":
         stablehlo.write(out, finished.model, plain_params(finished), source=run / MODEL, labels=finished.task.labels)
     elif form == "peft":
@@ -44,14 +110,6 @@ def export(run: Path, out: Path, *, form: str = "hf", factors: bool = False) -> 
         peft.save(out, finished.model, finished.adapter, base=_base(run, finished.adapter))
     else:
         _write_model(run, finished, out, form, factors)
-    text = run_card.render(
-        finished.config,
-        read_json(run / METRICS),
-        name=out.name,
-        classes=finished.task.num_labels,
-        form="model" if factors else form,
-    )
-    (out / CARD).write_text(text, encoding="utf-8")
 
 
 def _base(run: Path, adapter: Saved) -> str:
@@ -74,7 +132,7 @@ def _write_model(run: Path, finished: Finished, out: Path, form: str, factors: b
             raise InputError(f"{run / MODEL / KEPT} is missing: it lists the kept heads and neurons")
         log.warning(
             "%s: zeros stand for the pruned %s: the fields of %s hold no such numbers",
-            *(out, " and ".join(kinds), model.config.model_type),
+            *(run, " and ".join(kinds), model.config.model_type),
         )
         # The layers that are dropped number the others.
         model, params = compaction.expand(

@@ -12,6 +12,11 @@ _OF_THE_SYSTEM = (".DS_Store",)
 """Files that the system leaves in a folder which a person looks at."""
 
 
+def is_absent(folder: Place) -> bool:
+    """Return whether nothing, or an empty folder, is at a path."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
 def check(folder: Place, names: Collection[str], *, marker: tuple[str, str] | None = None) -> None:
     """Raise `InputError` unless ``folder`` is absent, empty, or an earlier output that may be replaced.
 

@@ -148,7 +148,7 @@ def folder(path: str | os.PathLike[str], *, replaces: Collection[str] = ()) -> I
     with storage.store_errors(place):
         if replaces:
             earlier_output.check(place, replaces)
-        elif place.exists() and not (place.is_dir() and not any(place.iterdir())):
+        elif not earlier_output.is_absent(place):
             raise InputError(f"{path} exists: give a new folder")
     if isinstance(place, pathlib.Path):
         with atomic.folder(place) as partial:

@@ -241,6 +241,27 @@ def test_export_with_factors_keeps_weights_and_adapter(finished, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, adapter.load(out / "adapter")[:4], adapter.load(run / "adapter")[:4])
 
 
+def test_overwrite_replaces_exports_alone(finished, tmp_path, capsys):
+    """An export in any format; not a folder with another file, nor a model that something else wrote, nor the run's own."""
+    run, out = finished[0], tmp_path / "out"
+    arguments = ["export", str(run), str(out), "--overwrite", "--format"]
+    for form in ("peft", "hf"):
+        assert command.main([*arguments, form]) == 0
+    assert {"adapter_config.json", "adapter_model.safetensors"}.isdisjoint(file.name for file in out.iterdir())
+    (out / "notes.txt").write_text("mine")
+    shutil.copytree(run / "model", tmp_path / "model")
+    before = (tmp_path / "model/config.json").stat().st_mtime_ns
+    capsys.readouterr()
+    for place, line in (
+        (out, "'notes.txt' in it is not a file that this command"),
+        (tmp_path / "model", "no README.md of"),
+    ):
+        assert command.main(["export", str(run), str(place), "--overwrite"]) == 2
+        assert line in capsys.readouterr().err
+    assert (tmp_path / "model/config.json").stat().st_mtime_ns == before
+    assert (out / "notes.txt").read_text() == "mine"
+
+
 @pytest.mark.parity
 @pytest.mark.filterwarnings("default")
 def test_folded_export_opens_in_transformers(finished, tmp_path):

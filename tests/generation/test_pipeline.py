@@ -9,7 +9,7 @@ import dsee_jax
 import loras
 import runs
 from dsee_jax import __main__ as command
-from dsee_jax.export import run
+from dsee_jax.export.run import export_run
 from dsee_jax.generation import pipeline
 from dsee_jax.train import loop
 
@@ -94,8 +94,8 @@ def test_run_and_its_exports_generate_equal_texts(tmp_path, family):
     runs.table(tmp_path / "data")
     options = {"train__epochs": 0.4, "train__retune_epochs": 0.2, "train__learning_rate": 0.3}
     loop.run(runs.config(tmp_path, **options), say=lambda text: None)
-    run.export(tmp_path / "run", tmp_path / "factors", factors=True)
-    run.export(tmp_path / "run", tmp_path / "folded")
+    export_run(tmp_path / "run", tmp_path / "factors", factors=True)
+    export_run(tmp_path / "run", tmp_path / "folded")
     tuned, factors, folded, plain = (
         pipeline.load(tmp_path / name) for name in ("run", "factors", "folded", "run/model")
     )

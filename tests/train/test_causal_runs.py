@@ -16,7 +16,7 @@ from dsee_jax.analysis import statistics
 from dsee_jax.ckpt import adapter
 from dsee_jax.data.batches import Batches
 from dsee_jax.errors import InputError
-from dsee_jax.export import run as export_run
+from dsee_jax.export.run import export_run
 from dsee_jax.generation import pipeline
 from dsee_jax.metrics import text
 from dsee_jax.runtime import files
@@ -69,7 +69,7 @@ def test_run_of_a_decoder(tmp_path, family, pruning):
     again = finished_run.evaluate(run)
     assert list(again) == list(results["final"])
     assert again == pytest.approx(results["final"], rel=1e-5)
-    export_run.export(run, tmp_path / "hf")
+    export_run(run, tmp_path / "hf")
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["architectures"] == [
         {"llama": "LlamaForCausalLM", "gpt2": "GPT2LMHeadModel"}[family]
     ]
@@ -225,7 +225,7 @@ def test_statistics_and_stablehlo_of_a_decoder_run(tmp_path):
     assert arrays["model.layers.1.mlp.down_proj.weight"].shape == (40, 40)
     with pytest.raises(InputError, match="one label, and the task of the run is causal-lm: use --kind gram"):
         statistics.collect(run, "fisher", examples=0)
-    export_run.export(run, tmp_path / "program", form="stablehlo")
+    export_run(run, tmp_path / "program", form="stablehlo")
     said = json.loads((tmp_path / "program" / "signature.json").read_text())["output"]
     assert said == {
         "dtype": "float32",

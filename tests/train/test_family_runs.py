@@ -8,7 +8,7 @@ import decoders
 import runs
 from dsee_jax.ckpt import adapter, hf
 from dsee_jax.errors import InputError
-from dsee_jax.export import run as export_run
+from dsee_jax.export.run import export_run
 from dsee_jax.train import finished_run
 from runs import run, zeros
 
@@ -36,7 +36,7 @@ def test_run_of_every_encoder(tmp_path, family):
     results, out = run(tmp_path, **common, **cut)
     assert results["kept"] == {"heads": [2], "neurons": [24]}
     assert finished_run.evaluate(out) == pytest.approx(results["final"], rel=1e-5)
-    export_run.export(out, tmp_path / "dense")
+    export_run(out, tmp_path / "dense")
     model, params = hf.load_pretrained(tmp_path / "dense")
     # config.json has a field for neurons, and none for heads: zeros stand for the pruned head.
     assert model.config.widths == {"heads": (3,), "neurons": (24,)}
@@ -79,7 +79,7 @@ def test_run_of_every_decoder(tmp_path, family, kind):
     if kind == "unstructured":
         assert results["weight_sparsity"] == pytest.approx(0.5, abs=1e-4)
     assert finished_run.evaluate(out) == pytest.approx(results["final"], rel=1e-5)
-    export_run.export(out, tmp_path / "whole")
+    export_run(out, tmp_path / "whole")
     whole, params = hf.load_pretrained(tmp_path / "whole")
     assert whole.config == whole.config.with_widths()
     assert params["classifier"]["kernel"].shape == (24, 2)

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 import runs
 from dsee_jax.ckpt import checkpoints
 from dsee_jax.errors import InputError
-from dsee_jax.export import run as export_run
+from dsee_jax.export.run import export_run
 from dsee_jax.train import hashes, inputs, loop, setup
 from dsee_jax.train.finished_run import evaluate, load
 
@@ -130,7 +130,7 @@ def test_finished_run_with_another_model_is_refused(tmp_path, finished_run):
     with pytest.raises(InputError, match=match):
         evaluate(tmp_path / "run")
     with pytest.raises(InputError, match=match):
-        export_run.export(tmp_path / "run", tmp_path / "out")
+        export_run(tmp_path / "run", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     load(tmp_path / "run", ["train.allow_changed_inputs=true"])
 

@@ -10,7 +10,7 @@ import hub
 import runs
 from dsee_jax.__main__ import main
 from dsee_jax.config import Config, DataConfig, ModelConfig, TrainConfig
-from dsee_jax.export import run as export
+from dsee_jax.export import run as exports
 from dsee_jax.train import run_card
 
 RESULTS = {
@@ -87,9 +87,9 @@ def test_model_and_upload_of_a_run_have_a_card(finished_run, tmp_path, capsys, m
 
 def test_export_is_kept_where_the_hub_refuses_it(finished_run, tmp_path, capsys, monkeypatch):
     def copy(run, out, **options):
-        shutil.copytree(run / "adapter", out)
+        shutil.copytree(f"{run}/adapter", out)
 
-    monkeypatch.setattr(export, "export", copy)
+    monkeypatch.setattr(exports, "export_run", copy)
     run, out = finished_run("dsee") / "run", tmp_path / "out"
     with hub.opened(monkeypatch) as server:
         server.refuses["other/model"] = 403

@@ -11,7 +11,7 @@ import runs
 import tiny
 from dsee_jax.data import Questions, TaggedWords, Task
 from dsee_jax.data.tokens import Tokens, Windows
-from dsee_jax.export import run as export_run
+from dsee_jax.export.run import export_run
 from dsee_jax.train import finished_run
 from dsee_jax.train.problems import PROBLEMS
 
@@ -32,7 +32,7 @@ def check(results, out, names, problem_type=None):
     """The run and its files have the metrics, and an evaluation gives them again."""
     assert list(results["final"]) == list(results["before"]) == names
     assert finished_run.evaluate(out) == pytest.approx(results["final"], rel=1e-5)
-    export_run.export(out, out.parent / "hf")
+    export_run(out, out.parent / "hf")
     config = json.loads((out.parent / "hf/config.json").read_text())
     assert config.get("problem_type") == problem_type
     card = (out.parent / "hf/README.md").read_text()
@@ -50,7 +50,7 @@ def same_in_transformers(out, class_name):
     batch = tiny.batch(padded=False, types=0)
     expected = np.asarray(dsee_jax.apply(finished.model, finished_run.plain_params(finished), None, batch))
     inputs = {name: torch.from_numpy(ids).long() for name, ids in batch.items() if name != "token_type_ids"}
-    export_run.export(out, out.parent / "peft", form="peft")
+    export_run(out, out.parent / "peft", form="peft")
     opened = getattr(transformers, class_name)
     base = opened.from_pretrained(out.parent / "base", num_labels=finished.task.num_labels)
     for model in (opened.from_pretrained(out.parent / "hf"), peft.PeftModel.from_pretrained(base, out.parent / "peft")):

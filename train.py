@@ -50,11 +50,10 @@ def _main(arguments: list[str]) -> None:
     multihost.join(options)
     if not multihost.is_main():
         logging.getLogger().setLevel(logging.ERROR)
-    from dsee_jax.runtime import console
     from dsee_jax.train import loop
 
     with multihost.exit_on_failure(InputError, Stopped):
-        loop.run(settings, say=console.show)
+        loop.run(settings)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,9 @@
 
     model, params = dsee_jax.load_pretrained(path, task="causal-lm")
     tokens = dsee_jax.generate(model, params, input_ids, attention_mask, new_tokens=64)
+
+    results = dsee_jax.run(dsee_jax.Config(output_dir="runs/demo"))
+    dsee_jax.export_run("runs/demo", "exported", form="hf")
 """
 
 from typing import TYPE_CHECKING
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from dsee_jax.ckpt.adapted import load_adapter
     from dsee_jax.ckpt.hf import load_pretrained
     from dsee_jax.ckpt.hf_save import save_pretrained
+    from dsee_jax.ckpt.tokenizer import load_tokenizer
     from dsee_jax.config import (
         Config,
         DataConfig,
@@ -39,8 +43,10 @@ if TYPE_CHECKING:
     from dsee_jax.deltas.attach import apply, attached
     from dsee_jax.deltas.fold import materialize
     from dsee_jax.errors import InputError
+    from dsee_jax.export.run import export_run
     from dsee_jax.generation.decoding import generate
     from dsee_jax.prune.compaction import compact
+    from dsee_jax.train.loop import run
 
 __all__ = [
     "Adapter",
@@ -60,15 +66,18 @@ __all__ = [
     "compact",
     "decompose",
     "deltas",
+    "export_run",
     "generate",
     "generation",
     "load_adapter",
     "load_pretrained",
+    "load_tokenizer",
     "masks",
     "materialize",
     "models",
     "nnx",
     "prune",
+    "run",
     "save_pretrained",
     "tree",
 ]
@@ -77,6 +86,7 @@ _PUBLIC = {
     "load_adapter": "ckpt.adapted",
     "load_pretrained": "ckpt.hf",
     "save_pretrained": "ckpt.hf_save",
+    "load_tokenizer": "ckpt.tokenizer",
     "Config": "config",
     "DataConfig": "config",
     "DeltaConfig": "config",
@@ -93,8 +103,10 @@ _PUBLIC = {
     "attached": "deltas.attach",
     "materialize": "deltas.fold",
     "InputError": "errors",
+    "export_run": "export.run",
     "generate": "generation.decoding",
     "compact": "prune.compaction",
+    "run": "train.loop",
 }
 """The submodule that defines each public name."""
 

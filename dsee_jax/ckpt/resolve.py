@@ -13,9 +13,8 @@ from dsee_jax.runtime import storage
 _MODULES = "[0-9]*/*"
 """The pattern of the files in folders such as 1_Pooling, which hold modules of sentence encoders."""
 
-_HUB_FILES = (
+_SMALL_FILES = (
     "*.json",
-    "*.safetensors",
     "*.txt",
     "*.model",
     "*.jinja",
@@ -25,6 +24,7 @@ _HUB_FILES = (
     "*.tiktoken",
     "*.py",
 )
+_HUB_FILES = (*_SMALL_FILES, "*.safetensors")
 
 
 def resolve(path: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
@@ -36,7 +36,7 @@ def resolve(path: str | Path, revision: str | None = None, *, weights: bool = Tr
         (`dsee_jax.runtime.storage`); or a hub id such as ``org/name``. From a store or the hub, the configuration, safetensors
         and tokenizer files are downloaded or taken from the cache.
       revision: a branch, tag or commit of a hub id; None: the newest.
-      weights: false: download only the JSON files from the hub or a folder of a store. A GGUF file is read whole.
+      weights: false: download no weights from the hub or a folder of a store. A GGUF file is read whole.
 
     Raises:
       InputError: the folder, package or hub id does not exist, or the hub cannot be reached.
@@ -76,7 +76,7 @@ def resolve(path: str | Path, revision: str | None = None, *, weights: bool = Tr
         folder = huggingface_hub.snapshot_download(
             text,
             revision=revision,
-            allow_patterns=list(_HUB_FILES if weights else ("*.json",)),
+            allow_patterns=list(_HUB_FILES if weights else _SMALL_FILES),
             ignore_patterns=["[!0-9]*/*"],  # all subfolders but those of `_MODULES`
         )
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
@@ -118,7 +118,7 @@ def _stored(url: str, weights: bool) -> Path:
         and (line := formats.describe_names(url, names))
     ):
         raise InputError(f"{line} (on a machine with a copy of the folder, which is then copied back)")
-    return storage.download(url, *((*_HUB_FILES, _MODULES) if weights else ("*.json",)))
+    return storage.download(url, *((*_HUB_FILES, _MODULES) if weights else _SMALL_FILES))
 
 
 def _refuse_formats(name: str, revision: str | None) -> None:

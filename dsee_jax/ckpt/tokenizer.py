@@ -4,6 +4,7 @@ import os
 import pathlib
 from typing import Any
 
+from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.errors import InputError
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
@@ -18,19 +19,23 @@ def has_vocabulary(folder: pathlib.Path) -> bool:
 
 
 def load_tokenizer(path: str | pathlib.Path) -> Any:
-    """Return the fast tokenizer of a Hugging Face folder or hub id; no code of the folder is run.
+    """Return the fast tokenizer of a model, one of Hugging Face's ``transformers``; no code of the folder is run.
+
+    Args:
+      path: a model folder, GGUF file, hub id or package:NAME, see `dsee_jax.ckpt.resolve.resolve`.
 
     Raises:
-      InputError: there is no vocabulary, which transformers replaces by one of special tokens alone, or it cannot be read.
+      InputError: as `resolve`; there is no vocabulary, which transformers replaces by one of special tokens alone; or it
+        cannot be read.
     """
     # At import transformers advises to install PyTorch, which the tokenizer does not need.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
-    folder = pathlib.Path(path)
+    folder = resolve(path, weights=False)
     pieces = [name for name in _SENTENCEPIECE if (folder / name).is_file()]
     fix = "expected tokenizer.json or vocab.txt beside config.json"
-    if folder.is_dir() and not any((folder / name).is_file() for name in _VOCABULARIES):
+    if not any((folder / name).is_file() for name in _VOCABULARIES):
         if not pieces:
             raise InputError(f"no tokenizer in {str(path)!r}: it has no vocabulary; {fix}")
         fix = (
@@ -38,7 +43,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Any:
             "transformers and write tokenizer.json by its save_pretrained"
         )
     try:
-        return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # a malformed tokenizer.json raises a bare Exception
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"no tokenizer in {str(path)!r}; {fix} ({reason})") from None

@@ -6,11 +6,14 @@ from dsee_jax.lazy import package
 
 if TYPE_CHECKING:
     from dsee_jax.generation.decoding import generate, pad_left
+    from dsee_jax.generation.pipeline import complete, load
 
-__all__ = ["generate", "pad_left"]
+__all__ = ["complete", "generate", "load", "pad_left"]
 
 _PUBLIC = {
+    "complete": "pipeline",
     "generate": "decoding",
+    "load": "pipeline",
     "pad_left": "decoding",
 }
 

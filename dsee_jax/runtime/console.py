@@ -1,6 +1,7 @@
 """Output for a person while a command runs: progress bars, lines and sizes."""
 
 import contextlib
+import importlib.util
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
 @contextlib.contextmanager
 def bar(name: str, done: int, total: int) -> Iterator[Callable[[int, str], None]]:
-    """Show the progress of ``total`` steps on stderr; yields ``advance(steps done, text)``. Silent without a terminal."""
+    """Show the progress of ``total`` steps on stderr, where `draws_bars`; yields ``advance(steps done, text)``."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -32,11 +33,19 @@ def bar(name: str, done: int, total: int) -> Iterator[Callable[[int, str], None]
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    console = Console(stderr=True)
-    drawn = (terminal.draws_bars() or console.is_jupyter) and multihost.is_main()
-    with Progress(*columns, console=console, disable=not drawn) as progress:
+    drawn = draws_bars() and multihost.is_main()
+    with Progress(*columns, console=Console(stderr=True), disable=not drawn) as progress:
         task = progress.add_task(name, total=total, completed=done, note="")
         yield lambda steps, note: progress.update(task, completed=steps, note=note)
+
+
+def draws_bars() -> bool:
+    """Return whether `bar` is seen: on a terminal, or in a notebook, which needs ipywidgets for it."""
+    from rich.console import Console
+
+    if Console(stderr=True).is_jupyter:
+        return importlib.util.find_spec("ipywidgets") is not None
+    return terminal.draws_bars()
 
 
 def line(metrics: dict[str, float]) -> str:

@@ -17,7 +17,7 @@ from dsee_jax.ckpt import checkpoints
 from dsee_jax.ckpt.folders import CHECKPOINTS, CONFIG, LOG, METRICS, read_json
 from dsee_jax.config import CUTTING, Config
 from dsee_jax.errors import InputError
-from dsee_jax.runtime import files, multihost, preemption, storage
+from dsee_jax.runtime import console, files, multihost, preemption, storage
 from dsee_jax.train import (
     config_file,
     hashes,
@@ -38,12 +38,16 @@ from dsee_jax.train.trainer import Progress, Run, Session
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, *, say: Callable[[Any], None] = print, tracked: Sequence[Tracker] = ()) -> dict[str, Any]:
+def run(
+    config: Config, *, say: Callable[[Any], None] = console.show, tracked: Sequence[Tracker] = ()
+) -> dict[str, Any]:
     """Do every stage of a run that is not done yet, and return the content of ``metrics.json``.
+
+    The same call again resumes an interrupted run. `dsee_jax.export_run` writes the model of a finished one for other tools.
 
     Args:
       config: the run, the same on every process of a job (`dsee_jax.runtime.multihost`); ``config.output_dir`` gets all files.
-      say: takes the lines and tables for a person.
+      say: takes the lines and tables for a person; by default they are printed.
       tracked: trackers besides those of ``config.train.trackers``; process 0 calls them.
 
     Raises:

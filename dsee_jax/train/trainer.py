@@ -144,6 +144,8 @@ def fit(session: Session, run: Run, stage: Stage, point: Point, hooks: Hooks) ->
             if due:
                 point, note = hooks.visit(point, done)
                 advance(done, note)
+                if not console.draws_bars():
+                    session.say(f"{stage.name}, step {done} of {total}: {note}")
                 tick = time.perf_counter()
             if saving:
                 point = point._replace(progress=point.progress._replace(data=stream.get_state()))

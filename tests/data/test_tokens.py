@@ -52,8 +52,9 @@ def test_unusable_tokenizer_or_length_is_refused(tokenizer, tmp_path):
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "tokenizer.json").write_text("{")
-    for path in (tmp_path, tmp_path / "nowhere", broken):
-        with pytest.raises(InputError, match=r"no tokenizer in .*tokenizer\.json") as error:
+    refused = {tmp_path: r"no tokenizer in .*tokenizer\.json", broken: r"no tokenizer in .*tokenizer\.json"}
+    for path, line in (refused | {tmp_path / "nowhere": "the model folder .*nowhere does not exist"}).items():
+        with pytest.raises(InputError, match=line) as error:
             load_tokenizer(path)
         assert "\n" not in str(error.value)
 

@@ -1,6 +1,8 @@
 """Tiny complete runs: a random checkpoint, a few examples, every stage in seconds."""
 
+import contextlib
 import csv
+import io
 import json
 import pathlib
 
@@ -143,11 +145,15 @@ FINISHED: dict[str, dict[str, object]] = {
 def finish(folder: pathlib.Path, kind: str) -> None:
     """Create a run of `FINISHED` in ``folder / "run"``, with its checkpoint in ``folder / "base"``.
 
-    ``tracked_figures.json`` has the calls of its tracker: ``[figures, step]`` each, and ``["finished", True]``.
+    ``tracked_figures.json`` has the calls of its tracker: ``[figures, step]`` each, and ``["finished", True]``; ``said.json``
+    the lines for a person, without the tables.
     """
     calls: list[tuple] = []
     tracker = Tracker(
         lambda figures, step: calls.append((figures, step)), lambda well: calls.append(("finished", well))
     )
-    loop.run(config(folder, **FINISHED[kind]), say=lambda text: None, tracked=[tracker])
+    said: list[object] = []
+    with contextlib.redirect_stderr(io.StringIO()):  # no terminal
+        loop.run(config(folder, **FINISHED[kind]), say=said.append, tracked=[tracker])
+    (folder / "said.json").write_text(json.dumps([line for line in said if isinstance(line, str)]))
     (folder / "tracked_figures.json").write_text(json.dumps(calls))

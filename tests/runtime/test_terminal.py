@@ -51,6 +51,13 @@ def test_bars_are_drawn_on_a_terminal_and_without_colours_if_asked(monkeypatch):
     assert "\x1b[3" not in text
 
 
+@pytest.mark.parametrize("has_widgets", [False, True])
+def test_a_notebook_shows_bars_by_ipywidgets_alone(monkeypatch, has_widgets):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr(console.importlib.util, "find_spec", lambda name: has_widgets or None)
+    assert console.draws_bars() == has_widgets
+
+
 @pytest.mark.parametrize("is_terminal", [False, True])
 def test_bars_of_other_packages_follow(monkeypatch, is_terminal):
     monkeypatch.setattr("sys.stderr", Stream(is_terminal))

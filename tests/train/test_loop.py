@@ -1,6 +1,7 @@
 """Complete runs on a tiny checkpoint: their files and figures, and runs that start from another run."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -89,6 +90,13 @@ def test_log_has_every_evaluation_once(dsee):
     for record in records:
         if "metrics" not in record:
             assert set(record) == {"stage", "step", "loss", "learning_rate", "tokens_per_second"}
+
+
+def test_evaluations_are_not_said_where_no_bar_is_drawn(dsee):
+    """A log or a notebook shows how far a run is: one line for each evaluation."""
+    said = json.loads((dsee[0] / "said.json").read_text())
+    lines = [re.sub(r": accuracy 0\.\d{4}  loss .*", "", line) for line in said if ", step " in line]
+    assert lines == [f"{stage}, step {step} of 10" for stage in ("tune", "retune") for step in (5, 10)]
 
 
 def test_finished_run_is_not_repeated(dsee):

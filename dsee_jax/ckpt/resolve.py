@@ -109,8 +109,10 @@ def _with_gguf(folder: Path) -> Path:
 def _stored(url: str, weights: bool) -> Path:
     names = storage.listdir(url)
     if not {MODEL_CONFIG, ADAPTER_CONFIG} & set(names):
+        revision = url.rpartition("/")[2].partition("@")[2]
+        fix = f"; a folder of a store has no revisions: leave out @{revision}" if revision else ""
         raise InputError(
-            f"{url} is not the folder of a model: it has no config.json, but {', '.join(names[:4]) or 'no files'}"
+            f"{url} is not the folder of a model: it has no config.json, but {', '.join(names[:4]) or 'no files'}{fix}"
         )
     if (
         weights

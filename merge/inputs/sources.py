@@ -46,7 +46,7 @@ def open_source(reference: str, beside: Place) -> Source:
 
     Args:
       reference: ``path[@revision][+adapter[@revision]]``. A path is a folder or GGUF file beside the recipe, in the
-        working folder or in a store, ``package:NAME``, or a hub id; an adapter is this library's or a LoRA in PEFT's layout.
+        working folder or in a store (a URL, in which ``@`` means nothing), ``package:NAME``, or a hub id; an adapter is this library's or a LoRA in PEFT's layout.
       beside: the folder of the recipe.
 
     Raises:
@@ -160,7 +160,7 @@ def located(reference: str, beside: Place) -> tuple[str, Path, tuple[str, Path] 
     """Return a reference's path and folder, and its adapter's path and folder or None; raises `InputError`."""
     if _folder(reference, beside):
         return reference, _local(reference, None, beside), None
-    parts = [part.split("@") for part in reference.split("+")]
+    parts = _parts(reference)
     if len(parts) > 2 or any(len(part) > 2 or not all(part) for part in parts):
         raise InputError(
             f"cannot read the model {reference!r}: expected 'path', 'path@revision' or 'path+adapter', each once"
@@ -169,11 +169,16 @@ def located(reference: str, beside: Place) -> tuple[str, Path, tuple[str, Path] 
     return *places[0], places[1] if len(places) == 2 else None
 
 
+def _parts(reference: str) -> list[list[str]]:
+    """Return ``[path]`` or ``[path, revision]`` of the model and of its adapter; a URL of a store has no revision."""
+    return [[part] if storage.remote(part) else part.split("@") for part in reference.split("+")]
+
+
 def moved(reference: str, beside: Place, written: Callable[[Place], str]) -> str:
     """Return a reference with ``written(folder)`` for each folder beside the recipe or in the working folder."""
     if folder := _folder(reference, beside):
         return written(folder)
-    parts = [part.split("@") for part in reference.split("+")]
+    parts = _parts(reference)
     folders = [_folder(path, beside) for path, *_ in parts]
     return "+".join(
         "@".join([written(folder) if folder else path, *rest])

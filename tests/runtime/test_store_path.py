@@ -17,6 +17,7 @@ from dsee_jax.errors import InputError
 from dsee_jax.runtime import files, storage, store_path
 from dsee_jax.runtime.store_path import StorePath
 from merge.__main__ import main as merging
+from merge.inputs import sources
 
 
 @pytest.fixture(autouse=True)
@@ -227,3 +228,12 @@ def test_missing_package_is_named(monkeypatch, module):
 def test_output_on_the_hub_is_pushed():
     with pytest.raises(InputError, match="hf://me/model cannot be written: .* give --push REPO"):
         storage.as_output("hf://me/model")
+
+
+def test_an_at_in_a_url_begins_a_revision(memory, tmp_path):
+    """It may stand in the name of a folder, or before a host; a revision after a URL is said to be none."""
+    storage.upload(tiny.bert(tmp_path / "a"), f"{memory}/a@b")
+    assert sources.open_source(f"{memory}/a@b", tmp_path).config["model_type"] == "bert"
+    assert sources.moved(f"{memory}/a@b+org/name@main", tmp_path, str) == f"{memory}/a@b+org/name@main"
+    with pytest.raises(InputError, match=r"/a@v1 is not the folder .* has no revisions: leave out @v1"):
+        sources.open_source(f"{memory}/a@v1", tmp_path)

@@ -33,6 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "folded into the weights, so that any tool computes the tuned logits",
     )
     parser.add_argument(
+        "--base",
+        default="",
+        metavar="HUB_ID",
+        help="peft: the hub id of the base, which the adapter names; default: the path of the pretrained model or, if weights "
+        "were pruned, of RUN_DIR/model, which other machines do not have",
+    )
+    parser.add_argument(
         "--overwrite", action="store_true", help="replace OUT if an earlier export wrote everything in it"
     )
     hub.arguments(parser, "OUT")
@@ -47,7 +54,13 @@ def run(options: argparse.Namespace) -> None:
         hub.check(options.push)
         if storage.remote(options.out):
             raise InputError(f"--push uploads a folder of this machine, and {options.out} is in a store: give a folder")
-    export_run(options.run, options.out, form=options.format, factors=options.factors, overwrite=options.overwrite)
+    export_run(
+        *(options.run, options.out),
+        form=options.format,
+        factors=options.factors,
+        base=options.base,
+        overwrite=options.overwrite,
+    )
     print(options.out)
     if options.push is not None:
         print(hub.push(pathlib.Path(options.out).expanduser(), options.push))

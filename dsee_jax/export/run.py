@@ -2,10 +2,11 @@
 
 import logging
 import os
+import shlex
 import shutil
 from pathlib import Path
 
-from dsee_jax.ckpt import companions, hf_save, kept_units
+from dsee_jax.ckpt import card, companions, hf_save, kept_units
 from dsee_jax.ckpt.adapter import Saved
 from dsee_jax.ckpt.folders import (
     ADAPTER,
@@ -49,6 +50,7 @@ def export_run(
     *,
     form: str = "hf",
     factors: bool = False,
+    base: str = "",
     overwrite: bool = False,
 ) -> None:
     """Write the model of a finished run in another format, with a model card.
@@ -62,6 +64,8 @@ def export_run(
         pruned it, for ``model/`` of the run (`dsee_jax.export.peft`).
       factors: for hf and compact: keep the pruned weights sparse and copy the adapter to ``out/adapter``. Otherwise the
         updates are folded in: the touched kernels become dense, and any tool computes the tuned logits.
+      base: for peft: the hub id by which the adapter names its base. Empty: the path of the pretrained model, or of ``model/``
+        of the run; if that is on this machine, a warning says how others can open the adapter.
       overwrite: replace a folder at ``out`` if an export, in any format, wrote everything in it.
 
     Raises:
@@ -72,6 +76,10 @@ def export_run(
         raise InputError(f"form is {form!r}; expected {', '.join(FORMS)}")
     if factors and form not in ("hf", "compact"):
         raise InputError(f"--factors does not apply to --format {form}: use it with hf or compact")
+    if base and form != "peft":
+        raise InputError(f"--base does not apply to --format {form}: use it with peft")
+    if base and not card.hub_ids([base]):
+        raise InputError(f"--base {base} is no hub id; expected OWNER/NAME of a model repository")
     place = storage.as_output(out)
     _check(place, overwrite)
     folder = storage.download(run)
@@ -80,14 +88,17 @@ def export_run(
         with storage.store_errors(place):
             earlier_output.check(place, names, marker=(CARD, HEADER))
     finished = load(folder)
+    if form == "peft":
+        base = base or _base(folder, finished)
     with files.folder(place, replaces=names) as staging:
-        _write(folder, finished, staging, form, factors)
+        _write(folder, finished, staging, form, factors, base)
         text = run_card.render(
             finished.config,
             read_json(folder / METRICS),
             name=place.name,
             classes=finished.task.num_labels,
             form="model" if factors else form,
+            base=base,
         )
         (staging / CARD).write_text(text.replace("---\n", HEADER, 1), encoding="utf-8")
 
@@ -101,21 +112,37 @@ def _check(out: Place, overwrite: bool) -> None:
             raise InputError(f"{out} exists: give a new folder, or --overwrite to replace an earlier export")
 
 
-def _write(run: Path, finished: Finished, out: Path, form: str, factors: bool) -> None:
+def _write(run: Path, finished: Finished, out: Path, form: str, factors: bool, base: str) -> None:
     if form == "stablehlo":
         stablehlo.write(out, finished.model, plain_params(finished), source=run / MODEL, labels=finished.task.labels)
     elif form == "peft":
-        if not finished.adapter:
-            raise InputError(f"{run} has no updates (delta.rank and delta.nonzeros are 0): use --format hf")
-        peft.save(out, finished.model, finished.adapter, base=_base(run, finished.adapter))
+        peft.save(out, finished.model, _adapter(run, finished), base=base)
     else:
         _write_model(run, finished, out, form, factors)
 
 
-def _base(run: Path, adapter: Saved) -> str:
-    """Return the base of a run's updates: the pretrained model, or ``model/`` of the run where its weights are others."""
+def _adapter(run: Path, finished: Finished) -> Saved:
+    if not finished.adapter:
+        raise InputError(f"{run} has no updates (delta.rank and delta.nonzeros are 0): use --format hf")
+    return finished.adapter
+
+
+def _base(run: Path, finished: Finished) -> str:
+    """Return the base of a run's updates: the pretrained model, or ``model/`` of the run where its weights are others.
+
+    Warns if other machines do not have it.
+    """
+    adapter = _adapter(run, finished)
     changed = adapter.masks or adapter.kept or "kept" in adapter.config
-    return str((run / MODEL).absolute()) if changed else adapter.config["base"]
+    base = str((run / MODEL).absolute()) if changed else adapter.config["base"]
+    if not card.hub_ids([base]):
+        upload = f"upload it (hf upload OWNER/NAME {shlex.quote(base)}), and " if changed else ""
+        log.warning(
+            "the adapter names its base %s, which other machines do not have: to share the adapter, %sexport again with "
+            "--base OWNER/NAME, the hub id of these weights",
+            *(base, upload),
+        )
+    return base
 
 
 def _write_model(run: Path, finished: Finished, out: Path, form: str, factors: bool) -> None:

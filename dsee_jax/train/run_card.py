@@ -49,7 +49,14 @@ _ABOUT = {
 }
 
 
-def render(config: Config, results: dict[str, Any], *, name: str, classes: int, form: str) -> str:
+_ELSEWHERE = (
+    " That base is on the machine that made the adapter. To open it elsewhere, upload the base to the hub, and export the run "
+    "again with `--base OWNER/NAME`."
+)
+"""About a PEFT adapter whose base has no hub id."""
+
+
+def render(config: Config, results: dict[str, Any], *, name: str, classes: int, form: str, base: str = "") -> str:
     """Return the model card of a run.
 
     Args:
@@ -58,6 +65,7 @@ def render(config: Config, results: dict[str, Any], *, name: str, classes: int, 
       name: of the model.
       classes: the number of its outputs; not used for causal-lm.
       form: ``model`` for weights apart from their ``adapter/``, as those of the run, or the format of an export.
+      base: the base that a PEFT adapter names.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -65,7 +73,7 @@ def render(config: Config, results: dict[str, Any], *, name: str, classes: int, 
     hub = _TASKS.get(task, task)
     scores = {key: value for key, value in results["final"].items() if value is not None}
     data = ModelCardData(
-        base_model=card.hub_ids([config.model.path]),
+        base_model=card.hub_ids([base]) or card.hub_ids([config.model.path]),
         library_name={"hf": "transformers", "peft": "peft"}.get(form, "dsee_jax"),
         pipeline_tag=hub,
         tags=["dsee", *(["pruned"] if config.prune.kind != "none" else [])],
@@ -108,8 +116,10 @@ def render(config: Config, results: dict[str, Any], *, name: str, classes: int, 
         data,
         f"{card.code(_base(config.model.path))} tuned on {card.code(results['task'])} with "
         "[DSEE](https://arxiv.org/abs/2111.00160): low-rank and sparse updates, and pruning of the pretrained weights. "
-        f"{_ABOUT[form]}\n",
-        f"## Scores on {report.scored_on(results)}\n",
+        f"{_ABOUT[form]}{_ELSEWHERE if form == 'peft' and not card.hub_ids([base]) else ''}
+",
+        f"## Scores on {report.scored_on(results)}
+",
         card.table(["stage", *map(card.prose, scores)], stages),
         f"\n{chosen}\n\n## Costs\n",
         card.table(["", ""], [[name, value] for name, value in report.costs(results)]),

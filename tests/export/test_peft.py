@@ -218,6 +218,27 @@ def test_peft_opens_an_equally_cut_decoder_with_its_adapter(tmp_path):
     assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+def test_adapter_names_the_hub_id_of_its_base(finished_run, tmp_path, capsys, caplog):
+    """A base of this machine has a warning with the fix, and a remark on the card; other exports have no base."""
+    run, out = finished_run("dsee") / "run", tmp_path / "out"
+    export_as(run, out)
+    assert f"hf upload OWNER/NAME {run / 'model'}), and export again with --base OWNER/NAME" in caplog.text
+    assert "upload the base to the hub" in (out / "README.md").read_text()
+    caplog.clear()
+    arguments = ["export", str(run), str(out), "--overwrite"]
+    assert command.main([*arguments, "--format", "peft", "--base", "me/base"]) == 0
+    assert "--base" not in caplog.text
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "me/base"
+    card = (out / "README.md").read_text()
+    assert "base_model:\n- me/base\n" in card
+    assert "upload the base" not in card
+    capsys.readouterr()
+    refused = {"--base does not apply to --format hf": "me/base", "is no hub id; expected OWNER/NAME": str(tmp_path)}
+    for (line, base), form in zip(refused.items(), ("hf", "peft"), strict=True):
+        assert command.main([*arguments, "--format", form, "--base", base]) == 2
+        assert line in capsys.readouterr().err
+
+
 def test_run_beyond_peft_is_refused(finished_run, tmp_path, capsys):
     """Layers of different widths."""
     run = finished_run("structured") / "run"

@@ -170,7 +170,7 @@ class DataConfig:
     source: Literal["glue", "csv", "jsonl", "tfds", "toy", "e2e", "restaurants", "text", "conll", "squad"] = "toy"
     """The format of the examples. glue: GLUE's TSV files. csv, jsonl: one example per row or line. tfds: TensorFlow Datasets.
     toy, restaurants: generated, without files. e2e: the CSV files of the E2E challenge. text: plain text, or JSON lines with
-    a text each. conll: one word per line, its tag last. squad: JSON files in the layout of SQuAD v1.1."""
+    a text each. conll: one word per line, its tag last. squad: JSON files in the layout of SQuAD v1.1 or v2.0."""
     task: str = "toy"
     """glue: a GLUE task. tfds: a builder such as ``glue/sst2``. csv, jsonl: a name of your choice;
     their metric is accuracy, or for numbers pearson and spearman, whatever the name. toy, e2e, restaurants: not used."""
@@ -181,7 +181,7 @@ class DataConfig:
     e2e: trainset.csv. Not for glue and tfds."""
     dev_file: str = ""
     """The name of the dev file in dir. Empty: dev with the ending of the source; csv, jsonl: also validation; conll, text:
-    also valid; squad: also dev-v1.1.json; e2e: devset.csv."""
+    also valid; squad: also dev-v1.1.json and dev-v2.0.json; e2e: devset.csv."""
     held_text: str = ""
     """causal-lm: a file of plain text, or of JSON lines with a text each, that is scored at each evaluation. The rise of its
     loss, in nats per token, is the forgetting in metrics.json. Empty: none."""

@@ -55,13 +55,13 @@ class Texts(NamedTuple):
 
 
 class Questions(NamedTuple):
-    """``n`` questions about texts, with answers that stand in the texts."""
+    """``n`` questions about texts, with answers that stand in the texts, or with none."""
 
     question: list[str]
     context: list[str]
     """The text of each question."""
     answers: list[list[str]]
-    """The right answers of each question, one or more."""
+    """The right answers of each question; [] where the text has none."""
     starts: list[list[int]]
     """The numbers of characters of the text before each answer."""
     where: list[str]

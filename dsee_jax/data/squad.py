@@ -1,4 +1,5 @@
-"""Questions with answers in a text, from files in the layout of SQuAD v1.1 (Rajpurkar et al. 2016, arXiv 1606.05250).
+"""Questions with answers in a text, from files in the layout of SQuAD v1.1 (Rajpurkar et al. 2016, arXiv 1606.05250) or v2.0
+(Rajpurkar, Jia and Liang 2018, arXiv 1806.03822), where a question may have ``"is_impossible": true`` and no answers.
 
 ::
 
@@ -15,15 +16,18 @@ from dsee_jax.data.examples import Questions, Task, read_text
 from dsee_jax.errors import InputError, shorten
 from dsee_jax.runtime.storage import Place
 
+_ENDS = (".json", "-v1.1.json", "-v2.0.json")
+"""The ends of the names of the files."""
+
 
 def load(config: DataConfig) -> Task:
     """Return the task of the train and dev files in ``data.dir``, named ``data.task``.
 
     Raises:
-      InputError: a file is missing or not of this layout, a question has no answer, or the text has another answer at its
-        place; the message has the file and the place or the id of the question.
+      InputError: a file is missing or not of this layout, a question has no answer and is not said to have none, or the text
+        has another answer at its place; the message has the file and the place of the question.
     """
-    paths = tables.files(config, ["train.json", "train-v1.1.json"], ["dev.json", "dev-v1.1.json"])
+    paths = tables.files(config, [f"train{end}" for end in _ENDS], [f"dev{end}" for end in _ENDS])
     return Task(config.task, ("start", "end"), _read(paths["train"]), {"dev": _read(paths["dev"])})
 
 
@@ -57,9 +61,10 @@ def _add(questions: Questions, context: str, row: Any, where: str) -> None:
             )
         texts.append(text)
         starts.append(start)
-    if not texts:
+    if bool(texts) == (row.get("is_impossible") is True):
         raise InputError(
-            f"{where}: no answers; expected one or more, as in SQuAD v1.1: delete questions without answers"
+            f"{where}: {len(texts)} answers, and is_impossible is {shorten(repr(row.get('is_impossible')))}; expected one "
+            "answer or more, or, as in SQuAD v2.0, none and is_impossible: true"
         )
     row_of: tuple[Any, ...] = (question, context, texts, starts, where)
     for column, value in zip(questions, row_of, strict=True):

@@ -14,8 +14,8 @@ def tokenize(tokenizer: Any, examples: Questions, max_length: int, *, stride: in
     """Return the `Tokens` of all windows; each row is a question and a window of its text.
 
     The labels (windows, 2) int32 are the first and last token of the first answer; 0, the first token of the row, where the
-    window does not hold the whole answer (Devlin et al. 2019, section 4.2). In a distributed run each process encodes one part
-    of the questions.
+    question has no answer or the window does not hold the whole answer (Devlin et al. 2019, section 4.2). In a distributed run
+    each process encodes one part of the questions.
 
     Args:
       tokenizer: from `load_tokenizer`; a fast one.
@@ -71,9 +71,10 @@ def _encode_part(
             spans = np.where(inside[:, None], np.asarray(encoded["offset_mapping"][row], np.int32), -1)
             if not inside.any():
                 raise InputError(f"{examples.where[number]}: its text has no token that the tokenizer knows")
-            begin = examples.starts[number][0]
+            answer = zip(examples.starts[number], examples.answers[number], strict=True)
+            begin, text = next(answer, (0, ""))
             types = np.asarray(encoded["token_type_ids"][row], np.int32) if typed else np.zeros_like(tokens)
-            label = _answer(spans, begin, begin + len(examples.answers[number][0]))
+            label = _answer(spans, begin, begin + len(text))
             for column, value in zip(columns, (tokens, types, spans, label, [number], [len(tokens)]), strict=True):
                 column.append(value)
     ids, types, spans, labels, questions, lengths = columns

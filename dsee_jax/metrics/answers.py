@@ -1,4 +1,6 @@
-"""Scores of answers to questions about a text, as by the scorer of SQuAD v1.1 (Rajpurkar et al. 2016, arXiv 1606.05250)."""
+"""Scores of answers to questions about a text, as by the scorers of SQuAD v1.1 (Rajpurkar et al. 2016, arXiv 1606.05250) and
+v2.0 (Rajpurkar, Jia and Liang 2018, arXiv 1806.03822), where the right answer of some questions is none.
+"""
 
 import collections
 import re
@@ -31,13 +33,26 @@ def _f1(answer: str, truth: str) -> float:
 
 
 def score(answers: Sequence[str], truths: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return f1 and exact_match in [0, 1]: for each question the best over its right answers, then the mean."""
+    """Return f1 and exact_match in [0, 1]: for each question the best over its right answers, then the mean.
 
-    def mean(measure: Callable[[str, str], float]) -> float:
-        pairs = zip(answers, truths, strict=True)
-        return float(np.mean([max(measure(answer, truth) for truth in some) for answer, some in pairs]))
+    Args:
+      answers: of each question; "" for none.
+      truths: the right answers of each question; a question without any has both scores 1 for "" and 0 for another answer.
+        If there are such questions, ``f1_answerable`` and ``f1_unanswerable`` are the means of the two kinds.
+    """
+    kinds = {"": [True] * len(truths)}
+    if not all(truths):
+        kinds |= {"_answerable": list(map(bool, truths)), "_unanswerable": [not some for some in truths]}
 
-    return {"f1": mean(_f1), "exact_match": mean(_exact)}
+    def each(measure: Callable[[str, str], float]) -> np.ndarray:
+        def best(answer: str, some: Sequence[str]) -> float:
+            return max(measure(answer, truth) for truth in some) if some else float(not normalised(answer))
+
+        return np.array([best(answer, some) for answer, some in zip(answers, truths, strict=True)])
+
+    f1 = each(_f1)
+    means = {f"f1{kind}": float(np.mean(f1[chosen])) for kind, chosen in kinds.items() if any(chosen)}
+    return {"f1": means.pop("f1"), "exact_match": float(np.mean(each(_exact)))} | means
 
 
 def best_span(starts: np.ndarray, ends: np.ndarray) -> tuple[float, int, int]:

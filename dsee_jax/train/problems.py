@@ -89,10 +89,16 @@ def _best_of_glue(task: Task) -> str:
 
 
 def _answered(task: Task, examples: Split, tokens: Tokens, logits: Sequence[np.ndarray]) -> dict[str, float]:
-    """Return the scores of the best span of each question over the windows of its text."""
+    """Return the scores of the best span of each question over the windows of its text.
+
+    If some questions of the training set have no answer, the answer is "" where the first token of each row, which stands for
+    none, has a higher sum of logits than the best span: a probability of no answer above one half, of the two.
+    """
     assert isinstance(examples, Questions)
+    assert isinstance(task.train, Questions)
     assert tokens.windows
     best = [(-math.inf, "")] * len(examples.question)
+    none = np.full(len(examples.question), -math.inf if all(task.train.answers) else math.inf)
     losses = []
     for row, question in enumerate(tokens.windows.questions):
         part = slice(tokens.offsets[row], tokens.offsets[row + 1])
@@ -102,7 +108,9 @@ def _answered(task: Task, examples: Split, tokens: Tokens, logits: Sequence[np.n
         value, first, last = answers.best_span(own[inside, 0], own[inside, 1])
         begin, end = spans[inside[first], 0], spans[inside[last], 1]
         best[question] = max(best[question], (value, examples.context[question][begin:end]), key=lambda each: each[0])
-    scores = answers.score([text for _, text in best], examples.answers)
+        none[question] = min(none[question], own[0].sum())
+    given = ["" if without > value else text for (value, text), without in zip(best, none, strict=True)]
+    scores = answers.score(given, examples.answers)
     loss = float(np.mean(losses))
     # There is no best of logits that are not numbers.
     return (scores if math.isfinite(loss) else dict.fromkeys(scores, math.nan)) | {"loss": loss}

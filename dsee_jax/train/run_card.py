@@ -116,10 +116,8 @@ def render(config: Config, results: dict[str, Any], *, name: str, classes: int, 
         data,
         f"{card.code(_base(config.model.path))} tuned on {card.code(results['task'])} with "
         "[DSEE](https://arxiv.org/abs/2111.00160): low-rank and sparse updates, and pruning of the pretrained weights. "
-        f"{_ABOUT[form]}{_ELSEWHERE if form == 'peft' and not card.hub_ids([base]) else ''}
-",
-        f"## Scores on {report.scored_on(results)}
-",
+        f"{_ABOUT[form]}{_ELSEWHERE if form == 'peft' and not card.hub_ids([base]) else ''}\n",
+        f"## Scores on {report.scored_on(results)}\n",
         card.table(["stage", *map(card.prose, scores)], stages),
         f"\n{chosen}\n\n## Costs\n",
         card.table(["", ""], [[name, value] for name, value in report.costs(results)]),

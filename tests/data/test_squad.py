@@ -38,13 +38,25 @@ def test_questions_are_read(tmp_path):
     )
 
 
+def test_question_without_an_answer_points_at_the_first_token(tmp_path, tokenizer):
+    content = document(answers=())
+    content["data"][0]["paragraphs"][0]["qas"][0] |= {"is_impossible": True, "plausible_answers": [{"text": "dog"}]}
+    task = load(tmp_path, content)
+    assert isinstance(task.train, Questions)
+    assert (task.train.answers, task.train.starts) == ([[]], [[]])
+    assert not windows.tokenize(tokenizer, task.train, 9, stride=2, vocab_size=100).labels.any()
+    content["data"][0]["paragraphs"][0]["qas"][0]["answers"] = [{"text": "dog", "answer_start": 15}]
+    with pytest.raises(InputError, match="1 answers, and is_impossible is True"):
+        load(tmp_path, content)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("{", "train.json:1: not JSON: "),
         ([], "train.json: no list 'data'; expected the layout of SQuAD"),
         ({"data": [{"paragraphs": [{"context": "a"}]}]}, r"data\[0\]: paragraphs\[0\]: no list 'qas'"),
-        (document(answers=()), r"qas\[0\]: no answers; expected one or more, as in SQuAD v1.1"),
+        (document(answers=()), r"qas\[0\]: 0 answers, and is_impossible is None; expected one answer or more, or"),
         (document(answers=(("dog", 14),)), r"answers\[0\]: the answer 'dog' does not stand at answer_start 14"),
         (document(question=" "), r"qas\[0\]: 'question' is ' '; expected a text that is not blank"),
         ({"data": []}, "train.json: no questions"),

@@ -21,6 +21,13 @@ def test_scores_are_the_best_over_the_right_answers():
     assert answers.score(["x"], [["y z"]]) == {"f1": 0.0, "exact_match": 0.0}
 
 
+def test_scores_of_unanswerable_questions():
+    """By SQuAD's scorer v2.0: no answer is right only where there is none."""
+    scores = answers.score(["", "", "a cat", "big cat"], [[], ["cat"], [], ["cat"]])
+    expected = {"f1": (1 + 0 + 0 + 2 / 3) / 4, "exact_match": 1 / 4, "f1_answerable": 1 / 3, "f1_unanswerable": 1 / 2}
+    assert scores == pytest.approx(expected)
+
+
 def test_best_span_ends_after_it_starts_and_is_not_too_long():
     starts, ends = np.full(40, -9.0), np.full(40, -9.0)
     starts[[3, 20]], ends[[2, 5, 39]] = (5.0, 1.0), (9.0, 1.0, 7.0)

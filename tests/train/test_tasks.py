@@ -128,6 +128,21 @@ def test_best_answer_is_chosen_over_all_windows_of_a_text():
     assert all(map(np.isnan, PROBLEMS["question-answering"].score(task, examples, tokens, logits).values()))
 
 
+@pytest.mark.parametrize(("surest", "right"), [(4.5, ["dog", ""]), (1.5, ["dog", "bird"]), (9.0, ["", ""])])
+def test_no_answer_is_given_where_no_window_has_a_surer_span(surest, right):
+    """Two windows of an answerable question, one of a question without an answer; spans have sums of logits of 2, 8 and 4."""
+    train = Questions(["q"], ["cat dog"], [[]], [[]], ["x:1"])
+    examples = Questions(["q", "r"], ["cat dog", "bird"], [right[:1], right[1:]], [[0], [0]], ["x:1", "x:2"])
+    task = Task("tiny", ("start", "end"), train, {"dev": examples})
+    spans = np.array([[-1, -1], [0, 3], [-1, -1], [4, 7], [-1, -1], [0, 4]])
+    windows = Windows(np.array([0, 0, 1]), spans)
+    tokens = Tokens(
+        np.zeros(6, int), np.zeros(6, int), np.array([0, 2, 4, 6]), np.zeros((3, 2), int), 0, windows=windows
+    )
+    logits = [np.array([[surest / 2 + extra] * 2, [span] * 2]) for extra, span in ((4, 1), (0, 4), (0, 2))]
+    assert PROBLEMS["question-answering"].score(task, examples, tokens, logits)["exact_match"] == 1
+
+
 @pytest.mark.slow
 def test_run_of_plain_text_has_perplexity_and_forgetting(tmp_path):
     """The held text is that of the dev set here, so that its loss is the same."""

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 
 from dsee_jax import tree
 from dsee_jax.errors import InputError
-from dsee_jax.models import bert, deberta, gpt2, llama, roberta, xlm_roberta
+from dsee_jax.models import bert, deberta, gpt2, llama, mpnet, roberta, xlm_roberta
 from dsee_jax.models.architecture import Architecture, Model, UnitTemplate
 from dsee_jax.typing import Cuts, Units
 
-_FAMILIES = (bert, deberta, gpt2, roberta, xlm_roberta, llama)
+_FAMILIES = (bert, deberta, gpt2, mpnet, roberta, xlm_roberta, llama)
 
 MODELS: dict[str, Architecture] = {
     model_type: family.ARCHITECTURE for family in _FAMILIES for model_type in family.ARCHITECTURE.model_types

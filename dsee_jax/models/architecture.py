@@ -143,6 +143,9 @@ class UnitTemplate(NamedTuple):
     ``entries`` (a number, or the name of the config field that holds the number). Paths that a model lacks are skipped."""
     scored: tuple[str, ...]
     """Kernels (in, out); the columns of a unit make its score."""
+    numbers: str = ""
+    """The config field with the numbers of the units that each layer keeps, ``((number, ...), ...)`` or None for all: of units
+    that have entries in a param that all layers share. Empty: no such units."""
 
 
 def standard_cuts(layer: str) -> dict[str, UnitTemplate]:

@@ -33,6 +33,8 @@ class Config:
     """Fields that are positive whole numbers."""
     DROPOUTS: ClassVar[tuple[str, ...]] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     """Fields that are dropout rates."""
+    LAYERED: ClassVar[tuple[str, ...]] = ("kept_heads", "kept_neurons")
+    """Fields with one value for each layer, or None."""
     OPTIONS: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "hidden_act": tuple(ACTIVATIONS),
         "dtype": ("float32", "bfloat16"),
@@ -125,8 +127,7 @@ class Config:
         return dataclasses.replace(
             self,
             num_hidden_layers=int(sum(kept)),
-            kept_heads=hf_config.of_layers(self.kept_heads, kept),
-            kept_neurons=hf_config.of_layers(self.kept_neurons, kept),
+            **{name: hf_config.of_layers(getattr(self, name), kept) for name in self.LAYERED},
         )
 
 

@@ -158,7 +158,7 @@ def read(
             )
     values = {name: fields[name] for name in names if name in fields}
     # A config is a static argument of compiled functions, so it must be hashable.
-    config = config_class(**{name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}, **run)
+    config = config_class(**{name: _tuples(x) for name, x in values.items()}, **run)
     for name, field in names.items():
         kinds = get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
         if not any(_fits(value := getattr(config, name), kind) for kind in kinds):
@@ -171,6 +171,11 @@ def read(
             "'kept_neurons'"
         )
     return config
+
+
+def _tuples(value: Any) -> Any:
+    """Return a value of JSON with tuples for its lists, at every depth."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -64,7 +64,9 @@ class Roberta(nn.Module):
         config = self.config
         mask = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
         types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        x = Embeddings(config, name="embeddings")(input_ids, positions(config, input_ids), types, deterministic)
+        x = Embeddings(config, name="embeddings")(
+            input_ids, positions(input_ids, config.pad_token_id), types, deterministic
+        )
         x = Encoder(config, name="encoder")(x, (mask != 0)[:, None, None, :], deterministic, task_heads.read(self.task))
 
         def pool(first: jax.Array) -> jax.Array:
@@ -75,10 +77,10 @@ class Roberta(nn.Module):
         return task_heads.head(config, self.task, x, deterministic, pool=pool, rate=config.classifier_dropout)
 
 
-def positions(config: Config, input_ids: jax.Array) -> jax.Array:
-    """Return int32 (batch, length): pad_token_id at padding; pad_token_id + 1, + 2 ... at tokens, across any padding."""
-    real = (input_ids != config.pad_token_id).astype(jnp.int32)
-    return jnp.cumsum(real, axis=1) * real + (config.pad_token_id or 0)
+def positions(input_ids: jax.Array, padding: int | None) -> jax.Array:
+    """Return int32 (batch, length): ``padding`` at that id; padding + 1, + 2 ... at the others, across any padding."""
+    real = (input_ids != padding).astype(jnp.int32)
+    return jnp.cumsum(real, axis=1) * real + (padding or 0)
 
 
 ARCHITECTURE = dataclasses.replace(

@@ -4,6 +4,7 @@ One table of `Indices` cuts every tree of a model: params, masks, updates and th
 supports and the layers are renumbered. A leaf that would become empty is removed.
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,8 +14,9 @@ import numpy as np
 
 from dsee_jax import models, tree
 from dsee_jax.deltas.adapter import kernels
-from dsee_jax.errors import InputError
-from dsee_jax.models.architecture import Model, scans
+from dsee_jax.errors import InputError, shorten
+from dsee_jax.models import hf_config
+from dsee_jax.models.architecture import Model, ModelConfig, scans
 from dsee_jax.prune import layers
 from dsee_jax.prune.layers import layer
 from dsee_jax.prune.units import kept as kept_units
@@ -68,11 +70,36 @@ def resized(model: Model, kept: Masks) -> Model:
         )
         for kind in config.widths
     }
+    named = _named(model.config)
+    names = {kind: _numbers(config, kind, field, kept[kind]) for kind, field in named.items() if kind in kept}
     if "layers" in kept:
         stay = np.flatnonzero(kept["layers"])
-        widths = {kind: tuple(of_layers[number] for number in stay) for kind, of_layers in widths.items()}
+        widths, names = (
+            {kind: tuple(of_layers[number] for number in stay) for kind, of_layers in each.items()}
+            for each in (widths, names)
+        )
         config = config.with_layers([bool(flag) for flag in kept["layers"]])
-    return model.clone(config=config.with_widths(**widths))
+    config = config.with_widths(**widths)
+    left = hf_config.kept_kinds(config)
+    fields = {named[kind]: of_layers if kind in left else None for kind, of_layers in names.items()}
+    return model.clone(config=dataclasses.replace(config, **fields))
+
+
+def _named(config: ModelConfig) -> dict[str, str]:
+    """Return ``{kind: config field}`` of the kinds whose units a config names, see `UnitTemplate.numbers`."""
+    return {kind: template.numbers for kind, template in models.find(config.model_type).cuts.items() if template.numbers}
+
+
+def _numbers(config: ModelConfig, kind: str, field: str, kept: Masks) -> tuple[tuple[int, ...], ...]:
+    """Return the numbers of the kept units of one kind in every layer, as ``field`` holds them."""
+    before = getattr(config, field) or [range(width) for width in config.widths[kind]]
+    numbers = []
+    for number, names in enumerate(before):
+        flags = np.asarray(kept.get(layer(number), np.ones(len(names), bool)))
+        # Flags over other units than those of the config are over all units of the pretrained model.
+        names = names if len(flags) == len(names) else range(len(flags))
+        numbers.append(tuple(names[unit] for unit in np.flatnonzero(flags)))
+    return tuple(numbers)
 
 
 def indices(
@@ -196,8 +223,15 @@ def check(model: Model, kept: Masks) -> None:
     small, known = layers.renumbered(kept), {layer(number) for number in range(depth)}
     for name in {name for by_layer in small.values() for name in by_layer} - known:
         raise InputError(f"the kept units are of {name} and the model has no such layer")
-    if (left := resized(_original(model, small), small).config.widths) != model.config.widths:
-        raise InputError(f"the model has the widths {model.config.widths} and the kept units give {left}")
+    left = resized(_original(model, small), small).config
+    if left.widths != model.config.widths:
+        raise InputError(f"the model has the widths {model.config.widths} and the kept units give {left.widths}")
+    for kind, field in _named(left).items():
+        if (given := getattr(left, field)) != (numbers := getattr(model.config, field)):
+            raise InputError(
+                f"the config of the model names the {kind} {shorten(repr(numbers))} in {field!r} and the kept units give "
+                f"{shorten(repr(given))}: they belong to another model"
+            )
 
 
 def _original(model: Model, kept: Masks) -> Model:

@@ -280,7 +280,7 @@ def test_bad_config_is_named(tmp_path):
         ("[1]", "config.json holds a list; expected an object"),
         (
             '{"hidden_size": 3}',
-            "config.json: 'model_type' is missing; add the kind of the model, one of bert, deberta, gpt2, roberta, ",
+            "config.json: 'model_type' is missing; add the kind of the model, one of bert, deberta, gpt2, mpnet, ",
         ),
         (json.dumps(tiny.config(model_type="berd")), r"'berd' is not supported; supported: bert"),
         (json.dumps(tiny.config(is_decoder=True)), "config.json: 'is_decoder' is True"),

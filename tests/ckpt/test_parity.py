@@ -67,6 +67,13 @@ VARIANTS = {
     "deberta c2p": ("Deberta", {"relative_attention": True, "pos_att_type": ["c2p"], "max_relative_positions": 32}),
     "deberta p2c": ("Deberta", {"relative_attention": True, "pos_att_type": "p2c", "pooler_hidden_act": "relu"}),
     "deberta of absolute positions": ("Deberta", {"relative_attention": False}),
+    "mpnet": ("MPNet", {"type_vocab_size": 0, "pad_token_id": 1, "layer_norm_eps": 1e-5}),
+    # The model still reads 32 rows, and takes 1 for the padding.
+    "mpnet of other fields": (
+        "MPNet",
+        {"type_vocab_size": 0, "pad_token_id": 0, "relative_attention_num_buckets": 40, "hidden_act": "relu"},
+    ),
+    "mpnet of long texts": ("MPNet", {"type_vocab_size": 0, "pad_token_id": 1, "max_position_embeddings": 202}),
 }
 
 
@@ -100,7 +107,9 @@ def test_outputs_of_every_family_and_head(tmp_path, variant, task):
 
     config = _made(tmp_path / "a", variant, task)
     options = {"types": config.type_vocab_size, "pad": config.pad_token_id}
-    for batch in (tiny.batch(**options), tiny.batch(**options, padded=False, length=20)):
+    # The buckets of distances end at 128.
+    length = 200 if config.max_position_embeddings > 200 else 20
+    for batch in (tiny.batch(**options), tiny.batch(**options, padded=False, length=length)):
         actual, model, params = _outputs(tmp_path / "a", batch, task)
         _close(actual, _hf_outputs(tmp_path / "a", batch, CLASSES[task]))
     for size in ("5GB", "10KB"):
@@ -114,7 +123,7 @@ def test_outputs_of_every_family_and_head(tmp_path, variant, task):
     _close(actual, _hf_outputs(tmp_path / "10KB", batch, CLASSES[task]))
 
 
-@pytest.mark.parametrize("variant", ["roberta", "deberta"])
+@pytest.mark.parametrize("variant", ["roberta", "deberta", "mpnet"])
 def test_families_in_bfloat16(tmp_path, variant):
     """Within the 8 bits of bfloat16, over two layers."""
     config = _made(tmp_path / "a", variant, "features")
@@ -124,7 +133,7 @@ def test_families_in_bfloat16(tmp_path, variant):
     _close(actual[seen], _hf_outputs(tmp_path / "a", batch, "AutoModel")[seen], 5e-2)
 
 
-@pytest.mark.parametrize("family", ["Roberta", "Deberta"])
+@pytest.mark.parametrize("family", ["Roberta", "Deberta", "MPNet"])
 def test_pretrained_encoders_are_read(tmp_path, family):
     """The pretraining head is ignored, and the task head is created."""
     torch = pytest.importorskip("torch")

@@ -186,7 +186,10 @@ def test_example_script_does_not_import_the_library():
     [
         "gpt2",
         pytest.param("deberta", marks=pytest.mark.slow),
-        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("roberta", "llama", "mistral", "qwen3")),
+        *(
+            pytest.param(name, marks=pytest.mark.exhaustive)
+            for name in ("roberta", "mpnet", "llama", "mistral", "qwen3")
+        ),
     ],
 )
 def test_program_of_every_family(family):

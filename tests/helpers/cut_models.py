@@ -20,7 +20,7 @@ DELTA = dsee_jax.DeltaConfig(targets=(r"(en|de)coder/.*/kernel",), rank=2, alpha
 FAMILIES = {
     **{
         name: (tiny.config(name, num_hidden_layers=LAYERS), "sequence-classification")
-        for name in ("bert", "roberta", "xlm-roberta", "deberta")
+        for name in ("bert", "roberta", "xlm-roberta", "deberta", "mpnet")
     },
     "llama": (decoders.config(num_key_value_heads=3), "causal-lm"),
     "llama with biases": (

@@ -51,6 +51,12 @@ FAMILIES: dict[str, dict] = {
         "max_relative_positions": 5,
         "position_biased_input": False,
     },
+    "mpnet": {
+        "architectures": ["MPNetForSequenceClassification"],
+        "type_vocab_size": 0,
+        "layer_norm_eps": 1e-5,
+        "relative_attention_num_buckets": 32,
+    },
 }
 """``model_type`` -> the fields of `config` that differ from BERT's. The padding id is that of the tokenizer, 0."""
 
@@ -85,6 +91,7 @@ HEADS = {
     "bert.": ("bert.pooler.dense", "classifier"),
     "roberta.": ("classifier.dense", "classifier.out_proj"),
     "deberta.": ("pooler.dense", "classifier"),
+    "mpnet.": ("classifier.dense", "classifier.out_proj"),
 }
 """Prefix -> the two affine maps of sequence classification."""
 
@@ -93,6 +100,7 @@ def weights(fields: dict, *, seed: int = 0, labels: int = 2, head: bool = True) 
     """Return random float32 tensors under the names of Hugging Face's class for sequence classification."""
     width, neurons = fields["hidden_size"], fields["intermediate_size"]
     start, disentangled = prefix_of(fields), fields["model_type"] == "deberta"
+    biased = fields["model_type"] == "mpnet"
     shapes = {f"{start}embeddings.word_embeddings.weight": (fields["vocab_size"], width)}
     if fields.get("position_biased_input", True):
         shapes[f"{start}embeddings.position_embeddings.weight"] = (fields["max_position_embeddings"], width)
@@ -100,6 +108,9 @@ def weights(fields: dict, *, seed: int = 0, labels: int = 2, head: bool = True) 
         shapes[f"{start}embeddings.token_type_embeddings.weight"] = (fields["type_vocab_size"], width)
     if disentangled:
         shapes[f"{start}encoder.rel_embeddings.weight"] = (2 * fields["max_relative_positions"], width)
+    if biased:
+        rows = fields["relative_attention_num_buckets"]
+        shapes[f"{start}encoder.relative_attention_bias.weight"] = (rows, fields["num_attention_heads"])
     norms, dense = [f"{start}embeddings.LayerNorm"], {}
     for layer in range(fields["num_hidden_layers"]):
         name = f"{start}encoder.layer.{layer}"
@@ -108,12 +119,15 @@ def weights(fields: dict, *, seed: int = 0, labels: int = 2, head: bool = True) 
             shapes[f"{name}.attention.self.in_proj.weight"] = (3 * width, width)
             shapes[f"{name}.attention.self.pos_proj.weight"] = (width, width)
             dense[f"{name}.attention.self.pos_q_proj"] = (width, width)
+        elif biased:
+            dense |= {f"{name}.attention.attn.{part}": (width, width) for part in "qkvo"}
         else:
             dense |= {f"{name}.attention.self.{part}": (width, width) for part in ("query", "key", "value")}
-        dense[f"{name}.attention.output.dense"] = (width, width)
+        if not biased:
+            dense[f"{name}.attention.output.dense"] = (width, width)
         dense[f"{name}.intermediate.dense"] = (neurons, width)
         dense[f"{name}.output.dense"] = (width, neurons)
-        norms += [f"{name}.attention.output.LayerNorm", f"{name}.output.LayerNorm"]
+        norms += [f"{name}.attention{'' if biased else '.output'}.LayerNorm", f"{name}.output.LayerNorm"]
     if head:
         pooler, last = HEADS[start]
         dense |= {pooler: (width, width), last: (labels, width)}

@@ -53,7 +53,12 @@ encoder/layer_1/mlp/up/kernel encoder/layer_1/mlp/down/bias
 pooler/kernel pooler/bias classifier/kernel classifier/bias
 """,
 )
-COUNTS = {"bert": 5 + 2 * 16 + 4, "roberta": 5 + 2 * 16 + 4, "deberta": 4 + 2 * (16 - 1 + 3) + 4}
+COUNTS = {
+    "bert": 5 + 2 * 16 + 4,
+    "roberta": 5 + 2 * 16 + 4,
+    "deberta": 4 + 2 * (16 - 1 + 3) + 4,
+    "mpnet": 5 + 2 * 16 + 4,
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -197,6 +202,7 @@ def test_bfloat16_is_close_and_returns_float32(family):
         ("bert", {}, 32),
         ("roberta", {}, 31),
         ("roberta", {"pad_token_id": 1}, 30),
+        ("mpnet", {}, 30),
         ("deberta", {"position_biased_input": True}, 32),
         ("deberta", {}, None),
     ],

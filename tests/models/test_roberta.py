@@ -14,7 +14,7 @@ def test_positions_skip_padding():
     config = roberta.Config.from_hf(tiny.config("roberta", pad_token_id=1))
     ids = np.array([[5, 6, 7, 1], [1, 1, 5, 6], [5, 1, 6, 1]])
     expected = [[2, 3, 4, 1], [1, 1, 2, 3], [2, 1, 3, 1]]
-    assert roberta.positions(config, ids).tolist() == expected
+    assert roberta.positions(ids, config.pad_token_id).tolist() == expected
 
 
 @pytest.mark.parametrize("pad", [None, -1, 31, 1.0])

@@ -164,6 +164,23 @@ def test_two_cuts_in_a_row_equal_one_cut():
     assert both["heads"]["layer_0"].tolist() == [False, False, True]
 
 
+def test_heads_keep_their_columns_of_a_shared_bias(tmp_path):
+    """Also after a second cut; kept units of other heads than the config names are refused."""
+    model, params, _ = whole("mpnet")
+    first, second = flags([[1, 0, 1], [0, 1, 1]], []), flags([[0, 1], [1, 1]], [])
+    small, cut_once = dsee_jax.compact(model, params, units.masks(params, models.cuts(model), first))
+    smaller, cut_twice = dsee_jax.compact(small, cut_once, units.masks(cut_once, models.cuts(small), second))
+    assert smaller.config.kept_head_numbers == ((2,), (1, 2))
+    masked = masks.apply(params, units.masks(params, models.cuts(model), compaction.composed(first, second)))
+    close(logits(smaller, cut_twice), logits(model, masked))
+    shallow = compaction.resized(small, {"layers": np.array([False, True])})
+    assert shallow.config.columns == ((1, 2),)
+    other = flags([[1, 1, 0], [0, 1, 1]], [])
+    hf_save.save_pretrained(tmp_path, small, cut_once, kept=other)
+    with pytest.raises(InputError, match=r"names the heads \(\(0, 2\), .*'kept_head_numbers' and .* give \(\(0, 1\), "):
+        hf.load_pretrained(tmp_path, model.task)
+
+
 def test_optimiser_state_is_cut():
     """A step of the compacted model equals the compacted step of the full model."""
     model, params, adapter = whole()

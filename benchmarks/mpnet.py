@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import importlib.metadata
 import shutil
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -67,7 +68,8 @@ def write(out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT", help="the new folder")
-    write(parser.parse_args().out)
+    options = parser.parse_args()
+    sys.exit(command.run("benchmarks.mpnet", sys.argv[1:], lambda: write(options.out)))
 
 
 if __name__ == "__main__":

@@ -74,10 +74,8 @@ def resized(model: Model, kept: Masks) -> Model:
     names = {kind: _numbers(config, kind, field, kept[kind]) for kind, field in named.items() if kind in kept}
     if "layers" in kept:
         stay = np.flatnonzero(kept["layers"])
-        widths, names = (
-            {kind: tuple(of_layers[number] for number in stay) for kind, of_layers in each.items()}
-            for each in (widths, names)
-        )
+        widths = {kind: tuple(of_layers[number] for number in stay) for kind, of_layers in widths.items()}
+        names = {kind: tuple(of_layers[number] for number in stay) for kind, of_layers in names.items()}
         config = config.with_layers([bool(flag) for flag in kept["layers"]])
     config = config.with_widths(**widths)
     left = hf_config.kept_kinds(config)
@@ -87,7 +85,9 @@ def resized(model: Model, kept: Masks) -> Model:
 
 def _named(config: ModelConfig) -> dict[str, str]:
     """Return ``{kind: config field}`` of the kinds whose units a config names, see `UnitTemplate.numbers`."""
-    return {kind: template.numbers for kind, template in models.find(config.model_type).cuts.items() if template.numbers}
+    return {
+        kind: template.numbers for kind, template in models.find(config.model_type).cuts.items() if template.numbers
+    }
 
 
 def _numbers(config: ModelConfig, kind: str, field: str, kept: Masks) -> tuple[tuple[int, ...], ...]:

@@ -31,7 +31,7 @@ from typing import Any
 import yaml
 
 from benchmarks import random_gpt2
-from benchmarks.glue import RESULTS, ROOT, equal
+from benchmarks.runs import RESULTS, ROOT, equal
 from dsee_jax.runtime import files
 from dsee_jax.train import config_file
 

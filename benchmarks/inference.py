@@ -1,9 +1,10 @@
-"""Throughput and memory of the finished model of a run, against its pretrained model with the same head.
+"""Throughput, latency and memory of the finished model of a run, against its pretrained model with the same head.
 
     python -m benchmarks.inference RUN_DIR [--batch 32 --length 128 --repeats 20 --json FILE]
 
 The finished model is the model that ``export`` writes: updates folded in, and after structured pruning the smaller arrays.
-Throughput is measured on warm compiled programs. The two models alternate, and each ratio compares two consecutive calls. The
+Throughput is measured on batches, and latency on single examples, by warm compiled programs. ``--length 0`` is the mean length
+of the dev set of the run. The two models alternate, and each ratio compares two consecutive calls. The
 process keeps freed memory, as all commands do (`dsee_jax.runtime.malloc`); with ``--trim`` the C library returns freed memory
 to the system. Memory is measured in one process per model, which loads the model and runs one batch: the peak of the process
 (Python, JAX, loading and compiling included), and XLA's analysis of the program (arguments, which are weights and a batch, and
@@ -28,12 +29,17 @@ from dsee_jax.runtime import malloc
 MODELS = ("final", "dense")
 
 
-def write(run: Path, folder: Path) -> None:
-    """Write two model folders: ``final``, the finished model, and ``dense``, the pretrained model with the tuned head."""
+def write(run: Path, folder: Path) -> dict[str, float]:
+    """Write two model folders: ``final``, the finished model, and ``dense``, the pretrained model with the tuned head.
+
+    Returns:
+      ``{"mean_length"}``, the mean number of tokens of an example of the dev set.
+    """
     from dsee_jax import models, tree
     from dsee_jax.ckpt import folders, hf, hf_save
     from dsee_jax.ckpt.resolve import resolve
     from dsee_jax.train import finished_run
+    from dsee_jax.train.inputs import read_data
 
     finished = finished_run.load(run)
     base, new_head = resolve(finished.config.model.path), finished.config.model.new_head
@@ -45,6 +51,9 @@ def write(run: Path, folder: Path) -> None:
     head = tree.select(models.find(model.config.model_type).head, flat)
     params = tree.unflatten(flat | {path: tuned[path] for path in head})
     hf_save.save_pretrained(folder / "dense", model, params, source=base, labels=finished.task.labels)
+    data = read_data(finished.config, finished.task, run / folders.MODEL, finished.model)
+    lengths = [length for tokens in (*data.dev.values(), *data.scoring.values()) for length in tokens.lengths]
+    return {"mean_length": float(statistics.fmean(lengths))}
 
 
 def program(run: Path, folder: Path, batch: int, length: int) -> tuple[Any, tuple[Any, ...]]:
@@ -53,10 +62,10 @@ def program(run: Path, folder: Path, batch: int, length: int) -> tuple[Any, tupl
     import numpy as np
 
     from dsee_jax.ckpt import hf
-    from dsee_jax.ckpt.folders import CONFIG
+    from dsee_jax.ckpt.folders import CONFIG, read_json
     from dsee_jax.train import config_file
 
-    labels, dtype = hf.read_json(folder / "config.json")["id2label"], config_file.read(run / CONFIG).model.dtype
+    labels, dtype = read_json(folder / "config.json")["id2label"], config_file.read(run / CONFIG).model.dtype
     model: Any
     model, params = hf.load_pretrained(folder, num_labels=len(labels), dtype=dtype)
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (batch, length), np.int32)
@@ -93,27 +102,40 @@ def seconds(run: Path, folder: Path, batch: int, length: int, repeats: int) -> d
     return times
 
 
-def compared(batch: int, times: dict[str, list[float]], memories: dict[str, dict[str, int]]) -> dict[str, Any]:
-    """Return the figures of both models and their ratios, ``final`` over ``dense``."""
+def compared(
+    batch: int, times: dict[str, list[float]], single: dict[str, list[float]], memories: dict[str, dict[str, int]]
+) -> dict[str, Any]:
+    """Return the figures of both models and the ratios ``final`` over ``dense``; ``single`` are the times of one example."""
     figures: dict[str, Any] = {
         name: {
             "examples_per_second": batch / statistics.median(times[name]),
+            "latency_seconds": statistics.median(single[name]),
             "seconds": [round(taken, 5) for taken in times[name]],
             **memories[name],
         }
         for name in MODELS
     }
-    turns = [dense / final for final, dense in zip(times["final"], times["dense"], strict=True)]
     final, dense = memories["final"], memories["dense"]
     ratios = {f"{name}_ratio": final[name] / dense[name] for name in final}
-    return figures | {"throughput_ratio": statistics.median(turns)} | ratios
+    return figures | {"throughput_ratio": 1 / _ratio(times), "latency_ratio": _ratio(single)} | ratios
+
+
+def _ratio(times: dict[str, list[float]]) -> float:
+    """Return the median over consecutive calls of the time of ``final`` over that of ``dense``."""
+    return statistics.median(final / dense for final, dense in zip(times["final"], times["dense"], strict=True))
+
+
+def _answer(command: list[str]) -> dict[str, Any]:
+    """Run a command and return the JSON of its last line."""
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="output_dir of a finished run")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--length", type=int, default=128, help="tokens of an example; 0: the mean of the dev set")
     parser.add_argument("--repeats", type=int, default=20, help="timed calls of each model")
     parser.add_argument("--trim", action="store_true", help="let the C library return freed memory to the system")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
@@ -123,33 +145,34 @@ def main() -> None:
     if not (options.run / "metrics.json").exists():
         parser.error(f"{options.run} is no finished run: it has no metrics.json")
     keeps_memory = not options.trim and malloc.keep_freed_memory()
-    shape = (options.batch, options.length)
     if options.write:
-        return write(options.run, options.write)
+        return print(json.dumps(write(options.run, options.write)))
+    shape = (options.batch, options.length)
     if options.measure:
         return print(json.dumps(memory(options.run, options.measure, *shape)))
-    this = [sys.executable, "-m", "benchmarks.inference", str(options.run)]
-    this += [f"--batch={options.batch}", f"--length={options.length}", *(["--trim"] if options.trim else [])]
+    this = [sys.executable, "-m", "benchmarks.inference", str(options.run), *(["--trim"] if options.trim else [])]
     with tempfile.TemporaryDirectory() as temporary:
         folder, memories = Path(temporary), {}
         # On Linux a child process inherits the peak of its parent, so this process must load no model before.
-        subprocess.run([*this, "--write", temporary], check=True, stdout=sys.stderr)
+        mean = _answer([*this, "--write", temporary])["mean_length"]
+        length = options.length or round(mean)
         for name in MODELS:
-            done = subprocess.run(
-                [*this, "--measure", str(folder / name)], check=True, stdout=subprocess.PIPE, text=True
-            )
-            memories[name] = json.loads(done.stdout.splitlines()[-1])
-        times = seconds(options.run, folder, *shape, options.repeats)
+            shaped = [f"--batch={options.batch}", f"--length={length}", "--measure", str(folder / name)]
+            memories[name] = _answer([*this, *shaped])
+        times = seconds(options.run, folder, options.batch, length, options.repeats)
+        # One example takes less time, and its time varies more.
+        single = seconds(options.run, folder, 1, length, 5 * options.repeats)
     import jax
 
     report = {
         "run": options.run.name,
         "batch": options.batch,
-        "length": options.length,
+        "length": length,
+        "mean_length": mean,
         "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), {jax.devices()[0].device_kind}",
         "jax": jax.__version__,
         "freed_memory_kept": keeps_memory,
-        **compared(options.batch, times, memories),
+        **compared(options.batch, times, single, memories),
     }
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -158,10 +181,12 @@ def main() -> None:
         files.write(options.json, report)
     for name in MODELS:
         figures = report[name]
-        print(
-            f"{name:6} {figures['examples_per_second']:8.1f} examples/s   program {figures['program_bytes'] / 1e6:7.1f} MB"
-            f"   process {figures['peak_rss_bytes'] / 1e6:7.1f} MB   weights {figures['weight_bytes'] / 1e6:6.1f} MB"
+        speed = f"{figures['examples_per_second']:8.1f} examples/s   single {1e3 * figures['latency_seconds']:7.1f} ms"
+        sizes = "   ".join(
+            f"{label} {figures[key] / 1e6:7.1f} MB"
+            for label, key in (("program", "program_bytes"), ("process", "peak_rss_bytes"), ("weights", "weight_bytes"))
         )
+        print(f"{name:6} {speed}   {sizes}")
     ratios = ", ".join(f"{key.removesuffix('_ratio')} {value:.3f}" for key, value in report.items() if "ratio" in key)
     print(f"final / dense: {ratios}")
 

@@ -1,10 +1,11 @@
-"""The picture of the README: score against FLOPs and trained share, from the stored results of other benchmarks.
+"""The pictures of the README and of the documentation, from the stored results of other benchmarks.
 
     pip install '.[plot]'
     python -m benchmarks.overview
 
-Reads ``benchmarks/results/glue.json`` and ``smaller.json``; writes ``docs/_static/scores.svg``. SST-2 and STS-B alone: RTE's
-dev set is too small to distinguish the methods.
+``docs/_static/scores.svg``: score against FLOPs and trained share, of ``benchmarks/results/glue.json`` and ``smaller.json``;
+SST-2 and STS-B alone, since RTE's dev set is too small to distinguish the methods.
+``docs/_static/speed.svg``: score against measured speed, of ``benchmarks/results/methods.json``; only where that file exists.
 """
 
 import json
@@ -12,10 +13,10 @@ from typing import Any, NamedTuple
 
 import matplotlib
 
-from benchmarks.glue import RESULTS, ROOT
+from benchmarks.runs import RESULTS, ROOT
 from dsee_jax.analysis.pictures.style import COLOURS, GREY, figure
 
-OUT = ROOT / "docs" / "_static" / "scores.svg"
+STATIC = ROOT / "docs" / "_static"
 TASKS = {"sst2": "SST-2, accuracy", "stsb": "STS-B, Pearson correlation"}
 METHODS = {
     "full": ("full fine-tuning", COLOURS[5], "s"),
@@ -76,11 +77,61 @@ def draw() -> Any:
     return picture
 
 
+KINDS = {
+    "full": ("full fine-tuning", COLOURS[5], "s"),
+    "lora": ("LoRA", COLOURS[0], "o"),
+    "dsee": ("DSEE, zeros among the weights", COLOURS[1], "D"),
+    "cut": ("cut to fewer FLOPs", COLOURS[2], "^"),
+}
+"""The start of the name of a method -> label, colour and marker."""
+
+
+def draw_speed(rows: list[dict[str, Any]]) -> Any:
+    """Return the figure of measured speed, one panel for each model and task.
+
+    Args:
+      rows: those of ``methods.json``; the rows without a measured speed, and ablations, are left out.
+    """
+    panels: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        # One underscore: the amount. More: a part of the recipe that is changed.
+        if row["throughput_ratio"] and row["method"].count("_") <= 1:
+            panels.setdefault(row["title"], []).append(row)
+    picture, handles = figure(4.2 * len(panels), 3.4), {}
+    for axes, (title, points) in zip(picture.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for row in points:
+            kind, _, amount = row["method"].partition("_")
+            label, colour, mark = KINDS[kind]
+            place = (row["throughput_ratio"], row["mean"])
+            handles[label] = axes.errorbar(
+                *place, yerr=row["interval"], color=colour, marker=mark, linestyle="", capsize=2, zorder=3
+            )
+            axes.annotate(
+                f"{amount} %" if amount else "",
+                place,
+                (6, 4),
+                textcoords="offset points",
+                fontsize=7.5,
+                color="#555555",
+            )
+        axes.set(title=title, xlabel="measured throughput, pretrained model = 1", ylabel=f"{points[0]['score']} x 100")
+        axes.margins(0.2)
+        axes.grid(color=GREY, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    picture.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
+    return picture
+
+
 def main() -> None:
-    # Equal results give an equal file.
+    pictures = {"scores.svg": draw}
+    if (RESULTS / "methods.json").exists():
+        rows = json.loads((RESULTS / "methods.json").read_text())["rows"]
+        pictures["speed.svg"] = lambda: draw_speed(rows)
+    # Equal results give equal files.
     with matplotlib.rc_context({"svg.hashsalt": "scores", "svg.fonttype": "none", "font.size": 9}):
-        draw().savefig(OUT, metadata={"Date": None}, facecolor="white")
-    print(OUT.relative_to(ROOT))
+        for name, picture in pictures.items():
+            picture().savefig(STATIC / name, metadata={"Date": None}, facecolor="white")
+            print((STATIC / name).relative_to(ROOT))
 
 
 if __name__ == "__main__":

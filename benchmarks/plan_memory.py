@@ -20,9 +20,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.glue import RESULTS, ROOT
 from benchmarks.llama_memory import SHAPE
 from benchmarks.plans import DECODER, MODELS
+from benchmarks.runs import RESULTS, ROOT
 from dsee_jax.runtime import files
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int, int]] = {

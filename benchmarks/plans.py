@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.glue import RESULTS, ROOT
+from benchmarks.runs import RESULTS, ROOT
 from dsee_jax.ckpt import hf_names, tensors
 from dsee_jax.models import llama
 from dsee_jax.plan.roofline import CHIPS

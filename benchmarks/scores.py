@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.glue import RESULTS
+from benchmarks.runs import RESULTS
 from dsee_jax import masks, prune, tree
 from dsee_jax.data.batches import Batches
 from dsee_jax.models import INPUTS

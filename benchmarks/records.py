@@ -1,0 +1,168 @@
+"""The record of a run in the schema of PEFT's method comparison, and statistics over the records of several seeds.
+
+PEFT's comparison (``method_comparison`` of its repository) keeps one JSON file per experiment: ``run_info`` says how it was
+run, ``train_info`` what it cost and scored, ``meta_info`` on which versions and machine. Differences from PEFT's files:
+
+- memory, time and tokens are of the process of the run. ``accelerator_memory_max`` is the peak of the device where it counts
+  its memory, and else that of the process, which holds Python, JAX and compiling too; ``accelerator`` says which device.
+- ``valid SCORE`` is on the half of the dev set that chooses the best step, ``test SCORE`` on the other half.
+- ``file_size`` is of the files that the method adds to the pretrained model: the adapter, or where it changes the weights of
+  the model the model with the adapter.
+- ``inference_info`` is added: the speed of the finished model next to the pretrained one (`benchmarks.inference`).
+"""
+
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import scipy.stats
+
+from benchmarks.runs import ROOT
+
+PACKAGES = ("dsee_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers", "tokenizers")
+
+
+def of_run(run: Path, config: Mapping[str, Any], **about: Any) -> dict[str, Any]:
+    """Return the record of a finished run.
+
+    Args:
+      run: its folder.
+      config: its settings, without places (`runs.settings`).
+      **about: ``experiment_name``, ``model``, ``task``, ``method``, ``score`` (the name of the metric), ``seed`` and
+        ``total_time`` (seconds of its last process).
+    """
+    figures, hashes = (json.loads((run / name).read_text()) for name in ("metrics.json", "hashes.json"))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    delta = dict(config["delta"])
+    plain = not (delta["rank"] or delta["nonzeros"])
+    kind = "LORA" if not delta["nonzeros"] and config["prune"]["kind"] == "none" else "DSEE"
+    return {
+        "run_info": {
+            "created_at": now,
+            **about,
+            "train_config": {name: config[name] for name in config if name not in ("delta", "prune")},
+            "peft_config": None if plain else {"peft_type": kind, **delta},
+            "prune_config": config["prune"],
+            "error_msg": "",
+        },
+        "train_info": _training(run, figures, lines, about["score"], config["train"]["batch_size"]),
+        "meta_info": {
+            "model_info": {"sha256": hashes["base"]},
+            "dataset_info": {about["task"]: {"sha256": hashes["data"]}},
+            "package_info": _packages(),
+            "system_info": {
+                **{
+                    name: getattr(platform, name)() for name in ("system", "release", "version", "machine", "processor")
+                },
+                "accelerator": figures["environment"]["device"],
+                "cores": os.cpu_count(),
+                "python": platform.python_version(),
+            },
+        },
+    }
+
+
+def _packages() -> dict[str, str | None]:
+    versions = {f"{name}-version": importlib.metadata.version(name.replace("_", "-")) for name in PACKAGES}
+    # An installed package has no history.
+    shown = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return versions | {"dsee_jax-commit-hash": shown.stdout.strip() or None}
+
+
+def _training(
+    run: Path, figures: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], score: str, batch: int
+) -> dict[str, Any]:
+    # The figures of a search are those of the stage that ends it.
+    names = {"draw": "search"}
+    stages: list[dict[str, Any]] = [stage for stage in figures["stages"] if "steps" in stage]
+    steps = {str(names.get(stage["name"], stage["name"])): stage["steps"] for stage in stages}
+    total, seconds = sum(steps.values()), figures["train_seconds"]
+    tokens = figures["train_tokens_per_second"] * seconds
+    speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
+    final, losses = figures["final"], [line["loss"] for line in lines if "loss" in line]
+    changed = figures["weight_sparsity"] or not figures["trainable_parameters"] or not (run / "adapter").exists()
+    added = figures["model_bytes"] if changed else (run / "adapter" / "adapter.safetensors").stat().st_size
+    return {
+        "accelerator_memory_max": figures["peak_memory_bytes"],
+        "accelerator": figures["environment"]["device"],
+        "train_time": seconds,
+        # Of the log lines in the middle: the first waits for the compiler.
+        "seconds_per_step": tokens / total / statistics.median(speeds),
+        "file_size": added,
+        "model_bytes": figures["model_bytes"],
+        "num_trainable_params": figures["trainable_parameters"] + figures["head_parameters"],
+        "num_total_params": figures["backbone_parameters"] + figures["head_parameters"],
+        "status": "success",
+        **{
+            name: figures[name]
+            for name in (
+                *("trainable_fraction", "trainable_fraction_with_head", "weight_sparsity", "kept"),
+                *("flops_per_token", "flops_per_example"),
+            )
+        },
+        "metrics": [
+            *_evaluations(lines, steps, score, batch),
+            {
+                "step": total,
+                **{f"test {name}": value for name, value in final.items()},
+                "train loss": losses[-1],
+                "train samples": total * batch,
+                "train total tokens": round(tokens),
+                "forgetting": figures.get("forgetting"),
+            },
+        ],
+    }
+
+
+def _evaluations(
+    lines: Sequence[Mapping[str, Any]], steps: Mapping[str, int], score: str, batch: int
+) -> list[dict[str, Any]]:
+    """Return the evaluations while a stage trained; their steps count over all stages."""
+    done, before, speeds, loss = [], 0, [], math.nan
+    stage = ""
+    for line in lines:
+        if line["stage"] in steps and line["stage"] != stage:
+            before += steps.get(stage, 0)
+            stage = line["stage"]
+        if "loss" in line:
+            loss = line["loss"]
+            speeds.append(line["tokens_per_second"])
+        elif "metrics" in line and line["stage"] in steps and speeds:
+            step = before + line["step"]
+            valid = {f"valid {score}": line["metrics"][score], "valid loss": line["metrics"].get("loss")}
+            speed = statistics.median(speeds)
+            done.append(
+                {"step": step, **valid, "train loss": loss, "train samples": step * batch, "tokens / sec": speed}
+            )
+            speeds = []
+    return done
+
+
+def score(record: Mapping[str, Any]) -> float:
+    """Return the test score of a record, times 100."""
+    return 100 * record["train_info"]["metrics"][-1][f"test {record['run_info']['score']}"]
+
+
+def interval(values: Sequence[float]) -> float | None:
+    """Return the half width of the 95 % interval of the mean, by Student's t with n - 1 degrees; None for one value."""
+    if len(values) < 2:
+        return None
+    width = scipy.stats.t.ppf(0.975, len(values) - 1)
+    return float(width * statistics.stdev(values) / math.sqrt(len(values)))
+
+
+def flops(record: Mapping[str, Any], length: float) -> dict[str, float]:
+    """Return the FLOPs of an example of ``length`` tokens, ``{"dense", "final"}``: those of attention grow with its square."""
+    per_token, example = (record["train_info"][name] for name in ("flops_per_token", "flops_per_example"))
+    known = example["length"]
+    attention = {name: example[name] / known - per_token[name] for name in per_token}
+    return {name: length * (per_token[name] + attention[name] * length / known) for name in per_token}

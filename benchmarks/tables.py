@@ -1,0 +1,112 @@
+"""Tables of methods: one row for the records of all seeds (`benchmarks.records`), with intervals and differences."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from benchmarks import records
+
+
+def row(kept: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the figures of a method on a task from its records by seed; costs are means or, for sizes, the largest.
+
+    Speed is that of the first seed; None where it is not measured.
+    """
+    first = next(iter(kept.values()))
+    trained, speed = [record["train_info"] for record in kept.values()], first.get("inference_info")
+    length = speed["mean_length"] if speed else trained[0]["flops_per_example"]["length"]
+    flops = [records.flops(record, length) for record in kept.values()]
+    means = ("trainable_fraction_with_head", "weight_sparsity", "seconds_per_step", "train_time")
+    most = ("num_trainable_params", "file_size", "model_bytes", "accelerator_memory_max")
+    measured = {name: speed[name] if speed else None for name in ("throughput_ratio", "latency_ratio")}
+    measured |= {name: speed["final"][name] if speed else None for name in ("examples_per_second", "latency_seconds")}
+    return {
+        "score": first["run_info"]["score"],
+        "scores": {seed: records.score(record) for seed, record in kept.items()},
+        **{name: float(np.mean([each[name] for each in trained])) for name in means},
+        **{name: max(each[name] for each in trained) for name in most},
+        "length": length,
+        "flops_per_example": float(np.mean([each["final"] for each in flops])),
+        "flops_ratio": float(np.mean([each["final"] / each["dense"] for each in flops])),
+        **measured,
+    }
+
+
+def compared(rows: Iterable[Mapping[str, Any]], baseline: str) -> list[dict[str, Any]]:
+    """Return the rows with mean and interval, and with the difference from the method ``baseline``, over equal seeds."""
+    rows = list(rows)
+    base = {(each["model"], each["task"]): each["scores"] for each in rows if each["method"] == baseline}
+    done = []
+    for each in rows:
+        scores, other = each["scores"], base.get((each["model"], each["task"]), {})
+        values, gaps = [*scores.values()], [scores[seed] - other[seed] for seed in scores if seed in other]
+        done.append(
+            {
+                **each,
+                "mean": float(np.mean(values)),
+                "interval": records.interval(values),
+                "gap": float(np.mean(gaps)) if gaps else None,
+                "gap_interval": records.interval(gaps),
+            }
+        )
+    return done
+
+
+def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return the tables in Markdown, one for each model and task."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for each in rows:
+        groups.setdefault((each["model"], each["task"]), []).append(each)
+    text = []
+    for group in groups.values():
+        count, length = max(len(each["scores"]) for each in group), round(group[0]["length"])
+        text += [
+            f"**{group[0]['title']}**: {group[0]['score']} x 100, {count} seed{'s' * (count > 1)}, FLOPs of {length} tokens",
+            "",
+            "| method | score | against LoRA | trained | zeros | FLOPs | saved | throughput | latency | memory | step |",
+            "|---|---|---|---|---|---|---|---|---|---|---|",
+            *(f"| {' | '.join(_cells(each))} |" for each in group),
+            "",
+        ]
+    return "\n".join([*text, NOTE]) + "\n"
+
+
+def _cells(each: Mapping[str, Any]) -> list[str]:
+    speed = ["", ""]
+    if each["throughput_ratio"]:
+        speed = [
+            f"{each['throughput_ratio']:.2f} x ({each['examples_per_second']:.0f}/s)",
+            f"{each['latency_ratio']:.2f} x ({1e3 * each['latency_seconds']:.1f} ms)",
+        ]
+    return [
+        each["label"],
+        _shown(each["mean"], each["interval"], ".1f"),
+        _shown(each["gap"], each["gap_interval"], "+.1f") if each["method"] != "lora" else "",
+        f"{each['trainable_fraction_with_head']:.2%}",
+        f"{each['weight_sparsity']:.0%}",
+        f"{each['flops_per_example'] / 1e9:.2f} G ({each['flops_ratio']:.0%})",
+        f"{each['model_bytes'] / 1e6:.1f} MB",
+        *speed,
+        f"{each['accelerator_memory_max'] / 1e9:.2f} GB",
+        f"{each['seconds_per_step']:.3f} s",
+    ]
+
+
+def _shown(mean: float | None, interval: float | None, form: str) -> str:
+    """Return a mean and the half width of its interval."""
+    if mean is None:
+        return ""
+    return f"{mean:{form}}" + ("" if interval is None else f" ± {interval:.1f}")
+
+
+NOTE = (
+    "Scores are of the half of the dev set that took no part in the choice of a step. ± is the half width of the 95 % "
+    "interval of the mean over the seeds, by Student's t with n - 1 degrees of freedom; differences from LoRA are of "
+    "equal seeds. Trained: share of all parameters, head included. FLOPs: of an example of the task's mean length, "
+    "zeros skipped and updates as factors (share of the pretrained model's). Saved: model and adapter. Throughput (32 "
+    "examples) and latency (one example): of the finished model in turns with the pretrained one, whose figure is 1; "
+    "zeros among the weights are multiplied like any other number. Memory: peak of the process of training. Step: "
+    "seconds of training, nothing compiling."
+)
+"""The note below the tables."""

@@ -1,0 +1,179 @@
+"""The comparison of methods: records in PEFT's schema, intervals, differences, and the command end to end."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import tiny
+from benchmarks import methods, records, runs, tables
+from benchmarks.runs import ROOT
+from runs import COSTS
+
+FIGURES = {
+    **COSTS,
+    "final": {"accuracy": 0.75, "loss": 0.5},
+    "train_seconds": 10.0,
+    "train_tokens_per_second": 60.0,
+    "trainable_fraction_with_head": 0.12,
+    "backbone_parameters": 100,
+    "model_bytes": 4000,
+    "peak_memory_bytes": 5000,
+    "kept": {"heads": [2], "neurons": [3]},
+    "flops_per_example": {"length": 8, "dense": 8 * (100 + 32), "final": 8 * (60 + 16)},
+    "environment": {"device": "cpu: cpu"},
+    "stages": [
+        {"name": "draw", "steps": 10, "metrics": {"accuracy": 0.4}},
+        {"name": "tune", "steps": 20, "metrics": {"accuracy": 0.75}},
+    ],
+}
+
+
+def record(folder, **changes):
+    """Return the record of a made-up run of a search of 10 steps and 20 steps of tuning."""
+    folder.mkdir(exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(FIGURES | changes))
+    (folder / "hashes.json").write_text(
+        json.dumps({"base": {"*.safetensors": "aa"}, "data": {"train": "bb", "dev": "cc"}})
+    )
+    log = [
+        ("before", 0, {"metrics": {"accuracy": 0.3}}),
+        ("search", 10, {"loss": 0.9, "tokens_per_second": 10.0}),
+        ("search", 10, {"coefficients": {}}),
+        ("draw", 0, {"metrics": {"accuracy": 0.4}}),
+        ("tune", 10, {"loss": 0.8, "tokens_per_second": 100.0}),
+        ("tune", 10, {"metrics": {"accuracy": 0.6, "loss": 0.7}}),
+        ("tune", 20, {"loss": 0.6, "tokens_per_second": 120.0}),
+        ("tune", 20, {"metrics": {"accuracy": 0.7, "loss": 0.6}}),
+    ]
+    lines = [json.dumps({"stage": stage, "step": step, **figures}) for stage, step, figures in log]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    config = runs.settings(ROOT / "configs" / "recommended_lora.yaml", ["--train.batch_size=4"])
+    about = {"task": "sst2", "method": "lora", "model": "tiny", "seed": 0, "score": "accuracy", "total_time": 11.0}
+    return records.of_run(folder, config, experiment_name="lora/tiny-sst2", **about)
+
+
+def test_record_has_the_sections_and_names_of_peft(tmp_path):
+    """As in the files of PEFT's method comparison; the steps of all stages count together."""
+    made = record(tmp_path)
+    assert made.keys() == {"run_info", "train_info", "meta_info"}
+    info, trained = made["run_info"], made["train_info"]
+    names = {"created_at", "total_time", "experiment_name", "train_config", "peft_config", "error_msg"}
+    assert names <= info.keys()
+    assert (info["peft_config"]["peft_type"], info["peft_config"]["rank"]) == ("LORA", 16)
+    names = {"accelerator_memory_max", "train_time", "file_size", "num_trainable_params", "num_total_params", "status"}
+    assert names <= trained.keys()
+    assert (trained["num_trainable_params"], trained["num_total_params"]) == (12, 102)
+    assert made["meta_info"].keys() == {"model_info", "dataset_info", "package_info", "system_info"}
+    first, second, last = trained["metrics"]
+    assert first == {
+        **{"step": 20, "valid accuracy": 0.6, "valid loss": 0.7, "train loss": 0.8, "train samples": 80},
+        # The evaluation follows both the search and the first half of the tuning.
+        "tokens / sec": 55.0,
+    }
+    assert (second["step"], second["tokens / sec"]) == (30, 120.0)
+    assert last == {
+        **{"step": 30, "test accuracy": 0.75, "test loss": 0.5, "train loss": 0.6, "train samples": 120},
+        **{"train total tokens": 600, "forgetting": None},
+    }
+    assert trained["seconds_per_step"] == pytest.approx(600 / 30 / 100)
+
+
+def test_file_size_is_that_of_the_adapter_where_the_model_is_unchanged(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter.safetensors").write_bytes(b"x" * 70)
+    assert record(tmp_path, weight_sparsity=0.0)["train_info"]["file_size"] == 70
+    assert record(tmp_path, weight_sparsity=0.5)["train_info"]["file_size"] == 4000
+
+
+def test_flops_of_a_length_are_those_of_the_run_at_its_own_length(tmp_path):
+    made = record(tmp_path)
+    assert records.flops(made, 8) == pytest.approx({"dense": 8 * 132, "final": 8 * 76})
+    assert records.flops(made, 4) == pytest.approx({"dense": 4 * (100 + 16), "final": 4 * (60 + 8)})
+
+
+def test_interval_is_that_of_students_t():
+    """t with two degrees of freedom is 4.3027, with one 12.7062; one value has no interval."""
+    assert records.interval([90.0, 91.0, 92.0]) == pytest.approx(4.3027 / 3**0.5, rel=1e-4)
+    assert records.interval([1.0, 2.0]) == pytest.approx(12.7062 * 0.5**0.5 / 2**0.5, rel=1e-4)
+    assert records.interval([3.0]) is None
+
+
+def test_differences_are_of_equal_seeds(tmp_path):
+    """The baseline has a seed that the method lacks."""
+    scores = {"lora": {0: 0.75, 1: 0.5, 2: 0.25}, "dsee_70": {0: 0.7, 2: 0.3}}
+    labels = {"title": "Tiny", "label": "x", "model": "tiny", "task": "sst2"}
+    rows = [
+        labels
+        | {"method": method}
+        | tables.row({seed: record(tmp_path, final={"accuracy": value}) for seed, value in by_seed.items()})
+        for method, by_seed in scores.items()
+    ]
+    first, second = tables.compared(rows, "lora")
+    assert (first["mean"], first["gap"], first["gap_interval"]) == (50.0, 0.0, 0.0)
+    assert (second["mean"], second["gap"]) == (pytest.approx(50.0), pytest.approx(0.0))
+    assert second["gap_interval"] == pytest.approx(12.7062 * 5.0, rel=1e-4)
+    text = tables.markdown([first, second])
+    assert "**Tiny**: accuracy x 100, 3 seeds, FLOPs of 8 tokens" in text
+    assert "| x | 50.0 ± 254.1 | +0.0 ± 63.5 | 12.00% | 50% | 0.00 G (58%) | 0.0 MB |  |  | 0.00 GB | 0.200 s |" in text
+
+
+def test_stored_config_with_fewer_keys_is_equal():
+    """A key that a later version adds has its default value, also in a nested group."""
+    now = runs.settings(ROOT / "configs" / "recommended_lora.yaml", [])
+    before = json.loads(json.dumps(now))
+    del before["train"]["warmup"], before["train"]["rates"]["b"]
+    assert runs.equal(before, now)
+    before["train"]["rates"]["a"] = 2.0
+    assert not runs.equal(before, now)
+
+
+@pytest.mark.parametrize("method", methods.METHODS | methods.ABLATIONS)
+@pytest.mark.parametrize("task", methods.TASKS)
+def test_every_method_is_a_config_of_every_task(task, method):
+    """Known keys and possible values, also of a small run."""
+    row = (methods.METHODS | methods.ABLATIONS)[method]
+    path = ROOT / "configs" / f"recommended_{row.recipe}.yaml"
+    for small in ((), methods.SMALL):
+        runs.settings(path, [*row.overrides, *methods.TASKS[task].overrides, methods.SPLIT, *small])
+
+
+def glue(folder):
+    """Write SST-2, STS-B and RTE of a few sentences in GLUE's layout."""
+    heads = {"SST-2": "sentence\tlabel", "STS-B": "sentence1\tsentence2\tscore", "RTE": "sentence1\tsentence2\tlabel"}
+    for name, head in heads.items():
+        (folder / name).mkdir(parents=True)
+        for split, count in (("train", 64), ("dev", 16)):
+            rows = [head]
+            for number in range(count):
+                first, second = (" ".join(tiny.WORDS[(number + k) % 16] for k in ks) for ks in ((0, 3, 5), (1, 2, 7)))
+                label = {"SST-2": f"{number % 2}", "STS-B": f"{number % 6}.0"}.get(
+                    name, ("entailment", "not_entailment")[number % 2]
+                )
+                rows.append("\t".join([first, *([second] if name != "SST-2" else []), label]))
+            (folder / name / f"{split}.tsv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.mark.exhaustive
+def test_command_runs_measures_and_does_nothing_twice(tmp_path):
+    """Two methods and a task that starts from another run, on a tiny model; the second call leaves all files as they are."""
+    tiny.bert(tmp_path / "base", num_hidden_layers=1, head=False)
+    command = [
+        *(sys.executable, "-m", "benchmarks.methods", "--small", "--seeds", "0", "1"),
+        *(f"--data={glue(tmp_path / 'glue')}", f"--base=tiny={tmp_path / 'base'}", f"--runs={tmp_path / 'runs'}"),
+        *("--only", "tiny/sst2/lora", "tiny/sst2/dsee_80", "tiny/rte/lora"),
+    ]
+    subprocess.run(command, check=True, cwd=ROOT)
+    results = tmp_path / "runs" / "results"
+    names = {"tiny_sst2_lora_seed0", "tiny_sst2_lora_seed1", "tiny_sst2_dsee_80_seed0", "tiny_rte_lora_seed0"}
+    assert names | {"tiny_rte_lora_seed1", "tiny_stsb_full_seed0"} == {path.stem for path in results.glob("*.json")}
+    first = json.loads((results / "tiny_sst2_lora_seed0.json").read_text())
+    assert first["inference_info"]["latency_ratio"] > 0
+    rows = json.loads(results.with_suffix(".json").read_text())["rows"]
+    assert [row["method"] for row in rows if row["task"] == "sst2"] == ["lora", "dsee_80"]
+    assert not (tmp_path / "runs" / "tiny_sst2_lora_seed0" / "checkpoints").exists()
+    before = {path: path.stat().st_mtime_ns for path in results.glob("*.json")}
+    subprocess.run(command, check=True, cwd=ROOT)
+    assert before == {path: path.stat().st_mtime_ns for path in results.glob("*.json")}

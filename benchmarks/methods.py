@@ -109,7 +109,7 @@ ABLATIONS = {
         1,
     ),
     "cut_50_by_hand": Method(
-        "50 %: half of the heads, 45 % of the neurons of each layer",
+        "half of the heads and neurons of each layer",
         "cut",
         ("--prune.target.flops=0", "--prune.heads=0.5", "--prune.neurons=0.5", "--prune.uniform=true"),
         1,

@@ -130,13 +130,11 @@ def test_stored_config_with_fewer_keys_is_equal():
 
 
 @pytest.mark.parametrize("method", methods.METHODS | methods.ABLATIONS)
-@pytest.mark.parametrize("task", methods.TASKS)
-def test_every_method_is_a_config_of_every_task(task, method):
+def test_every_method_is_a_config(method):
     """Known keys and possible values, also of a small run."""
     row = (methods.METHODS | methods.ABLATIONS)[method]
     path = ROOT / "configs" / f"recommended_{row.recipe}.yaml"
-    for small in ((), methods.SMALL):
-        runs.settings(path, [*row.overrides, *methods.TASKS[task].overrides, methods.SPLIT, *small])
+    runs.settings(path, [*row.overrides, *methods.TASKS["rte"].overrides, methods.SPLIT, *methods.SMALL])
 
 
 def glue(folder):

@@ -92,6 +92,13 @@ def test_yaml_value_takes_the_type_of_its_field(override, section, name, expecte
         ("--prune.uniform=true", "prune.uniform is True; expected false for unstructured, which prunes no heads"),
         ("--train.full=true", "set delta.rank and delta.nonzeros to 0"),
         ("--train.warmup=1", "train.warmup"),
+        (
+            "--train.distill.wieght=1",
+            "unknown key 'train.distill.wieght' in section 'train.distill' .did you mean 'weight'",
+        ),
+        ("--train.distill.weight=2", "train.distill.weight is 2.0; expected 0 .no distillation. to 1"),
+        ("--train.distill.temperature=0", "train.distill.temperature is 0.0; expected more than 0"),
+        ("--train.distill=1", "'train.distill' is a section of keys, found 1"),
         ("--mesh.fsdp=-1", "mesh.data and mesh.fsdp are -1; only one"),
         ("seed", "write --section.key=value"),
     ],
@@ -102,15 +109,21 @@ def test_bad_value_is_named(override, message):
     assert "\n" not in str(caught.value)
 
 
-SECTIONS: dict[str, Any] = {
-    field.name: field.type for field in dataclasses.fields(config.Config) if field.name != "output_dir"
-}
-SECTIONS |= {
-    f"{section}.{field.name}": field.type
+def sections(kind: Any, prefix: str = "") -> dict[str, Any]:
+    """The sections of a config by their dotted names."""
+    own = {
+        prefix + field.name: field.type for field in dataclasses.fields(kind) if dataclasses.is_dataclass(field.type)
+    }
+    return own | {name: each for key, value in own.items() for name, each in sections(value, f"{key}.").items()}
+
+
+SECTIONS = sections(config.Config)
+KEYS = [
+    (section, field)
     for section, kind in SECTIONS.items()
     for field in dataclasses.fields(kind)
-    if dataclasses.is_dataclass(field.type)
-}
+    if not dataclasses.is_dataclass(field.type)
+]
 
 
 @pytest.mark.parametrize(
@@ -132,6 +145,8 @@ SECTIONS |= {
         ("train.batch_size", 0, "1 to 1048576"),
         ("generate.beams", 0, "1 or more"),
         ("train.rates.b", 0.0, "a factor of the learning rate, more than 0"),
+        ("train.distill.top_k", -1, "0 (all tokens) or more"),
+        ("train.distill.schedule", "x", "one of constant, linear"),
         ("mesh.data", 0, "a number of devices, or -1 for all that are left"),
     ],
 )
@@ -146,13 +161,7 @@ def test_section_refuses_a_bad_value_in_python_as_in_yaml(key, value, expected):
     assert str(caught.value) == message
 
 
-NUMBERS = [
-    f"{section.name}.{field.name}"
-    for section in dataclasses.fields(config.Config)
-    if dataclasses.is_dataclass(section.type)
-    for field in dataclasses.fields(section.type)
-    if field.type is float or float in get_args(field.type)
-]
+NUMBERS = [f"{section}.{field.name}" for section, field in KEYS if field.type is float or float in get_args(field.type)]
 
 
 @pytest.mark.parametrize("value", [".nan", "nan", ".inf", "-inf", "1" + "0" * 400])
@@ -252,7 +261,7 @@ def test_override_keeps_a_hash_sign():
 
 @pytest.mark.parametrize(
     ("section", "name"),
-    [(section, field.name) for section, kind in SECTIONS.items() for field in dataclasses.fields(kind)],
+    [(section, field.name) for section, field in KEYS],
 )
 def test_extreme_value_of_a_key_is_read_or_refused(section, name):
     for text in ("", "~", ".inf", "-.inf", ".nan", "-1", "1e300", "1" * 400, "!!int ''", "[]", "{}", "[[]]", "\ud800"):
@@ -291,12 +300,10 @@ def test_bad_file_is_named(tmp_path):
 
 def test_every_key_is_described():
     text = config_file.describe()
-    for key, _ in [*config_file.keys()]:
-        assert f"{key} = " in text
-    for section, kind in SECTIONS.items():
-        docs = config_file._docs(kind)
-        for field in dataclasses.fields(kind):
-            assert docs.get(field.name), f"{section}.{field.name} has no description"
+    docs = {section: config_file._docs(kind) for section, kind in SECTIONS.items()}
+    for section, field in KEYS:
+        assert f"{section}.{field.name} = " in text
+        assert docs[section].get(field.name), f"{section}.{field.name} has no description"
 
 
 def test_numbers_of_numpy_and_paths_become_plain():
@@ -356,3 +363,26 @@ def test_override_without_a_value_is_named_before_the_file():
 def test_config_refuses_data_of_another_task(keys, message):
     with pytest.raises(InputError, match=message):
         config_file.read(None, [f"--{key}={json.dumps(value)}" for key, value in keys.items()])
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"prune.kind": "none"}, "prune.kind 'none', which has no stage retune to distil in"),
+        ({"prune.kind": "earlybert", "prune.heads": 1}, "prune.kind 'earlybert', which has no stage retune"),
+        ({"train.retune_epochs": 0}, "train.retune_epochs is 0: only the stage retune distils"),
+        ({"train.distill.hidden": 1, "model.scan": True}, "set model.scan to false"),
+    ],
+)
+def test_config_refuses_distillation_that_cannot_be(keys, message):
+    keys = {"train.distill.weight": 0.5} | keys
+    with pytest.raises(InputError, match=message):
+        config_file.read(None, [f"--{key}={json.dumps(value)}" for key, value in keys.items()])
+
+
+def test_nested_sections_come_back_from_their_yaml(tmp_path):
+    chosen = config_file.read(None, ["--train.distill.weight=0.5", "--train.distill.schedule=linear"])
+    assert chosen.train.distill == config.DistillConfig(weight=0.5, schedule="linear")
+    (tmp_path / "c.yaml").write_text(config_file.dump(chosen))
+    assert config_file.read(tmp_path / "c.yaml") == chosen
+    assert config_file.flat(chosen)["train.distill.weight"] == 0.5

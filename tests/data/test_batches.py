@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dsee_jax.ckpt.tokenizer import load_tokenizer
 from dsee_jax.data import glue, toy
 from dsee_jax.data.batches import Batches, assemble, bucket_edges, epoch_batches, eval_batches, iterate, micro_batches
-from dsee_jax.data.tokens import Tokens, tokenize
+from dsee_jax.data.tokens import TeacherOutputs, Tokens, tokenize
 from dsee_jax.errors import InputError
 
 
@@ -201,3 +201,17 @@ def test_padding_of_real_data_is_below_a_tenth(shared, minilm, task):
     assert real == tokens.lengths.sum()
     assert 1 - real / positions < 0.1
     assert len(shapes) <= 16
+
+
+def test_batch_has_the_outputs_of_its_own_examples_and_tokens():
+    """Whatever the order of the examples; a place without outputs has those of any other."""
+    tokens = ragged([3, 5, 2])
+    rows, edges = np.array([2, 0, -1]), np.array([5])
+    by_row = tokens._replace(teacher=TeacherOutputs(np.array([2, 0, 1]), {"teacher": np.arange(3.0)}, by_token=False))
+    assert assemble(by_row, rows, edges)["teacher"].tolist() == [1, 2, 1]
+    by_token = tokens._replace(
+        teacher=TeacherOutputs(np.arange(10), {"teacher": tokens.input_ids[:, None] + 0.5}, by_token=True)
+    )
+    batch = assemble(by_token, rows, edges)
+    real = batch["attention_mask"] != 0
+    np.testing.assert_array_equal(batch["teacher"][..., 0][real], batch["input_ids"][real] + 0.5)

@@ -1,0 +1,183 @@
+"""Distillation in runs: the kept teacher, its outputs, its inner states, and interruptions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import decoders
+import runs
+from dsee_jax import models, tree
+from dsee_jax.config import DistillConfig
+from dsee_jax.data.batches import assemble
+from dsee_jax.data.tokens import Tokens
+from dsee_jax.errors import InputError
+from dsee_jax.prune import units
+from dsee_jax.runtime import files
+from dsee_jax.train import distill, hashes, loop, pruning, setup, step, teachers
+
+DISTILLED = {"train__distill__weight": 0.5, "train__distill__schedule": "linear"}
+
+
+def test_weight_is_constant_or_falls_to_zero():
+    constant, linear = (distill.weights(DistillConfig(0.8, schedule=name), 4) for name in ("constant", "linear"))
+    assert [float(constant(number)) for number in range(4)] == pytest.approx([0.8] * 4)
+    assert [float(linear(number)) for number in range(4)] == pytest.approx([0.8, 0.6, 0.4, 0.2])
+
+
+def test_outputs_belong_to_the_tokens_that_count():
+    """Examples of three and two tokens, of which two and one count, computed with the longest first, and two filler rows."""
+    tokens = small()
+    places = teachers._places(tokens, True)
+    assert [each.tolist() for each in places] == [[1, 2], [4]]
+    order = [np.array([1, 0])]
+    array = np.arange(12.0).reshape(4, 3)  # row 0 is example 1
+    piece = teachers._picked(array, order[0], tokens, places, True)
+    assert piece.tolist() == [1, 4, 5]
+    outputs = teachers._indexed(tokens, True, order, [{"teacher": piece}])
+    batch = assemble(tokens._replace(teacher=outputs), np.array([0, 1]), np.array([3]))
+    assert batch["teacher"][batch["weights"] > 0].tolist() == [4, 5, 1]
+
+
+def small():
+    ids = np.arange(5, dtype=np.int32)
+    return Tokens(ids, 0 * ids, np.array([0, 3, 5]), ids, 0, np.array([0, 1, 1, 0, 1], np.float32))
+
+
+class Death(Exception):
+    """Simulates the end of a process."""
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """``(folder, setup, trained)`` of a run that distils; the trained values differ from those of the base."""
+    chosen = runs.config(tmp_path, **DISTILLED)
+    made = setup.prepare(chosen)
+    return tmp_path / "run", made, jax.tree.map(lambda leaf: leaf + 0.02, made.trained)
+
+
+@pytest.mark.slow
+def test_stale_or_damaged_outputs_are_computed_again(prepared, monkeypatch):
+    """And nothing else is: of three parts the damaged one only; all of them for another teacher or another base."""
+    out, made, trained = prepared
+    monkeypatch.setattr(teachers, "PART", 2)
+    computed, compute = [], teachers._compute
+
+    def counting(setup, trained, key, paths):
+        computed.append(sorted(paths))
+        compute(setup, trained, key, paths)
+
+    monkeypatch.setattr(teachers, "_compute", counting)
+    out.mkdir()
+    hashes.write(out, {"base": {"weights": "a"}})
+    teachers.save(out, made, trained)
+    _, first = teachers.load(out, made)
+    assert computed == [[0, 1, 2]]
+    damaged = out / "teacher" / "outputs_00001.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-4] + b"abcd")
+    _, again = teachers.load(out, made)
+    assert computed[1:] == [[1]]
+    np.testing.assert_array_equal(first.arrays["teacher"], again.arrays["teacher"])
+    teachers.save(out, made, made.trained)
+    _, other = teachers.load(out, made)
+    assert computed[2:] == [[0, 1, 2]]
+    assert np.abs(other.arrays["teacher"] - first.arrays["teacher"]).max() > 1e-4
+    hashes.write(out, {"base": {"weights": "b"}})
+    teachers.load(out, made)
+    assert computed[3:] == [[0, 1, 2]]
+    tuned = out / "teacher" / "tuned.safetensors"
+    tuned.write_bytes(tuned.read_bytes()[:-4] + b"abcd")
+    with pytest.raises(InputError, match=r"tuned.safetensors is damaged, or of another run: .* delete .*run to begin"):
+        teachers.load(out, made)
+
+
+@pytest.mark.slow
+def test_run_that_dies_in_the_teacher_pass_and_in_retune_gives_the_same_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(teachers, "PART", 2)
+    options = {"train__eval_every": 4, "train__checkpoint_every": 3} | DISTILLED
+    loop.run(runs.config(tmp_path, **options), say=lambda text: None)
+    again = runs.config(tmp_path, output_dir=str(tmp_path / "again"), **options)
+    write, append, written = teachers._write, files.append, []
+
+    def dying(path, arrays, key):
+        write(path, arrays, key)
+        written.append(path.name)
+        if len(written) == 2:
+            raise Death
+
+    def later(path, record):
+        append(path, record)
+        if (record["stage"], record["step"]) == ("retune", 8):
+            raise Death
+
+    for module, name, function in ((teachers, "_write", dying), (files, "append", later)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, function)
+            with pytest.raises(Death):
+                loop.run(again, say=lambda text: None)
+    parts = sorted(path.name for path in (tmp_path / "again" / "teacher").iterdir())
+    assert written == ["tuned.safetensors", "outputs_00000.safetensors"]
+    assert parts == [*(f"outputs_{number:05}.safetensors" for number in range(3)), "tuned.safetensors"]
+    loop.run(again, say=lambda text: None)
+    assert runs.figures(tmp_path / "again") == runs.figures(tmp_path / "run")
+    one, other = (load_file(tmp_path / name / "model/model.safetensors") for name in ("run", "again"))
+    assert {name: array.tobytes() for name, array in one.items()} == {name: x.tobytes() for name, x in other.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packing", [False, True])
+def test_outputs_of_all_tokens_equal_those_of_the_step(tmp_path, packing):
+    """A decoder: kept probabilities of the whole vocabulary, of rows in another order, and a forward pass in each step."""
+    decoders.write(tmp_path / "base", num_hidden_layers=1)
+    options = runs.causal_lm(tmp_path, generate__new_tokens=0, data__packing=packing, train__epochs=1, **DISTILLED)
+    trained = []
+    for number, k in enumerate((0, 100)):
+        out = f"run_{number}"
+        config = runs.config(tmp_path, output_dir=str(tmp_path / out), train__distill__top_k=k, **options)
+        loop.run(config, say=lambda text: None)
+        trained.append(load_file(tmp_path / out / "adapter/adapter.safetensors"))
+    assert not (tmp_path / "run_0/teacher/outputs_00000.safetensors").exists()
+    for name, array in trained[0].items():
+        np.testing.assert_allclose(array, trained[1][name], rtol=1e-3, atol=2e-5, err_msg=name)
+
+
+def value_and_gradient(whole, student, trained, teacher):
+    """The loss and the gradient of a batch of a ``student`` (a setup) with a teacher, without dropout."""
+    batch = assemble(whole.data.train, np.arange(8), whole.data.edges)
+    loss = distill.objective(whole, joined=True)
+
+    def summed(values):
+        def outputs(**more):
+            frozen = pruning.freeze(student, {})
+            return step.predict(student.model, values, frozen, batch, whole.config.delta, deterministic=True, **more)
+
+        return loss(outputs, batch, teacher)
+
+    return jax.jit(jax.value_and_grad(summed))(trained)
+
+
+INNER = {"train__distill__hidden": 1.0, "train__distill__attention": 1.0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["encoder", "decoder"])
+def test_inner_states_of_student_and_teacher_are_compared(tmp_path, family):
+    """Equal models have no loss and no gradient; a model with fewer heads and neurons has both. Layers are recomputed."""
+    options = INNER | {"train__distill__weight": 1.0, "delta__targets": [".*/(query|up)/kernel"]}
+    if family == "decoder":
+        decoders.write(tmp_path / "base", num_hidden_layers=2)
+        options = runs.causal_lm(tmp_path, generate__new_tokens=0, model__remat=True, **options)
+    whole = setup.prepare(runs.config(tmp_path, **options))
+    trained = jax.tree.map(lambda leaf: leaf + 0.02, whole.trained)
+    teacher = step.Teacher(jnp.float32(1), trained, pruning.freeze(whole, {}))
+    loss, gradient = value_and_gradient(whole, whole, trained, teacher)
+    np.testing.assert_allclose(loss, 0, atol=1e-4)
+    for leaf in jax.tree.leaves(gradient):
+        np.testing.assert_allclose(leaf, 0, atol=1e-4)
+    cuts = models.cuts(whole.model)
+    kept = units.kept(whole.params, cuts, units.structured(whole.params, None, cuts, heads=1, neurons=0.5))
+    student = pruning.resize(whole, kept)
+    loss, gradient = value_and_gradient(whole, student, student.trained, teacher)
+    assert float(loss) > 0.1
+    assert all(np.abs(leaf).max() > 0 for path, leaf in tree.flatten(gradient["deltas"]).items() if path.endswith("b"))

@@ -24,7 +24,7 @@ from dsee_jax.train.losses import hidden_distance, relation_distance, top_k_dist
 from dsee_jax.train.problems import PROBLEMS
 from dsee_jax.train.setup import Setup
 from dsee_jax.train.step import Objective, Teacher, predict
-from dsee_jax.typing import Array
+from dsee_jax.typing import Array, Masks
 
 OUTPUTS, CLASSES = "teacher", "teacher_classes"
 """The names of the teacher's outputs in a batch: logits, or the probabilities of `top_k_log_probs` and their classes."""
@@ -46,10 +46,13 @@ def runs_teacher(config: Config) -> bool:
     return bool(distill.hidden or distill.attention or (model_task(config) == "causal-lm" and not distill.top_k))
 
 
-def objective(whole: Setup, *, joined: bool) -> Objective:
-    """Return the loss of a step with a teacher, which is the model of ``whole``, the setup before pruning.
+def objective(whole: Setup, kept: Masks, *, joined: bool) -> Objective:
+    """Return the loss of a step with a teacher.
 
-    ``joined`` is that of `dsee_jax.apply`.
+    Args:
+      whole: the setup before pruning; its model is the teacher.
+      kept: the units of the teacher that the student has (`dsee_jax.prune.units`); empty: all.
+      joined: as in `dsee_jax.apply`.
     """
     config, problem = whole.config, PROBLEMS[whole.data.task.problem]
     distill, run = config.train.distill, runs_teacher(config)
@@ -74,10 +77,10 @@ def objective(whole: Setup, *, joined: bool) -> Objective:
         rows = jnp.sum(batch["weights"].reshape(len(batch["weights"]), -1), axis=1)
         mask = batch["attention_mask"]
         if distill.hidden:
-            total += distill.hidden * jnp.sum(rows * _hidden(states, target_states, mask))
+            total += distill.hidden * jnp.sum(rows * _hidden(states, target_states, kept, mask))
         if distill.attention:
             count = whole.model.config.head_size
-            total += distill.attention * jnp.sum(rows * _relations(states, target_states, mask, count))
+            total += distill.attention * jnp.sum(rows * _relations(states, target_states, kept, mask, count))
         return (1 - teacher.weight) * task + teacher.weight * total
 
     return loss
@@ -98,28 +101,37 @@ def _parts(outputs: Any, inner: bool) -> tuple[Any, dict[str, Any]]:
     return logits, {path: values[0] for path, values in calls.items()}
 
 
-def _by_layer(states: Mapping[str, Any], end: str) -> dict[int, Any]:
+def _by_layer(states: Mapping[str, Any], end: str, kept: Masks) -> dict[int, Any]:
+    """Return the states at the paths that end in ``end`` by the number of the layer, those of ``kept`` under new numbers."""
     matches = ((re.fullmatch(rf"{_LAYER}{end}/__call__", path), value) for path, value in states.items())
-    return {int(match[1]): value for match, value in matches if match}
+    every = {int(match[1]): value for match, value in matches if match}
+    if "layers" not in kept:
+        return every
+    return {new: every[old] for new, old in enumerate(np.flatnonzero(kept["layers"]).tolist()) if old in every}
 
 
-def _hidden(student: Mapping[str, Any], teacher: Mapping[str, Any], mask: Array) -> jax.Array:
+def _hidden(student: Mapping[str, Any], teacher: Mapping[str, Any], kept: Masks, mask: Array) -> jax.Array:
     """Return the distance of the hidden states of each row, mean over the layers of the student."""
     own, other = (
-        {number: value[0] if isinstance(value, tuple) else value for number, value in _by_layer(each, "").items()}
-        for each in (student, teacher)
+        {number: value[0] if isinstance(value, tuple) else value for number, value in layers.items()}
+        for layers in (_by_layer(student, "", {}), _by_layer(teacher, "", kept))
     )
+    width = np.flatnonzero(kept["hidden"]) if "hidden" in kept else slice(None)
     # The last layer of a classifier may compute the first position only.
-    distances = [hidden_distance(x, other[number], mask[:, : x.shape[1]]) for number, x in own.items()]
+    distances = [
+        hidden_distance(x, other[number][:, : x.shape[1], width], mask[:, : x.shape[1]]) for number, x in own.items()
+    ]
     return sum(distances[1:], distances[0]) / len(distances)
 
 
-def _relations(student: Mapping[str, Any], teacher: Mapping[str, Any], mask: Array, count: int) -> jax.Array:
-    """Return the distance of the relations of each row: of queries, of keys and of values, summed (alpha = 1).
+def _relations(
+    student: Mapping[str, Any], teacher: Mapping[str, Any], kept: Masks, mask: Array, count: int
+) -> jax.Array:
+    """Return the distance of the relations of each row: of queries, of keys and of values, summed.
 
     They are those of the last layer of the student that has heads. There are ``count`` relation heads.
     """
-    own, other = (_by_layer(each, "/attention") for each in (student, teacher))
+    own, other = _by_layer(student, "/attention", {}), _by_layer(teacher, "/attention", kept)
     last = max(own)
     distances = [relation_distance(x, y, mask, count) for x, y in zip(own[last], other[last], strict=True)]
     return sum(distances[1:], distances[0])

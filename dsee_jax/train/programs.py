@@ -63,7 +63,7 @@ def distilling(programs: Programs, setup: Setup, whole: Setup) -> Programs:
         programs.optimizer,
         setup.config,
         setup.placed,
-        objective=distill.objective(whole, joined=setup.placed.mesh.shape["tensor"] == 1),
+        objective=distill.objective(whole, setup.kept, joined=setup.placed.mesh.shape["tensor"] == 1),
     )
     return programs._replace(step=jax.jit(one, donate_argnums=0))
 

@@ -145,7 +145,7 @@ def test_outputs_of_all_tokens_equal_those_of_the_step(tmp_path, packing):
 def value_and_gradient(whole, student, trained, teacher):
     """The loss and the gradient of a batch of a ``student`` (a setup) with a teacher, without dropout."""
     batch = assemble(whole.data.train, np.arange(8), whole.data.edges)
-    loss = distill.objective(whole, joined=True)
+    loss = distill.objective(whole, student.kept, joined=True)
 
     def summed(values):
         def outputs(**more):
@@ -163,7 +163,7 @@ INNER = {"train__distill__hidden": 1.0, "train__distill__attention": 1.0}
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["encoder", "decoder"])
 def test_inner_states_of_student_and_teacher_are_compared(tmp_path, family):
-    """Equal models have no loss and no gradient; a model with fewer heads and neurons has both. Layers are recomputed."""
+    """Equal models have no loss and no gradient; one with fewer heads and neurons has both. Decoders recompute layers."""
     options = INNER | {"train__distill__weight": 1.0, "delta__targets": [".*/(query|up)/kernel"]}
     if family == "decoder":
         decoders.write(tmp_path / "base", num_hidden_layers=2)
@@ -181,3 +181,18 @@ def test_inner_states_of_student_and_teacher_are_compared(tmp_path, family):
     loss, gradient = value_and_gradient(whole, student, student.trained, teacher)
     assert float(loss) > 0.1
     assert all(np.abs(leaf).max() > 0 for path, leaf in tree.flatten(gradient["deltas"]).items() if path.endswith("b"))
+
+
+def test_inner_states_of_a_student_with_fewer_layers_are_those_of_its_own_layers():
+    """The layers 0 and 2 of the teacher, and the entries 1 to 3 of its hidden states."""
+    random = np.random.default_rng(0)
+    states = {f"encoder/layer_{number}/__call__": random.normal(0, 1, (2, 3, 4)) for number in range(3)}
+    kept = {"layers": np.array([True, False, True]), "hidden": np.array([False, True, True, True])}
+    student = {
+        "encoder/layer_0/__call__": states["encoder/layer_0/__call__"][..., 1:],
+        "encoder/layer_1/__call__": (2 * states["encoder/layer_2/__call__"][:, :1, 1:], None),
+    }
+    mask = np.ones((2, 3), np.int32)
+    np.testing.assert_allclose(distill._hidden(student, states, kept, mask), [0, 0], atol=1e-5)
+    student["encoder/layer_1/__call__"] = states["encoder/layer_1/__call__"][..., 1:]
+    assert distill._hidden(student, states, kept, mask).min() > 0.1

@@ -78,7 +78,9 @@ def load(out: Place, setup: Setup) -> tuple[dict[str, Any] | None, TeacherOutput
             raise InputError(
                 f"{path} {found}: it holds the teacher of the stage retune; restore it, or delete {out} to begin again"
             )
-    trained = sharding.place(setup.placed, tree.unflatten(values or {}))
+    # A section without arrays is in no file.
+    sections: dict[str, Any] = {name: {} for name in setup.trained}
+    trained = sharding.place(setup.placed, sections | tree.unflatten(values or {}))
     if runs_teacher(setup.config):
         return trained, None
     return None, _outputs(out, setup, trained, _digest(values or {}))

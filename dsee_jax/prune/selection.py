@@ -55,7 +55,7 @@ def select(
     Raises:
       InputError: as `structured`; or no layer would be left, or a layer depends on its number.
     """
-    key, _ = complete("select", evidence)
+    key = complete("select", evidence)["key"]
     kept: dict[str, Any] = {}
     if layers:
         kept["layers"] = _layers(model, params, adapter, layers, score, key)

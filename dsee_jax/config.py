@@ -307,9 +307,9 @@ class PruneConfig:
 
     kind: Literal["none", "unstructured", "nm", "structured", "earlybert"] = "unstructured"
     """none: no pruning and no re-tuning. unstructured: single weights. nm: all but n of every m consecutive inputs of an
-    output. structured: heads, neurons and layers, after tuning; the arrays get smaller. earlybert: a search before tuning
-    learns a coefficient for every head and neuron; the units with the smallest coefficients go, the others return to their
-    pretrained weights and are tuned, without re-tuning."""
+    output. structured: heads, neurons, layers and hidden dimensions, after tuning; the arrays get smaller. earlybert: a
+    search before tuning learns a coefficient for every head and neuron; the units with the smallest coefficients go, the
+    others return to their pretrained weights and are tuned, without re-tuning."""
     targets: Sequence[str] = (r"(encoder|decoder)/.*/kernel",)
     """Regular expressions over the full paths of kernels, ends of paths, or modules, as in delta.targets. Every matched kernel
     is prunable. structured, earlybert: all kernels that lose rows or columns must be among them."""
@@ -351,6 +351,9 @@ class PruneConfig:
     layers: int | float = 0
     """structured: the layers that go, a fraction in [0, 1) or a whole number; at least one stays. They go first: heads and
     neurons are counted in the layers that stay. The smaller model is an ordinary one of fewer layers."""
+    hidden: int | float = 0
+    """structured: the dimensions of the hidden state that go, a fraction in [0, 1) of the width or a whole number;
+    at least one stays. They go last, from every array. Heads keep their size."""
     search: float = 0.2
     """earlybert: the most passes over the training data that learn the coefficients, more than 0."""
     penalty: float = 1e-4
@@ -386,15 +389,16 @@ class PruneConfig:
         _need(self.check_every >= 0, "prune.check_every", self.check_every, "0 (a tenth of the search) or more steps")
         _need(0 <= self.tolerance <= 1, "prune.tolerance", self.tolerance, "a fraction in [0, 1]")
         _need(self.patience >= 1, "prune.patience", self.patience, "1 or more checks")
-        for name in ("heads", "neurons", "layers"):
+        for name in ("heads", "neurons", "layers", "hidden"):
             amount = getattr(self, name)
             fits = amount >= 0 if isinstance(amount, int) else 0 <= amount < 1
             _need(fits, f"prune.{name}", amount, "a fraction in [0, 1) or a whole number: 1.0 leaves none")
-        some = self.kind not in CUTTING or bool(self.heads or self.neurons or self.layers)
-        others = "prune.neurons" if self.kind == "earlybert" else "prune.neurons or prune.layers"
+        some = self.kind not in CUTTING or bool(self.heads or self.neurons or self.layers or self.hidden)
+        others = "prune.neurons" if self.kind == "earlybert" else "prune.neurons, layers or hidden"
         _need(some, "prune.heads", self.heads, f"more than 0, or {others} more than 0")
-        fits = not self.layers or self.kind != "earlybert"
-        _need(fits, "prune.layers", self.layers, "0 for earlybert, which searches for heads and neurons alone")
+        for name in ("layers", "hidden"):
+            fits = not (amount := getattr(self, name)) or self.kind != "earlybert"
+            _need(fits, f"prune.{name}", amount, "0 for earlybert, which searches for heads and neurons alone")
         fits = self.kind != "structured" or self.score in UNIT_SCORES
         _need(fits, "prune.score", self.score, f"one of {', '.join(UNIT_SCORES)} for structured")
         fits = self.scope != "output" or self.kind in ("none", "unstructured")

@@ -84,6 +84,9 @@ def _config(model: Model, origin: Path | None, labels: Sequence[str], problem_ty
         own[hf_config.PER_LAYER] = layers
     config = {name: value for name, value in config.items() if name not in hf_config.names(model.config)} | own
     config |= {"model_type": model.config.model_type}
+    # Fields of the source that repeat a size follow it.
+    fixed = getattr(type(model.config), "fixed", lambda config: {})(config)
+    config |= {name: values[0] for name, values in fixed.items() if name in config and config[name] not in values}
     config["architectures"] = [models.class_name(model)]
     if model.task == "sequence-classification" and model.config.pad_token_id is None:
         # Hugging Face's decoders classify at the last token that is not padding; without a padding id they take one text only.

@@ -14,7 +14,7 @@ from dsee_jax.ckpt.folders import KEPT
 from dsee_jax.errors import InputError
 from dsee_jax.typing import Masks
 
-_PATH = re.compile(r"(heads|neurons)/layer_\d+|layers")
+_PATH = re.compile(r"(heads|neurons)/layer_\d+|layers|hidden")
 
 
 def read(folder: Path) -> Masks:

@@ -27,6 +27,7 @@ from dsee_jax.ckpt.peft import LORA, PREFIX, SUPERTUNING
 from dsee_jax.deltas.adapter import Update
 from dsee_jax.errors import InputError
 from dsee_jax.hf_layout import Layout
+from dsee_jax.models import hf_config
 from dsee_jax.models.architecture import Model
 from dsee_jax.runtime import files
 
@@ -63,10 +64,10 @@ def save(path: Path, model: Model, adapter: Saved, *, base: str) -> None:
       InputError: the base has layers of different widths, so that no other program opens it, an update is of no kernel, or
         ``path`` exists and is not an empty folder.
     """
-    if model.config != model.config.with_widths():
+    if kinds := hf_config.kept_kinds(model.config):
         raise InputError(
-            f"{base} has lost heads or neurons, and its config.json has no fields for what is left in each layer: PEFT opens "
-            "no such base; use --format hf, which folds the updates in"
+            f"{base} has lost {' and '.join(kinds)}, and its config.json has no fields for what is left: PEFT opens no such "
+            f"base; use --format {'compact' if 'hidden' in kinds else 'hf'}, which folds the updates in"
         )
     names = hf_names.names(model)
     modules = _modules(model, adapter, names)

@@ -166,6 +166,11 @@ def _write_model(run: Path, finished: Finished, out: Path, form: str, factors: b
             model, params, {kind: kept[kind] for kind in kept if kind in (*kinds, "layers")}
         )
         kept = {kind: layers for kind, layers in kept.items() if kind not in kinds}
+        if "hidden" in hf_config.kept_kinds(model.config):
+            raise InputError(
+                f"--format hf: the fields of {model.config.model_type} cannot hold a width of {model.config.hidden_size} with "
+                f"heads of {model.config.head_size}, and norms would count zeros: use --format compact"
+            )
     hf_save.save_pretrained(out, model, params, source=run / MODEL, labels=finished.task.labels, kept=kept)
     if finished.adapter and factors:
         shutil.copytree(run / ADAPTER, out / ADAPTER)

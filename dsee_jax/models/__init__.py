@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from dsee_jax import tree
 from dsee_jax.errors import InputError
 from dsee_jax.models import bert, deberta, gpt2, llama, mpnet, roberta, xlm_roberta
-from dsee_jax.models.architecture import Architecture, Model, UnitTemplate
+from dsee_jax.models.architecture import HIDDEN, Architecture, Model, UnitTemplate
 from dsee_jax.typing import Cuts, Units
 
 _FAMILIES = (bert, deberta, gpt2, mpnet, roberta, xlm_roberta, llama)
@@ -73,6 +74,25 @@ def label_axes(model: Model) -> dict[str, int]:
         for path, leaf in own.items()
         if leaf.shape != other[path].shape
     }
+
+
+def logical_axes(model: Model) -> dict[str, tuple[str | None, ...]]:
+    """Return the logical names of the axes of every param, by path; stacked params have one more axis before them."""
+    table = find(model.config.model_type).axes
+    return {
+        path: next(names for pattern, names in table if re.fullmatch(pattern, path))
+        for path in tree.flatten(shapes(model))
+    }
+
+
+@functools.lru_cache(maxsize=16)
+def hidden_axes(model: Model) -> dict[str, tuple[int, ...]]:
+    """Return the axes along the hidden dimension of the residual stream of every param that has some, by path."""
+    axes = {
+        path: tuple(axis for axis, name in enumerate(names) if name == HIDDEN)
+        for path, names in logical_axes(model).items()
+    }
+    return {path: own for path, own in axes.items() if own}
 
 
 def cuts(model: Model) -> Cuts:

@@ -99,6 +99,18 @@ class ModelConfig(Protocol):
         """
         ...
 
+    def with_hidden(self, size: int) -> Self:
+        """Return this config with ``size`` entries of the hidden state, and heads of the size that they have.
+
+        Pass the result on to `with_widths`, which finds the standard fields for it.
+        """
+        ...
+
+    @property
+    def own_width(self) -> bool:
+        """Whether the standard fields cannot hold the size of the heads beside the hidden width."""
+        ...
+
     def with_layers(self, kept: Sequence[bool]) -> Self:
         """Return this config with the layers of ``kept`` (layers,), True = kept, renumbered.
 

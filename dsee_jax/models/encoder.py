@@ -17,7 +17,7 @@ from dsee_jax.models.layers import ACTIVATIONS, Attention, Dropout, LayerNorm, M
 class Config:
     """Fields of ``config.json`` under Hugging Face's names and defaults.
 
-    ``kept_heads`` and ``kept_neurons`` are our own; the run sets ``num_labels`` and ``dtype``.
+    ``kept_heads``, ``kept_neurons`` and ``kept_head_size`` are our own; the run sets ``num_labels`` and ``dtype``.
 
     Raises:
       InputError: a size below 1, a rate outside [0, 1), heads that do not divide the width, kept widths that are not one
@@ -55,9 +55,11 @@ class Config:
     initializer_range: float = 0.02
     pad_token_id: int | None = 0
     kept_heads: tuple[int, ...] | None = None
-    """Heads of each layer of a structurally pruned model, each of size hidden_size / num_attention_heads. None: all."""
+    """Heads of each layer of a structurally pruned model, each of size `head_size`. None: all."""
     kept_neurons: tuple[int, ...] | None = None
     """Feed-forward neurons of each layer of a structurally pruned model. None: intermediate_size in each."""
+    kept_head_size: int | None = None
+    """Entries of a head of a model whose hidden width was pruned. None: hidden_size / num_attention_heads."""
     num_labels: int = 2
     """Columns of a classifier; 1 for regression."""
     dtype: str = "float32"
@@ -65,8 +67,9 @@ class Config:
 
     def __post_init__(self) -> None:
         dropouts = tuple(name for name in self.DROPOUTS if getattr(self, name) is not None)
-        hf_config.check(self, sizes=self.SIZES, rates=(*dropouts, "layer_norm_eps", "initializer_range"))
-        if self.hidden_size % self.num_attention_heads:
+        sizes = self.SIZES if self.kept_head_size is None else (*self.SIZES, "kept_head_size")
+        hf_config.check(self, sizes=sizes, rates=(*dropouts, "layer_norm_eps", "initializer_range"))
+        if self.kept_head_size is None and self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"'hidden_size' is {self.hidden_size}, not a multiple of 'num_attention_heads' = {self.num_attention_heads}"
             )
@@ -93,8 +96,13 @@ class Config:
 
     @property
     def head_size(self) -> int:
-        """Entries of a head; pruning other heads does not change it."""
-        return self.hidden_size // self.num_attention_heads
+        """Entries of a head; pruning other heads, or the hidden width, does not change it."""
+        return self.kept_head_size or self.hidden_size // self.num_attention_heads
+
+    @property
+    def own_width(self) -> bool:
+        """Whether the standard fields cannot hold the size of the heads beside the hidden width."""
+        return self.kept_head_size is not None
 
     @property
     def longest(self) -> int | None:
@@ -112,15 +120,23 @@ class Config:
     def with_widths(self, heads: Sequence[int] | None = None, neurons: Sequence[int] | None = None) -> Self:
         """Return this config with these numbers of units in every layer; None: the numbers of the standard fields.
 
-        An equal number of neurons in all layers becomes ``intermediate_size``. No standard field gives the size of a head.
+        An equal number of neurons in all layers becomes ``intermediate_size``. No standard field gives the size of a head: an
+        equal number of heads becomes ``num_attention_heads`` where the heads fill the hidden width.
         """
         width = hf_config.shared_width(neurons) or self.intermediate_size
+        number, size = hf_config.divided_heads(heads, self.num_attention_heads, self.head_size, self.hidden_size)
         return dataclasses.replace(
             self,
             intermediate_size=width,
-            kept_heads=hf_config.kept_widths(heads, self.num_attention_heads),
+            num_attention_heads=number,
+            kept_heads=hf_config.kept_widths(heads, number),
             kept_neurons=hf_config.kept_widths(neurons, width),
+            kept_head_size=size,
         )
+
+    def with_hidden(self, size: int) -> Self:
+        """Return this config with ``size`` entries of the hidden state, and heads of the size that they have."""
+        return dataclasses.replace(self, hidden_size=size, kept_head_size=self.head_size)
 
     def with_layers(self, kept: Sequence[bool]) -> Self:
         """Return this config with the layers of ``kept`` (layers,), True = kept, renumbered."""

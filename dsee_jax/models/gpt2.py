@@ -27,7 +27,7 @@ _FIXED = {
 class Config:
     """Fields of ``config.json`` under Hugging Face's names and defaults.
 
-    ``kept_heads`` and ``kept_neurons`` are our own; the run sets ``num_labels`` and ``dtype``.
+    ``kept_heads``, ``kept_neurons`` and ``kept_head_size`` are our own; the run sets ``num_labels`` and ``dtype``.
 
     Raises:
       InputError: a size below 1, a rate outside [0, 1), heads that do not divide the width, kept widths that are not one
@@ -56,9 +56,11 @@ class Config:
     tie_word_embeddings: bool = True
     pad_token_id: int | None = None
     kept_heads: tuple[int, ...] | None = None
-    """Heads of each layer of a structurally pruned model, each of size n_embd / n_head. None: all."""
+    """Heads of each layer of a structurally pruned model, each of size `head_size`. None: all."""
     kept_neurons: tuple[int, ...] | None = None
     """Feed-forward neurons of each layer of a structurally pruned model. None: n_inner in each."""
+    kept_head_size: int | None = None
+    """Entries of a head of a model whose hidden width was pruned. None: n_embd / n_head."""
     num_labels: int = 2
     """Columns of the classifier; 1 for regression."""
     dtype: str = "float32"
@@ -67,12 +69,14 @@ class Config:
     def __post_init__(self) -> None:
         hf_config.check(
             self,
-            sizes=("vocab_size", "n_embd", "n_layer", "n_head", "n_positions", "num_labels")
-            + (() if self.n_inner is None else ("n_inner",)),
+            sizes=(
+                *("vocab_size", "n_embd", "n_layer", "n_head", "n_positions", "num_labels"),
+                *(name for name in ("n_inner", "kept_head_size") if getattr(self, name) is not None),
+            ),
             rates=("resid_pdrop", "embd_pdrop", "attn_pdrop", "layer_norm_epsilon", "initializer_range"),
             flags=("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"),
         )
-        if self.n_embd % self.n_head:
+        if self.kept_head_size is None and self.n_embd % self.n_head:
             raise InputError(f"'n_embd' is {self.n_embd}, not a multiple of 'n_head' = {self.n_head}")
         hf_config.check_widths(self, "kept_heads", self.n_layer, self.n_head)
         hf_config.check_widths(self, "kept_neurons", self.n_layer, self.neurons)
@@ -110,8 +114,13 @@ class Config:
 
     @property
     def head_size(self) -> int:
-        """Entries of a head; pruning other heads does not change it."""
-        return self.n_embd // self.n_head
+        """Entries of a head; pruning other heads, or the hidden width, does not change it."""
+        return self.kept_head_size or self.n_embd // self.n_head
+
+    @property
+    def own_width(self) -> bool:
+        """Whether the standard fields cannot hold the size of the heads beside the hidden width."""
+        return self.kept_head_size is not None
 
     @property
     def uneven(self) -> str:
@@ -132,15 +141,23 @@ class Config:
     def with_widths(self, heads: Sequence[int] | None = None, neurons: Sequence[int] | None = None) -> Self:
         """Return this config with these numbers of units in every layer; None: the numbers of the standard fields.
 
-        An equal number of neurons in all layers becomes ``n_inner``. No standard field gives the size of a head.
+        An equal number of neurons in all layers becomes ``n_inner``. No standard field gives the size of a head: an equal
+        number of heads becomes ``n_head`` where the heads fill the hidden width.
         """
         width = hf_config.shared_width(neurons) or self.neurons
+        number, size = hf_config.divided_heads(heads, self.n_head, self.head_size, self.n_embd)
         return dataclasses.replace(
             self,
             n_inner=self.n_inner if width == self.neurons else width,
-            kept_heads=hf_config.kept_widths(heads, self.n_head),
+            n_head=number,
+            kept_heads=hf_config.kept_widths(heads, number),
             kept_neurons=hf_config.kept_widths(neurons, width),
+            kept_head_size=size,
         )
+
+    def with_hidden(self, size: int) -> Self:
+        """Return this config with ``size`` entries of the hidden state, and heads of the size that they have."""
+        return dataclasses.replace(self, n_embd=size, n_inner=self.neurons, kept_head_size=self.head_size)
 
     def with_layers(self, kept: Sequence[bool]) -> Self:
         """Return this config with the layers of ``kept`` (layers,), True = kept, renumbered.

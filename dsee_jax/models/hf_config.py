@@ -252,9 +252,32 @@ def of_layers(values: Sequence[Any] | None, kept: Sequence[bool]) -> tuple[Any, 
     return None if values is None else tuple(itertools.compress(values, kept))
 
 
+def divided_heads(heads: Sequence[int] | None, number: int, size: int, width: int) -> tuple[int, int | None]:
+    """Return the number of heads and the field ``kept_head_size`` of a family that computes the size as width / number.
+
+    Args:
+      heads: the heads of every layer; None: ``number`` in each.
+      number: the field for the number of heads so far.
+      size: entries of a head.
+      width: entries of the hidden state.
+
+    Returns:
+      The number that every layer has, if heads of ``size`` fill the width with it; else the largest number, at least
+      ``number``. The size is None where the two fields tell it.
+    """
+    if heads is not None:
+        shared = shared_width(heads)
+        number = shared if shared and shared * size == width else max(number, *heads)
+    return number, None if number * size == width else size
+
+
 def kept_kinds(config: Any) -> tuple[str, ...]:
-    """Return the kinds of units whose numbers only a ``kept_*`` field holds: other programs do not open such a model."""
-    return tuple(kind for kind in config.widths if getattr(config, f"kept_{kind}") is not None)
+    """Return the kinds of units whose numbers no standard field can hold: other programs do not open such a model.
+
+    ``hidden`` is among them where the size of the heads does not follow from the hidden width.
+    """
+    kinds = tuple(kind for kind in config.widths if getattr(config, f"kept_{kind}") is not None)
+    return (*kinds, "hidden") if config.own_width else kinds
 
 
 def per_layer(config: Any) -> dict[str, dict[str, Any]]:

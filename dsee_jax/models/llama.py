@@ -179,6 +179,12 @@ class Config:
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @property
+    def own_width(self) -> bool:
+        """Whether the standard fields cannot hold the size of the heads beside the hidden width."""
+        # LlamaConfig alone refuses a hidden_size that is no multiple of the heads, also where head_dim is given.
+        return self.model_type == "llama" and self.hidden_size % self.num_attention_heads > 0
+
+    @property
     def group_size(self) -> int:
         """Entries of all query heads that share one key/value head."""
         return self.head_size * (self.num_attention_heads // self.groups)
@@ -229,6 +235,10 @@ class Config:
             kept_heads=hf_config.kept_widths(heads, changes.get("num_key_value_heads", self.groups)),
             kept_neurons=hf_config.kept_widths(neurons, width),
         )
+
+    def with_hidden(self, size: int) -> Self:
+        """Return this config with ``size`` entries of the hidden state, and heads of the size that they have."""
+        return dataclasses.replace(self, hidden_size=size, head_dim=self.head_size)
 
     def with_layers(self, kept: Sequence[bool]) -> Self:
         """Return this config with the layers of ``kept`` (layers,), True = kept, renumbered; each keeps its window."""

@@ -22,10 +22,12 @@ HEAD = (r"(pooler|classifier|token_classifier|span)/.*",)
 """The paths of the task heads."""
 
 AXES: Axes = (
-    (r"(pooler|classifier|token_classifier|span)/kernel", ("embed", None)),
-    (r"(pooler|classifier|token_classifier|span)/bias", (None,)),
+    (r"pooler/kernel", ("embed", "embed")),
+    (r"pooler/bias", ("embed",)),
+    (r"(classifier|token_classifier|span)/kernel", ("embed", None)),
+    (r"(classifier|token_classifier|span)/bias", (None,)),
 )
-"""The rows of `Architecture.axes` for the heads."""
+"""The rows of `Architecture.axes` for the heads. A pooler is as wide as the hidden state, and its outputs are cut with it."""
 
 
 def dense(config: Config, features: int, name: str) -> nn.Dense:

@@ -33,7 +33,7 @@ class Indices(NamedTuple):
     """bool (layers,), True = kept. None: no layer is dropped."""
 
 
-KINDS = frozenset({"heads", "neurons", "layers"})
+KINDS = frozenset({"heads", "neurons", "layers", "hidden"})
 """The kinds of units, the keys of a tree of kept units."""
 
 
@@ -77,6 +77,8 @@ def resized(model: Model, kept: Masks) -> Model:
         widths = {kind: tuple(of_layers[number] for number in stay) for kind, of_layers in widths.items()}
         names = {kind: tuple(of_layers[number] for number in stay) for kind, of_layers in names.items()}
         config = config.with_layers([bool(flag) for flag in kept["layers"]])
+    if "hidden" in kept:
+        config = config.with_hidden(int(np.sum(kept["hidden"])))
     config = config.with_widths(**widths)
     left = hf_config.kept_kinds(config)
     fields = {named[kind]: of_layers if kind in left else None for kind, of_layers in names.items()}
@@ -113,7 +115,8 @@ def indices(
       deltas, supports: the updates of the model and their coordinates, or None.
 
     Raises:
-      InputError: ``kept`` has another number of units than the model or leaves no layer, or the model scans its layers.
+      InputError: ``kept`` has another number of units than the model or leaves no layer or no hidden dimension, or the
+        model scans its layers.
     """
     if scans(model):
         raise InputError("the model scans its layers, and units are cut layer by layer: load it with scan=False")
@@ -131,6 +134,9 @@ def indices(
                 )
             for path, (axis, entries) in units.axes.items():
                 axes.setdefault(path, {})[axis] = np.flatnonzero(np.repeat(flags, entries))
+    if (wide := _checked(kept, "hidden", model.config.hidden_size)) is not None:
+        for path, own in models.hidden_axes(model).items():
+            axes.setdefault(path, {}).update(dict.fromkeys(own, np.flatnonzero(wide)))
     table: dict[str, dict[int, np.ndarray]] = {f"params/{path}": of_axis for path, of_axis in axes.items()}
     coordinates = tree.flatten(supports or {})
     for path, delta in kernels(deltas).items():
@@ -163,7 +169,7 @@ def _checked(kept: Masks, kind: str, total: int) -> np.ndarray | None:
     return flags
 
 
-_NAMES = {"layers": "layers"}
+_NAMES = {"layers": "layers", "hidden": "hidden dimensions"}
 """The words for the units of a kind of the whole model."""
 
 
@@ -220,6 +226,9 @@ def check(model: Model, kept: Masks) -> None:
     depth = layers.depth(model.config)
     if "layers" in kept and (count := int(np.sum(kept["layers"]))) != depth:
         raise InputError(f"the model has {depth} layers and the kept units give {count}")
+    width = model.config.hidden_size
+    if "hidden" in kept and (count := int(np.sum(kept["hidden"]))) != width:
+        raise InputError(f"the model has {width} hidden dimensions and the kept units give {count}")
     small, known = layers.renumbered(kept), {layer(number) for number in range(depth)}
     for name in {name for by_layer in small.values() for name in by_layer} - known:
         raise InputError(f"the kept units are of {name} and the model has no such layer")
@@ -242,7 +251,7 @@ def _original(model: Model, kept: Masks) -> Model:
 def expand(model: Model, params: Params, kept: Masks) -> tuple[Model, dict[str, Any]]:
     """Return the model and params in the original shapes, with zeros at the pruned heads and neurons.
 
-    Dropped layers stay out: no zeros would make them pass their inputs on, and no file needs them.
+    Dropped layers and hidden dimensions stay out: no zeros make a layer pass its input on, and norms count zeros.
 
     Args:
       model: the small model.

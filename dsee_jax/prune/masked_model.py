@@ -8,9 +8,15 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from dsee_jax import models
 from dsee_jax.deltas.attach import intercepted
 from dsee_jax.models.architecture import Model
+from dsee_jax.models.layers import LayerNorm, RmsNorm
+from dsee_jax.ops.nn import layer_norm, rms_norm
 from dsee_jax.prune import compaction, earlybert, layers
 from dsee_jax.typing import Masks
 
@@ -24,7 +30,8 @@ def masked(model: Model, kept: Masks) -> Iterator[None]:
         with dsee_jax.prune.masked(model, kept), dsee_jax.attached(adapter):
             logits = model.apply({"params": params}, **batch)
 
-    A dropped layer returns its input. The kernels that read pruned heads and neurons read zeros.
+    A dropped layer returns its input. The kernels that read pruned heads and neurons read zeros. Pruned dimensions of the
+    hidden state are zeros wherever a module writes them, and norms are over the kept dimensions alone.
 
     Args:
       model: of this library, as from `load_pretrained`; the calls in the block are of this model.
@@ -34,6 +41,12 @@ def masked(model: Model, kept: Masks) -> Iterator[None]:
       InputError: ``kept`` does not fit the model, no call of the model in the block, or updates are attached already.
     """
     compaction.indices(model, kept)
+    wide = None if "hidden" not in kept else np.asarray(kept["hidden"])
+    axes, writers = models.hidden_axes(model), set[str]()
+    if wide is not None:
+        # The last axis of a param is that of the outputs.
+        last = {path: len(names) - 1 for path, names in models.logical_axes(model).items()}
+        writers = {path.rpartition("/")[0] for path, own in axes.items() if last[path] in own}
     stay = layers.names(kept["layers"]) if "layers" in kept else None
     coefficients = {kind: part for kind, part in kept.items() if kind in models.cuts(model)}
 
@@ -41,9 +54,23 @@ def masked(model: Model, kept: Masks) -> Iterator[None]:
         module, output = context.module, call(*args, **kwargs)
         if context.method_name != "__call__" or module.scope is None or not module.path:
             return output
+        if wide is not None and "/".join(module.path) in writers:
+            norm = isinstance(module, LayerNorm | RmsNorm)
+            return _normalised(module, args[0], wide) if norm else jnp.where(wide, output, jnp.zeros((), output.dtype))
         # A dropped layer runs all the same, as updates count the modules that read them; a compiler drops it.
         dropped = stay is not None and re.fullmatch(r"layer_\d+", module.path[-1]) and module.path[-1] not in stay
         return module.skip(*args, **kwargs) if dropped else output
 
     with earlybert.attached(coefficients, models.cuts(model)), intercepted(intercept):
         yield
+
+
+def _normalised(module: LayerNorm | RmsNorm, x: jax.Array, kept: np.ndarray) -> jax.Array:
+    """Return the norm of ``x`` (..., width) over the kept dimensions, zeros at the others."""
+    at = np.flatnonzero(kept)
+    scale = module.get_variable("params", "scale")[at]
+    if isinstance(module, LayerNorm):
+        y = layer_norm(x[..., at], scale, module.get_variable("params", "bias")[at], module.epsilon)
+    else:
+        y = rms_norm(x[..., at], scale, module.epsilon)
+    return jnp.zeros(x.shape, module.dtype).at[..., at].set(y.astype(module.dtype))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsee_jax import models, tree
+from dsee_jax import models, stacks, tree
 from dsee_jax.config import Scope, ScoreName
 from dsee_jax.deltas.adapter import Adapter
 from dsee_jax.errors import InputError
@@ -15,9 +15,9 @@ from dsee_jax.ops.topk import top_k
 from dsee_jax.prune import compaction, layers, units
 from dsee_jax.prune.scores import Evidence, complete, divided
 from dsee_jax.runtime import multihost
-from dsee_jax.typing import Cuts, Params, Tree
+from dsee_jax.typing import Cuts, Params, Tree, Units
 
-_KEYS = {"layers": 2}
+_KEYS = {"layers": 2, "hidden": 3}
 """The numbers that a key is folded with; `units.structured` has those below."""
 
 
@@ -29,22 +29,26 @@ def select(
     heads: int | float = 0,
     neurons: int | float = 0,
     layers: int | float = 0,
+    hidden: int | float = 0,
     score: ScoreName | Tree = "WABS",
     scope: Scope = "global",
     **evidence: Unpack[Evidence],
 ) -> dict[str, Any]:
     """Return the kept units of a model without its lowest-scoring units, for `dsee_jax.compact` and `dsee_jax.prune.masked`.
 
-    The kinds are chosen in turn, each among the units that are left: layers, then heads and neurons.
+    The kinds are chosen in turn, each among the units that are left: layers, then heads and neurons, then hidden
+    dimensions.
 
     The score of a layer is the sum of the scores of its heads and of its neurons, each divided by their sum over all layers,
-    since a score of the update alone may have updates of one kind only. First and last layers compete as all others do.
+    since a score of the update alone may have updates of one kind only. First and last layers compete as all others do. The
+    score of a hidden dimension is the sum of the scores of the weights that read or write it in the kernels of all layers.
 
     Args:
       model: as from `load_pretrained`.
       params, adapter: its weights and their updates, as for `unstructured`.
       heads, neurons, scope: as for `structured`, which chooses them.
       layers: the layers to drop: a fraction in [0, 1), rounded to the nearest whole number, or a whole number (an int).
+      hidden: the dimensions of the hidden state to prune, likewise: the width of the model.
       score: a name in `UNIT_SCORES`; or a tree of scores (see `dsee_jax.prune.units`) with the kinds that are pruned.
       **evidence: ``key`` for ``random``, which draws one number per unit; see `dsee_jax.prune.scores.Evidence`.
 
@@ -53,7 +57,7 @@ def select(
       those of the lowest index are kept.
 
     Raises:
-      InputError: as `structured`; or no layer would be left, or a layer depends on its number.
+      InputError: as `structured`; or no layer or no hidden dimension would be left, or a layer depends on its number.
     """
     key = complete("select", evidence)["key"]
     kept: dict[str, Any] = {}
@@ -67,6 +71,9 @@ def select(
         options: dict[str, Any] = {"heads": heads, "neurons": neurons, "score": score, "scope": scope, **evidence}
         new = units.kept(params, cuts, units.structured(params, adapter, cuts, **options))
         kept = compaction.composed(kept, new)
+        model, params, adapter = _cut(model, params, adapter, new) if hidden else (model, params, adapter)
+    if hidden:
+        kept["hidden"] = _hidden(model, params, adapter, hidden, score, key)
     return kept
 
 
@@ -120,6 +127,24 @@ def _layer_scores(params: Params, adapter: Adapter | None, cuts: Cuts, score: st
         sums = jnp.stack([jnp.sum(each) for each in units.scores(params, adapter, by_layer, score, key=key)])
         total += sums / jnp.maximum(jnp.sum(sums), jnp.finfo(jnp.float32).tiny)
     return total
+
+
+def _hidden(
+    model: Model, params: Params, adapter: Adapter | None, amount: int | float, score: ScoreName | Tree, key: Any
+) -> np.ndarray:
+    """Return the flags of the hidden dimensions that stay, bool (width,)."""
+    width = model.config.hidden_size
+    left = width - units.partial_removal_count("hidden", amount, width, "hidden dimensions")
+    if not isinstance(score, str):
+        return multihost.to_host(top_k(_given(score, "hidden", width), left))
+    axes = {
+        path: (axis, 1)
+        for path, (axis, *_) in models.hidden_axes(model).items()
+        if path.endswith("/kernel") and stacks.place(path)[1] is not None
+    }
+    folded = None if key is None else jax.random.fold_in(key, _KEYS["hidden"])
+    (scored,) = units.scores(params, adapter, [Units(axes, tuple(axes))], score, key=folded)
+    return multihost.to_host(top_k(scored, left))
 
 
 def _given(scores: Tree, kind: str, total: int) -> jax.Array:

@@ -173,6 +173,10 @@ def check_units(model: Model, params: Params, prunable: list[str], pruning: Prun
     if stay < total:
         model.config.with_layers([number < stay for number in range(total)])
         _check_prunable("layers", pruning, prunable, [path for path in flat if stacks.place(path)[1] is not None])
+    width, left = model.config.hidden_size, dict[str, int]()
+    narrow = width - partial_removal_count("prune.hidden", pruning.hidden, width, "hidden dimensions")
+    if narrow < width:
+        _check_prunable("hidden", pruning, prunable, [path for path in flat if stacks.place(path)[1] is not None])
     for kind, layers in models.cuts(model).items():
         amount = getattr(pruning, kind)
         counts = [count(params, units) for units in layers]
@@ -191,8 +195,11 @@ def check_units(model: Model, params: Params, prunable: list[str], pruning: Prun
             removal_count(f"prune.{kind}", amount, total)
         if amount:
             _check_prunable(kind, pruning, prunable, [path for units in layers for path in units.axes if path in flat])
-        if pruning.uniform and amount:
-            _warn_unless_standard(model.config, kind, counts[0] - removal_count(kind, amount, counts[0]))
+        left[kind] = counts[0] - (removal_count(kind, amount, counts[0]) if pruning.uniform else 0)
+        if pruning.uniform and amount and narrow == width:
+            _warn_unless_standard(model.config, kind, left[kind])
+    if pruning.uniform and narrow < width:
+        _check_width(model.config, narrow, left)
 
 
 def partial_removal_count(kind: str, amount: int | float, total: int, words: str) -> int:
@@ -207,7 +214,7 @@ def _check_prunable(kind: str, pruning: PruneConfig, prunable: Container[str], p
     """Raise `InputError` unless ``prunable`` has all kernels among ``paths``, which lose entries with the units of a kind."""
     for path in paths:
         if path.endswith("/kernel") and path not in prunable:
-            lost = "may be dropped" if kind == "layers" else "loses rows or columns"
+            lost = "may go with its layer" if kind == "layers" else "loses rows or columns"
             raise InputError(
                 f"prune.{kind} is {getattr(pruning, kind)} and prune.targets leaves out {path!r}, which {lost}"
             )
@@ -226,6 +233,22 @@ def _warn_unless_standard(config: ModelConfig, kind: str, left: int) -> None:
             "prune.uniform: the fields of %s in config.json cannot hold %s of its %s %s (they can hold %s): only this library "
             "will open model/, and export --format hf writes zeros for the others",
             *(config.model_type, left, config.widths[kind][0], kind, shorten(", ".join(others))),
+        )
+
+
+def _check_width(config: ModelConfig, width: int, left: Mapping[str, int]) -> None:
+    """Raise `InputError` if the standard fields of a config cannot hold a width with ``left`` units in every layer."""
+
+    def standard(size: int) -> bool:
+        widths = {kind: (number,) * depth(config) for kind, number in left.items()}
+        return not hf_config.kept_kinds(config.with_hidden(size).with_widths(**widths))
+
+    if not standard(width):
+        others = [str(size) for size in range(config.hidden_size, 0, -1) if standard(size)]
+        raise InputError(
+            f"prune.uniform is true and prune.hidden leaves a width of {width}, which the fields of {config.model_type} in "
+            f"config.json cannot hold with {left['heads']} heads of {config.head_size} entries (they can hold "
+            f"{shorten(', '.join(others)) or 'none'}): prune heads in proportion, or set it to false"
         )
 
 

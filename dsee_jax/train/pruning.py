@@ -65,7 +65,7 @@ def draw(setup: Setup, trained: dict[str, Any], masks: Masks, sparsity: float) -
     params, updates = calibrated.current(setup, trained)
     common: dict[str, Any] = {"score": pruning.score, "key": keys(setup.config.train.seed)["prune"]}
     if pruning.kind == "structured":
-        options = {name: getattr(pruning, name) for name in ("heads", "neurons", "layers", "scope")}
+        options = {name: getattr(pruning, name) for name in ("heads", "neurons", "layers", "hidden", "scope")}
         return selection.select(setup.model, params, updates, **options, **common)
     if pruning.calibrate == "layerwise":
         new, _ = calibrated.layerwise(setup, trained, masks, sparsity)

@@ -10,7 +10,6 @@ shard, and no device has to find out which values are its own.
 """
 
 import contextlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ from dsee_jax.config import MeshConfig
 from dsee_jax.deltas.attach import intercepted
 from dsee_jax.errors import InputError
 from dsee_jax.models import hf_config
-from dsee_jax.models.architecture import Model
+from dsee_jax.models.architecture import HIDDEN, Model
 from dsee_jax.runtime import multihost
 from dsee_jax.runtime.mesh import AXES, device_mesh
 
@@ -88,7 +87,7 @@ def placement(where: Mesh, model: Model, *, cut: bool = False) -> Placement:
       where: the mesh.
       model: its config has the widths of all layers.
       cut: the model is structurally pruned, although its config may not tell. Heads and neurons that ``tensor`` does not
-        divide evenly are then replicated.
+        divide evenly are then replicated, and so is a width that ``fsdp`` does not.
 
     Raises:
       InputError: a mesh axis does not divide the axis of a param; the message lists the sizes that do.
@@ -106,13 +105,15 @@ def placement(where: Mesh, model: Model, *, cut: bool = False) -> Placement:
         raise InputError(
             f"mesh.tensor is {tensor}; layer {layer} has {width} {kind}, which it does not divide: {_divisors(width)}"
         )
-    table = models.find(config.model_type).axes
+    axes = models.logical_axes(model)
     replicated = {"heads", "mlp"} if uneven else set()
+    if cut and config.hidden_size % where.shape["fsdp"]:
+        replicated.add(HIDDEN)
     specs = {}
     for path, leaf in tree.flatten(models.shapes(model)).items():
-        names = next(names for pattern, names in table if re.fullmatch(pattern, path))
+        names = axes[path]
         # An all-gather of a vector costs more than its replication.
-        excluded = replicated | ({"embed"} if len(names) == 1 else set())
+        excluded = replicated | ({HIDDEN} if len(names) == 1 else set())
         stacked = (None,) * (leaf.ndim - len(names))
         sharded = [None if name in excluded else name for name in (*stacked, *names)]
         specs[path] = _spec(path, sharded, leaf.shape, where)

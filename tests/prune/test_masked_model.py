@@ -1,46 +1,67 @@
-"""Masked models: a Linen model of full shape computes what the smaller model computes, with updates and without."""
+"""Masked models: a Linen model of full shape computes the logits of the smaller model, with updates on every kernel."""
 
 import numpy as np
+import pytest
 
 import dsee_jax
 from cut_models import close, families, logits, whole
 from dsee_jax import models, prune, tree
+from dsee_jax.errors import InputError
 from dsee_jax.prune import compaction
 
+LAYERS, WIDTH = 3, 24
+
 DEPTH = {
-    "layers": np.array([False, True, True]),
+    "layers": np.array([False, True, False]),
     "heads": {"layer_1": np.array([True, False, True])},
-    "neurons": {"layer_2": np.arange(40) % 3 > 0},
+    "neurons": {"layer_1": np.arange(40) % 3 > 0},
 }
-"""The first layer of three goes; a head and some neurons of the others."""
+"""The first and the last layer go; the last layer of an encoder computes the first position only, for a classifier."""
+
+HIDDEN = {"hidden": np.arange(WIDTH) % 3 > 0}
 
 
-def masked_logits(model, params, adapter, kept):
-    with prune.masked(model, kept):
-        return logits(model, params, adapter)
-
-
-def same(family, kept):
-    """Assert that the masked and the compacted model agree, with updates and without; return the small model."""
-    model, params, adapter = whole(family, layers=3)
+def same(family, kept, *, updated=True):
+    """Assert that the masked and the compacted model agree."""
+    model, params, adapter = whole(family, LAYERS)
     small, small_params = dsee_jax.compact(model, params, kept)
+    shapes = {path: leaf.shape for path, leaf in tree.flatten(small_params).items()}
+    assert shapes == {path: leaf.shape for path, leaf in tree.flatten(models.shapes(small)).items()}
     table = compaction.indices(model, kept, adapter.deltas, adapter.supports)
     deltas = compaction.cut_tree({"deltas": adapter.deltas}, table)["deltas"]
     cut = adapter.replace(deltas=deltas, supports=compaction.cut_supports(adapter.supports, table))
-    close(logits(small, small_params), masked_logits(model, params, None, kept))
-    close(logits(small, small_params, cut), masked_logits(model, params, adapter, kept))
-    shapes = {path: leaf.shape for path, leaf in tree.flatten(small_params).items()}
-    assert shapes == {path: leaf.shape for path, leaf in tree.flatten(models.shapes(small)).items()}
-    return small, small_params
+    with prune.masked(model, kept):
+        masked = logits(model, params, adapter if updated else None)
+    if model.task == "features" and "hidden" in kept:
+        masked = masked[..., kept["hidden"]]
+    close(logits(small, small_params, cut if updated else None), masked)
 
 
 @families("bert", "deberta", "gpt2", "qwen3")
-def test_model_without_a_layer_equals_masked_model(family):
-    small, _ = same(family, DEPTH)
-    assert len(small.config.widths["heads"]) == 2
-    assert small.config.widths["heads"] == (2, 3)
+def test_model_without_layers_and_width_equals_masked_model(family):
+    same(family, DEPTH | HIDDEN)
 
 
-def test_masked_last_layer_passes_on_its_input():
-    """The encoder's last layer computes the first position only, for a classifier."""
-    same("bert", {"layers": np.array([True, False, False])})
+@pytest.mark.exhaustive
+@families()
+@pytest.mark.parametrize("kept", [DEPTH, {"layers": DEPTH["layers"]}, HIDDEN], ids=["depth", "layers alone", "width"])
+@pytest.mark.parametrize("updated", [True, False])
+def test_each_kind_of_cut_equals_the_masked_model(family, kept, updated):
+    same(family, kept, updated=updated)
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        ({"layers": np.ones(2, bool)}, "the model has 3 layers and the kept units are of 2: they belong to another"),
+        ({"layers": np.zeros(3, bool)}, "no layers of the model are kept: keep one or more of the 3"),
+        ({"hidden": np.ones(25, bool)}, "the model has 24 hidden dimensions and the kept units are of 25"),
+        ({"hidden": np.zeros(24, bool)}, "no hidden dimensions of the model are kept"),
+    ],
+)
+def test_kept_units_that_do_not_fit_are_refused(kept, message):
+    model, params, _ = whole("bert", LAYERS)
+    with pytest.raises(InputError, match=message), prune.masked(model, kept):
+        pass
+    with pytest.raises(InputError, match=message):
+        dsee_jax.compact(model, params, kept)

@@ -157,20 +157,21 @@ def _write_model(run: Path, finished: Finished, out: Path, form: str, factors: b
             )
         if not kept:
             raise InputError(f"{run / MODEL / KEPT} is missing: it lists the kept heads and neurons")
-        log.warning(
-            "%s: zeros stand for the pruned %s: the fields of %s hold no such numbers",
-            *(run, " and ".join(kinds), model.config.model_type),
-        )
+        units = [kind for kind in kinds if kind in model.config.widths]
         # The layers that are dropped number the others.
         model, params = compaction.expand(
-            model, params, {kind: kept[kind] for kind in kept if kind in (*kinds, "layers")}
+            model, params, {kind: kept[kind] for kind in kept if kind in (*units, "layers")}
         )
-        kept = {kind: layers for kind, layers in kept.items() if kind not in kinds}
         if "hidden" in hf_config.kept_kinds(model.config):
             raise InputError(
                 f"--format hf: the fields of {model.config.model_type} cannot hold a width of {model.config.hidden_size} with "
-                f"heads of {model.config.head_size}, and norms would count zeros: use --format compact"
+                f"heads of {model.config.head_size} entries, and norms would count zeros: use --format compact"
             )
+        log.warning(
+            "%s: zeros stand for the pruned %s: the fields of %s hold no such numbers",
+            *(run, " and ".join(units), model.config.model_type),
+        )
+        kept = {kind: layers for kind, layers in kept.items() if kind not in units}
     hf_save.save_pretrained(out, model, params, source=run / MODEL, labels=finished.task.labels, kept=kept)
     if finished.adapter and factors:
         shutil.copytree(run / ADAPTER, out / ADAPTER)

@@ -244,7 +244,7 @@ def test_run_beyond_peft_is_refused(finished_run, tmp_path, capsys):
     run = finished_run("structured") / "run"
     assert command.main(["export", str(run), str(tmp_path / "out"), "--format", "peft"]) == 2
     said = capsys.readouterr().err
-    assert "model has lost heads or neurons" in said
+    assert "model has lost heads, and its config.json" in said
     assert said.count("\n") == 1
     assert not (tmp_path / "out").exists()
 

@@ -57,5 +57,6 @@ def difference(a: Masks, b: Masks) -> str | None:
         ones = np.ones_like(right if left is None else left)
         if not np.array_equal(ones if left is None else left, ones if right is None else right):
             kind, _, name = path.partition("/")
-            return f"the {kind} of {name.replace('_', ' ') or 'the model'}"
+            units = "hidden dimensions" if kind == "hidden" else kind
+            return f"the {units} of {name.replace('_', ' ') or 'the model'}"
     return None

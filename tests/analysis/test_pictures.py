@@ -81,6 +81,15 @@ def test_kept_units_of_every_layer(tmp_path, layers):
     drawn(figure, tmp_path)
 
 
+def test_dropped_layer_keeps_no_units():
+    tables = kept.by_layer({"layers": np.array([True, False]), "heads": {"layer_0": np.array([True, False])}})
+    assert {kind: [flags.tolist() for flags in layers.values()] for kind, layers in tables.items()} == {
+        "layers": [[True], [False]],
+        "heads": [[True, False], [False, False]],
+    }
+    assert kept.draw({"hidden": np.array([True, False])}) is None
+
+
 def test_absent_layer_is_drawn_as_kept():
     figure = kept.draw({"heads": {"layer_0": np.array([True, False])}, "neurons": {"layer_1": np.zeros(3, bool)}})
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), [[1, 0], [1, 1]])

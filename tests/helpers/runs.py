@@ -45,13 +45,13 @@ def table(folder: pathlib.Path, *, rows: int = 40, words: tuple[int, ...] = (5,)
     return str(folder)
 
 
-def settings(folder: pathlib.Path, *, family: str = "bert", **overrides) -> dict[str, object]:
+def settings(folder: pathlib.Path, *, family: str = "bert", layers: int = 1, **overrides) -> dict[str, object]:
     """The keys of a DSEE run on a tiny checkpoint; creates the checkpoint and the data in ``folder`` if they do not exist.
 
     Overrides have two underscores for a dot: ``train__seed=1``.
     """
     if not (folder / "base").exists():
-        tiny.bert(folder / "base", num_hidden_layers=1, head=False, model_type=family)
+        tiny.bert(folder / "base", num_hidden_layers=layers, head=False, model_type=family)
         table(folder / "data")
     keys = {
         "model.path": str(folder / "base"),

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+import decoders
 import dsee_jax
 import tiny
 from cut_models import FAMILIES, HEADS, LAYERS, NEURONS, close, families, logits, whole
@@ -179,6 +180,66 @@ def test_heads_keep_their_columns_of_a_shared_bias(tmp_path):
     hf_save.save_pretrained(tmp_path, small, cut_once, kept=other)
     with pytest.raises(InputError, match=r"names the heads \(\(0, 2\), .*'kept_head_numbers' and .* give \(\(0, 1\), "):
         hf.load_pretrained(tmp_path, model.task)
+
+
+def test_cut_after_dropped_layers_is_told_in_the_numbers_before_it():
+    """A layer is dropped, then a head, a layer and dimensions of what is left."""
+    first = {"layers": np.array([True, False, True, True]), **flags([[1, 0, 1]], [])}
+    second = {
+        "layers": np.array([False, True, True]),
+        "heads": {"layer_2": np.array([True, False, True])},
+        "hidden": np.array([True, False]),
+    }
+    both = compaction.composed(first, second)
+    assert both["layers"].tolist() == [False, False, True, True]
+    # The layer 0 is gone, with its heads; layer 2 of the smaller model was layer 3.
+    assert {name: keep.tolist() for name, keep in both["heads"].items()} == {"layer_3": [True, False, True]}
+    assert both["hidden"].tolist() == [True, False]
+
+
+DEEP = {
+    "layers": np.array([True, False, True]),
+    "heads": {"layer_2": np.array([True, False, True])},
+    "hidden": np.arange(24) % 4 > 0,
+}
+
+
+@families("deberta", "gpt2", "llama")
+def test_model_of_fewer_layers_and_less_width_round_trips(family, tmp_path):
+    """The expanded model has zeros for heads, fewer layers and less width; its files and its config belong together."""
+    model, params, *_ = whole(family, 3)
+    small, small_params = dsee_jax.compact(model, params, DEEP)
+    assert small.config.hidden_size == 18
+    assert small.config.head_size == model.config.head_size
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family, "pooler_hidden_size": 24}))
+    hf_save.save_pretrained(tmp_path / "small", small, small_params, source=tmp_path, kept=DEEP)
+    again, read = hf.load_pretrained(tmp_path / "small", model.task)
+    assert again == small
+    jax.tree.map(np.testing.assert_array_equal, read, small_params)
+    wide, dense = compaction.expand(again, read, kept_units.read(tmp_path / "small"))
+    assert (wide.config.widths["heads"], wide.config.hidden_size) == ((3, 3), 18)
+    once, expected = dsee_jax.compact(wide, dense, {"heads": {"layer_1": DEEP["heads"]["layer_2"]}})
+    assert once == small
+    jax.tree.map(np.testing.assert_array_equal, expected, small_params)
+    with pytest.raises(InputError, match="the model has 2 layers and the kept units give 3"):
+        compaction.check(again, {"layers": np.ones(3, bool)})
+    with pytest.raises(InputError, match="the model has 18 hidden dimensions and the kept units give 24"):
+        compaction.check(again, {"hidden": np.ones(24, bool)})
+
+
+def test_windows_follow_their_layers():
+    fields = decoders.config(model_type="qwen2", num_hidden_layers=4, max_window_layers=2, **decoders.WINDOW)
+    config = models.find("qwen2").config.from_hf(fields)
+    assert config.with_layers([True, False, True, False]).windows == (None, 4)
+    fields |= {"layer_types": ["sliding_attention", "full_attention"] * 2}
+    config = models.find("qwen2").config.from_hf(fields)
+    assert config.with_layers([False, True, True, False]).windows == (None, 4)
+
+
+def test_layers_that_depend_on_their_number_stay():
+    fields = decoders.config(model_type="gpt2", scale_attn_by_inverse_layer_idx=True)
+    with pytest.raises(InputError, match="'scale_attn_by_inverse_layer_idx' is true: the scores of a layer depend on"):
+        models.find("gpt2").config.from_hf(fields).with_layers([True, False])
 
 
 def test_optimiser_state_is_cut():

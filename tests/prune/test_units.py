@@ -218,6 +218,50 @@ def test_uniform_pruning_of_layers_that_differ_is_refused():
 @pytest.mark.parametrize(
     ("fields", "pruning", "message"),
     [
+        (tiny.config(), {"layers": 2}, "prune.layers is 2: all 2 layers of the model would go; keep one or more"),
+        (tiny.config(), {"hidden": 24}, "prune.hidden is 24: all 24 hidden dimensions of the model would go"),
+        (tiny.config(), {"layers": 1, "heads": 4}, "prune.heads is 4 and there are 3 to compare"),
+        (
+            tiny.config(),
+            {"hidden": 9, "heads": 1},
+            "prune.hidden leaves a width of 15, which the fields of bert in config.json cannot hold with 2 heads of 8 entries "
+            "(they can hold 16): prune heads in proportion",
+        ),
+        (
+            decoders.config(),
+            {"hidden": 7},
+            "a width of 17, .* cannot hold with 2 heads of 4 entries (they can hold 24, 18, ",
+        ),
+        (
+            decoders.config(model_type="gpt2", scale_attn_by_inverse_layer_idx=True),
+            {"layers": 1},
+            "'scale_attn_by_inverse_layer_idx' is true",
+        ),
+    ],
+)
+def test_layers_and_width_that_cannot_go_are_refused_before_a_run(fields, pruning, message):
+    with pytest.raises(InputError, match=message.replace("(", r"\(").replace(")", r"\)")):
+        checked(fields, **pruning)
+
+
+def test_heads_that_fill_the_width_become_a_standard_field(caplog):
+    checked(tiny.config(), heads=1, hidden=8)
+    checked(decoders.config(model_type="mistral"), hidden=7)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("kind", ["layers", "hidden"])
+def test_kernels_that_may_go_must_be_targets(kind):
+    config = models.find("bert").config.from_hf(tiny.config())
+    model = models.find("bert").model(config, "features")
+    prune = PruneConfig(kind="structured", **{kind: 1})
+    with pytest.raises(InputError, match=rf"prune.{kind} is 1 and prune.targets leaves out 'encoder/layer_0/attention"):
+        units.check_units(model, models.shapes(model), [], prune)
+
+
+@pytest.mark.parametrize(
+    ("fields", "pruning", "message"),
+    [
         (tiny.config(), {"heads": 1}, "bert in config.json cannot hold 2 of its 3 heads (they can hold 3)"),
         (
             decoders.config(num_attention_heads=12, num_key_value_heads=6),

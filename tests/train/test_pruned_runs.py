@@ -14,7 +14,7 @@ from dsee_jax.ckpt import adapter, hf, kept_units
 from dsee_jax.deltas.adapter import kernels
 from dsee_jax.prune import earlybert
 from dsee_jax.runtime import files
-from dsee_jax.train import loop, pruning, sharding, stages, step
+from dsee_jax.train import finished_run, loop, pruning, sharding, stages, step
 from runs import run
 
 
@@ -88,6 +88,32 @@ def test_run_with_earlybert(tmp_path):
     _, after = hf.load_pretrained(out / "model")
     up = lambda params: np.asarray(params["encoder"]["layer_0"]["mlp"]["up"]["kernel"])
     np.testing.assert_array_equal(up(after), up(before)[:, kept["neurons"]["layer_0"]])
+
+
+@pytest.mark.slow
+def test_run_with_fewer_layers_and_less_width_is_an_ordinary_model(tmp_path):
+    """Two heads of eight entries fill the width that is left; the states of the tuned model teach the layers that stay."""
+    results, out = run(
+        tmp_path, layers=3, prune__kind="structured", prune__layers=2, prune__hidden=8, prune__heads=1, prune__neurons=0.4,
+        prune__uniform=True, train__epochs=0.4, train__retune_epochs=0.4, train__distill__weight=0.5,
+        train__distill__hidden=1.0,
+    )  # fmt: skip
+    assert results["kept"] == {"heads": [2], "neurons": [24], "layers": 1, "hidden": 16}
+    kernels, left = 3 * (4 * 24 * 24 + 2 * 24 * 40), 4 * 16 * 16 + 2 * 16 * 24
+    assert results["weight_sparsity"] == pytest.approx(1 - left / kernels)
+    factors = sum(leaf.size for leaf in tree.flatten(adapter.load(out / "adapter").deltas).values())
+    assert results["flops_per_token"] == {"dense": 2 * kernels, "final": 2 * (left + factors)}
+    fields = json.loads((out / "model" / "config.json").read_text())
+    assert "kept_head_size" not in fields
+    assert [fields[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")] == [16, 1, 2]
+    assert finished_run.evaluate(out) == pytest.approx(results["final"], rel=1e-5)
+    kept = kept_units.read(out / "model")
+    _, before = hf.load_pretrained(tmp_path / "base")
+    _, after = hf.load_pretrained(out / "model")
+    up = lambda params, number: np.asarray(params["encoder"][f"layer_{number}"]["mlp"]["up"]["kernel"])
+    number = int(np.flatnonzero(kept["layers"])[0])
+    rows, columns = kept["hidden"], kept["neurons"][f"layer_{number}"]
+    np.testing.assert_array_equal(up(after, 0), up(before, number)[np.ix_(rows, columns)])
 
 
 def test_ticket_is_tuned_from_pretrained_weights(tmp_path, monkeypatch):

@@ -26,7 +26,11 @@ CONFIGS = {
         "delta__budget": 0.05,
     },
     "dsee, interleaved": {"prune__schedule": "interleaved", "prune__schedule_updates": 3},
-    "structured": {"prune__kind": "structured", "prune__heads": 1, "prune__neurons": 0.4},
+    "structured": {
+        "layers": 2,
+        "prune__kind": "structured",
+        **{"prune__heads": 1, "prune__neurons": 0.4, "prune__layers": 1, "prune__hidden": 6},
+    },
     "earlybert": {"prune__kind": "earlybert", "prune__heads": 1, "prune__neurons": 0.4, "prune__search": 2.0},
     "sparsegpt": {"prune__score": "SPARSEGPT", "prune__scope": "tensor", "prune__calibrate": "layerwise"},
     "full": {"delta__rank": 0, "delta__nonzeros": 0, "train__full": True, "train__learning_rate": 1e-3},

@@ -41,7 +41,7 @@ class Saved(NamedTuple):
     params: Params  # the trained part of the task head; old adapters have all of it
     masks: Masks  # True = kept; empty if no weight was pruned
     config: dict[str, Any]
-    kept: Masks  # True = kept: the heads and neurons of its model; empty if none were pruned
+    kept: Masks  # True = kept: the units of its model; empty if none were pruned
 
     @property
     def adapter(self) -> Adapter:
@@ -128,7 +128,7 @@ def _whole(update: Mapping[str, np.ndarray], support: np.ndarray | None) -> bool
 def check(folder: Path, model: Path, params: Params, saved: Saved) -> None:
     """Raise `InputError` unless the adapter ``saved`` in ``folder`` fits the ``params`` of ``model``.
 
-    The heads and neurons must be the same ones: other units may have the same shapes.
+    The units must be the same ones: other units may have the same shapes.
     """
     # Old adapters hold the widths only; their shapes are compared below.
     difference = (

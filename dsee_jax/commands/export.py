@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["hf", "compact", "stablehlo", "peft"],
         default="hf",
         help="hf: a Hugging Face folder for any tool, with zeros for pruned heads or neurons whose number its fields cannot "
-        "hold; compact: a folder without any pruned heads and neurons, for this library; stablehlo: a program for any batch "
+        "hold; compact: a folder without any pruned units, for this library; stablehlo: a program for any batch "
         "and length that needs only jax; "
         "peft: the updates and the task head, for the pretrained model or, if weights were pruned, RUN_DIR/model; default hf",
     )

@@ -59,7 +59,7 @@ def export_run(
       run: the folder of the run, on this machine or in a store.
       out: the new folder, on this machine or in a store; it is complete or absent.
       form: ``hf``: a Hugging Face folder, with zeros for the pruned heads or neurons whose number its fields cannot hold;
-        ``compact``: a folder without any pruned heads and neurons; ``stablehlo``: a program that needs only jax
+        ``compact``: a folder without any pruned units; ``stablehlo``: a program that needs only jax
         (`dsee_jax.export.stablehlo`); ``peft``: the updates and the head, for the pretrained base or, where the run
         pruned it, for ``model/`` of the run (`dsee_jax.export.peft`).
       factors: for hf and compact: keep the pruned weights sparse and copy the adapter to ``out/adapter``. Otherwise the

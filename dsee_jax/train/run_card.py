@@ -42,7 +42,7 @@ _OPENS = {
 _ABOUT = {
     "model": "The pruned weights and the tuned head. The updates are separate, in `adapter/`; the scores are those "
     "of both together.",
-    "compact": "A compact checkpoint, without the pruned heads and neurons, for dsee_jax.",
+    "compact": "A compact checkpoint, without the pruned units, for dsee_jax.",
     "hf": "The updates are folded into the weights, so that the kernels with an update are dense.",
     "peft": "A PEFT adapter, for the base that `adapter_config.json` names.",
     "stablehlo": "A StableHLO program, with its weights, for any batch and length.",

@@ -41,7 +41,7 @@ class Setup(NamedTuple):
     supports: Supports
     data: Data
     placed: sharding.Placement  # the mesh, and the sharding of params
-    kept: Masks  # masks of kept heads and neurons (`dsee_jax.prune.units`); empty before structured pruning
+    kept: Masks  # the kept units (`dsee_jax.prune.units`); empty before structured pruning
 
 
 def keys(seed: int) -> dict[str, jax.Array]:

@@ -94,7 +94,7 @@ def tune(session: Session, run: Run) -> Run:
 
 
 def prune(session: Session, run: Run) -> Run:
-    """Prune the weights; heads and neurons are cut out, which makes a smaller model with programs of its own.
+    """Prune the weights; units are cut out, which makes a smaller model with programs of its own.
 
     The model before it is the teacher of a distillation.
     """

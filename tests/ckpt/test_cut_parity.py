@@ -88,6 +88,30 @@ def test_equally_cut_model_opens(tmp_path, transformers, name):
     opens(transformers, tmp_path / "b", kind, model, params)
 
 
+@pytest.mark.parametrize("name", [*tiny.FAMILIES, *DECODERS])
+def test_model_of_fewer_layers_opens(tmp_path, transformers, name):
+    """No field tells a model without its first layer from an ordinary one; window and rotation stay those of the layer."""
+    task, kind = write(tmp_path / "a", name)
+    kept = {"layers": np.array([False, True])}
+    model, params = dsee_jax.compact(*hf.load_pretrained(tmp_path / "a", task), kept)
+    hf_save.save_pretrained(tmp_path / "b", model, params, source=tmp_path / "a", kept=kept)
+    opens(transformers, tmp_path / "b", kind, model, params)
+
+
+@pytest.mark.parametrize("name", [*tiny.FAMILIES, *DECODERS])
+def test_narrow_model_opens(tmp_path, transformers, name):
+    """Heads of eight entries fill a width of 16 where no field gives their size; the heads of a Llama divide its width."""
+    task, kind = write(tmp_path / "a", name)
+    model, params = hf.load_pretrained(tmp_path / "a", task)
+    divided = name in tiny.FAMILIES or name.startswith("gpt2")
+    heads = {"heads": {f"layer_{layer}": np.array([True, False, True]) for layer in (0, 1)}} if divided else {}
+    width = 16 if divided else 12 if name.startswith("llama") else 17
+    kept = heads | {"hidden": np.arange(24) >= 24 - width}
+    model, params = dsee_jax.compact(model, params, kept)
+    hf_save.save_pretrained(tmp_path / "b", model, params, source=tmp_path / "a", kept=kept)
+    opens(transformers, tmp_path / "b", kind, model, params)
+
+
 @pytest.mark.parametrize("name", [*tiny.FAMILIES, "gpt2", "llama"])
 def test_zeros_stand_for_heads_that_the_fields_cannot_hold(tmp_path, transformers, name):
     """The neurons are removed. The Llama keeps ten heads, which do not divide its width."""

@@ -323,7 +323,7 @@ class PruneConfig:
     """structured, earlybert: prune an equal number of heads and of neurons from each layer; a model whose layers differ is
     refused. structured: this is scope tensor. earlybert: neurons are compared within each layer too. The fields of Hugging
     Face's config.json then hold the numbers of neurons and, for decoders with a head_dim, of heads: model/ opens in other
-    programs."""
+    programs. A hidden width that these fields cannot hold is refused."""
     score: ScoreName = "WABS"
     """The score of a weight; the lowest go. With D = scale * (A @ B + S): W is |W|, WAB |W + scale * A @ B|, WABS |W + D|,
     AB |scale * A @ B|, ABS |D|; NAB and NABS are 1 / AB and 1 / ABS. A kernel without an update scores W. WANDA is |W| times

@@ -89,6 +89,11 @@ def test_yaml_value_takes_the_type_of_its_field(override, section, name, expecte
         ),
         ("--prune.score=SPARSEGPT", "prune.scope is 'global'; expected tensor for SPARSEGPT"),
         ("--prune.score=RIAA", "one of W, WAB, .*did you mean 'RIA'"),
+        (
+            "--prune.layers=1.0",
+            r"prune.layers is 1.0; expected a fraction in \[0, 1\) or a whole number: 1.0 leaves none",
+        ),
+        ("--prune.hidden=-1", "prune.hidden is -1"),
         ("--prune.uniform=true", "prune.uniform is True; expected false for unstructured, which prunes no heads"),
         ("--train.full=true", "set delta.rank and delta.nonzeros to 0"),
         ("--train.warmup=1", "train.warmup"),
@@ -184,6 +189,15 @@ def test_names_of_classes_of_a_regression_are_refused():
         InputError, match=r"data.labels is \('low', 'high'\); expected none: with data.regression a label is"
     ):
         config.DataConfig(labels=("low", "high"), regression=True)
+
+
+@pytest.mark.parametrize("name", ["layers", "hidden"])
+def test_search_for_layers_and_width_is_refused(name):
+    with pytest.raises(
+        InputError, match=f"prune.{name} is 2; expected 0 for earlybert, which searches for heads and neurons"
+    ):
+        config.PruneConfig(kind="earlybert", heads=1, **{name: 2})
+    config.PruneConfig(kind="structured", **{name: 2})
 
 
 @pytest.mark.parametrize("kind", ["structured", "earlybert"])

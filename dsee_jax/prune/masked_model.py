@@ -12,13 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsee_jax import models
+from dsee_jax import models, tree
 from dsee_jax.deltas.attach import intercepted
 from dsee_jax.models.architecture import Model
 from dsee_jax.models.layers import LayerNorm, RmsNorm
 from dsee_jax.ops.nn import layer_norm, rms_norm
 from dsee_jax.prune import compaction, earlybert, layers
 from dsee_jax.typing import Masks
+
+_blocks: Any = jax.make_user_context(())
+"""The masked models around the code that runs. JAX traces a jitted function again for every other one."""
 
 
 @contextlib.contextmanager
@@ -61,7 +64,12 @@ def masked(model: Model, kept: Masks) -> Iterator[None]:
         dropped = stay is not None and re.fullmatch(r"layer_\d+", module.path[-1]) and module.path[-1] not in stay
         return module.skip(*args, **kwargs) if dropped else output
 
-    with earlybert.attached(coefficients, models.cuts(model)), intercepted(intercept):
+    block = (model, *((path, np.asarray(flags).tobytes()) for path, flags in tree.flatten(kept).items()))
+    with (
+        _blocks((*_blocks.value, block)),
+        earlybert.attached(coefficients, models.cuts(model)),
+        intercepted(intercept),
+    ):
         yield
 
 

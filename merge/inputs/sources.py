@@ -46,7 +46,8 @@ def open_source(reference: str, beside: Place) -> Source:
 
     Args:
       reference: ``path[@revision][+adapter[@revision]]``. A path is a folder or GGUF file beside the recipe, in the
-        working folder or in a store (a URL, in which ``@`` means nothing), ``package:NAME``, or a hub id; an adapter is this library's or a LoRA in PEFT's layout.
+        working folder or in a store (a URL, in which ``@`` means nothing), ``package:NAME``, or a hub id; an adapter is this
+        library's or a LoRA in PEFT's layout.
       beside: the folder of the recipe.
 
     Raises:

@@ -204,7 +204,7 @@ DEEP = {
 }
 
 
-@families("deberta", "gpt2", "llama")
+@families("deberta", "llama")
 def test_model_of_fewer_layers_and_less_width_round_trips(family, tmp_path):
     """The expanded model has zeros for heads, fewer layers and less width; its files and its config belong together."""
     model, params, *_ = whole(family, 3)

@@ -37,9 +37,24 @@ def same(family, kept, *, updated=True):
     close(logits(small, small_params, cut if updated else None), masked)
 
 
-@families("bert", "deberta", "gpt2", "qwen3")
+@families("bert", "gpt2", "qwen3")
 def test_model_without_layers_and_width_equals_masked_model(family):
     same(family, DEPTH | HIDDEN)
+
+
+@pytest.mark.slow
+def test_compiled_functions_are_traced_again_in_the_block():
+    """Generation is compiled by the model and its options; the cache of a dropped layer stays as it is."""
+    model, params, _ = whole("llama", LAYERS)
+    kept = {"layers": DEPTH["layers"]} | HIDDEN
+    ids = np.random.default_rng(0).integers(5, 30, (2, 4)).astype(np.int32)
+    write = lambda model, params: np.asarray(dsee_jax.generate(model, params, ids, np.ones_like(ids), new_tokens=4))
+    before = write(model, params)
+    with prune.masked(model, kept):
+        masked = write(model, params)
+    np.testing.assert_array_equal(masked, write(*dsee_jax.compact(model, params, kept)))
+    assert (masked != before).any()
+    np.testing.assert_array_equal(write(model, params), before)
 
 
 @pytest.mark.exhaustive

@@ -9,7 +9,7 @@ import numbers
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias, get_args, get_origin
+from typing import Any, ClassVar, Literal, TypeAlias, get_args, get_origin
 
 from dsee_jax.errors import InputError, did_you_mean, shorten
 
@@ -45,6 +45,9 @@ INPUT_SCORES = ("WANDA", "RIA", "SPARSEGPT")
 
 PRUNED = "pruned"
 """The word in ``delta.targets`` for the rules of ``prune.targets``."""
+
+TARGET_SCORES = ("W", "WAB", "WABS", "TAYLOR", "random")
+"""The scores of units that compare between all layers, with an update and without."""
 
 LOW_RANK_SCORES = ("AB", "NAB")
 """The scores of the low-rank update alone."""
@@ -302,6 +305,55 @@ class DeltaConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TargetConfig:
+    """structured, earlybert: the size of the cut model; the numbers of heads and neurons of each layer follow from it. One of
+    flops, parameters and latency is set, a fraction in (0, 1) of the model before the cut."""
+
+    flops: float = 0.0
+    """The most FLOPs of the model without its head, updates included: per token without attention scores (flops_ratio in
+    metrics.json), and per example of any length up to data.max_length with them. 0: not the target."""
+    parameters: float = 0.0
+    """The most parameters of the model without its trained head, embeddings and updates included (parameters_ratio in
+    metrics.json). 0: not the target."""
+    latency: float = 0.0
+    """The longest forward pass, updates folded in, for train.batch_size examples of the mean length of the training examples,
+    on one device. The times of widths are measured before the first stage and kept in latency.json of the run. 0: not the
+    target."""
+    layers: bool = False
+    """structured: whole layers may go too. A layer scores the sum of its heads and neurons, and by TAYLOR the squared gradient
+    to one coefficient for all of them."""
+    multiple: int = 0
+    """The neurons of a layer are a multiple of this number, or all. 0: of a 32nd of the layer."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "prune.target")
+        for name in self.KINDS:
+            _need(
+                0 <= getattr(self, name) < 1,
+                f"prune.target.{name}",
+                getattr(self, name),
+                "a fraction of the model in (0, 1), or 0: not the target",
+            )
+        several = [f"prune.target.{name}" for name in self.KINDS if getattr(self, name)]
+        if len(several) > 1:
+            raise InputError(f"{' and '.join(several)} are set; one of them can be the target: set the others to 0")
+        _need(self.multiple >= 0, "prune.target.multiple", self.multiple, "0 (a 32nd of a layer) or more neurons")
+
+    KINDS: ClassVar[tuple[str, ...]] = ("flops", "parameters", "latency")
+    """The fields of which one is the target."""
+
+    @property
+    def kind(self) -> str:
+        """The field that is set, of `KINDS`; empty: none."""
+        return next((name for name in self.KINDS if getattr(self, name)), "")
+
+    @property
+    def budget(self) -> float:
+        """The fraction; 0: there is no target."""
+        return getattr(self, self.kind) if self.kind else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class PruneConfig:
     """Pruning of the pretrained weights."""
 
@@ -331,7 +383,8 @@ class PruneConfig:
     the root of that of the input; best with scope tensor or output. MOVEMENT is -W * the gradient of the loss, TAYLOR |W| *
     the root mean square of the gradients of batches, PLATON TAYLOR smoothed, times its uncertainty. SPARSEGPT removes the
     weights that the others replace best and changes the others: needs scope tensor and schedule one_shot. structured: summed
-    over the columns of a head or neuron; only W, WAB, WABS, AB, ABS and random."""
+    over the columns of a head or neuron, W, WAB, WABS, AB, ABS and random; or TAYLOR, the squared gradients of the loss of
+    each example to a coefficient of the head or neuron, which compares heads with neurons: best with target."""
     calibration: int = 128
     """WANDA, RIA, MOVEMENT, TAYLOR, PLATON, SPARSEGPT: the least number of training examples that inputs or gradients are
     measured on, 1 or more; whole batches are used."""
@@ -354,6 +407,8 @@ class PruneConfig:
     hidden: int | float = 0
     """structured: the dimensions of the hidden state that go, a fraction in [0, 1) of the width or a whole number;
     at least one stays. They go last, from every array. Heads keep their size."""
+    target: TargetConfig = TargetConfig()
+    """structured, earlybert: the size of the cut model, instead of heads and neurons."""
     search: float = 0.2
     """earlybert: the most passes over the training data that learn the coefficients, more than 0."""
     penalty: float = 1e-4
@@ -393,14 +448,18 @@ class PruneConfig:
             amount = getattr(self, name)
             fits = amount >= 0 if isinstance(amount, int) else 0 <= amount < 1
             _need(fits, f"prune.{name}", amount, "a fraction in [0, 1) or a whole number: 1.0 leaves none")
-        some = self.kind not in CUTTING or bool(self.heads or self.neurons or self.layers or self.hidden)
+        self._check_target()
+        amounts = self.heads or self.neurons or self.layers or self.hidden or self.target.kind
         others = "prune.neurons" if self.kind == "earlybert" else "prune.neurons, layers or hidden"
-        _need(some, "prune.heads", self.heads, f"more than 0, or {others} more than 0")
+        fits = self.kind not in CUTTING or bool(amounts)
+        _need(fits, "prune.heads", self.heads, f"more than 0, or {others} more than 0, or a prune.target")
         for name in ("layers", "hidden"):
             fits = not (amount := getattr(self, name)) or self.kind != "earlybert"
             _need(fits, f"prune.{name}", amount, "0 for earlybert, which searches for heads and neurons alone")
-        fits = self.kind != "structured" or self.score in UNIT_SCORES
-        _need(fits, "prune.score", self.score, f"one of {', '.join(UNIT_SCORES)} for structured")
+        fits = not self.hidden or self.score != "TAYLOR"
+        _need(fits, "prune.hidden", self.hidden, "0 for TAYLOR, which scores heads, neurons and layers alone")
+        fits = self.kind != "structured" or self.score in (*UNIT_SCORES, "TAYLOR")
+        _need(fits, "prune.score", self.score, f"one of {', '.join((*UNIT_SCORES, 'TAYLOR'))} for structured")
         fits = self.scope != "output" or self.kind in ("none", "unstructured")
         _need(fits, "prune.scope", self.scope, f"global or tensor for {self.kind}")
         fits = not self.uniform or self.kind in ("none", *CUTTING)
@@ -424,6 +483,29 @@ class PruneConfig:
         _need(fits, "prune.schedule_fraction", self.schedule_fraction, "a fraction in (0, 1]")
         expected = "1 or more, or 0 for the number of the schedule"
         _need(self.schedule_updates >= 0, "prune.schedule_updates", self.schedule_updates, expected)
+
+    def _check_target(self) -> None:
+        if not self.target.kind:
+            return
+        key = f"prune.target.{self.target.kind} is {self.target.budget}"
+        if self.kind not in CUTTING:
+            raise InputError(
+                f"{key} and prune.kind {self.kind!r}, which cuts nothing out: use one of {', '.join(CUTTING)}"
+            )
+        for name in ("heads", "neurons", "layers", "hidden"):
+            if amount := getattr(self, name):
+                raise InputError(
+                    f"{key} and prune.{name} is {amount}; the target decides the number: leave one of them out"
+                )
+        fits = not self.target.layers or self.kind == "structured"
+        _need(fits, "prune.target.layers", True, "false for earlybert, which searches for heads and neurons alone")
+        fits = self.kind != "structured" or self.score in TARGET_SCORES
+        _need(
+            fits,
+            "prune.score",
+            self.score,
+            f"one of {', '.join(TARGET_SCORES)} with prune.target, which compares layers with and without an update",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,9 @@ TEXTS = "texts_{}.jsonl"
 HASHES = "hashes.json"
 """In the folder of a run: the SHA-256 of its inputs and of its model, see `dsee_jax.train.hashes`."""
 
+LATENCY = "latency.json"
+"""In the folder of a run: the measured times of its target, see `dsee_jax.train.target`."""
+
 TRACKED = "tracked.json"
 """In the folder of a run: its id in trackers, see `dsee_jax.train.trackers`."""
 

@@ -80,6 +80,9 @@ def attached(coefficients: Tree, cuts: Cuts) -> Iterator[None]:
     The inputs of each ``nn.Dense`` and ``nn.DenseGeneral`` (Flax's attention) whose kernel reads the units are multiplied
     before attached updates read them: enter this block before that of `dsee_jax.attached`. An empty tree changes nothing.
 
+    A leaf may also be (rows, units): a coefficient of each unit for each row of the batch, whose gradients are those of the
+    rows apart.
+
     Raises:
       InputError: a coefficient belongs to no unit or reached no linear module, the
         numbers of coefficients and units differ, or updates are attached already.
@@ -108,7 +111,9 @@ def attached(coefficients: Tree, cuts: Cuts) -> Iterator[None]:
         # The units are along the first input axis of the kernel.
         units = min(axis % x.ndim for axis in ([axes] if isinstance(axes, int) else axes))
         _check(path, factors[path], x.shape[units])
-        wide = factors[path].reshape([-1 if axis == units else 1 for axis in range(x.ndim)])
+        *rows, inputs = factors[path].shape
+        sizes = {0: rows[0] if rows else 1, units: inputs}
+        wide = factors[path].reshape([sizes.get(axis, 1) for axis in range(x.ndim)])
         # The product and the sum in its gradient are float32: bfloat16 rounds 0.999 to 1.
         return call((x * wide).astype(x.dtype), *args[1:])
 
@@ -226,10 +231,10 @@ def _factors(coefficients: Tree, cuts: Cuts) -> dict[str, jax.Array]:
                 raise InputError(f"the coefficients of {kind} of {name} belong to no unit of this model")
             for path, (axis, entries) in by_layer[name].axes.items():
                 if axis == 0 and path.endswith("/kernel"):
-                    factors[path] = jnp.repeat(jnp.asarray(c), entries)
+                    factors[path] = jnp.repeat(jnp.asarray(c), entries, axis=-1)
     return factors
 
 
 def _check(path: str, factors: jax.Array, inputs: int) -> None:
-    if factors.size != inputs:
-        raise InputError(f"{path!r} has {inputs} inputs and the coefficients of its units are for {factors.size}")
+    if factors.shape[-1] != inputs:
+        raise InputError(f"{path!r} has {inputs} inputs and the coefficients of its units are for {factors.shape[-1]}")

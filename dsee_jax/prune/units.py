@@ -113,6 +113,19 @@ def structured(
     return masks(params, cuts, kept)
 
 
+def by_kind(
+    params: Params, adapter: Adapter | None, cuts: Cuts, score: str, **evidence: Unpack[Evidence]
+) -> dict[str, dict[str, jax.Array]]:
+    """Return the tree of the `scores` of all kinds, as `structured` compares them; layers without units are left out."""
+    key = complete("by_kind", evidence)["key"]
+    result: dict[str, dict[str, jax.Array]] = {}
+    for number, (kind, layers) in enumerate(cuts.items()):
+        folded = None if key is None else jax.random.fold_in(key, number)
+        each = scores(params, adapter, layers, score, key=folded)
+        result[kind] = {layer(place): values for place, values in enumerate(each) if values.size}
+    return result
+
+
 def _layer_scores(params: Params, score: Tree, kind: str, layers: Sequence[Units]) -> list[jax.Array]:
     """Return the scores of one kind from a tree, float32 (units,) for each layer."""
     flat, nothing = tree.flatten(score), np.zeros(0)
@@ -170,8 +183,8 @@ def check_units(model: Model, params: Params, prunable: list[str], pruning: Prun
     """
     flat, total = tree.flatten(params), depth(model.config)
     stay = total - partial_removal_count("prune.layers", pruning.layers, total, "layers")
-    if stay < total:
-        model.config.with_layers([number < stay for number in range(total)])
+    if stay < total or pruning.target.layers:  # a target drops any layers
+        model.config.with_layers([number < min(stay, max(total - 1, 1)) for number in range(total)])
         _check_prunable("layers", pruning, prunable, [path for path in flat if stacks.place(path)[1] is not None])
     width, left = model.config.hidden_size, dict[str, int]()
     narrow = width - partial_removal_count("prune.hidden", pruning.hidden, width, "hidden dimensions")
@@ -193,11 +206,11 @@ def check_units(model: Model, params: Params, prunable: list[str], pruning: Prun
         over_all_layers = kind == "neurons" if pruning.kind == "earlybert" else pruning.scope == "global"
         for total in [sum(counts)] if over_all_layers and not pruning.uniform else counts:
             removal_count(f"prune.{kind}", amount, total)
-        if amount:
+        if amount or pruning.target.kind:
             _check_prunable(kind, pruning, prunable, [path for units in layers for path in units.axes if path in flat])
         left[kind] = counts[0] - (removal_count(kind, amount, counts[0]) if pruning.uniform else 0)
         if pruning.uniform and amount and narrow == width:
-            _warn_unless_standard(model.config, kind, left[kind])
+            warn_unless_standard(model.config, kind, left[kind])
     if pruning.uniform and narrow < width:
         _check_width(model.config, narrow, left)
 
@@ -215,20 +228,24 @@ def _check_prunable(kind: str, pruning: PruneConfig, prunable: Container[str], p
     for path in paths:
         if path.endswith("/kernel") and path not in prunable:
             lost = "may go with its layer" if kind == "layers" else "loses rows or columns"
-            raise InputError(
-                f"prune.{kind} is {getattr(pruning, kind)} and prune.targets leaves out {path!r}, which {lost}"
+            target = pruning.target
+            chosen = (
+                f"target.{target.kind} is {target.budget}" if target.kind else f"{kind} is {getattr(pruning, kind)}"
             )
+            raise InputError(f"prune.{chosen} and prune.targets leaves out {path!r}, which {lost}")
 
 
-def _warn_unless_standard(config: ModelConfig, kind: str, left: int) -> None:
+def standard(config: ModelConfig, kind: str, number: int) -> bool:
+    """Return whether the standard fields of a config can hold ``number`` units of a kind in every layer."""
+    widths = {**config.widths, kind: (number,) * len(config.widths[kind])}
+    return kind not in hf_config.kept_kinds(config.with_widths(**widths))
+
+
+def warn_unless_standard(config: ModelConfig, kind: str, left: int) -> None:
     """Warn if the standard fields of a config cannot hold ``left`` units in every layer."""
-
-    def standard(number: int) -> bool:
-        widths = {**config.widths, kind: (number,) * len(config.widths[kind])}
-        return kind not in hf_config.kept_kinds(config.with_widths(**widths))
-
-    if not standard(left):
-        others = [str(number) for number in range(config.widths[kind][0], 0, -1) if standard(number)]
+    if not standard(config, kind, left):
+        widths = range(config.widths[kind][0], 0, -1)
+        others = [str(number) for number in widths if standard(config, kind, number)]
         log.warning(
             "prune.uniform: the fields of %s in config.json cannot hold %s of its %s %s (they can hold %s): only this library "
             "will open model/, and export --format hf writes zeros for the others",

@@ -28,6 +28,7 @@ from dsee_jax.train import (
     results,
     sharding,
     stages,
+    target,
     trackers,
 )
 from dsee_jax.train.programs import make_programs
@@ -57,7 +58,9 @@ def run(
     multihost.assert_equal("config", config_file.flat(config))
     with multihost.raise_on_all():
         trackers.check(config)
-    setup = prepare(config)
+    setup, timed = prepare(config), config.prune.target.kind == "latency"
+    if not timed:
+        target.check(setup)
     out = storage.as_path(config.output_dir)
     say = say if multihost.is_main() else lambda text: None
     size = checkpoints.size(setup.trained) + sum(leaf.nbytes for leaf in jax.tree.leaves(setup.params))
@@ -66,6 +69,8 @@ def run(
             say(f"{out}: this run is finished; name another output_dir, or delete the folder, to run it again")
             return finished
         _begin(setup, config, out)
+        if timed:
+            target.check(setup)
         with contextlib.ExitStack() as stack:
             with preemption.noticed(), checkpoints.opened(out / CHECKPOINTS) as store:
                 begin = store.last.latest_step()

@@ -6,8 +6,8 @@ from typing import Any
 from dsee_jax import tree
 from dsee_jax.config import PruneConfig
 from dsee_jax.masks import apply as apply_masks
-from dsee_jax.prune import compaction, selection, weights
-from dsee_jax.train import calibrated, sharding
+from dsee_jax.prune import compaction, weights
+from dsee_jax.train import calibrated, cutting, sharding
 from dsee_jax.train.setup import Setup, keys
 from dsee_jax.train.step import Frozen
 from dsee_jax.typing import Masks
@@ -62,14 +62,13 @@ def draw(setup: Setup, trained: dict[str, Any], masks: Masks, sparsity: float) -
     Structured pruning returns the kept units (`dsee_jax.prune.units`).
     """
     pruning = setup.config.prune
-    params, updates = calibrated.current(setup, trained)
-    common: dict[str, Any] = {"score": pruning.score, "key": keys(setup.config.train.seed)["prune"]}
     if pruning.kind == "structured":
-        options = {name: getattr(pruning, name) for name in ("heads", "neurons", "layers", "hidden", "scope")}
-        return selection.select(setup.model, params, updates, **options, **common)
+        return cutting.choose(setup, trained)
     if pruning.calibrate == "layerwise":
         new, _ = calibrated.layerwise(setup, trained, masks, sparsity)
         return sharding.place(setup.placed, {"masks": new})["masks"]
+    params, updates = calibrated.current(setup, trained)
+    common: dict[str, Any] = {"score": pruning.score, "key": keys(setup.config.train.seed)["prune"]}
     common |= calibrated.evidence(setup, trained, masks)
     if pruning.kind == "nm":
         new = weights.nm(params, updates, pruning.targets, n=pruning.n, m=pruning.m, **common)

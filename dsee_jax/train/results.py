@@ -144,7 +144,8 @@ def results(
 
     Parameters are counted at the start. ``head_parameters`` are those of the head that the run trains, and the backbone all
     others. ``trainable_parameters`` and ``trainable_fraction`` are of the backbone; ``trainable_fraction_with_head`` is the
-    fraction of all parameters that the run trains. ``weight_sparsity`` is the fraction of zero and removed weights in the
+    fraction of all parameters that the run trains. ``parameters_ratio`` is the final backbone, without removed units and with
+    zeros and updates, over the backbone at the start. ``weight_sparsity`` is the fraction of zero and removed weights in the
     prunable kernels.
 
     FLOPs: those of `flops.kernels` without their zeros, and of the factors of updates. ``flops_per_token`` leaves out all that
@@ -162,6 +163,8 @@ def results(
     dense = flops.dense(setup.params, kernels)
     left = set(tree.flatten(params))
     used = flops.sparse(params, (path for path in kernels if path in left)) + flops.factors(trained["deltas"])
+    stored = sum(int(np.prod(leaf.shape)) for path, leaf in tree.flatten(params).items() if path not in head)
+    remaining = stored + count(trained["deltas"])
     prunable, length = flops.dense(setup.params, setup.prunable), setup.config.data.max_length
     heads = models.cuts(setup.model).get("heads", ())
     device, scores = jax.devices()[0], done[-1]["metrics"]
@@ -182,6 +185,7 @@ def results(
         "trainable_fraction_with_head": (trained_count + heads_size) / (backbone + heads_size),
         "head_parameters": heads_size,
         "backbone_parameters": backbone,
+        "parameters_ratio": remaining / backbone,
         "weight_sparsity": 1 - flops.sparse(params, final.prunable) / prunable if prunable else 0.0,
         "kept": kept_numbers(final),
         "flops_per_token": {"dense": 2 * dense, "final": 2 * used},

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from dsee_jax import models
 from dsee_jax.ckpt import checkpoints
@@ -16,9 +17,9 @@ from dsee_jax.ckpt.folders import TEXTS
 from dsee_jax.config import Config
 from dsee_jax.data.batches import Batches
 from dsee_jax.errors import Diverged
-from dsee_jax.prune import earlybert
+from dsee_jax.prune import budget, earlybert
 from dsee_jax.runtime import console, files
-from dsee_jax.train import distill, evaluation, kernels, optim, pruning, sharding, teachers, trackers, trainer
+from dsee_jax.train import distill, evaluation, kernels, optim, pruning, sharding, target, teachers, trackers, trainer
 from dsee_jax.train.programs import distilling, make_programs
 from dsee_jax.train.setup import Setup
 from dsee_jax.train.step import Teacher
@@ -52,6 +53,7 @@ def search(session: Session, run: Run) -> Run:
     total = len(stage.source)
     period = prune.check_every or max(total // CHECKS, 1)
     coefficients = earlybert.init(models.cuts(setup.model), setup.params)
+    spent: Any = target.of_setup(setup) if prune.target.kind else None
     begin = sharding.place(setup.placed, setup.trained | {"coefficients": coefficients})
 
     def due(done: int) -> bool:
@@ -59,7 +61,11 @@ def search(session: Session, run: Run) -> Run:
 
     def check(point: Point, done: int) -> tuple[Point, str]:
         learned = jax.device_get(point.state.trained["coefficients"])
-        kept = earlybert.draw(learned, heads=prune.heads, neurons=prune.neurons, uniform=prune.uniform)
+        if prune.target.kind:
+            size = jax.tree.map(np.abs, learned)
+            kept = target.choose(setup, budget.balanced(size, spent), spent)
+        else:
+            kept = earlybert.draw(learned, heads=prune.heads, neurons=prune.neurons, uniform=prune.uniform)
         moved = earlybert.distance(point.masks, kept) if point.masks else {}
         record = {"coefficients": earlybert.summary(learned), "kept": earlybert.packed(kept), "distance": moved}
         session.log(stage.name, done, record, offset=stage.offset)
@@ -82,8 +88,9 @@ def search(session: Session, run: Run) -> Run:
 def draw(session: Session, run: Run) -> Run:
     """Cut the heads and neurons that the search did not keep, and return to the pretrained weights."""
     setup = pruning.resize(run.setup, run.masks)
+    cut = target.record(run.setup, setup)
     run = run._replace(setup=setup, programs=make_programs(setup), trained=setup.trained, masks={})
-    drawn = scored(session, run, "draw") | {"steps": run.progress.step}
+    drawn = scored(session, run, "draw", cut) | {"steps": run.progress.step}
     progress = run.progress._replace(stage="tune", step=0, data=None, done=[*run.progress.done, drawn])
     return run._replace(progress=progress)
 
@@ -107,8 +114,9 @@ def prune(session: Session, run: Run) -> Run:
         masks = pruning.draw(run.setup, run.trained, {}, _sparsities(run.setup)[0])
         setup, trained, masks = pruning.apply_cut(run.setup, run.trained, masks)
     compiled = run.programs if setup is run.setup else make_programs(setup)
+    cut = target.record(run.setup, setup) if setup.kept else {}
     run = run._replace(setup=setup, programs=compiled, trained=trained, masks=masks)
-    done = [*run.progress.done, scored(session, run, "prune")]
+    done = [*run.progress.done, scored(session, run, "prune", cut)]
     return run._replace(
         progress=run.progress._replace(
             stage="retune", step=0, data=None, best=None, done=done, evaluations=0, last=None
@@ -141,8 +149,8 @@ STAGES: dict[str, Callable[[Session, Run], Run]] = {
 """Every stage by its name; `names` says which of them a run has."""
 
 
-def scored(session: Session, run: Run, name: str) -> dict[str, Any]:
-    """Return ``{"name", "metrics"}`` of the model at the start of the next stage; log and say the metrics.
+def scored(session: Session, run: Run, name: str, more: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return ``{"name", "metrics"}`` of the model at the start of the next stage, and ``more``; log both and say the metrics.
 
     Raises:
       Diverged: a metric is not finite.
@@ -151,10 +159,10 @@ def scored(session: Session, run: Run, name: str) -> dict[str, Any]:
     at, scores = offset(run.setup, name), passed(session, run, run.trained, run.masks, name, choosing)
     # A curve of the log is of one set of examples.
     logged = {"metrics": choosing, "score": scores["metrics"]} if "choose" in scores else scores
-    session.log(name, 0, logged, offset=at)
+    session.log(name, 0, logged | (more or {}), offset=at)
     trackers.log(session.trackers, trackers.named(f"stage/{name}", scores["metrics"]), at)
     session.say(f"{name}: {console.line(scores['metrics'])}")
-    return {"name": name, **scores}
+    return {"name": name, **scores, **(more or {})}
 
 
 def passed(

@@ -1,0 +1,338 @@
+"""Units under a budget: how many heads and neurons each layer keeps, so that the kept score is the highest that fits.
+
+A slot is one part of a model, such as the heads of a layer, and its choices are numbers of units to keep. With ``x`` = 1 for
+the choice that a slot takes, `allocate` solves the integer programme ::
+
+    maximise    sum over slots and choices of  value * x
+    subject to  sum over slots and choices of  cost * x  <=  budget      for each resource
+                sum over the choices of a slot of  x  =  1
+                x of a choice  <=  x of a choice that it needs
+
+which is a knapsack with several choices, as in Shen et al. (arXiv 2210.06659). The value of keeping ``k`` units is the sum of
+their ``k`` highest scores: the scores of all slots must add up, and those of heads must compare with those of neurons. The
+gradient scores of `dsee_jax.prune.sensitivity` do; magnitudes are first brought to one scale by `balanced`.
+
+Where layers have scores, whole layers may go too: a slot of each layer has the choices to drop it, which needs the choices of
+0 heads and 0 neurons, and to keep it. A dropped layer loses its own score instead of the sum of the scores of its units.
+
+Costs are fractions of the unpruned model (`dsee_jax.prune.costs`). Nothing here depends on time or on random numbers: HiGHS
+runs on one thread, and its search ends after `NODES` nodes, by a count and not by a clock.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import scipy.optimize
+import scipy.sparse
+
+from dsee_jax.errors import InputError
+from dsee_jax.prune.layers import layer
+from dsee_jax.runtime import multihost
+from dsee_jax.typing import Masks, Tree
+
+GAP = 1e-6
+"""The search ends once no allocation can have a value higher by more than this fraction."""
+
+NODES = 20_000
+"""The most nodes of the search. Scores that fall from unit to unit within a layer need few: the relaxation is nearly whole."""
+
+STEPS = 32
+"""The parts into which the neurons of a layer are divided where no multiple is given."""
+
+Counts: TypeAlias = Mapping[str, Mapping[str, Sequence[int]]]
+"""``{kind: {layer: numbers of units}}``: the choices."""
+
+
+class Costs(NamedTuple):
+    """The cost of a model by the number of units that each layer keeps, as fractions of the cost of the unpruned model.
+
+    A model may have several costs (resources), each of which the budget bounds.
+    """
+
+    fixed: np.ndarray
+    """(resources,): all that belongs to no unit and no layer, such as embeddings."""
+    kept: Mapping[str, Mapping[str, np.ndarray]]
+    """``{kind: {layer: (units + 1, resources)}}``: row k is the cost of keeping k units. Of the kind ``layers`` a layer has
+    two rows: without it, and with it besides its units."""
+
+    def ratio(self, kept: Masks) -> np.ndarray:
+        """Return the costs (resources,) of a model with these kept units (`dsee_jax.prune.units`)."""
+        dropped = _dropped(kept.get("layers", ()))
+
+        def count(kind: str, name: str, table: np.ndarray) -> int:
+            if name in dropped:
+                return 0
+            units = {} if kind == "layers" else kept.get(kind, {})
+            return int(np.sum(units[name])) if name in units else len(table) - 1
+
+        rows = [table[count(kind, name, table)] for kind, tables in self.kept.items() for name, table in tables.items()]
+        return self.fixed + np.sum(rows, axis=0)
+
+
+class Slot(NamedTuple):
+    """The choices of one part of a model, of which exactly one is taken."""
+
+    values: np.ndarray
+    """(choices,)"""
+    costs: np.ndarray
+    """(choices, resources)"""
+
+
+Need: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
+"""((slot, choice), (slot, choice)): the first choice may be taken only with the second."""
+
+
+def counts(scores: Tree, *, multiple: int = 0) -> dict[str, dict[str, list[int]]]:
+    """Return the numbers of units that `choose` may keep: every number of heads, and few numbers of neurons.
+
+    Args:
+      scores: as of `choose`; only their shapes count.
+      multiple: the numbers of neurons are multiples of it, and the full number. 0: of a 32nd of the layer, rounded down.
+    """
+
+    def choices(kind: str, size: int) -> list[int]:
+        step = 1 if kind == "heads" else multiple or max(size // STEPS, 1)
+        return [*range(0, size, step), size]
+
+    return {
+        kind: {name: choices(kind, np.size(each)) for name, each in layers.items()}
+        for kind, layers in _of_units(scores).items()
+    }
+
+
+def balanced(scores: Tree, costs: Costs) -> dict[str, dict[str, np.ndarray]]:
+    """Return scores of heads and neurons scaled so that both kinds have the same total score per total cost.
+
+    The sums of magnitudes over a head and over a neuron have no common scale. After this, a kind whose units all score alike
+    is as good a place to save as any other, and the units that go are those that score low among their own kind.
+    """
+    scaled: dict[str, dict[str, np.ndarray]] = {}
+    for kind, layers in _of_units(scores).items():
+        cost = sum(float(np.sum(table[-1] - table[0])) for table in costs.kept[kind].values())
+        total = sum(float(np.nansum(_host(each))) for each in layers.values())
+        scaled[kind] = {name: _host(each) * (cost / total if total else 1.0) for name, each in layers.items()}
+    return scaled
+
+
+def with_layers(scores: Tree, costs: Costs) -> dict[str, Any]:
+    """Return scores of heads and neurons with a score for each layer, (layers,): the sum of those of its units."""
+    units = _of_units(scores)
+    totals = [
+        sum(float(np.nansum(_host(layers[name]))) for layers in units.values() if name in layers)
+        for name in costs.kept["layers"]
+    ]
+    return {**units, "layers": np.array(totals)}
+
+
+def choose(
+    scores: Tree, costs: Costs, budget: float, *, among: Counts | None = None, uniform: bool = False
+) -> dict[str, Any]:
+    """Return the units to keep: the highest score within a budget.
+
+    Within a layer the units of the highest scores stay. A score that is not a number counts as the lowest. Of units with equal
+    scores those of the lowest index stay.
+
+    Args:
+      scores: ``{kind: {layer: (units,)}}``, 0 or more; with ``layers`` (layers,), the score that is lost with a whole layer,
+        layers may be dropped, all but one.
+      costs: of the same layers, as from `dsee_jax.prune.costs`.
+      budget: the most of each cost, as a fraction of the unpruned model, more than 0.
+      among: the numbers of units to choose from, in increasing order; default `counts`. 0 is one of them where layers may be
+        dropped and ``uniform`` is not set.
+      uniform: keep the same number of units in every layer that stays; all layers must have equal choices. Layers are then
+        dropped in the order of their scores.
+
+    Returns:
+      The kept units, True = kept, for `dsee_jax.compact`. Their cost is at most the budget.
+
+    Raises:
+      InputError: no choice fits the budget, and the message names the lowest cost of all; scores and costs have different
+        layers; a score is infinite or negative; or the layers differ and ``uniform`` is set.
+    """
+    among = counts(scores) if among is None else among
+    parts = {
+        (kind, name): _part(kind, name, scores, costs, among)
+        for kind, layers in _of_units(scores).items()
+        for name in layers
+    }
+    if uniform:
+        depth = np.size(scores["layers"]) if "layers" in scores else 1
+        attempts = [_uniform(parts, scores, costs, budget, dropped) for dropped in range(depth)]
+    else:
+        attempts = [_apart(parts, scores, costs, budget)]
+    best = max(attempts, key=lambda attempt: -np.inf if attempt.kept is None else attempt.value)
+    if best.kept is None:
+        least = min(attempt.least for attempt in attempts)
+        what = "heads, neurons and layers" if "layers" in scores else "heads and neurons"
+        raise InputError(
+            f"the budget is {budget:g} of the unpruned model, and with the fewest {what} {least:.4g} of it is left: use more "
+            "than that"
+        )
+    flags, kept = best.layers, dict[str, Any]()
+    for (kind, name), count in best.kept.items():
+        units = np.zeros(len(parts[kind, name].order), bool)
+        units[parts[kind, name].order[:count]] = True
+        kept.setdefault(kind, {})[name] = units
+    return kept if flags.all() else kept | {"layers": flags}
+
+
+def _of_units(scores: Tree) -> dict[str, Mapping[str, Any]]:
+    """Return the scores of heads and neurons, without those of the kinds of the whole model."""
+    return {kind: layers for kind, layers in scores.items() if isinstance(layers, Mapping)}
+
+
+def _dropped(flags: Any) -> set[str]:
+    """Return the names of the layers that go."""
+    return {layer(number) for number, stays in enumerate(np.asarray(flags).tolist()) if not stays}
+
+
+def _host(score: object) -> np.ndarray:
+    return np.asarray(multihost.to_host(score), np.float64)
+
+
+class _Part(NamedTuple):
+    """The units of one kind in one layer."""
+
+    slot: Slot
+    choices: np.ndarray  # numbers of units
+    order: np.ndarray  # units, the highest score first
+    total: float  # of all scores
+
+
+def _part(kind: str, name: str, scores: Tree, costs: Costs, among: Counts) -> _Part:
+    score, table = _host(scores[kind][name]), costs.kept.get(kind, {}).get(name)
+    if table is None or len(table) != len(score) + 1:
+        units = "none" if table is None else len(table) - 1
+        raise InputError(
+            f"{kind} of {name}: {len(score)} scores, and costs of {units} units; they are of different models"
+        )
+    bad = score[~np.isnan(score) & ~((score >= 0) & (score < np.inf))]
+    if bad.size:
+        raise InputError(f"{kind} of {name}: a score is {bad[0]}; expected finite numbers of 0 or more")
+    order, choices = np.argsort(-score, kind="stable"), np.asarray(among[kind][name])
+    gained = np.concatenate([[0.0], np.cumsum(np.nan_to_num(score[order]))])
+    return _Part(Slot(gained[choices], table[choices]), choices, order, float(gained[-1]))
+
+
+class _Attempt(NamedTuple):
+    """The solution of one programme."""
+
+    value: float
+    least: float  # the lowest cost that the programme allows
+    layers: np.ndarray  # (layers,), True = kept
+    kept: dict[tuple[str, str], int] | None  # units of the layers that stay; None: nothing fits
+
+
+_Parts: TypeAlias = Mapping[tuple[str, str], _Part]
+
+
+def _apart(parts: _Parts, scores: Tree, costs: Costs, budget: float) -> _Attempt:
+    """Choose for every layer by itself."""
+    names, slots, needs = [*parts], [part.slot for part in parts.values()], list[Need]()
+    lost = _host(scores["layers"]) if "layers" in scores else np.zeros(0)
+    fixed = costs.fixed + _of_layers(costs, [] if lost.size else [*costs.kept.get("layers", {})])
+    limit = budget - fixed
+    least = fixed + sum(slot.costs.min(0) for slot in slots)
+    if lost.size:
+        # One more resource: the number of dropped layers, of which one stays.
+        limit = np.append(limit, len(lost) - 1)
+        slots = [Slot(slot.values, np.pad(slot.costs, ((0, 0), (0, 1)))) for slot in slots]
+        tables = [costs.kept["layers"][layer(number)] for number in range(len(lost))]
+        least = least + np.min([table[1] for table in tables], axis=0)
+        for number, table in enumerate(tables):
+            own = [place for place, (_, name) in enumerate(names) if name == layer(number)]
+            needs += [((len(slots), 0), (place, 0)) for place in own]
+            gain = sum(parts[names[place]].total for place in own) - lost[number]
+            slots.append(Slot(np.array([gain, 0.0]), np.column_stack([table, [1.0, 0.0]])))
+    chosen = allocate(slots, limit, needs)
+    if chosen is None:
+        return _Attempt(-np.inf, float(least.max()), np.ones(len(lost), bool), None)
+    value = sum(float(slot.values[choice]) for slot, choice in zip(slots, chosen, strict=True))
+    flags = np.array(chosen[len(names) :], bool)
+    dropped = _dropped(flags)
+    kept = {
+        each: int(parts[each].choices[choice])
+        for each, choice in zip(names, chosen, strict=False)
+        if each[1] not in dropped
+    }
+    return _Attempt(value, float(least.max()), flags, kept)
+
+
+def _uniform(parts: _Parts, scores: Tree, costs: Costs, budget: float, dropped: int) -> _Attempt:
+    """Choose one number of units of each kind for all layers but the ``dropped`` ones of the lowest scores."""
+    lost = _host(scores["layers"]) if "layers" in scores else np.zeros(0)
+    flags = np.ones(len(lost), bool)
+    flags[np.argsort(-lost, kind="stable")[len(lost) - dropped :]] = False
+    gone = _dropped(flags)
+    gain = sum(part.total for (_, name), part in parts.items() if name in gone) - float(lost[~flags].sum())
+    stay = [each for each in parts if each[1] not in gone]
+    groups = [[each for each in stay if each[0] == kind] for kind in dict.fromkeys(kind for kind, _ in stay)]
+    for group in groups:
+        if len({tuple(parts[each].choices) for each in group}) > 1:
+            raise InputError(
+                f"the layers have different numbers of {group[0][0]}: they cannot all keep the same number"
+            )
+    slots = [
+        Slot(*(np.sum(column, axis=0) for column in zip(*(parts[each].slot for each in group), strict=True)))
+        for group in groups
+    ]
+    fixed = costs.fixed + _of_layers(costs, [name for name in costs.kept.get("layers", {}) if name not in gone])
+    least = float((fixed + sum(slot.costs.min(0) for slot in slots)).max())
+    chosen = allocate(slots, budget - fixed)
+    if chosen is None:
+        return _Attempt(-np.inf, least, flags, None)
+    value = gain + sum(float(slot.values[choice]) for slot, choice in zip(slots, chosen, strict=True))
+    kept = {
+        each: int(parts[each].choices[choice]) for group, choice in zip(groups, chosen, strict=True) for each in group
+    }
+    return _Attempt(value, least, flags, kept)
+
+
+def _of_layers(costs: Costs, names: Sequence[str]) -> np.ndarray:
+    """Return the costs of these layers besides their units."""
+    return np.sum([costs.kept["layers"][name][1] for name in names], axis=0) if names else np.zeros_like(costs.fixed)
+
+
+def allocate(slots: Sequence[Slot], budget: np.ndarray, needs: Sequence[Need] = ()) -> list[int] | None:
+    """Return the choice of every slot: the highest sum of values whose costs are at most ``budget`` (resources,).
+
+    The costs are within the budget exactly, and the sum of values is within `GAP` of the highest unless the search ends at
+    `NODES`. The result is None if no choice fits.
+    """
+    if not slots:
+        return [] if (budget >= 0).all() else None
+    values = np.concatenate([slot.values for slot in slots])
+    costs = np.concatenate([slot.costs for slot in slots])
+    sizes = [len(slot.values) for slot in slots]
+    starts = np.cumsum([0, *sizes[:-1]])
+    one_each = scipy.sparse.csr_array(
+        (np.ones(len(values)), (np.repeat(np.arange(len(slots)), sizes), np.arange(len(values))))
+    )
+    needed = scipy.sparse.lil_array((max(len(needs), 1), len(values)))
+    for row, ((slot, choice), (other, condition)) in enumerate(needs):
+        needed[row, starts[slot] + choice], needed[row, starts[other] + condition] = 1, -1
+    # HiGHS takes absolute tolerances of 1e-6: the largest numbers are 1e4.
+    value_scale = 1e4 / max(float(np.abs(values).max()), 1e-300)
+    cost_scale = 1e4 / np.maximum(np.abs(costs).max(0), 1e-300)
+    limit, step = np.asarray(budget, np.float64), 1.0
+    while True:
+        result = scipy.optimize.milp(
+            -values * value_scale,
+            integrality=np.ones(len(values)),
+            bounds=scipy.optimize.Bounds(0, 1),
+            constraints=[
+                scipy.optimize.LinearConstraint(one_each, 1, 1),
+                scipy.optimize.LinearConstraint(needed.tocsr(), -np.inf, 0),
+                scipy.optimize.LinearConstraint((costs * cost_scale).T, -np.inf, limit * cost_scale),
+            ],
+            options={"mip_rel_gap": GAP, "node_limit": NODES},
+        )
+        if result.x is None:
+            return None
+        chosen = [int(np.argmax(part)) for part in np.split(result.x, starts[1:].tolist())]
+        spent = costs[np.add(starts, chosen)].sum(0)
+        if (spent <= budget).all():
+            return chosen
+        # A sum above the budget by less than the tolerance: the next search has a lower limit.
+        limit, step = budget - step * np.maximum(spent - budget, 1e-12), 10 * step

@@ -1,0 +1,153 @@
+"""The measured time of a forward pass by the width of its layers.
+
+The whole model is timed, compiled for one device, with all layers cut to the same number of heads, and then to the same number
+of neurons. A difference between two widths belongs in equal parts to the layers that lose units. Times between the measured
+widths are interpolated. The values of the arrays do not matter, so that neither weights nor data are read.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+
+from dsee_jax import models
+from dsee_jax.models.architecture import Model
+
+POINTS = 7
+"""The widths of each kind of units that are timed, at equal distances from 0 to all units."""
+
+ROUNDS = 9
+"""The rounds of a measurement. Each round times every width once, so that a slow minute slows all of them; the time of a width
+is its median over the rounds."""
+
+SHORTEST = 0.02
+"""Seconds: the forward passes of one timing are repeated until they take as long."""
+
+
+class Latency(NamedTuple):
+    """Seconds of one forward pass of a batch."""
+
+    rows: int
+    length: int
+    device: str
+    widths: Mapping[str, Sequence[int]]
+    """The units of each layer of the whole model, by kind."""
+    seconds: float
+    """Of the whole model."""
+    points: Mapping[str, Mapping[int, float]]
+    """``{kind: {units: seconds}}``: of the model with at most so many units of this kind in every layer. Of the kind
+    ``layers``, which may be absent: of the model with so many of its first layers."""
+
+    def layer_seconds(self, kind: str, size: int) -> np.ndarray:
+        """Return the seconds that one layer adds by its units, (size + 1,) for 0 to ``size`` units; the first is 0."""
+        at = np.array(sorted(self.points[kind]))
+        # A wider model that is measured faster is noise.
+        times = scipy.optimize.isotonic_regression([self.points[kind][point] for point in at]).x
+        widths = np.array(self.widths[kind])
+        per_unit = [
+            (right - left) / np.sum(np.clip(widths, low, high) - low)
+            for low, high, left, right in zip(at, at[1:], times, times[1:], strict=False)
+        ]
+        kept = np.arange(size + 1)
+        parts = zip(at, at[1:], per_unit, strict=False)
+        return sum(((np.clip(kept, low, high) - low) * each for low, high, each in parts), np.zeros(size + 1))
+
+    def rest_of_layer(self) -> float:
+        """Return the seconds that a layer adds besides its units; 0 where layers are not measured."""
+        depth = max(map(len, self.widths.values()))
+        if 1 not in self.points.get("layers", {}) or depth == 1:
+            return 0.0
+        of_units = sum(
+            self.layer_seconds(kind, width)[-1] for kind, widths in self.widths.items() for width in widths[1:]
+        )
+        return max(float(self.seconds - self.points["layers"][1] - of_units) / (depth - 1), 0.0)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the times as JSON values, the inverse of `from_json`."""
+        return self._asdict()
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Latency":
+        """Read the result of `as_json`, whose keys JSON has turned into text."""
+        points = {kind: {int(at): seconds for at, seconds in each.items()} for kind, each in value["points"].items()}
+        widths = {kind: tuple(each) for kind, each in value["widths"].items()}
+        return cls(**{**value, "widths": widths, "points": points})
+
+
+def measure(
+    model: Model, *, rows: int, length: int, param_dtype: str = "float32", layers: bool = False, rounds: int = ROUNDS
+) -> Latency:
+    """Time the forward pass of a model of this library at several widths, on the first local device.
+
+    Args:
+      model: the whole model; its layers may differ in width.
+      rows: examples of a batch.
+      length: tokens of an example.
+      param_dtype: of the weights; the products run in the dtype of the model.
+      layers: time the model without layers too.
+      rounds: timings of each width, 1 or more.
+    """
+    widths = model.config.widths
+    points = {
+        kind: sorted({round(max(each) * part / (POINTS - 1)) for part in range(POINTS)})
+        for kind, each in widths.items()
+    }
+    cut = {
+        (kind, point): model.clone(
+            config=model.config.with_widths(**widths | {kind: tuple(min(width, point) for width in widths[kind])})
+        )
+        for kind, each in points.items()
+        for point in each
+        if point < max(widths[kind])
+    }
+    if layers:
+        config, depth = model.config, max(map(len, widths.values()))
+        cut["layers", 1] = model.clone(config=config.with_layers([not number for number in range(depth)]))
+        points["layers"] = [1, depth]
+    first, *others = times([model, *cut.values()], rows=rows, length=length, param_dtype=param_dtype, rounds=rounds)
+    by_width = dict(zip(cut, others, strict=True))
+    measured = {kind: {point: by_width.get((kind, point), first) for point in each} for kind, each in points.items()}
+    return Latency(rows, length, jax.local_devices()[0].device_kind, widths, first, measured)
+
+
+def times(
+    each: Sequence[Model], *, rows: int, length: int, param_dtype: str = "float32", rounds: int = ROUNDS
+) -> list[float]:
+    """Return the median seconds of a forward pass of each model; arguments as of `measure`."""
+    device = jax.local_devices()[0]
+    batch = {name: jnp.ones((rows, length), jnp.int32, device=device) for name in models.INPUTS}
+    batch["token_type_ids"] = jnp.zeros_like(batch["token_type_ids"])
+    programs = [_program(model, batch, param_dtype) for model in each]
+    elapsed: list[list[float]] = [[] for _ in each]
+    repeats = 0
+    for _ in range(rounds):
+        for (run, shapes), seconds in zip(programs, elapsed, strict=True):
+            # Weights that stayed for all models would fill the memory.
+            params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01, leaf.dtype, device=device), shapes)
+            one = _seconds(run, params, batch, 1)  # also warms the caches
+            repeats = repeats or max(math.ceil(SHORTEST / one), 1)
+            seconds.append(_seconds(run, params, batch, repeats))
+    return [float(np.median(seconds)) for seconds in elapsed]
+
+
+def _program(model: Model, batch: Mapping[str, jax.Array], dtype: str) -> tuple[Callable[..., Any], Any]:
+    """Return the compiled forward pass of a model and the shapes of its params."""
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), models.shapes(model))
+
+    def forward(params: Any, batch: Mapping[str, jax.Array]) -> Any:
+        return model.apply({"params": params}, **batch, deterministic=True)
+
+    return jax.jit(forward).lower(shapes, batch).compile(), shapes
+
+
+def _seconds(run: Callable[..., Any], params: Any, batch: Mapping[str, jax.Array], repeats: int) -> float:
+    jax.block_until_ready(params)
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        jax.block_until_ready(run(params, batch))
+    return (time.perf_counter() - begin) / repeats

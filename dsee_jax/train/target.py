@@ -1,0 +1,148 @@
+"""The target of a cut in a run (``prune.target``): its costs, whether it can be met, the chosen units, the ratio reached."""
+
+import logging
+import math
+from typing import Any
+
+import numpy as np
+
+from dsee_jax import models, tree
+from dsee_jax.ckpt.folders import LATENCY, read_json
+from dsee_jax.errors import InputError
+from dsee_jax.metrics import flops
+from dsee_jax.prune import budget, costs, earlybert, latency, units
+from dsee_jax.prune.budget import Costs, Counts
+from dsee_jax.prune.latency import Latency
+from dsee_jax.runtime import files, multihost, storage
+from dsee_jax.train.results import kept_numbers, trained_head
+from dsee_jax.train.setup import Setup
+from dsee_jax.train.step import adapter
+from dsee_jax.typing import Masks, Tree
+
+log = logging.getLogger(__name__)
+
+
+def check(setup: Setup) -> None:
+    """Raise `InputError` if the target cannot be met; the message names the least that can be reached.
+
+    For ``latency`` this measures the times, the first time that a run is called, and writes them into its folder.
+    """
+    if setup.config.prune.target.kind:
+        cuts = models.cuts(setup.model)
+        choose(setup, earlybert.init(cuts, setup.params), of_setup(setup))
+
+
+def of_setup(setup: Setup) -> Costs:
+    """Return the costs of the unpruned model of a run that its target bounds."""
+    target, cuts = setup.config.prune.target, models.cuts(setup.model)
+    updates = adapter(setup.trained, setup.supports, setup.config.delta)
+    if target.kind == "latency":
+        return costs.latency(_measured(setup), setup.params, cuts)
+    if target.kind == "parameters":
+        backbone = tree.flatten(setup.params).keys() - set(trained_head(setup))
+        return costs.parameters(setup.params, updates, cuts, backbone)
+    matrices = flops.kernels(setup.model, setup.params, set(setup.head))
+    return costs.flops(setup.params, updates, cuts, matrices, length=setup.config.data.max_length)
+
+
+def choose(setup: Setup, scores: Tree, spent: Costs) -> Masks:
+    """Return the kept units of the highest score within the target.
+
+    With ``prune.target.layers`` layers may go; where they have no scores, those of their units add up.
+    ``prune.uniform``: every layer keeps the same number. Where the numbers that config.json can hold are enough for the
+    target, only these are chosen among.
+    """
+    prune = setup.config.prune
+    among = budget.counts(scores, multiple=prune.target.multiple)
+    if not prune.target.layers:
+        scores = {kind: scores[kind] for kind in among}
+    elif "layers" not in scores:
+        scores = budget.with_layers(scores, spent)
+    try:
+        if not prune.uniform:
+            return budget.choose(scores, spent, prune.target.budget, among=among)
+        among = {kind: {name: each[1:] for name, each in layers.items()} for kind, layers in among.items()}
+        try:
+            return budget.choose(scores, spent, prune.target.budget, among=_standard(setup, among), uniform=True)
+        except InputError:
+            kept = budget.choose(scores, spent, prune.target.budget, among=among, uniform=True)
+            for kind, layers in kept.items():
+                units.warn_unless_standard(setup.model.config, kind, int(next(iter(layers.values())).sum()))
+            return kept
+    except InputError as error:
+        raise InputError(f"prune.target.{prune.target.kind}: {error}") from None
+
+
+def _standard(setup: Setup, among: Counts) -> Counts:
+    """Return the choices of ``among`` that the standard fields of config.json can hold."""
+    return {
+        kind: {
+            name: [number for number in each if units.standard(setup.model.config, kind, number)]
+            for name, each in layers.items()
+        }
+        for kind, layers in among.items()
+    }
+
+
+def record(before: Setup, after: Setup) -> dict[str, Any]:
+    """Return the record of a cut for the log and ``metrics.json``: the units that each layer keeps; with a target, its ratio.
+
+    Under ``target``, ``reached`` is the highest of the costs that the target bounds, by the tables of costs; for ``latency``
+    ``measured`` is the ratio of two times that are measured in turns, of the cut and of the unpruned model.
+    """
+    target, cut = before.config.prune.target, {"kept": kept_numbers(after)}
+    if not target.kind:
+        return cut
+    ratio = float(of_setup(before).ratio(after.kept).max())
+    cut["target"] = {"kind": target.kind, "budget": target.budget, "reached": ratio}
+    if target.kind == "latency":
+        whole, small = _times(before, after)
+        cut["target"] |= {"measured": small / whole, "seconds": {"before": whole, "after": small}}
+    return cut
+
+
+def _measured(setup: Setup) -> Latency:
+    """Return the times of the widths of a run, measured once; on a mesh, on one device of the first process."""
+    place = storage.as_path(setup.config.output_dir) / LATENCY
+
+    def measure() -> dict[str, Any]:
+        if place.exists():
+            return read_json(place)
+        log.info("measuring the forward pass at several widths, for prune.target.latency")
+        layers = setup.config.prune.target.layers
+        times = latency.measure(setup.model, layers=layers, **_batch(setup)).as_json()
+        files.write(place, times)
+        return read_json(place)
+
+    return Latency.from_json({key: value for key, value in _of_main(measure).items() if key in Latency._fields})
+
+
+def _times(before: Setup, after: Setup) -> tuple[float, float]:
+    """Return the seconds of the unpruned and of the cut model; measured once."""
+    place = storage.as_path(before.config.output_dir) / LATENCY
+
+    def measure() -> list[float]:
+        written, kept = read_json(place), kept_numbers(after)
+        if written.get("cut", {}).get("kept") != kept:
+            written["cut"] = {"kept": kept, "seconds": latency.times([before.model, after.model], **_batch(before))}
+            files.write(place, written)
+        return written["cut"]["seconds"]
+
+    whole, small = _of_main(measure)
+    return whole, small
+
+
+def _batch(setup: Setup) -> dict[str, Any]:
+    """Return the arguments of `latency.times` for a batch of training examples of the mean length."""
+    length = math.ceil(float(np.mean(setup.data.train.lengths)))
+    train, model = setup.config.train, setup.config.model
+    return {"rows": train.batch_size, "length": length, "param_dtype": model.param_dtype}
+
+
+def _of_main(measure: Any) -> Any:
+    """Return the result of ``measure()`` on process 0, on every process."""
+    result = None
+    with multihost.raise_on_all():
+        if multihost.is_main():
+            result = measure()
+    return multihost.allgather_objects(result)[0]

@@ -1,0 +1,159 @@
+"""Units under a budget: the programme finds the best of all combinations, and keeps the highest scores of a layer."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from dsee_jax.errors import InputError
+from dsee_jax.prune import budget
+from dsee_jax.prune.budget import Costs, Slot
+
+
+def best(slots, limit):
+    """Try every combination."""
+    combinations = itertools.product(*(range(len(slot.values)) for slot in slots))
+    totals = [
+        (sum(slot.values[choice] for slot, choice in zip(slots, each, strict=True)), list(each))
+        for each in combinations
+        if (sum(slot.costs[choice] for slot, choice in zip(slots, each, strict=True)) <= limit).all()
+    ]
+    return max(totals)[1] if totals else None
+
+
+@pytest.mark.parametrize("monotone", [True, False])
+def test_allocation_is_the_best_of_all(monotone):
+    draw = np.random.default_rng(0)
+    feasible = 0
+    for limit in np.linspace(0.2, 3, 12):
+        slots = [Slot(draw.random(size), draw.random((size, 2))) for size in (2, 5, 3, 4)]
+        if monotone:
+            slots = [Slot(np.sort(slot.values), np.sort(slot.costs, axis=0)) for slot in slots]
+        expected = best(slots, np.array([limit, 1.2 * limit]))
+        feasible += expected is not None
+        assert budget.allocate(slots, np.array([limit, 1.2 * limit])) == expected
+    assert feasible > 6
+
+
+def test_a_cost_equal_to_the_budget_fits_and_one_just_above_does_not():
+    slots = [Slot(np.array([0.0, 1.0]), np.array([[0.0], [0.1]])), Slot(np.array([0.0, 1.0]), np.array([[0.0], [0.2]]))]
+    total = 0.1 + 0.2
+    assert budget.allocate(slots, np.array([total])) == [1, 1]
+    assert budget.allocate(slots, np.array([total * (1 - 1e-12)])) != [1, 1]
+
+
+SCORES = {
+    "heads": {"layer_0": np.array([3.0, 1, 2]), "layer_1": np.array([0.5, 0.25, 0.125])},
+    "neurons": {"layer_0": np.array([0.1, 0.4, 0.2, 0.3]), "layer_1": np.array([0.1, 0.1, np.nan, 0.1])},
+}
+COSTS = Costs(
+    np.array([0.2]),
+    {
+        kind: {name: np.arange(units + 1)[:, None] * 0.4 / units / 2 for name in ("layer_0", "layer_1")}
+        for kind, units in (("heads", 3), ("neurons", 4))
+    },
+)
+
+
+def lists(kept):
+    return {kind: {name: each.astype(int).tolist() for name, each in layers.items()} for kind, layers in kept.items()}
+
+
+def test_the_highest_scores_that_fit_stay():
+    """Heads cost 1/15, neurons 1/20: three heads of layer 0, one of layer 1 and the best neuron use 0.52 of 0.2 + 0.32."""
+    kept = budget.choose(SCORES, COSTS, 0.2 + 4 / 15 + 0.0501)
+    assert lists(kept) == {
+        "heads": {"layer_0": [1, 1, 1], "layer_1": [1, 0, 0]},
+        "neurons": {"layer_0": [0, 1, 0, 0], "layer_1": [0, 0, 0, 0]},
+    }
+    assert COSTS.ratio(kept) == pytest.approx(0.2 + 4 / 15 + 0.05)
+    assert COSTS.ratio({}) == pytest.approx(1.0)
+    same = budget.choose(SCORES, COSTS, 1.0)["neurons"]["layer_1"]
+    assert lists({"neurons": {"layer_1": same}})["neurons"]["layer_1"][:2] == [1, 1]
+
+
+def test_uniform_layers_keep_equal_numbers():
+    kept = budget.choose(SCORES, COSTS, 0.6, uniform=True)
+    for layers in kept.values():
+        assert len({int(each.sum()) for each in layers.values()}) == 1
+    uneven = SCORES | {"heads": {"layer_0": np.ones(3)}}
+    costs = Costs(COSTS.fixed, {"heads": {"layer_0": COSTS.kept["heads"]["layer_0"]}, "neurons": COSTS.kept["neurons"]})
+    among = budget.counts(uneven) | {"neurons": {"layer_0": [1, 4], "layer_1": [2, 4]}}
+    with pytest.raises(InputError, match="different numbers of neurons"):
+        budget.choose(uneven, costs, 0.5, among=among, uniform=True)
+
+
+def test_neurons_go_in_steps_and_heads_one_by_one():
+    sizes = {"heads": {"layer_0": np.ones(3)}, "neurons": {"layer_0": np.ones(100)}}
+    assert budget.counts(sizes)["heads"]["layer_0"] == [0, 1, 2, 3]
+    assert budget.counts(sizes)["neurons"]["layer_0"][:3] == [0, 3, 6]
+    assert budget.counts(sizes, multiple=48)["neurons"]["layer_0"] == [0, 48, 96, 100]
+
+
+def test_balanced_kinds_have_one_score_per_cost():
+    scaled = budget.balanced(SCORES, COSTS)
+    for kind in SCORES:
+        assert sum(np.nansum(each) for each in scaled[kind].values()) == pytest.approx(0.4)
+    np.testing.assert_allclose(scaled["heads"]["layer_0"], SCORES["heads"]["layer_0"] * 0.4 / 6.875)
+
+
+@pytest.mark.parametrize(
+    ("scores", "limit", "message"),
+    [
+        (SCORES, 0.19, r"budget is 0\.19 .* 0\.2 of it is left"),
+        (SCORES | {"heads": {"layer_0": np.ones(2)}}, 0.5, "2 scores, and costs of 3 units"),
+        (SCORES | {"heads": {"layer_7": np.ones(2)}}, 0.5, "costs of none units"),
+        (SCORES | {"heads": {"layer_0": np.array([1, np.inf, 0])}}, 0.5, "a score is inf"),
+        (SCORES | {"heads": {"layer_0": np.array([1, -1.0, 0])}}, 0.5, "a score is -1"),
+    ],
+)
+def test_impossible_input_is_refused(scores, limit, message):
+    with pytest.raises(InputError, match=message):
+        budget.choose(scores, COSTS, limit)
+
+
+def test_a_choice_is_taken_only_with_the_choice_it_needs():
+    """The best pair of choices costs less than the budget and is not allowed; every other combination is tried."""
+    draw = np.random.default_rng(1)
+    for _ in range(8):
+        slots = [Slot(draw.random(3), draw.random((3, 1))) for _ in range(3)]
+        needs = [((0, 0), (1, 2)), ((2, 1), (0, 0))]
+        allowed = [
+            (sum(slot.values[choice] for slot, choice in zip(slots, each, strict=True)), list(each))
+            for each in itertools.product(range(3), repeat=3)
+            if sum(slot.costs[choice, 0] for slot, choice in zip(slots, each, strict=True)) <= 1.2
+            and all(each[slot] != choice or each[other] == needed for (slot, choice), (other, needed) in needs)
+        ]
+        expected = max(allowed)[1] if allowed else None
+        assert budget.allocate(slots, np.array([1.2]), needs) == expected
+
+
+LAYERED = Costs(COSTS.fixed - 0.1, {**COSTS.kept, "layers": {f"layer_{n}": np.array([[0.0], [0.05]]) for n in (0, 1)}})
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+def test_a_layer_goes_where_it_loses_less_than_its_units(uniform):
+    """Layer 1 as a whole scores 0.01 where its units sum up to 1.175: it goes, and layer 0 stays whole."""
+    scores = SCORES | {"layers": np.array([7.0, 0.01])}
+    kept = budget.choose(scores, LAYERED, 0.55 + 1e-9, uniform=uniform)
+    assert kept["layers"].tolist() == [True, False]
+    assert lists({kind: kept[kind] for kind in ("heads", "neurons")}) == {
+        "heads": {"layer_0": [1, 1, 1]},
+        "neurons": {"layer_0": [1, 1, 1, 1]},
+    }
+    assert LAYERED.ratio(kept) == pytest.approx(0.55)
+    assert "layers" not in budget.choose(SCORES, LAYERED, 0.55)
+    assert "layers" not in budget.choose(scores, LAYERED, 1.0 + 1e-9, uniform=uniform) or not uniform
+
+
+def test_one_layer_stays():
+    scores = SCORES | {"layers": np.zeros(2)}
+    kept = budget.choose(scores, LAYERED, 0.15 + 1e-9)
+    assert kept["layers"].sum() == 1
+    with pytest.raises(InputError, match=r"fewest heads, neurons and layers 0\.15 of it"):
+        budget.choose(scores, LAYERED, 0.14)
+
+
+def test_layers_score_the_sum_of_their_units():
+    total = budget.with_layers(SCORES, LAYERED)["layers"]
+    np.testing.assert_allclose(total, [6 + 1.0, 0.875 + 0.3])

@@ -1,0 +1,131 @@
+"""The costs by kept units equal those that are counted on the cut model."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tiny
+from dsee_jax import models, tree
+from dsee_jax.ckpt import hf
+from dsee_jax.config import DeltaConfig
+from dsee_jax.deltas import create
+from dsee_jax.deltas.adapter import count
+from dsee_jax.metrics import flops
+from dsee_jax.prune import compaction, costs, latency
+from dsee_jax.prune.latency import Latency
+
+NUMBERS = {"heads": {"layer_0": 0, "layer_1": 2}, "neurons": {"layer_0": 7, "layer_1": 0}}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Return ``(model, params, adapter, kept)``; some weights are zero, and the kept units are the last ones."""
+    model, params = hf.load_pretrained(tiny.bert(tmp_path_factory.mktemp("costs") / "base"))
+    flat = dict(tree.flatten(params))
+    path = "encoder/layer_1/mlp/up/kernel"
+    flat[path] = jnp.asarray(flat[path]).at[:3].set(0)
+    params = tree.unflatten(flat)
+    config = DeltaConfig(targets=["encoder/.*/kernel"], rank=2, nonzeros=30, support="random")
+    adapter = create.init(params, config, key=jax.random.key(0))
+    sizes = {"heads": 3, "neurons": 40}
+    kept = {
+        kind: {name: np.arange(sizes[kind]) >= sizes[kind] - left for name, left in layers.items()}
+        for kind, layers in NUMBERS.items()
+    }
+    return model, params, adapter, kept
+
+
+def cut(model, params, adapter, kept):
+    indices = compaction.indices(model, kept, adapter.deltas, adapter.supports)
+    return compaction.cut_tree({"params": params, "deltas": adapter.deltas}, indices)
+
+
+def test_flops_are_those_of_the_cut_model(made):
+    model, params, adapter, kept = made
+    paths = flops.kernels(model, params, {"classifier/kernel", "pooler/kernel"})
+    spent = costs.flops(params, adapter, models.cuts(model), paths, length=16)
+    small, heads = cut(model, params, adapter, kept), models.cuts(model)["heads"]
+    left = [path for path in paths if path in tree.flatten(small["params"])]
+    used = flops.sparse(small["params"], left) + count(small["deltas"])
+    dense = flops.dense(params, paths)
+    expected = [
+        used / dense,
+        flops.example(used, small["params"], heads, 16) / flops.example(dense, params, heads, 16),
+    ]
+    ratio = spent.ratio(kept)
+    # Of the units that stay, those with the most coordinates of supports are counted.
+    assert (ratio >= np.array(expected) - 1e-12).all()
+    np.testing.assert_allclose(ratio, expected, atol=0.004)
+    whole = flops.sparse(params, paths) + count(adapter.deltas)
+    assert spent.ratio({})[0] == pytest.approx(whole / dense, abs=1e-12)
+
+
+def test_parameters_are_those_of_the_cut_model(made):
+    model, params, adapter, kept = made
+    backbone = [path for path in tree.flatten(params) if not path.startswith("classifier")]
+    spent = costs.parameters(params, adapter, models.cuts(model), backbone)
+    small = cut(model, params, adapter, kept)
+    sizes = [leaf.size for path, leaf in tree.flatten(small["params"]).items() if path in backbone]
+    total = sum(tree.flatten(params)[path].size for path in backbone)
+    ratio = float(spent.ratio(kept)[0])
+    assert (sum(sizes) + count(small["deltas"])) / total == pytest.approx(ratio, abs=0.004)
+    plain = costs.parameters(params, None, models.cuts(model), backbone)
+    assert sum(sizes) / total == pytest.approx(float(plain.ratio(kept)[0]), abs=1e-12)
+
+
+def test_a_dropped_layer_costs_nothing(made):
+    model, params, *_ = made
+    paths = list(tree.flatten(params))
+    spent = costs.parameters(params, None, models.cuts(model), paths)
+    kept = {"layers": np.array([False, True]), "neurons": {"layer_1": np.ones(40, bool)}}
+    small = cut(model, params, create.init(params, DeltaConfig(rank=0, nonzeros=0), key=jax.random.key(0)), kept)
+    total = sum(leaf.size for leaf in tree.flatten(params).values())
+    left = sum(leaf.size for leaf in tree.flatten(small["params"]).values())
+    assert float(spent.ratio(kept)[0]) == pytest.approx(left / total, abs=1e-12)
+
+
+def measured(heads, neurons, **more):
+    """Made-up times of a model whose layers have 3 and 2 heads, and 4 and 8 neurons."""
+    widths = {"heads": (3, 2), "neurons": (4, 8)}
+    return Latency(1, 1, "cpu", widths, 10.0, {"heads": heads, "neurons": neurons, **more})
+
+
+def test_times_of_layers_follow_from_those_of_the_model():
+    times = measured({0: 5.0, 2: 9.0, 3: 10.0}, {0: 7.0, 4: 9.0, 8: 10.0})
+    # From 0 to 2 heads both layers gain, and from 2 to 3 only the first; neurons likewise at 4.
+    np.testing.assert_allclose(times.layer_seconds("heads", 3), [0, 1, 2, 3])
+    np.testing.assert_allclose(times.layer_seconds("heads", 2), [0, 1, 2])
+    np.testing.assert_allclose(times.layer_seconds("neurons", 8), [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2])
+
+
+def test_the_rest_of_a_layer_is_the_time_without_its_units():
+    """The second layer takes 5 of 10, its 2 heads 2 and its 8 neurons 2."""
+    times = measured({0: 5.0, 2: 9.0, 3: 10.0}, {0: 7.0, 4: 9.0, 8: 10.0}, layers={1: 5.0, 2: 10.0})
+    assert times.rest_of_layer() == pytest.approx(10 - 5 - 2 - 2)
+    assert measured({0: 5.0, 3: 10.0}, {0: 7.0, 8: 10.0}).rest_of_layer() == 0
+    assert measured({0: 5.0, 3: 10.0}, {0: 7.0, 8: 10.0}, layers={1: 9.9, 2: 10.0}).rest_of_layer() == 0
+
+
+def test_a_wider_model_is_never_faster():
+    noisy = measured({0: 5.0, 1: 9.0, 2: 8.0, 3: 10.0}, {0: 7.0, 8: 10.0})
+    assert (np.diff(noisy.layer_seconds("heads", 3)) >= 0).all()
+
+
+@pytest.mark.slow
+def test_measured_times_survive_json_and_become_costs(made, monkeypatch):
+    monkeypatch.setattr(latency, "POINTS", 2)
+    monkeypatch.setattr(latency, "SHORTEST", 0.0)
+    model, params, *_ = made
+    times = latency.measure(model, rows=2, length=4, layers=True, rounds=1)
+    assert {kind: sorted(each) for kind, each in times.points.items()} == {
+        "heads": [0, 3],
+        "neurons": [0, 40],
+        "layers": [1, 2],
+    }
+    assert Latency.from_json(json.loads(json.dumps(times.as_json()))) == times
+    spent = costs.latency(times, params, models.cuts(model))
+    assert spent.ratio({}) == pytest.approx(1.0)
+    assert {name: table.shape for name, table in spent.kept["heads"].items()} == {"layer_0": (4, 1), "layer_1": (4, 1)}

@@ -1,0 +1,43 @@
+"""Sensitivity of the loss to units: derivatives by finite differences, and rows that count by themselves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tiny
+from dsee_jax import models
+from dsee_jax.ckpt import hf
+from dsee_jax.deltas import attach
+from dsee_jax.prune import earlybert, sensitivity
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return hf.load_pretrained(tiny.bert(tmp_path_factory.mktemp("sensitivity") / "base", num_hidden_layers=1))
+
+
+def test_scores_are_squared_derivatives_of_rows(made):
+    model, params = made
+    cuts, batch = models.cuts(model), tiny.batch()
+    losses = lambda params, batch: jnp.sum(attach.apply(model, params, None, batch) * jnp.array([[1.0, -2.0]]), axis=1)
+    scores = sensitivity.taylor(losses, params, cuts, [batch])
+    shapes = {"heads": {"layer_0": (3,)}, "neurons": {"layer_0": (40,)}, "layers": (1,)}
+    assert jax.tree.map(jnp.shape, scores) == shapes
+
+    start, step = earlybert.init(cuts, params), 1e-2
+
+    def moved(kind, unit, by):
+        changed = start[kind]["layer_0"].at[unit].add(by)
+        return losses(earlybert.scaled(params, start | {kind: {"layer_0": changed}}, cuts), batch)
+
+    for kind, unit in (("heads", 1), ("neurons", 7)):
+        slopes = (moved(kind, unit, step) - moved(kind, unit, -step)) / (2 * step)
+        expected = float(jnp.sum(jnp.square(slopes)))
+        assert float(scores[kind]["layer_0"][unit]) == pytest.approx(expected, rel=0.02)
+    whole = lambda by: losses(earlybert.scaled(params, jax.tree.map(lambda c: c + by, start), cuts), batch)
+    slopes = (whole(step) - whole(-step)) / (2 * step)
+    assert float(scores["layers"][0]) == pytest.approx(float(jnp.sum(jnp.square(slopes))), rel=0.02)
+    half = [{name: array[part] for name, array in batch.items()} for part in (slice(0, 1), slice(1, None))]
+    apart = sensitivity.taylor(losses, params, cuts, half)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-12), apart, scores)

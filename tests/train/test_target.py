@@ -1,0 +1,167 @@
+"""Runs with a target: the ratio reached, targets that cannot be met, and resumption."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import runs
+import tiny
+from dsee_jax.ckpt import folders
+from dsee_jax.errors import InputError
+from dsee_jax.prune import latency, sensitivity
+from dsee_jax.runtime import files
+from dsee_jax.train import loop, target
+from dsee_jax.train.setup import prepare
+
+TAYLOR = {"prune__kind": "structured", "prune__score": "TAYLOR", "prune__calibration": 16}
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """Replace measured times by made-up ones: 1 for every head and a tenth for every neuron, of 50 in all."""
+    calls = []
+
+    def times(each, **options):
+        calls.append(options)
+        widths = [model.config.widths for model in each]
+        return [50 + sum(one["heads"]) - 3 + sum(one["neurons"]) / 10 - 4 for one in widths]
+
+    monkeypatch.setattr(latency, "times", times)
+    return calls
+
+
+def fails(folder, message, **overrides):
+    with pytest.raises(InputError, match=message):
+        loop.run(runs.config(folder, **overrides), say=lambda text: None)
+
+
+def test_target_that_cannot_be_met_is_refused_with_the_least(tmp_path):
+    fails(
+        tmp_path,
+        r"prune\.target\.flops: .* 0\.2 of .* 0\.6676 of it is left",
+        **TAYLOR,
+        prune__target__flops=0.2,
+        prune__uniform=True,
+        prune__target__multiple=40,
+    )
+    fails(tmp_path, r"prune\.target\.parameters: .* of it is left", **TAYLOR, prune__target__parameters=0.1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_time_that_cannot_be_met_is_refused_before_the_first_stage(tmp_path, timed):
+    fails(tmp_path, r"prune\.target\.latency: .* 0\.5 of .* 0\.86 of it", **TAYLOR, prune__target__latency=0.5)
+    assert not files.read(tmp_path / "run" / folders.LOG)
+
+
+def chosen(folder, **overrides):
+    """Return the kept units of the units' magnitudes without a run."""
+    setup = prepare(runs.config(folder, prune__kind="structured", prune__score="W", **overrides))
+    spent = target.of_setup(setup)
+    scores = {
+        kind: {name: np.random.default_rng(0).random(len(table) - 1) for name, table in layers.items()}
+        for kind, layers in spent.kept.items()
+        if kind != "layers"
+    }
+    return {kind: int(each["layer_0"].sum()) for kind, each in target.choose(setup, scores, spent).items()}
+
+
+def test_uniform_target_prefers_numbers_that_config_json_holds(tmp_path, caplog):
+    """BERT's config.json has no size of a head: all heads stay as long as neurons suffice."""
+    assert chosen(tmp_path, prune__uniform=True, prune__target__flops=0.7)["heads"] == 3
+    assert "prune.uniform" not in caplog.text
+    assert chosen(tmp_path, prune__uniform=True, prune__target__flops=0.3)["heads"] < 3
+    assert "only this library will open model/" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["structured", "earlybert"])
+def test_run_meets_its_target(tmp_path, kind):
+    score = TAYLOR if kind == "structured" else {"prune__kind": "earlybert", "prune__search": 0.5}
+    results, out = runs.run(tmp_path, **score, prune__target__flops=0.6, train__epochs=1, train__retune_epochs=0.5)
+    stage = next(each for each in results["stages"] if each["name"] in ("prune", "draw"))
+    assert stage["kept"] == results["kept"]
+    assert stage["target"]["budget"] == 0.6
+    example = results["flops_per_example"]
+    assert 0.5 < max(results["flops_ratio"], example["final"] / example["dense"]) <= stage["target"]["reached"] <= 0.6
+    logged = [record for record in files.read(out / folders.LOG) if "target" in record]
+    assert [record["kept"] for record in logged] == [results["kept"]]
+
+
+@pytest.mark.slow
+def test_run_that_dies_after_the_cut_gives_the_same_result(tmp_path, timed, monkeypatch):
+    options = TAYLOR | {"prune__target__latency": 0.94, "train__epochs": 0.5, "train__retune_epochs": 0.5}
+    results, out = runs.run(tmp_path, **options)
+    measured = len(timed)
+    record = results["stages"][1]["target"]
+    assert record["reached"] <= 0.94
+    assert record["measured"] == pytest.approx(record["reached"])
+    append = files.append
+
+    def dying(path, line):
+        append(path, line)
+        if line["stage"] == "prune":
+            raise KeyboardInterrupt
+
+    again = runs.config(tmp_path, **options, output_dir=str(tmp_path / "again"))
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "append", dying)
+        with pytest.raises(KeyboardInterrupt):
+            loop.run(again, say=lambda text: None)
+    loop.run(again, say=lambda text: None)
+    assert runs.figures(tmp_path / "again") == runs.figures(out)
+    assert len(timed) == 2 * measured, "the resumed run measured again"
+    assert json.loads((out / folders.LATENCY).read_text())["rows"] == 8
+
+
+@pytest.mark.slow
+def test_run_may_drop_layers(tmp_path, monkeypatch):
+    """With a layer that scores 0 the run drops it and keeps all units of the other one."""
+    tiny.bert(tmp_path / "base", num_hidden_layers=2, head=False)
+    runs.table(tmp_path / "data")
+    taylor = sensitivity.taylor
+
+    def harmless(*args):
+        scores = taylor(*args)
+        return scores | {"layers": jnp.array([2 * sum(map(jnp.sum, jax.tree.leaves(scores))), 0.0])}
+
+    monkeypatch.setattr(sensitivity, "taylor", harmless)
+    options = TAYLOR | {"prune__target__flops": 0.6, "prune__target__layers": True, "delta__nonzeros": 0}
+    results, out = runs.run(tmp_path, **options, train__epochs=0.2, train__retune_epochs=0.2)
+    assert results["kept"] == {"heads": [3], "neurons": [40], "layers": 1}
+    record = results["stages"][1]
+    assert record["kept"] == results["kept"]
+    assert record["target"]["reached"] == pytest.approx(results["flops_ratio"], abs=0.01)
+    assert json.loads((out / "model" / "config.json").read_text())["num_hidden_layers"] == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"prune__target__flops": 0.5}, "unstructured.*cuts nothing out"),
+        (
+            {"prune__kind": "structured", "prune__target__flops": 0.5, "prune__heads": 1},
+            r"prune\.heads is 1; the target",
+        ),
+        (
+            {"prune__target__flops": 0.5, "prune__target__latency": 0.5},
+            r"target\.flops and prune\.target\.latency are set",
+        ),
+        ({"prune__target__flops": 1.0}, r"prune\.target\.flops is 1\.0; expected a fraction"),
+        ({"prune__target": 0.5}, r"'prune\.target' is a section of keys, found 0\.5"),
+        ({"prune__target__speed": 2}, r"unknown key 'prune\.target\.speed'.* flops, parameters, latency"),
+        (
+            {"prune__kind": "structured", "prune__target__flops": 0.5, "prune__score": "ABS"},
+            "with and without an update",
+        ),
+        (
+            {"prune__kind": "earlybert", "prune__target__flops": 0.5, "prune__target__layers": True},
+            r"prune\.target\.layers is True; expected false for earlybert",
+        ),
+    ],
+)
+def test_impossible_targets_are_refused(tmp_path, overrides, message):
+    with pytest.raises(InputError, match=message):
+        runs.config(tmp_path, **overrides)

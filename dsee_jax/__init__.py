@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         MeshConfig,
         ModelConfig,
         PruneConfig,
+        TargetConfig,
         RatesConfig,
         TrainConfig,
     )
@@ -59,6 +60,7 @@ __all__ = [
     "MeshConfig",
     "ModelConfig",
     "PruneConfig",
+    "TargetConfig",
     "RatesConfig",
     "TrainConfig",
     "apply",
@@ -95,6 +97,7 @@ _PUBLIC = {
     "MeshConfig": "config",
     "ModelConfig": "config",
     "PruneConfig": "config",
+    "TargetConfig": "config",
     "RatesConfig": "config",
     "TrainConfig": "config",
     "decompose": "deltas",

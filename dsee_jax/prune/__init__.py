@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from dsee_jax.lazy import package
 
 if TYPE_CHECKING:
-    from dsee_jax.prune import calibration, earlybert, gradients
+    from dsee_jax.prune import budget, calibration, costs, earlybert, gradients, latency, sensitivity
     from dsee_jax.prune.compaction import compact, expand
     from dsee_jax.prune.masked_model import masked
     from dsee_jax.prune.reconstruction import sparsegpt
@@ -15,16 +15,20 @@ if TYPE_CHECKING:
     from dsee_jax.prune.weights import cubic, nm, unstructured
 
 __all__ = [
+    "budget",
     "calibration",
     "compact",
+    "costs",
     "cubic",
     "earlybert",
     "expand",
     "gradients",
+    "latency",
     "layerwise",
     "masked",
     "nm",
     "select",
+    "sensitivity",
     "sparsegpt",
     "structured",
     "unstructured",

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
         MeshConfig,
         ModelConfig,
         PruneConfig,
-        TargetConfig,
         RatesConfig,
+        TargetConfig,
         TrainConfig,
     )
     from dsee_jax.deltas import decompose
@@ -60,8 +60,8 @@ __all__ = [
     "MeshConfig",
     "ModelConfig",
     "PruneConfig",
-    "TargetConfig",
     "RatesConfig",
+    "TargetConfig",
     "TrainConfig",
     "apply",
     "attached",

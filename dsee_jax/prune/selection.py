@@ -59,7 +59,10 @@ def select(
     Raises:
       InputError: as `structured`; or no layer or no hidden dimension would be left, or a layer depends on its number.
     """
-    key = complete("select", evidence)["key"]
+    given = complete("select", evidence)
+    key = given.pop("key")
+    for name in (name for name, value in given.items() if value is not None):
+        raise InputError(f"{name} are of scores that have no sum over units: leave them out")
     kept: dict[str, Any] = {}
     if layers:
         kept["layers"] = _layers(model, params, adapter, layers, score, key)

@@ -107,7 +107,7 @@ def placement(where: Mesh, model: Model, *, cut: bool = False) -> Placement:
         )
     axes = models.logical_axes(model)
     replicated = {"heads", "mlp"} if uneven else set()
-    if cut and config.hidden_size % where.shape["fsdp"]:
+    if (cut or config.own_width) and config.hidden_size % where.shape["fsdp"]:
         replicated.add(HIDDEN)
     specs = {}
     for path, leaf in tree.flatten(models.shapes(model)).items():

@@ -175,6 +175,15 @@ def test_indivisible_heads_of_a_pruned_model_are_replicated():
     assert placed.specs["encoder/layer_0/mlp/up/kernel"] == P("fsdp", None)
 
 
+def test_indivisible_width_of_a_pruned_model_is_replicated():
+    """15 dimensions are left: heads and neurons are sharded over tensor, and nothing over fsdp."""
+    narrow = model()
+    narrow = narrow.clone(config=narrow.config.with_hidden(15).with_widths(**narrow.config.widths))
+    placed = sharding.placement(abstract(1, 2, 2), narrow)
+    assert placed.specs["encoder/layer_0/attention/query/kernel"] == P(None, "tensor")
+    assert placed.specs["encoder/layer_0/mlp/down/kernel"] == P("tensor", None)
+
+
 SOME_AND_ALL = [
     pytest.param("some ", marks=pytest.mark.slow, id="some"),
     pytest.param("", marks=pytest.mark.exhaustive, id="all"),

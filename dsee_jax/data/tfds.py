@@ -195,4 +195,4 @@ def load(config: DataConfig) -> Task:
         )
 
     dev = {key: examples(split) for split, key in splits.items() if split != "train"}
-    return Task(short, tuple(classes), examples("train"), dev, glue)
+    return Task(short, tuple(classes), examples("train"), dev, glue=glue)

@@ -164,14 +164,19 @@ def test_run_of_plain_text_has_perplexity_and_forgetting(tmp_path):
 
 
 @pytest.mark.slow
-def test_run_of_questions(tmp_path):
-    """The answer is the animal of a text; texts are longer than a row."""
+@pytest.mark.parametrize("some_without", [False, True])
+def test_run_of_questions(tmp_path, some_without):
+    """The answer is the animal of a text; texts are longer than a row. Every third may have no animal, as in SQuAD v2.0."""
     generator = np.random.default_rng(0)
     (tmp_path / "questions").mkdir()
     for name, count in (("train", 64), ("dev", 20)):
         paragraphs = []
-        for _ in range(count):
+        for number in range(count):
             words = generator.choice(["the", "sees", "runs", "big"], 14).tolist()
+            if some_without and not number % 3:
+                question = {"question": "is ?", "answers": [], "is_impossible": True}
+                paragraphs.append({"context": " ".join(words), "qas": [question]})
+                continue
             place = int(generator.integers(14))
             words[place] = animal = ("cat", "dog")[generator.integers(2)]
             answer = {"text": animal, "answer_start": len(" ".join([*words[:place], ""]))}
@@ -179,7 +184,8 @@ def test_run_of_questions(tmp_path):
         (tmp_path / f"questions/{name}.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
     options = {"data__dir": str(tmp_path / "questions"), "data__source": "squad", "train__epochs": 6}
     results, out = runs.run(tmp_path, **SHORT | options, train__learning_rate=3e-2)
-    config = check(results, out, ["f1", "exact_match", "loss"])
+    kinds = ["f1_answerable", "f1_unanswerable"] if some_without else []
+    config = check(results, out, ["f1", "exact_match", *kinds, "loss"])
     assert config["architectures"] == ["BertForQuestionAnswering"]
     assert results["final"]["exact_match"] > max(results["before"]["exact_match"], 0.5)
     assert "AutoModelForQuestionAnswering" in (tmp_path / "hf/README.md").read_text()

@@ -51,6 +51,8 @@ def measured(run: Path, overrides: list[str], scores: list[str]) -> dict[str, An
     plain = finished_run.plain_params(finished)
     source = Batches(data.train, config.train.batch_size, epochs=1, seed=config.train.seed, edges=data.edges)
     batches = [source[number] for number in range(-(-config.prune.calibration // config.train.batch_size))]
+    rows = range(config.train.batch_size)
+    examples = [{name: array[row : row + 1] for name, array in batch.items()} for batch in batches for row in rows]
     targets = tree.select(config.prune.targets, tree.flatten(params))
 
     def loss(params: Params, batch: Mapping[str, Array]) -> jax.Array:
@@ -66,7 +68,7 @@ def measured(run: Path, overrides: list[str], scores: list[str]) -> dict[str, An
             common["inputs"] = calibration.sizes(model, plain, batches)
         if "gradients" in SCORES[score].reads:
             statistic: Any = SCORES[score].statistic
-            common["gradients"] = gradients.measure(loss, plain, targets, batches, statistic=statistic)
+            common["gradients"] = gradients.measure(loss, plain, targets, examples, statistic=statistic)
         return masks.apply(params, weights.unstructured(params, saved.adapter, targets, **common))
 
     trained = {"deltas": saved.deltas, "params": {}}

@@ -381,7 +381,7 @@ class PruneConfig:
     AB |scale * A @ B|, ABS |D|; NAB and NABS are 1 / AB and 1 / ABS. A kernel without an update scores W. WANDA is |W| times
     the root mean square of the input that W multiplies; RIA is |W| relative to the weights of the same input and output, times
     the root of that of the input; best with scope tensor or output. MOVEMENT is -W * the gradient of the loss, TAYLOR |W| *
-    the root mean square of the gradients of batches, PLATON TAYLOR smoothed, times its uncertainty. SPARSEGPT removes the
+    the root mean square of the gradients of examples, PLATON TAYLOR smoothed, times its uncertainty. SPARSEGPT removes the
     weights that the others replace best and changes the others: needs scope tensor and schedule one_shot. structured: summed
     over the columns of a head or neuron, W, WAB, WABS, AB, ABS and random; or TAYLOR, the squared gradients of the loss of
     each example to a coefficient of the head or neuron, which compares heads with neurons: best with target."""

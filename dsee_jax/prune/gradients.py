@@ -1,11 +1,11 @@
 """Statistics of the gradients of kernels over micro-batches, for scores of single weights; one pass, weights fixed.
 
-A micro-batch is one batch of the caller; its loss is the mean over the batch, of the real labels. `STATISTICS`, of the
-gradients G_b of T micro-batches:
+A micro-batch is one batch of the caller; its loss is the mean over the batch, of the real labels. A run takes one example at
+a time: with the same examples in batches of 32, TAYLOR loses far more. `STATISTICS`, of the gradients G_b of T micro-batches:
 
 ================  ===================================================================================
 mean              ``sum of G_b / T``, signed
-root_mean_square  ``sqrt(sum of G_b^2 / T)``; the larger a micro-batch, the less noise is in it
+root_mean_square  ``sqrt(sum of G_b^2 / T)``
 platon            ``sqrt(E U)``: ``E <- 0.85 E + 0.15 |G_b|``, then ``U <- 0.95 U + 0.05 ||G_b| - E|``, from 0
 ================  ===================================================================================
 

@@ -1,19 +1,20 @@
 """Calibration of a run: the examples, and what scores read of the model on them.
 
 All scores read the same examples: the first batches of the first epoch of training, at least ``prune.calibration`` of them.
+Scores of gradients read them one by one: of the gradients of whole batches, few and averaged, little can be told apart.
 """
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+import numpy as np
 
 from dsee_jax import tree
-from dsee_jax.data.batches import Batches, micro_batches
+from dsee_jax.data.batches import Batch, Batches
 from dsee_jax.deltas.adapter import Adapter
 from dsee_jax.deltas.fold import materialize
 from dsee_jax.masks import apply as apply_masks
@@ -30,10 +31,21 @@ from dsee_jax.typing import Array, Masks, Params
 
 def batches(setup: Setup) -> list[Any]:
     """Return the calibration batches of a run, on its mesh; whole batches of ``train.batch_size``."""
+    return [sharding.split(setup.placed.mesh, batch) for batch in _on_host(setup)]
+
+
+def _on_host(setup: Setup) -> list[Batch]:
     train, data = setup.config.train, setup.data
     source = Batches(data.train, train.batch_size, epochs=1, seed=train.seed, edges=data.edges)
     count = min(len(source), math.ceil(setup.config.prune.calibration / train.batch_size))
-    return [sharding.split(setup.placed.mesh, source[number]) for number in range(count)]
+    return [source[number] for number in range(count)]
+
+
+def _examples(setup: Setup) -> Iterator[Any]:
+    """Yield the examples of `batches` one by one, each on all devices, so that no result depends on the mesh."""
+    for batch in _on_host(setup):
+        for row in np.flatnonzero(batch["weights"].reshape(len(batch["weights"]), -1).any(1)):
+            yield sharding.place(setup.placed, {name: array[row : row + 1] for name, array in batch.items()})
 
 
 def current(setup: Setup, trained: dict[str, Any]) -> tuple[Params, Adapter | None]:
@@ -52,9 +64,9 @@ def evidence(setup: Setup, trained: dict[str, Any], masks: Masks) -> dict[str, A
     params = materialize(apply_masks(params, masks), updates)
     if "inputs" in score.reads:
         return {"inputs": calibration.sizes(setup.model, params, batches(setup))}
-    loss = _loss(setup.model, setup.data.task.problem, setup.config.data.batch_tokens, setup.placed.mesh)
+    loss = _loss(setup.model, setup.data.task.problem)
     options: Any = {"statistic": score.statistic}
-    return {"gradients": gradients.measure(loss, params, setup.prunable, batches(setup), **options)}
+    return {"gradients": gradients.measure(loss, params, setup.prunable, _examples(setup), **options)}
 
 
 def layerwise(setup: Setup, trained: dict[str, Any], masks: Masks, sparsity: float) -> tuple[Masks, Params]:
@@ -73,31 +85,12 @@ def layerwise(setup: Setup, trained: dict[str, Any], masks: Masks, sparsity: flo
 
 
 @functools.lru_cache(maxsize=4)
-def _loss(model: Model, problem: str, batch_tokens: int, mesh: Mesh) -> gradients.Loss:
+def _loss(model: Model, problem: str) -> gradients.Loss:
     """Return the mean loss of a batch without dropout; one function for all draws of a run, so that it is compiled once."""
-    losses = PROBLEMS[problem].losses
-
-    def summed(params: Params, batch: Mapping[str, Array]) -> jax.Array:
-        inputs: dict[str, Any] = {name: batch[name] for name in INPUTS}
-        outputs: Any = model.apply({"params": params}, **inputs, deterministic=True)
-        return jnp.sum(losses(outputs, batch) * batch["weights"])
 
     def loss(params: Params, batch: Mapping[str, Array]) -> jax.Array:
-        rows, length = batch["input_ids"].shape
-        with sharding.constrain_rows(mesh):
-            total = _in_parts(summed, params, batch, micro_batches(rows, length, batch_tokens))
-        return total / jnp.sum(batch["weights"])
+        inputs: dict[str, Any] = {name: batch[name] for name in INPUTS}
+        outputs: Any = model.apply({"params": params}, **inputs, deterministic=True)
+        return jnp.sum(PROBLEMS[problem].losses(outputs, batch) * batch["weights"]) / jnp.sum(batch["weights"])
 
     return loss
-
-
-def _in_parts(
-    summed: Callable[[Params, Mapping[str, Array]], jax.Array], params: Params, batch: Mapping[str, Array], count: int
-) -> jax.Array:
-    """Return the sum over ``count`` parts of a batch, of which the backward pass holds one at a time."""
-    if count == 1:
-        return summed(params, batch)
-    # A part takes every count-th row, so that it has rows on every device.
-    parts = jax.tree.map(lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), dict(batch))
-    one = jax.checkpoint(summed)
-    return jax.lax.scan(lambda total, part: (total + one(params, part), None), jnp.float32(0), parts)[0]

@@ -93,6 +93,12 @@ KINDS = {
         {"prune__kind": "nm", "prune__score": "random", "mesh__data": 1, "mesh__tensor": 2, "train__full": True}
         | {"delta__rank": 0, "delta__nonzeros": 0, "train__learning_rate": 1e-3},
     ),
+    "sparsegpt, layer by layer": (
+        2,
+        {"prune__score": "SPARSEGPT", "prune__scope": "tensor", "prune__calibrate": "layerwise"}
+        | {"mesh__data": 1, "mesh__fsdp": 2},
+    ),
+    "gradients": (2, {"prune__score": "TAYLOR", "mesh__data": 1, "mesh__fsdp": 2}),
     "structured": (2, meshes.RUNS["structured"] | {"mesh__data": 1, "mesh__fsdp": 2}),
     "earlybert": (
         2,

@@ -57,7 +57,7 @@ def objective(whole: Setup, kept: Masks, *, joined: bool) -> Objective:
     config, problem = whole.config, PROBLEMS[whole.data.task.problem]
     distill, run = config.train.distill, runs_teacher(config)
     inner = bool(distill.hidden or distill.attention)
-    capture: dict[str, Any] = {"capture_intermediates": _captured} if inner else {}
+    capture: dict[str, Any] = {"capture_intermediates": _captured(distill)} if inner else {}
 
     def loss(outputs: Callable[..., Any], batch: Mapping[str, Array], teacher: Teacher) -> jax.Array:
         logits, states = _parts(outputs(**capture), inner)
@@ -86,10 +86,15 @@ def objective(whole: Setup, kept: Masks, *, joined: bool) -> Objective:
     return loss
 
 
-def _captured(module: Any, method: str) -> bool:
-    """Return whether the output of a method is needed: that of a layer, or queries, keys and values."""
-    layer = module.name is not None and re.fullmatch(_LAYER, module.name)
-    return method == "__call__" and bool(layer or (isinstance(module, JointDense) and module.joint == _INNER))
+def _captured(config: DistillConfig) -> Callable[[Any, str], bool]:
+    """Return whether the loss reads the output of a method: that of a layer, or queries, keys and values."""
+
+    def captured(module: Any, method: str) -> bool:
+        layer = config.hidden and module.name is not None and re.fullmatch(_LAYER, module.name)
+        projections = config.attention and isinstance(module, JointDense) and module.joint == _INNER
+        return method == "__call__" and bool(layer or projections)
+
+    return captured
 
 
 def _parts(outputs: Any, inner: bool) -> tuple[Any, dict[str, Any]]:

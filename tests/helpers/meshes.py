@@ -281,13 +281,22 @@ def all_runs(folder, names=None):
 
 RUNS = {
     "unstructured": {"prune__sparsity": 0.5, "delta__support": "grebsmo"},
-    "structured": {"prune__kind": "structured", "prune__heads": 1, "prune__neurons": 0.25, "prune__scope": "tensor"},
+    "structured": {
+        "prune__kind": "structured",
+        "prune__heads": 1,
+        "prune__neurons": 0.25,
+        "prune__scope": "tensor",
+        "train__distill__weight": 0.5,
+        "train__distill__hidden": 1.0,
+        "train__distill__attention": 1.0,
+    },
     "cubic": {
         "prune__sparsity": 0.5,
         "prune__schedule": "cubic",
         "prune__schedule_updates": 3,
         "prune__score": "WANDA",
         "prune__scope": "output",
+        "train__distill__weight": 0.5,
     },
 }
 

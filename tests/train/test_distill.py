@@ -1,5 +1,7 @@
 """Distillation in runs: the kept teacher, its outputs, its inner states, and interruptions."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,8 +127,9 @@ def test_run_that_dies_in_the_teacher_pass_and_in_retune_gives_the_same_result(t
     assert {name: array.tobytes() for name, array in one.items()} == {name: x.tobytes() for name, x in other.items()}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize(
+    "packing", [pytest.param(False, marks=pytest.mark.exhaustive), pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_outputs_of_all_tokens_equal_those_of_the_step(tmp_path, packing):
     """A decoder: kept probabilities of the whole vocabulary, of rows in another order, and a forward pass in each step."""
     decoders.write(tmp_path / "base", num_hidden_layers=1)
@@ -142,9 +145,9 @@ def test_outputs_of_all_tokens_equal_those_of_the_step(tmp_path, packing):
         np.testing.assert_allclose(array, trained[1][name], rtol=1e-3, atol=2e-5, err_msg=name)
 
 
-def value_and_gradient(whole, student, trained, teacher):
+def value_and_gradient(whole, student, trained, teacher, rows=8):
     """The loss and the gradient of a batch of a ``student`` (a setup) with a teacher, without dropout."""
-    batch = assemble(whole.data.train, np.arange(8), whole.data.edges)
+    batch = assemble(whole.data.train, np.arange(rows), whole.data.edges)
     loss = distill.objective(whole, student.kept, joined=True)
 
     def summed(values):
@@ -157,11 +160,66 @@ def value_and_gradient(whole, student, trained, teacher):
     return jax.jit(jax.value_and_grad(summed))(trained)
 
 
+LINES = {
+    "labels": [{"text": "the cat runs", "label": ["a", "b"]}, {"text": "a dog", "label": []}],
+    "numbers": [{"text": "the cat runs", "label": 1.5}, {"text": "a dog", "label": 3}],
+    "tags": [{"tokens": ["abc", "cat"], "tags": ["B-X", "O"]}, {"tokens": ["the"], "tags": ["O"]}],
+    "answers": {
+        "data": [
+            {
+                "paragraphs": [
+                    {
+                        "context": "the cat sees a dog",
+                        "qas": [
+                            {"id": str(number), "question": "a cat", "answers": [{"text": text, "answer_start": start}]}
+                            for number, (text, start) in enumerate((("cat", 4), ("dog", 15), ("the cat", 0)))
+                        ],
+                    }
+                ]
+            }
+        ]
+    },
+}
+TASKS = {
+    "labels": {"data__source": "jsonl", "data__multi_label": True},
+    "numbers": {"data__source": "jsonl", "data__regression": True},
+    "tags": {"data__source": "jsonl", "model__task": "token-classification"},
+    "answers": {"data__source": "squad"},
+}
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("task", TASKS)
+def test_kept_outputs_give_the_loss_of_a_forward_pass_of_the_teacher(tmp_path, task):
+    folder, content = tmp_path / "lines", LINES[task]
+    folder.mkdir()
+    for name in ("train", "dev"):
+        if isinstance(content, dict):
+            (folder / f"{name}.json").write_text(json.dumps(content))
+        else:
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in content))
+    options = {"data__dir": str(folder), "train__batch_size": 2, "train__distill__weight": 1.0} | TASKS[task]
+    whole = setup.prepare(runs.config(tmp_path, **options))
+    taught = jax.tree.map(lambda leaf: leaf + 0.1, whole.trained)
+    (tmp_path / "out").mkdir()
+    teachers.save(tmp_path / "out", whole, taught)
+    _, outputs = teachers.load(tmp_path / "out", whole)
+    data = whole.data._replace(train=whole.data.train._replace(teacher=outputs))
+    kept, _ = value_and_gradient(whole._replace(data=data), whole, whole.trained, step.Teacher(jnp.float32(1)), rows=2)
+    options |= {"train__distill__hidden": 1e-30}
+    whole = whole._replace(config=runs.config(tmp_path, **options))
+    teacher = step.Teacher(jnp.float32(1), taught, pruning.freeze(whole, {}))
+    run, _ = value_and_gradient(whole, whole, whole.trained, teacher, rows=2)
+    np.testing.assert_allclose(kept, run, rtol=1e-4)
+    assert float(kept) > 1e-4
+
+
 INNER = {"train__distill__hidden": 1.0, "train__distill__attention": 1.0}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["encoder", "decoder"])
+@pytest.mark.parametrize(
+    "family", [pytest.param("encoder", marks=pytest.mark.exhaustive), pytest.param("decoder", marks=pytest.mark.slow)]
+)
 def test_inner_states_of_student_and_teacher_are_compared(tmp_path, family):
     """Equal models have no loss and no gradient; one with fewer heads and neurons has both. Decoders recompute layers."""
     options = INNER | {"train__distill__weight": 1.0, "delta__targets": [".*/(query|up)/kernel"]}

@@ -65,10 +65,10 @@ def test_top_k_distillation_counts_the_other_classes_as_one():
     np.testing.assert_allclose(value, [0.5 * np.log(2) + 0.5 * np.log(0.5 / 0.75)], rtol=1e-6)
 
 
-@pytest.mark.parametrize("k", [4, 9])
-def test_all_classes_of_top_k_give_the_whole_divergence(k):
+def test_all_classes_of_top_k_give_the_whole_divergence():
+    """Also where more are asked for than there are."""
     logits = np.random.default_rng(0).normal(0, 3, (2, 3, 4)).astype(np.float32)
-    log_probs, ids = losses.top_k_log_probs(logits[0], k, 2.0)
+    log_probs, ids = losses.top_k_log_probs(logits[0], 9, 2.0)
 
     def grouped(student):
         return jnp.sum(losses.top_k_distillation(student, log_probs, ids, 2.0))

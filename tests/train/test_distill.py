@@ -16,7 +16,7 @@ from dsee_jax.data.batches import assemble
 from dsee_jax.data.tokens import Tokens
 from dsee_jax.errors import InputError
 from dsee_jax.prune import units
-from dsee_jax.runtime import files
+from dsee_jax.runtime import files, preemption
 from dsee_jax.train import distill, hashes, loop, pruning, setup, step, teachers
 
 DISTILLED = {"train__distill__weight": 0.5, "train__distill__schedule": "linear"}
@@ -61,7 +61,10 @@ def prepared(tmp_path):
 
 @pytest.mark.slow
 def test_stale_or_damaged_outputs_are_computed_again(prepared, monkeypatch):
-    """And nothing else is: of three parts the damaged one only; all of them for another teacher or another base."""
+    """And nothing else is: of three parts the damaged one only; all of them for another teacher or another base.
+
+    A signal ends the first pass after a part, which is kept.
+    """
     out, made, trained = prepared
     monkeypatch.setattr(teachers, "PART", 2)
     computed, compute = [], teachers._compute
@@ -73,21 +76,26 @@ def test_stale_or_damaged_outputs_are_computed_again(prepared, monkeypatch):
     monkeypatch.setattr(teachers, "_compute", counting)
     out.mkdir()
     hashes.write(out, {"base": {"weights": "a"}})
+    with monkeypatch.context() as patch:
+        patch.setattr(preemption, "asked", lambda: True)
+        with pytest.raises(preemption.Preempted, match="saved at part 1 of the outputs"):
+            teachers.save(out, made, trained)
     teachers.save(out, made, trained)
     _, first = teachers.load(out, made)
-    assert computed == [[0, 1, 2]]
+    assert computed == [[0, 1, 2], [1, 2]]
+    computed.clear()
     damaged = out / "teacher" / "outputs_00001.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-4] + b"abcd")
     _, again = teachers.load(out, made)
-    assert computed[1:] == [[1]]
+    assert computed == [[1]]
     np.testing.assert_array_equal(first.arrays["teacher"], again.arrays["teacher"])
     teachers.save(out, made, made.trained)
     _, other = teachers.load(out, made)
-    assert computed[2:] == [[0, 1, 2]]
+    assert computed[1:] == [[0, 1, 2]]
     assert np.abs(other.arrays["teacher"] - first.arrays["teacher"]).max() > 1e-4
     hashes.write(out, {"base": {"weights": "b"}})
     teachers.load(out, made)
-    assert computed[3:] == [[0, 1, 2]]
+    assert computed[2:] == [[0, 1, 2]]
     tuned = out / "teacher" / "tuned.safetensors"
     tuned.write_bytes(tuned.read_bytes()[:-4] + b"abcd")
     with pytest.raises(InputError, match=r"tuned.safetensors is damaged, or of another run: .* delete .*run to begin"):

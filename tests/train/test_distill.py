@@ -10,12 +10,12 @@ from safetensors.numpy import load_file
 
 import decoders
 import runs
-from dsee_jax import models, tree
+from dsee_jax import tree
 from dsee_jax.config import DistillConfig
 from dsee_jax.data.batches import assemble
 from dsee_jax.data.tokens import Tokens
 from dsee_jax.errors import InputError
-from dsee_jax.prune import units
+from dsee_jax.prune import selection
 from dsee_jax.runtime import files, preemption
 from dsee_jax.train import distill, hashes, loop, pruning, setup, step, teachers
 
@@ -229,7 +229,7 @@ INNER = {"train__distill__hidden": 1.0, "train__distill__attention": 1.0}
     "family", [pytest.param("encoder", marks=pytest.mark.exhaustive), pytest.param("decoder", marks=pytest.mark.slow)]
 )
 def test_inner_states_of_student_and_teacher_are_compared(tmp_path, family):
-    """Equal models have no loss and no gradient; one with fewer heads and neurons has both. Decoders recompute layers."""
+    """Equal models have no loss and no gradient; one with less of everything has both. Decoders recompute layers."""
     options = INNER | {"train__distill__weight": 1.0, "delta__targets": [".*/(query|up)/kernel"]}
     if family == "decoder":
         decoders.write(tmp_path / "base", num_hidden_layers=2)
@@ -241,8 +241,7 @@ def test_inner_states_of_student_and_teacher_are_compared(tmp_path, family):
     np.testing.assert_allclose(loss, 0, atol=1e-4)
     for leaf in jax.tree.leaves(gradient):
         np.testing.assert_allclose(leaf, 0, atol=1e-4)
-    cuts = models.cuts(whole.model)
-    kept = units.kept(whole.params, cuts, units.structured(whole.params, None, cuts, heads=1, neurons=0.5))
+    kept = selection.select(whole.model, whole.params, None, heads=1, neurons=0.5, layers=1, hidden=4, score="W")
     student = pruning.resize(whole, kept)
     loss, gradient = value_and_gradient(whole, student, student.trained, teacher)
     assert float(loss) > 0.1

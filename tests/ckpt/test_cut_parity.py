@@ -98,9 +98,12 @@ def test_model_of_fewer_layers_opens(tmp_path, transformers, name):
     opens(transformers, tmp_path / "b", kind, model, params)
 
 
-@pytest.mark.parametrize("name", [*tiny.FAMILIES, *DECODERS])
+@pytest.mark.parametrize("name", [*(family for family in tiny.FAMILIES if family != "mpnet"), *DECODERS])
 def test_narrow_model_opens(tmp_path, transformers, name):
-    """Heads of eight entries fill a width of 16 where no field gives their size; the heads of a Llama divide its width."""
+    """Heads of eight entries fill a width of 16 where no field gives their size; the heads of a Llama divide its width.
+
+    The bias of an MPNet has a column for each head of the pretrained model, so its number of heads cannot change.
+    """
     task, kind = write(tmp_path / "a", name)
     model, params = hf.load_pretrained(tmp_path / "a", task)
     divided = name in tiny.FAMILIES or name.startswith("gpt2")

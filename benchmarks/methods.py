@@ -19,6 +19,7 @@ examples of the task's mean length; the machine must be idle meanwhile (``--spee
 
 import argparse
 import fnmatch
+import hashlib
 import itertools
 import json
 import platform
@@ -139,7 +140,7 @@ class Experiment(NamedTuple):
         return "/".join(self)
 
     def run(self, seed: int) -> str:
-        """Return the name of the folder and of the record of a run."""
+        """Return the name of the record of a run, and the start of that of its folder."""
         return f"{'_'.join(self)}_seed{seed}"
 
 
@@ -155,38 +156,35 @@ def seeds(experiment: Experiment, options: argparse.Namespace) -> Sequence[int]:
     return options.seeds[: (METHODS | ABLATIONS)[experiment.method].seeds]
 
 
-def finish(experiment: Experiment, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Do the remaining part of a run, after the run that it starts from; return its record."""
+def finish(experiment: Experiment, seed: int, options: argparse.Namespace, *, folder: bool = False) -> dict[str, Any]:
+    """Do the remaining part of a run, after the run that it starts from; return its record.
+
+    With ``folder``, a run that has a record but no folder is run again.
+    """
     task, method = TASKS[experiment.task], (METHODS | ABLATIONS)[experiment.method]
-    path = ROOT / "configs" / f"recommended_{method.recipe}.yaml"
-    base, path_of_base = experiment.base, options.bases[experiment.base]
+    recipe = ROOT / "configs" / f"recommended_{method.recipe}.yaml"
+    base, path = experiment.base, options.bases[experiment.base]
     if task.start:
-        before = Experiment(base, *task.start)
-        finish(before, 0, options)
-        base, path_of_base = before.name, str(options.runs / before.run(0) / "model")
-    overrides = (
-        *method.overrides, *task.overrides, SPLIT, *(SMALL if options.small else ()), f"--train.seed={seed}"
-    )  # fmt: skip
-    config = runs.settings(path, overrides)
+        base = finish(Experiment(base, *task.start), 0, options, folder=True)["folder"]
+        path = str(options.runs / base / "model")
+    overrides = (*method.overrides, *task.overrides, SPLIT, *(SMALL if options.small else ()), f"--train.seed={seed}")
+    config = runs.settings(recipe, overrides)
     config["model"]["path"] = base
     kept = options.results / f"{experiment.run(seed)}.json"
-    if kept.exists() and runs.equal((stored := json.loads(kept.read_text()))["config"], config):
+    stored = json.loads(kept.read_text()) if kept.exists() else {}
+    if runs.equal(stored.get("config", {}), config) and (not folder or (options.runs / stored["folder"]).exists()):
         return stored
-    begin, out = time.monotonic(), options.runs / experiment.run(seed)
-    places = (f"--model.path={path_of_base}", f"--data.dir={options.data}")
-    runs.train(path, out, (*overrides, *places), compiled=options.runs / "compiled")
-    about = {"task": experiment.task, "method": experiment.method, "model": experiment.base, "seed": seed}
-    record = {
-        **records.of_run(
-            out,
-            config,
-            total_time=time.monotonic() - begin,
-            experiment_name=f"{experiment.method}/{experiment.base}-{experiment.task}",
-            score=task.score,
-            **about,
-        ),
-        "config": config,
+    # A folder belongs to one config.
+    digest = hashlib.sha256(files.dumps(config, sort_keys=True).encode()).hexdigest()
+    begin, out = time.monotonic(), options.runs / f"{experiment.run(seed)}_{digest[:8]}"
+    places = (f"--model.path={path}", f"--data.dir={options.data}")
+    runs.train(recipe, out, (*overrides, *places), compiled=options.runs / "compiled")
+    about = {
+        "experiment_name": f"{experiment.method}/{experiment.base}-{experiment.task}",
+        **{"model": experiment.base, "task": experiment.task, "method": experiment.method},
+        **{"score": task.score, "seed": seed, "total_time": time.monotonic() - begin},
     }
+    record = {**records.of_run(out, config, **about), "config": config, "folder": out.name}
     files.write(kept, record)
     # A finished run needs no checkpoints, which are many times its model.
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
@@ -195,27 +193,34 @@ def finish(experiment: Experiment, seed: int, options: argparse.Namespace) -> di
 
 def measure(experiment: Experiment, options: argparse.Namespace) -> None:
     """Measure the speed of the finished model of the first seed, and add it to the record."""
-    run = experiment.run(seeds(experiment, options)[0])
-    kept = options.results / f"{run}.json"
+    kept = options.results / f"{experiment.run(seeds(experiment, options)[0])}.json"
     record = json.loads(kept.read_text())
     if "inference_info" in record and not options.speed:
         return
-    report = options.runs / run / "inference.json"
-    command = [sys.executable, "-m", "benchmarks.inference", str(options.runs / run), f"--json={report}"]
+    run = options.runs / record["folder"]
+    command = [sys.executable, "-m", "benchmarks.inference", str(run), f"--json={run / 'inference.json'}"]
     subprocess.run([*command, f"--batch={BATCH}", "--length=0"], check=True, cwd=ROOT)
-    files.write(kept, record | {"inference_info": json.loads(report.read_text())})
+    files.write(kept, record | {"inference_info": json.loads((run / "inference.json").read_text())})
+
+
+def _kept(experiment: Experiment, options: argparse.Namespace) -> dict[int, dict[str, Any]]:
+    """Return the records of an experiment that there are, by seed."""
+    paths = {seed: options.results / f"{experiment.run(seed)}.json" for seed in seeds(experiment, options)}
+    return {seed: json.loads(path.read_text()) for seed, path in paths.items() if path.exists()}
 
 
 def tabulate(options: argparse.Namespace) -> str:
     """Write the tables of all records that there are, and return them in Markdown."""
     rows = []
-    for base, task, method in itertools.product(options.bases, TASKS, METHODS | ABLATIONS):
-        experiment = Experiment(base, task, method)
-        paths = {seed: options.results / f"{experiment.run(seed)}.json" for seed in seeds(experiment, options)}
-        kept = {seed: json.loads(path.read_text()) for seed, path in paths.items() if path.exists()}
-        if kept:
-            labels = {"title": f"{TASKS[task].label}, {base}", "label": (METHODS | ABLATIONS)[method].label}
-            rows.append(labels | {"model": base, "task": task, "method": method} | tables.row(kept))
+    for base, task in itertools.product(options.bases, TASKS):
+        group = {method: _kept(Experiment(base, task, method), options) for method in METHODS | ABLATIONS}
+        every = [record for kept in group.values() for record in kept.values()]
+        measured = [record["inference_info"]["mean_length"] for record in every if "inference_info" in record]
+        for method, kept in group.items():
+            if kept:
+                labels = {"title": f"{TASKS[task].label}, {base}", "label": (METHODS | ABLATIONS)[method].label}
+                names = {"model": base, "task": task, "method": method}
+                rows.append(labels | names | tables.row(kept, measured[0] if measured else None))
     rows = tables.compared(rows, "lora")
     report = {"command": "python -m benchmarks.methods --data GLUE_DIR", "machine": platform.platform(), "rows": rows}
     files.write(options.results.with_suffix(".json"), report)

@@ -3,9 +3,9 @@
 PEFT's comparison (``method_comparison`` of its repository) keeps one JSON file per experiment: ``run_info`` says how it was
 run, ``train_info`` what it cost and scored, ``meta_info`` on which versions and machine. Differences from PEFT's files:
 
-- memory is that of the process that ends the run; an interrupted run has several. ``accelerator_memory_max`` is the peak of the
-  device where it counts its memory, and else that of the process, which holds Python, JAX and compiling too; ``accelerator``
-  says which device.
+- memory is that of the process that ends the run; an interrupted run has several. ``accelerator_memory_max`` is the peak of
+  the device where it counts its memory, and else that of the process, which holds Python, JAX and compiling too;
+  ``accelerator`` says which device.
 - ``valid SCORE`` is on the half of the dev set that chooses the best step, ``test SCORE`` on the other half.
 - ``file_size`` is of the files that the method adds to the pretrained model: the adapter, or where it changes the weights of
   the model the model with the adapter.

@@ -8,15 +8,16 @@ import numpy as np
 from benchmarks import records
 
 
-def row(kept: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+def row(kept: Mapping[int, Mapping[str, Any]], length: float | None = None) -> dict[str, Any]:
     """Return the figures of a method on a task from its records by seed; costs are means or, for sizes, the largest.
 
-    Speed is that of the first seed; None where it is not measured.
+    FLOPs are of examples of ``length`` tokens, or of the longest ones. Speed is that of the first seed; None where it is not
+    measured.
     """
     first = next(iter(kept.values()))
     trained, speed = [record["train_info"] for record in kept.values()], first.get("inference_info")
-    length = speed["mean_length"] if speed else trained[0]["flops_per_example"]["length"]
-    flops = [records.flops(record, length) for record in kept.values()]
+    tokens: float = length or trained[0]["flops_per_example"]["length"]
+    flops = [records.flops(record, tokens) for record in kept.values()]
     means = ("trainable_fraction_with_head", "weight_sparsity", "seconds_per_step", "train_time")
     most = ("num_trainable_params", "file_size", "model_bytes", "accelerator_memory_max")
     measured = {name: speed[name] if speed else None for name in ("throughput_ratio", "latency_ratio")}
@@ -26,7 +27,7 @@ def row(kept: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
         "scores": {seed: records.score(record) for seed, record in kept.items()},
         **{name: float(np.mean([each[name] for each in trained])) for name in means},
         **{name: max(each[name] for each in trained) for name in most},
-        "length": length,
+        "length": tokens,
         "flops_per_example": float(np.mean([each["final"] for each in flops])),
         "flops_ratio": float(np.mean([each["final"] / each["dense"] for each in flops])),
         **measured,

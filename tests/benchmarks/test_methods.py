@@ -171,7 +171,8 @@ def test_command_runs_measures_and_does_nothing_twice(tmp_path):
     assert first["inference_info"]["latency_ratio"] > 0
     rows = json.loads(results.with_suffix(".json").read_text())["rows"]
     assert [row["method"] for row in rows if row["task"] == "sst2"] == ["lora", "dsee_80"]
-    assert not (tmp_path / "runs" / "tiny_sst2_lora_seed0" / "checkpoints").exists()
+    assert (tmp_path / "runs" / first["folder"] / "model").exists()
+    assert not (tmp_path / "runs" / first["folder"] / "checkpoints").exists()
     before = {path: path.stat().st_mtime_ns for path in results.glob("*.json")}
     subprocess.run(command, check=True, cwd=ROOT)
     assert before == {path: path.stat().st_mtime_ns for path in results.glob("*.json")}

@@ -75,6 +75,7 @@ def test_groups_are_the_layers_in_the_order_of_application(tuned):
             np.testing.assert_allclose(size, every[path], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_masks_only_shrink_and_nm_keeps_its_groups(tuned):
     first, _ = prune.layerwise(*tuned[:3], TARGETS, tuned[3], sparsity=0.2)
     second, _ = prune.layerwise(*tuned[:3], TARGETS, tuned[3], sparsity=0.5, keep=first, score="RIA", scope="output")

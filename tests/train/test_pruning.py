@@ -95,6 +95,7 @@ def test_wanda_reads_the_inputs_of_the_current_model(tmp_path):
     assert differ, "the pretrained model has equal masks: the test proves nothing"
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_single_examples_on_the_tuned_model(tmp_path):
     """The root mean square over examples, with respect to the folded kernels of the tuned, masked model."""
     options = {"prune__score": "TAYLOR", "prune__calibration": 8, "delta__targets": ["encoder/.*/kernel"]}

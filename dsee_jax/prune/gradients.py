@@ -35,7 +35,9 @@ SENSITIVITY, UNCERTAINTY = 0.85, 0.95
 """The decay of the moving averages E and U of PLATON, as in the paper."""
 
 
-class _Statistic(NamedTuple):
+class Statistic(NamedTuple):
+    """A statistic of the gradients of a kernel over micro-batches."""
+
     arrays: int  # running arrays of the shape of a kernel
     update: Callable[..., tuple[jax.Array, ...]]  # (running arrays, gradient) -> running arrays
     result: Callable[..., jax.Array]  # (running arrays, micro-batches) -> statistic
@@ -48,12 +50,12 @@ def _smoothed(state: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Ar
     return sensitivity, UNCERTAINTY * uncertainty + (1 - UNCERTAINTY) * jnp.abs(size - sensitivity)
 
 
-STATISTICS: dict[str, _Statistic] = {
-    "mean": _Statistic(1, lambda state, g: (state[0] + g,), lambda state, count: state[0] / count),
-    "root_mean_square": _Statistic(
+STATISTICS: dict[str, Statistic] = {
+    "mean": Statistic(1, lambda state, g: (state[0] + g,), lambda state, count: state[0] / count),
+    "root_mean_square": Statistic(
         1, lambda state, g: (state[0] + g * g,), lambda state, count: jnp.sqrt(state[0] / count)
     ),
-    "platon": _Statistic(2, _smoothed, lambda state, count: jnp.sqrt(state[0] * state[1])),
+    "platon": Statistic(2, _smoothed, lambda state, count: jnp.sqrt(state[0] * state[1])),
 }
 """Every statistic by name."""
 

@@ -96,11 +96,11 @@ def squared_distance(student_logits: Array, teacher_logits: Array) -> jax.Array:
 
 
 def top_k_log_probs(logits: Array, k: int, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
-    """Return what `top_k_distillation` needs of a teacher with logits (..., classes).
+    """Return the inputs of `top_k_distillation` for a teacher with logits (..., classes).
 
     Returns:
-      (..., k + 1) float32: the log probabilities at ``temperature`` of the ``k`` most probable classes, and of all others
-      together, `LEAST` where there are none; and (..., k) int32: the classes. ``k`` is the number of classes where it is more.
+      The log probabilities at ``temperature`` of the ``k`` most probable classes, and of all others together (`LEAST` where
+      there are none), float32 (..., k + 1); and these classes, int32 (..., k). ``k`` is the number of classes where it is more.
     """
     logits = _scaled(logits, temperature)
     _, ids = jax.lax.top_k(logits, min(k, logits.shape[-1]))

@@ -25,7 +25,7 @@ from dsee_jax import tree
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.typing import Array, Params
 
-Statistic: TypeAlias = Literal["mean", "root_mean_square", "platon"]
+StatisticName: TypeAlias = Literal["mean", "root_mean_square", "platon"]
 """The names of `STATISTICS`."""
 
 Loss: TypeAlias = Callable[[Params, Any], jax.Array]
@@ -61,7 +61,7 @@ STATISTICS: dict[str, Statistic] = {
 
 
 def measure(
-    loss: Loss, params: Params, paths: Sequence[str], batches: Iterable[Any], *, statistic: Statistic
+    loss: Loss, params: Params, paths: Sequence[str], batches: Iterable[Any], *, statistic: StatisticName
 ) -> dict[str, jax.Array]:
     """Return ``{path: statistic}`` of the gradients with respect to the kernels at ``paths``, float32 in their shapes.
 

@@ -100,7 +100,7 @@ def top_k_log_probs(logits: Array, k: int, temperature: float = 1.0) -> tuple[ja
 
     Returns:
       The log probabilities at ``temperature`` of the ``k`` most probable classes, and of all others together (`LEAST` where
-      there are none), float32 (..., k + 1); and these classes, int32 (..., k). ``k`` is the number of classes where it is more.
+      there are none), float32 (..., k + 1); and these classes, int32 (..., k). ``k`` is at most the number of classes.
     """
     logits = _scaled(logits, temperature)
     _, ids = jax.lax.top_k(logits, min(k, logits.shape[-1]))

@@ -10,8 +10,7 @@ import runs
 import tiny
 from dsee_jax import models, tree
 from dsee_jax.ckpt import adapter, hf
-from dsee_jax.config import Config, DeltaConfig
-from dsee_jax.deltas.adapter import kernels
+from dsee_jax.config import Config, DeltaConfig, PruneConfig
 from dsee_jax.errors import InputError
 from dsee_jax.train import finished_run, setup
 
@@ -155,12 +154,13 @@ def test_classifier_of_other_classes_is_refused(tmp_path, names):
 
 
 def test_word_pruned_stands_for_the_targets_of_pruning(tmp_path):
-    """The kernels and updates are those of the rule itself, also where nothing is pruned."""
-    names = ["attention/key", "attention/output", "attention/query", "attention/value", "mlp/down", "mlp/up"]
-    for kind in ("nm", "none"):
-        config = runs.config(tmp_path, delta__targets=["pruned"], prune__kind=kind)
-        made = setup.prepare(config)
-        assert [*kernels(made.trained["deltas"])] == [f"encoder/layer_0/{name}/kernel" for name in names]
+    """Also where nothing is pruned, and beside other rules."""
+    model = hf.abstract_model(tiny.bert(tmp_path), "sequence-classification", 2)
+    prune = PruneConfig(kind="none", targets=["key", "output.dense"])
+    made = setup.with_rules(Config(delta=DeltaConfig(targets=["pruned", "query"]), prune=prune), model)
+    assert made.delta.targets[:-1] == made.prune.targets
+    assert made.delta.targets[-1] == "query"
+    assert len(made.prune.targets) > 1
 
 
 def test_budget_is_a_share_of_all_weights_but_the_trained_head():

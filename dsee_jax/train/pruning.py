@@ -12,8 +12,8 @@ from dsee_jax.train.setup import Setup, keys
 from dsee_jax.train.step import Frozen
 from dsee_jax.typing import Masks
 
-AUTO_SPARSITY, AUTO_STEPS = 0.5, 100
-"""``prune.schedule: auto`` prunes little by little above this sparsity, in a re-tuning of this many steps or more."""
+AUTO_SPARSITY, AUTO_STEPS = 0.5, 500
+"""``prune.schedule: auto`` prunes little by little from this sparsity and number of steps of re-tuning on."""
 
 UPDATES = {"cubic": 10, "interleaved": 4}
 """The draws of the mask by schedule, where ``prune.schedule_updates`` is 0."""
@@ -25,7 +25,7 @@ def schedule(config: PruneConfig, total: int) -> str:
         return config.schedule
     # SparseGPT changes the weights once.
     again = config.kind == "unstructured" and config.score != "SPARSEGPT"
-    return "cubic" if again and config.sparsity > AUTO_SPARSITY and total >= AUTO_STEPS else "one_shot"
+    return "cubic" if again and config.sparsity >= AUTO_SPARSITY and total >= AUTO_STEPS else "one_shot"
 
 
 def sparsities(config: PruneConfig, total: int) -> dict[int, float]:

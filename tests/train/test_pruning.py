@@ -41,9 +41,9 @@ def test_interleaved_literals():
 @pytest.mark.parametrize(
     ("options", "total", "expected"),
     [
-        ({"sparsity": 0.7}, 100, "cubic"),
-        ({"sparsity": 0.7}, 99, "one_shot"),
-        ({"sparsity": 0.5}, 1000, "one_shot"),
+        ({"sparsity": 0.5}, 500, "cubic"),
+        ({"sparsity": 0.7}, 499, "one_shot"),
+        ({"sparsity": 0.4}, 1000, "one_shot"),
         ({"kind": "nm"}, 1000, "one_shot"),
         ({"sparsity": 0.7, "score": "SPARSEGPT", "scope": "tensor"}, 1000, "one_shot"),
         ({"kind": "structured", "heads": 1}, 1000, "one_shot"),

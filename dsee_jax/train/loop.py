@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from dsee_jax.ckpt import checkpoints
-from dsee_jax.ckpt.folders import CHECKPOINTS, CONFIG, LOG, METRICS, read_json
+from dsee_jax.ckpt.folders import CHECKPOINTS, CONFIG, LATENCY, LOG, METRICS, read_json
 from dsee_jax.config import CUTTING, Config
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import console, files, multihost, preemption, storage
@@ -70,6 +70,7 @@ def run(
             return finished
         _begin(setup, config, out)
         if timed:
+            say(f"prune.target.latency: times of the widths of the model, measured where {out / LATENCY} lacks them")
             target.check(setup)
         with contextlib.ExitStack() as stack:
             with preemption.noticed(), checkpoints.opened(out / CHECKPOINTS) as store:

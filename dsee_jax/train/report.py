@@ -78,12 +78,26 @@ def costs(results: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("trained parameters, head", f"{results['head_parameters']:,}{share}"),
         ("weights zero or removed", f"{results['weight_sparsity']:.1%} of the prunable kernels"),
+        *_of_cut(results),
         ("FLOPs per token, dense", f"{flops['dense']:,} without attention scores"),
         ("FLOPs per token, zeros skipped", f"{flops['final']:,} = {results['flops_ratio']:.1%}"),
         ("FLOPs per example, dense", f"{example['dense']:,} with attention scores, {example['length']} tokens"),
         ("FLOPs per example, zeros skipped", f"{example['final']:,} = {example['final'] / example['dense']:.1%}"),
         *((name, text(results[key])) for key, (name, text) in _MEASURED.items() if key in results),
     ]
+
+
+def _of_cut(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the parameters that are left and the target of a cut, where ``results`` has them."""
+    shown = []
+    if (ratio := results.get("parameters_ratio")) is not None:
+        shown.append(("parameters left, with updates", f"{ratio:.1%} of the backbone"))
+    for target in (stage["target"] for stage in results.get("stages", ()) if "target" in stage):
+        measured = f", measured {target['measured']:.1%}" if "measured" in target else ""
+        shown.append(
+            (f"target: {target['kind']}", f"{target['reached']:.1%}{measured}, at most {target['budget']:.1%}")
+        )
+    return shown
 
 
 def _cells(metrics: dict[str, Any], names: list[str]) -> list[str]:

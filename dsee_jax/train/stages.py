@@ -89,6 +89,7 @@ def draw(session: Session, run: Run) -> Run:
     """Cut the heads and neurons that the search did not keep, and return to the pretrained weights."""
     setup = pruning.resize(run.setup, run.masks)
     cut = target.record(run.setup, setup)
+    session.say(f"draw: {target.line(cut)}")
     run = run._replace(setup=setup, programs=make_programs(setup), trained=setup.trained, masks={})
     drawn = scored(session, run, "draw", cut) | {"steps": run.progress.step}
     progress = run.progress._replace(stage="tune", step=0, data=None, done=[*run.progress.done, drawn])
@@ -115,6 +116,8 @@ def prune(session: Session, run: Run) -> Run:
         setup, trained, masks = pruning.apply_cut(run.setup, run.trained, masks)
     compiled = run.programs if setup is run.setup else make_programs(setup)
     cut = target.record(run.setup, setup) if setup.kept else {}
+    if cut:
+        session.say(f"prune: {target.line(cut)}")
     run = run._replace(setup=setup, programs=compiled, trained=trained, masks=masks)
     done = [*run.progress.done, scored(session, run, "prune", cut)]
     return run._replace(

@@ -1,6 +1,5 @@
 """The target of a cut in a run (``prune.target``): its costs, whether it can be met, the chosen units, the ratio reached."""
 
-import logging
 import math
 from typing import Any
 
@@ -18,8 +17,6 @@ from dsee_jax.train.results import kept_numbers, trained_head
 from dsee_jax.train.setup import Setup
 from dsee_jax.train.step import adapter
 from dsee_jax.typing import Masks, Tree
-
-log = logging.getLogger(__name__)
 
 
 def check(setup: Setup) -> None:
@@ -65,19 +62,16 @@ def choose(setup: Setup, scores: Tree, spent: Costs) -> Masks:
         try:
             return budget.choose(scores, spent, prune.target.budget, among=_standard(setup, among), uniform=True)
         except InputError:
-            kept = budget.choose(scores, spent, prune.target.budget, among=among, uniform=True)
-            for kind, layers in kept.items():
-                units.warn_unless_standard(setup.model.config, kind, int(next(iter(layers.values())).sum()))
-            return kept
+            return budget.choose(scores, spent, prune.target.budget, among=among, uniform=True)
     except InputError as error:
         raise InputError(f"prune.target.{prune.target.kind}: {error}") from None
 
 
 def _standard(setup: Setup, among: Counts) -> Counts:
-    """Return the choices of ``among`` that the standard fields of config.json can hold."""
+    """Return the choices of ``among`` that the standard fields of config.json can hold; all, where they can hold none."""
     return {
         kind: {
-            name: [number for number in each if units.standard(setup.model.config, kind, number)]
+            name: [number for number in each if units.standard(setup.model.config, kind, number)] or each
             for name, each in layers.items()
         }
         for kind, layers in among.items()
@@ -93,12 +87,25 @@ def record(before: Setup, after: Setup) -> dict[str, Any]:
     target, cut = before.config.prune.target, {"kept": kept_numbers(after)}
     if not target.kind:
         return cut
+    if before.config.prune.uniform:
+        for kind, widths in after.model.config.widths.items():
+            units.warn_unless_standard(before.model.config, kind, widths[0])
     ratio = float(of_setup(before).ratio(after.kept).max())
     cut["target"] = {"kind": target.kind, "budget": target.budget, "reached": ratio}
     if target.kind == "latency":
         whole, small = _times(before, after)
         cut["target"] |= {"measured": small / whole, "seconds": {"before": whole, "after": small}}
     return cut
+
+
+def line(cut: dict[str, Any]) -> str:
+    """Return a `record` for a person."""
+    numbers = (" ".join(map(str, each)) if isinstance(each, list) else str(each) for each in cut["kept"].values())
+    text = ", ".join(f"{kind} {each}" for kind, each in zip(cut["kept"], numbers, strict=True))
+    if target := cut.get("target"):
+        measured = f", measured {target['measured']:.4f}" if "measured" in target else ""
+        text += f"; {target['kind']} {target['reached']:.4f}{measured} (target {target['budget']:g})"
+    return f"kept {text}"
 
 
 def _measured(setup: Setup) -> Latency:
@@ -108,7 +115,6 @@ def _measured(setup: Setup) -> Latency:
     def measure() -> dict[str, Any]:
         if place.exists():
             return read_json(place)
-        log.info("measuring the forward pass at several widths, for prune.target.latency")
         layers = setup.config.prune.target.layers
         times = latency.measure(setup.model, layers=layers, **_batch(setup)).as_json()
         files.write(place, times)

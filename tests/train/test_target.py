@@ -68,12 +68,10 @@ def chosen(folder, **overrides):
     return {kind: int(each["layer_0"].sum()) for kind, each in target.choose(setup, scores, spent).items()}
 
 
-def test_uniform_target_prefers_numbers_that_config_json_holds(tmp_path, caplog):
+def test_uniform_target_prefers_numbers_that_config_json_holds(tmp_path):
     """BERT's config.json has no size of a head: all heads stay as long as neurons suffice."""
     assert chosen(tmp_path, prune__uniform=True, prune__target__flops=0.7)["heads"] == 3
-    assert "prune.uniform" not in caplog.text
     assert chosen(tmp_path, prune__uniform=True, prune__target__flops=0.3)["heads"] < 3
-    assert "only this library will open model/" in caplog.text
 
 
 @pytest.mark.slow

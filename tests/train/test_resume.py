@@ -33,6 +33,7 @@ CONFIGS = {
     },
     "earlybert": {"prune__kind": "earlybert", "prune__heads": 1, "prune__neurons": 0.4, "prune__search": 2.0},
     "sparsegpt": {"prune__score": "SPARSEGPT", "prune__scope": "tensor", "prune__calibrate": "layerwise"},
+    "earlybert, target": {"prune__kind": "earlybert", "prune__target__flops": 0.6, "prune__search": 2.0},
     "full": {"delta__rank": 0, "delta__nonzeros": 0, "train__full": True, "train__learning_rate": 1e-3},
 }
 DEATHS = {
@@ -69,7 +70,7 @@ class Death(Exception):
     [
         "dsee, cubic",
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("dsee, interleaved", "earlybert", "sparsegpt")),
-        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("structured", "full")),
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("structured", "earlybert, target", "full")),
     ],
 )
 def test_run_that_dies_in_every_stage_gives_the_same_result(tmp_path, monkeypatch, config):
@@ -91,7 +92,7 @@ def test_run_that_dies_in_every_stage_gives_the_same_result(tmp_path, monkeypatc
 
     again = runs.config(tmp_path, output_dir=str(tmp_path / "again"), **options)
     for name, function in (
-        *(at(*death) for death in DEATHS["earlybert" if config == "earlybert" else "dsee"]),
+        *(at(*death) for death in DEATHS["earlybert" if config.startswith("earlybert") else "dsee"]),
         ("write", unwritten),
     ):
         with monkeypatch.context() as patch:

@@ -2,7 +2,8 @@
 
 The whole model is timed, compiled for one device, with all layers cut to the same number of heads, and then to the same number
 of neurons. A difference between two widths belongs in equal parts to the layers that lose units. Times between the measured
-widths are interpolated. The values of the arrays do not matter, so that neither weights nor data are read.
+widths are interpolated. The times of heads and of neurons are scaled by one factor, so that they add up to the difference
+between the whole model and the model without any. The values of the arrays do not matter: neither weights nor data are read.
 """
 
 import math
@@ -22,8 +23,8 @@ POINTS = 7
 """The widths of each kind of units that are timed, at equal distances from 0 to all units."""
 
 ROUNDS = 9
-"""The rounds of a measurement. Each round times every width once, so that a slow minute slows all of them; the time of a width
-is its median over the rounds."""
+"""The rounds of a measurement. Each round times every width once, right after the whole model: the time of a width is the
+median of these ratios, so that a slow minute slows both."""
 
 SHORTEST = 0.02
 """Seconds: the forward passes of one timing are repeated until they take as long."""
@@ -39,12 +40,20 @@ class Latency(NamedTuple):
     """The units of each layer of the whole model, by kind."""
     seconds: float
     """Of the whole model."""
+    empty: float
+    """Of the model without heads and neurons, its layers present."""
     points: Mapping[str, Mapping[int, float]]
     """``{kind: {units: seconds}}``: of the model with at most so many units of this kind in every layer. Of the kind
     ``layers``, which may be absent: of the model with so many of its first layers."""
 
     def layer_seconds(self, kind: str, size: int) -> np.ndarray:
         """Return the seconds that one layer adds by its units, (size + 1,) for 0 to ``size`` units; the first is 0."""
+        apart = sum(self._alone(each, width)[-1] for each, widths in self.widths.items() for width in widths)
+        together = max(self.seconds - self.empty, 0.0)
+        return self._alone(kind, size) * (together / apart if apart else 1.0)
+
+    def _alone(self, kind: str, size: int) -> np.ndarray:
+        """Return the `layer_seconds` where the units of the other kind are all present."""
         at = np.array(sorted(self.points[kind]))
         # A wider model that is measured faster is noise.
         times = scipy.optimize.isotonic_regression([self.points[kind][point] for point in at]).x
@@ -105,34 +114,52 @@ def measure(
         for point in each
         if point < max(widths[kind])
     }
+    config, depth = model.config, max(map(len, widths.values()))
     if layers:
-        config, depth = model.config, max(map(len, widths.values()))
         cut["layers", 1] = model.clone(config=config.with_layers([not number for number in range(depth)]))
         points["layers"] = [1, depth]
-    first, *others = times([model, *cut.values()], rows=rows, length=length, param_dtype=param_dtype, rounds=rounds)
+    empty = model.clone(config=config.with_widths(**dict.fromkeys(widths, (0,) * depth)))
+    options: dict[str, Any] = {"rows": rows, "length": length, "param_dtype": param_dtype, "rounds": rounds}
+    first, least, *others = times([model, empty, *cut.values()], **options)
     by_width = dict(zip(cut, others, strict=True))
     measured = {kind: {point: by_width.get((kind, point), first) for point in each} for kind, each in points.items()}
-    return Latency(rows, length, jax.local_devices()[0].device_kind, widths, first, measured)
+    return Latency(rows, length, jax.local_devices()[0].device_kind, widths, first, least, measured)
 
 
 def times(
     each: Sequence[Model], *, rows: int, length: int, param_dtype: str = "float32", rounds: int = ROUNDS
 ) -> list[float]:
-    """Return the median seconds of a forward pass of each model; arguments as of `measure`."""
+    """Return the seconds of a forward pass of each model, by medians (`ROUNDS`); two models or more, the whole one first.
+
+    Arguments as of `measure`.
+    """
     device = jax.local_devices()[0]
     batch = {name: jnp.ones((rows, length), jnp.int32, device=device) for name in models.INPUTS}
     batch["token_type_ids"] = jnp.zeros_like(batch["token_type_ids"])
-    programs = [_program(model, batch, param_dtype) for model in each]
-    elapsed: list[list[float]] = [[] for _ in each]
-    repeats = 0
-    for _ in range(rounds):
-        for (run, shapes), seconds in zip(programs, elapsed, strict=True):
-            # Weights that stayed for all models would fill the memory.
+
+    def timer(model: Model) -> Callable[[], Callable[[int], float]]:
+        run, shapes = _program(model, batch, param_dtype)
+
+        def ready() -> Callable[[int], float]:
             params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01, leaf.dtype, device=device), shapes)
-            one = _seconds(run, params, batch, 1)  # also warms the caches
-            repeats = repeats or max(math.ceil(SHORTEST / one), 1)
-            seconds.append(_seconds(run, params, batch, repeats))
-    return [float(np.median(seconds)) for seconds in elapsed]
+            jax.block_until_ready(run(params, batch))  # warms the caches
+            return lambda repeats: _seconds(run, params, batch, repeats)
+
+        return ready
+
+    whole, *others = [timer(model) for model in each]
+    of_whole = whole()
+    repeats = max(math.ceil(SHORTEST / of_whole(1)), 1)
+    seconds: list[float] = []
+    ratios: list[list[float]] = [[] for _ in others]
+    for _ in range(rounds):
+        for other, own in zip(others, ratios, strict=True):
+            # Weights that stayed for all models would fill the memory.
+            of_other = other()
+            seconds.append(of_whole(repeats))
+            own.append(of_other(repeats) / seconds[-1])
+    first = float(np.median(seconds))
+    return [first, *(first * float(np.median(own)) for own in ratios)]
 
 
 def _program(model: Model, batch: Mapping[str, jax.Array], dtype: str) -> tuple[Callable[..., Any], Any]:
@@ -146,7 +173,6 @@ def _program(model: Model, batch: Mapping[str, jax.Array], dtype: str) -> tuple[
 
 
 def _seconds(run: Callable[..., Any], params: Any, batch: Mapping[str, jax.Array], repeats: int) -> float:
-    jax.block_until_ready(params)
     begin = time.perf_counter()
     for _ in range(repeats):
         jax.block_until_ready(run(params, batch))

@@ -87,10 +87,10 @@ def test_a_dropped_layer_costs_nothing(made):
     assert float(spent.ratio(kept)[0]) == pytest.approx(left / total, abs=1e-12)
 
 
-def measured(heads, neurons, **more):
+def measured(heads, neurons, empty=2.0, **more):
     """Made-up times of a model whose layers have 3 and 2 heads, and 4 and 8 neurons."""
     widths = {"heads": (3, 2), "neurons": (4, 8)}
-    return Latency(1, 1, "cpu", widths, 10.0, {"heads": heads, "neurons": neurons, **more})
+    return Latency(1, 1, "cpu", widths, 10.0, empty, {"heads": heads, "neurons": neurons, **more})
 
 
 def test_times_of_layers_follow_from_those_of_the_model():
@@ -99,6 +99,13 @@ def test_times_of_layers_follow_from_those_of_the_model():
     np.testing.assert_allclose(times.layer_seconds("heads", 3), [0, 1, 2, 3])
     np.testing.assert_allclose(times.layer_seconds("heads", 2), [0, 1, 2])
     np.testing.assert_allclose(times.layer_seconds("neurons", 8), [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2])
+
+
+def test_times_of_heads_and_neurons_add_up_to_the_whole():
+    """Without heads 5 go and without neurons 3; without both not 8 but 6."""
+    points = {0: 5.0, 2: 9.0, 3: 10.0}, {0: 7.0, 4: 9.0, 8: 10.0}
+    np.testing.assert_allclose(measured(*points, empty=4.0).layer_seconds("heads", 3), [0, 0.75, 1.5, 2.25])
+    np.testing.assert_allclose(measured(*points, empty=10.5).layer_seconds("heads", 3), 0)
 
 
 def test_the_rest_of_a_layer_is_the_time_without_its_units():

@@ -75,7 +75,7 @@ def latency(measured: Latency, params: Params, cuts: Cuts) -> Costs:
     """
     tables = {
         kind: {
-            layer(number): measured.layer_seconds(kind, size)
+            layer(number): measured.layer_seconds(kind, number, size)
             for number, each in enumerate(layers)
             if (size := units.count(params, each))
         }

@@ -1,7 +1,8 @@
 """The measured time of a forward pass by the width of its layers.
 
 The whole model is timed, compiled for one device, with all layers cut to the same number of heads, and then to the same number
-of neurons. A difference between two widths belongs in equal parts to the layers that lose units. Times between the measured
+of neurons. A difference between two widths belongs in equal parts to the layers that lose units, except the last layer, whose
+units are timed by themselves. Times between the measured
 widths are interpolated. The times of heads and of neurons are scaled by one factor, so that they add up to the difference
 between the whole model and the model without any. The values of the arrays do not matter: neither weights nor data are read.
 """
@@ -42,18 +43,27 @@ class Latency(NamedTuple):
     """Of the whole model."""
     empty: float
     """Of the model without heads and neurons, its layers present."""
+    one: float
+    """Of the model without heads and neurons and with one layer; that of `empty` where layers are not measured."""
+    last: Mapping[str, float]
+    """``{kind: seconds}``: of the model whose last layer has no units of this kind. A classifier may compute one position of
+    its last layer, which then costs less than the others."""
     points: Mapping[str, Mapping[int, float]]
-    """``{kind: {units: seconds}}``: of the model with at most so many units of this kind in every layer. Of the kind
-    ``layers``, which may be absent: of the model with so many of its first layers."""
+    """``{kind: {units: seconds}}``: of the model with at most so many units of this kind in every layer."""
 
-    def layer_seconds(self, kind: str, size: int) -> np.ndarray:
-        """Return the seconds that one layer adds by its units, (size + 1,) for 0 to ``size`` units; the first is 0."""
-        apart = sum(self._alone(each, width)[-1] for each, widths in self.widths.items() for width in widths)
-        together = max(self.seconds - self.empty, 0.0)
-        return self._alone(kind, size) * (together / apart if apart else 1.0)
+    def layer_seconds(self, kind: str, number: int, size: int) -> np.ndarray:
+        """Return the seconds that layer ``number`` adds by 0 to ``size`` units, (size + 1,); the first is 0."""
+        every = {each: sum(self._alone(each, width)[-1] for width in widths) for each, widths in self.widths.items()}
+        together, apart = max(self.seconds - self.empty, 0.0), sum(every.values())
+        last = len(self.widths[kind]) - 1
+        share = min(max(self.seconds - self.last[kind], 0.0), every[kind]) if last else every[kind]
+        alike = self._alone(kind, self.widths[kind][last])[-1]
+        own, equal = (share, alike) if number == last else (every[kind] - share, every[kind] - alike)
+        factor = (own / equal if equal else 0.0) * (together / apart if apart else 0.0)
+        return self._alone(kind, size) * factor
 
     def _alone(self, kind: str, size: int) -> np.ndarray:
-        """Return the `layer_seconds` where the units of the other kind are all present."""
+        """Return the `layer_seconds` where all layers are alike and the units of the other kind all present."""
         at = np.array(sorted(self.points[kind]))
         # A wider model that is measured faster is noise.
         times = scipy.optimize.isotonic_regression([self.points[kind][point] for point in at]).x
@@ -69,12 +79,7 @@ class Latency(NamedTuple):
     def rest_of_layer(self) -> float:
         """Return the seconds that a layer adds besides its units; 0 where layers are not measured."""
         depth = max(map(len, self.widths.values()))
-        if 1 not in self.points.get("layers", {}) or depth == 1:
-            return 0.0
-        of_units = sum(
-            self.layer_seconds(kind, width)[-1] for kind, widths in self.widths.items() for width in widths[1:]
-        )
-        return max(float(self.seconds - self.points["layers"][1] - of_units) / (depth - 1), 0.0)
+        return max(self.empty - self.one, 0.0) / (depth - 1) if depth > 1 else 0.0
 
     def as_json(self) -> dict[str, Any]:
         """Return the times as JSON values, the inverse of `from_json`."""
@@ -106,24 +111,38 @@ def measure(
         kind: sorted({round(max(each) * part / (POINTS - 1)) for part in range(POINTS)})
         for kind, each in widths.items()
     }
-    cut = {
-        (kind, point): model.clone(
-            config=model.config.with_widths(**widths | {kind: tuple(min(width, point) for width in widths[kind])})
-        )
+
+    def with_widths(kind: str, each: Sequence[int]) -> Model:
+        return model.clone(config=model.config.with_widths(**widths | {kind: tuple(each)}))
+
+    cut: dict[tuple[str, int | str], Model] = {
+        (kind, point): with_widths(kind, [min(width, point) for width in widths[kind]])
         for kind, each in points.items()
         for point in each
         if point < max(widths[kind])
     }
     config, depth = model.config, max(map(len, widths.values()))
+    empty = config.with_widths(**dict.fromkeys(widths, (0,) * depth))
+    cut |= {(kind, "last"): with_widths(kind, (*each[:-1], 0)) for kind, each in widths.items()}
+    cut["empty", 0] = model.clone(config=empty)
     if layers:
-        cut["layers", 1] = model.clone(config=config.with_layers([not number for number in range(depth)]))
-        points["layers"] = [1, depth]
-    empty = model.clone(config=config.with_widths(**dict.fromkeys(widths, (0,) * depth)))
+        cut["one", 0] = model.clone(config=empty.with_layers([not number for number in range(depth)]))
     options: dict[str, Any] = {"rows": rows, "length": length, "param_dtype": param_dtype, "rounds": rounds}
-    first, least, *others = times([model, empty, *cut.values()], **options)
-    by_width = dict(zip(cut, others, strict=True))
-    measured = {kind: {point: by_width.get((kind, point), first) for point in each} for kind, each in points.items()}
-    return Latency(rows, length, jax.local_devices()[0].device_kind, widths, first, least, measured)
+    first, *others = times([model, *cut.values()], **options)
+    of = dict(zip(cut, others, strict=True))
+    measured = {kind: {point: of.get((kind, point), first) for point in each} for kind, each in points.items()}
+    last = {kind: of[kind, "last"] for kind in widths}
+    return Latency(
+        rows,
+        length,
+        jax.local_devices()[0].device_kind,
+        widths,
+        first,
+        of["empty", 0],
+        of.get(("one", 0), of["empty", 0]),
+        last,
+        measured,
+    )
 
 
 def times(

@@ -87,38 +87,45 @@ def test_a_dropped_layer_costs_nothing(made):
     assert float(spent.ratio(kept)[0]) == pytest.approx(left / total, abs=1e-12)
 
 
-def measured(heads, neurons, empty=2.0, **more):
+def measured(heads, neurons, empty=2.0, one=2.0, last=8.0):
     """Made-up times of a model whose layers have 3 and 2 heads, and 4 and 8 neurons."""
     widths = {"heads": (3, 2), "neurons": (4, 8)}
-    return Latency(1, 1, "cpu", widths, 10.0, empty, {"heads": heads, "neurons": neurons, **more})
+    apart = {"heads": last, "neurons": 8.0}
+    return Latency(1, 1, "cpu", widths, 10.0, empty, one, apart, {"heads": heads, "neurons": neurons})
 
 
 def test_times_of_layers_follow_from_those_of_the_model():
     times = measured({0: 5.0, 2: 9.0, 3: 10.0}, {0: 7.0, 4: 9.0, 8: 10.0})
     # From 0 to 2 heads both layers gain, and from 2 to 3 only the first; neurons likewise at 4.
-    np.testing.assert_allclose(times.layer_seconds("heads", 3), [0, 1, 2, 3])
-    np.testing.assert_allclose(times.layer_seconds("heads", 2), [0, 1, 2])
-    np.testing.assert_allclose(times.layer_seconds("neurons", 8), [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2])
+    np.testing.assert_allclose(times.layer_seconds("heads", 0, 3), [0, 1, 2, 3])
+    np.testing.assert_allclose(times.layer_seconds("heads", 1, 2), [0, 1, 2])
+    np.testing.assert_allclose(times.layer_seconds("neurons", 1, 8), [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2])
 
 
 def test_times_of_heads_and_neurons_add_up_to_the_whole():
     """Without heads 5 go and without neurons 3; without both not 8 but 6."""
     points = {0: 5.0, 2: 9.0, 3: 10.0}, {0: 7.0, 4: 9.0, 8: 10.0}
-    np.testing.assert_allclose(measured(*points, empty=4.0).layer_seconds("heads", 3), [0, 0.75, 1.5, 2.25])
-    np.testing.assert_allclose(measured(*points, empty=10.5).layer_seconds("heads", 3), 0)
+    np.testing.assert_allclose(measured(*points, empty=4.0).layer_seconds("heads", 0, 3), [0, 0.75, 1.5, 2.25])
+    np.testing.assert_allclose(measured(*points, empty=10.5).layer_seconds("heads", 0, 3), 0)
+
+
+def test_the_last_layer_has_times_of_its_own():
+    """The 2 heads of the last layer take 1 instead of their share of 5, which is 2; those of the first then take 4."""
+    times = measured({0: 5.0, 3: 10.0}, {0: 7.0, 8: 10.0}, last=9.0)
+    np.testing.assert_allclose(times.layer_seconds("heads", 1, 2), [0, 0.5, 1])
+    np.testing.assert_allclose(times.layer_seconds("heads", 0, 3), np.arange(4) * 4 / 3)
 
 
 def test_the_rest_of_a_layer_is_the_time_without_its_units():
-    """The second layer takes 5 of 10, its 2 heads 2 and its 8 neurons 2."""
-    times = measured({0: 5.0, 2: 9.0, 3: 10.0}, {0: 7.0, 4: 9.0, 8: 10.0}, layers={1: 5.0, 2: 10.0})
-    assert times.rest_of_layer() == pytest.approx(10 - 5 - 2 - 2)
-    assert measured({0: 5.0, 3: 10.0}, {0: 7.0, 8: 10.0}).rest_of_layer() == 0
-    assert measured({0: 5.0, 3: 10.0}, {0: 7.0, 8: 10.0}, layers={1: 9.9, 2: 10.0}).rest_of_layer() == 0
+    points = {0: 5.0, 3: 10.0}, {0: 7.0, 8: 10.0}
+    assert measured(*points, one=1.5).rest_of_layer() == 0.5
+    assert measured(*points).rest_of_layer() == 0
+    assert measured(*points, one=2.1).rest_of_layer() == 0
 
 
 def test_a_wider_model_is_never_faster():
     noisy = measured({0: 5.0, 1: 9.0, 2: 8.0, 3: 10.0}, {0: 7.0, 8: 10.0})
-    assert (np.diff(noisy.layer_seconds("heads", 3)) >= 0).all()
+    assert (np.diff(noisy.layer_seconds("heads", 0, 3)) >= 0).all()
 
 
 @pytest.mark.slow
@@ -127,11 +134,7 @@ def test_measured_times_survive_json_and_become_costs(made, monkeypatch):
     monkeypatch.setattr(latency, "SHORTEST", 0.0)
     model, params, *_ = made
     times = latency.measure(model, rows=2, length=4, layers=True, rounds=1)
-    assert {kind: sorted(each) for kind, each in times.points.items()} == {
-        "heads": [0, 3],
-        "neurons": [0, 40],
-        "layers": [1, 2],
-    }
+    assert {kind: sorted(each) for kind, each in times.points.items()} == {"heads": [0, 3], "neurons": [0, 40]}
     assert Latency.from_json(json.loads(json.dumps(times.as_json()))) == times
     spent = costs.latency(times, params, models.cuts(model))
     assert spent.ratio({}) == pytest.approx(1.0)

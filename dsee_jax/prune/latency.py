@@ -79,7 +79,8 @@ class Latency(NamedTuple):
     def rest_of_layer(self) -> float:
         """Return the seconds that a layer adds besides its units; 0 where layers are not measured."""
         depth = max(map(len, self.widths.values()))
-        return max(self.empty - self.one, 0.0) / (depth - 1) if depth > 1 else 0.0
+        rest = max(self.empty - self.one, 0.0) / (depth - 1) if depth > 1 else 0.0
+        return min(rest, self.empty / depth)
 
     def as_json(self) -> dict[str, Any]:
         """Return the times as JSON values, the inverse of `from_json`."""

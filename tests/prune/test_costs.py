@@ -121,6 +121,7 @@ def test_the_rest_of_a_layer_is_the_time_without_its_units():
     assert measured(*points, one=1.5).rest_of_layer() == 0.5
     assert measured(*points).rest_of_layer() == 0
     assert measured(*points, one=2.1).rest_of_layer() == 0
+    assert measured(*points, one=0.0).rest_of_layer() == 1, "two layers take more than the 2 of both"
 
 
 def test_a_wider_model_is_never_faster():

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 
 import decoders
 import runs
+import tiny
 from dsee_jax import tree
 from dsee_jax.config import DistillConfig
 from dsee_jax.data.batches import assemble
@@ -234,6 +235,9 @@ def test_inner_states_of_student_and_teacher_are_compared(tmp_path, family):
     if family == "decoder":
         decoders.write(tmp_path / "base", num_hidden_layers=2)
         options = runs.causal_lm(tmp_path, generate__new_tokens=0, model__remat=True, **options)
+    else:
+        tiny.bert(tmp_path / "base", head=False)
+        runs.table(tmp_path / "data")
     whole = setup.prepare(runs.config(tmp_path, **options))
     trained = jax.tree.map(lambda leaf: leaf + 0.02, whole.trained)
     teacher = step.Teacher(jnp.float32(1), trained, pruning.freeze(whole, {}))

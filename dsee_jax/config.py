@@ -610,8 +610,15 @@ class TrainConfig:
     """The dropout rate of the model, in [0, 1). -1: the rates of the config of the model."""
     seed: int = 0
     """Decides the task head, the initial updates, the drawn examples, the order of the data, dropout and random scores."""
-    eval_every: int = 0
-    """Steps between evaluations on the dev set. 0: at the end of each epoch."""
+    least_steps: int = 0
+    """The fewest optimiser steps of all stages together, 0 or more: with few examples each stage makes more passes, by one
+    factor. 0: no limit."""
+    most_steps: int = 0
+    """The most optimiser steps of all stages together, 0 or more: with many examples each stage makes fewer passes, by one
+    factor. 0: no limit."""
+    eval_every: int | float = 0
+    """Steps between evaluations on the dev set: a whole number, or a fraction in (0, 1) of the steps of the stage. 0: at the
+    end of each epoch."""
     checkpoint_every: int = 0
     """Steps between checkpoints, besides those after each evaluation and at the end of a search. 0: only those."""
     full: bool = False
@@ -645,7 +652,12 @@ class TrainConfig:
         _need(
             not self.full or self.head != "classifier", "train.head", self.head, "auto: train.full trains every weight"
         )
-        _need(self.eval_every >= 0, "train.eval_every", self.eval_every, "0 or more steps")
+        every, least, most = self.eval_every, self.least_steps, self.most_steps
+        fits = every >= 0 if isinstance(every, int) else 0 <= every < 1
+        _need(fits, "train.eval_every", every, "0 or more steps, or a fraction of the stage in (0, 1)")
+        _need(least >= 0, "train.least_steps", least, "0 (no limit) or more")
+        fits = most == 0 or most >= max(least, 1)
+        _need(fits, "train.most_steps", most, "0 (no limit), or train.least_steps or more")
         for name in self.trackers:
             _need(
                 name in TRACKERS, "train.trackers", name, f"some of {', '.join(TRACKERS)}{did_you_mean(name, TRACKERS)}"

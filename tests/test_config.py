@@ -98,6 +98,11 @@ def test_yaml_value_takes_the_type_of_its_field(override, section, name, expecte
         ("--train.full=true", "set delta.rank and delta.nonzeros to 0"),
         ("--train.warmup=1", "train.warmup"),
         (
+            "--train.eval_every=1.5",
+            r"train.eval_every is 1.5; expected 0 or more steps, or a fraction",
+        ),
+        ("--train.most_steps=-1", r"train.most_steps is -1; expected 0 \(no limit\), or train.least_steps or more"),
+        (
             "--train.distill.wieght=1",
             "unknown key 'train.distill.wieght' in section 'train.distill' .did you mean 'weight'",
         ),

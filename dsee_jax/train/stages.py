@@ -5,6 +5,7 @@ again where a run died in them.
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -214,7 +215,7 @@ def batches(setup: Setup, epochs: float) -> Batches:
 def training_stage(setup: Setup, name: str) -> Stage:
     """Return a stage that trains: search, tune or retune."""
     train = setup.config.train
-    source = batches(setup, _epochs(setup.config)[name])
+    source = batches(setup, _epochs(setup)[name])
     peak = train.retune_learning_rate if name == "retune" else 0.0
     peak, steps = peak or train.learning_rate, len(source)
     if name == "search":
@@ -227,22 +228,33 @@ def training_stage(setup: Setup, name: str) -> Stage:
 
 def offset(setup: Setup, name: str) -> int:
     """Return the number of the checkpoint before the first step of a stage; of ``before``, which precedes all, it is 0."""
-    epochs = _epochs(setup.config)
+    epochs = _epochs(setup)
     earlier = itertools.takewhile(lambda stage: stage != name, ("before", *names(setup.config)))
     # A stage of n steps has n + 1 checkpoints at most: one before its first step.
     return sum(len(batches(setup, epochs[stage])) + 1 for stage in earlier if stage in epochs)
 
 
-def _epochs(config: Config) -> dict[str, float]:
-    """Return the passes over the training data of each stage that trains."""
-    return {"search": config.prune.search, "tune": config.train.epochs, "retune": config.train.retune_epochs}
+def passes(config: Config, steps_per_epoch: int) -> dict[str, float]:
+    """Return the passes over the training data of each stage that trains, in the order of the stages.
+
+    One factor brings the steps of all stages together within ``train.least_steps`` and ``train.most_steps``.
+    """
+    train = config.train
+    asked = {"search": config.prune.search, "tune": train.epochs, "retune": train.retune_epochs}
+    asked = {name: asked[name] for name in names(config) if name in asked}
+    steps = sum(asked.values()) * steps_per_epoch
+    bounded = min(max(steps, train.least_steps), train.most_steps or math.inf)
+    return {name: epochs * bounded / steps for name, epochs in asked.items()}
+
+
+def _epochs(setup: Setup) -> dict[str, float]:
+    return passes(setup.config, batches(setup, 1).steps_per_epoch)
 
 
 def _sparsities(setup: Setup) -> dict[int, float]:
     """Return the sparsity by step of the re-tuning; step 0 is the stage prune."""
-    config = setup.config
-    steps = len(batches(setup, config.train.retune_epochs)) if config.train.retune_epochs else 0
-    return pruning.sparsities(config.prune, steps)
+    epochs = _epochs(setup).get("retune", 0.0)
+    return pruning.sparsities(setup.config.prune, len(batches(setup, epochs)) if epochs else 0)
 
 
 def _train(
@@ -256,7 +268,8 @@ def _train(
     setup, train = run.setup, run.setup.config.train
     stage = training_stage(setup, name)._replace(teacher=teacher)
     total = len(stage.source)
-    period = train.eval_every or stage.source.steps_per_epoch
+    every = train.eval_every
+    period = max(round(every * total), 1) if 0 < every < 1 else int(every) or stage.source.steps_per_epoch
     evaluations = {*range(period, total, period), total}
     score = evaluation.selection_score(setup.data.task)
 

@@ -7,11 +7,13 @@ import pytest
 import dsee_jax
 import runs
 from dsee_jax import masks, tree
-from dsee_jax.config import PruneConfig
+from dsee_jax.config import Config, PruneConfig, TrainConfig
 from dsee_jax.data.batches import Batches
 from dsee_jax.errors import InputError
 from dsee_jax.prune import calibration
-from dsee_jax.train import calibrated, hashes, kernels, losses, pruning, setup, step
+from dsee_jax.train import calibrated, hashes, kernels, losses, pruning, setup, stages, step
+
+SEARCH = PruneConfig(kind="earlybert", heads=1, search=1)
 
 
 def cubic(**options):
@@ -27,6 +29,20 @@ def test_cubic_literals():
     schedule = pruning.sparsities(cubic(sparsity=0.54, schedule_updates=3), 100)
     assert list(schedule) == [0, 25, 50]
     assert list(schedule.values()) == pytest.approx([0.38, 0.52, 0.54])
+
+
+@pytest.mark.parametrize(
+    ("options", "steps_per_epoch", "expected"),
+    [
+        ({}, 100, {"tune": 1, "retune": 3}),
+        ({"train": TrainConfig(epochs=1, retune_epochs=3, least_steps=800)}, 100, {"tune": 2, "retune": 6}),
+        ({"train": TrainConfig(epochs=1, retune_epochs=3, most_steps=200)}, 100, {"tune": 0.5, "retune": 1.5}),
+        ({"train": TrainConfig(epochs=3, most_steps=200), "prune": SEARCH}, 100, {"search": 0.5, "tune": 1.5}),
+    ],
+)
+def test_all_stages_together_keep_the_limits_of_steps(options, steps_per_epoch, expected):
+    config = Config(**{"train": TrainConfig(epochs=1, retune_epochs=3)} | options)
+    assert stages.passes(config, steps_per_epoch) == pytest.approx(expected)
 
 
 def test_interleaved_literals():

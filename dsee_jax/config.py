@@ -43,7 +43,7 @@ UNIT_SCORES = ("W", "WAB", "WABS", "AB", "ABS", "random")
 INPUT_SCORES = ("WANDA", "RIA", "SPARSEGPT")
 """The scores that read the inputs of kernels."""
 
-PRUNED = "pruned"
+PRUNED_TARGETS = "pruned"
 """The word in ``delta.targets`` for the rules of ``prune.targets``."""
 
 TARGET_SCORES = ("W", "WAB", "WABS", "TAYLOR", "random")
@@ -72,8 +72,8 @@ TRACKERS = ("tensorboard", "trackio", "wandb")
 SEEDS = 2**32
 """The number of seeds: JAX drops the higher bits of a larger number."""
 
-MOST_ROWS, MOST_EPOCHS = 2**20, 10**6
-"""The largest batch and the most passes over the data; more is a slip of the pen."""
+MOST_ROWS, MOST_EPOCHS, MOST_STEPS = 2**20, 10**6, 10**8
+"""The largest batch, the most passes over the data, and the largest ``least_steps``; more is a slip of the pen."""
 
 _EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
@@ -466,6 +466,10 @@ class PruneConfig:
         _need(fits, "prune.uniform", self.uniform, f"false for {self.kind}, which prunes no heads and neurons")
         if self.uniform:
             object.__setattr__(self, "scope", "tensor")
+        if (
+            self.schedule_updates == 10 and self.schedule != "interleaved"
+        ):  # the default of version 0.2.0, with equal meaning
+            object.__setattr__(self, "schedule_updates", 0)
         _need(self.calibration >= 1, "prune.calibration", self.calibration, "1 or more examples")
         weights = self.kind in ("unstructured", "nm")
         fits = self.calibrate == "one_shot" or not weights or self.score in INPUT_SCORES
@@ -486,6 +490,8 @@ class PruneConfig:
 
     def _check_target(self) -> None:
         if not self.target.kind:
+            expected = "false: no prune.target is set that could choose them"
+            _need(not self.target.layers, "prune.target.layers", True, expected)
             return
         key = f"prune.target.{self.target.kind} is {self.target.budget}"
         if self.kind not in CUTTING:
@@ -523,7 +529,8 @@ class GenerateConfig:
     batch_size: int = 32
     """Prompts per batch, 1 or more."""
     prompts: int = 0
-    """The number of distinct prompts, taken from the start of the dev set. 0: all."""
+    """The number of distinct prompts, taken from the start of the dev set, with data.split_dev of its half that scores. 0:
+    all."""
 
     def __post_init__(self) -> None:
         check_types(self, "generate")
@@ -615,7 +622,7 @@ class TrainConfig:
     factor. 0: no limit."""
     most_steps: int = 0
     """The most optimiser steps of all stages together, 0 or more: with many examples each stage makes fewer passes, by one
-    factor. 0: no limit."""
+    factor, in whole steps rounded up. 0: no limit."""
     eval_every: int | float = 0
     """Steps between evaluations on the dev set: a whole number, or a fraction in (0, 1) of the steps of the stage. 0: at the
     end of each epoch."""
@@ -655,7 +662,7 @@ class TrainConfig:
         every, least, most = self.eval_every, self.least_steps, self.most_steps
         fits = every >= 0 if isinstance(every, int) else 0 <= every < 1
         _need(fits, "train.eval_every", every, "0 or more steps, or a fraction of the stage in (0, 1)")
-        _need(least >= 0, "train.least_steps", least, "0 (no limit) or more")
+        _need(0 <= least <= MOST_STEPS, "train.least_steps", least, f"0 (no limit) to {MOST_STEPS}")
         fits = most == 0 or most >= max(least, 1)
         _need(fits, "train.most_steps", most, "0 (no limit), or train.least_steps or more")
         for name in self.trackers:

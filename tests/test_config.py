@@ -97,6 +97,7 @@ def test_yaml_value_takes_the_type_of_its_field(override, section, name, expecte
         ("--prune.uniform=true", "prune.uniform is True; expected false for unstructured, which prunes no heads"),
         ("--train.full=true", "set delta.rank and delta.nonzeros to 0"),
         ("--train.warmup=1", "train.warmup"),
+        ("--prune.target.layers=true", "prune.target.layers is True; expected false: no prune.target is set"),
         (
             "--train.eval_every=1.5",
             r"train.eval_every is 1.5; expected 0 or more steps, or a fraction",
@@ -405,3 +406,9 @@ def test_nested_sections_come_back_from_their_yaml(tmp_path):
     (tmp_path / "c.yaml").write_text(config_file.dump(chosen))
     assert config_file.read(tmp_path / "c.yaml") == chosen
     assert config_file.flat(chosen)["train.distill.weight"] == 0.5
+
+
+def test_default_of_an_earlier_version_is_the_same_config():
+    """The folder of a run holds the number of draws that was its default."""
+    assert config.PruneConfig(schedule_updates=10) == config.PruneConfig()
+    assert config.PruneConfig(schedule="interleaved", schedule_updates=10).schedule_updates == 10

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dsee_jax import masks, stacks, tree
@@ -94,8 +95,23 @@ def attached(folder: Path, model: Model, params: Params, base: str) -> tuple[Par
     """
     saved = read(folder, model, base)
     adapter.check_shapes(folder, base, params, saved)
+    _check_changed(folder, base, params, saved)
     params = with_params(params, saved, folder)
     return masks.apply(params, saved.masks) if saved.masks else params, saved
+
+
+def _check_changed(folder: Path, base: str, params: Params, saved: adapter.Saved) -> None:
+    """Raise `InputError` for the adapter of a run that changed the weights that stay, on other weights than ``model/``."""
+    if adapter.MODEL_SHA256 not in saved.config or adapter.BASE_SHA256 in saved.config:
+        return
+    flat = tree.flatten(params)
+    for path, mask in tree.flatten(saved.masks).items():
+        # The model of the run is pruned already.
+        if jnp.any(jnp.where(mask, 0, flat[path]) != 0):
+            raise InputError(
+                f"{folder}: the pruning of its run changed the weights that stay, so the adapter fits model/ of the run and "
+                f"no other: {base} has weights at {path!r} where the run has zeros"
+            )
 
 
 def with_params(params: Params, saved: adapter.Saved, folder: Path) -> Params:

@@ -23,12 +23,9 @@ TRACKED = "tracked.json"
 """In the folder of a run: its id in trackers, see `dsee_jax.train.trackers`."""
 
 MODEL, ADAPTER = "model", "adapter"
-CHECKPOINTS, TEACHER = storage.NOT_DOWNLOADED
-"""Subfolders of a run: the model in Hugging Face's layout, the trained updates, the checkpoints to resume from, and the
-teacher of a distillation with its outputs."""
-
-PRUNED = "pruned"
-"""In the folder of a run whose pruning changes the weights that stay: these weights, by path; see `dsee_jax.train.kernels`."""
+CHECKPOINTS, TEACHER, PRUNED = storage.NOT_DOWNLOADED
+"""Subfolders of a run: the model in Hugging Face's layout, the trained updates, the checkpoints to resume from, the teacher of
+a distillation with its outputs, and the weights that pruning changed (`dsee_jax.train.kernels`)."""
 
 MODEL_CONFIG, ADAPTER_CONFIG = storage.LAST
 """The configuration of a model, and of an adapter of this library or of PEFT, in their folders."""

@@ -94,6 +94,10 @@ def with_budget(params: object, config: DeltaConfig, weights: int) -> DeltaConfi
     config = dataclasses.replace(config, budget=0.0)
     orientations = _targets(dataclasses.replace(config, rank=0), flat)
     shapes = [orientation.matrix_shape(flat[path].shape, axes) for path, axes in orientations.items()]
+    if not shapes:
+        raise InputError(
+            f"delta.budget is {budget} and delta.targets names no kernel: name some, or set the budget to 0"
+        )
     layers = [math.prod(stack) for *stack, _, _ in shapes]
     values = sum(layers) * config.nonzeros
     of_rank = sum(count * (rows + columns) for count, (*_, rows, columns) in zip(layers, shapes, strict=True))

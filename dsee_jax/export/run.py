@@ -66,7 +66,8 @@ def export_run(
         updates are folded in: the touched kernels become dense, and any tool computes the tuned logits.
       base: for peft: the hub id by which the adapter names its base. Empty: the path of the pretrained model, or of ``model/``
         of the run; if that is on this machine, a warning says how others can open the adapter.
-      overwrite: replace a folder at ``out`` if an export, in any format, wrote everything in it.
+      overwrite: replace a folder at ``out`` if an export of this run or of one of a like model, in any format, wrote
+        everything in it.
 
     Raises:
       InputError: as `dsee_jax.train.finished_run.load`; ``out`` is not empty (without ``overwrite``) or holds a file that no

@@ -2,9 +2,9 @@
 
 The whole model is timed, compiled for one device, with all layers cut to the same number of heads, and then to the same number
 of neurons. A difference between two widths belongs in equal parts to the layers that lose units, except the last layer, whose
-units are timed by themselves. Times between the measured
-widths are interpolated. The times of heads and of neurons are scaled by one factor, so that they add up to the difference
-between the whole model and the model without any. The values of the arrays do not matter: neither weights nor data are read.
+units are timed by themselves. Times between the measured widths are interpolated. The times of heads and of neurons are scaled
+by one factor, so that they add up to the difference between the whole model and the model without any. The values of the
+arrays do not matter: neither weights nor data are read.
 """
 
 import math

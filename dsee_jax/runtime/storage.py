@@ -41,7 +41,7 @@ CACHE = "DSEE_JAX_CACHE"
 LAST = ("config.json", "adapter_config.json")
 """The files that identify a model or an adapter; uploaded last, so that an incomplete upload is recognised."""
 
-NOT_DOWNLOADED = ("checkpoints", "teacher")
+NOT_DOWNLOADED = ("checkpoints", "teacher", "pruned")
 """The folders of a run that `download` leaves out: they are large, and only a resumed run reads them."""
 
 

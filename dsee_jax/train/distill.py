@@ -134,9 +134,11 @@ def _relations(
 ) -> jax.Array:
     """Return the distance of the relations of each row: of queries, of keys and of values, summed.
 
-    They are those of the last layer of the student that has heads. There are ``count`` relation heads.
+    They are those of the last layer of the student that has heads, 0 where none has. There are ``count`` relation heads.
     """
     own, other = _by_layer(student, "/attention", {}), _by_layer(teacher, "/attention", kept)
+    if not own:
+        return jnp.zeros(len(mask))
     last = max(own)
     distances = [relation_distance(x, y, mask, count) for x, y in zip(own[last], other[last], strict=True)]
     return sum(distances[1:], distances[0])

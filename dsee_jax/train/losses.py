@@ -84,10 +84,10 @@ def span_distillation(student_logits: Array, teacher_logits: Array, mask: Array,
     """
     real = mask[:, :, None] != 0
     student, teacher = (
-        jnp.swapaxes(jnp.where(real, logits.astype(jnp.float32), LEAST), 1, 2)
+        jnp.swapaxes(jnp.where(real, _scaled(logits, temperature), LEAST), 1, 2)
         for logits in (student_logits, teacher_logits)
     )
-    return jnp.mean(distillation(student, teacher, temperature), axis=-1)
+    return temperature**2 * jnp.mean(distillation(student, teacher), axis=-1)
 
 
 def squared_distance(student_logits: Array, teacher_logits: Array) -> jax.Array:

@@ -15,7 +15,7 @@ from dsee_jax.typing import Masks
 AUTO_SPARSITY, AUTO_STEPS = 0.5, 500
 """``prune.schedule: auto`` prunes little by little from this sparsity and number of steps of re-tuning on."""
 
-UPDATES = {"cubic": 10, "interleaved": 4}
+DRAWS = {"cubic": 10, "interleaved": 4}
 """The draws of the mask by schedule, where ``prune.schedule_updates`` is 0."""
 
 
@@ -39,7 +39,7 @@ def sparsities(config: PruneConfig, total: int) -> dict[int, float]:
     name = schedule(config, total)
     if name == "one_shot" or not total:
         return {0: config.sparsity}
-    count = config.schedule_updates or UPDATES[name]
+    count = config.schedule_updates or DRAWS[name]
     if name == "interleaved":
         count = min(count, total)
         left = [(1 - config.sparsity) ** (number / count) for number in range(1, count)]

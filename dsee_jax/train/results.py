@@ -10,7 +10,7 @@ import numpy as np
 
 from dsee_jax import models, stacks, tree
 from dsee_jax.ckpt import adapter, hf_save, kept_units
-from dsee_jax.ckpt.folders import ADAPTER, ADAPTER_FILES, ADAPTER_WEIGHTS, MODEL, PRUNED
+from dsee_jax.ckpt.folders import ADAPTER, ADAPTER_FILES, ADAPTER_WEIGHTS, MODEL
 from dsee_jax.data import HELD, Task
 from dsee_jax.deltas.adapter import count
 from dsee_jax.masks import apply as apply_masks
@@ -20,7 +20,7 @@ from dsee_jax.prune import compaction
 from dsee_jax.runtime import files, multihost, storage
 from dsee_jax.runtime.storage import Place
 from dsee_jax.train import hashes, run_card
-from dsee_jax.train.setup import Setup
+from dsee_jax.train.setup import Setup, changes_kernels
 from dsee_jax.typing import Masks, Params
 
 _HELD = f"loss_{HELD}"
@@ -108,7 +108,7 @@ def write(setup: Setup, trained: dict[str, Any], masks: Masks, out: Place, figur
             adapter.BASE_SHA256: written["base"][hashes.WEIGHTS],
             adapter.MODEL_SHA256: written["model"][hashes.WEIGHTS],
         } | ({"kept": kept_numbers(setup)} if setup.kept else {})
-        if PRUNED in written:  # the weights that stay changed: the updates fit ``model/`` alone
+        if changes_kernels(setup):  # the weights that stay changed: the updates fit ``model/`` alone
             about["base"] = str(out / MODEL)
             del about[adapter.BASE_SHA256]
         with files.folder(out / ADAPTER, replaces=ADAPTER_FILES) as staging:

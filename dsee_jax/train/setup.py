@@ -14,7 +14,7 @@ from dsee_jax import models, tree
 from dsee_jax.ckpt import adapted, adapter, formats, hf, hf_names, kept_units
 from dsee_jax.ckpt.companions import MODULES
 from dsee_jax.ckpt.resolve import resolve
-from dsee_jax.config import CUTTING, PRUNED, Config, model_task
+from dsee_jax.config import CUTTING, PRUNED_TARGETS, Config, model_task
 from dsee_jax.deltas import create
 from dsee_jax.errors import InputError
 from dsee_jax.models.architecture import Model
@@ -42,6 +42,13 @@ class Setup(NamedTuple):
     data: Data
     placed: sharding.Placement  # the mesh, and the sharding of params
     kept: Masks  # the kept units (`dsee_jax.prune.units`); empty before structured pruning
+
+
+def changes_kernels(setup: Setup) -> bool:
+    """Return whether pruning changes frozen kernels of a run, besides the entries that it sets to 0."""
+    prune, moving = setup.config.prune, tree.flatten(setup.trained["params"])
+    changing = prune.kind in ("unstructured", "nm") and prune.score == "SPARSEGPT"
+    return changing and any(path not in moving for path in setup.prunable)
 
 
 def keys(seed: int) -> dict[str, jax.Array]:
@@ -178,7 +185,9 @@ def _check_start(config: Config, folder: Path, start: Start, params: Params, key
 
 def with_rules(config: Config, model: Model) -> Config:
     """Return the config with rules over the paths of ``model``, for targets that a word or Hugging Face's names give."""
-    targets = [each for rule in config.delta.targets for each in (config.prune.targets if rule == PRUNED else [rule])]
+    targets = [
+        each for rule in config.delta.targets for each in (config.prune.targets if rule == PRUNED_TARGETS else [rule])
+    ]
     config = dataclasses.replace(config, delta=dataclasses.replace(config.delta, targets=targets))
     delta, prune = (
         dataclasses.replace(section, targets=hf_names.to_rules(model, section.targets))

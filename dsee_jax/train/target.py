@@ -120,7 +120,11 @@ def _measured(setup: Setup) -> Latency:
         files.write(place, times)
         return read_json(place)
 
-    return Latency.from_json({key: value for key, value in _of_main(measure).items() if key in Latency._fields})
+    times = _of_main(measure)
+    try:
+        return Latency.from_json({key: value for key, value in times.items() if key in Latency._fields})
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(f"{place} is damaged: delete it, and the times are measured again") from None
 
 
 def _times(before: Setup, after: Setup) -> tuple[float, float]:

@@ -4,13 +4,14 @@ import hashlib
 import json
 import math
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from dsee_jax import tree
-from dsee_jax.ckpt import adapter, packed_masks, tensors
+from dsee_jax.ckpt import adapted, adapter, packed_masks, tensors
 from dsee_jax.errors import InputError
 
 RANDOM = np.random.default_rng(0)
@@ -184,3 +185,17 @@ def test_adapter_of_another_base_names_both_sizes(tmp_path, arrays, size):
     saved = adapter.Saved(deltas, supports, {}, {}, {}, {})
     with pytest.raises(InputError, match=rf"'kernel' is {size} and does not fit .*, which has \(3, 5\) there"):
         adapter.check(tmp_path / "adapter", tmp_path, {"kernel": np.zeros((3, 5), np.float32)}, saved)
+
+
+def test_adapter_of_changed_weights_is_refused_on_others(tmp_path):
+    """Pruning by SparseGPT changes the weights that stay; the model of the run has zeros where the masks have."""
+    adapter.save(tmp_path, FULL._replace(params={}, kept={}, config=FULL.config | {adapter.MODEL_SHA256: "0" * 64}))
+    kernel = np.ones((5, 4), np.float32)
+    mask = FULL.masks["encoder"]["query"]["kernel"]
+    own = {"encoder": {"query": {"kernel": np.where(mask, kernel, 0)}}}
+    params, _ = adapted.attached(tmp_path, nn.Dense(4), own, "the model")
+    np.testing.assert_array_equal(params["encoder"]["query"]["kernel"], own["encoder"]["query"]["kernel"])
+    with pytest.raises(
+        InputError, match="fits model/ of the run and no other: the model has weights at 'encoder/query"
+    ):
+        adapted.attached(tmp_path, nn.Dense(4), {"encoder": {"query": {"kernel": kernel}}}, "the model")

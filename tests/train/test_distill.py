@@ -152,6 +152,10 @@ def test_outputs_of_all_tokens_equal_those_of_the_step(tmp_path, packing):
     assert not (tmp_path / "run_0/teacher/outputs_00000.safetensors").exists()
     for name, array in trained[0].items():
         np.testing.assert_allclose(array, trained[1][name], rtol=1e-3, atol=2e-5, err_msg=name)
+    plain = runs.config(tmp_path, output_dir=str(tmp_path / "plain"), **options | {"train__distill__weight": 0})
+    loop.run(plain, say=lambda text: None)
+    other = load_file(tmp_path / "plain/adapter/adapter.safetensors")
+    assert any(np.abs(array - other[name]).max() > 1e-3 for name, array in trained[0].items())
 
 
 def value_and_gradient(whole, student, trained, teacher, rows=8):

@@ -53,6 +53,8 @@ def test_span_distillation_leaves_padding_out():
     teacher = jnp.array([[[np.log(3), 5.0], [0.0, 5.0], [9.0, 9.0]]])
     value = losses.span_distillation(jnp.zeros((1, 3, 2)), teacher, jnp.array([[1, 1, 0]]))
     np.testing.assert_allclose(value, [(0.75 * np.log(1.5) + 0.25 * np.log(0.5)) / 2], rtol=1e-6)
+    cold = losses.span_distillation(jnp.zeros((1, 3, 2)), teacher / 2, jnp.array([[1, 1, 0]]), 0.5)
+    np.testing.assert_allclose(cold, value / 4, rtol=1e-6)
 
 
 def test_top_k_distillation_counts_the_other_classes_as_one():

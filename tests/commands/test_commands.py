@@ -106,7 +106,7 @@ BAD = {
     "units of another model": (
         a_cut_of_more_heads,
         {},
-        "kept.safetensors: 'kept_heads' holds 4; expected whole numbers from 0 to 3: this file and config.json",
+        "the kept units give {'heads': (4,), 'neurons': (40,)}: this file and config.json must be written together",
     ),
     "too many heads": (None, {"prune__kind": "structured", "prune__heads": 4}, "prune.heads is 4 and there are 3"),
     "nothing to cut": (None, {"prune__kind": "structured"}, "prune.heads is 0; expected more than 0"),

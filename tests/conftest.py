@@ -43,6 +43,18 @@ hypothesis.settings.load_profile("no deadline")
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Move the cases of a test between every n-th, as its mark ``sampled(n)`` says, to the exhaustive tier."""
+    seen: dict[str, int] = {}
+    for item in items:
+        if mark := item.get_closest_marker("sampled"):
+            name = item.nodeid.partition("[")[0]
+            number = seen[name] = seen.get(name, -1) + 1
+            if number % mark.args[0]:
+                item.add_marker(pytest.mark.exhaustive)
+
+
 @pytest.fixture
 def shared() -> pathlib.Path:
     """The folder of real data and reference outputs beside the checkout; without the folder the test is skipped."""

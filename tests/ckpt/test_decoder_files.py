@@ -27,6 +27,7 @@ def same(actual, expected):
         assert actual[name].tobytes() == x.tobytes(), name
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("variant", decoders.VARIANTS)
 def test_round_trip_is_bit_equal(tmp_path, variant):
     """In one file and in shards; the fields of config.json that determine the model are unchanged."""

@@ -19,6 +19,7 @@ def planted(seed: int, shape: tuple[int, int], rank: int, noise: float, spike: f
     return w.astype(np.float32), set(index.tolist())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("shape", "true_rank", "rank", "noise", "spike"),
     [

@@ -396,6 +396,7 @@ def test_attached_equals_materialised(name):
         assert all(float(jnp.max(jnp.abs(gradient))) > 1e-6 for gradient in jax.tree.leaves(gradients))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
 @pytest.mark.parametrize(
     "name", ["Dense", "JointDense", "precision", "DenseGeneral", "Einsum", "Conv 1 x 1", "module of one's own"]

@@ -36,6 +36,7 @@ def test_flax_attention_learns():
     assert numbers["trained parameters"] == parameters([(32, 32)] * 4 + [(32, 1)], 1, 32)
 
 
+@pytest.mark.slow
 def test_many_adapters_in_one_batch_equal_each_alone():
     numbers = example("many_adapters")["main"]()
     assert numbers["users"] == 8

@@ -74,6 +74,7 @@ def test_one_new_token_is_enough():
         assert new(model, params, new_tokens=1, **options).shape == (3, 1)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("variant", FAMILIES)
 def test_beams_for_every_word_find_the_best_sequence(variant):
     """With one beam per word the search over two tokens is exhaustive."""
@@ -87,6 +88,7 @@ def test_beams_for_every_word_find_the_best_sequence(variant):
     np.testing.assert_array_equal(new(model, params, [prompt], new_tokens=2, beams=words)[0], best)
 
 
+@pytest.mark.slow
 def test_length_penalty_weighs_scores():
     """An end of text may come first or second; the score of a sequence is its log probability over length ** penalty."""
     model, params = made()

@@ -123,6 +123,7 @@ def assert_close(merged, expected, tolerance=1e-5):
 # Invariants
 
 
+@pytest.mark.sampled(3)
 @each_case
 @settings(max_examples=2, deadline=None)
 @given(seed=st.integers(0, 10**6), factor=st.sampled_from([0.5, 2.0, 8.0]))
@@ -517,6 +518,7 @@ def test_lines_has_the_options_of_its_inner_method():
 # Transformations
 
 
+@pytest.mark.sampled(2)
 @each_case
 def test_jit_gives_the_same_result(name):
     case = CASES[name]

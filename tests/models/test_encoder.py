@@ -170,6 +170,7 @@ def test_dropout_depends_on_its_key(family):
     np.testing.assert_array_equal(_train(model, params, 0, **batch), _run(model, params, **batch))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("family", "rate"), [(family, rate) for family in FAMILIES for rate in models.find(family).config.DROPOUTS]
 )

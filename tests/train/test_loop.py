@@ -108,6 +108,7 @@ def test_finished_run_is_not_repeated(dsee):
     assert {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*") if path.is_file()} == times
 
 
+@pytest.mark.slow
 def test_seed_determines_the_result(dsee, tmp_path):
     """Two runs with one seed have the same figures and files; another seed gives other figures."""
     folder, _ = dsee
@@ -162,6 +163,7 @@ def test_full_fine_tuning_keeps_pruned_weights_at_zero(tmp_path):
         assert not values.view(np.uint32).any()
 
 
+@pytest.mark.slow
 def test_regression_run_has_the_regression_metrics(tmp_path):
     runs.table(tmp_path / "numbers", regression=True)
     results, out = run(

@@ -116,6 +116,7 @@ def test_run_with_fewer_layers_and_less_width_is_an_ordinary_model(tmp_path):
     np.testing.assert_array_equal(up(after, 0), up(before, number)[np.ix_(rows, columns)])
 
 
+@pytest.mark.slow
 def test_ticket_is_tuned_from_pretrained_weights(tmp_path, monkeypatch):
     """Full fine-tuning changes every weight in the search; tuning starts from the pretrained values."""
     begun = []
@@ -137,6 +138,7 @@ def test_ticket_is_tuned_from_pretrained_weights(tmp_path, monkeypatch):
     np.testing.assert_array_equal(kernel(start), kernel(before)[:, columns])
 
 
+@pytest.mark.slow
 def test_search_ends_when_the_mask_is_stable(tmp_path):
     """Every distance is less than 1, so two checks after the first end the search; the penalty lowers every coefficient."""
     results, out = run(
@@ -173,6 +175,7 @@ def test_full_fine_tuning_and_second_pruning_of_a_compact_model(tmp_path):
     assert emptied["kept"] == {"heads": [3], "neurons": [0]}
 
 
+@pytest.mark.slow
 def test_masks_of_a_cubic_schedule_only_shrink(tmp_path, monkeypatch):
     """Masks are drawn again in the re-tuning, each within its predecessor; the last has the full sparsity."""
     drawn = []
@@ -212,6 +215,7 @@ def test_short_retuning_reaches_the_full_sparsity(tmp_path, schedule, epochs):
     assert results["weight_sparsity"] == 0.5
 
 
+@pytest.mark.slow
 def test_redraw_frees_the_frozen_weights_before_it(tmp_path, monkeypatch):
     """One name too many keeps a second copy of all pruned kernels on the device until the end of the stage."""
     place, references, alive = sharding.place, [], []

@@ -108,6 +108,7 @@ def test_run_that_dies_in_every_stage_gives_the_same_result(tmp_path, monkeypatc
     assert_same(tmp_path / "again", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_damaged_files_cost_a_run_nothing_but_steps(tmp_path, monkeypatch, caplog):
     """The newest checkpoint, the log, the config and at last the figures are damaged; the result is the same."""
     loop.run(runs.config(tmp_path, **EVERY), say=lambda text: None)

@@ -90,6 +90,7 @@ def write(folder, family, seed):
     return decoders.write(folder, seed=seed, **decoders.VARIANTS[family]), "causal-lm"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("family", [*tiny.FAMILIES, "llama", "llama, tied", "mistral", "qwen2", "qwen3", "gpt2"])
 @pytest.mark.parametrize("method", ["linear", "rankmean"])
 def test_streamed_files_load_as_the_merged_params(tmp_path, family, method):

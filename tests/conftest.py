@@ -45,13 +45,16 @@ SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Move the cases of a test between every n-th, as its mark ``sampled(n)`` says, to the exhaustive tier."""
+    """Move all cases of a test but one of n, as its mark ``sampled(n)`` says, to the exhaustive tier.
+
+    The place among the n moves on, so that a product of parameters is sampled in all of them.
+    """
     seen: dict[str, int] = {}
     for item in items:
         if mark := item.get_closest_marker("sampled"):
             name = item.nodeid.partition("[")[0]
             number = seen[name] = seen.get(name, -1) + 1
-            if number % mark.args[0]:
+            if (number + number // mark.args[0]) % mark.args[0]:
                 item.add_marker(pytest.mark.exhaustive)
 
 

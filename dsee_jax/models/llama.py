@@ -219,20 +219,23 @@ class Config:
     def with_widths(self, heads: Sequence[int] | None = None, neurons: Sequence[int] | None = None) -> Self:
         """Return this config with these numbers of units in every layer; None: the numbers of the standard fields.
 
-        Equal numbers in all layers become ``intermediate_size`` and, with ``head_dim``, the numbers of heads.
+        Equal numbers in all layers become ``intermediate_size`` and, with ``head_dim``, the numbers of heads. Where the
+        numbers of heads cannot be standard fields, these fields hold the largest number of a layer, at least that so far.
         """
         width, groups = hf_config.shared_width(neurons) or self.intermediate_size, hf_config.shared_width(heads)
-        count = (groups or self.groups) * (self.num_attention_heads // self.groups)
+        ratio = self.num_attention_heads // self.groups
+        count = (groups or self.groups) * ratio
         # LlamaConfig alone refuses a hidden_size that is no multiple of the heads, also where head_dim is given.
         standard = self.model_type != "llama" or self.hidden_size % count == 0
+        number = groups if groups and standard else max(self.groups, *(heads or (0,)))
         changes: dict[str, Any] = {}
-        if groups not in (None, self.groups) and standard:
-            changes = {"num_attention_heads": count, "num_key_value_heads": groups, "head_dim": self.head_size}
+        if number != self.groups:
+            changes = {"num_attention_heads": number * ratio, "num_key_value_heads": number, "head_dim": self.head_size}
         return dataclasses.replace(
             self,
             **changes,
             intermediate_size=width,
-            kept_heads=hf_config.kept_widths(heads, changes.get("num_key_value_heads", self.groups)),
+            kept_heads=hf_config.kept_widths(heads, number),
             kept_neurons=hf_config.kept_widths(neurons, width),
         )
 

@@ -227,6 +227,31 @@ def test_model_of_fewer_layers_and_less_width_round_trips(family, tmp_path):
         compaction.check(again, {"hidden": np.ones(24, bool)})
 
 
+FEWER = flags([[1, 0, 1], [0, 1, 1]], [[1, 0] * 20, [0, 1] * 20]) | {"hidden": np.arange(24) < 20}
+
+
+@families("llama")
+def test_model_of_equally_fewer_heads_and_less_width_knows_its_kept_units(family):
+    """LlamaConfig takes 2 heads and not 3 with a width of 20, so that the model before the cut has no standard fields."""
+    model, *_ = whole(family)
+    compaction.check(compaction.resized(model, FEWER), FEWER)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("family", FAMILIES)
+def test_model_of_equally_fewer_heads_and_less_width_round_trips(family, tmp_path):
+    model, params, *_ = whole(family)
+    small, small_params = dsee_jax.compact(model, params, FEWER)
+    hf_save.save_pretrained(tmp_path, small, small_params, kept=FEWER)
+    again, read = hf.load_pretrained(tmp_path, model.task)
+    assert again == small
+    wide, dense = compaction.expand(again, read, kept_units.read(tmp_path))
+    assert (wide.config.widths, wide.config.head_size) == (model.config.widths, model.config.head_size)
+    once, expected = dsee_jax.compact(wide, dense, {kind: FEWER[kind] for kind in ("heads", "neurons")})
+    assert once == small
+    jax.tree.map(np.testing.assert_array_equal, expected, small_params)
+
+
 def test_windows_follow_their_layers():
     fields = decoders.config(model_type="qwen2", num_hidden_layers=4, max_window_layers=2, **decoders.WINDOW)
     config = models.find("qwen2").config.from_hf(fields)

@@ -14,7 +14,7 @@ import numpy as np
 
 from dsee_jax import models, tree
 from dsee_jax.deltas.adapter import kernels
-from dsee_jax.errors import InputError, shorten
+from dsee_jax.errors import InputError, did_you_mean, shorten
 from dsee_jax.models import hf_config
 from dsee_jax.models.architecture import Model, ModelConfig, scans
 from dsee_jax.prune import layers
@@ -115,11 +115,12 @@ def indices(
       deltas, supports: the updates of the model and their coordinates, or None.
 
     Raises:
-      InputError: ``kept`` has another number of units than the model or leaves no layer or no hidden dimension, or the
-        model scans its layers.
+      InputError: ``kept`` is no tree of kept units, is of layers or of numbers of units that the model does not have, or
+        leaves no layer or no hidden dimension; or the model scans its layers.
     """
     if scans(model):
         raise InputError("the model scans its layers, and units are cut layer by layer: load it with scan=False")
+    _check_form(model, kept)
     axes: dict[str, dict[int, np.ndarray]] = {}
     dropped = _checked(kept, "layers", layers.depth(model.config))
     for kind, by_layer in models.cuts(model).items():
@@ -127,10 +128,10 @@ def indices(
             flags = kept.get(kind, {}).get(layer(number))
             if flags is None or (dropped is not None and not dropped[number]):
                 continue
-            if len(flags) != model.config.widths[kind][number]:
+            if np.shape(flags) != (model.config.widths[kind][number],):
                 raise InputError(
                     f"layer {number} has {model.config.widths[kind][number]} {kind} and the kept units are of "
-                    f"{len(flags)}: they belong to another model"
+                    f"{np.size(flags)}: they belong to another model"
                 )
             for path, (axis, entries) in units.axes.items():
                 axes.setdefault(path, {})[axis] = np.flatnonzero(np.repeat(flags, entries))
@@ -153,6 +154,28 @@ def indices(
             inside = np.all([np.isin(support[:, axis], left) for axis, left in of_axis.items()], axis=0)
             table[f"deltas/{path}/values"] = table[f"supports/{path}"] = {0: np.flatnonzero(inside)}
     return Indices(table, dropped)
+
+
+def _check_form(model: Model, kept: Masks) -> None:
+    """Raise `InputError` unless ``kept`` has kinds of units of the model, and layers of it where units are in layers."""
+    kinds = (*models.cuts(model), *_NAMES)
+    for kind in kept.keys() - set(kinds):
+        raise InputError(
+            f"the kept units have the key {kind!r}{did_you_mean(kind, kinds)}; expected {', '.join(kinds)}: pass kept units "
+            "as from prune.select (masks of params are for compact and masks.apply)"
+        )
+    depth = layers.depth(model.config)
+    for kind in kept.keys() - _NAMES.keys():
+        if not isinstance(kept[kind], Mapping):
+            raise InputError(
+                f"the kept {kind} are of the type {type(kept[kind]).__name__}; expected a mapping of layers to flags: "
+                f"{{{layer(0)!r}: flags, ...}}"
+            )
+        for name in sorted(kept[kind].keys() - {layer(number) for number in range(depth)}):
+            raise InputError(
+                f"the kept {kind} are of {name!r} and the model has the layers {layer(0)} to {layer(depth - 1)}: they belong "
+                "to another model"
+            )
 
 
 def _checked(kept: Masks, kind: str, total: int) -> np.ndarray | None:
@@ -229,17 +252,17 @@ def check(model: Model, kept: Masks) -> None:
     width = model.config.hidden_size
     if "hidden" in kept and (count := int(np.sum(kept["hidden"]))) != width:
         raise InputError(f"the model has {width} hidden dimensions and the kept units give {count}")
-    small, known = layers.renumbered(kept), {layer(number) for number in range(depth)}
-    for name in {name for by_layer in small.values() for name in by_layer} - known:
+    small, names = layers.renumbered(kept), {layer(number) for number in range(depth)}
+    for name in {name for by_layer in small.values() for name in by_layer} - names:
         raise InputError(f"the kept units are of {name} and the model has no such layer")
     left = resized(_original(model, small), small).config
     if left.widths != model.config.widths:
         raise InputError(f"the model has the widths {model.config.widths} and the kept units give {left.widths}")
     for kind, field in _named(left).items():
-        if (given := getattr(left, field)) != (numbers := getattr(model.config, field)):
+        if (expected := getattr(left, field)) != (numbers := getattr(model.config, field)):
             raise InputError(
                 f"the config of the model names the {kind} {shorten(repr(numbers))} in {field!r} and the kept units give "
-                f"{shorten(repr(given))}: they belong to another model"
+                f"{shorten(repr(expected))}: they belong to another model"
             )
 
 

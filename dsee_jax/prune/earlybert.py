@@ -14,6 +14,7 @@ which forms no gradient of a frozen kernel and also acts on attached updates.
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -35,6 +36,11 @@ from dsee_jax.typing import Cuts, Masks, Params, Tree
 
 P = TypeVar("P")
 """Params: any pytree of weights."""
+
+_blocks: Any = jax.make_user_context(())
+"""The blocks around the code that runs. JAX traces a jitted function again in every other block."""
+
+_numbers = itertools.count()
 
 
 def init(cuts: Cuts, params: Params) -> dict[str, dict[str, jax.Array]]:
@@ -74,11 +80,19 @@ def scaled(params: P, coefficients: Tree, cuts: Cuts) -> P:
 
 
 @contextlib.contextmanager
+def traced_anew() -> Iterator[None]:
+    """Trace jitted functions in the block again, as their cached programs lack its interceptors or have those of others."""
+    with _blocks((*_blocks.value, next(_numbers))):
+        yield
+
+
+@contextlib.contextmanager
 def attached(coefficients: Tree, cuts: Cuts) -> Iterator[None]:
     """Multiply units by their coefficients in every Linen model that runs in this context; computes the function of `scaled`.
 
     The inputs of each ``nn.Dense`` and ``nn.DenseGeneral`` (Flax's attention) whose kernel reads the units are multiplied
-    before attached updates read them: enter this block before that of `dsee_jax.attached`. An empty tree changes nothing.
+    before attached updates read them: enter this block before that of `dsee_jax.attached`. An empty tree changes nothing. A
+    jitted function that is called in the block is compiled anew for every block.
 
     A leaf may also be (rows, units): a coefficient of each unit for each row of the batch, whose gradients are those of the
     rows apart.
@@ -117,7 +131,7 @@ def attached(coefficients: Tree, cuts: Cuts) -> Iterator[None]:
         # The product and the sum in its gradient are float32: bfloat16 rounds 0.999 to 1.
         return call((x * wide).astype(x.dtype), *args[1:])
 
-    with intercepted(intercept):
+    with traced_anew() if factors else contextlib.nullcontext(), intercepted(intercept):
         yield
     for path in sorted(factors.keys() - seen):
         raise InputError(

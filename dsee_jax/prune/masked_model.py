@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,16 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsee_jax import models, tree
+from dsee_jax import models
 from dsee_jax.deltas.attach import intercepted
+from dsee_jax.errors import InputError, shorten
 from dsee_jax.models.architecture import Model
 from dsee_jax.models.layers import LayerNorm, RmsNorm
 from dsee_jax.ops.nn import layer_norm, rms_norm
 from dsee_jax.prune import compaction, earlybert, layers
+from dsee_jax.prune.layers import layer
 from dsee_jax.typing import Masks
-
-_blocks: Any = jax.make_user_context(())
-"""The masked models around the code that runs. JAX traces a jitted function again for every other one."""
 
 
 @contextlib.contextmanager
@@ -34,14 +32,16 @@ def masked(model: Model, kept: Masks) -> Iterator[None]:
             logits = model.apply({"params": params}, **batch)
 
     A dropped layer returns its input. The kernels that read pruned heads and neurons read zeros. Pruned dimensions of the
-    hidden state are zeros wherever a module writes them, and norms are over the kept dimensions alone.
+    hidden state are zeros wherever a module writes them, and norms are over the kept dimensions alone. A jitted function that
+    is called in a block is compiled anew for every block.
 
     Args:
       model: of this library, as from `load_pretrained`; the calls in the block are of this model.
       kept: as from `dsee_jax.prune.select`, True = kept.
 
     Raises:
-      InputError: ``kept`` does not fit the model, no call of the model in the block, or updates are attached already.
+      InputError: ``kept`` is no tree of kept units or does not fit the model, no call of the model in the block, or updates
+        are attached already.
     """
     compaction.indices(model, kept)
     wide = None if "hidden" not in kept else np.asarray(kept["hidden"])
@@ -51,6 +51,8 @@ def masked(model: Model, kept: Masks) -> Iterator[None]:
         last = {path: len(names) - 1 for path, names in models.logical_axes(model).items()}
         writers = {path.rpartition("/")[0] for path, own in axes.items() if last[path] in own}
     stay = layers.names(kept["layers"]) if "layers" in kept else None
+    whole = stay is None and wide is None
+    expected, reached = [] if whole else [layer(number) for number in range(layers.depth(model.config))], set[str]()
     coefficients = {kind: part for kind, part in kept.items() if kind in models.cuts(model)}
 
     def intercept(call: Any, args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
@@ -60,17 +62,22 @@ def masked(model: Model, kept: Masks) -> Iterator[None]:
         if wide is not None and "/".join(module.path) in writers:
             norm = isinstance(module, LayerNorm | RmsNorm)
             return _normalised(module, args[0], wide) if norm else jnp.where(wide, output, jnp.zeros((), output.dtype))
+        if (name := module.path[-1]) not in expected:
+            return output
+        reached.add(name)
         # A dropped layer runs all the same, as updates count the modules that read them; a compiler drops it.
-        dropped = stay is not None and re.fullmatch(r"layer_\d+", module.path[-1]) and module.path[-1] not in stay
-        return module.skip(*args, **kwargs) if dropped else output
+        return output if stay is None or name in stay else module.skip(*args, **kwargs)
 
-    block = (model, *((path, np.asarray(flags).tobytes()) for path, flags in tree.flatten(kept).items()))
     with (
-        _blocks((*_blocks.value, block)),
+        earlybert.traced_anew(),
         earlybert.attached(coefficients, models.cuts(model)),
         intercepted(intercept),
     ):
         yield
+    if missed := [name for name in expected if name not in reached]:
+        raise InputError(
+            f"the block of the masked model ran no {shorten(', '.join(missed))}: call the model in the block, with all layers"
+        )
 
 
 def _normalised(module: LayerNorm | RmsNorm, x: jax.Array, kept: np.ndarray) -> jax.Array:

@@ -135,6 +135,16 @@ class Stranger(nn.Module):
         return x
 
 
+def test_compiled_function_takes_the_coefficients_of_each_block():
+    cuts = {"neurons": [typing.Units({"layers_0/kernel": (0, 1)}, ())]}
+    run = jax.jit(lambda params, x: nn.Sequential([nn.Dense(1, use_bias=False)]).apply({"params": params}, x))
+    params, results = {"layers_0": {"kernel": np.ones((2, 1), np.float32)}}, []
+    for coefficients in ([1, 1], [0, 3]):
+        with earlybert.attached({"neurons": {"layer_0": np.asarray(coefficients, np.float32)}}, cuts):
+            results.append(run(params, np.ones((1, 2), np.float32)).item())
+    assert results == [2, 3]
+
+
 def test_any_linen_model_takes_coefficients():
     cuts = {
         "neurons": [

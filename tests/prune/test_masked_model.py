@@ -1,9 +1,11 @@
 """Masked models: a Linen model of full shape computes the logits of the smaller model, with updates on every kernel."""
 
+import jax
 import numpy as np
 import pytest
 
 import dsee_jax
+import tiny
 from cut_models import close, families, logits, whole
 from dsee_jax import models, prune, tree
 from dsee_jax.errors import InputError
@@ -57,6 +59,30 @@ def test_compiled_functions_are_traced_again_in_the_block():
     np.testing.assert_array_equal(write(model, params), before)
 
 
+UNITS = {
+    "no head": {"heads": {"layer_0": np.zeros(3, bool)}},
+    "a layer less": {"layers": np.array([True, False, True])},
+    "less width": HIDDEN,
+}
+
+
+def test_compiled_function_runs_in_several_blocks():
+    """Each block traces it, also with the same kept units again."""
+    model, params, _ = whole("bert", LAYERS)
+    run = jax.jit(lambda params, batch: model.apply({"params": params}, **batch))
+    for _ in range(2):
+        with prune.masked(model, UNITS["no head"]):
+            run.eval_shape(params, tiny.batch())
+
+
+@pytest.mark.parametrize("kept", UNITS.values(), ids=UNITS)
+def test_block_without_a_call_is_refused(kept):
+    model, *_ = whole("bert", LAYERS)
+    message = "reached no nn.Dense|ran no layer_0, layer_1, layer_2: call the model"
+    with pytest.raises(InputError, match=message), prune.masked(model, kept):
+        pass
+
+
 @pytest.mark.exhaustive
 @families()
 @pytest.mark.parametrize("kept", [DEPTH, {"layers": DEPTH["layers"]}, HIDDEN], ids=["depth", "layers alone", "width"])
@@ -72,6 +98,12 @@ def test_each_kind_of_cut_equals_the_masked_model(family, kept, updated):
         ({"layers": np.zeros(3, bool)}, "no layers of the model are kept: keep one or more of the 3"),
         ({"hidden": np.ones(25, bool)}, "the model has 24 hidden dimensions and the kept units are of 25"),
         ({"hidden": np.zeros(24, bool)}, "no hidden dimensions of the model are kept"),
+        (
+            {"heads": {"layer_7": np.ones(3, bool)}},
+            "kept heads are of 'layer_7' and the model has the layers layer_0 to layer_2",
+        ),
+        ({"heads": np.ones(3, bool)}, "the kept heads are of the type ndarray; expected a mapping of layers to flags"),
+        ({"neurons": {"layer_0": np.bool_(True)}}, "layer 0 has 40 neurons and the kept units are of 1"),
     ],
 )
 def test_kept_units_that_do_not_fit_are_refused(kept, message):
@@ -80,3 +112,13 @@ def test_kept_units_that_do_not_fit_are_refused(kept, message):
         pass
     with pytest.raises(InputError, match=message):
         dsee_jax.compact(model, params, kept)
+
+
+def test_masks_of_params_are_no_kept_units():
+    model, *_ = whole("bert", LAYERS)
+    masks = {"encoder": {"layer_0": {"mlp": {"up": {"kernel": np.ones((24, 40), bool)}}}}}
+    message = "the kept units have the key 'encoder'; expected heads, neurons, layers, hidden"
+    with pytest.raises(InputError, match=message), prune.masked(model, masks):
+        pass
+    with pytest.raises(InputError, match="'layer' .did you mean 'layers'"), prune.masked(model, {"layer": {}}):
+        pass

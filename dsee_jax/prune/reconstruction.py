@@ -69,9 +69,9 @@ def sparsegpt(
         w: Any = orientation.matrix(multihost.to_host(kernel.w), kernel.orientation)
         gram, shape = grams.get(path), (*w.shape[:-1], w.shape[-2])
         if gram is None or tuple(gram.shape) != shape:
-            found = "nothing" if gram is None else gram.shape
             raise InputError(
-                f"SPARSEGPT of {path!r} needs grams of the shape {shape}; found {found}: pass "
+                f"SPARSEGPT of {path!r} needs grams of the shape {shape}; found "
+                f"{'nothing' if gram is None else gram.shape}: pass "
                 "grams=dsee_jax.prune.calibration.grams(model, params, batches)"
             )
         gram = multihost.to_host(gram)

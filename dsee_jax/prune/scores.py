@@ -105,13 +105,13 @@ def of_kernel(
     for name in SCORES[score].reads:
         if name not in _MAKERS:
             continue
-        found = (evidence[name] or {}).get(path)
-        if found is None or tuple(found.shape) != shapes[name]:
+        array = (evidence[name] or {}).get(path)
+        if array is None or tuple(array.shape) != shapes[name]:
             raise InputError(
                 f"the score {score!r} of {path!r} needs {name} of the shape {shapes[name]}; found "
-                f"{'nothing' if found is None else found.shape}: pass {name}={_MAKERS[name]}"
+                f"{'nothing' if array is None else array.shape}: pass {name}={_MAKERS[name]}"
             )
-        arrays[name] = found
+        arrays[name] = array
     return arrays
 
 

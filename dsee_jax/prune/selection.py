@@ -12,7 +12,8 @@ from dsee_jax.deltas.adapter import Adapter
 from dsee_jax.errors import InputError
 from dsee_jax.models.architecture import Model
 from dsee_jax.ops.topk import top_k
-from dsee_jax.prune import compaction, layers, units
+from dsee_jax.prune import compaction, units
+from dsee_jax.prune.layers import depth, renumbered
 from dsee_jax.prune.scores import Evidence, complete, divided
 from dsee_jax.runtime import multihost
 from dsee_jax.typing import Cuts, Params, Tree, Units
@@ -59,9 +60,9 @@ def select(
     Raises:
       InputError: as `structured`; or no layer or no hidden dimension would be left, or a layer depends on its number.
     """
-    given = complete("select", evidence)
-    key = given.pop("key")
-    for name in (name for name, value in given.items() if value is not None):
+    arrays = complete("select", evidence)
+    key = arrays.pop("key")
+    for name in (name for name, value in arrays.items() if value is not None):
         raise InputError(f"{name} are of scores that have no sum over units: leave them out")
     kept: dict[str, Any] = {}
     if layers:
@@ -94,7 +95,7 @@ def _cut(
 
 def _cut_scores(scores: Tree, kept: dict[str, Any]) -> dict[str, Any]:
     """Return a tree of scores for the layers that are left."""
-    return {kind: part for kind, part in scores.items() if kind not in ("heads", "neurons")} | layers.renumbered(
+    return {kind: part for kind, part in scores.items() if kind not in ("heads", "neurons")} | renumbered(
         {**scores, "layers": kept["layers"]}
     )
 
@@ -104,18 +105,18 @@ def _layers(
 ) -> np.ndarray:
     """Return the flags of the layers that stay, bool (layers,)."""
     cuts = models.cuts(model)
-    depth = layers.depth(model.config)
-    units.partial_removal_count("layers", amount, depth, "layers")
+    total = depth(model.config)
+    units.partial_removal_count("layers", amount, total, "layers")
     if isinstance(score, str):
         scored = _layer_scores(
             params, adapter, cuts, score, None if key is None else jax.random.fold_in(key, _KEYS["layers"])
         )
         have = np.any([units.have_updates(by_layer, adapter) for by_layer in cuts.values()], axis=0)
-        pools = divided(range(depth), have.__getitem__, score)
+        pools = divided(range(total), have.__getitem__, score)
     else:
-        scored, pools = _given(score, "layers", depth), [list(range(depth))]
+        scored, pools = _own_scores(score, "layers", total), [list(range(total))]
     left = units.remaining("layers", amount, [len(pool) for pool in pools], apart=False)
-    flags = np.zeros(depth, bool)
+    flags = np.zeros(total, bool)
     for pool, count in zip(pools, left, strict=True):
         flags[pool] = multihost.to_host(top_k(scored[np.asarray(pool)], count))
     return flags
@@ -139,7 +140,7 @@ def _hidden(
     width = model.config.hidden_size
     left = width - units.partial_removal_count("hidden", amount, width, "hidden dimensions")
     if not isinstance(score, str):
-        return multihost.to_host(top_k(_given(score, "hidden", width), left))
+        return multihost.to_host(top_k(_own_scores(score, "hidden", width), left))
     axes = {
         path: (axis, 1)
         for path, (axis, *_) in models.hidden_axes(model).items()
@@ -150,7 +151,7 @@ def _hidden(
     return multihost.to_host(top_k(scored, left))
 
 
-def _given(scores: Tree, kind: str, total: int) -> jax.Array:
+def _own_scores(scores: Tree, kind: str, total: int) -> jax.Array:
     """Return the scores of a kind of the whole model from a tree, float32 (total,)."""
     array = jnp.asarray(tree.flatten(scores).get(kind, np.zeros(0)), jnp.float32)
     if array.shape != (total,):

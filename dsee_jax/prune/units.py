@@ -1,4 +1,4 @@
-"""Structured pruning: scores of heads and neurons, the kept units, and the masks of their params.
+"""Units of structured pruning: the scores of heads and neurons, the kept units, and the masks of their params.
 
 A unit is an attention head, a feed-forward neuron, a layer, or a dimension of the hidden state of the residual stream. The
 kept units of a model are a tree of bool arrays, True = kept::
@@ -72,14 +72,14 @@ def structured(
       InputError: a fraction outside [0, 1), a number larger than the number of units, an array in its place, or an unknown
         kind, score or scope.
     """
-    given = complete("structured", evidence)
-    key = given.pop("key")
+    arrays = complete("structured", evidence)
+    key = arrays.pop("key")
     updates_of(adapter)
     if not isinstance(cuts, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(
             f"cuts is of the type {type(cuts).__name__}; expected a mapping: pass dsee_jax.models.cuts(model)"
         )
-    for name in (name for name, value in given.items() if value is not None):
+    for name in (name for name, value in arrays.items() if value is not None):
         raise InputError(f"{name} are of scores that have no sum over heads and neurons: leave them out")
     if scope not in ("global", "tensor"):
         raise InputError(f"scope is {scope!r}: use 'global' or 'tensor'")
@@ -204,8 +204,8 @@ def check_units(model: Model, params: Params, prunable: list[str], pruning: Prun
             ]  # which layers stay is not known yet: a number of units must be right for any
         # EarlyBERT compares heads within a layer and neurons over the model (arXiv 2101.00063, section 3.2).
         over_all_layers = kind == "neurons" if pruning.kind == "earlybert" else pruning.scope == "global"
-        for total in [sum(counts)] if over_all_layers and not pruning.uniform else counts:
-            removal_count(f"prune.{kind}", amount, total)
+        for size in [sum(counts)] if over_all_layers and not pruning.uniform else counts:
+            removal_count(f"prune.{kind}", amount, size)
         if amount or pruning.target.kind:
             _check_prunable(kind, pruning, prunable, [path for units in layers for path in units.axes if path in flat])
         left[kind] = counts[0] - (removal_count(kind, amount, counts[0]) if pruning.uniform else 0)

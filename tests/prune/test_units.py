@@ -200,11 +200,11 @@ def test_axis_that_units_do_not_divide_is_named():
 
 
 def checked(fields, **pruning):
-    """Check the units of a uniform pruning of a model whose kernels are all prunable."""
+    """Check the units of a pruning, uniform unless told otherwise, of a model whose kernels are all prunable."""
     architecture = models.find(fields["model_type"])
     model = architecture.model(architecture.config.from_hf(fields), "features")
     params = models.shapes(model)
-    prune = PruneConfig(kind="structured", uniform=True, **pruning)
+    prune = PruneConfig(**{"kind": "structured", "uniform": True, **pruning})
     units.check_units(model, params, [*tree.flatten(params)], prune)
 
 
@@ -221,6 +221,11 @@ def test_uniform_pruning_of_layers_that_differ_is_refused():
         (tiny.config(), {"layers": 2}, "prune.layers is 2: all 2 layers of the model would go; keep one or more"),
         (tiny.config(), {"hidden": 24}, "prune.hidden is 24: all 24 hidden dimensions of the model would go"),
         (tiny.config(), {"layers": 1, "heads": 4}, "prune.heads is 4 and there are 3 to compare"),
+        (
+            tiny.config(num_hidden_layers=3, num_attention_heads=1),
+            {"layers": 1, "neurons": 100, "uniform": False},
+            "prune.neurons is 100 and there are 80 to compare",
+        ),
         (
             tiny.config(),
             {"hidden": 9, "heads": 1},

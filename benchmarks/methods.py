@@ -11,8 +11,9 @@ Every method makes the same number of passes over the same data.
 Each finished run leaves one JSON file in the schema of PEFT's method comparison (`benchmarks.records`) in
 ``benchmarks/results/methods/``, and is repeated only if its config changes; an interrupted run resumes, and a run that fails
 is named at the end. Of the first seed the speed of the finished model is then measured, in turns with the pretrained model, on
-examples of the task's mean length; the machine must be idle meanwhile (``--speed`` measures again). The table goes to
-``benchmarks/results/methods.md`` and ``methods.json``, and `benchmarks.overview` draws it.
+examples of the task's mean length; the machine must be idle meanwhile (``--speed`` measures again). The tables go to
+``benchmarks/results/methods.md`` and ``methods.json``, and `benchmarks.overview` draws them. They have the records of all
+calls, whatever models and seeds the last one names.
 
 ``--small`` tries the whole path in minutes: a few steps on few examples; its files lie in the folder of the runs.
 """
@@ -27,7 +28,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +75,8 @@ def cut(fraction: float) -> tuple[str, ...]:
 
 FULL = ("--delta.rank=0", "--delta.nonzeros=0", "--train.full=true", "--train.learning_rate=5e-5")
 DSEE_70 = "--prune.sparsity=0.7"
+AT_ONCE = ("--prune.scope=tensor", "--prune.schedule=one_shot")
+TAYLOR = ("--prune.kind=structured", "--prune.score=TAYLOR", "--train.epochs=1", "--train.retune_epochs=4")
 
 METHODS = {
     "full": Method("full fine-tuning", "lora", FULL),
@@ -89,20 +92,23 @@ METHODS = {
 
 ABLATIONS = {
     "dsee_70_distilled": Method("70 % zeros, distilled", "dsee", (DSEE_70, "--train.distill.weight=0.5"), 1),
-    "dsee_70_not_distilled": Method("70 % zeros, not distilled", "dsee", (DSEE_70, "--train.distill.weight=0"), 1),
     **{
         f"dsee_70_{score.lower()}": Method(
-            f"70 % zeros by {score}",
-            "dsee",
-            (DSEE_70, f"--prune.score={score}", "--prune.scope=tensor", "--prune.schedule=one_shot"),
-            1,
+            f"70 % zeros by {score}, each kernel at once", "dsee", (DSEE_70, *AT_ONCE, f"--prune.score={score}"), 1
         )
         for score in ("WABS", "WANDA", "RIA", "MOVEMENT", "TAYLOR", "PLATON", "SPARSEGPT")
     },
+    "dsee_70_sparsegpt_layerwise": Method(
+        "70 % zeros by SPARSEGPT, each kernel at once, layer by layer",
+        "dsee",
+        (DSEE_70, *AT_ONCE, "--prune.score=SPARSEGPT", "--prune.calibrate=layerwise"),
+        1,
+    ),
     **{
         f"dsee_70_{schedule}": Method(f"70 % zeros, {schedule}", "dsee", (DSEE_70, f"--prune.schedule={schedule}"), 1)
-        for schedule in ("one_shot", "cubic", "interleaved")
+        for schedule in ("one_shot", "interleaved")
     },
+    "dsee_70_rates": Method("70 % zeros, B at four times the rate", "dsee", (DSEE_70, "--train.rates.b=4"), 1),
     "dsee_70_attention": Method(
         "70 % zeros, updates of attention only",
         "dsee",
@@ -115,13 +121,23 @@ ABLATIONS = {
         ("--prune.target.flops=0", "--prune.heads=0.5", "--prune.neurons=0.5", "--prune.uniform=true"),
         1,
     ),
+    "cut_50_taylor": Method("cut to 50 % of the FLOPs by TAYLOR", "cut", (*cut(0.5), *TAYLOR), 1),
+    "cut_50_taylor_distilled": Method(
+        "cut to 50 % of the FLOPs by TAYLOR, distilled", "cut", (*cut(0.5), *TAYLOR, "--train.distill.weight=0.5"), 1
+    ),
 }
-"""One part of a recipe changed at a time; run only where ``--only`` names them."""
+"""Changes of a recipe, to choose it by; run only where ``--only`` names them.
+
+A row has one change from the method at the start of its name, with these exceptions. The rows of scores prune each kernel
+apart and all at once: ``dsee_70_wanda`` is the one to compare them with, and ``dsee_70_sparsegpt`` that of its layerwise form.
+The rows by TAYLOR tune for one pass, cut, and tune again for four, where ``cut_50`` searches for one pass and tunes for four;
+the distilled one is to be compared with the other.
+"""
 
 SPLIT = "--data.split_dev=true"
 SMALL = (
     *("--data.examples=48", "--data.max_length=32", "--train.batch_size=8", "--train.epochs=1"),
-    *("--train.retune_epochs=1", "--prune.calibration=16", "--prune.search=0.5"),
+    *("--train.retune_epochs=1", "--train.least_steps=0", "--prune.calibration=16", "--prune.search=0.5"),
 )
 BATCH = 32
 """Examples of a batch of the measured throughput."""
@@ -203,25 +219,54 @@ def measure(experiment: Experiment, options: argparse.Namespace) -> None:
     files.write(kept, record | {"inference_info": json.loads((run / "inference.json").read_text())})
 
 
-def _kept(experiment: Experiment, options: argparse.Namespace) -> dict[int, dict[str, Any]]:
-    """Return the records of an experiment that there are, by seed."""
-    paths = {seed: options.results / f"{experiment.run(seed)}.json" for seed in seeds(experiment, options)}
-    return {seed: json.loads(path.read_text()) for seed, path in paths.items() if path.exists()}
+def _kept(results: Path) -> dict[Experiment, dict[int, dict[str, Any]]]:
+    """Return all records of a folder, by experiment and seed, those of an experiment by one config: that of its newest."""
+    every: dict[Experiment, dict[int, dict[str, Any]]] = {}
+    for path in results.glob("*.json"):
+        record = json.loads(path.read_text())
+        about = record["run_info"]
+        experiment = Experiment(about["model"], about["task"], about["method"])
+        every.setdefault(experiment, {})[about["seed"]] = record
+    kept = {}
+    for experiment, by_seed in every.items():
+        newest = max(by_seed.values(), key=lambda record: record["run_info"]["created_at"])
+        same = [seed for seed, record in by_seed.items() if runs.equal(_recipe(record), _recipe(newest))]
+        kept[experiment] = {seed: by_seed[seed] for seed in sorted(same)}
+    return kept
+
+
+def _recipe(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of a record, with the same seed for all."""
+    config = record["config"]
+    return config | {"train": config["train"] | {"seed": 0}}
 
 
 def tabulate(options: argparse.Namespace) -> str:
-    """Write the tables of all records that there are, and return them in Markdown."""
-    rows = []
-    for base, task in itertools.product(options.bases, TASKS):
-        group = {method: _kept(Experiment(base, task, method), options) for method in METHODS | ABLATIONS}
-        every = [record for kept in group.values() for record in kept.values()]
-        measured = [record["inference_info"]["mean_length"] for record in every if "inference_info" in record]
-        for method, kept in group.items():
-            if kept:
-                labels = {"title": f"{TASKS[task].label}, {base}", "label": (METHODS | ABLATIONS)[method].label}
-                names = {"model": base, "task": task, "method": method}
-                rows.append(labels | names | tables.row(kept, measured[0] if measured else None))
-    rows = tables.compared(rows, "lora")
+    """Write the tables of all records that there are, of earlier calls too, and return them in Markdown.
+
+    Methods are in the order of `METHODS`. Ablations follow, the best on the half of the dev set that chooses first.
+    """
+    rows, every = [], _kept(options.results)
+    bases = dict.fromkeys([*BASES, *sorted(experiment.base for experiment in every)])
+    for base, task in itertools.product(bases, TASKS):
+        group = {
+            method: every[experiment]
+            for method in METHODS | ABLATIONS
+            if (experiment := Experiment(base, task, method)) in every
+        }
+        stored = [record for kept in group.values() for record in kept.values()]
+        lengths = [record["inference_info"]["mean_length"] for record in stored if "inference_info" in record]
+        labels = {"title": f"{TASKS[task].label}, {base}", "model": base, "task": task}
+        made = [
+            labels
+            | {"method": method, "label": (METHODS | ABLATIONS)[method].label}
+            | tables.row(kept, lengths[0] if lengths else None)
+            for method, kept in group.items()
+        ]
+        made = tables.compared(made, "lora")
+        rows += [row for row in made if row["method"] in METHODS]
+        ablations = [row for row in made if row["method"] in ABLATIONS]
+        rows += sorted(ablations, key=lambda row: row["choice"] or 0.0, reverse=True)
     report = {"command": "python -m benchmarks.methods --data GLUE_DIR", "machine": platform.platform(), "rows": rows}
     files.write(options.results.with_suffix(".json"), report)
     text = tables.markdown(rows)

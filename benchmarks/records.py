@@ -6,7 +6,8 @@ run, ``train_info`` what it cost and scored, ``meta_info`` on which versions and
 - memory is that of the process that ends the run; an interrupted run has several. ``accelerator_memory_max`` is the peak of
   the device where it counts its memory, and else that of the process, which holds Python, JAX and compiling too;
   ``accelerator`` says which device.
-- ``valid SCORE`` is on the half of the dev set that chooses the best step, ``test SCORE`` on the other half.
+- ``valid SCORE`` is on the half of the dev set that chooses the best step, ``test SCORE`` on the other half. The last entry of
+  ``metrics`` has both, of the chosen step; ``valid`` is for choosing between recipes.
 - ``file_size`` is of the files that the method adds to the pretrained model: the adapter, or where it changes the weights of
   the model the model with the adapter.
 - ``inference_info`` is added: the speed of the finished model next to the pretrained one (`benchmarks.inference`).
@@ -22,7 +23,7 @@ import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import scipy.stats
 
@@ -114,6 +115,7 @@ def _training(
             *_evaluations(lines, steps, score, batch),
             {
                 "step": total,
+                **{f"valid {name}": value for name, value in figures["choose"].items()},
                 **{f"test {name}": value for name, value in final.items()},
                 "train loss": losses[-1],
                 "train samples": total * batch,
@@ -148,9 +150,9 @@ def _evaluations(
     return done
 
 
-def score(record: Mapping[str, Any]) -> float:
-    """Return the test score of a record, times 100."""
-    return 100 * record["train_info"]["metrics"][-1][f"test {record['run_info']['score']}"]
+def score(record: Mapping[str, Any], half: Literal["valid", "test"]) -> float:
+    """Return the score of the chosen step of a record on a half of the dev set, times 100."""
+    return 100 * record["train_info"]["metrics"][-1][f"{half} {record['run_info']['score']}"]
 
 
 def interval(values: Sequence[float]) -> float | None:

@@ -16,10 +16,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from benchmarks.runs import RESULTS
 from dsee_jax import masks, prune, tree
-from dsee_jax.data.batches import Batches
+from dsee_jax.data.batches import Batch, Batches
 from dsee_jax.models import INPUTS
 from dsee_jax.prune import calibration, gradients, weights
 from dsee_jax.prune.scores import SCORES
@@ -40,6 +41,17 @@ CHOICES = [
 SPARSITY = 0.5
 
 
+def calibration_data(source: Batches, count: int) -> tuple[list[Batch], list[Batch]]:
+    """Return the first batches of ``source``, of ``count`` examples or all, and their examples apart, without filler rows."""
+    batches = [source[number] for number in range(min(len(source), -(-count // source.batch_size)))]
+    examples = [
+        {name: array[row : row + 1] for name, array in batch.items()}
+        for batch in batches
+        for row in np.flatnonzero(batch["weights"].reshape(source.batch_size, -1).any(1))
+    ]
+    return batches, examples
+
+
 def measured(run: Path, overrides: list[str], scores: list[str]) -> dict[str, Any]:
     """Return the metrics of a finished run for every choice, and those of the unpruned run as ``whole``."""
     finished = finished_run.load(run, overrides)
@@ -50,9 +62,7 @@ def measured(run: Path, overrides: list[str], scores: list[str]) -> dict[str, An
     evaluate = evaluation.evaluator(model, config, data, placed)
     plain = finished_run.plain_params(finished)
     source = Batches(data.train, config.train.batch_size, epochs=1, seed=config.train.seed, edges=data.edges)
-    batches = [source[number] for number in range(-(-config.prune.calibration // config.train.batch_size))]
-    rows = range(config.train.batch_size)
-    examples = [{name: array[row : row + 1] for name, array in batch.items()} for batch in batches for row in rows]
+    batches, examples = calibration_data(source, config.prune.calibration)
     targets = tree.select(config.prune.targets, tree.flatten(params))
 
     def loss(params: Params, batch: Mapping[str, Array]) -> jax.Array:

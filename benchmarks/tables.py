@@ -11,11 +11,12 @@ from benchmarks import records
 def row(kept: Mapping[int, Mapping[str, Any]], length: float | None = None) -> dict[str, Any]:
     """Return the figures of a method on a task from its records by seed; costs are means or, for sizes, the largest.
 
-    FLOPs are of examples of ``length`` tokens, or of the longest ones. Speed is that of the first seed; None where it is not
-    measured.
+    FLOPs are of examples of ``length`` tokens, or of the longest ones. Speed is that of the first seed that has it; None where
+    it is not measured.
     """
     first = next(iter(kept.values()))
-    trained, speed = [record["train_info"] for record in kept.values()], first.get("inference_info")
+    trained = [record["train_info"] for record in kept.values()]
+    speed = next((record["inference_info"] for record in kept.values() if "inference_info" in record), None)
     tokens: float = length or trained[0]["flops_per_example"]["length"]
     flops = [records.flops(record, tokens) for record in kept.values()]
     means = ("trainable_fraction_with_head", "weight_sparsity", "seconds_per_step", "train_time")
@@ -24,7 +25,8 @@ def row(kept: Mapping[int, Mapping[str, Any]], length: float | None = None) -> d
     measured |= {name: speed["final"][name] if speed else None for name in ("examples_per_second", "latency_seconds")}
     return {
         "score": first["run_info"]["score"],
-        "scores": {seed: records.score(record) for seed, record in kept.items()},
+        "scores": {seed: records.score(record, "test") for seed, record in kept.items()},
+        "choices": {seed: records.score(record, "valid") for seed, record in kept.items()},
         **{name: float(np.mean([each[name] for each in trained])) for name in means},
         **{name: max(each[name] for each in trained) for name in most},
         "length": tokens,
@@ -35,23 +37,40 @@ def row(kept: Mapping[int, Mapping[str, Any]], length: float | None = None) -> d
 
 
 def compared(rows: Iterable[Mapping[str, Any]], baseline: str) -> list[dict[str, Any]]:
-    """Return the rows with mean and interval, and with the difference from the method ``baseline``, over equal seeds."""
+    """Return the rows with mean and interval, and with the difference from the method ``baseline``, over equal seeds.
+
+    ``choice`` is the mean on the half of the dev set that chooses, over the seeds that all rows of a model and task have; None
+    where they have none in common.
+    """
     rows = list(rows)
+    shared: dict[tuple[str, str], set[int]] = {}
+    for each in rows:
+        seeds = {*each["choices"]}
+        shared[each["model"], each["task"]] = shared.get((each["model"], each["task"]), seeds) & seeds
     base = {(each["model"], each["task"]): each["scores"] for each in rows if each["method"] == baseline}
     done = []
     for each in rows:
         scores, other = each["scores"], base.get((each["model"], each["task"]), {})
         values, gaps = [*scores.values()], [scores[seed] - other[seed] for seed in scores if seed in other]
+        choices = [each["choices"][seed] for seed in sorted(shared[each["model"], each["task"]])]
         done.append(
             {
                 **each,
                 "mean": float(np.mean(values)),
                 "interval": records.interval(values),
+                "choice": float(np.mean(choices)) if choices else None,
                 "gap": float(np.mean(gaps)) if gaps else None,
                 "gap_interval": records.interval(gaps),
             }
         )
     return done
+
+
+HEADS = (
+    *("method", "score", "against LoRA", "choosing half", "trained", "zeros"),
+    *("FLOPs", "saved", "throughput", "latency", "memory", "step"),
+)
+"""The columns of the tables in Markdown."""
 
 
 def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -65,8 +84,8 @@ def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
         text += [
             f"**{group[0]['title']}**: {group[0]['score']} x 100, {count} seed{'s' * (count > 1)}, FLOPs of {length} tokens",
             "",
-            "| method | score | against LoRA | trained | zeros | FLOPs | saved | throughput | latency | memory | step |",
-            "|---|---|---|---|---|---|---|---|---|---|---|",
+            f"| {' | '.join(HEADS)} |",
+            "|---" * len(HEADS) + "|",
             *(f"| {' | '.join(_cells(each))} |" for each in group),
             "",
         ]
@@ -84,6 +103,7 @@ def _cells(each: Mapping[str, Any]) -> list[str]:
         each["label"],
         _shown(each["mean"], each["interval"], ".1f"),
         _shown(each["gap"], each["gap_interval"], "+.1f") if each["method"] != "lora" else "",
+        _shown(each["choice"], None, ".1f"),
         f"{each['trainable_fraction_with_head']:.2%}",
         f"{each['weight_sparsity']:.0%}",
         f"{each['flops_per_example'] / 1e9:.2f} G ({each['flops_ratio']:.0%})",
@@ -104,8 +124,11 @@ def _shown(mean: float | None, interval: float | None, form: str) -> str:
 NOTE = (
     "Scores are of the half of the dev set that took no part in the choice of a step. ± is the half width of the 95 % "
     "interval of the mean over the seeds, by Student's t with n - 1 degrees of freedom; differences from LoRA are of "
-    "equal seeds. Trained: share of all parameters, head included. FLOPs: of an example of the task's mean length, "
-    "zeros skipped and updates as factors (share of the pretrained model's). Saved: model and adapter. Throughput (32 "
+    "equal seeds. Choosing half: the score on the other half, over the seeds that all rows have; recipes are chosen by "
+    "it, and ablations, below the methods, are in its order. Trained: share of all parameters, head included. FLOPs: of "
+    "an example of the length above the table, which is the task's mean, or where no speed is measured "
+    "``data.max_length``; zeros skipped and updates as factors (share of the pretrained model's). Saved: model and "
+    "adapter. Throughput (32 "
     "examples) and latency (one example): of the finished model in turns with the pretrained one, whose figure is 1; "
     "zeros among the weights are multiplied like any other number. Memory: peak of the process of training. Step: "
     "seconds of training, nothing compiling."

@@ -1,5 +1,6 @@
 """The comparison of methods: records in PEFT's schema, intervals, differences, and the command end to end."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from runs import COSTS
 FIGURES = {
     **COSTS,
     "final": {"accuracy": 0.75, "loss": 0.5},
+    "choose": {"accuracy": 0.7, "loss": 0.6},
     "train_seconds": 10.0,
     "train_tokens_per_second": 60.0,
     "trainable_fraction_with_head": 0.12,
@@ -51,13 +53,40 @@ def record(folder, **changes):
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     config = runs.settings(ROOT / "configs" / "recommended_lora.yaml", ["--train.batch_size=4"])
     about = {"task": "sst2", "method": "lora", "model": "tiny", "seed": 0, "score": "accuracy", "total_time": 11.0}
-    return records.of_run(folder, config, experiment_name="lora/tiny-sst2", **about)
+    return records.of_run(folder, config, experiment_name="lora/tiny-sst2", **about) | {"config": config}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A record, which no test changes."""
+    return record(tmp_path_factory.mktemp("run"))
+
+
+def stored(folder, made, *, base="tiny", method="lora", seed=0, valid=0.7, test=0.75, epochs=5.0, **changes):
+    """Write a record that differs from ``made`` in the given figures, where `methods.finish` writes it."""
+    *before, last = made["train_info"]["metrics"]
+    metrics = [*before, last | {"valid accuracy": valid, "test accuracy": test}]
+    train = made["config"]["train"] | {"seed": seed, "epochs": epochs}
+    done = {
+        "run_info": made["run_info"] | {"model": base, "method": method, "seed": seed},
+        "train_info": made["train_info"] | {"metrics": metrics},
+        "config": made["config"] | {"train": train},
+        **changes,
+    }
+    (folder / "results").mkdir(exist_ok=True)
+    (folder / "results" / f"{base}_sst2_{method}_seed{seed}.json").write_text(json.dumps(done))
+
+
+def tabulated(folder, *options):
+    """Return the rows of the tables of a call."""
+    methods.tabulate(methods.parsed([f"--data={folder}", f"--results={folder / 'results'}", *options]))
+    return json.loads((folder / "results.json").read_text())["rows"]
 
 
 def test_record_has_the_sections_and_names_of_peft(tmp_path):
     """As in the files of PEFT's method comparison; the steps of all stages count together."""
     made = record(tmp_path)
-    assert made.keys() == {"run_info", "train_info", "meta_info"}
+    assert made.keys() == {"run_info", "train_info", "meta_info", "config"}
     info, trained = made["run_info"], made["train_info"]
     names = {"created_at", "total_time", "experiment_name", "train_config", "peft_config", "error_msg"}
     assert names <= info.keys()
@@ -75,6 +104,7 @@ def test_record_has_the_sections_and_names_of_peft(tmp_path):
     assert (second["step"], second["tokens / sec"]) == (30, 120.0)
     assert last == {
         **{"step": 30, "test accuracy": 0.75, "test loss": 0.5, "train loss": 0.6, "train samples": 120},
+        **{"valid accuracy": 0.7, "valid loss": 0.6},
         **{"train total tokens": 600, "forgetting": None},
     }
     assert trained["seconds_per_step"] == pytest.approx(600 / 30 / 100)
@@ -116,7 +146,10 @@ def test_differences_are_of_equal_seeds(tmp_path):
     assert second["gap_interval"] == pytest.approx(12.7062 * 5.0, rel=1e-4)
     text = tables.markdown([first, second])
     assert "**Tiny**: accuracy x 100, 3 seeds, FLOPs of 8 tokens" in text
-    assert "| x | 50.0 ± 254.1 | +0.0 ± 63.5 | 12.00% | 50% | 0.00 G (58%) | 0.0 MB |  |  | 0.00 GB | 0.200 s |" in text
+    assert (
+        "| x | 50.0 ± 254.1 | +0.0 ± 63.5 | 70.0 | 12.00% | 50% | 0.00 G (58%) | 0.0 MB |  |  | 0.00 GB | 0.200 s |"
+        in text
+    )
 
 
 def test_stored_config_with_fewer_keys_is_equal():
@@ -129,12 +162,55 @@ def test_stored_config_with_fewer_keys_is_equal():
     assert not runs.equal(before, now)
 
 
-@pytest.mark.parametrize("method", methods.METHODS | methods.ABLATIONS)
-def test_every_method_is_a_config(method):
-    """Known keys and possible values, also of a small run."""
+@functools.cache
+def small(method):
+    """Return the settings of a small run of a method."""
     row = (methods.METHODS | methods.ABLATIONS)[method]
     path = ROOT / "configs" / f"recommended_{row.recipe}.yaml"
-    runs.settings(path, [*row.overrides, *methods.TASKS["rte"].overrides, methods.SPLIT, *methods.SMALL])
+    return runs.settings(path, [*row.overrides, *methods.TASKS["rte"].overrides, methods.SPLIT, *methods.SMALL])
+
+
+@pytest.mark.parametrize("method", methods.METHODS | methods.ABLATIONS)
+def test_every_method_is_a_config(method):
+    """Known keys and possible values, also of a small run, which is of few steps."""
+    assert small(method)["train"]["least_steps"] == 0
+
+
+def test_no_two_methods_are_the_same_run():
+    """Equal configs under two names show a difference of zero, at the cost of a run."""
+    rows = [*methods.METHODS, *methods.ABLATIONS]
+    assert len({json.dumps(small(method)) for method in rows}) == len(rows)
+
+
+def test_tables_keep_the_records_of_earlier_calls(tmp_path, made):
+    """Models and seeds that the last call does not name stay; the speed is that of any seed."""
+    speed = {"mean_length": 4, "throughput_ratio": 2.0, "latency_ratio": 3.0}
+    speed["final"] = {"examples_per_second": 5.0, "latency_seconds": 0.1}
+    for base, seed in (("mpnet", 0), ("minilm", 0), ("minilm", 10), ("minilm", 2)):
+        stored(tmp_path, made, base=base, seed=seed)
+    stored(tmp_path, made, base="minilm", seed=1, inference_info=speed)
+    first, second = tabulated(tmp_path, "--seeds", "0")
+    assert (first["model"], [*first["scores"]]) == ("minilm", ["0", "1", "2", "10"])
+    assert (second["model"], [*second["scores"]]) == ("mpnet", ["0"])
+    assert (first["throughput_ratio"], first["length"], second["length"]) == (2.0, 4, 8)
+
+
+def test_a_row_has_the_records_of_one_config(tmp_path, made):
+    """A record of an earlier recipe is no other seed of the present one."""
+    earlier = made | {"run_info": made["run_info"] | {"created_at": "2000-01-01T00:00:00+00:00"}}
+    stored(tmp_path, earlier, seed=0, epochs=7.0)
+    stored(tmp_path, earlier, seed=1)
+    stored(tmp_path, made, seed=2)
+    assert [[*row["scores"]] for row in tabulated(tmp_path)] == [["1", "2"]]
+
+
+def test_ablations_are_ordered_by_the_half_that_chooses(tmp_path, made):
+    """The half that scores would order them the other way; a seed that one row lacks does not count."""
+    for method, valid, test in (("dsee_70", 0.8, 0.5), ("dsee_70_wabs", 0.6, 0.9), ("dsee_70_wanda", 0.7, 0.7)):
+        stored(tmp_path, made, method=method, valid=valid, test=test)
+    stored(tmp_path, made, method="dsee_70", seed=1, valid=0.1)
+    order = {row["method"]: round(row["choice"]) for row in tabulated(tmp_path)}
+    assert [*order.items()] == [("dsee_70", 80), ("dsee_70_wanda", 70), ("dsee_70_wabs", 60)]
 
 
 def glue(folder):

@@ -17,6 +17,9 @@ Where layers have scores, whole layers may go too: a slot of each layer has the 
 
 Costs are fractions of the unpruned model (`dsee_jax.prune.costs`). Nothing here depends on time or on random numbers: HiGHS
 runs on one thread, and its search ends after `NODES` nodes, by a count and not by a clock.
+
+Units of a few sizes rarely fill a budget to the last entry. The relaxation does, and closing that last difference by search
+takes more nodes than any run has time for, while the best allocation is mostly found before the first node is split.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,14 +34,21 @@ from dsee_jax.prune.layers import layer
 from dsee_jax.runtime import multihost
 from dsee_jax.typing import Masks, Tree
 
-GAP = 1e-6
+GAP = 1e-3
 """The search ends once no allocation can have a value higher by more than this fraction."""
 
-NODES = 20_000
-"""The most nodes of the search. Scores that fall from unit to unit within a layer need few: the relaxation is nearly whole."""
+NODES = 50
+"""The most nodes of the search, once it has an allocation. Scores that fall from unit to unit within a layer need few: the
+relaxation is nearly whole."""
+
+ROUNDING = 1e-12
+"""A sum of costs may exceed the budget by this fraction: the rounding of the sum, less than one entry of any model."""
 
 STEPS = 32
 """The parts into which the neurons of a layer are divided where no multiple is given."""
+
+_LIMIT, _INFEASIBLE = 1, 2
+"""The status of `scipy.optimize.milp`."""
 
 Counts: TypeAlias = Mapping[str, Mapping[str, Sequence[int]]]
 """``{kind: {layer: numbers of units}}``: the choices."""
@@ -57,7 +67,13 @@ class Costs(NamedTuple):
     two rows: without it, and with it besides its units."""
 
     def ratio(self, kept: Masks) -> np.ndarray:
-        """Return the costs (resources,) of a model with these kept units (`dsee_jax.prune.units`)."""
+        """Return the costs (resources,) of a model with these kept units (`dsee_jax.prune.units`).
+
+        Raises:
+          InputError: ``kept`` has units without costs, such as ``hidden``.
+        """
+        for kind in kept.keys() - self.kept.keys():
+            raise InputError(f"{kind}: these units have no costs; expected {', '.join(self.kept)}")
         dropped = _dropped(kept.get("layers", ()))
 
         def count(kind: str, name: str, table: np.ndarray) -> int:
@@ -137,19 +153,29 @@ def choose(
       scores: ``{kind: {layer: (units,)}}``, 0 or more; with ``layers`` (layers,), the score that is lost with a whole layer,
         layers may be dropped, all but one.
       costs: of the same layers, as from `dsee_jax.prune.costs`.
-      budget: the most of each cost, as a fraction of the unpruned model, more than 0.
+      budget: the most of each cost, as a fraction of the unpruned model, a finite number.
       among: the numbers of units to choose from, in increasing order; default `counts`. 0 is one of them where layers may be
         dropped and ``uniform`` is not set.
       uniform: keep the same number of units in every layer that stays; all layers must have equal choices. Layers are then
         dropped in the order of their scores.
 
     Returns:
-      The kept units, True = kept, for `dsee_jax.compact`. Their cost is at most the budget.
+      The kept units, True = kept, for `dsee_jax.compact`. Their cost is at most the budget, up to `ROUNDING`.
 
     Raises:
       InputError: no choice fits the budget, and the message names the lowest cost of all; scores and costs have different
-        layers; a score is infinite or negative; or the layers differ and ``uniform`` is set.
+        units; a score is infinite or negative; ``among`` lacks a layer or has numbers out of range; or the layers differ and
+        ``uniform`` is set.
     """
+    if not np.isfinite(budget):
+        raise InputError(f"the budget is {budget}; expected a fraction of the unpruned model")
+    scores = _of_layers_checked(scores, costs)
+    for kind, tables in costs.kept.items():
+        lacking = [] if kind == "layers" else [name for name in tables if name not in scores.get(kind, {})]
+        if lacking:
+            raise InputError(f"{kind} of {lacking[0]}: costs of {len(tables[lacking[0]]) - 1} units, and no scores")
+    # A budget that equals the sum of all costs is enough for them, in whatever order they are added.
+    limit = budget * (1 + ROUNDING)
     among = counts(scores) if among is None else among
     parts = {
         (kind, name): _part(kind, name, scores, costs, among)
@@ -158,9 +184,9 @@ def choose(
     }
     if uniform:
         depth = np.size(scores["layers"]) if "layers" in scores else 1
-        attempts = [_uniform(parts, scores, costs, budget, dropped) for dropped in range(depth)]
+        attempts = [_uniform(parts, scores, costs, limit, dropped) for dropped in range(depth)]
     else:
-        attempts = [_apart(parts, scores, costs, budget)]
+        attempts = [_apart(parts, scores, costs, limit)]
     best = max(attempts, key=lambda attempt: -np.inf if attempt.kept is None else attempt.value)
     if best.kept is None:
         least = min(attempt.least for attempt in attempts)
@@ -191,6 +217,26 @@ def _host(score: object) -> np.ndarray:
     return np.asarray(multihost.to_host(score), np.float64)
 
 
+def _of_layers_checked(scores: Tree, costs: Costs) -> Tree:
+    """Return ``scores``, those of layers on the host and 0 where they are not numbers."""
+    if "layers" not in scores:
+        return scores
+    score, tables = _host(scores["layers"]), costs.kept.get("layers", {})
+    if score.ndim != 1 or {layer(number) for number in range(len(score))} != tables.keys():
+        raise InputError(
+            f"layers: scores of the shape {score.shape}, and costs of {len(tables)} layers; they are of different models"
+        )
+    return {**scores, "layers": _finite("layers", score)}
+
+
+def _finite(name: str, score: np.ndarray) -> np.ndarray:
+    """Return scores with 0 in place of those that are not numbers."""
+    bad = score[~np.isnan(score) & ~((score >= 0) & (score < np.inf))]
+    if bad.size:
+        raise InputError(f"{name}: a score is {bad[0]}; expected finite numbers of 0 or more")
+    return np.nan_to_num(score)
+
+
 class _Part(NamedTuple):
     """The units of one kind in one layer."""
 
@@ -207,11 +253,13 @@ def _part(kind: str, name: str, scores: Tree, costs: Costs, among: Counts) -> _P
         raise InputError(
             f"{kind} of {name}: {len(score)} scores, and costs of {units} units; they are of different models"
         )
-    bad = score[~np.isnan(score) & ~((score >= 0) & (score < np.inf))]
-    if bad.size:
-        raise InputError(f"{kind} of {name}: a score is {bad[0]}; expected finite numbers of 0 or more")
-    order, choices = np.argsort(-score, kind="stable"), np.asarray(among[kind][name])
-    gained = np.concatenate([[0.0], np.cumsum(np.nan_to_num(score[order]))])
+    value, choices = _finite(f"{kind} of {name}", score), np.asarray(among.get(kind, {}).get(name, ()), int)
+    if not choices.size or choices.min() < 0 or choices.max() > len(score):
+        raise InputError(
+            f"among: the numbers of {kind} of {name} are {choices.tolist()}; expected some of 0 to {len(score)}"
+        )
+    order = np.argsort(-score, kind="stable")
+    gained = np.concatenate([[0.0], np.cumsum(value[order])])
     return _Part(Slot(gained[choices], table[choices]), choices, order, float(gained[-1]))
 
 
@@ -299,6 +347,9 @@ def allocate(slots: Sequence[Slot], budget: np.ndarray, needs: Sequence[Need] = 
 
     The costs are within the budget exactly, and the sum of values is within `GAP` of the highest unless the search ends at
     `NODES`. The result is None if no choice fits.
+
+    Raises:
+      RuntimeError: the solver has failed; the message is its own.
     """
     if not slots:
         return [] if (budget >= 0).all() else None
@@ -315,7 +366,7 @@ def allocate(slots: Sequence[Slot], budget: np.ndarray, needs: Sequence[Need] = 
     # HiGHS takes absolute tolerances of 1e-6: the largest numbers are 1e4.
     value_scale = 1e4 / max(float(np.abs(values).max()), 1e-300)
     cost_scale = 1e4 / np.maximum(np.abs(costs).max(0), 1e-300)
-    limit, step = np.asarray(budget, np.float64), 1.0
+    limit, step, nodes = np.asarray(budget, np.float64), 1.0, NODES
     while True:
         result = scipy.optimize.milp(
             -values * value_scale,
@@ -326,10 +377,15 @@ def allocate(slots: Sequence[Slot], budget: np.ndarray, needs: Sequence[Need] = 
                 scipy.optimize.LinearConstraint(needed.tocsr(), -np.inf, 0),
                 scipy.optimize.LinearConstraint((costs * cost_scale).T, -np.inf, limit * cost_scale),
             ],
-            options={"mip_rel_gap": GAP, "node_limit": NODES},
+            options={"mip_rel_gap": GAP, "node_limit": nodes},
         )
-        if result.x is None:
+        if result.status == _INFEASIBLE:
             return None
+        if result.x is None:
+            if result.status != _LIMIT:
+                raise RuntimeError(f"the choice of units failed: {result.message}")
+            nodes *= 10  # the search has ended before it had any allocation
+            continue
         chosen = [int(np.argmax(part)) for part in np.split(result.x, starts[1:].tolist())]
         spent = costs[np.add(starts, chosen)].sum(0)
         if (spent <= budget).all():

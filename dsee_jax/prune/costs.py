@@ -1,7 +1,8 @@
 """The cost of a model by the numbers of units that its layers keep, counted from its arrays or read off measured times.
 
 Each function returns the `Costs` that `dsee_jax.prune.budget.choose` reads. The updates of an adapter count as factors that
-stay apart: the factor that the cut shortens costs by unit, the other as long as its kernel has any unit.
+stay apart: the factor that the cut shortens costs by unit, the other as long as its layer stays. A layer without units has no
+such factor either: the costs are then a little too high. Were it saved with the last unit, layers would be emptied for it.
 """
 
 from collections.abc import Container, Iterable, Mapping
@@ -13,6 +14,7 @@ import numpy as np
 
 from dsee_jax import stacks, tree
 from dsee_jax.deltas.adapter import Adapter, count, kernels
+from dsee_jax.errors import InputError
 from dsee_jax.prune import units
 from dsee_jax.prune.budget import Costs
 from dsee_jax.prune.latency import Latency
@@ -21,7 +23,15 @@ from dsee_jax.runtime import multihost
 from dsee_jax.typing import Cuts, Params, Units
 
 
-def flops(params: Params, adapter: Adapter | None, cuts: Cuts, paths: Iterable[str], *, length: int) -> Costs:
+def flops(
+    params: Params,
+    adapter: Adapter | None,
+    cuts: Cuts,
+    paths: Iterable[str],
+    *,
+    length: int,
+    filled: Iterable[str] = (),
+) -> Costs:
     """Return the multiply-adds of the matrices at ``paths`` and of the updates, zeros of the matrices skipped.
 
     There are two costs: per token without attention scores, and per token of an example of ``length`` tokens, with the
@@ -33,12 +43,17 @@ def flops(params: Params, adapter: Adapter | None, cuts: Cuts, paths: Iterable[s
       params: the params of the unpruned model.
       adapter: its updates; None: there are none, or they will be folded in.
       cuts: ``dsee_jax.models.cuts(model)``.
-      paths: the matrices that multiply every token (in a run: `dsee_jax.metrics.flops.kernels`).
+      paths: the matrices that multiply every token (in a run: `dsee_jax.metrics.flops.kernels`); one or more.
       length: tokens, 1 or more.
+      filled: matrices whose zeros count, since training fills them.
+
+    Raises:
+      InputError: there are no paths, or one is not in ``params``.
     """
-    flat, chosen = tree.flatten(params), set(paths)
+    flat, chosen = _checked(params, paths)
     dense = sum(int(np.prod(flat[path].shape)) for path in chosen)
-    plain = _tables(params, adapter, cuts, chosen, zeros=False)
+    counted = chosen & set(filled)
+    plain = _tables(params, adapter, cuts, chosen, counted)
     # The rows of a head in the kernel of the attention output are the width of its values.
     attended = {
         layer(number): 2
@@ -51,7 +66,8 @@ def flops(params: Params, adapter: Adapter | None, cuts: Cuts, paths: Iterable[s
         kind: {name: table + (scores[name] if kind == "heads" else 0) for name, table in layers.items()}
         for kind, layers in plain.items()
     }
-    total = sum(_nonzeros(flat[path]) for path in chosen) + count(None if adapter is None else adapter.deltas)
+    entries = sum(int(np.prod(flat[path].shape)) if path in counted else _nonzeros(flat[path]) for path in chosen)
+    total = entries + count(None if adapter is None else adapter.deltas)
     everything = sum(int(each[-1]) for each in scores.values())
     return _joined([(plain, total, dense), (longer, total + everything, dense + everything)])
 
@@ -59,12 +75,12 @@ def flops(params: Params, adapter: Adapter | None, cuts: Cuts, paths: Iterable[s
 def parameters(params: Params, adapter: Adapter | None, cuts: Cuts, paths: Iterable[str]) -> Costs:
     """Return the parameters at ``paths`` and those of the updates, as a fraction of the parameters at ``paths``; one cost.
 
-    Arguments as of `flops`. In a run ``paths`` is the backbone: all params, embeddings included, without the trained head.
+    Arguments and errors as of `flops`. In a run ``paths`` is the backbone: all params but those of the trained head.
     """
-    flat, chosen = tree.flatten(params), set(paths)
+    flat, chosen = _checked(params, paths)
     total = sum(int(np.prod(flat[path].shape)) for path in chosen)
     updates = count(None if adapter is None else adapter.deltas)
-    return _joined([(_tables(params, adapter, cuts, chosen, zeros=True), total + updates, total)])
+    return _joined([(_tables(params, adapter, cuts, chosen, chosen), total + updates, total)])
 
 
 def latency(measured: Latency, params: Params, cuts: Cuts) -> Costs:
@@ -86,6 +102,16 @@ def latency(measured: Latency, params: Params, cuts: Cuts) -> Costs:
     return _joined([(tables, measured.seconds, measured.seconds)])
 
 
+def _checked(params: Params, paths: Iterable[str]) -> tuple[dict[str, Any], set[str]]:
+    """Return the params by path, and ``paths`` if there are any and ``params`` holds them all."""
+    flat, chosen = tree.flatten(params), set(paths)
+    if not chosen:
+        raise InputError("there are no paths of arrays to count; expected one or more")
+    for path in sorted(chosen):
+        tree.lookup(flat, path)
+    return flat, chosen
+
+
 def _joined(costs: list[tuple[Mapping[str, Mapping[str, np.ndarray]], float, float]]) -> Costs:
     """Return several costs as one `Costs`; each is (tables, whole cost of the model as it is, cost that counts as 1)."""
     fixed = [
@@ -101,26 +127,33 @@ def _joined(costs: list[tuple[Mapping[str, Mapping[str, np.ndarray]], float, flo
 
 
 def _tables(
-    params: Params, adapter: Adapter | None, cuts: Cuts, paths: Container[str], *, zeros: bool
+    params: Params, adapter: Adapter | None, cuts: Cuts, paths: Container[str], filled: Container[str]
 ) -> dict[str, dict[str, np.ndarray]]:
     """Return ``{kind: {layer: (units + 1,)}}``: the entries of the arrays at ``paths``, and of updates, by kept units.
 
-    Where units differ, by zeros or by coordinates of supports, row k counts the k most expensive units. ``zeros`` says whether
-    zeros count. Of the kind ``layers`` it is all that belongs to no unit.
+    Where units differ, by zeros or by coordinates of supports, row k counts the k most expensive units. Zeros count at the
+    paths ``filled``. Of the kind ``layers`` it is all that belongs to no unit, and the factors of updates that no cut of
+    units shortens.
     """
     flat, updates = tree.flatten(params), kernels(None if adapter is None else adapter.deltas)
-    cut = {path for layers in cuts.values() for each in layers for path in each.axes}
+    cut = {path: axis for layers in cuts.values() for each in layers for path, (axis, _) in each.axes.items()}
     rest = np.zeros((2, max(map(len, cuts.values()))), np.int64)
-    for path in flat.keys() - cut:
+    for path in flat:
         number = stacks.place(path)[1]
-        if number is not None:
+        if number is None:
+            continue
+        delta = updates.get(path, {})
+        if path not in cut:
             if path in paths:
-                rest[1, number] += int(np.prod(flat[path].shape)) if zeros else _nonzeros(flat[path])
-            rest[1, number] += sum(leaf.size for leaf in updates.get(path, {}).values())
+                rest[1, number] += int(np.prod(flat[path].shape)) if path in filled else _nonzeros(flat[path])
+            rest[1, number] += sum(leaf.size for leaf in delta.values())
+        elif "a" in delta:
+            # a has the rows of the kernel, and b its columns.
+            rest[1, number] += delta["b" if cut[path] == 0 else "a"].size
     of_layers = {"layers": {layer(number): each for number, each in enumerate(rest.T)}}
     return of_layers | {
         kind: {
-            layer(number): _table(flat, adapter, each, size, paths, zeros)
+            layer(number): _table(flat, adapter, each, size, paths, filled)
             for number, each in enumerate(layers)
             if (size := units.count(params, each))
         }
@@ -129,24 +162,26 @@ def _tables(
 
 
 def _table(
-    flat: Mapping[str, Any], adapter: Adapter | None, each: Units, size: int, paths: Container[str], zeros: bool
+    flat: Mapping[str, Any],
+    adapter: Adapter | None,
+    each: Units,
+    size: int,
+    paths: Container[str],
+    filled: Container[str],
 ) -> np.ndarray:
-    updates, own, shared = kernels(None if adapter is None else adapter.deltas), np.zeros(size, np.int64), 0
+    updates, own = kernels(None if adapter is None else adapter.deltas), np.zeros(size, np.int64)
     supports = tree.flatten({} if adapter is None else adapter.supports)
     for path, (axis, entries) in each.axes.items():
         if path in paths:
             whole = int(np.prod(flat[path].shape)) // size
-            own += whole if zeros else _nonzeros_by_unit(flat[path], axis, entries)
+            own += whole if path in filled else _nonzeros_by_unit(flat[path], axis, entries)
         delta = updates.get(path, {})
         if "a" in delta:
-            # a has the rows of the kernel, and b its columns.
-            cut, other = (delta["a"], delta["b"]) if axis == 0 else (delta["b"], delta["a"])
-            own += cut.size // size
-            shared += other.size
+            own += delta["a" if axis == 0 else "b"].size // size
         if "values" in delta:
             coordinates = multihost.to_host(supports[path])[:, axis] // entries
             own += np.bincount(coordinates, minlength=size)
-    return np.concatenate([[0], shared + np.cumsum(np.sort(own)[::-1])])
+    return np.concatenate([[0], np.cumsum(np.sort(own)[::-1])])
 
 
 @jax.jit

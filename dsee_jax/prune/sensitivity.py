@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
+from dsee_jax.errors import InputError
 from dsee_jax.prune import earlybert
 from dsee_jax.prune.layers import layer
 from dsee_jax.typing import Cuts, Params
@@ -39,7 +40,7 @@ def taylor(losses: Callable[[Any, B], jax.Array], params: Params, cuts: Cuts, ba
       batches: one pass over the calibration examples; batches of equal shapes compile once.
 
     Raises:
-      InputError: as `earlybert.attached`.
+      InputError: there are no batches; or as `earlybert.attached`.
     """
     start, depth = earlybert.init(cuts, params), max(map(len, cuts.values()))
 
@@ -60,7 +61,9 @@ def taylor(losses: Callable[[Any, B], jax.Array], params: Params, cuts: Cuts, ba
         return jax.tree.map(lambda gradient: jnp.sum(jnp.square(gradient), axis=0), gradients)
 
     scores: Any = start | {"layers": jnp.zeros(depth)}
-    scores = jax.tree.map(jnp.zeros_like, scores)
+    scores, count = jax.tree.map(jnp.zeros_like, scores), 0
     for batch in batches:
-        scores = jax.tree.map(jnp.add, scores, squares(params, batch))
+        scores, count = jax.tree.map(jnp.add, scores, squares(params, batch)), count + 1
+    if not count:
+        raise InputError("there are no batches to measure gradients on; expected one or more, with labels")
     return scores

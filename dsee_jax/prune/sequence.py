@@ -51,8 +51,8 @@ def layerwise(
         are in memory for one layer at a time all the same.
 
     Raises:
-      InputError: another score or scope, no batches, a target that no linear module applies; or as
-        `dsee_jax.prune.unstructured`.
+      InputError: another score or scope, no batches, a batch without ``weights``, a target that no linear module applies; or
+        as `dsee_jax.prune.unstructured`.
     """
     if score not in INPUT_SCORES:
         raise InputError(f"score is {score!r}{did_you_mean(score, INPUT_SCORES)}: use one of {', '.join(INPUT_SCORES)}")
@@ -63,6 +63,12 @@ def layerwise(
         raise InputError("keep is for sparsity, and not for SPARSEGPT: leave it out")
     if not batches:
         raise InputError("there are no batches to measure inputs on; expected one or more, with examples")
+    for number, batch in enumerate(batches):
+        if "weights" not in batch:
+            raise InputError(
+                f"batch {number} has {', '.join(sorted(batch))} and no 'weights': add it, 1 for each example that "
+                "counts and 0 for a filler row"
+            )
     paths, stacked = tree.select(targets, tree.flatten(params)), scans(model)
     if stacked:
         layers = len(next(iter(model.config.widths.values())))

@@ -38,8 +38,9 @@ def of_setup(setup: Setup) -> Costs:
     if target.kind == "parameters":
         backbone = tree.flatten(setup.params).keys() - set(trained_head(setup))
         return costs.parameters(setup.params, updates, cuts, backbone)
-    matrices = flops.kernels(setup.model, setup.params, set(setup.head))
-    return costs.flops(setup.params, updates, cuts, matrices, length=setup.config.data.max_length)
+    matrices, trained = flops.kernels(setup.model, setup.params, set(setup.head)), tree.flatten(setup.trained["params"])
+    length = setup.config.data.max_length
+    return costs.flops(setup.params, updates, cuts, matrices, length=length, filled=trained)
 
 
 def choose(setup: Setup, scores: Tree, spent: Costs) -> Masks:

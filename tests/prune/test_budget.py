@@ -1,6 +1,7 @@
 """Units under a budget: the programme finds the best of all combinations, and keeps the highest scores of a layer."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -74,13 +75,63 @@ def test_the_highest_scores_that_fit_stay():
 
 def test_uniform_layers_keep_equal_numbers():
     kept = budget.choose(SCORES, COSTS, 0.6, uniform=True)
-    for layers in kept.values():
-        assert len({int(each.sum()) for each in layers.values()}) == 1
+    assert {kind: [int(each.sum()) for each in layers.values()] for kind, layers in kept.items()} == {
+        "heads": [3, 3],
+        "neurons": [0, 0],
+    }
+    assert COSTS.ratio(kept) == pytest.approx(0.6)
     uneven = SCORES | {"heads": {"layer_0": np.ones(3)}}
     costs = Costs(COSTS.fixed, {"heads": {"layer_0": COSTS.kept["heads"]["layer_0"]}, "neurons": COSTS.kept["neurons"]})
     among = budget.counts(uneven) | {"neurons": {"layer_0": [1, 4], "layer_1": [2, 4]}}
     with pytest.raises(InputError, match="different numbers of neurons"):
         budget.choose(uneven, costs, 0.5, among=among, uniform=True)
+
+
+def test_a_budget_equal_to_the_cost_keeps_every_unit():
+    draw = np.random.default_rng(0)
+    for _ in range(20):
+        table = {f"layer_{n}": np.cumsum([0, *draw.random(5)])[:, None] for n in range(3)}
+        total = sum(float(each[-1, 0]) for each in table.values())
+        costs = Costs(np.array([0.0]), {"heads": {name: each / total for name, each in table.items()}})
+        kept = budget.choose({"heads": {name: np.ones(5) for name in table}}, costs, 1.0)
+        assert all(each.all() for each in kept["heads"].values())
+
+
+@pytest.mark.slow
+def test_choice_among_even_scores_is_quick():
+    """Units of two sizes that score nearly alike never fill the budget: a search that proves it takes minutes."""
+    draw, layers = np.random.default_rng(0), [f"layer_{n}" for n in range(6)]
+    sizes, each = {"heads": 12, "neurons": 1536}, {"heads": np.array([51200, 59392]), "neurons": np.array([800, 800])}
+    whole = sum(6 * sizes[kind] * each[kind] for kind in sizes)
+    costs = Costs(
+        np.zeros(2),
+        {kind: {name: np.arange(sizes[kind] + 1)[:, None] * each[kind] / whole for name in layers} for kind in sizes},
+    )
+    scores = {kind: {name: 1 + 0.02 * draw.standard_normal(sizes[kind]) for name in layers} for kind in sizes}
+    begin = time.process_time()
+    kept = budget.choose(budget.balanced(scores, costs), costs, 0.5)
+    assert time.process_time() - begin < 3
+    assert 0.49 < costs.ratio(kept).max() <= 0.5 + budget.ROUNDING
+    assert all(each.any() for layers in kept.values() for each in layers.values())
+
+
+def test_solver_that_fails_is_no_budget_that_is_too_small(monkeypatch):
+    slots = [Slot(np.arange(3.0), np.arange(3.0)[:, None])]
+    solve, limits = budget.scipy.optimize.milp, []
+
+    def ended(*args, options, **more):
+        limits.append(options["node_limit"])
+        if len(limits) == 1:
+            return budget.scipy.optimize.OptimizeResult(status=1, x=None, message="limit")
+        return solve(*args, options=options, **more)
+
+    monkeypatch.setattr(budget.scipy.optimize, "milp", ended)
+    assert budget.allocate(slots, np.array([1.5])) == [1]
+    assert limits == [budget.NODES, 10 * budget.NODES]
+    failed = budget.scipy.optimize.OptimizeResult(status=4, x=None, message="numerical trouble")
+    monkeypatch.setattr(budget.scipy.optimize, "milp", lambda *args, **more: failed)
+    with pytest.raises(RuntimeError, match="numerical trouble"):
+        budget.allocate(slots, np.array([1.5]))
 
 
 def test_neurons_go_in_steps_and_heads_one_by_one():
@@ -97,19 +148,38 @@ def test_balanced_kinds_have_one_score_per_cost():
     np.testing.assert_allclose(scaled["heads"]["layer_0"], SCORES["heads"]["layer_0"] * 0.4 / 6.875)
 
 
+def with_heads(**heads):
+    return SCORES | {"heads": SCORES["heads"] | heads}
+
+
 @pytest.mark.parametrize(
     ("scores", "limit", "message"),
     [
         (SCORES, 0.19, r"budget is 0\.19 .* 0\.2 of it is left"),
-        (SCORES | {"heads": {"layer_0": np.ones(2)}}, 0.5, "2 scores, and costs of 3 units"),
-        (SCORES | {"heads": {"layer_7": np.ones(2)}}, 0.5, "costs of none units"),
-        (SCORES | {"heads": {"layer_0": np.array([1, np.inf, 0])}}, 0.5, "a score is inf"),
-        (SCORES | {"heads": {"layer_0": np.array([1, -1.0, 0])}}, 0.5, "a score is -1"),
+        (with_heads(layer_0=np.ones(2)), 0.5, "2 scores, and costs of 3 units"),
+        (with_heads(layer_7=np.ones(2)), 0.5, "costs of none units"),
+        (with_heads(layer_0=np.array([1, np.inf, 0])), 0.5, "a score is inf"),
+        (with_heads(layer_0=np.array([1, -1.0, 0])), 0.5, "a score is -1"),
+        ({"heads": SCORES["heads"]}, 0.7, "neurons of layer_0: costs of 4 units, and no scores"),
+        (SCORES | {"heads": {"layer_0": np.ones(3)}}, 0.7, "heads of layer_1: costs of 3 units, and no scores"),
+        (SCORES | {"layers": np.ones(2)}, 0.7, "layers: scores .* costs of 0 layers"),
+        (SCORES, np.nan, "budget is nan"),
     ],
 )
 def test_impossible_input_is_refused(scores, limit, message):
     with pytest.raises(InputError, match=message):
         budget.choose(scores, COSTS, limit)
+
+
+def test_numbers_to_choose_from_are_checked():
+    for heads in ({"layer_0": [0, 3]}, {"layer_0": [0, 4], "layer_1": [3]}, {"layer_0": [], "layer_1": [3]}):
+        with pytest.raises(InputError, match="among: the numbers of heads of layer_"):
+            budget.choose(SCORES, COSTS, 0.7, among=budget.counts(SCORES) | {"heads": heads})
+
+
+def test_units_without_costs_are_refused():
+    with pytest.raises(InputError, match="hidden: these units have no costs; expected heads, neurons"):
+        COSTS.ratio({"hidden": np.zeros(4, bool)})
 
 
 def test_a_choice_is_taken_only_with_the_choice_it_needs():
@@ -143,7 +213,19 @@ def test_a_layer_goes_where_it_loses_less_than_its_units(uniform):
     }
     assert LAYERED.ratio(kept) == pytest.approx(0.55)
     assert "layers" not in budget.choose(SCORES, LAYERED, 0.55)
-    assert "layers" not in budget.choose(scores, LAYERED, 1.0 + 1e-9, uniform=uniform) or not uniform
+    scores = SCORES | {"layers": np.array([7.0, 1.2])}
+    assert "layers" not in budget.choose(scores, LAYERED, 1.0, uniform=uniform)
+
+
+def test_scores_of_layers_are_checked():
+    for scores, message in (
+        (np.ones(3), r"shape \(3,\), and costs of 2"),
+        (np.array([1, np.inf]), "layers: a score is inf"),
+    ):
+        with pytest.raises(InputError, match=message):
+            budget.choose(SCORES | {"layers": scores}, LAYERED, 0.5)
+    kept = budget.choose(SCORES | {"layers": np.array([7.0, np.nan])}, LAYERED, 0.55)
+    assert kept["layers"].tolist() == [True, False]
 
 
 def test_one_layer_stays():

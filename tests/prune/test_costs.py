@@ -13,11 +13,13 @@ from dsee_jax.ckpt import hf
 from dsee_jax.config import DeltaConfig
 from dsee_jax.deltas import create
 from dsee_jax.deltas.adapter import count
+from dsee_jax.errors import InputError
 from dsee_jax.metrics import flops
 from dsee_jax.prune import compaction, costs, latency
 from dsee_jax.prune.latency import Latency
 
-NUMBERS = {"heads": {"layer_0": 0, "layer_1": 2}, "neurons": {"layer_0": 7, "layer_1": 0}}
+KEY, PLAIN = jax.random.key(0), DeltaConfig(targets=["encoder/.*/kernel"], rank=2, nonzeros=0)
+NUMBERS = {"heads": {"layer_0": 1, "layer_1": 2}, "neurons": {"layer_0": 7, "layer_1": 4}}
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,44 @@ def test_flops_are_those_of_the_cut_model(made):
     np.testing.assert_allclose(ratio, expected, atol=0.004)
     whole = flops.sparse(params, paths) + count(adapter.deltas)
     assert spent.ratio({})[0] == pytest.approx(whole / dense, abs=1e-12)
+
+
+def test_the_last_unit_of_a_layer_costs_as_much_as_the_others(made):
+    """Else a layer would be emptied for the factor of an update that does not depend on its units."""
+    model, params, *_ = made
+    adapter = create.init(params, PLAIN, key=KEY)
+    spent = costs.parameters(params, adapter, models.cuts(model), tree.flatten(params))
+    for layers in spent.kept.values():
+        for table in layers.values():
+            np.testing.assert_allclose(np.diff(table[:, 0]), table[1, 0], rtol=1e-9)
+    empty = {
+        kind: {name: np.zeros(len(each) - 1, bool) for name, each in spent.kept[kind].items()} for kind in spent.kept
+    }
+    empty.pop("layers")
+    small = cut(model, params, adapter, empty)
+    left = sum(leaf.size for leaf in tree.flatten(small).values()) / sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert left <= float(spent.ratio(empty)[0])
+
+
+def test_zeros_of_kernels_that_training_fills_count(made):
+    model, params, *_ = made
+    path = "encoder/layer_1/mlp/up/kernel"
+    paths = flops.kernels(model, params, {"classifier/kernel", "pooler/kernel"})
+    skipped = costs.flops(params, None, models.cuts(model), paths, length=16)
+    filled = costs.flops(params, None, models.cuts(model), paths, length=16, filled=[path])
+    zeros = int(jnp.sum(tree.get(params, path) == 0))
+    assert zeros
+    assert filled.ratio({})[0] == pytest.approx(1.0)
+    assert skipped.ratio({})[0] == pytest.approx(1 - zeros / flops.dense(params, paths))
+
+
+def test_paths_are_checked(made):
+    model, params, *_ = made
+    for paths, message in (([], "no paths"), (["encoder/nothing/kernel"], "no 'encoder/nothing/kernel' in the tree")):
+        with pytest.raises(InputError, match=message):
+            costs.flops(params, None, models.cuts(model), paths, length=16)
+        with pytest.raises(InputError, match=message):
+            costs.parameters(params, None, models.cuts(model), paths)
 
 
 def test_parameters_are_those_of_the_cut_model(made):

@@ -9,6 +9,7 @@ import tiny
 from dsee_jax import models
 from dsee_jax.ckpt import hf
 from dsee_jax.deltas import attach
+from dsee_jax.errors import InputError
 from dsee_jax.prune import earlybert, sensitivity
 
 
@@ -41,3 +42,9 @@ def test_scores_are_squared_derivatives_of_rows(made):
     half = [{name: array[part] for name, array in batch.items()} for part in (slice(0, 1), slice(1, None))]
     apart = sensitivity.taylor(losses, params, cuts, half)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-12), apart, scores)
+
+
+def test_no_batches_are_an_error(made):
+    model, params = made
+    with pytest.raises(InputError, match="there are no batches"):
+        sensitivity.taylor(lambda params, batch: jnp.zeros(2), params, models.cuts(model), [])

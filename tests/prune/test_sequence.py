@@ -107,6 +107,7 @@ def test_scanned_layers_equal_separate_layers(tmp_path):
         ({"scope": "global"}, "scope is 'global'; expected tensor or output"),
         ({"score": "SPARSEGPT", "scope": "output"}, "scope is 'output'; expected tensor"),
         ({"batches": []}, "there are no batches"),
+        ({"batches": [{"input_ids": np.ones((1, 4), np.int32)}]}, "batch 0 has input_ids and no 'weights'"),
         ({"targets": ["encoder/.*/norm/scale"]}, "matches nothing"),
         ({"targets": [".*/word/embedding"]}, "no nn.Dense applies 'embeddings/word/embedding'"),
     ],

@@ -102,10 +102,15 @@ def test_choice_among_even_scores_is_quick():
     """Units of two sizes that score nearly alike never fill the budget: a search that proves it takes minutes."""
     draw, layers = np.random.default_rng(0), [f"layer_{n}" for n in range(6)]
     sizes, each = {"heads": 12, "neurons": 1536}, {"heads": np.array([51200, 59392]), "neurons": np.array([800, 800])}
+
+    def table(kind):
+        coordinates = np.sort(np.bincount(draw.integers(sizes[kind], size=256), minlength=sizes[kind]))[::-1, None]
+        return np.concatenate([np.zeros((1, 2)), np.cumsum(each[kind] + coordinates, axis=0)])
+
     whole = sum(6 * sizes[kind] * each[kind] for kind in sizes)
     costs = Costs(
         np.zeros(2),
-        {kind: {name: np.arange(sizes[kind] + 1)[:, None] * each[kind] / whole for name in layers} for kind in sizes},
+        {kind: {name: table(kind) / whole for name in layers} for kind in sizes},
     )
     scores = {kind: {name: 1 + 0.02 * draw.standard_normal(sizes[kind]) for name in layers} for kind in sizes}
     begin = time.process_time()

@@ -118,13 +118,11 @@ def test_parameters_are_those_of_the_cut_model(made):
 
 def test_a_dropped_layer_costs_nothing(made):
     model, params, *_ = made
-    paths = list(tree.flatten(params))
-    spent = costs.parameters(params, None, models.cuts(model), paths)
+    adapter, flat = create.init(params, PLAIN, key=KEY), tree.flatten(params)
+    spent = costs.parameters(params, adapter, models.cuts(model), flat)
     kept = {"layers": np.array([False, True]), "neurons": {"layer_1": np.ones(40, bool)}}
-    small = cut(model, params, create.init(params, DeltaConfig(rank=0, nonzeros=0), key=jax.random.key(0)), kept)
-    total = sum(leaf.size for leaf in tree.flatten(params).values())
-    left = sum(leaf.size for leaf in tree.flatten(small["params"]).values())
-    assert float(spent.ratio(kept)[0]) == pytest.approx(left / total, abs=1e-12)
+    left = sum(leaf.size for leaf in tree.flatten(cut(model, params, adapter, kept)).values())
+    assert float(spent.ratio(kept)[0]) == pytest.approx(left / sum(leaf.size for leaf in flat.values()), abs=1e-12)
 
 
 def measured(heads, neurons, empty=2.0, one=2.0, last=8.0):

@@ -1,7 +1,6 @@
 """Units under a budget: the programme finds the best of all combinations, and keeps the highest scores of a layer."""
 
 import itertools
-import time
 
 import numpy as np
 import pytest
@@ -98,8 +97,8 @@ def test_a_budget_equal_to_the_cost_keeps_every_unit():
 
 
 @pytest.mark.slow
-def test_choice_among_even_scores_is_quick():
-    """Units of two sizes that score nearly alike never fill the budget: a search that proves it takes minutes."""
+def test_choice_among_even_scores_nearly_fills_the_budget():
+    """Units of two sizes that score nearly alike never fill it; a search that would prove this ends at the limit of nodes."""
     draw, layers = np.random.default_rng(0), [f"layer_{n}" for n in range(6)]
     sizes, each = {"heads": 12, "neurons": 1536}, {"heads": np.array([51200, 59392]), "neurons": np.array([800, 800])}
 
@@ -113,9 +112,7 @@ def test_choice_among_even_scores_is_quick():
         {kind: {name: table(kind) / whole for name in layers} for kind in sizes},
     )
     scores = {kind: {name: 1 + 0.02 * draw.standard_normal(sizes[kind]) for name in layers} for kind in sizes}
-    begin = time.process_time()
     kept = budget.choose(budget.balanced(scores, costs), costs, 0.5)
-    assert time.process_time() - begin < 3
     assert 0.49 < costs.ratio(kept).max() <= 0.5 + budget.ROUNDING
     assert all(each.any() for layers in kept.values() for each in layers.values())
 

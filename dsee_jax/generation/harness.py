@@ -112,10 +112,10 @@ class HarnessLM(_TemplateLM):
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
         """Return the log probability of each continuation after its context, and whether greedy search would choose it."""
-        for _, _, continuation in requests:
-            if len(continuation) > self.max_length:
+        for each in requests:
+            if (count := len(each[2])) > self.max_length:
                 raise InputError(
-                    f"a continuation has {len(continuation)} tokens; the model reads {self.max_length} at a time: score it "
+                    f"a continuation has {count} tokens; the model reads {self.max_length} at a time: score it "
                     "with loglikelihood_rolling"
                 )
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)

@@ -5,7 +5,7 @@ import os
 import pathlib
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -56,6 +56,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             number = seen[name] = seen.get(name, -1) + 1
             if (number + number // mark.args[0]) % mark.args[0]:
                 item.add_marker(pytest.mark.exhaustive)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_are_freed() -> Iterator[None]:
+    """Free the compiled programs of a file after its tests: those of all files would take several gigabytes."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

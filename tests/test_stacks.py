@@ -119,6 +119,7 @@ def test_scanned_model_equals_layered_model(family, remat):
         np.testing.assert_allclose(leaf, tree.get(gradient, path), atol=1e-5 * largest, err_msg=path)
 
 
+@pytest.mark.slow
 def test_scan_and_remat_save_code_and_memory():
     """Remat keeps only the outputs of layers; the size of a scanned program does not depend on the depth."""
     model, params, updates, _ = made("llama", layers=12)

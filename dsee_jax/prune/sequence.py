@@ -1,7 +1,7 @@
 """Pruning by the inputs of kernels, layer by layer: each layer is measured behind the layers that are pruned already.
 
-So do the authors of WANDA and of SparseGPT. The kernels of a layer are measured together, on the layer as it was, and then
-pruned together. A layer costs one pass over the examples; all passes run one compiled program.
+The authors of WANDA and SparseGPT prune in this order. The kernels of one layer are measured together, before any of them is
+pruned. A layer costs one pass over the examples. All passes run one compiled program.
 """
 
 import re

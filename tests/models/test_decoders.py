@@ -85,6 +85,7 @@ def test_packed_texts_are_independent(variant):
     )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("variant", FAMILIES)
 def test_cache_does_not_change_logits(variant):
     """In parts of 5, 1 and 6 tokens: two packed texts, padding on the left, and a cache with spare capacity."""

@@ -274,7 +274,7 @@ def test_run_in_a_store(bucket, tmp_path, monkeypatch, capsys):
     assert "curves.png" in storage.listdir(f"{bucket}/run")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @GOOGLE
 def test_job_of_two_processes_in_a_store(bucket, tmp_path):
     """Both processes write one checkpoint; process 0 alone writes the other files."""

@@ -49,7 +49,7 @@ def config(folder, **overrides):
     ("family", "pruning"),
     [
         pytest.param("llama", "unstructured", marks=pytest.mark.smoke),
-        pytest.param("gpt2", "structured", marks=pytest.mark.slow),
+        pytest.param("gpt2", "structured", marks=pytest.mark.exhaustive),
         pytest.param("llama", "earlybert", marks=pytest.mark.exhaustive),
     ],
 )
@@ -90,6 +90,7 @@ def test_start_from_an_adapter_with_scanned_layers(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, stacks.unstack(start), expected)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_raises_rouge(tmp_path):
     """The task: repeat three words in reverse order."""
     chosen = config(tmp_path, train__full=True, delta__rank=0, delta__nonzeros=0, prune__kind="none", train__epochs=25)

@@ -18,7 +18,7 @@ TWO_STEPS = {"data__examples": 16, "train__epochs": 1, "train__retune_epochs": 1
 @pytest.mark.parametrize(
     "family",
     [
-        pytest.param("roberta", marks=pytest.mark.slow),
+        pytest.param("roberta", marks=pytest.mark.exhaustive),
         pytest.param("deberta", marks=pytest.mark.slow),
         pytest.param("mpnet", marks=pytest.mark.exhaustive),
         pytest.param("xlm-roberta", marks=pytest.mark.exhaustive),
@@ -58,8 +58,7 @@ def test_max_length_beyond_the_positions_is_refused(tmp_path):
     [
         ("qwen3", "structured"),
         pytest.param("llama", "unstructured", marks=pytest.mark.slow),
-        pytest.param("gpt2", "structured", marks=pytest.mark.slow),
-        *(pytest.param(family, "structured", marks=pytest.mark.exhaustive) for family in ("mistral", "qwen2")),
+        *(pytest.param(family, "structured", marks=pytest.mark.exhaustive) for family in ("gpt2", "mistral", "qwen2")),
     ],
 )
 def test_run_of_every_decoder(tmp_path, family, kind):

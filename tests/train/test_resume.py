@@ -73,8 +73,11 @@ class Death(Exception):
     "config",
     [
         "dsee, cubic",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("dsee, interleaved", "earlybert", "sparsegpt")),
-        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("structured", "earlybert, target", "full")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("dsee, interleaved", "sparsegpt")),
+        *(
+            pytest.param(name, marks=pytest.mark.exhaustive)
+            for name in ("structured", "earlybert", "earlybert, target", "full")
+        ),
     ],
 )
 def test_run_that_dies_in_every_stage_gives_the_same_result(tmp_path, monkeypatch, config):

@@ -16,6 +16,21 @@ from dsee_jax.ops.nn import softmax
 from dsee_jax.stacks import STACK
 
 
+class CausalLayer(nn.Module):
+    """A layer of a decoder; a family adds ``__call__`` with the arguments of `skip`."""
+
+    config: Any
+    number: int
+
+    @nn.nowrap
+    def skip(
+        self, x: jax.Array, context: Context, rotation: Any, cache: Mapping[str, jax.Array] | None, deterministic: bool
+    ) -> tuple[jax.Array, Mapping[str, jax.Array] | None]:
+        """Return the outputs where the layer is passed over: ``x``, and the cache as it is."""
+        del context, rotation, deterministic
+        return x, cache
+
+
 class CausalAttention(nn.Module):
     """Grouped-query attention (arXiv 2305.13245); params query, key, value, output, and query_norm, key_norm with norms.
 

@@ -123,7 +123,7 @@ class Config:
         An equal number of neurons in all layers becomes ``intermediate_size``. No standard field gives the size of a head: an
         equal number of heads becomes ``num_attention_heads`` where the heads fill the hidden width.
         """
-        width = hf_config.shared_width(neurons) or self.intermediate_size
+        width = hf_config.standard_width(neurons, self.intermediate_size)
         number, size = hf_config.divided_heads(heads, self.num_attention_heads, self.head_size, self.hidden_size)
         return dataclasses.replace(
             self,

@@ -14,7 +14,7 @@ from dsee_jax.hf_layout import KERNEL, PLAIN, Layout
 from dsee_jax.models import causal, hf_config
 from dsee_jax.models.architecture import Architecture, standard_cuts
 from dsee_jax.models.cache import Context
-from dsee_jax.models.causal import CausalAttention, CausalModel
+from dsee_jax.models.causal import CausalAttention, CausalLayer, CausalModel
 from dsee_jax.models.layers import ACTIVATIONS, Dropout, LayerNorm, Mlp, init
 
 _FIXED = {
@@ -144,7 +144,7 @@ class Config:
         An equal number of neurons in all layers becomes ``n_inner``. No standard field gives the size of a head: an equal
         number of heads becomes ``n_head`` where the heads fill the hidden width.
         """
-        width = hf_config.shared_width(neurons) or self.neurons
+        width = hf_config.standard_width(neurons, self.neurons)
         number, size = hf_config.divided_heads(heads, self.n_head, self.head_size, self.n_embd)
         return dataclasses.replace(
             self,
@@ -205,24 +205,10 @@ class Embeddings(nn.Module):
         return x @ self.word.embedding.T.astype(x.dtype)
 
 
-class Layer(nn.Module):
+class Layer(CausalLayer):
     """Attention, then the feed-forward pair; each reads the normalised sum of all earlier outputs."""
 
     config: Config
-    number: int
-
-    @nn.nowrap
-    def skip(
-        self,
-        x: jax.Array,
-        context: Context,
-        rotation: None,
-        cache: Mapping[str, jax.Array] | None,
-        deterministic: bool,
-    ) -> tuple[jax.Array, Mapping[str, jax.Array] | None]:
-        """Return the outputs where the layer is passed over: ``x``, and the cache as it is."""
-        del context, rotation, deterministic
-        return x, cache
 
     @nn.compact
     def __call__(

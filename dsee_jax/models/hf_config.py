@@ -247,6 +247,11 @@ def shared_width(widths: Sequence[int] | None) -> int | None:
     return widths[0] if widths and len(set(widths)) == 1 and widths[0] else None
 
 
+def standard_width(widths: Sequence[int] | None, standard: int) -> int:
+    """Return the number of units for a standard field whose value is ``standard``: the shared one, or room for every layer."""
+    return shared_width(widths) or max(standard, *(widths or (0,)))
+
+
 def of_layers(values: Sequence[Any] | None, kept: Sequence[bool]) -> tuple[Any, ...] | None:
     """Return the values of the layers of ``kept`` (layers,), True = kept, from a field with one value per layer, or None."""
     return None if values is None else tuple(itertools.compress(values, kept))

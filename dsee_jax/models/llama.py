@@ -14,7 +14,7 @@ from dsee_jax.hf_layout import KERNEL, PLAIN
 from dsee_jax.models import causal, hf_config, rope
 from dsee_jax.models.architecture import Architecture, GgufNames, UnitTemplate
 from dsee_jax.models.cache import Context
-from dsee_jax.models.causal import CausalAttention, CausalModel
+from dsee_jax.models.causal import CausalAttention, CausalLayer, CausalModel
 from dsee_jax.models.layers import ACTIVATIONS, Bias, JointDense, RmsNorm, init
 
 _QWEN = {"max_position_embeddings": 32768, "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
@@ -222,7 +222,7 @@ class Config:
         Equal numbers in all layers become ``intermediate_size`` and, with ``head_dim``, the numbers of heads. Where the
         numbers of heads cannot be standard fields, these fields hold the largest number of a layer, at least that so far.
         """
-        width, groups = hf_config.shared_width(neurons) or self.intermediate_size, hf_config.shared_width(heads)
+        width, groups = hf_config.standard_width(neurons, self.intermediate_size), hf_config.shared_width(heads)
         ratio = self.num_attention_heads // self.groups
         count = (groups or self.groups) * ratio
         # LlamaConfig alone refuses a hidden_size that is no multiple of the heads, also where head_dim is given.
@@ -294,24 +294,10 @@ class GatedMlp(nn.Module):
         return down(ACTIVATIONS[config.hidden_act](gate) * up)
 
 
-class Layer(nn.Module):
+class Layer(CausalLayer):
     """Attention, then the feed-forward part; each reads the normalised sum of all earlier outputs."""
 
     config: Config
-    number: int
-
-    @nn.nowrap
-    def skip(
-        self,
-        x: jax.Array,
-        context: Context,
-        rotation: tuple[jax.Array, jax.Array],
-        cache: Mapping[str, jax.Array] | None,
-        deterministic: bool,
-    ) -> tuple[jax.Array, Mapping[str, jax.Array] | None]:
-        """Return the outputs where the layer is passed over: ``x``, and the cache as it is."""
-        del context, rotation, deterministic
-        return x, cache
 
     @nn.compact
     def __call__(

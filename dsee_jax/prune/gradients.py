@@ -83,9 +83,8 @@ def measure(
         raise InputError(f"statistic is {statistic!r}{near}: use one of {', '.join(STATISTICS)}")
     flat = tree.flatten(params)
     kernels = {path: tree.lookup(flat, path) for path in paths}
-    state: Any = {path: (jnp.zeros_like(w, jnp.float32),) * STATISTICS[statistic].arrays for path, w in kernels.items()}
-    # Buffers that are donated must not be shared.
-    state, count = jax.tree.map(jnp.copy, state), 0
+    arrays, count = range(STATISTICS[statistic].arrays), 0
+    state: Any = {path: tuple(jnp.zeros_like(w, jnp.float32) for _ in arrays) for path, w in kernels.items()}
     for batch in batches:
         state, count = _add(loss, statistic, state, kernels, params, batch), count + 1
     if not count:

@@ -167,9 +167,9 @@ def _prune(
 
     def saliency(rows: jax.Array, start: Any) -> jax.Array:
         """Return w^2 / d^2 of rows from ``start`` on, 0 for inputs that are always 0 and infinite for the padding."""
-        part = lambda values: jax.lax.dynamic_slice_in_dim(values, start, len(rows))[:, None]  # noqa: E731
-        scores = jnp.where(part(alive), jnp.square(rows / part(root)), 0.0)
-        return jnp.where(part(real), scores, jnp.inf)
+        own = (jax.lax.dynamic_slice_in_dim(values, start, len(rows))[:, None] for values in (alive, root, real))
+        own_alive, own_root, own_real = own
+        return jnp.where(own_real, jnp.where(own_alive, jnp.square(rows / own_root), 0.0), jnp.inf)
 
     def with_group(rows: jax.Array, kept: jax.Array, i: Any, start: Any) -> jax.Array:
         """Return the mask of the rows of a block with the group that begins at row ``i`` drawn."""

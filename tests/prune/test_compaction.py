@@ -237,6 +237,15 @@ def test_model_of_equally_fewer_heads_and_less_width_knows_its_kept_units(family
     compaction.check(compaction.resized(model, FEWER), FEWER)
 
 
+@families("bert", "gpt2", "llama")
+def test_uneven_model_that_becomes_even_knows_its_kept_neurons(family):
+    """The standard field then holds the number after the cut, and the model before it had more neurons in a layer."""
+    model, *_ = whole(family)
+    uneven = compaction.resized(model, flags([], [[1] * 7 + [0] * 33, [1] * 9 + [0] * 31]))
+    even = flags([], [[1] * 5 + [0] * 2, [1] * 5 + [0] * 4])
+    compaction.check(compaction.resized(uneven, even), even)
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("family", FAMILIES)
 def test_model_of_equally_fewer_heads_and_less_width_round_trips(family, tmp_path):

@@ -322,8 +322,13 @@ class TargetConfig:
     layers: bool = False
     """structured: whole layers may go too. A layer scores the sum of its heads and neurons, and by TAYLOR the squared gradient
     to one coefficient for all of them."""
+    hidden: bool = False
+    """structured: dimensions of the hidden state may go too. The width is the best of several, each with the best heads and
+    neurons for it. A dimension scores the sum of the weights along it, and by TAYLOR the squared gradient to one coefficient
+    for all of its uses."""
     multiple: int = 0
-    """The neurons of a layer are a multiple of this number, or all. 0: of a 32nd of the layer."""
+    """The neurons of a layer, and the hidden width, are a multiple of this number, or all. 0: of a 32nd of the layer, and of a
+    16th of the width."""
 
     def __post_init__(self) -> None:
         check_types(self, "prune.target")
@@ -337,7 +342,7 @@ class TargetConfig:
         several = [f"prune.target.{name}" for name in self.KINDS if getattr(self, name)]
         if len(several) > 1:
             raise InputError(f"{' and '.join(several)} are set; one of them can be the target: set the others to 0")
-        _need(self.multiple >= 0, "prune.target.multiple", self.multiple, "0 (a 32nd of a layer) or more neurons")
+        _need(self.multiple >= 0, "prune.target.multiple", self.multiple, "0 (parts of a layer) or more neurons")
 
     KINDS: ClassVar[tuple[str, ...]] = ("flops", "parameters", "latency")
     """The fields of which one is the target."""
@@ -384,7 +389,7 @@ class PruneConfig:
     the root mean square of the gradients of examples, PLATON TAYLOR smoothed, times its uncertainty. SPARSEGPT removes the
     weights that the others replace best and changes the others: needs scope tensor and schedule one_shot. structured: summed
     over the columns of a head or neuron, W, WAB, WABS, AB, ABS and random; or TAYLOR, the squared gradients of the loss of
-    each example to a coefficient of the head or neuron, which compares heads with neurons: best with target."""
+    each example to a coefficient of the unit, which compares heads with neurons: best with target."""
     calibration: int = 128
     """WANDA, RIA, MOVEMENT, TAYLOR, PLATON, SPARSEGPT: the least number of training examples that inputs or gradients are
     measured on, 1 or more; whole batches are used."""
@@ -456,8 +461,6 @@ class PruneConfig:
         for name in ("layers", "hidden"):
             fits = not (amount := getattr(self, name)) or self.kind != "earlybert"
             _need(fits, f"prune.{name}", amount, "0 for earlybert, which searches for heads and neurons alone")
-        fits = not self.hidden or self.score != "TAYLOR"
-        _need(fits, "prune.hidden", self.hidden, "0 for TAYLOR, which scores heads, neurons and layers alone")
         fits = self.kind != "structured" or self.score in (*UNIT_SCORES, "TAYLOR")
         _need(fits, "prune.score", self.score, f"one of {', '.join((*UNIT_SCORES, 'TAYLOR'))} for structured")
         fits = self.scope != "output" or self.kind in ("none", "unstructured")
@@ -491,7 +494,8 @@ class PruneConfig:
     def _check_target(self) -> None:
         if not self.target.kind:
             expected = "false: no prune.target is set that could choose them"
-            _need(not self.target.layers, "prune.target.layers", True, expected)
+            for name in ("layers", "hidden"):
+                _need(not getattr(self.target, name), f"prune.target.{name}", True, expected)
             return
         key = f"prune.target.{self.target.kind} is {self.target.budget}"
         if self.kind not in CUTTING:
@@ -503,8 +507,9 @@ class PruneConfig:
                 raise InputError(
                     f"{key} and prune.{name} is {amount}; the target decides the number: leave one of them out"
                 )
-        fits = not self.target.layers or self.kind == "structured"
-        _need(fits, "prune.target.layers", True, "false for earlybert, which searches for heads and neurons alone")
+        for name in ("layers", "hidden"):
+            fits = not getattr(self.target, name) or self.kind == "structured"
+            _need(fits, f"prune.target.{name}", True, "false for earlybert, which searches for heads and neurons alone")
         fits = self.kind != "structured" or self.score in TARGET_SCORES
         _need(
             fits,

@@ -126,8 +126,8 @@ def balanced(scores: Tree, costs: Costs) -> dict[str, dict[str, np.ndarray]]:
     scaled: dict[str, dict[str, np.ndarray]] = {}
     for kind, layers in _of_units(scores).items():
         cost = sum(float(np.sum(table[-1] - table[0])) for table in costs.kept[kind].values())
-        total = sum(float(np.nansum(_host(each))) for each in layers.values())
-        scaled[kind] = {name: _host(each) * (cost / total if total else 1.0) for name, each in layers.items()}
+        total = sum(float(np.nansum(host(each))) for each in layers.values())
+        scaled[kind] = {name: host(each) * (cost / total if total else 1.0) for name, each in layers.items()}
     return scaled
 
 
@@ -135,7 +135,7 @@ def with_layers(scores: Tree, costs: Costs) -> dict[str, Any]:
     """Return scores of heads and neurons with a score for each layer, (layers,): the sum of those of its units."""
     units = _of_units(scores)
     totals = [
-        sum(float(np.nansum(_host(layers[name]))) for layers in units.values() if name in layers)
+        sum(float(np.nansum(host(layers[name]))) for layers in units.values() if name in layers)
         for name in costs.kept["layers"]
     ]
     return {**units, "layers": np.array(totals)}
@@ -167,6 +167,25 @@ def choose(
         units; a score is infinite or negative; ``among`` lacks a layer or has numbers out of range; or the layers differ and
         ``uniform`` is set.
     """
+    solution = solve(scores, costs, budget, among=among, uniform=uniform)
+    if solution.kept is None:
+        raise too_small(budget, solution.least, [*scores])
+    return solution.kept
+
+
+class Solution(NamedTuple):
+    """The result of `solve`."""
+
+    value: float
+    """The sum of the scores that are kept."""
+    least: float
+    """The lowest cost that the numbers of units allow."""
+    kept: dict[str, Any] | None
+    """The units to keep, as of `choose`. None: nothing fits the budget."""
+
+
+def solve(scores: Tree, costs: Costs, budget: float, *, among: Counts | None = None, uniform: bool = False) -> Solution:
+    """Return the units of the highest score within a budget, and that score; arguments and other errors as of `choose`."""
     if not np.isfinite(budget):
         raise InputError(f"the budget is {budget}; expected a fraction of the unpruned model")
     scores = _of_layers_checked(scores, costs)
@@ -188,19 +207,30 @@ def choose(
     else:
         attempts = [_apart(parts, scores, costs, limit)]
     best = max(attempts, key=lambda attempt: -np.inf if attempt.kept is None else attempt.value)
+    least = min(attempt.least for attempt in attempts)
     if best.kept is None:
-        least = min(attempt.least for attempt in attempts)
-        what = "heads, neurons and layers" if "layers" in scores else "heads and neurons"
-        raise InputError(
-            f"the budget is {budget:g} of the unpruned model, and with the fewest {what} {least:.4g} of it is left: use more "
-            "than that"
-        )
+        return Solution(-np.inf, least, None)
     flags, kept = best.layers, dict[str, Any]()
     for (kind, name), count in best.kept.items():
         units = np.zeros(len(parts[kind, name].order), bool)
         units[parts[kind, name].order[:count]] = True
         kept.setdefault(kind, {})[name] = units
-    return kept if flags.all() else kept | {"layers": flags}
+    return Solution(best.value, least, kept if flags.all() else kept | {"layers": flags})
+
+
+def too_small(budget: float, least: float, kinds: Sequence[str]) -> InputError:
+    """Return the error of a budget that is below ``least``, the lowest cost of units of these kinds."""
+    *others, last = kinds
+    words = " and ".join(filter(None, [", ".join(others), "hidden dimensions" if last == "hidden" else last]))
+    return InputError(
+        f"the budget is {budget:g} of the unpruned model, and with the fewest {words} {least:.4g} of it is left: use more "
+        "than that"
+    )
+
+
+def total(scores: Tree) -> float:
+    """Return the sum of the scores of all heads and neurons, which no kept units exceed."""
+    return sum(float(np.nansum(host(each))) for layers in _of_units(scores).values() for each in layers.values())
 
 
 def _of_units(scores: Tree) -> dict[str, Mapping[str, Any]]:
@@ -213,7 +243,8 @@ def _dropped(flags: Any) -> set[str]:
     return {layer(number) for number, stays in enumerate(np.asarray(flags).tolist()) if not stays}
 
 
-def _host(score: object) -> np.ndarray:
+def host(score: object) -> np.ndarray:
+    """Return scores on the host, float64."""
     return np.asarray(multihost.to_host(score), np.float64)
 
 
@@ -221,16 +252,20 @@ def _of_layers_checked(scores: Tree, costs: Costs) -> Tree:
     """Return ``scores``, those of layers on the host and 0 where they are not numbers."""
     if "layers" not in scores:
         return scores
-    score, tables = _host(scores["layers"]), costs.kept.get("layers", {})
+    score, tables = host(scores["layers"]), costs.kept.get("layers", {})
     if score.ndim != 1 or {layer(number) for number in range(len(score))} != tables.keys():
         raise InputError(
             f"layers: scores of the shape {score.shape}, and costs of {len(tables)} layers; they are of different models"
         )
-    return {**scores, "layers": _finite("layers", score)}
+    return {**scores, "layers": finite("layers", score)}
 
 
-def _finite(name: str, score: np.ndarray) -> np.ndarray:
-    """Return scores with 0 in place of those that are not numbers."""
+def finite(name: str, score: np.ndarray) -> np.ndarray:
+    """Return scores with 0 in place of those that are not numbers.
+
+    Raises:
+      InputError: a score is infinite or negative; the message begins with ``name``.
+    """
     bad = score[~np.isnan(score) & ~((score >= 0) & (score < np.inf))]
     if bad.size:
         raise InputError(f"{name}: a score is {bad[0]}; expected finite numbers of 0 or more")
@@ -247,13 +282,13 @@ class _Part(NamedTuple):
 
 
 def _part(kind: str, name: str, scores: Tree, costs: Costs, among: Counts) -> _Part:
-    score, table = _host(scores[kind][name]), costs.kept.get(kind, {}).get(name)
+    score, table = host(scores[kind][name]), costs.kept.get(kind, {}).get(name)
     if table is None or len(table) != len(score) + 1:
         units = "none" if table is None else len(table) - 1
         raise InputError(
             f"{kind} of {name}: {len(score)} scores, and costs of {units} units; they are of different models"
         )
-    value, choices = _finite(f"{kind} of {name}", score), np.asarray(among.get(kind, {}).get(name, ()), int)
+    value, choices = finite(f"{kind} of {name}", score), np.asarray(among.get(kind, {}).get(name, ()), int)
     if not choices.size or choices.min() < 0 or choices.max() > len(score):
         raise InputError(
             f"among: the numbers of {kind} of {name} are {choices.tolist()}; expected some of 0 to {len(score)}"
@@ -278,7 +313,7 @@ _Parts: TypeAlias = Mapping[tuple[str, str], _Part]
 def _apart(parts: _Parts, scores: Tree, costs: Costs, budget: float) -> _Attempt:
     """Choose for every layer by itself."""
     names, slots, needs = [*parts], [part.slot for part in parts.values()], list[Need]()
-    lost = _host(scores["layers"]) if "layers" in scores else np.zeros(0)
+    lost = host(scores["layers"]) if "layers" in scores else np.zeros(0)
     fixed = costs.fixed + _of_layers(costs, [] if lost.size else [*costs.kept.get("layers", {})])
     limit = budget - fixed
     least = fixed + sum(slot.costs.min(0) for slot in slots)
@@ -309,7 +344,7 @@ def _apart(parts: _Parts, scores: Tree, costs: Costs, budget: float) -> _Attempt
 
 def _uniform(parts: _Parts, scores: Tree, costs: Costs, budget: float, dropped: int) -> _Attempt:
     """Choose one number of units of each kind for all layers but the ``dropped`` ones of the lowest scores."""
-    lost = _host(scores["layers"]) if "layers" in scores else np.zeros(0)
+    lost = host(scores["layers"]) if "layers" in scores else np.zeros(0)
     flags = np.ones(len(lost), bool)
     flags[np.argsort(-lost, kind="stable")[len(lost) - dropped :]] = False
     gone = _dropped(flags)

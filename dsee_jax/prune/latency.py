@@ -3,12 +3,14 @@
 The whole model is timed, compiled for one device, with all layers cut to the same number of heads, and then to the same number
 of neurons. A difference between two widths belongs in equal parts to the layers that lose units, except the last layer, whose
 units are timed by themselves. Times between the measured widths are interpolated. The times of heads and of neurons are scaled
-by one factor, so that they add up to the difference between the whole model and the model without any. The values of the
-arrays do not matter: neither weights nor data are read.
+by one factor, so that they add up to the difference between the whole model and the model without any. Fewer hidden dimensions
+are timed at a few widths, with all units and without any. The values of the arrays do not matter: neither weights nor data are
+read.
 """
 
 import math
 import time
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +24,9 @@ from dsee_jax.models.architecture import Model
 
 POINTS = 7
 """The widths of each kind of units that are timed, at equal distances from 0 to all units."""
+
+WIDTHS = 4
+"""The hidden widths that are timed, at equal distances up to the full one."""
 
 ROUNDS = 9
 """The rounds of a measurement. Each round times every width once, right after the whole model: the time of a width is the
@@ -50,6 +55,9 @@ class Latency(NamedTuple):
     its last layer, which then costs less than the others."""
     points: Mapping[str, Mapping[int, float]]
     """``{kind: {units: seconds}}``: of the model with at most so many units of this kind in every layer."""
+    narrow: Mapping[int, tuple[float, float]] = types.MappingProxyType({})
+    """``{hidden width: (seconds, seconds)}``: of the model with all units and of the one without any. Empty where hidden
+    dimensions are not measured."""
 
     def layer_seconds(self, kind: str, number: int, size: int) -> np.ndarray:
         """Return the seconds that layer ``number`` adds by 0 to ``size`` units, (size + 1,); the first is 0."""
@@ -76,6 +84,35 @@ class Latency(NamedTuple):
         parts = zip(at, at[1:], per_unit, strict=False)
         return sum(((np.clip(kept, low, high) - low) * each for low, high, each in parts), np.zeros(size + 1))
 
+    def of_width(self, width: int) -> "Latency":
+        """Return the times of the model with ``width`` hidden dimensions.
+
+        The times of the model with all units and without any are interpolated between the measured widths. All other times
+        lie between the two as they do at the full width. Below the least measured width the times are those at it.
+        """
+        at = sorted(self.narrow)
+        # A narrower model that is measured slower is noise.
+        whole, empty = (
+            float(np.interp(width, at, scipy.optimize.isotonic_regression([self.narrow[each][part] for each in at]).x))
+            for part in (0, 1)
+        )
+        units = max(self.seconds - self.empty, 0.0)
+        factor = max(whole - empty, 0.0) / units if units else 0.0
+
+        def narrowed(seconds: float) -> float:
+            return empty + (seconds - self.empty) * factor
+
+        return self._replace(
+            seconds=whole,
+            empty=empty,
+            one=self.one * empty / self.empty,
+            last={kind: narrowed(seconds) for kind, seconds in self.last.items()},
+            points={
+                kind: {point: narrowed(seconds) for point, seconds in each.items()}
+                for kind, each in self.points.items()
+            },
+        )
+
     def rest_of_layer(self) -> float:
         """Return the seconds that a layer adds besides its units; 0 where layers are not measured."""
         depth = max(map(len, self.widths.values()))
@@ -84,18 +121,26 @@ class Latency(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         """Return the times as JSON values, the inverse of `from_json`."""
-        return self._asdict()
+        return self._asdict() | {"narrow": dict(self.narrow)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Latency":
         """Read the result of `as_json`, whose keys JSON has turned into text."""
         points = {kind: {int(at): seconds for at, seconds in each.items()} for kind, each in value["points"].items()}
         widths = {kind: tuple(each) for kind, each in value["widths"].items()}
-        return cls(**{**value, "widths": widths, "points": points})
+        narrow = {int(at): (whole, empty) for at, (whole, empty) in value.get("narrow", {}).items()}
+        return cls(**{**value, "widths": widths, "points": points, "narrow": narrow})
 
 
 def measure(
-    model: Model, *, rows: int, length: int, param_dtype: str = "float32", layers: bool = False, rounds: int = ROUNDS
+    model: Model,
+    *,
+    rows: int,
+    length: int,
+    param_dtype: str = "float32",
+    layers: bool = False,
+    hidden: bool = False,
+    rounds: int = ROUNDS,
 ) -> Latency:
     """Time the forward pass of a model of this library at several widths, on the first local device.
 
@@ -105,6 +150,7 @@ def measure(
       length: tokens of an example.
       param_dtype: of the weights; the products run in the dtype of the model.
       layers: time the model without layers too.
+      hidden: time the model at `WIDTHS` hidden widths too, with all units and without any.
       rounds: timings of each width, 1 or more.
     """
     widths = model.config.widths
@@ -128,11 +174,18 @@ def measure(
     cut["empty", 0] = model.clone(config=empty)
     if layers:
         cut["one", 0] = model.clone(config=empty.with_layers([not number for number in range(depth)]))
+    full = model.config.hidden_size
+    narrower = sorted({max(round(full * part / WIDTHS), 1) for part in range(1, WIDTHS)} - {full}) if hidden else []
+    for width in narrower:
+        own = model.config.with_hidden(width)
+        cut["whole", width] = model.clone(config=own.with_widths(**widths))
+        cut["nothing", width] = model.clone(config=own.with_widths(**dict.fromkeys(widths, (0,) * depth)))
     options: dict[str, Any] = {"rows": rows, "length": length, "param_dtype": param_dtype, "rounds": rounds}
     first, *others = times([model, *cut.values()], **options)
     of = dict(zip(cut, others, strict=True))
     measured = {kind: {point: of.get((kind, point), first) for point in each} for kind, each in points.items()}
     last = {kind: of[kind, "last"] for kind in widths}
+    narrow = {width: (of["whole", width], of["nothing", width]) for width in narrower}
     return Latency(
         rows,
         length,
@@ -143,6 +196,7 @@ def measure(
         of.get(("one", 0), of["empty", 0]),
         last,
         measured,
+        narrow | {full: (first, of["empty", 0])} if hidden else {},
     )
 
 

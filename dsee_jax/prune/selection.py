@@ -141,6 +141,11 @@ def _hidden(
     left = width - units.partial_removal_count("hidden", amount, width, "hidden dimensions")
     if not isinstance(score, str):
         return multihost.to_host(top_k(_own_scores(score, "hidden", width), left))
+    return multihost.to_host(top_k(hidden_scores(model, params, adapter, score, key), left))
+
+
+def hidden_scores(model: Model, params: Params, adapter: Adapter | None, score: str, key: Any = None) -> jax.Array:
+    """Return the scores of the hidden dimensions as `select` compares them, float32 (width,); arguments as of `select`."""
     axes = {
         path: (axis, 1)
         for path, (axis, *_) in models.hidden_axes(model).items()
@@ -148,7 +153,7 @@ def _hidden(
     }
     folded = None if key is None else jax.random.fold_in(key, _KEYS["hidden"])
     (scored,) = units.scores(params, adapter, [Units(axes, tuple(axes))], score, key=folded)
-    return multihost.to_host(top_k(scored, left))
+    return scored
 
 
 def _own_scores(scores: Tree, kind: str, total: int) -> jax.Array:

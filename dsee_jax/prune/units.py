@@ -188,7 +188,7 @@ def check_units(model: Model, params: Params, prunable: list[str], pruning: Prun
         _check_prunable("layers", pruning, prunable, [path for path in flat if stacks.place(path)[1] is not None])
     width, left = model.config.hidden_size, dict[str, int]()
     narrow = width - partial_removal_count("prune.hidden", pruning.hidden, width, "hidden dimensions")
-    if narrow < width:
+    if narrow < width or pruning.target.hidden:
         _check_prunable("hidden", pruning, prunable, [path for path in flat if stacks.place(path)[1] is not None])
     for kind, layers in models.cuts(model).items():
         amount = getattr(pruning, kind)
@@ -236,9 +236,13 @@ def _check_prunable(kind: str, pruning: PruneConfig, prunable: Container[str], p
 
 
 def standard(config: ModelConfig, kind: str, number: int) -> bool:
-    """Return whether the standard fields of a config can hold ``number`` units of a kind in every layer."""
+    """Return whether the standard fields of a config can hold ``number`` units of a kind in every layer.
+
+    Those that give a number of heads give their size too: together they may have to fill the hidden width.
+    """
     widths = {**config.widths, kind: (number,) * len(config.widths[kind])}
-    return kind not in hf_config.kept_kinds(config.with_widths(**widths))
+    fields = {kind, "hidden"} if kind == "heads" else {kind}
+    return fields.isdisjoint(hf_config.kept_kinds(config.with_widths(**widths)))
 
 
 def warn_unless_standard(config: ModelConfig, kind: str, left: int) -> None:

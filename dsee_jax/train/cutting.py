@@ -26,9 +26,14 @@ def choose(setup: Setup, trained: dict[str, Any]) -> Masks:
     if not prune.target.kind:
         options = {name: getattr(prune, name) for name in ("heads", "neurons", "layers", "hidden", "scope")}
         return selection.select(setup.model, params, updates, **options, **scored)
-    spent, scores = target.of_setup(setup), scored["score"]
-    if isinstance(scores, str):
-        scores = budget.balanced(units.by_kind(params, updates, models.cuts(setup.model), **scored), spent)
+    spent = target.of_setup(setup)
+    if not isinstance(scored["score"], str):
+        return target.choose(setup, scored["score"], spent)
+    by_kind = units.by_kind(params, updates, models.cuts(setup.model), **scored)
+    scores: dict[str, Any] = {**budget.balanced(by_kind, spent)}
+    if prune.target.hidden:
+        hidden = selection.hidden_scores(setup.model, params, updates, **scored)
+        scores["hidden"] = target.balanced(setup, hidden, spent)
     return target.choose(setup, scores, spent)
 
 
@@ -45,7 +50,9 @@ def _sensitivity(setup: Setup, params: Params) -> Tree:
 
     limit = setup.config.data.batch_tokens
     parts = (part for batch in calibrated.batches(setup) for part in _parts(batch, limit))
-    return sensitivity.taylor(of_rows, params, models.cuts(setup.model), parts)
+    prune = setup.config.prune
+    hidden = models.hidden_axes(setup.model) if prune.hidden or prune.target.hidden else None
+    return sensitivity.taylor(of_rows, params, models.cuts(setup.model), parts, hidden=hidden)
 
 
 def _parts(batch: Mapping[str, Array], limit: int) -> Iterator[dict[str, Array]]:

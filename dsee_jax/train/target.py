@@ -1,6 +1,7 @@
 """The target of a cut in a run (``prune.target``): its costs, whether it can be met, the chosen units, the ratio reached."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,16 @@ from dsee_jax import models, tree
 from dsee_jax.ckpt.folders import LATENCY, read_json
 from dsee_jax.errors import InputError
 from dsee_jax.metrics import flops
-from dsee_jax.prune import budget, costs, earlybert, latency, units
+from dsee_jax.models import hf_config
+from dsee_jax.prune import budget, costs, earlybert, latency, units, width
 from dsee_jax.prune.budget import Costs, Counts
+from dsee_jax.prune.costs import Dimensions
 from dsee_jax.prune.latency import Latency
 from dsee_jax.runtime import files, multihost, storage
 from dsee_jax.train.results import kept_numbers, trained_head
 from dsee_jax.train.setup import Setup
 from dsee_jax.train.step import adapter
-from dsee_jax.typing import Masks, Tree
+from dsee_jax.typing import Array, Masks, Tree
 
 
 def check(setup: Setup) -> None:
@@ -25,58 +28,97 @@ def check(setup: Setup) -> None:
     For ``latency`` this measures the times, the first time that a run is called, and writes them into its folder.
     """
     if setup.config.prune.target.kind:
-        cuts = models.cuts(setup.model)
-        choose(setup, earlybert.init(cuts, setup.params), of_setup(setup))
+        alike: dict[str, Any] = dict(earlybert.init(models.cuts(setup.model), setup.params))
+        if setup.config.prune.target.hidden:
+            alike["hidden"] = np.ones(setup.model.config.hidden_size)
+        choose(setup, alike, of_setup(setup))
 
 
-def of_setup(setup: Setup) -> Costs:
-    """Return the costs of the unpruned model of a run that its target bounds."""
+def of_setup(setup: Setup, hidden: np.ndarray | None = None) -> Costs:
+    """Return the costs of the unpruned model of a run that its target bounds.
+
+    Args:
+      setup: of the run.
+      hidden: bool (width,); the costs are those of the model with these hidden dimensions alone. None: all.
+    """
     target, cuts = setup.config.prune.target, models.cuts(setup.model)
     updates = adapter(setup.trained, setup.supports, setup.config.delta)
     if target.kind == "latency":
-        return costs.latency(_measured(setup), setup.params, cuts)
+        return costs.latency(_measured(setup), setup.params, cuts, width=0 if hidden is None else int(hidden.sum()))
+    options = {} if hidden is None else {"hidden": Dimensions(models.hidden_axes(setup.model), hidden)}
     if target.kind == "parameters":
         backbone = tree.flatten(setup.params).keys() - set(trained_head(setup))
-        return costs.parameters(setup.params, updates, cuts, backbone)
+        return costs.parameters(setup.params, updates, cuts, backbone, **options)
     matrices, trained = flops.kernels(setup.model, setup.params, set(setup.head)), tree.flatten(setup.trained["params"])
     length = setup.config.data.max_length
-    return costs.flops(setup.params, updates, cuts, matrices, length=length, filled=trained)
+    return costs.flops(setup.params, updates, cuts, matrices, length=length, filled=trained, **options)
+
+
+def balanced(setup: Setup, scores: Array, spent: Costs) -> np.ndarray:
+    """Return `dsee_jax.prune.width.balanced` scores of the hidden dimensions of a run, whose costs are ``spent``."""
+    half = np.arange(len(scores)) < max(len(scores) // 2, 1)
+    return width.balanced(scores, spent, of_setup(setup, half), int(half.sum()))
 
 
 def choose(setup: Setup, scores: Tree, spent: Costs) -> Masks:
-    """Return the kept units of the highest score within the target.
+    """Return the kept units of the highest score within the target; ``spent`` are the costs of all hidden dimensions.
 
-    With ``prune.target.layers`` layers may go; where they have no scores, those of their units add up.
-    ``prune.uniform``: every layer keeps the same number. Where the numbers that config.json can hold are enough for the
-    target, only these are chosen among.
+    With ``prune.target.layers`` layers may go; where they have no scores, those of their units add up. With
+    ``prune.target.hidden`` hidden dimensions may go. ``prune.uniform``: every layer keeps the same number. Where the numbers
+    that config.json can hold are enough for the target, only these are chosen among; a width that it cannot hold never is.
     """
-    prune = setup.config.prune
-    among = budget.counts(scores, multiple=prune.target.multiple)
-    if not prune.target.layers:
-        scores = {kind: scores[kind] for kind in among}
-    elif "layers" not in scores:
-        scores = budget.with_layers(scores, spent)
+    target, uniform, size = setup.config.prune.target, setup.config.prune.uniform, setup.model.config.hidden_size
+    among = budget.counts(scores, multiple=target.multiple)
+    kinds = [*among, *(kind for kind in ("layers", "hidden") if getattr(target, kind))]
+    if target.layers and "layers" not in scores:
+        scores = {**scores, **budget.with_layers(scores, spent)}
+    scores = {kind: scores[kind] for kind in kinds}
+
+    def narrowed(flags: np.ndarray) -> Costs:
+        return spent if flags.all() else of_setup(setup, flags)
+
+    def best(among: Mapping[int, Counts]) -> Masks:
+        options: dict[str, Any] = {"uniform": uniform}
+        if not target.hidden:
+            return budget.choose(scores, spent, target.budget, among=among[size], **options)
+        return width.choose(scores, narrowed, target.budget, among=among, **options)
+
+    widths = width.widths(size, multiple=target.multiple) if target.hidden else [size]
     try:
-        if not prune.uniform:
-            return budget.choose(scores, spent, prune.target.budget, among=among)
+        if not uniform:
+            return best(dict.fromkeys(widths, among))
         among = {kind: {name: each[1:] for name, each in layers.items()} for kind, layers in among.items()}
+        held = _held(setup, among, widths)
         try:
-            return budget.choose(scores, spent, prune.target.budget, among=_standard(setup, among), uniform=True)
+            return best({size: among} | held)
         except InputError:
-            return budget.choose(scores, spent, prune.target.budget, among=among, uniform=True)
+            return best(held | {size: among})
     except InputError as error:
-        raise InputError(f"prune.target.{prune.target.kind}: {error}") from None
+        raise InputError(f"prune.target.{target.kind}: {error}") from None
 
 
-def _standard(setup: Setup, among: Counts) -> Counts:
-    """Return the choices of ``among`` that the standard fields of config.json can hold; all, where they can hold none."""
-    return {
-        kind: {
-            name: [number for number in each if units.standard(setup.model.config, kind, number)] or each
-            for name, each in layers.items()
+def _held(setup: Setup, among: Counts, widths: Sequence[int]) -> dict[int, Counts]:
+    """Return the choices of ``among`` that the standard fields of config.json can hold, by hidden width.
+
+    Besides ``widths`` there are those that a number of heads fills. The full width is left out where no choice can be held.
+    """
+    config, every = setup.model.config, set(widths)
+    if len(widths) > 1:
+        multiple = setup.config.prune.target.multiple or 1
+        filled = range(config.head_size, config.hidden_size, config.head_size)
+        every |= {size for size in filled if size % multiple == 0}
+    held: dict[int, Counts] = {}
+    for size in every:
+        own = config if size == config.hidden_size else config.with_hidden(size)
+        choices = {
+            kind: {
+                name: [number for number in each if units.standard(own, kind, number)] for name, each in layers.items()
+            }
+            for kind, layers in among.items()
         }
-        for kind, layers in among.items()
-    }
+        if all(each for layers in choices.values() for each in layers.values()):
+            held[size] = choices
+    return held
 
 
 def record(before: Setup, after: Setup) -> dict[str, Any]:
@@ -88,10 +130,11 @@ def record(before: Setup, after: Setup) -> dict[str, Any]:
     target, cut = before.config.prune.target, {"kept": kept_numbers(after)}
     if not target.kind:
         return cut
-    if before.config.prune.uniform:
+    if before.config.prune.uniform and hf_config.kept_kinds(after.model.config):
         for kind, widths in after.model.config.widths.items():
             units.warn_unless_standard(before.model.config, kind, widths[0])
-    ratio = float(of_setup(before).ratio(after.kept).max())
+    units_kept = {kind: part for kind, part in after.kept.items() if kind != "hidden"}
+    ratio = float(of_setup(before, after.kept.get("hidden")).ratio(units_kept).max())
     cut["target"] = {"kind": target.kind, "budget": target.budget, "reached": ratio}
     if target.kind == "latency":
         whole, small = _times(before, after)
@@ -116,8 +159,8 @@ def _measured(setup: Setup) -> Latency:
     def measure() -> dict[str, Any]:
         if place.exists():
             return read_json(place)
-        layers = setup.config.prune.target.layers
-        times = latency.measure(setup.model, layers=layers, **_batch(setup)).as_json()
+        target = setup.config.prune.target
+        times = latency.measure(setup.model, layers=target.layers, hidden=target.hidden, **_batch(setup)).as_json()
         files.write(place, times)
         return read_json(place)
 

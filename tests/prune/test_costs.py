@@ -1,6 +1,7 @@
 """The costs by kept units equal those that are counted on the cut model."""
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -125,6 +126,30 @@ def test_a_dropped_layer_costs_nothing(made):
     assert float(spent.ratio(kept)[0]) == pytest.approx(left / sum(leaf.size for leaf in flat.values()), abs=1e-12)
 
 
+def test_costs_of_fewer_hidden_dimensions_are_those_of_the_cut_model(made):
+    """Zeros, factors and coordinates along the dimensions that go are not counted."""
+    model, params, adapter, kept = made
+    flags, cuts, flat = np.arange(24) % 4 > 0, models.cuts(model), tree.flatten(params)
+    narrow: dict[str, Any] = {"hidden": costs.Dimensions(models.hidden_axes(model), flags)}
+    paths = flops.kernels(model, params, {"classifier/kernel", "pooler/kernel"})
+    backbone = [path for path in flat if not path.startswith("classifier")]
+    spent = costs.flops(params, adapter, cuts, paths, length=16, **narrow)
+    filled = costs.flops(params, adapter, cuts, paths, length=16, filled=paths, **narrow)
+    all_of_it = costs.parameters(params, adapter, cuts, backbone, **narrow)
+    dense, every = flops.dense(params, paths), sum(flat[path].size for path in backbone)
+    for units, tolerance in (({}, 1e-12), (kept, 0.004)):
+        small = cut(model, params, adapter, units | {"hidden": flags})
+        updates, own = count(small["deltas"]), tree.flatten(small["params"])
+        used = flops.sparse(small["params"], paths) + updates
+        longer = flops.example(used, small["params"], cuts["heads"], 16)
+        expected = [used / dense, longer / flops.example(dense, params, cuts["heads"], 16)]
+        np.testing.assert_allclose(spent.ratio(units), expected, atol=tolerance)
+        whole = (flops.dense(small["params"], paths) + updates) / dense
+        assert filled.ratio(units)[0] == pytest.approx(whole, abs=tolerance)
+        left = sum(own[path].size for path in backbone)
+        assert all_of_it.ratio(units)[0] == pytest.approx((left + updates) / every, abs=tolerance)
+
+
 def measured(heads, neurons, empty=2.0, one=2.0, last=8.0):
     """Made-up times of a model whose layers have 3 and 2 heads, and 4 and 8 neurons."""
     widths = {"heads": (3, 2), "neurons": (4, 8)}
@@ -178,3 +203,15 @@ def test_measured_times_survive_json_and_become_costs(made, monkeypatch):
     spent = costs.latency(times, params, models.cuts(model))
     assert spent.ratio({}) == pytest.approx(1.0)
     assert {name: table.shape for name, table in spent.kept["heads"].items()} == {"layer_0": (4, 1), "layer_1": (4, 1)}
+
+
+def test_times_of_a_width_lie_between_those_of_the_model_with_and_without_units():
+    points = {0: 5.0, 2: 9.0, 3: 10.0}, {0: 7.0, 4: 9.0, 8: 10.0}
+    times = measured(*points)._replace(narrow={2: (4.0, 2.0), 4: (10.0, 2.0)})
+    same, half, between = (times.of_width(size) for size in (4, 2, 3))
+    assert same == times
+    assert (half.seconds, half.empty, half.one, half.last["neurons"]) == (4.0, 2.0, 2.0, 3.5)
+    # A quarter of the time of the units is left.
+    np.testing.assert_allclose(half.layer_seconds("heads", 0, 3), times.layer_seconds("heads", 0, 3) / 4)
+    assert between.seconds == 7.0
+    assert Latency.from_json(json.loads(json.dumps(times.as_json()))) == times

@@ -10,7 +10,7 @@ from dsee_jax import models
 from dsee_jax.ckpt import hf
 from dsee_jax.deltas import attach
 from dsee_jax.errors import InputError
-from dsee_jax.prune import earlybert, sensitivity
+from dsee_jax.prune import earlybert, sensitivity, width
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,28 @@ def test_scores_are_squared_derivatives_of_rows(made):
     half = [{name: array[part] for name, array in batch.items()} for part in (slice(0, 1), slice(1, None))]
     apart = sensitivity.taylor(losses, params, cuts, half)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-12), apart, scores)
+
+
+def test_scores_of_hidden_dimensions_are_squared_derivatives_at_all_uses(made):
+    model, params = made
+    cuts, axes, batch = models.cuts(model), models.hidden_axes(model), tiny.batch()
+    losses = lambda params, batch: jnp.sum(attach.apply(model, params, None, batch) * jnp.array([[1.0, -2.0]]), axis=1)
+    scores = sensitivity.taylor(losses, params, cuts, [batch], hidden=axes)
+    assert jax.tree.map(jnp.shape, scores) == {
+        "heads": {"layer_0": (3,)},
+        "neurons": {"layer_0": (40,)},
+        "hidden": (24,),
+        "layers": (1,),
+    }
+    step, scored = 3e-2, scores["hidden"]
+
+    def moved(unit, by):
+        with width.weighted(jnp.ones(24).at[unit].add(by), axes):
+            return losses(params, batch)
+
+    for unit in (0, 17):
+        slopes = (moved(unit, step) - moved(unit, -step)) / (2 * step)
+        assert float(scored[unit]) == pytest.approx(float(jnp.sum(jnp.square(slopes))), rel=0.02)
 
 
 def test_no_batches_are_an_error(made):

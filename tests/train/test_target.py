@@ -21,13 +21,15 @@ TAYLOR = {"prune__kind": "structured", "prune__score": "TAYLOR", "prune__calibra
 
 @pytest.fixture
 def timed(monkeypatch):
-    """Replace measured times by made-up ones: 1 for every head and a tenth for every neuron, of 50 in all."""
+    """Replace measured times by made-up ones, in proportion to the width: 1 for every head and a tenth for every neuron, of 50
+    in all."""
     calls = []
 
     def times(each, **options):
         calls.append(options)
-        widths = [model.config.widths for model in each]
-        return [50 + sum(one["heads"]) - 3 + sum(one["neurons"]) / 10 - 4 for one in widths]
+        widths = [model.config.widths | {"hidden": model.config.hidden_size} for model in each]
+        units = [sum(one["heads"]) - 3 + sum(one["neurons"]) / 10 - 4 for one in widths]
+        return [(50 + of_units) * one["hidden"] / 24 for one, of_units in zip(widths, units, strict=True)]
 
     monkeypatch.setattr(latency, "times", times)
     return calls
@@ -48,6 +50,8 @@ def test_target_that_cannot_be_met_is_refused_with_the_least(tmp_path):
         prune__target__multiple=40,
     )
     fails(tmp_path, r"prune\.target\.parameters: .* of it is left", **TAYLOR, prune__target__parameters=0.1)
+    least = r"prune\.target\.flops: .* fewest heads, neurons and hidden dimensions 0\.02\d+ of it is left"
+    fails(tmp_path, least, **TAYLOR, prune__target__flops=0.01, prune__target__hidden=True)
     assert not (tmp_path / "run").exists()
 
 
@@ -65,13 +69,25 @@ def chosen(folder, **overrides):
         for kind, layers in spent.kept.items()
         if kind != "layers"
     }
-    return {kind: int(each["layer_0"].sum()) for kind, each in target.choose(setup, scores, spent).items()}
+    scores["hidden"] = np.random.default_rng(1).random(24)
+    kept = target.choose(setup, scores, spent)
+    return {kind: int((each if kind == "hidden" else each["layer_0"]).sum()) for kind, each in kept.items()}
 
 
 def test_uniform_target_prefers_numbers_that_config_json_holds(tmp_path):
     """BERT's config.json has no size of a head: all heads stay as long as neurons suffice."""
     assert chosen(tmp_path, prune__uniform=True, prune__target__flops=0.7)["heads"] == 3
     assert chosen(tmp_path, prune__uniform=True, prune__target__flops=0.3)["heads"] < 3
+
+
+def test_uniform_target_takes_widths_that_config_json_holds(tmp_path):
+    """BERT's heads fill the width: 16 or 8 of the 24 dimensions stay with 2 or 1 heads of each layer."""
+    numbers = {
+        budget: chosen(tmp_path, prune__uniform=True, prune__target__flops=budget, prune__target__hidden=True)
+        for budget in (0.9, 0.5, 0.2)
+    }
+    assert all(each.get("hidden", 24) == 8 * each["heads"] for each in numbers.values())
+    assert numbers[0.2]["hidden"] < 24
 
 
 @pytest.mark.slow
@@ -89,12 +105,27 @@ def test_run_meets_its_target(tmp_path, kind):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("score", ["TAYLOR", "W"])
+@pytest.mark.parametrize("kind", ["flops", "parameters"])
+def test_run_may_lose_hidden_dimensions(tmp_path, kind, score):
+    options = TAYLOR | {"prune__score": score, f"prune__target__{kind}": 0.4, "prune__target__hidden": True}
+    results, out = runs.run(tmp_path, **options, train__epochs=0.2, train__retune_epochs=0.2)
+    left, record = results["kept"]["hidden"], results["stages"][1]
+    assert left < 24
+    assert record["kept"] == results["kept"]
+    assert 0.3 < results[f"{kind}_ratio"] <= record["target"]["reached"] <= 0.4
+    assert json.loads((out / "model" / "config.json").read_text())["hidden_size"] == left
+
+
+@pytest.mark.slow
 def test_run_that_dies_after_the_cut_gives_the_same_result(tmp_path, timed, monkeypatch):
-    options = TAYLOR | {"prune__target__latency": 0.94, "train__epochs": 0.5, "train__retune_epochs": 0.5}
+    options = TAYLOR | {"prune__target__latency": 0.5, "prune__target__hidden": True}
+    options |= {"train__epochs": 0.5, "train__retune_epochs": 0.5}
     results, out = runs.run(tmp_path, **options)
     measured = len(timed)
     record = results["stages"][1]["target"]
-    assert record["reached"] <= 0.94
+    assert record["reached"] <= 0.5
+    assert results["kept"]["hidden"] < 24
     assert record["measured"] == pytest.approx(record["reached"])
     append = files.append
 

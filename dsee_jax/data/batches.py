@@ -119,6 +119,8 @@ class Batches:
     seed: int
     edges: np.ndarray
     """The padded lengths, from `bucket_edges`."""
+    first: int = 0
+    """The steps of earlier stages: the order goes on after them, instead of from its beginning."""
     _epoch: dict[int, np.ndarray] = dataclasses.field(default_factory=dict, init=False, repr=False)
     """The `epoch_batches` of the latest epoch that was read."""
 
@@ -134,7 +136,7 @@ class Batches:
     def __getitem__(self, index: int) -> Batch:
         if not 0 <= index < len(self):
             raise IndexError(f"step {index} of {len(self)}")
-        epoch, position = divmod(index, self.steps_per_epoch)
+        epoch, position = divmod(self.first + index, self.steps_per_epoch)
         rows = self._epoch.get(epoch)
         if rows is None:
             buckets = np.searchsorted(self.edges, self.tokens.lengths)

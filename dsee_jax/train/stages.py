@@ -206,16 +206,21 @@ def written(session: Session, run: Run, trained: dict[str, Any], masks: Masks, n
     return metrics
 
 
-def batches(setup: Setup, epochs: float) -> Batches:
-    """Return the training batches of ``epochs`` passes over the data, by step."""
+def batches(setup: Setup, epochs: float, *, first: int = 0) -> Batches:
+    """Return the training batches of ``epochs`` passes over the data, by step; the order begins at its step ``first``."""
     train = setup.config.train
-    return Batches(setup.data.train, train.batch_size, epochs=epochs, seed=train.seed, edges=setup.data.edges)
+    options: dict[str, Any] = {"seed": train.seed, "edges": setup.data.edges, "first": first}
+    return Batches(setup.data.train, train.batch_size, epochs=epochs, **options)
 
 
 def training_stage(setup: Setup, name: str) -> Stage:
-    """Return a stage that trains: search, tune or retune."""
+    """Return a stage that trains: search, tune or retune.
+
+    Its data go on where those of the stage before end, so that two stages of half a pass each read every example once. A
+    search that settles early counts as a whole one.
+    """
     train = setup.config.train
-    source = batches(setup, _epochs(setup)[name])
+    source = batches(setup, _epochs(setup)[name], first=sum(_earlier(setup, name)))
     peak = train.retune_learning_rate if name == "retune" else 0.0
     peak, steps = peak or train.learning_rate, len(source)
     if name == "search":
@@ -228,10 +233,15 @@ def training_stage(setup: Setup, name: str) -> Stage:
 
 def offset(setup: Setup, name: str) -> int:
     """Return the number of the checkpoint before the first step of a stage; of ``before``, which precedes all, it is 0."""
-    epochs = _epochs(setup)
-    earlier = itertools.takewhile(lambda stage: stage != name, ("before", *names(setup.config)))
     # A stage of n steps has n + 1 checkpoints at most: one before its first step.
-    return sum(len(batches(setup, epochs[stage])) + 1 for stage in earlier if stage in epochs)
+    return sum(steps + 1 for steps in _earlier(setup, name))
+
+
+def _earlier(setup: Setup, name: str) -> list[int]:
+    """Return the steps of the stages that train before a stage."""
+    epochs = _epochs(setup)
+    stages = itertools.takewhile(lambda stage: stage != name, ("before", *names(setup.config)))
+    return [len(batches(setup, epochs[stage])) for stage in stages if stage in epochs]
 
 
 def passes(config: Config, steps_per_epoch: int) -> dict[str, float]:

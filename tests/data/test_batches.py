@@ -1,5 +1,6 @@
 """Batches by length: every example once per epoch, little padding, deterministic, and equal after a restart."""
 
+import dataclasses
 import itertools
 import json
 
@@ -37,6 +38,16 @@ def assert_same(one, other):
     for name in one:
         assert one[name].dtype == other[name].dtype
         np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_later_stage_goes_on_in_the_order_of_the_data():
+    """From the middle of an epoch on, into the next one."""
+    whole, first = make(epochs=3.0), 20
+    later = dataclasses.replace(make(epochs=1.0), first=first)
+    assert len(later) == later.steps_per_epoch == 13
+    for number in (0, 5, 6, 12):
+        assert_same(later[number], whole[first + number])
+    assert_same(next(iterate(later)), whole[first])
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=40), st.integers(1, 6), st.sampled_from([0.0, 0.1, 0.3]))

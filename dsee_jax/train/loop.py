@@ -76,11 +76,13 @@ def run(
             with preemption.noticed(), checkpoints.opened(out / CHECKPOINTS) as store:
                 begin = store.last.latest_step()
                 session = Session(store, out, say, stack.enter_context(trackers.opened(config, begin, tracked)))
-                state = _start(session, setup)
+                # No name here holds an earlier run or setup: their params would stay in memory to the end.
+                states = [_start(session, setup)]
+                setup = setup._replace(params=jax.eval_shape(lambda params: params, setup.params))
                 order = stages.names(config)
-                for name in order[order.index(state.progress.stage) :]:
-                    state = stages.STAGES[name](session, state)
-            return _finish(session, setup, state)
+                for name in order[order.index(states[0].progress.stage) :]:
+                    states.append(stages.STAGES[name](session, states.pop()))
+            return _finish(session, setup, states.pop())
 
 
 def _begin(setup: Setup, config: Config, out: storage.Place) -> None:
@@ -98,7 +100,10 @@ def _begin(setup: Setup, config: Config, out: storage.Place) -> None:
 
 
 def _finish(session: Session, setup: Setup, state: Run) -> dict[str, Any]:
-    """Write the model, the adapter and ``metrics.json`` of a run after its last stage, and return the figures."""
+    """Write the model, the adapter and ``metrics.json`` of a run after its last stage, and return the figures.
+
+    ``setup`` is that at the start, with the shapes of its params.
+    """
     setup, final, trained, masks = results.to_host_layers(setup, state.setup, state.trained, state.masks)
     content, out = {}, session.out
     if multihost.is_main():
@@ -129,14 +134,14 @@ def _start(session: Session, setup: Setup) -> Run:
     latest = checkpoints.latest(
         session.store, lambda masks: sharding.shardings(setup.placed, {"masks": masks})["masks"]
     )
-    order = stages.names(setup.config)
+    order, whole = stages.names(setup.config), setup if setup.config.train.distill.weight else None
     if latest is None:
         files.write_text(session.out / LOG, "")
         progress = Progress(order[0], 0, None, None, [], 0.0, 0, [])
-        start = Run(setup, make_programs(setup), setup.trained, {}, progress, setup)
+        start = Run(setup, make_programs(setup), setup.trained, {}, progress, whole)
         before = stages.scored(session, start, "before")
         return start._replace(progress=progress._replace(done=[before]))
-    progress, masks, whole = Progress(**latest[0]), latest[1], setup
+    progress, masks = Progress(**latest[0]), latest[1]
     if masks and setup.config.prune.kind in CUTTING and progress.stage != "search":
         # Heads and neurons are already cut: these masks name the units that stay.
         setup, masks = pruning.resize(setup, masks), {}

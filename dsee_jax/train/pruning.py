@@ -8,7 +8,7 @@ from dsee_jax.config import PruneConfig
 from dsee_jax.masks import apply as apply_masks
 from dsee_jax.prune import compaction, weights
 from dsee_jax.train import calibrated, cutting, sharding
-from dsee_jax.train.setup import Setup, keys
+from dsee_jax.train.setup import Setup, changes_kernels, keys
 from dsee_jax.train.step import Frozen
 from dsee_jax.typing import Masks
 
@@ -127,7 +127,8 @@ def resize(setup: Setup, kept: Masks) -> Setup:
 def freeze(setup: Setup, masks: Masks) -> Frozen:
     """Return the `Frozen` input of a step: the masked params that are not trained, and the masks of those that are."""
     moving = tree.flatten(setup.trained["params"])
-    flat = tree.flatten(apply_masks(setup.params, masks))
+    # Frozen kernels that pruning changed have zeros there already: masked, they would be in memory twice.
+    flat = tree.flatten(setup.params if changes_kernels(setup) else apply_masks(setup.params, masks))
     rest = tree.unflatten({path: leaf for path, leaf in flat.items() if path not in moving})
     return Frozen(rest, setup.supports, _within(masks, moving))
 

@@ -131,12 +131,14 @@ def prune(session: Session, run: Run) -> Run:
 def retune(session: Session, run: Run) -> Run:
     """Train on after pruning, with a teacher where the run distils; a gradual schedule draws larger masks on the way."""
     setup, whole, config = run.setup, run.whole, run.setup.config.train.distill
-    if not config.weight:
+    if whole is None:
         return _train(session, run, "retune", _sparsities(setup))
     trained, outputs = teachers.load(session.out, whole)
-    setup = setup._replace(data=setup.data._replace(train=setup.data.train._replace(teacher=outputs)))
-    run = run._replace(setup=setup, programs=distilling(run.programs, setup, whole))
     frozen = None if trained is None else sharding.place(whole.placed, pruning.freeze(whole, {}))
+    setup = setup._replace(data=setup.data._replace(train=setup.data.train._replace(teacher=outputs)))
+    # The teacher's params are in ``frozen``, or not needed any more.
+    whole = whole._replace(params={})
+    run = run._replace(setup=setup, programs=distilling(run.programs, setup, whole), whole=None)
     weight = distill.weights(config, len(training_stage(setup, "retune").source))
     return _train(
         *(session, run, "retune", _sparsities(setup)), lambda number: Teacher(weight(number), trained, frozen)

@@ -63,7 +63,7 @@ class Run(NamedTuple):
     trained: Any  # the start of the next stage; None: resume from the newest checkpoint, whose record is ``progress``
     masks: Masks  # of the pruned weights; after a search, the units that stay
     progress: Progress
-    whole: Setup  # as before the first stage
+    whole: Setup | None = None  # as before pruning, for the teacher of a distillation; None: the run has none
 
 
 class Stage(NamedTuple):

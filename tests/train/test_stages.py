@@ -1,10 +1,14 @@
-"""The stages of a run: the data that each reads."""
+"""The stages of a run: the data that each reads, and the arrays that stay in memory."""
 
+import gc
+
+import jax
 import numpy as np
 import pytest
 
 import runs
-from dsee_jax.train import stages
+from dsee_jax import tree
+from dsee_jax.train import stages, trainer
 from dsee_jax.train.setup import prepare
 
 
@@ -26,3 +30,46 @@ def test_stages_of_half_a_pass_each_read_every_example_once(tmp_path, kind):
     assert sorted(examples(first) + examples(second)) == examples(stages.batches(made, 1))
     whole = stages.batches(made, 1)
     np.testing.assert_array_equal(first[0]["input_ids"], whole[0]["input_ids"])
+
+
+COPIES = {
+    "sparsegpt": (1, {"prune__score": "SPARSEGPT", "prune__scope": "tensor"}),
+    "sparsegpt, distilled from logits": (
+        1,
+        {"prune__score": "SPARSEGPT", "prune__scope": "tensor", "train__distill__weight": 0.5},
+    ),
+    "sparsegpt, the teacher runs": (
+        2,
+        {
+            "prune__score": "SPARSEGPT",
+            "prune__scope": "tensor",
+            "train__distill__weight": 0.5,
+            "train__distill__hidden": 1.0,
+        },
+    ),
+    "masked": (2, {"prune__score": "W"}),
+    "structured": (0, {"prune__kind": "structured", "prune__neurons": 8}),
+}
+"""The copies of a frozen kernel of its first size while a run re-tunes: masks need the kernel as it was, and a teacher too."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", COPIES)
+def test_no_copy_of_a_frozen_kernel_stays_without_need(tmp_path, monkeypatch, kind):
+    expected, options = COPIES[kind]
+    made = prepare(runs.config(tmp_path, **options))
+    (shape,) = {leaf.shape for path, leaf in tree.flatten(made.params).items() if path.endswith("up/kernel")}
+    del made
+    fit, found = trainer.fit, {}
+
+    def counting(session, run, stage, point, hooks):
+        gc.collect()
+        before = [leaf for leaf in jax.live_arrays() if leaf.shape == shape and leaf.dtype == "float32"]
+        found[stage.name] = len({leaf.unsafe_buffer_pointer() for leaf in before})
+        return fit(session, run, stage, point, hooks)
+
+    monkeypatch.setattr(trainer, "fit", counting)
+    gc.collect()
+    others = len([leaf for leaf in jax.live_arrays() if leaf.shape == shape and leaf.dtype == "float32"])
+    runs.run(tmp_path, **options, train__epochs=0.2, train__retune_epochs=0.2)
+    assert found == {"tune": 1 + others, "retune": expected + others}

@@ -1,6 +1,7 @@
 """Runs with a target: the ratio reached, targets that cannot be met, and resumption."""
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +65,7 @@ def chosen(folder, **overrides):
     """Return the kept units of the units' magnitudes without a run."""
     setup = prepare(runs.config(folder, prune__kind="structured", prune__score="W", **overrides))
     spent = target.of_setup(setup)
-    scores = {
+    scores: dict[str, Any] = {
         kind: {name: np.random.default_rng(0).random(len(table) - 1) for name, table in layers.items()}
         for kind, layers in spent.kept.items()
         if kind != "layers"

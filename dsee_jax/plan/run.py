@@ -1,10 +1,11 @@
 """The costs of a run before it starts: its training and evaluation steps, compiled ahead of time without weights and data.
 
 The devices are the local ones, or a TPU topology you do not have (``v5e:16x16``; the extra `tpu` installs libtpu, whose
-compiler runs on any machine). Memory is the compiler's estimate for a step of the stage tune. A run needs more for short
-periods: pruned weights beside the original ones, and with ``train.full`` a second state while a checkpoint is saved. Time
-is a lower bound by a roofline: the maximum of the times for FLOPs, for memory traffic and for traffic between chips, each
-at the peak rate of `roofline.CHIPS`.
+compiler runs on any machine). Memory is the compiler's estimate for a step of the stage tune or, where the run distils, for a
+step of the stage retune with its teacher and a student that has all units. A run needs more for short periods: pruned weights
+beside the original ones, and with ``train.full`` a second state while a checkpoint is saved. Time is a lower bound by a
+roofline: the maximum of the times for FLOPs, for memory traffic and for traffic between chips, each at the peak rate of
+`roofline.CHIPS`.
 """
 
 import dataclasses
@@ -22,8 +23,9 @@ from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.config import Config, model_task
 from dsee_jax.deltas import create
 from dsee_jax.errors import InputError
+from dsee_jax.models.architecture import Model
 from dsee_jax.plan import roofline
-from dsee_jax.train import evaluation, inputs, optim, programs, setup, sharding, step
+from dsee_jax.train import distill, evaluation, inputs, optim, programs, setup, sharding, step, teachers
 from dsee_jax.train.problems import PROBLEMS
 
 DONATED = {"train": (0,), "evaluate": ()}
@@ -73,9 +75,38 @@ def abstract_steps(
         _with_shardings(key, replicated),
         _with_shardings(jax.ShapeDtypeStruct((), jnp.float32), replicated),
     )
-    run = programs.sharded_step(model, optimizer, config, placed, losses=problem.losses)
+    if config.train.distill.weight:
+        train = _distilling(model, optimizer, config, placed, _problem(config, labels), args)
+    else:
+        train = programs.sharded_step(model, optimizer, config, placed, losses=problem.losses), args
     predict = evaluation.predictor(model, config, placed, problem)
-    return {"train": (run, args), "evaluate": (predict, (args[0].trained, *args[1:3]))}, placed
+    return {"train": train, "evaluate": (predict, (args[0].trained, *args[1:3]))}, placed
+
+
+def _distilling(
+    model: Model, optimizer: Any, config: Config, placed: sharding.Placement, task: str, args: tuple[Any, ...]
+) -> Step:
+    """Return the step of re-tuning with the teacher of a config; ``args`` are the arguments of a step without one."""
+    joined = placed.mesh.shape["tensor"] == 1
+    objective = distill.objective(config, model, task, {}, joined=joined)
+    one = programs.sharded_step(model, optimizer, config, placed, objective=objective)
+    state, frozen, batch, key, rate = args
+    if not distill.runs_teacher(config):
+        outputs = jax.eval_shape(teachers.predictor(model, config, placed, task), state.trained, frozen, batch)
+        rows = NamedSharding(placed.mesh, PartitionSpec(sharding.ROWS))
+        batch = batch | _with_shardings(outputs, dict.fromkeys(outputs, rows))
+        return one, (state, frozen, batch, key, rate, step.Teacher(rate))
+    # Weights that no pruning changes are shared with the student.
+    flat, moving = tree.flatten(frozen.params), tree.flatten(state.trained["params"])
+    prunable = tree.select(config.prune.targets, [*flat, *moving])
+    own = tree.split(frozen.params, [path for path in prunable if path in flat])[0]
+
+    def with_teacher(state: Any, frozen: step.Frozen, batch: Any, key: Any, rate: Any, teacher: step.Teacher) -> Any:
+        shared = tree.replace(frozen.params, tree.flatten(teacher.frozen))
+        whole = teacher._replace(frozen=frozen._replace(params=shared, masks={}))
+        return one(state, frozen, batch, key, rate, whole)
+
+    return with_teacher, (state, frozen, batch, key, rate, step.Teacher(rate, state.trained, own))
 
 
 def _problem(config: Config, labels: int) -> str:
@@ -118,7 +149,9 @@ def plan(config: Config, topology: str = "", *, labels: int = 2) -> dict[str, An
     Returns:
       The topology, the mesh, the batch, the number of trained parameters, the bytes of optimiser state against full
       fine-tuning, and the figures of `roofline.analyze` for the training step; under ``evaluate`` those of the evaluation
-      step.
+      step. Where the run distils, ``teacher``: whether the step runs it, the bytes of its params and trained values besides
+      those of the student, on all chips, and the most bytes on disk that its outputs for an example of ``data.max_length``
+      tokens take (0 where the step runs it).
 
     Raises:
       InputError: as `roofline.devices`, `sharding.mesh` and `sharding.placement`.
@@ -139,8 +172,22 @@ def plan(config: Config, topology: str = "", *, labels: int = 2) -> dict[str, An
         "trained": trained,
         "optimizer_bytes": {"this": 8 * trained, "full tuning": 8 * backbone},
     }
+    if config.train.distill.weight:
+        result["teacher"] = teacher_bytes(*steps["train"][1])
     costs = {name: roofline.analyze(*each, placed.mesh, chip, donated=DONATED[name]) for name, each in steps.items()}
     return result | costs.pop("train") | costs
+
+
+def teacher_bytes(state: Any, frozen: Any, batch: Any, key: Any, rate: Any, teacher: step.Teacher) -> dict[str, Any]:
+    """Return the bytes of a teacher, from the arguments of a step with it."""
+    del state, frozen, key, rate
+    held = jax.tree.leaves((teacher.trained, teacher.frozen))
+    outputs = [batch[name] for name in (distill.OUTPUTS, distill.CLASSES) if name in batch]
+    return {
+        "runs_in_step": not outputs,
+        "bytes": sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in held),
+        "disk_bytes_per_example": sum(math.prod(leaf.shape[1:]) * leaf.dtype.itemsize for leaf in outputs),
+    }
 
 
 def largest_batch(config: Config, topology: str, *, labels: int = 2, most: int = 1 << 16) -> int:

@@ -19,10 +19,10 @@ import numpy as np
 
 from dsee_jax import tree
 from dsee_jax.config import Config, DistillConfig, model_task
+from dsee_jax.models.architecture import Model
 from dsee_jax.ops.joint import JointDense
 from dsee_jax.train.losses import hidden_distance, relation_distance, top_k_distillation
 from dsee_jax.train.problems import PROBLEMS
-from dsee_jax.train.setup import Setup
 from dsee_jax.train.step import Objective, Teacher, predict
 from dsee_jax.typing import Array, Masks
 
@@ -46,26 +46,27 @@ def runs_teacher(config: Config) -> bool:
     return bool(distill.hidden or distill.attention or (model_task(config) == "causal-lm" and not distill.top_k))
 
 
-def objective(whole: Setup, kept: Masks, *, joined: bool) -> Objective:
+def objective(config: Config, model: Model, task: str, kept: Masks, *, joined: bool) -> Objective:
     """Return the loss of a step with a teacher.
 
     Args:
-      whole: the setup before pruning; its model is the teacher.
+      config: the run.
+      model: the teacher, the model before pruning.
+      task: the kind of the task, a name of `dsee_jax.train.problems.PROBLEMS`.
       kept: the units of the teacher that the student has (`dsee_jax.prune.units`); empty: all.
       joined: as in `dsee_jax.apply`.
     """
-    config, problem = whole.config, PROBLEMS[whole.data.task.problem]
-    distill, run = config.train.distill, runs_teacher(config)
+    problem, distill, run = PROBLEMS[task], config.train.distill, runs_teacher(config)
     inner = bool(distill.hidden or distill.attention)
     capture: dict[str, Any] = {"capture_intermediates": _captured(distill)} if inner else {}
 
     def loss(outputs: Callable[..., Any], batch: Mapping[str, Array], teacher: Teacher) -> jax.Array:
         logits, states = _parts(outputs(**capture), inner)
-        task = jnp.sum(problem.losses(logits, batch) * batch["weights"])
+        labelled = jnp.sum(problem.losses(logits, batch) * batch["weights"])
         target, target_states = batch.get(OUTPUTS), {}
         if run:
             options: dict[str, Any] = {"joined": joined, "deterministic": True, **capture}
-            target = predict(whole.model, teacher.trained, teacher.frozen, batch, config.delta, **options)
+            target = predict(model, teacher.trained, teacher.frozen, batch, config.delta, **options)
             target, target_states = _parts(jax.lax.stop_gradient(target), inner)
         assert target is not None
         if CLASSES in batch:
@@ -79,9 +80,9 @@ def objective(whole: Setup, kept: Masks, *, joined: bool) -> Objective:
         if distill.hidden:
             total += distill.hidden * jnp.sum(rows * _hidden(states, target_states, kept, mask))
         if distill.attention:
-            count = whole.model.config.head_size
+            count = model.config.head_size
             total += distill.attention * jnp.sum(rows * _relations(states, target_states, kept, mask, count))
-        return (1 - teacher.weight) * task + teacher.weight * total
+        return (1 - teacher.weight) * labelled + teacher.weight * total
 
     return loss
 

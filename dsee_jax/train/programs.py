@@ -56,15 +56,11 @@ def sharded_step(
     return step
 
 
-def distilling(programs: Programs, setup: Setup, whole: Setup) -> Programs:
-    """Return the programs of a run whose step has a teacher: the model of ``whole``, the setup before pruning."""
-    one = sharded_step(
-        setup.model,
-        programs.optimizer,
-        setup.config,
-        setup.placed,
-        objective=distill.objective(whole, setup.kept, joined=setup.placed.mesh.shape["tensor"] == 1),
-    )
+def distilling(programs: Programs, setup: Setup, teacher: Model) -> Programs:
+    """Return the programs of a run whose step has a teacher, the model before pruning."""
+    joined = setup.placed.mesh.shape["tensor"] == 1
+    objective = distill.objective(setup.config, teacher, setup.data.task.problem, setup.kept, joined=joined)
+    one = sharded_step(setup.model, programs.optimizer, setup.config, setup.placed, objective=objective)
     return programs._replace(step=jax.jit(one, donate_argnums=0))
 
 

@@ -136,9 +136,8 @@ def retune(session: Session, run: Run) -> Run:
     trained, outputs = teachers.load(session.out, whole)
     frozen = None if trained is None else sharding.place(whole.placed, pruning.freeze(whole, {}))
     setup = setup._replace(data=setup.data._replace(train=setup.data.train._replace(teacher=outputs)))
-    # The teacher's params are in ``frozen``, or not needed any more.
-    whole = whole._replace(params={})
-    run = run._replace(setup=setup, programs=distilling(run.programs, setup, whole), whole=None)
+    run = run._replace(setup=setup, programs=distilling(run.programs, setup, whole.model), whole=None)
+    del whole  # its params are in ``frozen``, or not needed any more
     weight = distill.weights(config, len(training_stage(setup, "retune").source))
     return _train(
         *(session, run, "retune", _sparsities(setup)), lambda number: Teacher(weight(number), trained, frozen)

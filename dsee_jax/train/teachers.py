@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -24,10 +24,11 @@ import safetensors
 from dsee_jax import tree
 from dsee_jax.ckpt import tensors
 from dsee_jax.ckpt.folders import TEACHER
-from dsee_jax.config import model_task
+from dsee_jax.config import Config, model_task
 from dsee_jax.data.batches import eval_batches
 from dsee_jax.data.tokens import TeacherOutputs, Tokens
 from dsee_jax.errors import InputError
+from dsee_jax.models.architecture import Model
 from dsee_jax.runtime import atomic, console, multihost, preemption, storage
 from dsee_jax.runtime.storage import Place
 from dsee_jax.train import evaluation, hashes, pruning, sharding
@@ -132,15 +133,9 @@ def _key(out: Place, setup: Setup, digest: str) -> str:
 
 def _compute(setup: Setup, trained: dict[str, Any], key: str, paths: dict[int, Place]) -> None:
     """Compute the outputs of a teacher for some parts of the training set, and write each to its path."""
-    config, data, placed, distill = setup.config, setup.data, setup.placed, setup.config.train.distill
+    config, data, placed = setup.config, setup.data, setup.placed
     problem = PROBLEMS[data.task.problem]
-
-    def outputs(logits: Array, batch: Mapping[str, Array]) -> Any:
-        if model_task(config) != "causal-lm":
-            return {OUTPUTS: logits}
-        return dict(zip((OUTPUTS, CLASSES), top_k_log_probs(logits, distill.top_k, distill.temperature), strict=True))
-
-    predict = jax.jit(evaluation.predictor(setup.model, config, placed, problem._replace(summary=outputs)))
+    predict = jax.jit(predictor(setup.model, config, placed, data.task.problem))
     frozen = sharding.place(placed, pruning.freeze(setup, {}))
     batches = eval_batches(data.train, config.train.batch_size, data.edges)
     places = _places(data.train, problem.by_token)
@@ -161,6 +156,21 @@ def _compute(setup: Setup, trained: dict[str, Any], key: str, paths: dict[int, P
             if preemption.asked():
                 raise preemption.stopped(f"part {number + 1} of the outputs of the teacher")
     multihost.barrier("teacher")
+
+
+def predictor(model: Model, config: Config, placed: sharding.Placement, task: str) -> Callable[..., Any]:
+    """Return the function ``(trained, frozen, batch) -> outputs`` of a teacher: the arrays that a batch of the run brings.
+
+    ``task`` is a name of `dsee_jax.train.problems.PROBLEMS`.
+    """
+    distill = config.train.distill
+
+    def outputs(logits: Array, batch: Mapping[str, Array]) -> Any:
+        if model_task(config) != "causal-lm":
+            return {OUTPUTS: logits}
+        return dict(zip((OUTPUTS, CLASSES), top_k_log_probs(logits, distill.top_k, distill.temperature), strict=True))
+
+    return evaluation.predictor(model, config, placed, PROBLEMS[task]._replace(summary=outputs))
 
 
 def _places(tokens: Tokens, by_token: bool) -> list[np.ndarray]:

@@ -68,6 +68,35 @@ def test_plan_has_the_evaluation_step(tmp_path):
     assert evaluation["collectives"] == []
 
 
+def test_teacher_in_the_step_counts_with_its_memory_and_its_forward_pass(tmp_path):
+    """Its weights are those that pruning changes, and the trained values; a forward pass without dropout comes to a step."""
+    plain = run.plan(planned(tmp_path))
+    distilled = {"prune__kind": "unstructured", "train__distill__weight": 0.5, "train__distill__hidden": 1.0}
+    config = planned(tmp_path, **distilled)
+    figures, begun = run.plan(config), setup.prepare(config)
+    prunable = sum(leaf.nbytes for path, leaf in tree.flatten(begun.params).items() if path in begun.prunable)
+    held = prunable + sum(leaf.nbytes for leaf in jax.tree.leaves(begun.trained))
+    assert figures["teacher"] == {"runs_in_step": True, "bytes": held, "disk_bytes_per_example": 0}
+    more = figures["bytes_per_chip"]["arguments"] - plain["bytes_per_chip"]["arguments"]
+    assert more == pytest.approx(held, abs=2500)  # arguments that the step does not read are dropped
+    assert figures["flops"] - plain["flops"] == pytest.approx(plain["evaluate"]["flops"], rel=0.02)
+    assert "teacher" not in plain
+
+
+@pytest.mark.parametrize("kind", ["classes", "tokens"])
+def test_outputs_of_a_teacher_count_on_disk(tmp_path, kind):
+    distilled = {"prune__kind": "unstructured", "train__distill__weight": 0.5}
+    if kind == "tokens":
+        decoders.write(tmp_path / "base", **decoders.VARIANTS["llama"])
+        distilled |= runs.causal_lm(tmp_path, generate__new_tokens=0) | {"train__distill__top_k": 5}
+    config = planned(tmp_path, **distilled)
+    steps, _ = run.abstract_steps(config, jax.devices()[:1])
+    _, args = steps["train"]
+    each = 2 * 4 if kind == "classes" else config.data.max_length * (8 * 5 + 4)
+    assert run.teacher_bytes(*args) == {"runs_in_step": False, "bytes": 0, "disk_bytes_per_example": each}
+    assert jax.eval_shape(*steps["train"][:1], *args)[1].shape == ()
+
+
 def test_verb_prints_and_writes_equal_figures(tmp_path, capsys):
     config = planned(tmp_path)
     (tmp_path / "run.yaml").write_text(config_file.dump(config))

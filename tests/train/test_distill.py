@@ -161,7 +161,7 @@ def test_outputs_of_all_tokens_equal_those_of_the_step(tmp_path, packing):
 def value_and_gradient(whole, student, trained, teacher, rows=8):
     """The loss and the gradient of a batch of a ``student`` (a setup) with a teacher, without dropout."""
     batch = assemble(whole.data.train, np.arange(rows), whole.data.edges)
-    loss = distill.objective(whole, student.kept, joined=True)
+    loss = distill.objective(whole.config, whole.model, whole.data.task.problem, student.kept, joined=True)
 
     def summed(values):
         def outputs(**more):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from dsee_jax.lazy import package
 
 if TYPE_CHECKING:
-    from dsee_jax.prune import budget, calibration, costs, earlybert, gradients, latency, sensitivity
+    from dsee_jax.prune import budget, calibration, costs, earlybert, gradients, latency, sensitivity, width
     from dsee_jax.prune.compaction import compact, expand
     from dsee_jax.prune.masked_model import masked
     from dsee_jax.prune.reconstruction import sparsegpt
@@ -32,6 +32,7 @@ __all__ = [
     "sparsegpt",
     "structured",
     "unstructured",
+    "width",
 ]
 
 _PUBLIC = {

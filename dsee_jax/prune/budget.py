@@ -15,6 +15,10 @@ gradient scores of `dsee_jax.prune.sensitivity` do; magnitudes are first brought
 Where layers have scores, whole layers may go too: a slot of each layer has the choices to drop it, which needs the choices of
 0 heads and 0 neurons, and to keep it. A dropped layer loses its own score instead of the sum of the scores of its units.
 
+The hidden width is one choice for the whole model and multiplies the costs of all heads and neurons, so it is no variable of a
+linear programme. `choose_width` solves the programme at each of a few widths, with the costs at that width, and takes the width
+of the highest total. A width keeps its highest-scoring dimensions and adds the sum of their scores.
+
 Costs are fractions of the unpruned model (`dsee_jax.prune.costs`). Nothing here depends on time or on random numbers: HiGHS
 runs on one thread, and its search ends after `NODES` nodes, by a count and not by a clock.
 
@@ -22,17 +26,18 @@ Units of a few sizes rarely fill a budget to the last entry. The relaxation does
 takes more nodes than any run has time for, while the best allocation is mostly found before the first node is split.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+import jax
 import numpy as np
 import scipy.optimize
 import scipy.sparse
 
-from dsee_jax.errors import InputError
+from dsee_jax.errors import InputError, shorten
 from dsee_jax.prune.layers import layer
 from dsee_jax.runtime import multihost
-from dsee_jax.typing import Masks, Tree
+from dsee_jax.typing import Array, Masks, Tree
 
 GAP = 1e-3
 """The search ends once no allocation can have a value higher by more than this fraction."""
@@ -46,6 +51,9 @@ ROUNDING = 1e-12
 
 STEPS = 32
 """The parts into which the neurons of a layer are divided where no multiple is given."""
+
+WIDTHS = 16
+"""The parts into which the hidden width is divided where no multiple is given."""
 
 _LIMIT, _INFEASIBLE = 1, 2
 """The status of `scipy.optimize.milp`."""
@@ -117,6 +125,17 @@ def counts(scores: Tree, *, multiple: int = 0) -> dict[str, dict[str, list[int]]
     }
 
 
+def widths(size: int, *, multiple: int = 0) -> list[int]:
+    """Return the widths that a target chooses among, in increasing order; the last is ``size``, all dimensions.
+
+    Args:
+      size: the hidden width of the model.
+      multiple: the others are multiples of it. 0: of a 16th of ``size``, rounded down.
+    """
+    step = multiple or max(size // WIDTHS, 1)
+    return [*range(step, size, step), size]
+
+
 def balanced(scores: Tree, costs: Costs) -> dict[str, dict[str, np.ndarray]]:
     """Return scores of heads and neurons scaled so that both kinds have the same total score per total cost.
 
@@ -126,16 +145,31 @@ def balanced(scores: Tree, costs: Costs) -> dict[str, dict[str, np.ndarray]]:
     scaled: dict[str, dict[str, np.ndarray]] = {}
     for kind, layers in _of_units(scores).items():
         cost = sum(float(np.sum(table[-1] - table[0])) for table in costs.kept[kind].values())
-        total = sum(float(np.nansum(host(each))) for each in layers.values())
-        scaled[kind] = {name: host(each) * (cost / total if total else 1.0) for name, each in layers.items()}
+        total = sum(float(np.nansum(_host(each))) for each in layers.values())
+        scaled[kind] = {name: _host(each) * (cost / total if total else 1.0) for name, each in layers.items()}
     return scaled
+
+
+def balanced_hidden(scores: Array, whole: Costs, narrow: Costs, width: int) -> np.ndarray:
+    """Return scores of hidden dimensions with the total score per total cost of `balanced`.
+
+    Args:
+      scores: (dimensions,)
+      whole: the costs of all dimensions.
+      narrow: the costs of ``width`` of them, fewer than all.
+      width: 1 or more.
+    """
+    host = _host(scores)
+    saved = float((whole.ratio({}) - narrow.ratio({}))[0]) * len(host) / (len(host) - width)
+    total = float(np.nansum(host))
+    return host * (saved / total if total else 1.0)
 
 
 def with_layers(scores: Tree, costs: Costs) -> dict[str, Any]:
     """Return scores of heads and neurons with a score for each layer, (layers,): the sum of those of its units."""
     units = _of_units(scores)
     totals = [
-        sum(float(np.nansum(host(layers[name]))) for layers in units.values() if name in layers)
+        sum(float(np.nansum(_host(layers[name]))) for layers in units.values() if name in layers)
         for name in costs.kept["layers"]
     ]
     return {**units, "layers": np.array(totals)}
@@ -167,14 +201,14 @@ def choose(
         units; a score is infinite or negative; ``among`` lacks a layer or has numbers out of range; or the layers differ and
         ``uniform`` is set.
     """
-    solution = solve(scores, costs, budget, among=among, uniform=uniform)
+    solution = _solve(scores, costs, budget, among=among, uniform=uniform)
     if solution.kept is None:
-        raise too_small(budget, solution.least, [*scores])
+        raise _too_small(budget, solution.least, [*scores])
     return solution.kept
 
 
-class Solution(NamedTuple):
-    """The result of `solve`."""
+class _Solution(NamedTuple):
+    """The result of `_solve`."""
 
     value: float
     """The sum of the scores that are kept."""
@@ -184,7 +218,9 @@ class Solution(NamedTuple):
     """The units to keep, as of `choose`. None: nothing fits the budget."""
 
 
-def solve(scores: Tree, costs: Costs, budget: float, *, among: Counts | None = None, uniform: bool = False) -> Solution:
+def _solve(
+    scores: Tree, costs: Costs, budget: float, *, among: Counts | None = None, uniform: bool = False
+) -> _Solution:
     """Return the units of the highest score within a budget, and that score; arguments and other errors as of `choose`."""
     if not np.isfinite(budget):
         raise InputError(f"the budget is {budget}; expected a fraction of the unpruned model")
@@ -209,16 +245,16 @@ def solve(scores: Tree, costs: Costs, budget: float, *, among: Counts | None = N
     best = max(attempts, key=lambda attempt: -np.inf if attempt.kept is None else attempt.value)
     least = min(attempt.least for attempt in attempts)
     if best.kept is None:
-        return Solution(-np.inf, least, None)
+        return _Solution(-np.inf, least, None)
     flags, kept = best.layers, dict[str, Any]()
     for (kind, name), count in best.kept.items():
         units = np.zeros(len(parts[kind, name].order), bool)
         units[parts[kind, name].order[:count]] = True
         kept.setdefault(kind, {})[name] = units
-    return Solution(best.value, least, kept if flags.all() else kept | {"layers": flags})
+    return _Solution(best.value, least, kept if flags.all() else kept | {"layers": flags})
 
 
-def too_small(budget: float, least: float, kinds: Sequence[str]) -> InputError:
+def _too_small(budget: float, least: float, kinds: Sequence[str]) -> InputError:
     """Return the error of a budget that is below ``least``, the lowest cost of units of these kinds."""
     *others, last = kinds
     words = " and ".join(filter(None, [", ".join(others), "hidden dimensions" if last == "hidden" else last]))
@@ -228,9 +264,54 @@ def too_small(budget: float, least: float, kinds: Sequence[str]) -> InputError:
     )
 
 
-def total(scores: Tree) -> float:
-    """Return the sum of the scores of all heads and neurons, which no kept units exceed."""
-    return sum(float(np.nansum(host(each))) for layers in _of_units(scores).values() for each in layers.values())
+def choose_width(
+    scores: Tree,
+    costs: Callable[[np.ndarray], Costs],
+    budget: float,
+    *,
+    among: Mapping[int, Counts],
+    uniform: bool = False,
+) -> dict[str, Any]:
+    """Return the units to keep, hidden dimensions among them: the highest score within a budget.
+
+    The result scores at least as high as that of `choose` at the full width, if that is among the widths. Of widths with equal
+    totals the largest is taken.
+
+    Args:
+      scores: as of `choose`, and ``hidden`` (width,), the scores of the hidden dimensions.
+      costs: the costs of the model with these dimensions alone, bool (width,), as fractions of the unpruned model.
+      budget: as of `choose`.
+      among: the numbers of units to choose from by width; its keys are the widths.
+      uniform: as of `choose`.
+
+    Returns:
+      The kept units; ``hidden`` is absent where all dimensions stay.
+
+    Raises:
+      InputError: as `choose`; the least cost is that over all widths. Or a width is out of range.
+    """
+    units: dict[str, Any] = {**jax.tree.map(_host, scores)}
+    score = _finite("hidden", units.pop("hidden"))
+    size = len(score)
+    if not among or min(among) < 1 or max(among) > size:
+        raise InputError(f"the widths are {shorten(str([*among]))}; expected some of 1 to {size}")
+    order = np.argsort(-score, kind="stable")
+    gained = np.concatenate([[0.0], np.cumsum(score[order])])
+    # No kept units score more than all of them.
+    most = sum(float(np.nansum(each)) for layers in _of_units(units).values() for each in layers.values())
+    best, least = None, np.inf
+    for width in sorted(among, reverse=True):
+        if best is not None and gained[width] + most <= best[0]:
+            break  # nor can a smaller width be better
+        flags = np.zeros(size, bool)
+        flags[order[:width]] = True
+        solution = _solve(units, costs(flags), budget, among=among[width], uniform=uniform)
+        least = min(least, solution.least)
+        if solution.kept is not None and (best is None or solution.value + gained[width] > best[0]):
+            best = solution.value + gained[width], solution.kept if width == size else solution.kept | {"hidden": flags}
+    if best is None:
+        raise _too_small(budget, least, [*scores])
+    return best[1]
 
 
 def _of_units(scores: Tree) -> dict[str, Mapping[str, Any]]:
@@ -243,8 +324,7 @@ def _dropped(flags: Any) -> set[str]:
     return {layer(number) for number, stays in enumerate(np.asarray(flags).tolist()) if not stays}
 
 
-def host(score: object) -> np.ndarray:
-    """Return scores on the host, float64."""
+def _host(score: object) -> np.ndarray:
     return np.asarray(multihost.to_host(score), np.float64)
 
 
@@ -252,20 +332,16 @@ def _of_layers_checked(scores: Tree, costs: Costs) -> Tree:
     """Return ``scores``, those of layers on the host and 0 where they are not numbers."""
     if "layers" not in scores:
         return scores
-    score, tables = host(scores["layers"]), costs.kept.get("layers", {})
+    score, tables = _host(scores["layers"]), costs.kept.get("layers", {})
     if score.ndim != 1 or {layer(number) for number in range(len(score))} != tables.keys():
         raise InputError(
             f"layers: scores of the shape {score.shape}, and costs of {len(tables)} layers; they are of different models"
         )
-    return {**scores, "layers": finite("layers", score)}
+    return {**scores, "layers": _finite("layers", score)}
 
 
-def finite(name: str, score: np.ndarray) -> np.ndarray:
-    """Return scores with 0 in place of those that are not numbers.
-
-    Raises:
-      InputError: a score is infinite or negative; the message begins with ``name``.
-    """
+def _finite(name: str, score: np.ndarray) -> np.ndarray:
+    """Return scores with 0 in place of those that are not numbers."""
     bad = score[~np.isnan(score) & ~((score >= 0) & (score < np.inf))]
     if bad.size:
         raise InputError(f"{name}: a score is {bad[0]}; expected finite numbers of 0 or more")
@@ -282,13 +358,13 @@ class _Part(NamedTuple):
 
 
 def _part(kind: str, name: str, scores: Tree, costs: Costs, among: Counts) -> _Part:
-    score, table = host(scores[kind][name]), costs.kept.get(kind, {}).get(name)
+    score, table = _host(scores[kind][name]), costs.kept.get(kind, {}).get(name)
     if table is None or len(table) != len(score) + 1:
         units = "none" if table is None else len(table) - 1
         raise InputError(
             f"{kind} of {name}: {len(score)} scores, and costs of {units} units; they are of different models"
         )
-    value, choices = finite(f"{kind} of {name}", score), np.asarray(among.get(kind, {}).get(name, ()), int)
+    value, choices = _finite(f"{kind} of {name}", score), np.asarray(among.get(kind, {}).get(name, ()), int)
     if not choices.size or choices.min() < 0 or choices.max() > len(score):
         raise InputError(
             f"among: the numbers of {kind} of {name} are {choices.tolist()}; expected some of 0 to {len(score)}"
@@ -313,7 +389,7 @@ _Parts: TypeAlias = Mapping[tuple[str, str], _Part]
 def _apart(parts: _Parts, scores: Tree, costs: Costs, budget: float) -> _Attempt:
     """Choose for every layer by itself."""
     names, slots, needs = [*parts], [part.slot for part in parts.values()], list[Need]()
-    lost = host(scores["layers"]) if "layers" in scores else np.zeros(0)
+    lost = _host(scores["layers"]) if "layers" in scores else np.zeros(0)
     fixed = costs.fixed + _of_layers(costs, [] if lost.size else [*costs.kept.get("layers", {})])
     limit = budget - fixed
     least = fixed + sum(slot.costs.min(0) for slot in slots)
@@ -344,7 +420,7 @@ def _apart(parts: _Parts, scores: Tree, costs: Costs, budget: float) -> _Attempt
 
 def _uniform(parts: _Parts, scores: Tree, costs: Costs, budget: float, dropped: int) -> _Attempt:
     """Choose one number of units of each kind for all layers but the ``dropped`` ones of the lowest scores."""
-    lost = host(scores["layers"]) if "layers" in scores else np.zeros(0)
+    lost = _host(scores["layers"]) if "layers" in scores else np.zeros(0)
     flags = np.ones(len(lost), bool)
     flags[np.argsort(-lost, kind="stable")[len(lost) - dropped :]] = False
     gone = _dropped(flags)

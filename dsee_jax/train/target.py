@@ -11,7 +11,7 @@ from dsee_jax.ckpt.folders import LATENCY, read_json
 from dsee_jax.errors import InputError
 from dsee_jax.metrics import flops
 from dsee_jax.models import hf_config
-from dsee_jax.prune import budget, costs, earlybert, latency, units, width
+from dsee_jax.prune import budget, costs, earlybert, latency, units
 from dsee_jax.prune.budget import Costs, Counts
 from dsee_jax.prune.costs import Dimensions
 from dsee_jax.prune.latency import Latency
@@ -55,9 +55,9 @@ def of_setup(setup: Setup, hidden: np.ndarray | None = None) -> Costs:
 
 
 def balanced(setup: Setup, scores: Array, spent: Costs) -> np.ndarray:
-    """Return `dsee_jax.prune.width.balanced` scores of the hidden dimensions of a run, whose costs are ``spent``."""
+    """Return `dsee_jax.prune.budget.balanced_hidden` scores of the hidden dimensions of a run, whose costs are ``spent``."""
     half = np.arange(len(scores)) < max(len(scores) // 2, 1)
-    return width.balanced(scores, spent, of_setup(setup, half), int(half.sum()))
+    return budget.balanced_hidden(scores, spent, of_setup(setup, half), int(half.sum()))
 
 
 def choose(setup: Setup, scores: Tree, spent: Costs) -> Masks:
@@ -81,9 +81,9 @@ def choose(setup: Setup, scores: Tree, spent: Costs) -> Masks:
         options: dict[str, Any] = {"uniform": uniform}
         if not target.hidden:
             return budget.choose(scores, spent, target.budget, among=among[size], **options)
-        return width.choose(scores, narrowed, target.budget, among=among, **options)
+        return budget.choose_width(scores, narrowed, target.budget, among=among, **options)
 
-    widths = width.widths(size, multiple=target.multiple) if target.hidden else [size]
+    widths = budget.widths(size, multiple=target.multiple) if target.hidden else [size]
     try:
         if not uniform:
             return best(dict.fromkeys(widths, among))

@@ -241,3 +241,78 @@ def test_one_layer_stays():
 def test_layers_score_the_sum_of_their_units():
     total = budget.with_layers(SCORES, LAYERED)["layers"]
     np.testing.assert_allclose(total, [6 + 1.0, 0.875 + 0.3])
+
+
+def test_widths_are_multiples():
+    assert budget.widths(384)[:2] + budget.widths(384)[-2:] == [24, 48, 360, 384]
+    assert budget.widths(24, multiple=10) == [10, 20, 24]
+    assert budget.widths(5) == [1, 2, 3, 4, 5]
+
+
+UNITS = {
+    "heads": {"layer_0": np.array([3.0, 1, 2]), "layer_1": np.array([0.5, 0.25, 0.125])},
+    "neurons": {"layer_0": np.array([0.1, 0.4, 0.2, 0.3]), "layer_1": np.array([0.1, 0.1, 0.3, 0.1])},
+}
+HIDDEN = np.array([0.2, 2.0, np.nan, 0.4, 1.5, 0.1, 0.3, 1.0])
+OF_UNITS = {
+    kind: {name: np.arange(size + 1)[:, None] * 0.4 / size / 2 for name in ("layer_0", "layer_1")}
+    for kind, size in (("heads", 3), ("neurons", 4))
+}
+
+
+def costs(flags):
+    """Costs that are in proportion to the width, but for a part that is always there."""
+    share = np.mean(flags)
+    tables = {kind: {name: each * share for name, each in layers.items()} for kind, layers in OF_UNITS.items()}
+    return Costs(np.array([0.05 + 0.15 * share]), tables)
+
+
+def value(kept):
+    flags = kept.get("hidden", np.ones(8, bool))
+    units = sum(UNITS[kind][name][kept[kind][name]].sum() for kind in UNITS for name in UNITS[kind])
+    return float(units + np.nansum(HIDDEN[flags]))
+
+
+def spent(kept):
+    flags = kept.get("hidden", np.ones(8, bool))
+    return float(costs(flags).ratio({kind: kept[kind] for kind in UNITS})[0])
+
+
+@pytest.mark.parametrize("limit", [0.08, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0])
+def test_the_best_width_of_all_is_chosen(limit):
+    """All combinations of widths and numbers of units are tried."""
+    counts = budget.counts(UNITS)
+    kept = budget.choose_width(UNITS | {"hidden": HIDDEN}, costs, limit, among=dict.fromkeys(range(1, 9), counts))
+    assert spent(kept) <= limit * (1 + budget.ROUNDING)
+    best = 0.0
+    gained = {
+        (kind, name): np.concatenate([[0.0], np.cumsum(np.sort(each)[::-1])])
+        for kind in UNITS
+        for name, each in UNITS[kind].items()
+    }
+    for size in range(1, 9):
+        most = np.sort(np.nan_to_num(HIDDEN))[::-1][:size].sum()
+        for numbers in itertools.product(*(range(len(each)) for each in gained.values())):
+            used = sum(OF_UNITS[kind][name][n, 0] for (kind, name), n in zip(gained, numbers, strict=True))
+            if used * size / 8 + 0.05 + 0.15 * size / 8 <= limit * (1 + budget.ROUNDING):
+                best = max(best, most + sum(each[n] for each, n in zip(gained.values(), numbers, strict=True)))
+    assert value(kept) == pytest.approx(best, rel=budget.GAP)
+    if limit >= 0.2:
+        assert value(kept) >= value(budget.choose(UNITS, costs(np.ones(8, bool)), limit))
+    assert ("hidden" not in kept) == (limit == 1.0)
+
+
+def test_budget_below_every_width_names_the_least():
+    counts: dict[int, budget.Counts] = dict.fromkeys([4, 8], budget.counts(UNITS))
+    with pytest.raises(InputError, match=r"fewest heads, neurons and hidden dimensions 0\.125 of it is left"):
+        budget.choose_width(UNITS | {"hidden": HIDDEN}, costs, 0.1, among=counts)
+    for sizes in ([], [0, 8], [9]):
+        counts = dict.fromkeys(sizes, budget.counts(UNITS))
+        with pytest.raises(InputError, match="the widths are .* expected some of 1 to 8"):
+            budget.choose_width(UNITS | {"hidden": HIDDEN}, costs, 0.5, among=counts)
+
+
+def test_balanced_dimensions_have_the_score_of_their_cost():
+    """The part of the costs that grows with the width is 0.95."""
+    scaled = budget.balanced_hidden(HIDDEN, costs(np.ones(8)), costs(np.arange(8) < 2), 2)
+    np.testing.assert_allclose(scaled, HIDDEN * 0.95 / 5.5)

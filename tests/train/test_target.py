@@ -152,8 +152,8 @@ def test_run_may_drop_layers(tmp_path, monkeypatch):
     runs.table(tmp_path / "data")
     taylor = sensitivity.taylor
 
-    def harmless(*args):
-        scores = taylor(*args)
+    def harmless(*args, **options):
+        scores = taylor(*args, **options)
         return scores | {"layers": jnp.array([2 * sum(map(jnp.sum, jax.tree.leaves(scores))), 0.0])}
 
     monkeypatch.setattr(sensitivity, "taylor", harmless)

@@ -16,7 +16,7 @@ Where layers have scores, whole layers may go too: a slot of each layer has the 
 0 heads and 0 neurons, and to keep it. A dropped layer loses its own score instead of the sum of the scores of its units.
 
 The hidden width is one choice for the whole model and multiplies the costs of all heads and neurons, so it is no variable of a
-linear programme. `choose_width` solves the programme at each of a few widths, with the costs at that width, and takes the width
+linear programme. `choose_width` solves the programme at each of a few widths, with the costs at that width, and takes the one
 of the highest total. A width keeps its highest-scoring dimensions and adds the sum of their scores.
 
 Costs are fractions of the unpruned model (`dsee_jax.prune.costs`). Nothing here depends on time or on random numbers: HiGHS

@@ -10,7 +10,7 @@ from dsee_jax import masks, tree
 from dsee_jax.config import Config, PruneConfig, TrainConfig
 from dsee_jax.data.batches import Batches
 from dsee_jax.errors import InputError
-from dsee_jax.prune import calibration
+from dsee_jax.prune import calibration, sensitivity
 from dsee_jax.train import calibrated, kernels, losses, pruning, setup, stages, step
 
 SEARCH = PruneConfig(kind="earlybert", heads=1, search=1)
@@ -168,3 +168,14 @@ def test_full_fine_tuning_trains_the_changed_weights_on(tmp_path):
     (path,) = tree.flatten(drawn)
     assert not np.array_equal(tree.get(trained["params"], path), tree.get(made.trained["params"], path))
     np.testing.assert_array_equal(tree.get(after.params, path), tree.get(made.params, path))
+
+
+@pytest.mark.slow
+def test_dimensions_go_by_the_sensitivity_of_the_loss(tmp_path, monkeypatch):
+    """The scores of the hidden dimensions are those of all uses, of the calibration examples."""
+    options = {"prune__kind": "structured", "prune__score": "TAYLOR", "prune__calibration": 8, "prune__hidden": 6}
+    made, scores = setup.prepare(runs.config(tmp_path, **options)), []
+    taylor = sensitivity.taylor
+    monkeypatch.setattr(sensitivity, "taylor", lambda *args, **more: scores.append(taylor(*args, **more)) or scores[-1])
+    kept = pruning.draw(made, made.trained, {}, 0.0)["hidden"]
+    np.testing.assert_array_equal(np.flatnonzero(~kept), np.sort(np.argsort(np.asarray(scores[0]["hidden"]))[:6]))

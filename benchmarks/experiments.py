@@ -1,0 +1,146 @@
+"""Experiments MODEL/TASK/METHOD of a benchmark: the options of its command, its order of work, and the records of its runs."""
+
+import argparse
+import fnmatch
+import hashlib
+import itertools
+import json
+import subprocess
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import runs
+from benchmarks.runs import RESULTS, ROOT
+from dsee_jax.runtime import files
+
+
+class Experiment(NamedTuple):
+    """A method on a task, from a model."""
+
+    base: str
+    task: str
+    method: str
+
+    @property
+    def name(self) -> str:
+        """The name that ``--only`` selects."""
+        return "/".join(self)
+
+    def run(self, seed: int) -> str:
+        """Return the name of the record of a run, and the start of that of its folder."""
+        return f"{'_'.join(self)}_seed{seed}"
+
+
+def folder(text: str) -> Path:
+    """Return the absolute path of an option."""
+    return Path(text).absolute()
+
+
+def parser(description: str | None, data: str, name: str) -> argparse.ArgumentParser:
+    """Return the options that the commands share; ``data`` says which folder ``--data`` is, ``name`` is the benchmark's."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--data", type=folder, required=True, help=data)
+    made.add_argument("--base", action="append", default=[], metavar="NAME=PATH", help="one more pretrained model")
+    made.add_argument("--only", nargs="+", metavar="PATTERN", help="experiments, such as '*/sst2/dsee*'")
+    made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    made.add_argument("--runs", type=folder, help=f"the folders of the runs (default: runs/{name})")
+    made.add_argument("--results", type=folder, help=f"the records (default: benchmarks/results/{name})")
+    made.add_argument("--speed", action="store_true", help="measure the speed again")
+    made.add_argument("--no-speed", action="store_true", help="measure no speed")
+    made.add_argument("--small", action="store_true", help="a few steps on few examples, to try the command")
+    made.add_argument("--list", action="store_true", help="print the names of the experiments and exit")
+    return made
+
+
+def completed(options: argparse.Namespace, name: str, bases: Mapping[str, str]) -> argparse.Namespace:
+    """Return the options of `parser` with the default folders of a benchmark, and ``bases``, those of ``--base`` added."""
+    options.runs = options.runs or ROOT / "runs" / (f"{name}_small" if options.small else name)
+    options.results = options.results or (options.runs / "results" if options.small else RESULTS / name)
+    options.bases = {**bases, **dict(base.split("=", 1) for base in options.base)}
+    return options
+
+
+def selected(
+    options: argparse.Namespace, tasks: Iterable[str], methods: Iterable[str], usual: Iterable[str]
+) -> list[Experiment]:
+    """Return the experiments of the command, in the order of the table; without ``--only`` those of the ``usual`` methods."""
+    every = itertools.starmap(Experiment, itertools.product(options.bases, tasks, methods))
+    asked = options.only or [f"*/*/{method}" for method in usual]
+    return [one for one in every if any(fnmatch.fnmatchcase(one.name, pattern) for pattern in asked)]
+
+
+def carry_out(
+    work: Iterable[tuple[Experiment, int]], options: argparse.Namespace, finish: Callable[..., Any], tabulate: Any
+) -> list[str]:
+    """Finish each run, with the tables after each; return the names of those that failed.
+
+    All experiments with the first seed come first: a table is of use early.
+    """
+    failed: list[str] = []
+    options.results.mkdir(parents=True, exist_ok=True)
+    for experiment, seed in sorted(work, key=lambda each: options.seeds.index(each[1])):
+        try:
+            finish(experiment, seed, options)
+        except subprocess.CalledProcessError:
+            failed.append(experiment.run(seed))
+        tabulate(options)
+    return failed
+
+
+def place(experiment: Experiment, seed: int, config: Mapping[str, Any], options: argparse.Namespace) -> Path:
+    """Return the folder of a run; it belongs to one config."""
+    digest = hashlib.sha256(files.dumps(config, sort_keys=True).encode()).hexdigest()
+    return options.runs / f"{experiment.run(seed)}_{digest[:8]}"
+
+
+def record(experiment: Experiment, seed: int, options: argparse.Namespace) -> Path:
+    """Return the file of the record of a run."""
+    return options.results / f"{experiment.run(seed)}.json"
+
+
+def stored(experiment: Experiment, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the record of a run; {} where there is none."""
+    path = record(experiment, seed, options)
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def kept(results: Path) -> dict[Experiment, dict[int, dict[str, Any]]]:
+    """Return all records of a folder, by experiment and seed, those of an experiment by one config: that of its newest."""
+    every: dict[Experiment, dict[int, dict[str, Any]]] = {}
+    for path in results.glob("*.json"):
+        each = json.loads(path.read_text())
+        about = each["run_info"]
+        experiment = Experiment(about["model"], about["task"], about["method"])
+        every.setdefault(experiment, {})[about["seed"]] = each
+    chosen = {}
+    for experiment, by_seed in every.items():
+        newest = max(by_seed.values(), key=lambda each: each["run_info"]["created_at"])
+        same = [seed for seed, each in by_seed.items() if runs.equal(_recipe(each), _recipe(newest))]
+        chosen[experiment] = {seed: by_seed[seed] for seed in sorted(same)}
+    return chosen
+
+
+def _recipe(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of a record, with the same seed for all."""
+    config = record["config"]
+    return config | {"train": config["train"] | {"seed": 0}}
+
+
+def labels(experiment: Experiment, seed: int, score: str, seconds: float) -> dict[str, Any]:
+    """Return the part of ``run_info`` that says which run it is; ``seconds`` are those of its last process."""
+    return {
+        "experiment_name": f"{experiment.method}/{experiment.base}-{experiment.task}",
+        **{"model": experiment.base, "task": experiment.task, "method": experiment.method},
+        **{"score": score, "seed": seed, "total_time": seconds},
+    }
+
+
+def unchanged(before: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Return whether a stored record is of this config."""
+    return bool(before) and runs.equal(before["config"], config)
+
+
+def bases_of(every: Sequence[Experiment], known: Iterable[str]) -> list[str]:
+    """Return the models of experiments, the known ones first."""
+    return [*dict.fromkeys([*known, *sorted(experiment.base for experiment in every)])]

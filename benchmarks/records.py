@@ -43,13 +43,12 @@ def of_run(run: Path, config: Mapping[str, Any], **about: Any) -> dict[str, Any]
     """
     figures, hashes = (json.loads((run / name).read_text()) for name in ("metrics.json", "hashes.json"))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     delta = dict(config["delta"])
     plain = not (delta["rank"] or delta["nonzeros"])
     kind = "LORA" if not delta["nonzeros"] and config["prune"]["kind"] == "none" else "DSEE"
     return {
         "run_info": {
-            "created_at": now,
+            "created_at": _now(),
             **about,
             "train_config": {name: config[name] for name in config if name not in ("delta", "prune")},
             "peft_config": None if plain else {"peft_type": kind, **delta},
@@ -61,15 +60,90 @@ def of_run(run: Path, config: Mapping[str, Any], **about: Any) -> dict[str, Any]
             "model_info": {"sha256": hashes["base"]},
             "dataset_info": {about["task"]: {"sha256": hashes["data"]}},
             "package_info": _packages(),
-            "system_info": {
-                **{
-                    name: getattr(platform, name)() for name in ("system", "release", "version", "machine", "processor")
-                },
-                "accelerator": figures["environment"]["device"],
-                "cores": os.cpu_count(),
-                "python": platform.python_version(),
-            },
+            "system_info": _system(figures["environment"]["device"]),
         },
+    }
+
+
+def of_peer(
+    figures: Mapping[str, Any], scores: Mapping[str, float], config: Mapping[str, Any], **about: Any
+) -> dict[str, Any]:
+    """Return the record of a decoder's run by PEFT.
+
+    Args:
+      figures: of `benchmarks.peft_decoder`.
+      scores: of its texts.
+      config: the settings that the run shares with one of this library.
+      **about: as for `of_run`.
+    """
+    speed, final, before = statistics.median(figures["seconds"]), figures["final"], figures["before"]
+    total, batch, held = len(figures["losses"]), config["train"]["batch_size"], final["held"]
+    return {
+        "run_info": {
+            "created_at": _now(),
+            **about,
+            "train_config": {name: config[name] for name in config if name not in ("delta", "prune")},
+            "peft_config": figures["config"],
+            "prune_config": None,
+            "error_msg": "",
+        },
+        "train_info": {
+            "accelerator_memory_max": figures["peak_memory_bytes"],
+            "accelerator": "cpu",
+            "train_time": sum(figures["seconds"]),
+            "seconds_per_step": speed,
+            "file_size": figures["file_size"],
+            "num_trainable_params": figures["trained_parameters"],
+            "num_total_params": figures["total_parameters"],
+            "status": "success",
+            "trainable_fraction_with_head": figures["trained_parameters"] / figures["total_parameters"],
+            "weight_sparsity": 0.0,
+            "flops_ratio": None,
+            "before": {"loss": before["score"], "loss_held": before["held"]},
+            "metrics": [
+                *(
+                    {
+                        "step": each["step"],
+                        "valid loss": each["loss"],
+                        "train loss": figures["losses"][each["step"] - 1],
+                    }
+                    for each in figures["evaluations"]
+                ),
+                {
+                    "step": total,
+                    **_losses("valid", figures["choose"]),
+                    **_losses("test", final["score"]),
+                    **{f"test {name}": value for name, value in scores.items()},
+                    "test loss_held": held,
+                    "train loss": figures["losses"][-1],
+                    "train samples": total * batch,
+                    "train total tokens": figures["tokens"],
+                    "forgetting": held - before["held"],
+                },
+            ],
+        },
+        "meta_info": {
+            "package_info": _packages() | {f"{name}-version": version for name, version in figures["packages"].items()},
+            "system_info": _system("cpu"),
+        },
+    }
+
+
+def _losses(half: str, loss: float) -> dict[str, float]:
+    return {f"{half} loss": loss, f"{half} perplexity": math.exp(loss)}
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _system(accelerator: str) -> dict[str, Any]:
+    named = ("system", "release", "version", "machine", "processor")
+    return {
+        **{name: getattr(platform, name)() for name in named},
+        "accelerator": accelerator,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
     }
 
 
@@ -108,9 +182,10 @@ def _training(
             name: figures[name]
             for name in (
                 *("trainable_fraction", "trainable_fraction_with_head", "weight_sparsity", "kept"),
-                *("flops_per_token", "flops_per_example"),
+                *("flops_ratio", "flops_per_token", "flops_per_example"),
             )
         },
+        **{name: figures[name] for name in ("before", "dev_examples") if name in figures},
         "metrics": [
             *_evaluations(lines, steps, score, batch),
             {

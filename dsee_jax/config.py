@@ -521,7 +521,8 @@ class PruneConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GenerateConfig:
-    """causal-lm: texts generated for the prompts of the dev set at the end of each stage, for BLEU, NIST and ROUGE-L."""
+    """causal-lm: texts generated for the prompts of the dev set at the end of each stage, for BLEU, NIST, ROUGE-L and
+    exact match."""
 
     new_tokens: int = 64
     """The most tokens of a text. 0: no texts and none of these scores."""

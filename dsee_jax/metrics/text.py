@@ -1,4 +1,4 @@
-"""Scores of generated texts against one or more references each: BLEU, NIST and ROUGE-L.
+"""Scores of generated texts against one or more references each: BLEU, NIST, ROUGE-L and exact match.
 
 All scores ignore case, as the official scorer of the E2E challenge does (Dušek et al. 2020, arXiv 1901.07931). BLEU is
 sacrebleu's. BLEU and NIST split words as mteval-v13a does. METEOR is left out, because it needs WordNet or Java.
@@ -14,7 +14,7 @@ from typing import Any
 
 from dsee_jax.errors import InputError
 
-NAMES = ("bleu", "nist", "rouge_l")
+NAMES = ("bleu", "nist", "rouge_l", "exact_match")
 """The keys of the result of `score`, in this order."""
 
 _BETA = -math.log(0.5) / math.log(1.5) ** 2
@@ -30,7 +30,7 @@ def score(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str
     Raises:
       InputError: there are no texts, a text has no reference, or sacrebleu is not installed.
     """
-    return {"bleu": bleu(texts, references), "nist": nist(texts, references), "rouge_l": rouge_l(texts, references)}
+    return {name: measure(texts, references) for name, measure in zip(NAMES, _MEASURES, strict=True)}
 
 
 def need() -> None:
@@ -123,6 +123,23 @@ def rouge_l(texts: Sequence[str], references: Sequence[Sequence[str]], *, beta: 
         recall = max(shared / max(length, 1) for shared, length in pairs)
         scores.append((1 + beta**2) * precision * recall / (recall + beta**2 * precision) if precision else 0.0)
     return sum(scores) / len(scores)
+
+
+def exact_match(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Return the fraction of texts that equal one of their references, but for case and spaces around them, in [0, 1].
+
+    For prompts whose answer is a class this is the accuracy. Raises as `score`.
+    """
+    _check(texts, references)
+    equal = [_plain(text) in map(_plain, some) for text, some in zip(texts, references, strict=True)]
+    return sum(equal) / len(equal)
+
+
+def _plain(text: str) -> str:
+    return text.strip().lower()
+
+
+_MEASURES = (bleu, nist, rouge_l, exact_match)
 
 
 def _words(text: str) -> list[str]:

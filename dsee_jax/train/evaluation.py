@@ -32,7 +32,7 @@ class Evaluate(Protocol):
 class Written(NamedTuple):
     """Generated texts, and their metrics; both are empty where ``generate.new_tokens`` is 0."""
 
-    metrics: dict[str, float]  # bleu, nist, rouge_l
+    metrics: dict[str, float]  # of `dsee_jax.metrics.text.NAMES`
     records: list[dict[str, Any]]  # of each prompt: prompt, text, references
 
 

@@ -258,6 +258,12 @@ def passes(config: Config, steps_per_epoch: int) -> dict[str, float]:
     return {name: epochs * bounded / steps for name, epochs in asked.items()}
 
 
+def evaluations(every: int | float, total: int, steps_per_epoch: int) -> list[int]:
+    """Return the steps of a stage of ``total`` steps after which it is evaluated; ``every`` is ``train.eval_every``."""
+    period = max(round(every * total), 1) if 0 < every < 1 else int(every) or steps_per_epoch
+    return [*range(period, total, period), total]
+
+
 def _epochs(setup: Setup) -> dict[str, float]:
     return passes(setup.config, batches(setup, 1).steps_per_epoch)
 
@@ -279,9 +285,7 @@ def _train(
     setup, train = run.setup, run.setup.config.train
     stage = training_stage(setup, name)._replace(teacher=teacher)
     total = len(stage.source)
-    every = train.eval_every
-    period = max(round(every * total), 1) if 0 < every < 1 else int(every) or stage.source.steps_per_epoch
-    evaluations = {*range(period, total, period), total}
+    due = evaluations(train.eval_every, total, stage.source.steps_per_epoch)
     score = evaluation.selection_score(setup.data.task)
 
     def frozen(masks: Masks) -> Any:
@@ -312,7 +316,7 @@ def _train(
 
     begin = sharding.place(setup.placed, run.trained or setup.trained)
     state = trainer.start(session, run, stage, begin)
-    hooks = Hooks(evaluations.__contains__, evaluate, evaluations.__contains__, before=redraw)
+    hooks = Hooks(due.__contains__, evaluate, due.__contains__, before=redraw)
     # No name here for the first point: it would keep the first frozen params in memory after a redraw.
     point = trainer.fit(session, run, stage, Point(state, frozen(run.masks), run.masks, run.progress), hooks)
     if point.progress.best is None:  # lost, and no evaluation was left to choose another

@@ -66,6 +66,12 @@ def test_rouge_l_by_hand():
     assert text.rouge_l(["", "x"], [["a"], ["y"]]) == 0
 
 
+def test_exact_match_ignores_case_and_outer_spaces_only():
+    """Of four texts one equals its second reference; a longer, a split and an empty text do not."""
+    some = [["no", " Positive"], ["positive"], ["a b"], ["no"]]
+    assert text.exact_match(["positive ", "positive.", "a  b", ""], some) == 0.25
+
+
 def test_identical_and_disjoint_texts_score_the_extremes():
     """A text equal to its reference; a text that shares no word with it; an empty text."""
     same = text.score(TEXTS, [[text] for text in TEXTS])
@@ -73,7 +79,7 @@ def test_identical_and_disjoint_texts_score_the_extremes():
     assert same["rouge_l"] == 1
     assert same["nist"] > text.nist(TEXTS, REFERENCES)
     for nothing in (["x y z"], [""]):
-        assert text.score(nothing, [["a b c"]]) == {"bleu": 0, "nist": 0, "rouge_l": 0}
+        assert text.score(nothing, [["a b c"]]) == dict.fromkeys(text.NAMES, 0)
 
 
 @pytest.mark.parametrize(("texts", "references"), [([], []), (["a"], []), (["a"], [[]])])

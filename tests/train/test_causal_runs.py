@@ -58,7 +58,7 @@ def test_run_of_a_decoder(tmp_path, family, pruning):
     base(tmp_path, family)
     chosen = config(tmp_path, **PRUNINGS[pruning])
     results = loop.run(chosen, say=lambda text: None)
-    assert list(results["final"]) == ["bleu", "nist", "rouge_l", "loss", "perplexity"]
+    assert list(results["final"]) == ["bleu", "nist", "rouge_l", "exact_match", "loss", "perplexity"]
     for stage in [{"metrics": results["before"]}, *results["stages"]]:
         assert list(stage["metrics"]) == list(results["final"])
         assert stage["metrics"]["perplexity"] == pytest.approx(np.exp(stage["metrics"]["loss"]))

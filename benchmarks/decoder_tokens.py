@@ -26,6 +26,7 @@ from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.config import Config
 from dsee_jax.data import HELD
 from dsee_jax.data.batches import Batches, eval_batches
+from dsee_jax.errors import InputError
 from dsee_jax.runtime import atomic
 from dsee_jax.train import config_file, inputs, optim, stages
 
@@ -88,9 +89,12 @@ def contents(config: Config) -> dict[str, np.ndarray]:
 
 def main(arguments: list[str]) -> None:
     config, out, *overrides = arguments
-    values = contents(config_file.read(ROOT / config, overrides))
-    with atomic.file(Path(out)) as staging:
-        np.savez_compressed(staging, **values)
+    try:
+        values = contents(config_file.read(ROOT / config, overrides))
+    except InputError as error:
+        sys.exit(str(error))
+    with atomic.file(Path(out)) as staging, staging.open("wb") as file:
+        np.savez_compressed(file, **values)
 
 
 if __name__ == "__main__":

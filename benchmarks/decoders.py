@@ -60,7 +60,10 @@ class Task(NamedTuple):
 TASKS = {
     "e2e": Task("E2E", "bleu", 1),
     "sst2": Task(
-        "SST-2 as prompts", "exact_match", 2, ("--data.source=jsonl", "--data.task=sst2", "--generate.new_tokens=4")
+        "SST-2 as prompts",
+        "exact_match",
+        2,
+        ("--model.task=causal-lm", "--data.source=jsonl", "--data.task=sst2", "--generate.new_tokens=4"),
     ),
 }
 
@@ -164,6 +167,22 @@ def finish(experiment: Experiment, seed: int, options: argparse.Namespace) -> di
     record |= {"config": config, "folder": out.name}
     files.write(experiments.record(experiment, seed, options), record)
     return record
+
+
+def check_peer(python: str) -> None:
+    """Raise `InputError` unless an interpreter has the packages of PEFT."""
+    try:
+        done = subprocess.run(
+            [python, "-c", "import torch, transformers, peft"], capture_output=True, text=True, check=False
+        )
+    except OSError as error:
+        raise InputError(f"--peft {python}: {error.strerror}; expected a Python interpreter") from None
+    if done.returncode:
+        reason = (done.stderr.splitlines() or ["no message"])[-1]
+        raise InputError(
+            f"--peft {python} cannot import torch, transformers and peft ({reason}): install them there, name another "
+            "interpreter, or leave out its methods by --only '*/*/lora' and the like"
+        )
 
 
 def peer_command(experiment: Experiment, seed: int, options: argparse.Namespace) -> list[str]:
@@ -331,6 +350,8 @@ def main(arguments: Sequence[str]) -> int:
         print("\n".join(experiment.name for experiment in chosen))
         return 0
     try:
+        if any(METHODS[each.method].peer for each in chosen):
+            check_peer(options.peft)
         decoder_data.write(options.data, options.runs / "data", small=options.small)
     except InputError as error:
         print(error, file=sys.stderr)

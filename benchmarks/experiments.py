@@ -57,7 +57,12 @@ def completed(options: argparse.Namespace, name: str, bases: Mapping[str, str]) 
     """Return the options of `parser` with the default folders of a benchmark, and ``bases``, those of ``--base`` added."""
     options.runs = options.runs or ROOT / "runs" / (f"{name}_small" if options.small else name)
     options.results = options.results or (options.runs / "results" if options.small else RESULTS / name)
-    options.bases = {**bases, **dict(base.split("=", 1) for base in options.base)}
+    given = dict(base.split("=", 1) for base in options.base)
+    # The runs have another working folder than the command.
+    options.bases = {
+        **bases,
+        **{name: str(absolute(path)) if Path(path).exists() else path for name, path in given.items()},
+    }
     return options
 
 

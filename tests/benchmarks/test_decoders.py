@@ -85,6 +85,12 @@ def test_missing_data_are_named(tmp_path):
         decoder_data.write(tmp_path, tmp_path / "out")
 
 
+def test_interpreter_without_peft_is_refused_before_any_run(tmp_path, capsys):
+    assert decoders.main([f"--data={tmp_path}", f"--runs={tmp_path / 'runs'}", f"--peft={tmp_path / 'python'}"]) == 2
+    assert "expected a Python interpreter" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def batch(*lengths):
     """Return a row of packed texts of these lengths, the last token of each with a weight."""
     segments = np.repeat(np.arange(1, len(lengths) + 1), lengths)[None]

@@ -64,7 +64,7 @@ def _some_prompts(path: Path, every: int) -> str:
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
     """Yield the rows of a TSV file of GLUE, in which quotes are text."""
-    head, *lines = _read(path).splitlines()
+    head, *lines = _read(path).rstrip("\n").split("\n")
     for line in lines:
         yield dict(zip(head.split("\t"), line.split("\t"), strict=False))
 

@@ -91,9 +91,10 @@ def test_interpreter_without_peft_is_refused_before_any_run(tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
-def batch(*lengths):
-    """Return a row of packed texts of these lengths, the last token of each with a weight."""
-    segments = np.repeat(np.arange(1, len(lengths) + 1), lengths)[None]
+def batch(*lengths, padding=0):
+    """Return a row of packed texts of these lengths and padding; the last token but one of each text has a weight."""
+    numbers = [*range(1, len(lengths) + 1), 0]
+    segments = np.repeat(numbers, [*lengths, padding])[None].astype(np.int32)
     weights = np.zeros(segments.shape, np.float32)
     weights[0, np.cumsum(lengths) - 2] = 1
     ids = np.arange(segments.size, dtype=np.int32)[None] % 11
@@ -167,7 +168,7 @@ def training(tmp_path_factory):
         **{"ends": [0], "pad": 0, "batch_size": 2, "new_tokens": 3, "clip": 1.0, "weight_decay": 0.1},
     }
     sets = {
-        "train": [batch(4, 3), batch(5, 4)] * 3,
+        "train": [batch(4, 3, padding=1), batch(5, 4)] * 3,
         "choose": [batch(4, 4)],
         "score": [batch(3, 5)],
         "held": [batch(6)],
@@ -194,7 +195,7 @@ def test_peft_reads_packed_batches_as_the_library_does(training):
     make, folder = training
     tuned = make()
     model, params = dsee_jax.load_pretrained(folder, task="causal-lm")
-    for number, made in enumerate([batch(4, 3), batch(5, 4)]):
+    for number, made in enumerate([batch(4, 3, padding=1), batch(5, 4)]):
         total, count = peft_decoder.losses(tuned.model, tuned.tokens.batch("train", number))
         inputs = {
             **{name: made[name] for name in ("input_ids", "attention_mask")},
@@ -213,24 +214,25 @@ def test_killed_peer_resumes_with_the_same_figures(training, tmp_path, monkeypat
     from benchmarks import peft_decoder
 
     make, _ = training
-    whole = peft_decoder.run(make(method), (tmp_path / "whole").mkdir() or tmp_path / "whole")
-    out = tmp_path / "killed"
+    undisturbed, out = tmp_path / "whole", tmp_path / "killed"
+    undisturbed.mkdir()
     out.mkdir()
+    whole = peft_decoder.run(make(method), undisturbed)
     killed, step = make(method), peft_decoder.Training.step
 
     def die(self, number):
         if number == 4:
-            raise KeyboardInterrupt
+            raise InterruptedError
         return step(self, number)
 
     monkeypatch.setattr(peft_decoder.Training, "step", die)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(InterruptedError):
         peft_decoder.run(killed, out)
     monkeypatch.setattr(peft_decoder.Training, "step", step)
     again = peft_decoder.run(make(method), out)
     names = ("before", "losses", "evaluations", "choose", "final", "tokens", "trained_parameters")
     assert {name: again[name] for name in names} == {name: whole[name] for name in names}
-    assert whole["losses"][-1] < whole["losses"][0]
+    assert whole["losses"][4] < whole["losses"][0]  # of the same batch
     assert len((out / "texts.jsonl").read_text().splitlines()) == 2
 
 

@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load_memory import peak
+from benchmarks.machine import peak
 from dsee_jax.runtime import malloc
 
 MODELS = ("final", "dense")

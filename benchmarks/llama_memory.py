@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 
-from benchmarks.load_memory import peak
+from benchmarks.machine import peak
 
 RESULT = pathlib.Path(__file__).parent / "results" / "llama_memory.json"
 SHAPE = {

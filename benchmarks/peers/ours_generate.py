@@ -1,0 +1,36 @@
+"""Side: new tokens after a batch of prompts by this library, greedy or by beam search."""
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+
+import dsee_jax
+from benchmarks.peers import child, inputs
+from dsee_jax.runtime import malloc
+
+
+def prepare(case: dict[str, Any]) -> child.Side:
+    malloc.keep_freed_memory()
+    model, params = dsee_jax.load_pretrained(case["model"], "causal-lm")
+    prompts = inputs.ids(case, model.config.vocab_size).astype(np.int32)
+    batch = {"input_ids": prompts, "attention_mask": np.ones_like(prompts), "last_only": True}
+    logits = jax.jit(lambda params, prompts: dsee_jax.apply(model, params, None, {**batch, "input_ids": prompts}))
+    first = np.asarray(logits(params, prompts), np.float64)[: inputs.CHECKED, -1, :100]
+
+    def call() -> np.ndarray:
+        return np.asarray(dsee_jax.generate(model, params, prompts, new_tokens=case["new"], beams=case["beams"]))
+
+    facts = {
+        "call": "from prompts on the host to tokens on the host; no text ends early",
+        "tokens": call()[: inputs.CHECKED].tolist(),
+        "device": jax.devices()[0].device_kind,
+        "threads": os.environ["PEERS_THREADS"],
+        "versions": child.versions("jax", "jaxlib", "flax"),
+    }
+    return child.Side(child.repeated(call, case), facts, {"logits": first.tolist()})
+
+
+if __name__ == "__main__":
+    child.serve(prepare)

@@ -1,0 +1,162 @@
+"""The figures of the questions: medians and ratios of pairs, one JSON file per question, and tables in Markdown."""
+
+import datetime
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers import shapes
+from benchmarks.peers.questions import Question
+from dsee_jax.runtime import atomic
+
+FOLDER = Path(__file__).parents[1] / "results" / "peers"
+
+
+def ratio(ours: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
+    """Return the median of the ratios of equal rounds, their range, and the ratios: ours over the other."""
+    pairs = [a / b for a, b in zip(ours, other, strict=True)]
+    return {"median": statistics.median(pairs), "least": min(pairs), "most": max(pairs), "pairs": pairs}
+
+
+def record(
+    question: Question,
+    case: Mapping[str, Any],
+    sides: Mapping[str, Mapping[str, Any]],
+    *,
+    pairs: int,
+    machine: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the record of a case from the answers of `rounds.measure`."""
+    done: dict[str, dict[str, Any]] = {name: dict(side) for name, side in sides.items()}
+    rates = [
+        round["matmul_flops_per_second"]
+        for side in sides.values()
+        for round in side.get("rounds", [])[:1]
+        if "matmul_flops_per_second" in round
+    ]
+    for side in done.values():
+        if "error" in side:
+            continue
+        del side["check"]
+        figures = (*question.metrics, *question.scores)
+        side["medians"] = {name: statistics.median(each[name] for each in side["rounds"]) for name in figures}
+        if question.training and rates:
+            # Forward, and a backward pass without gradients of kernels, which costs as much.
+            flops = 2 * shapes.flops(case["shape"], case["batch"], case["length"])
+            side["mfu"] = flops / side["medians"]["seconds"] / max(rates)
+    ratios = {}
+    for name, other in question.pairs():
+        if all(each in done and "error" not in done[each] for each in (name, other)):
+            ratios[f"{name}/{other}"] = {
+                metric: ratio(*([each[metric] for each in done[side]["rounds"]] for side in (name, other)))
+                for metric in question.metrics
+            }
+    return {
+        "settings": dict(case),
+        "pairs": pairs,
+        "machine": dict(machine),
+        "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "ratios": ratios,
+        "sides": done,
+    }
+
+
+def is_done(
+    stored: Mapping[str, Any] | None,
+    case: Mapping[str, Any],
+    sides: Sequence[str],
+    *,
+    pairs: int,
+    machine: Mapping[str, Any],
+) -> bool:
+    """Return whether a stored record answers a case: equal settings and machine, enough pairs, every side without an error."""
+    if stored is None or stored["settings"] != dict(case) or stored["machine"] != dict(machine):
+        return False
+    complete = all(name in stored["sides"] and "error" not in stored["sides"][name] for name in sides)
+    return complete and stored["pairs"] >= pairs
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the records of a question by case; {} without a file."""
+    return json.loads(path.read_text(encoding="utf-8"))["cases"] if path.exists() else {}
+
+
+def write(path: Path, question: Question, cases: Mapping[str, Any]) -> None:
+    """Write the records of a question, completely or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"title": question.title, "about": question.about, "cases": dict(cases)}
+    with atomic.file(path) as partial:
+        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def tables(questions: Mapping[str, Question], folder: Path) -> str:
+    """Return the tables of the stored questions in Markdown, in the order of ``questions``."""
+    texts = [table(each, cases) for name, each in questions.items() if (cases := read(folder / f"{name}.json"))]
+    return "\n".join(texts)
+
+
+def table(question: Question, cases: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the table of a question: a row per case and metric, a column per ratio."""
+    titles = {name: side.title for name, side in question.sides.items()}
+    first, *_ = question.sides
+    columns = [
+        titles[other] if name == first else f"{titles[name]} / {titles[other]}" for name, other in question.pairs()
+    ]
+    heads = ["case", titles[first], *columns]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    # Cases in the order of the question; the file may have older ones too.
+    for title in (title for title in question.cases if title in cases):
+        for metric in question.metrics:
+            lines.append(f"| {' | '.join(_row(question, title, cases[title], metric))} |")
+    machines = dict.fromkeys(_machine(each) for each in cases.values())
+    pairs = min(each["pairs"] for each in cases.values())
+    note = (
+        f"{question.about} Ratios are {titles[first]} over the peer, or as named: medians of {pairs} pairs or more, "
+        "measured in turns (in brackets the least and the most), beside the peer's own figure."
+    )
+    return "\n".join([f"**{question.title}** ({'; '.join(machines)})", "", *lines, "", note, ""])
+
+
+def _machine(case: Mapping[str, Any]) -> str:
+    machine = case["machine"]
+    devices = {side["facts"].get("device") for side in case["sides"].values() if "facts" in side}
+    card = [device for device in devices if device and device != "cpu"]
+    return card[0] if card else f"{machine['cpu']}, {machine['threads']} cores"
+
+
+def _row(question: Question, title: str, case: Mapping[str, Any], metric: str) -> list[str]:
+    first, *_ = question.sides
+    label = title if metric == "seconds" else f"{title}: memory"
+    cells = [label, _side(question, case["sides"][first], metric)]
+    for name, other in question.pairs():
+        if (key := f"{name}/{other}") not in case["ratios"]:
+            cells.append("")
+            continue
+        found = case["ratios"][key][metric]
+        # The figure that the reader has not seen yet.
+        unseen = case["sides"][name if other == first else other]
+        spread = f"{found['least']:.2f} to {found['most']:.2f}"
+        cells.append(f"**{found['median']:.2f}** ({spread}), {_side(question, unseen, metric)}")
+    return cells
+
+
+def _side(question: Question, side: Mapping[str, Any], metric: str) -> str:
+    """Return the figure of a side, with its scores and MFU beside its seconds."""
+    if "error" in side:
+        return "failed"
+    text = shown(side["medians"][metric], metric)
+    if metric != "seconds":
+        return text
+    text += "".join(
+        f", {name} {statistics.mean(each[name] for each in side['rounds']):.3f}" for name in question.scores
+    )
+    return text + (f", MFU {side['mfu']:.0%}" if "mfu" in side else "")
+
+
+def shown(value: float, metric: str) -> str:
+    """Return a figure with its unit."""
+    if metric.endswith("bytes"):
+        return f"{value / 1e9:.2f} GB"
+    return f"{value:.2f} s" if value >= 1 else f"{1e3 * value:.3g} ms"

@@ -1,0 +1,50 @@
+"""Side: new tokens after a batch of prompts by ``generate`` of transformers, with its default or its static cache."""
+
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, logging
+
+from benchmarks.peers import child, inputs
+
+
+def prepare(case: dict[str, Any]) -> child.Side:
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(int(os.environ["PEERS_THREADS"]))
+    model: Any = AutoModelForCausalLM.from_pretrained(case["model"], attn_implementation="sdpa")
+    model.eval()
+    prompts = inputs.ids(case, model.config.vocab_size)
+    model.generation_config.eos_token_id = None
+    options = {
+        "max_new_tokens": case["new"],
+        "num_beams": case["beams"],
+        "do_sample": False,
+        "pad_token_id": 0,
+        "eos_token_id": None,
+    }
+    if case["cache"]:
+        options["cache_implementation"] = case["cache"]
+
+    @torch.inference_mode()
+    def call() -> np.ndarray:
+        ids = torch.from_numpy(prompts)
+        return model.generate(ids, attention_mask=torch.ones_like(ids), **options)[:, case["length"] :].numpy()
+
+    with torch.inference_mode():
+        first = model(torch.from_numpy(prompts)).logits[: inputs.CHECKED, -1, :100].double().numpy()
+    facts = {
+        "call": "from prompts on the host to tokens on the host; no text ends early",
+        "tokens": call()[: inputs.CHECKED].tolist(),
+        "device": "cpu",
+        "threads": str(torch.get_num_threads()),
+        "versions": child.versions("torch", "transformers"),
+    }
+    return child.Side(child.repeated(call, case), facts, {"logits": first.tolist()})
+
+
+if __name__ == "__main__":
+    child.serve(prepare)

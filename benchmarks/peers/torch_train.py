@@ -1,0 +1,109 @@
+"""Side: training steps of Hugging Face PEFT in PyTorch: LoRA, or Supertuning, its low-rank and sparse update."""
+
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, SupertuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, logging
+
+from benchmarks.peers import child, inputs, shapes
+
+INCLUDES = (
+    "forward with dropout, backward, clipping to norm 1, AdamW; the host reads the loss after the last step of a round"
+)
+
+
+def prepare(case: dict[str, Any]) -> child.Side:
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(int(os.environ["PEERS_THREADS"]))
+    torch.manual_seed(0)
+    device, dtype = "cuda" if torch.cuda.is_available() else "cpu", getattr(torch, case["dtype"])
+    model, trained = adapted(case, dtype)
+    model.to(device)
+    batch = _batch(case, model.config.vocab_size, device)
+    model.eval()
+    with torch.no_grad():
+        outputs = model(**batch)
+    logits = outputs.logits if outputs.logits.ndim == 2 else outputs.logits[:, -1]
+    logits = logits[: inputs.CHECKED].double().cpu().numpy()[:, :100]
+    check = {"loss": outputs.loss.item(), "logits": logits.tolist()}
+    del outputs
+    model.train()
+    forward = torch.compile(model) if case["compile"] else model
+    optimizer = torch.optim.AdamW(trained, lr=5e-4, weight_decay=0.01)
+
+    def call() -> torch.Tensor:
+        loss = forward(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    measure = child.repeated(call, case, finish=lambda loss: loss.item())
+    facts = {
+        "step": INCLUDES,
+        "trained_parameters": sum(parameter.numel() for parameter in trained),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "threads": str(torch.get_num_threads()),
+        "versions": child.versions("torch", "peft", "transformers"),
+    }
+
+    def figures(number: int) -> dict[str, float]:
+        step = measure(number) | {"peak_bytes": _peak(device)}
+        return step if number else step | {"matmul_flops_per_second": _matmul_rate(device, dtype)}
+
+    return child.Side(figures, facts, check)
+
+
+def adapted(case: dict[str, Any], dtype: torch.dtype) -> tuple[Any, list[Any]]:
+    """Return the model with its updates, and the trained parameters."""
+    causal = shapes.task(case["shape"]) == "causal-lm"
+    kind = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+    options = {} if causal else {"num_labels": 2}
+    model = kind.from_pretrained(case["model"], dtype=dtype, attn_implementation="sdpa", **options)
+    targets = {"bert": ["query", "value"], "llama": ["q_proj", "v_proj"], "gpt2": ["c_attn"]}[model.config.model_type]
+    common: dict[str, Any] = {"target_modules": targets}
+    if not causal:
+        common |= {"task_type": "SEQ_CLS", "modules_to_save": ["pooler", "classifier"]}
+    if case["update"] == "supertuning":
+        # One kernel of the model gives the sparsity that leaves the number of nonzeros.
+        width = shapes.sizes(case["shape"])[1]
+        sparsity = 1 - (case["nonzeros"] + 0.5) / width**2
+        config: Any = SupertuningConfig(r=case["rank"], lora_alpha=32, sparsity=sparsity, **common)
+    else:
+        config = LoraConfig(r=case["rank"], lora_alpha=32, lora_dropout=0.0, **common)
+    model: Any = get_peft_model(model, config)
+    return model, [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _batch(case: dict[str, Any], vocabulary: int, device: str) -> dict[str, torch.Tensor]:
+    ids = inputs.ids(case, vocabulary)
+    batch = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    if shapes.task(case["shape"]) == "causal-lm":
+        batch |= {"labels": ids}
+    else:
+        batch |= {"token_type_ids": np.zeros_like(ids), "labels": inputs.labels(case)}
+    return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
+
+
+def _matmul_rate(device: str, dtype: torch.dtype) -> float:
+    """Return the FLOPs per second of a large square product."""
+    size = 8192 if device == "cuda" else 1024
+    a = torch.randn(size, size, dtype=dtype, device=device)
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    measured = child.repeated(lambda: a @ a, {"warmup": 2, "round": 0.3}, finish=lambda _: wait())(0)
+    return 2.0 * size**3 / measured["seconds"]
+
+
+def _peak(device: str) -> int:
+    """Return the peak bytes of the accelerator, else of the process."""
+    return torch.cuda.max_memory_allocated() if device == "cuda" else child.peak()
+
+
+if __name__ == "__main__":
+    child.serve(prepare)

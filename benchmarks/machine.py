@@ -1,4 +1,4 @@
-"""This machine: the name of its processor, its cores, and the peak memory of this process. Imports the standard library only."""
+"""This machine: its processor, its cores, and the peak memory of this process. Imports the standard library only."""
 
 import os
 import pathlib
@@ -15,9 +15,11 @@ def cpu() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores() -> list[int]:
+    """Return the numbers of the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return [*range(os.cpu_count() or 1)]
 
 
 def peak() -> int:

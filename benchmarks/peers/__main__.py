@@ -25,8 +25,8 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     top = argparse.ArgumentParser(
         prog="python -m benchmarks.peers",
-        description="Measure this library and its peers in turns. The machine must be idle otherwise. Each case is written when "
-        "it is done, and the same command goes on where it stopped.",
+        description="Measure this library and its peers in turns. The machine must be idle otherwise. Each case is written "
+        "when it is done, and the same command goes on where it stopped.",
     )
     top.add_argument("names", nargs="*", metavar="NAME", help="questions; default: all but merging_large")
     top.add_argument("--list", action="store_true", help="list the questions, their cases and sides, and exit")
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--pairs", type=int, default=5, help="rounds of each case; default 5")
     top.add_argument("--cases", nargs="+", metavar="TEXT", help="only cases whose title has one of these texts")
     top.add_argument("--sides", nargs="+", metavar="SIDE", help="only these peers")
-    top.add_argument("--threads", type=int, default=machine.cores(), help="cores of every side; default: all")
+    top.add_argument("--threads", type=int, default=len(machine.cores()), help="cores of every side; default: all")
     top.add_argument("--small", action="store_true", help="tiny shapes, to try the path; results go to --work")
     top.add_argument("--gpu", action="store_true", help="the questions of a GPU")
     top.add_argument("--again", action="store_true", help="measure also what is stored")
@@ -65,8 +65,8 @@ def main() -> int:
     for name in options.names:
         if name not in table:
             top.error(f"no question {name!r}; expected some of {', '.join(table)}")
-    if not 1 <= options.threads <= machine.cores():
-        top.error(f"--threads is {options.threads}; expected 1 to {machine.cores()}, the cores of this process")
+    if not 1 <= options.threads <= len(machine.cores()):
+        top.error(f"--threads is {options.threads}; expected 1 to {len(machine.cores())}, the cores of this process")
     if options.pairs < 1:
         top.error(f"--pairs is {options.pairs}; expected 1 or more")
     if options.make_environments:
@@ -137,7 +137,7 @@ def answer(name: str, question: Question, options: argparse.Namespace) -> int:
             sides = rounds.measure(
                 launches,
                 pairs=options.pairs,
-                cores=sorted(os.sched_getaffinity(0))[: options.threads],
+                cores=machine.cores()[: options.threads],
                 fresh=question.fresh,
                 together=options.gpu,
                 tolerance=question.tolerance,
@@ -210,7 +210,7 @@ def prepared(case: Mapping[str, Any], options: argparse.Namespace) -> dict[str, 
             inputs.subset(source, Path(ready["data"]), case["examples"])
     if "checkpoints" in case:
         folder = work / "checkpoints" / case["checkpoints"]
-        _run("checkpoints", str(folder), case["checkpoints"])
+        _run("shapes", case["checkpoints"], str(folder), "--tuned")
         ready["checkpoints"] = str(folder)
     return ready
 

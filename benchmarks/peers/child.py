@@ -2,8 +2,8 @@
 
 The parent passes a case as JSON in the first argument. The child answers by one line of JSON on stdout, its `facts` and its
 `check`, and by one more line for each line that it reads from stdin, the figures of a round. Everything that libraries print
-goes to stderr. Between two rounds the child waits for a line, so that it takes no time from the other sides. Imports the standard
-library only, because every environment runs it.
+goes to stderr. Between two rounds the child waits for a line, so that it takes no time from the other sides. Every environment
+runs this module, so it imports the standard library only.
 """
 
 import importlib.metadata
@@ -28,7 +28,7 @@ class Side(NamedTuple):
     """Takes the number of the round, from 0, and returns its figures by metric."""
     facts: dict[str, Any]
     """The record of this side: versions, and the parts of one measured call."""
-    check: dict[str, Any] = {}
+    check: dict[str, Any]
     """Numbers by name, which the other sides must have too where they have a number of that name."""
 
 
@@ -46,7 +46,7 @@ def serve(prepare: Callable[[dict[str, Any]], Side]) -> None:
 def repeated(
     call: Callable[[], Any], case: dict[str, Any], *, finish: Callable[[Any], Any] = lambda value: None
 ) -> Callable[[int], dict[str, float]]:
-    """Return the function that measures a round: seconds per call over so many calls that a round takes ``case["round"]`` seconds.
+    """Return the function that measures a round, the seconds of a call: a round has as many calls as ``case["round"]`` takes.
 
     Args:
       call: one call. Its result goes to ``finish``, which waits for the device.

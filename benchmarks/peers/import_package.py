@@ -15,7 +15,7 @@ def prepare(case: dict[str, Any]) -> child.Side:
         importlib.import_module(name)
     seconds = time.perf_counter() - begin
     facts = {"imports": case["packages"], "versions": child.versions()}
-    return child.Side(child.once({"seconds": seconds}), facts)
+    return child.Side(child.once({"seconds": seconds}), facts, {})
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from benchmarks.peers import child, inputs
 
 INCLUDES = (
     "forward with dropout, backward, clipping to norm 1, AdamW, the mean of the loss that fit keeps; a round is one fit of "
-    "several steps, which ends with the loss on the host. enable_lora chooses the updates: query and value, A with a block for each "
-    "head, their biases too. Pooler and classifier are trained in full, as on the other sides"
+    "several steps, which ends with the loss on the host. enable_lora chooses the updates: query and value, A with a block "
+    "for each head, their biases too. Pooler and classifier are trained in full, as on the other sides"
 )
 
 

@@ -61,7 +61,7 @@ def prepare(case: dict[str, Any]) -> child.Side:
         "versions": child.versions("mergekit", "torch") if case["tool"] == "mergekit" else child.versions("jax"),
     }
     shutil.rmtree(out)
-    return child.Side(child.once(figures), facts)
+    return child.Side(child.once(figures), facts, {})
 
 
 def _timed(command: list[str]) -> dict[str, float]:

@@ -1,6 +1,6 @@
-"""Side: the floor of a merge: its inputs are read and hashed (SHA-256), and as many bytes as its output are written and synced.
+"""Side: the floor of a merge: its inputs are read and hashed (SHA-256), and the bytes of its output are written and synced.
 
-Reads are of the page cache, by one thread per file and core, while another thread writes: nothing is computed. A method that reads
+Reads are of the page cache, by a thread for each core, while another thread writes: nothing is computed. A method that reads
 the base has one more input.
 """
 
@@ -38,7 +38,7 @@ def prepare(case: dict[str, Any]) -> child.Side:
         "threads": os.environ["PEERS_THREADS"],
         "versions": child.versions(),
     }
-    return child.Side(child.once({"seconds": seconds, "peak_bytes": child.peak()}), facts)
+    return child.Side(child.once({"seconds": seconds, "peak_bytes": child.peak()}), facts, {})
 
 
 def _hash(file: Path) -> str:

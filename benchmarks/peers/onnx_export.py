@@ -21,6 +21,7 @@ class Logits(torch.nn.Module):
         )
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+        """Return the logits of int64 arrays (batch, length)."""
         return self.model(input_ids=ids, attention_mask=mask, token_type_ids=kinds).logits
 
 

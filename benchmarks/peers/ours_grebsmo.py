@@ -40,7 +40,7 @@ def prepare(case: dict[str, Any]) -> child.Side:
         "threads": os.environ["PEERS_THREADS"],
         "versions": child.versions("jax", "jaxlib"),
     }
-    return child.Side(measure, facts)
+    return child.Side(measure, facts, {})
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Side: a run of this library from the start of its process to the end of its first training step, as ``train.py`` starts it."""
+"""Side: a run of this library from the start of its process to the end of its first step, as ``train.py`` starts it."""
 
+import contextlib
 import os
 from typing import Any
 
@@ -43,17 +44,15 @@ def prepare(case: dict[str, Any]) -> child.Side:
 
     # A log line after the first step tells that it is done.
     trainer.LOG_EVERY = 1
-    try:
+    with contextlib.suppress(_Done):
         loop.run(config, say=lambda text: None, tracked=[Tracker(log, lambda well: None)])
-    except _Done:
-        pass
     facts = {
         "start": INCLUDES,
         "cache": case["cache"],
         "threads": os.environ["PEERS_THREADS"],
         "versions": child.versions("jax", "jaxlib", "flax"),
     }
-    return child.Side(child.once({"seconds": seconds}), facts)
+    return child.Side(child.once({"seconds": seconds}), facts, {})
 
 
 if __name__ == "__main__":

@@ -102,11 +102,11 @@ def _tiny_run(**more: Any) -> dict[str, Any]:
     return _run("sst2", 24, shape="tiny-bert", pretrained=False, batch=4, rank=4, nonzeros=8) | more
 
 
-def _merges(size: str, *methods: str) -> dict[str, dict[str, Any]]:
+def _merges(shape: str, *methods: str) -> dict[str, dict[str, Any]]:
     return {
-        f"{method}, {size}": {
+        method: {
             "method": method,
-            "checkpoints": size,
+            "checkpoints": shape,
             "without": ["mergekit"] if method == "rankmean" else [],
         }
         for method in methods
@@ -266,8 +266,8 @@ QUESTIONS: dict[str, Question] = {
         "Seconds until the output is on the disk, checksums of all inputs included; peak of anonymous memory. The floor reads "
         "and hashes the same inputs, and writes and syncs as many bytes.",
         _MERGES,
-        _merges("1.1b", "linear", "rankmean", "task_arithmetic", "slerp", "dare_ties", "ties"),
-        _merges("tiny", "linear", "rankmean", "ties"),
+        _merges("llama-1.1b", "linear", "rankmean", "task_arithmetic", "slerp", "dare_ties", "ties"),
+        _merges("tiny-llama-bfloat16", "linear", "rankmean", "ties"),
         metrics=("seconds", "peak_bytes"),
         fresh=True,
         minutes=60,
@@ -276,8 +276,8 @@ QUESTIONS: dict[str, Question] = {
         "Merging two models of 4.5 billion parameters, bfloat16",
         "As with 1.1 billion: the peak of memory must not grow with the model. Needs 36 GB of disk.",
         {name: side for name, side in _MERGES.items() if name != "mergekit"},
-        _merges("4.5b", "linear", "rankmean", "ties"),
-        _merges("tiny", "linear"),
+        _merges("llama-4.5b", "linear", "rankmean", "ties"),
+        _merges("tiny-llama-bfloat16", "linear"),
         metrics=("seconds", "peak_bytes"),
         fresh=True,
         minutes=20,

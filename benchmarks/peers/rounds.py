@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from benchmarks.peers.child import STARTED
 
 ROOT = Path(__file__).parents[2]
+PACKAGE = "benchmarks.peers"
 
 
 class Failed(Exception):
@@ -53,7 +54,7 @@ class Child:
         # The library of the measured side is that of this checkout.
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
-            [launch.python, "-m", f"benchmarks.peers.{launch.module}", json.dumps(dict(launch.case))],
+            [launch.python, "-m", f"{PACKAGE}.{launch.module}", json.dumps(dict(launch.case))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -1,8 +1,9 @@
 """Models of random weights in the shapes of released ones, as Hugging Face folders: speed does not depend on the values.
 
-    python -m benchmarks.peers.shapes NAME FOLDER
+    python -m benchmarks.peers.shapes NAME FOLDER [--tuned]
 
-The weights of a name are always the same. A folder of an encoder has a tokenizer of letters, which is enough for a run.
+The weights of a name are always the same. A folder of an encoder has a tokenizer of letters, which is enough for a run. With
+``--tuned`` the folder has the models of a merge, `TUNED`: a base and two that were tuned from it.
 """
 
 import json
@@ -78,6 +79,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "smollm2-135m": _llama(30, 576, 1536, 9, 3, 49152, tie_word_embeddings=True),
     "stories260k": _llama(5, 64, 172, 8, 4, 512, tie_word_embeddings=True),
     "llama-1.1b": _llama(22, 2048, 5632, 32, 4, 32000, dtype="bfloat16"),
+    "llama-4.5b": _llama(29, 3584, 9856, 32, 8, 64000, dtype="bfloat16"),
     "llama-7b": _llama(32, 4096, 11008, 32, 32, 32000, dtype="bfloat16"),
     "tiny-bert": _bert(2, 64, 4, 500),
     "tiny-gpt2": _gpt2(2, 64, 4, 500),
@@ -88,6 +90,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 DRAWN = 1 << 22
 """The numbers of a large tensor repeat after so many: drawing each would take longer than all measurements."""
+
+TUNED = ("base", "model_a", "model_b")
+"""The folders of a merge."""
 
 
 def task(name: str) -> str:
@@ -120,8 +125,11 @@ def flops(name: str, batch: int, length: int) -> float:
     return 2.0 * batch * length * per_token
 
 
-def write(name: str, folder: Path) -> None:
-    """Write the folder of a model, completely or not at all; a folder that exists stays."""
+def write(name: str, folder: Path, *, tuning: int = 0) -> None:
+    """Write the folder of a model in three shards at most, completely or not at all; a folder that exists stays.
+
+    ``tuning`` is 0, or the number of a model tuned from it: small changes, whose size differs between tensors.
+    """
     if folder.exists():
         return
     import ml_dtypes
@@ -139,16 +147,23 @@ def write(name: str, folder: Path) -> None:
     shapes = hf_names.stored_shapes(model)
     numbers = {tensor: number for number, tensor in enumerate(shapes)}
 
+    def normal(seed: list[int], size: int, scale: float) -> np.ndarray:
+        return np.random.default_rng(seed).standard_normal(min(DRAWN, size), np.float32) * np.float32(scale)
+
     def array(tensor: str) -> np.ndarray:
-        shape = shapes[tensor]
+        shape, number = shapes[tensor], numbers[tensor]
         if len(shape) == 1:
             return np.full(shape, 0 if tensor.endswith("bias") else 1, kind)
-        drawn = np.random.default_rng(numbers[tensor]).standard_normal(min(DRAWN, int(np.prod(shape))), np.float32)
-        return np.resize((drawn * np.float32(0.02)).astype(kind), shape)
+        size = int(np.prod(shape))
+        drawn = normal([number], size, 0.02)
+        if tuning:
+            drawn += normal([number, tuning], size, 2e-4 * np.random.default_rng([number, tuning]).uniform(0.5, 2))
+        return np.resize(drawn.astype(kind), shape)
 
     kinds = {tensor: ("BF16" if kind.itemsize == 2 else "F32", shape) for tensor, shape in shapes.items()}
+    total = kind.itemsize * sum(int(np.prod(shape)) for shape in shapes.values())
     with atomic.folder(folder) as partial:
-        tensors.write_each(partial, kinds, array)
+        tensors.write_each(partial, kinds, array, max_shard_size=max(total * 2 // 5, 1 << 30))
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         if config["model_type"] == "bert":
             _tokenizer(partial)
@@ -165,4 +180,6 @@ def _tokenizer(folder: Path) -> None:
 
 if __name__ == "__main__":
     os.environ["JAX_PLATFORMS"] = "cpu"
-    write(sys.argv[1], Path(sys.argv[2]))
+    parts = {each: number for number, each in enumerate(TUNED)} if "--tuned" in sys.argv else {"": 0}
+    for part, number in parts.items():
+        write(sys.argv[1], Path(sys.argv[2]) / part, tuning=number)

@@ -51,7 +51,7 @@ def prepare(case: dict[str, Any]) -> child.Side:
         "threads": str(torch.get_num_threads()),
         "versions": child.versions("torch"),
     }
-    return child.Side(all_kernels, facts)
+    return child.Side(all_kernels, facts, {})
 
 
 if __name__ == "__main__":

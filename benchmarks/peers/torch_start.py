@@ -53,7 +53,7 @@ def prepare(case: dict[str, Any]) -> child.Side:
         "threads": str(torch.get_num_threads()),
         "versions": child.versions("torch", "peft", "transformers", "accelerate"),
     }
-    return child.Side(child.once({"seconds": seconds}), facts)
+    return child.Side(child.once({"seconds": seconds}), facts, {})
 
 
 if __name__ == "__main__":

@@ -127,7 +127,6 @@ def test_every_question_names_modules_environments_and_shapes_that_exist():
             assert not side.environment or side.environment in environments.ENVIRONMENTS, side
         for case in (*question.cases.values(), *question.small.values()):
             assert {case.get("shape", "bert-base"), case.get("checkpoints", "bert-base")} <= shapes.SHAPES.keys(), case
-            assert {*case.get("without", ())} <= question.sides.keys(), case
         assert {each for pair in question.pairs() for each in pair} <= question.sides.keys()
 
 

@@ -482,9 +482,12 @@ def test_real_minilm_loads(minilm):
 def test_loading_peaks_below_1_3_times_the_weights(tmp_path):
     """By the benchmark, in separate processes."""
     root = pathlib.Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-m", "benchmarks.load_memory", "--out", str(tmp_path / "figures.json")]
+    question = ["loading", "--cases", "BERT-base", "--sides", "none", "--pairs", "1"]
+    folders = ["--work", str(tmp_path), "--out", str(tmp_path / "results")]
+    command = [sys.executable, "-m", "benchmarks.peers", *question, *folders]
     subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE)
-    assert 0.9 < json.loads((tmp_path / "figures.json").read_text())["ratio"] < 1.3
+    (case,) = json.loads((tmp_path / "results" / "loading.json").read_text())["cases"].values()
+    assert 0.9 < case["sides"]["ours"]["facts"]["raised_over_weights"] < 1.3
 
 
 def test_more_layers_than_the_file_has_are_refused(tmp_path):

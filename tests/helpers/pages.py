@@ -129,7 +129,8 @@ def check(words: list[str]) -> bool:
     elif module == "merge":
         _merge(arguments)
     elif module.startswith("benchmarks."):
-        _exists(module.replace(".", "/") + ".py")
+        path = module.replace(".", "/")
+        _exists(f"{path}/__main__.py" if (ROOT / path).is_dir() else f"{path}.py")
     return True
 
 

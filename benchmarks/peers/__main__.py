@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--environments", type=Path, default=WORK / "environments", metavar="DIR")
     top.add_argument("--pairs", type=int, default=5, help="rounds of each case; default 5")
     top.add_argument("--cases", nargs="+", metavar="TEXT", help="only cases whose title has one of these texts")
-    top.add_argument("--sides", nargs="+", metavar="SIDE", help="only these peers")
+    top.add_argument("--sides", nargs="*", metavar="SIDE", help="only these peers; without SIDE: this library alone")
     top.add_argument("--threads", type=int, default=len(machine.cores()), help="cores of every side; default: all")
     top.add_argument("--small", action="store_true", help="tiny shapes, to try the path; results go to --work")
     top.add_argument("--gpu", action="store_true", help="the questions of a GPU")
@@ -65,6 +65,10 @@ def main() -> int:
     for name in options.names:
         if name not in table:
             top.error(f"no question {name!r}; expected some of {', '.join(table)}")
+    sides = {side for question in table.values() for side in question.sides}
+    for side in options.sides or ():
+        if side not in sides:
+            top.error(f"--sides: no side {side!r}; expected some of {', '.join(sorted(sides))}")
     if not 1 <= options.threads <= len(machine.cores()):
         top.error(f"--threads is {options.threads}; expected 1 to {len(machine.cores())}, the cores of this process")
     if options.pairs < 1:
@@ -162,7 +166,7 @@ def report(record: Mapping[str, Any]) -> int:
 def _sides(question: Question, case: Mapping[str, Any], options: argparse.Namespace) -> list[str]:
     first, *others = question.sides
     others = [each for each in others if each not in case.get("without", ())]
-    return [first, *(each for each in others if not options.sides or each in options.sides)]
+    return [first, *(each for each in others if options.sides is None or each in options.sides)]
 
 
 def _python(question: Question, side: str, options: argparse.Namespace) -> str | None:

@@ -29,7 +29,7 @@ def prepare(case: dict[str, Any]) -> child.Side:
         delta=configs.DeltaConfig(rank=case["rank"], alpha=32, nonzeros=case["nonzeros"], support="random"),
         prune=configs.PruneConfig(kind="none"),
         train=configs.TrainConfig(epochs=1, batch_size=case["batch"], learning_rate=5e-4, head="pooler+classifier"),
-        output_dir=case["scratch"],
+        output_dir=os.path.join(case["scratch"], "run"),
     )
     ready = setup.prepare(config)
     compiled, frozen = programs.make_programs(ready), sharding.place(ready.placed, pruning.freeze(ready, {}))

@@ -32,7 +32,8 @@ def prepare(case: dict[str, Any]) -> child.Side:
     adapter = dsee_jax.deltas.init(params, delta, key=jax.random.key(0))
     head, rest = tree.split(params, tree.select(models.find(model.config.model_type).head, tree.flatten(params)))
     optimizer = optim.adamw(dataclasses.replace(TrainConfig(), clip=1.0, weight_decay=0.01))
-    trained = {"deltas": adapter.deltas, "params": head}
+    # As in a run, what is trained is float32.
+    trained = {"deltas": adapter.deltas, "params": jax.tree.map(lambda leaf: leaf.astype(jnp.float32), head)}
     frozen = step.Frozen(rest, adapter.supports, {})
     batch = _batch(case, model.config.vocab_size)
 

@@ -36,10 +36,11 @@ def record(
         for round in side.get("rounds", [])[:1]
         if "matmul_flops_per_second" in round
     ]
-    for side in done.values():
+    for name, side in done.items():
         if "error" in side:
             continue
         del side["check"]
+        side["options"] = dict(question.sides[name].options)
         figures = (*question.metrics, *question.scores)
         side["medians"] = {name: statistics.median(each[name] for each in side["rounds"]) for name in figures}
         if question.training and rates:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, SupertuningConfig, get_peft_model
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, logging
 
 from benchmarks.peers import child, inputs, shapes
@@ -71,6 +71,8 @@ def adapted(case: dict[str, Any], dtype: torch.dtype) -> tuple[Any, list[Any]]:
     if not causal:
         common |= {"task_type": "SEQ_CLS", "modules_to_save": ["pooler", "classifier"]}
     if case["update"] == "supertuning":
+        from peft import SupertuningConfig
+
         # One kernel of the model gives the sparsity that leaves the number of nonzeros.
         width = shapes.sizes(case["shape"])[1]
         sparsity = 1 - (case["nonzeros"] + 0.5) / width**2

@@ -190,6 +190,7 @@ def test_fresh_sides_are_new_processes(launch):
     ("arguments", "message"),
     [
         (["nothing"], "no question 'nothing'; expected some of train_step, "),
+        (["grebsmo", "--sides", "cut", "nobody"], "--sides: no side 'nobody'; expected some of "),
         (["grebsmo", "--pairs", "0"], "--pairs is 0; expected 1 or more"),
         (["grebsmo", "--threads", "10000"], "--threads is 10000; expected 1 to "),
     ],
@@ -216,9 +217,7 @@ def test_the_list_names_every_question_and_case():
 @pytest.mark.slow
 def test_a_question_is_measured_from_the_command_and_is_stored(tmp_path, monkeypatch, capsys):
     """The import of packages: processes that start fast."""
-    monkeypatch.setattr(
-        sys, "argv", ["peers", "import", "--small", "--pairs", "1", "--sides", "none", "--work", str(tmp_path)]
-    )
+    monkeypatch.setattr(sys, "argv", ["peers", "import", "--small", "--pairs", "1", "--sides", "--work", str(tmp_path)])
     for said in ("import, import\n", "import, import: stored\n"):
         assert command.main() == 0
         assert said in capsys.readouterr().out

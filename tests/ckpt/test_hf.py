@@ -482,7 +482,7 @@ def test_real_minilm_loads(minilm):
 def test_loading_peaks_below_1_3_times_the_weights(tmp_path):
     """By the benchmark, in separate processes."""
     root = pathlib.Path(__file__).resolve().parents[2]
-    question = ["loading", "--cases", "BERT-base", "--sides", "none", "--pairs", "1"]
+    question = ["loading", "--cases", "BERT-base", "--sides", "--pairs", "1"]
     folders = ["--work", str(tmp_path), "--out", str(tmp_path / "results")]
     command = [sys.executable, "-m", "benchmarks.peers", *question, *folders]
     subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE)

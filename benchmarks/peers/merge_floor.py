@@ -38,7 +38,7 @@ def prepare(case: dict[str, Any]) -> child.Side:
         "threads": os.environ["PEERS_THREADS"],
         "versions": child.versions(),
     }
-    return child.Side(child.once({"seconds": seconds, "peak_bytes": child.peak()}), facts, {})
+    return child.Side(child.once({"seconds": seconds}), facts, {})
 
 
 def _hash(file: Path) -> str:

@@ -37,7 +37,7 @@ class Question(NamedTuple):
     ratios: tuple[tuple[str, str], ...] = ()
     """Which side over which; empty: the first over each other."""
     metrics: tuple[str, ...] = ("seconds",)
-    """The figures of a round that are compared; lower is better."""
+    """The figures of a round that are compared where both sides have them; lower is better."""
     scores: tuple[str, ...] = ()
     """The figures of a round that are only reported."""
     fresh: bool = False

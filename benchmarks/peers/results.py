@@ -41,8 +41,8 @@ def record(
             continue
         del side["check"]
         side["options"] = dict(question.sides[name].options)
-        figures = (*question.metrics, *question.scores)
-        side["medians"] = {name: statistics.median(each[name] for each in side["rounds"]) for name in figures}
+        figures = [each for each in (*question.metrics, *question.scores) if each in side["rounds"][0]]
+        side["medians"] = {each: statistics.median(round[each] for round in side["rounds"]) for each in figures}
         if question.training and rates:
             # Forward, and a backward pass without gradients of kernels, which costs as much.
             flops = 2 * shapes.flops(case["shape"], case["batch"], case["length"])
@@ -53,6 +53,7 @@ def record(
             ratios[f"{name}/{other}"] = {
                 metric: ratio(*([each[metric] for each in done[side]["rounds"]] for side in (name, other)))
                 for metric in question.metrics
+                if all(metric in done[side]["medians"] for side in (name, other))
             }
     return {
         "settings": dict(case),
@@ -132,10 +133,10 @@ def _row(question: Question, title: str, case: Mapping[str, Any], metric: str) -
     label = title if metric == "seconds" else f"{title}: memory"
     cells = [label, _side(question, case["sides"][first], metric)]
     for name, other in question.pairs():
-        if (key := f"{name}/{other}") not in case["ratios"]:
+        found = case["ratios"].get(f"{name}/{other}", {}).get(metric)
+        if found is None:
             cells.append("")
             continue
-        found = case["ratios"][key][metric]
         # The figure that the reader has not seen yet.
         unseen = case["sides"][name if other == first else other]
         spread = f"{found['least']:.2f} to {found['most']:.2f}"

@@ -117,6 +117,11 @@ def test_the_table_has_a_row_for_each_case_and_a_column_for_each_ratio(tmp_path)
         "| a case | 1.00 s | **0.50** (0.25 to 1.00), 4.00 s | **0.05** (0.05 to 0.05), 50 ms |",
     ]
     assert "an older case" not in text
+    # A figure that only one side has.
+    record["sides"]["ours"]["medians"]["peak_bytes"] = 2e9
+    assert "| a case: memory | 2.00 GB |  |  |" in results.table(
+        QUESTION._replace(metrics=("peak_bytes",)), {"a case": record}
+    )
     assert "medians of 3 pairs or more" in text
 
 

@@ -130,7 +130,7 @@ QUESTIONS: dict[str, Question] = {
         {"tiny": _tiny("tiny-bert")},
         metrics=("seconds", "peak_bytes"),
         training=True,
-        minutes=75,
+        minutes=30,
     ),
     "decoder_step": Question(
         "Training step of a decoder",
@@ -140,7 +140,7 @@ QUESTIONS: dict[str, Question] = {
         {"tiny": _tiny("tiny-llama")},
         metrics=("seconds", "peak_bytes"),
         training=True,
-        minutes=15,
+        minutes=8,
     ),
     "epoch": Question(
         "One pass over a data set, real lengths",
@@ -154,7 +154,7 @@ QUESTIONS: dict[str, Question] = {
         {"MiniLM, RTE": _run("rte", 0), "MiniLM, SST-2, 2,000 examples": _run("sst2", 2000)},
         {"tiny": _tiny_run()},
         scores=("accuracy",),
-        minutes=25,
+        minutes=18,
     ),
     "inference": Question(
         "Logits of a batch",
@@ -178,7 +178,7 @@ QUESTIONS: dict[str, Question] = {
             *(("ours", peer) for peer in ("torch", "torch_compiled", "onnx", "stablehlo")),
             ("cut", "ours"),
         ),
-        minutes=30,
+        minutes=40,
     ),
     "generation": Question(
         "New tokens",
@@ -199,7 +199,7 @@ QUESTIONS: dict[str, Question] = {
             for batch in (1, 8, 64)
         },
         {"tiny": _generate("tiny-gpt2", 2, 2, length=8, new=4, round=0.05)},
-        minutes=60,
+        minutes=50,
     ),
     "grebsmo": Question(
         "Supports by GreBsmo",
@@ -210,7 +210,7 @@ QUESTIONS: dict[str, Question] = {
         },
         {"24 kernels of 768 x 768": {"width": 768, "kernels": 24, "nonzeros": 64, "round": 1.0, "warmup": 2}},
         {"tiny": {"width": 48, "kernels": 2, "nonzeros": 8, "round": 0.02, "warmup": 2}},
-        minutes=3,
+        minutes=2,
     ),
     "loading": Question(
         "Loading a checkpoint",
@@ -226,7 +226,7 @@ QUESTIONS: dict[str, Question] = {
         {"tiny": {"shape": "tiny-bert", "dtype": "float32"}},
         metrics=("seconds", "raised_bytes"),
         fresh=True,
-        minutes=5,
+        minutes=4,
     ),
     "startup": Question(
         "From the command to the end of the first step",
@@ -259,7 +259,7 @@ QUESTIONS: dict[str, Question] = {
         {"import": {}},
         {"import": {}},
         fresh=True,
-        minutes=3,
+        minutes=2,
     ),
     "merging": Question(
         "Merging two models of 1.1 billion parameters, bfloat16",
@@ -270,7 +270,7 @@ QUESTIONS: dict[str, Question] = {
         _merges("tiny-llama-bfloat16", "linear", "rankmean", "ties"),
         metrics=("seconds", "peak_bytes"),
         fresh=True,
-        minutes=60,
+        minutes=35,
     ),
     "merging_large": Question(
         "Merging two models of 4.5 billion parameters, bfloat16",
@@ -280,7 +280,7 @@ QUESTIONS: dict[str, Question] = {
         _merges("tiny-llama-bfloat16", "linear"),
         metrics=("seconds", "peak_bytes"),
         fresh=True,
-        minutes=20,
+        minutes=25,
     ),
 }
 """By name: the questions of a machine without an accelerator."""

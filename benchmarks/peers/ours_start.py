@@ -38,7 +38,7 @@ def prepare(case: dict[str, Any]) -> child.Side:
 
     def log(figures: Any, step: int) -> None:
         nonlocal seconds
-        if "learning_rate" in figures:
+        if "train/learning_rate" in figures:
             seconds = child.age()
             raise _Done
 
@@ -46,6 +46,7 @@ def prepare(case: dict[str, Any]) -> child.Side:
     trainer.LOG_EVERY = 1
     with contextlib.suppress(_Done):
         loop.run(config, say=lambda text: None, tracked=[Tracker(log, lambda well: None)])
+    assert seconds, "a run has a step"
     facts = {
         "start": INCLUDES,
         "cache": case["cache"],

@@ -166,13 +166,14 @@ def write(name: str, folder: Path, *, tuning: int = 0) -> None:
         tensors.write_each(partial, kinds, array, max_shard_size=max(total * 2 // 5, 1 << 30))
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         if config["model_type"] == "bert":
-            _tokenizer(partial)
+            _tokenizer(partial, config["vocab_size"])
 
 
-def _tokenizer(folder: Path) -> None:
-    """Write a WordPiece tokenizer whose pieces are single characters."""
+def _tokenizer(folder: Path, vocabulary: int) -> None:
+    """Write a WordPiece tokenizer whose pieces are single characters, beside as many unused ones as the vocabulary has."""
     characters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{each}" for each in characters)]
+    words += [f"[unused{number}]" for number in range(vocabulary - len(words))]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 512}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")

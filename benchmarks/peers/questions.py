@@ -99,7 +99,7 @@ def _run(task: str, examples: int, **more: Any) -> dict[str, Any]:
 
 
 def _tiny_run(**more: Any) -> dict[str, Any]:
-    return _run("sst2", 24, shape="tiny-bert", pretrained=False, batch=4, rank=4, nonzeros=8) | more
+    return _run("sst2", 24, shape="tiny-bert", pretrained=False, batch=12, rank=4, nonzeros=8) | more
 
 
 def _merges(shape: str, *methods: str) -> dict[str, dict[str, Any]]:

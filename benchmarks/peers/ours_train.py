@@ -30,7 +30,9 @@ def prepare(case: dict[str, Any]) -> child.Side:
     # The shapes do not depend on the choice of the coordinates; random coordinates are the cheapest.
     delta = DeltaConfig(rank=case["rank"], alpha=32, nonzeros=case["nonzeros"], support="random")
     adapter = dsee_jax.deltas.init(params, delta, key=jax.random.key(0))
-    head, rest = tree.split(params, tree.select(models.find(model.config.model_type).head, tree.flatten(params)))
+    # A decoder has no task head.
+    heads = () if causal else tree.select(models.find(model.config.model_type).head, tree.flatten(params))
+    head, rest = tree.split(params, heads)
     optimizer = optim.adamw(dataclasses.replace(TrainConfig(), clip=1.0, weight_decay=0.01))
     # As in a run, what is trained is float32.
     trained = {"deltas": adapter.deltas, "params": jax.tree.map(lambda leaf: leaf.astype(jnp.float32), head)}

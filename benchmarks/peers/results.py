@@ -148,6 +148,8 @@ def _side(question: Question, side: Mapping[str, Any], metric: str) -> str:
     """Return the figure of a side, with its scores and MFU beside its seconds."""
     if "error" in side:
         return "failed"
+    if metric not in side["medians"]:
+        return ""
     text = shown(side["medians"][metric], metric)
     if metric != "seconds":
         return text

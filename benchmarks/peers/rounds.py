@@ -53,16 +53,16 @@ class Child:
         }
         # The library of the measured side is that of this checkout.
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
-        self._process = subprocess.Popen(
-            [launch.python, "-m", f"{PACKAGE}.{launch.module}", json.dumps(dict(launch.case))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            cwd=ROOT,
-            env=environment,
-            preexec_fn=lambda: _pin(cores),
-        )
+        with _on(cores):
+            self._process = subprocess.Popen(
+                [launch.python, "-m", f"{PACKAGE}.{launch.module}", json.dumps(dict(launch.case))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+                cwd=ROOT,
+                env=environment,
+            )
 
     def answer(self) -> dict[str, Any]:
         """Return the next line of the process; raises `Failed` with its last error line if there is none."""
@@ -99,9 +99,18 @@ class Child:
         self._errors.close()
 
 
-def _pin(cores: Sequence[int]) -> None:
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cores)
+@contextlib.contextmanager
+def _on(cores: Sequence[int]) -> Iterator[None]:
+    """Keep this thread on the given cores within the block: a process that it starts inherits them."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @contextlib.contextmanager

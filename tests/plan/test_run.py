@@ -68,6 +68,7 @@ def test_plan_has_the_evaluation_step(tmp_path):
     assert evaluation["collectives"] == []
 
 
+@pytest.mark.slow
 def test_teacher_in_the_step_counts_with_its_memory_and_its_forward_pass(tmp_path):
     """Its weights are those that pruning changes, and the trained values; a forward pass without dropout comes to a step."""
     plain = run.plan(planned(tmp_path))

@@ -293,10 +293,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             f"**{TASKS[task].label}, {base}**; before tuning: loss {before['loss']:.3f}, loss of the held text "
             f"{before['loss_held']:.3f}",
             "",
-            f"| {' | '.join(HEADS).replace('SCORE', name)} |",
-            "|---" * len(HEADS) + "|",
-            *(f"| {' | '.join(_cells(one, metric))} |" for one in each),
-            "",
+            *runs.table([head.replace("SCORE", name) for head in HEADS], (_cells(one, metric) for one in each)),
         ]
     return "\n".join([*lines, NOTE]) + "\n"
 
@@ -365,10 +362,7 @@ def main(arguments: Sequence[str]) -> int:
             measure([*group], options)
         except subprocess.CalledProcessError:
             failed.append(f"{base}/{task} (speed)")
-    print(tabulate(options))
-    if failed:
-        print(f"failed: {', '.join(failed)}", file=sys.stderr)
-    return int(bool(failed))
+    return experiments.conclude(failed, tabulate(options))
 
 
 if __name__ == "__main__":

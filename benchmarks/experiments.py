@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,6 +92,14 @@ def carry_out(
             failed.append(experiment.run(seed))
         tabulate(options)
     return failed
+
+
+def conclude(failed: Sequence[str], table: str) -> int:
+    """Print the tables and the runs that failed; return the exit status of the command."""
+    print(table)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
 
 
 def place(experiment: Experiment, seed: int, config: Mapping[str, Any], options: argparse.Namespace) -> Path:

@@ -244,10 +244,7 @@ def main(arguments: Sequence[str]) -> int:
                 measure(experiment, options)
         except subprocess.CalledProcessError:
             failed.append(f"{experiment.name} (speed)")
-    print(tabulate(options))
-    if failed:
-        print(f"failed: {', '.join(failed)}", file=sys.stderr)
-    return int(bool(failed))
+    return experiments.conclude(failed, tabulate(options))
 
 
 if __name__ == "__main__":

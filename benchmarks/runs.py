@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +69,8 @@ def train(config: Path, out: Path, overrides: Sequence[str], *, compiled: Path) 
     command = [sys.executable, str(ROOT / "train.py"), str(config), f"--output_dir={out}", *overrides]
     subprocess.run(command, check=True, env=environment, cwd=ROOT)
     return json.loads((out / "metrics.json").read_text())
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a table in Markdown, and an empty line."""
+    return [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *(f"| {' | '.join(row)} |" for row in rows), ""]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import records
+from benchmarks import records, runs
 
 
 def row(kept: Mapping[int, Mapping[str, Any]], length: float | None = None) -> dict[str, Any]:
@@ -84,10 +84,7 @@ def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
         text += [
             f"**{group[0]['title']}**: {group[0]['score']} x 100, {count} seed{'s' * (count > 1)}, FLOPs of {length} tokens",
             "",
-            f"| {' | '.join(HEADS)} |",
-            "|---" * len(HEADS) + "|",
-            *(f"| {' | '.join(_cells(each))} |" for each in group),
-            "",
+            *runs.table(HEADS, map(_cells, group)),
         ]
     return "\n".join([*text, NOTE]) + "\n"
 

@@ -26,7 +26,7 @@ class Question(NamedTuple):
 
     title: str
     about: str
-    """What is measured, for a reader of its table."""
+    """The measured quantity, in a sentence below the title of the table."""
     sides: Mapping[str, Peer]
     """By name; the first is this library."""
     cases: Mapping[str, Mapping[str, Any]]

@@ -120,7 +120,7 @@ class Batches:
     edges: np.ndarray
     """The padded lengths, from `bucket_edges`."""
     first: int = 0
-    """The steps of earlier stages: the order goes on after them, instead of from its beginning."""
+    """Steps of the earlier stages. The order of the data goes on after them."""
     _epoch: dict[int, np.ndarray] = dataclasses.field(default_factory=dict, init=False, repr=False)
     """The `epoch_batches` of the latest epoch that was read."""
 

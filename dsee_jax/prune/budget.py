@@ -256,8 +256,8 @@ def _solve(
 
 def _too_small(budget: float, least: float, kinds: Sequence[str]) -> InputError:
     """Return the error of a budget that is below ``least``, the lowest cost of units of these kinds."""
-    *others, last = kinds
-    words = " and ".join(filter(None, [", ".join(others), "hidden dimensions" if last == "hidden" else last]))
+    *others, last = ("hidden dimensions" if kind == "hidden" else kind for kind in kinds)
+    words = " and ".join(filter(None, [", ".join(others), last]))
     return InputError(
         f"the budget is {budget:g} of the unpruned model, and with the fewest {words} {least:.4g} of it is left: use more "
         "than that"

@@ -61,6 +61,9 @@ def taylor(
     @jax.jit
     def squares(params: Params, batch: B) -> Any:
         rows = len(jax.tree.leaves(batch)[0])
+        # `width.weighted` tells an input of one row from an input without rows by the number of rows.
+        batch = batch if rows > 1 else jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), batch)
+        own = jnp.arange(max(rows, 2)) < rows
 
         def total(coefficients: Any) -> jax.Array:
             wide = coefficients.pop("hidden", None)
@@ -68,13 +71,15 @@ def taylor(
             with earlybert.attached(coefficients, cuts), narrowing:
                 return jnp.sum(losses(params, batch))
 
-        gradients = jax.grad(total)(jax.tree.map(lambda c: jnp.broadcast_to(c, (rows, *c.shape)), start))
+        gradients = jax.grad(total)(jax.tree.map(lambda c: jnp.broadcast_to(c, (len(own), *c.shape)), start))
         of_layers = [
-            sum((jnp.sum(gradients[kind][name], axis=1) for kind in units if name in units[kind]), jnp.zeros(rows))
+            sum((jnp.sum(gradients[kind][name], axis=1) for kind in units if name in units[kind]), jnp.zeros(len(own)))
             for name in map(layer, range(depth))
         ]
         gradients["layers"] = jnp.stack(of_layers, axis=1)
-        return jax.tree.map(lambda gradient: jnp.sum(jnp.square(gradient), axis=0), gradients)
+        return jax.tree.map(
+            lambda gradient: jnp.einsum("r...,r->...", jnp.square(gradient), own.astype(gradient.dtype)), gradients
+        )
 
     scores = start | {"layers": jnp.zeros(depth)}
     scores, count = jax.tree.map(jnp.zeros_like, scores), 0

@@ -238,7 +238,7 @@ def _check_prunable(kind: str, pruning: PruneConfig, prunable: Container[str], p
 def standard(config: ModelConfig, kind: str, number: int) -> bool:
     """Return whether the standard fields of a config can hold ``number`` units of a kind in every layer.
 
-    Those that give a number of heads give their size too: together they may have to fill the hidden width.
+    Fields for the number of heads may also fix the size of a head; the heads then have to fill the hidden width.
     """
     widths = {**config.widths, kind: (number,) * len(config.widths[kind])}
     fields = {kind, "hidden"} if kind == "heads" else {kind}

@@ -127,7 +127,7 @@ def resize(setup: Setup, kept: Masks) -> Setup:
 def freeze(setup: Setup, masks: Masks) -> Frozen:
     """Return the `Frozen` input of a step: the masked params that are not trained, and the masks of those that are."""
     moving = tree.flatten(setup.trained["params"])
-    # Frozen kernels that pruning changed have zeros there already: masked, they would be in memory twice.
+    # SPARSEGPT has set the pruned entries to 0 already. A second masking would copy the kernels.
     flat = tree.flatten(setup.params if changes_kernels(setup) else apply_masks(setup.params, masks))
     rest = tree.unflatten({path: leaf for path, leaf in flat.items() if path not in moving})
     return Frozen(rest, setup.supports, _within(masks, moving))

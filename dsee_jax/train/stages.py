@@ -285,7 +285,7 @@ def _train(
     setup, train = run.setup, run.setup.config.train
     stage = training_stage(setup, name)._replace(teacher=teacher)
     total = len(stage.source)
-    due = evaluations(train.eval_every, total, stage.source.steps_per_epoch)
+    due = frozenset(evaluations(train.eval_every, total, stage.source.steps_per_epoch))
     score = evaluation.selection_score(setup.data.task)
 
     def frozen(masks: Masks) -> Any:

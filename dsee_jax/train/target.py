@@ -65,7 +65,8 @@ def choose(setup: Setup, scores: Tree, spent: Costs) -> Masks:
 
     With ``prune.target.layers`` layers may go; where they have no scores, those of their units add up. With
     ``prune.target.hidden`` hidden dimensions may go. ``prune.uniform``: every layer keeps the same number. Where the numbers
-    that config.json can hold are enough for the target, only these are chosen among; a width that it cannot hold never is.
+    that config.json can hold are enough for the target, only these are chosen among. A width that config.json cannot hold is
+    never chosen.
     """
     target, uniform, size = setup.config.prune.target, setup.config.prune.uniform, setup.model.config.hidden_size
     among = budget.counts(scores, multiple=target.multiple)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import cut_models
 import tiny
 from dsee_jax import models
 from dsee_jax.ckpt import hf
@@ -64,6 +65,17 @@ def test_scores_of_hidden_dimensions_are_squared_derivatives_at_all_uses(made):
     for unit in (0, 17):
         slopes = (moved(unit, step) - moved(unit, -step)) / (2 * step)
         assert float(scored[unit]) == pytest.approx(float(jnp.sum(jnp.square(slopes))), rel=0.02)
+
+
+def test_an_input_without_rows_has_no_part_in_the_scores_of_dimensions():
+    """DeBERTa's distances have one row for all examples: a batch of one example must not take them for its own."""
+    model, params, _ = cut_models.whole("deberta")
+    cuts, axes = models.cuts(model), models.hidden_axes(model)
+    batch = tiny.batch(types=model.config.type_vocab_size)
+    losses = lambda params, batch: jnp.sum(jnp.square(attach.apply(model, params, None, batch)), axis=1)
+    rows = [{name: array[row : row + 1] for name, array in batch.items()} for row in range(len(batch["input_ids"]))]
+    together, apart = (sensitivity.taylor(losses, params, cuts, each, hidden=axes) for each in ([batch], rows))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-12), apart, together)
 
 
 def test_no_batches_are_an_error(made):

@@ -11,7 +11,7 @@ from dsee_jax.prune import width
 KEPT = np.arange(24) % 3 > 0
 
 
-@families("bert")
+@families("bert", "gpt2", "llama")
 def test_coefficients_of_zero_compute_the_model_without_the_dimensions(family):
     model, params, _ = whole(family)
     stay = KEPT if model.task == "features" else slice(None)

@@ -50,7 +50,8 @@ COPIES = {
     "masked": (2, {"prune__score": "W"}),
     "structured": (0, {"prune__kind": "structured", "prune__neurons": 8}),
 }
-"""The copies of a frozen kernel of its first size while a run re-tunes: masks need the kernel as it was, and a teacher too."""
+"""Kind of run -> (copies, options). The copies of a frozen kernel at its first size while the run re-tunes. Masks need the
+unpruned kernel, and so does a teacher that the steps run."""
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The data of `benchmarks.decoders`: E2E with fewer scored prompts, SST-2 as prompts, and a text that tells the forgetting."""
+"""The data of `benchmarks.decoders`: E2E with fewer scored prompts, SST-2 as prompts, and the held text of forgetting."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ WORDS = {"0": " negative", "1": " positive"}
 """The completion of each label of SST-2."""
 
 EVERY = 4
-"""Of the prompts of E2E's test set, every 4th is scored, with all its references; with SST-2 all of the dev set."""
+"""Every 4th prompt of E2E's test set is scored, with all its references; of SST-2 the whole dev set."""
 
 HELD = 30_000
 """Characters of the held text: the first premises of RTE's dev set."""

@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.decoder_speed RUN_DIR --steps 8 --prompts 16`` prints both as JSON. The step is that of the last stage
 of the run, of the smaller model after a cut. Texts are written by the finished model, updates folded in, for the first
-prompts in one batch: `generate.new_tokens` for each, whatever they are. All programs run before they are timed.
+prompts in one batch: `generate.new_tokens` for each; no token ends a text.
 """
 
 import argparse

@@ -13,7 +13,7 @@ A method of this library is ``configs/smollm2_e2e_dsee.yaml`` with overrides. A 
 order, loss weights, schedule, weight decay, clipping, rank, scale, targets and dtype of the library's LoRA
 (`benchmarks.peft_decoder`). Every method makes the same number of steps. The peak of the learning rate is that of PEFT's own
 method comparison for the method (`RATES`: LoRA on all linear layers, rsLoRA, SHiRA; DSEE takes LoRA's), three times as high
-for all (`FACTOR`), for a model twenty times smaller and a tenth of the steps; nothing is searched.
+for all (`FACTOR`): the model is twenty times smaller, and the steps are a tenth. No rate is searched.
 
 Records, ``--only``, ``--list``, ``--small`` and repeated calls are as in `benchmarks.methods`; ``forgetting`` is the rise of
 the loss on a held text, as PEFT defines it. After the runs short processes of all methods of a task measure, in turns, the

@@ -220,7 +220,7 @@ def prepared(case: Mapping[str, Any], options: argparse.Namespace) -> dict[str, 
 
 
 def _run(module: str, *arguments: str) -> None:
-    """Run a module in a process of its own: the peak memory of this one would be that of its children."""
+    """Run a module in a process of its own. Children inherit the peak memory of this process, so it must stay small."""
     subprocess.run([sys.executable, "-m", f"benchmarks.peers.{module}", *arguments], check=True, cwd=ROOT)
 
 

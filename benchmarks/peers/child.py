@@ -50,8 +50,8 @@ def repeated(
 
     Args:
       call: one call. Its result goes to ``finish``, which waits for the device.
-      case: ``round``, seconds of a round, and ``warmup``, calls before the first of them; two at least, of which
-        the first compiles and the last decides the number of calls of a round.
+      case: ``round``, seconds of a round, and ``warmup``, calls before the first round, at least 2. The first compiles;
+        the last decides the number of calls of a round.
       finish: called on the last result of a round, within its time.
     """
     for _ in range(max(case["warmup"], 2)):

@@ -35,7 +35,7 @@ def make(folder: Path) -> None:
 
 
 def python(name: str, needs: Sequence[str], folder: Path) -> str | None:
-    """Return the interpreter of an environment, "" for that of this library; this process' own one where it has the packages.
+    """Return the interpreter of the environment ``name``, or this process' own where that has the packages ``needs``.
 
     None: neither exists.
     """

@@ -33,10 +33,10 @@ def texts(folder: str | Path, split: str) -> tuple[list[str], list[str] | None, 
 
 
 def subset(source: Path, folder: Path, examples: int) -> None:
-    """Write train.tsv with the first ``examples`` rows, and dev.tsv; a folder that exists stays."""
-    if folder.exists():
+    """Write train.tsv with the first ``examples`` rows, and dev.tsv; a complete folder stays."""
+    if (folder / "train.tsv").exists():
         return
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     lines = (source / "train.tsv").read_text(encoding="utf-8").split("\n")
     (folder / "dev.tsv").write_bytes((source / "dev.tsv").read_bytes())
     # Last: train.tsv marks the folder as complete.

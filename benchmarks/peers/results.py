@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import runs
 from benchmarks.peers import shapes
 from benchmarks.peers.questions import Question
 from dsee_jax.runtime import atomic
@@ -107,18 +108,16 @@ def table(question: Question, cases: Mapping[str, Mapping[str, Any]]) -> str:
         titles[other] if name == first else f"{titles[name]} / {titles[other]}" for name, other in question.pairs()
     ]
     heads = ["case", titles[first], *columns]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     # Cases in the order of the question; the file may have older ones too.
-    for title in (title for title in question.cases if title in cases):
-        for metric in question.metrics:
-            lines.append(f"| {' | '.join(_row(question, title, cases[title], metric))} |")
-    machines = dict.fromkeys(_machine(each) for each in cases.values())
-    pairs = min(each["pairs"] for each in cases.values())
+    shown = {title: cases[title] for title in question.cases if title in cases}
+    rows = (_row(question, title, each, metric) for title, each in shown.items() for metric in question.metrics)
+    machines = dict.fromkeys(map(_machine, shown.values()))
+    pairs = min((each["pairs"] for each in shown.values()), default=0)
     note = (
-        f"{question.about} Ratios are {titles[first]} over the peer, or as named: medians of {pairs} pairs or more, "
-        "measured in turns (in brackets the least and the most), beside the peer's own figure."
+        f"{question.about} A ratio is {titles[first]} over the peer, unless the column names both sides: the median of "
+        f"{pairs} pairs or more, measured in turns (in brackets the least and the most), beside the peer's own figure."
     )
-    return "\n".join([f"**{question.title}** ({'; '.join(machines)})", "", *lines, "", note, ""])
+    return "\n".join([f"**{question.title}** ({'; '.join(machines)})", "", *runs.table(heads, rows), note, ""])
 
 
 def _machine(case: Mapping[str, Any]) -> str:

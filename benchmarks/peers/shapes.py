@@ -89,7 +89,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 """Name -> content of config.json."""
 
 DRAWN = 1 << 22
-"""The numbers of a large tensor repeat after so many: drawing each would take longer than all measurements."""
+"""The numbers of a large tensor repeat after so many; more draws take too long."""
 
 TUNED = ("base", "model_a", "model_b")
 """The folders of a merge."""

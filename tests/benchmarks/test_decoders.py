@@ -228,8 +228,15 @@ def test_killed_peer_resumes_with_the_same_figures(training, tmp_path, monkeypat
     monkeypatch.setattr(peft_decoder.Training, "step", die)
     with pytest.raises(InterruptedError):
         peft_decoder.run(killed, out)
-    monkeypatch.setattr(peft_decoder.Training, "step", step)
+    steps: list[int] = []
+
+    def recorded(self, number):
+        steps.append(number)
+        return step(self, number)
+
+    monkeypatch.setattr(peft_decoder.Training, "step", recorded)
     again = peft_decoder.run(make(method), out)
+    assert steps[0] == 3
     names = ("before", "losses", "evaluations", "choose", "final", "tokens", "trained_parameters")
     assert {name: again[name] for name in names} == {name: whole[name] for name in names}
     assert whole["losses"][4] < whole["losses"][0]  # of the same batch

@@ -23,7 +23,7 @@ QUESTION = Question(
 
 
 def answers(**seconds: list[float]) -> dict[str, Any]:
-    """What `rounds.measure` returns for sides with these seconds."""
+    """Return the answers of `rounds.measure` for sides with these seconds."""
     return {
         name: {"facts": {}, "check": {}, "rounds": [{"seconds": each} for each in values]}
         for name, values in seconds.items()
@@ -122,7 +122,7 @@ def test_the_table_has_a_row_for_each_case_and_a_column_for_each_ratio(tmp_path)
     assert "| a case: memory | 2.00 GB |  |  |" in results.table(
         QUESTION._replace(metrics=("peak_bytes",)), {"a case": record}
     )
-    assert "medians of 3 pairs or more" in text
+    assert "median of 3 pairs or more" in text
 
 
 def test_every_question_names_modules_environments_and_shapes_that_exist():

@@ -29,7 +29,7 @@ def trained(config):
         ("bert", False, CLASSIFIER + POOLER),
         # Their poolers belong to the head, and Hugging Face creates them at random with it.
         ("roberta", True, CLASSIFIER + POOLER),
-        ("deberta", True, CLASSIFIER + POOLER),
+        pytest.param("deberta", True, CLASSIFIER + POOLER, marks=pytest.mark.exhaustive),
     ],
 )
 def test_only_a_pretrained_pooler_is_frozen(tmp_path, family, stored, expected):

@@ -119,7 +119,7 @@ PRINTS = (
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param(kind, marks=pytest.mark.slow if kind in ("cubic, WANDA", "structured") else pytest.mark.exhaustive)
+        pytest.param(kind, marks=pytest.mark.slow if kind == "cubic, WANDA" else pytest.mark.exhaustive)
         for kind in KINDS
     ],
 )

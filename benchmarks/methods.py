@@ -66,15 +66,15 @@ class Method(NamedTuple):
     """The number of seeds, the first of ``--seeds``."""
 
 
-def cut(fraction: float) -> tuple[str, ...]:
-    """Return the overrides that cut a model to a fraction of its FLOPs."""
-    return "--prune.heads=0", "--prune.neurons=0", f"--prune.target.flops={fraction}"
+def flops(fraction: float) -> str:
+    """Return the override that cuts a model to a fraction of its FLOPs."""
+    return f"--prune.target.flops={fraction}"
 
 
 FULL = ("--delta.rank=0", "--delta.nonzeros=0", "--train.full=true", "--train.learning_rate=5e-5")
 DSEE_70 = "--prune.sparsity=0.7"
-AT_ONCE = ("--prune.scope=tensor", "--prune.schedule=one_shot")
-TAYLOR = ("--prune.kind=structured", "--prune.score=TAYLOR", "--train.epochs=1", "--train.retune_epochs=4")
+ALONE = "--prune.calibrate=one_shot"
+"""Inputs and gradients of the model before any layer is pruned."""
 
 METHODS = {
     "full": Method("full fine-tuning", "lora", FULL),
@@ -82,54 +82,69 @@ METHODS = {
     "dsee_50": Method("DSEE, 50 % zeros", "dsee", ("--prune.sparsity=0.5",)),
     "dsee_70": Method("DSEE, 70 % zeros", "dsee", (DSEE_70,)),
     "dsee_80": Method("DSEE, 80 % zeros", "dsee", ("--prune.sparsity=0.8",), 1),
-    "cut_75": Method("cut to 75 % of the FLOPs", "cut", cut(0.75)),
-    "cut_50": Method("cut to 50 % of the FLOPs", "cut", cut(0.5)),
-    "cut_35": Method("cut to 35 % of the FLOPs", "cut", cut(0.35), 1),
+    "cut_75": Method("cut to 75 % of the FLOPs", "cut", (flops(0.75),)),
+    "cut_50": Method("cut to 50 % of the FLOPs", "cut", (flops(0.5),)),
+    "cut_35": Method("cut to 35 % of the FLOPs", "cut", (flops(0.35),), 1),
 }
 """The table."""
 
+DISTILLED = "--train.distill.weight=0.5"
+STATES = "--train.distill.hidden=1"
+
 ABLATIONS = {
-    "dsee_70_distilled": Method("70 % zeros, distilled", "dsee", (DSEE_70, "--train.distill.weight=0.5"), 1),
+    "lora_all": Method("LoRA of every linear layer", "lora", ("--delta.targets=['encoder/.*/kernel']",), 1),
+    "dsee_70_distilled": Method("70 % zeros, distilled", "dsee", (DSEE_70, DISTILLED), 1),
+    "dsee_70_states": Method("70 % zeros, distilled with hidden states", "dsee", (DSEE_70, DISTILLED, STATES), 1),
+    "dsee_70_one_shot": Method("70 % zeros, calibrated in one pass", "dsee", (DSEE_70, ALONE), 1),
     **{
         f"dsee_70_{score.lower()}": Method(
-            f"70 % zeros by {score}, each kernel at once", "dsee", (DSEE_70, *AT_ONCE, f"--prune.score={score}"), 1
+            f"70 % zeros by {score}, calibrated in one pass", "dsee", (DSEE_70, ALONE, f"--prune.score={score}"), 1
         )
-        for score in ("WABS", "WANDA", "RIA", "MOVEMENT", "TAYLOR", "PLATON", "SPARSEGPT")
+        for score in ("WABS", "WANDA", "RIA", "MOVEMENT", "TAYLOR", "PLATON")
     },
-    "dsee_70_sparsegpt_layerwise": Method(
-        "70 % zeros by SPARSEGPT, each kernel at once, layer by layer",
-        "dsee",
-        (DSEE_70, *AT_ONCE, "--prune.score=SPARSEGPT", "--prune.calibrate=layerwise"),
-        1,
-    ),
     **{
-        f"dsee_70_{schedule}": Method(f"70 % zeros, {schedule}", "dsee", (DSEE_70, f"--prune.schedule={schedule}"), 1)
-        for schedule in ("one_shot", "interleaved")
+        f"dsee_70_wanda_{schedule}": Method(
+            f"70 % zeros by WANDA, calibrated in one pass, {schedule}",
+            "dsee",
+            (DSEE_70, ALONE, "--prune.score=WANDA", f"--prune.schedule={schedule}"),
+            1,
+        )
+        for schedule in ("cubic", "interleaved")
     },
     "dsee_70_rates": Method("70 % zeros, B at four times the rate", "dsee", (DSEE_70, "--train.rates.b=4"), 1),
+    "dsee_70_low_rank": Method("70 % zeros, updates without a sparse part", "dsee", (DSEE_70, "--delta.nonzeros=0"), 1),
     "dsee_70_attention": Method(
         "70 % zeros, updates of attention only",
         "dsee",
         (DSEE_70, "--delta.targets=['.*/attention/(query|key|value|output)/kernel']"),
         1,
     ),
-    "cut_50_by_hand": Method(
-        "half of the heads and neurons of each layer",
+    "cut_50_distilled": Method("cut to 50 % of the FLOPs, distilled", "cut", (flops(0.5), DISTILLED), 1),
+    "cut_50_states": Method(
+        "cut to 50 % of the FLOPs, distilled with hidden states", "cut", (flops(0.5), DISTILLED, STATES), 1
+    ),
+    "cut_50_weights": Method("cut to 50 % of the FLOPs by WABS", "cut", (flops(0.5), "--prune.score=WABS"), 1),
+    "cut_50_earlybert": Method(
+        "cut to 50 % of the FLOPs by EarlyBERT",
         "cut",
-        ("--prune.target.flops=0", "--prune.heads=0.5", "--prune.neurons=0.5", "--prune.uniform=true"),
+        (flops(0.5), "--prune.kind=earlybert", "--prune.search=1", "--train.epochs=2"),
         1,
     ),
-    "cut_50_taylor": Method("cut to 50 % of the FLOPs by TAYLOR", "cut", (*cut(0.5), *TAYLOR), 1),
-    "cut_50_taylor_distilled": Method(
-        "cut to 50 % of the FLOPs by TAYLOR, distilled", "cut", (*cut(0.5), *TAYLOR, "--train.distill.weight=0.5"), 1
+    "cut_50_layers": Method(
+        "cut to 50 % of the FLOPs, layers too", "cut", (flops(0.5), "--prune.target.layers=true"), 1
+    ),
+    "cut_50_uniform": Method(
+        "cut to 50 % of the FLOPs, each layer alike", "cut", (flops(0.5), "--prune.uniform=true"), 1
+    ),
+    "cut_50_latency": Method(
+        "cut to half of the time", "cut", ("--prune.target.flops=0", "--prune.target.latency=0.5"), 1
     ),
 }
 """Changes of a recipe, to choose it by; run only where ``--only`` names them.
 
-A row has one change from the method at the start of its name, with these exceptions. The rows of scores prune each kernel
-apart and all at once: ``dsee_70_wanda`` is the one to compare them with, and ``dsee_70_sparsegpt`` that of its layerwise form.
-The rows by TAYLOR tune for one pass, cut, and tune again for four, where ``cut_50`` searches for one pass and tunes for four;
-the distilled one is to be compared with the other.
+A row has one change from the method at the start of its name, with these exceptions. Scores other than SPARSEGPT are
+calibrated in one pass and are to be compared with ``dsee_70_one_shot``, schedules with ``dsee_70_wanda``. EarlyBERT searches
+for one pass and tunes for two, where the other cuts tune for one, cut, and tune again for two.
 """
 
 SPLIT = "--data.split_dev=true"

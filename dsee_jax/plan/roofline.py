@@ -162,9 +162,9 @@ def tables(figures: Mapping[str, Any], *, title: str = "per step") -> list[Table
         verdict = "" if evaluation["fits"] in (True, None) else ": does not fit"
         memory.add_row("total of an evaluation step", console.size(evaluation["bytes_per_chip"]["total"]) + verdict)
     if teacher := figures.get("teacher"):
-        held = f"{console.size(teacher['bytes'])}, all chips; each step runs it"
+        own = f"{console.size(teacher['bytes_per_chip'])} of the arguments; each step runs it"
         kept = f"at most {console.size(teacher['disk_bytes_per_example'])} on disk per example"
-        memory.add_row("teacher", held if teacher["runs_in_step"] else kept)
+        memory.add_row("teacher", own if teacher["runs_in_step"] else kept)
     costs = Table(title=title, title_justify="left", show_header=False)
     costs.add_row("mesh", " x ".join(f"{name} {size}" for name, size in figures["mesh"].items()))
     if "rows" in figures:

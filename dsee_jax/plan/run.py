@@ -2,15 +2,15 @@
 
 The devices are the local ones, or a TPU topology you do not have (``v5e:16x16``; the extra `tpu` installs libtpu, whose
 compiler runs on any machine). Memory is the compiler's estimate for a step of the stage tune or, where the run distils, for a
-step of the stage retune with its teacher and a student that has all units. A run needs more for short periods: pruned weights
-beside the original ones, and with ``train.full`` a second state while a checkpoint is saved. Time is a lower bound by a
-roofline: the maximum of the times for FLOPs, for memory traffic and for traffic between chips, each at the peak rate of
-`roofline.CHIPS`.
+step of the stage retune with its teacher and a student that has all units. A run holds more than the arrays of a step: in the
+re-tuning after unstructured or N:M pruning the frozen kernels as they were before (a teacher that the steps run shares them),
+and with ``train.full`` a second state while a checkpoint is saved. Time is a lower bound by a roofline: the maximum of the
+times for FLOPs, for memory traffic and for traffic between chips, each at the peak rate of `roofline.CHIPS`.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from dsee_jax import models, tree
 from dsee_jax.ckpt import hf, kept_units
 from dsee_jax.ckpt.resolve import resolve
-from dsee_jax.config import Config, model_task
+from dsee_jax.config import CUTTING, Config, PruneConfig, model_task
 from dsee_jax.deltas import create
 from dsee_jax.errors import InputError
 from dsee_jax.models.architecture import Model
@@ -91,22 +91,43 @@ def _distilling(
     objective = distill.objective(config, model, task, {}, joined=joined)
     one = programs.sharded_step(model, optimizer, config, placed, objective=objective)
     state, frozen, batch, key, rate = args
+    trained = tree.flatten(state.trained["params"])
+    cutting = config.prune.kind in CUTTING
+    changed = _changed(config.prune, model, [*tree.flatten(frozen.params), *trained])
+    masks = {path: leaf.update(dtype=bool) for path, leaf in trained.items() if path in changed and not cutting}
+    frozen = frozen._replace(masks=tree.unflatten(masks))
     if not distill.runs_teacher(config):
         outputs = jax.eval_shape(teachers.predictor(model, config, placed, task), state.trained, frozen, batch)
         rows = NamedSharding(placed.mesh, PartitionSpec(sharding.ROWS))
         batch = batch | _with_shardings(outputs, dict.fromkeys(outputs, rows))
         return one, (state, frozen, batch, key, rate, step.Teacher(rate))
-    # Weights that no pruning changes are shared with the student.
-    flat, moving = tree.flatten(frozen.params), tree.flatten(state.trained["params"])
-    prunable = tree.select(config.prune.targets, [*flat, *moving])
-    own = tree.split(frozen.params, [path for path in prunable if path in flat])[0]
+    # All other arrays are shared with the student. Masks change no supports.
+    own = step.Frozen(_at(frozen.params, changed), _at(frozen.supports, changed if cutting else ()), {})
 
     def with_teacher(state: Any, frozen: step.Frozen, batch: Any, key: Any, rate: Any, teacher: step.Teacher) -> Any:
-        shared = tree.replace(frozen.params, tree.flatten(teacher.frozen))
-        whole = teacher._replace(frozen=frozen._replace(params=shared, masks={}))
-        return one(state, frozen, batch, key, rate, whole)
+        params, supports = (
+            tree.replace(all_of_it, tree.flatten(part))
+            for all_of_it, part in zip(frozen[:2], teacher.frozen[:2], strict=True)
+        )
+        return one(state, frozen, batch, key, rate, teacher._replace(frozen=step.Frozen(params, supports, {})))
 
     return with_teacher, (state, frozen, batch, key, rate, step.Teacher(rate, state.trained, own))
+
+
+def _changed(prune: PruneConfig, model: Model, paths: Sequence[str]) -> set[str]:
+    """Return those of ``paths`` whose arrays pruning changes: for a cut, the arrays that may lose rows or columns."""
+    if prune.kind not in CUTTING:
+        return set(tree.select(prune.targets, paths))
+    kinds = [kind for kind in models.cuts(model) if prune.target.kind or getattr(prune, kind)]
+    changed = {path for kind in kinds for units in models.cuts(model)[kind] for path in units.axes}
+    if prune.hidden or prune.target.hidden:
+        changed |= models.hidden_axes(model).keys()
+    return changed.intersection(paths)
+
+
+def _at(values: Any, paths: Container[str]) -> dict[str, Any]:
+    """Return the tree of the leaves at those of ``paths`` that it has."""
+    return tree.unflatten({path: leaf for path, leaf in tree.flatten(values).items() if path in paths})
 
 
 def _problem(config: Config, labels: int) -> str:
@@ -149,9 +170,7 @@ def plan(config: Config, topology: str = "", *, labels: int = 2) -> dict[str, An
     Returns:
       The topology, the mesh, the batch, the number of trained parameters, the bytes of optimiser state against full
       fine-tuning, and the figures of `roofline.analyze` for the training step; under ``evaluate`` those of the evaluation
-      step. Where the run distils, ``teacher``: whether the step runs it, the bytes of its params and trained values besides
-      those of the student, on all chips, and the most bytes on disk that its outputs for an example of ``data.max_length``
-      tokens take (0 where the step runs it).
+      step. Where the run distils, ``teacher``: `teacher_bytes`.
 
     Raises:
       InputError: as `roofline.devices`, `sharding.mesh` and `sharding.placement`.
@@ -179,15 +198,26 @@ def plan(config: Config, topology: str = "", *, labels: int = 2) -> dict[str, An
 
 
 def teacher_bytes(state: Any, frozen: Any, batch: Any, key: Any, rate: Any, teacher: step.Teacher) -> dict[str, Any]:
-    """Return the bytes of a teacher, from the arguments of a step with it."""
+    """Return the bytes of a teacher, from the arguments of a step with it.
+
+    Returns:
+      ``runs_in_step``; ``bytes_per_chip`` of its arrays that the student does not share: its trained values, and the arrays
+      that pruning changes; ``disk_bytes_per_example``, the most that its outputs for an example of ``data.max_length`` tokens
+      take. One of the two numbers is 0: outputs come with the batch where the step does not run the teacher.
+    """
     del state, frozen, key, rate
-    held = jax.tree.leaves((teacher.trained, teacher.frozen))
     outputs = [batch[name] for name in (distill.OUTPUTS, distill.CLASSES) if name in batch]
+    own = [(leaf.sharding.shard_shape(leaf.shape), leaf) for leaf in jax.tree.leaves((teacher.trained, teacher.frozen))]
     return {
         "runs_in_step": not outputs,
-        "bytes": sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in held),
-        "disk_bytes_per_example": sum(math.prod(leaf.shape[1:]) * leaf.dtype.itemsize for leaf in outputs),
+        "bytes_per_chip": sum(_nbytes(shape, leaf) for shape, leaf in own),
+        "disk_bytes_per_example": sum(_nbytes(leaf.shape[1:], leaf) for leaf in outputs),
     }
+
+
+def _nbytes(shape: Sequence[int], leaf: Any) -> int:
+    """Return the bytes of an array of this shape and of the dtype of ``leaf``."""
+    return math.prod(shape) * leaf.dtype.itemsize
 
 
 def largest_batch(config: Config, topology: str, *, labels: int = 2, most: int = 1 << 16) -> int:

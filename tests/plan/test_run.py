@@ -4,8 +4,11 @@ import json
 import math
 import sys
 import types
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import yaml
 
@@ -16,7 +19,7 @@ from dsee_jax import __main__ as command
 from dsee_jax import tree
 from dsee_jax.errors import InputError
 from dsee_jax.plan import roofline, run
-from dsee_jax.train import config_file, programs, setup
+from dsee_jax.train import config_file, programs, pruning, setup, step
 
 
 def planned(folder, **overrides):
@@ -77,11 +80,57 @@ def test_teacher_in_the_step_counts_with_its_memory_and_its_forward_pass(tmp_pat
     figures, begun = run.plan(config), setup.prepare(config)
     prunable = sum(leaf.nbytes for path, leaf in tree.flatten(begun.params).items() if path in begun.prunable)
     held = prunable + sum(leaf.nbytes for leaf in jax.tree.leaves(begun.trained))
-    assert figures["teacher"] == {"runs_in_step": True, "bytes": held, "disk_bytes_per_example": 0}
+    assert figures["teacher"] == {"runs_in_step": True, "bytes_per_chip": held, "disk_bytes_per_example": 0}
     more = figures["bytes_per_chip"]["arguments"] - plain["bytes_per_chip"]["arguments"]
     assert more == pytest.approx(held, abs=2500)  # arguments that the step does not read are dropped
     assert figures["flops"] - plain["flops"] == pytest.approx(plain["evaluate"]["flops"], rel=0.02)
     assert "teacher" not in plain
+
+
+CUT: dict[str, object] = {"prune__kind": "structured", "delta__targets": ["encoder/.*/kernel"]}
+EVERY_WEIGHT: dict[str, object] = {"train__full": True, "delta__rank": 0, "delta__nonzeros": 0}
+PRUNED: dict[str, dict[str, object]] = {
+    "masks": {"prune__kind": "unstructured"},
+    "masks of trained weights": EVERY_WEIGHT | {"prune__kind": "unstructured"},
+    "heads": CUT | {"prune__heads": 1},
+    "all units": CUT | {"prune__target__parameters": 0.5, "prune__target__hidden": True},
+    "all units of trained weights": CUT
+    | EVERY_WEIGHT
+    | {"prune__target__parameters": 0.5, "prune__target__hidden": True},
+}
+QUICK = "masks of trained weights", "all units"
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.slow) for kind in PRUNED]
+)
+def test_arrays_of_a_teacher_are_those_that_the_student_does_not_share(tmp_path, kind):
+    """A cut also changes biases, supports and, with hidden dimensions, embeddings; the plan is compared with the arrays."""
+    config = planned(tmp_path, train__distill__weight=0.5, train__distill__hidden=1.0, **PRUNED[kind])
+    train, args = run.abstract_steps(config, jax.devices()[:1])[0]["train"]
+    begun = setup.prepare(config)
+    kept: dict[str, Any] = {"heads": {"layer_0": np.arange(3) > 0}}
+    if config.prune.target.kind:
+        kept |= {"neurons": {"layer_0": np.arange(40) > 0}, "hidden": np.arange(24) > 0}
+    flat = tree.flatten(begun.params)
+    masks = tree.unflatten({path: jnp.ones(flat[path].shape, bool) for path in begun.prunable})
+    student, _, masks = pruning.apply_cut(begun, begun.trained, kept if config.prune.kind == "structured" else masks)
+    whole, frozen = pruning.freeze(begun, {}), pruning.freeze(student, masks)
+    shared = {id(leaf) for leaf in jax.tree.leaves(frozen)}
+    own = [leaf for leaf in jax.tree.leaves((begun.trained, whole)) if id(leaf) not in shared]
+    assert run.teacher_bytes(*args)["bytes_per_chip"] == sum(leaf.nbytes for leaf in own)
+    assert jax.tree.map(jnp.shape, args[1].masks) == jax.tree.map(jnp.shape, frozen.masks)
+    assert jax.eval_shape(train, *args)[1].shape == ()
+
+
+def test_bytes_of_a_teacher_are_those_of_one_chip():
+    mesh = jax.sharding.AbstractMesh((4, 2), ("fsdp", "tensor"))
+    arrays = {
+        spec: jax.ShapeDtypeStruct((8, 6), jnp.bfloat16, sharding=jax.NamedSharding(mesh, jax.P(*spec)))
+        for spec in ((), ("fsdp",), ("fsdp", "tensor"))
+    }
+    counted = run.teacher_bytes(None, None, {}, None, None, step.Teacher(0.5, arrays[()], [*arrays.values()][1:]))
+    assert counted == {"runs_in_step": True, "bytes_per_chip": 2 * (48 + 12 + 6), "disk_bytes_per_example": 0}
 
 
 @pytest.mark.parametrize("kind", ["classes", "tokens"])
@@ -94,7 +143,7 @@ def test_outputs_of_a_teacher_count_on_disk(tmp_path, kind):
     steps, _ = run.abstract_steps(config, jax.devices()[:1])
     _, args = steps["train"]
     each = 2 * 4 if kind == "classes" else config.data.max_length * (8 * 5 + 4)
-    assert run.teacher_bytes(*args) == {"runs_in_step": False, "bytes": 0, "disk_bytes_per_example": each}
+    assert run.teacher_bytes(*args) == {"runs_in_step": False, "bytes_per_chip": 0, "disk_bytes_per_example": each}
     assert jax.eval_shape(*steps["train"][:1], *args)[1].shape == ()
 
 

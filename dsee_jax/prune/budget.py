@@ -17,7 +17,7 @@ Where layers have scores, whole layers may go too: a slot of each layer has the 
 
 The hidden width is one choice for the whole model and multiplies the costs of all heads and neurons, so it is no variable of a
 linear programme. `choose_width` solves the programme at each of a few widths, with the costs at that width, and takes the one
-of the highest total. A width keeps its highest-scoring dimensions and adds the sum of their scores.
+of the highest total. A width keeps its highest-scoring dimensions (`dimensions`) and adds the sum of their scores.
 
 Costs are fractions of the unpruned model (`dsee_jax.prune.costs`). Nothing here depends on time or on random numbers: HiGHS
 runs on one thread, and its search ends after `NODES` nodes, by a count and not by a clock.
@@ -26,7 +26,8 @@ Units of a few sizes rarely fill a budget to the last entry. The relaxation does
 takes more nodes than any run has time for, while the best allocation is mostly found before the first node is split.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -65,7 +66,8 @@ Counts: TypeAlias = Mapping[str, Mapping[str, Sequence[int]]]
 class Costs(NamedTuple):
     """The cost of a model by the number of units that each layer keeps, as fractions of the cost of the unpruned model.
 
-    A model may have several costs (resources), each of which the budget bounds.
+    A model may have several costs (resources), each of which the budget bounds. The costs of several models, such as of
+    several hidden widths, are one `Costs` whose arrays have one more axis before all others; `models` takes it apart.
     """
 
     fixed: np.ndarray
@@ -73,6 +75,10 @@ class Costs(NamedTuple):
     kept: Mapping[str, Mapping[str, np.ndarray]]
     """``{kind: {layer: (units + 1, resources)}}``: row k is the cost of keeping k units. Of the kind ``layers`` a layer has
     two rows: without it, and with it besides its units."""
+
+    def models(self) -> list["Costs"]:
+        """Return the costs of each of several models."""
+        return [jax.tree.map(operator.itemgetter(number), self) for number in range(len(self.fixed))]
 
     def ratio(self, kept: Masks) -> np.ndarray:
         """Return the costs (resources,) of a model with these kept units (`dsee_jax.prune.units`).
@@ -134,6 +140,17 @@ def widths(size: int, *, multiple: int = 0) -> list[int]:
     """
     step = multiple or max(size // WIDTHS, 1)
     return [*range(step, size, step), size]
+
+
+def dimensions(scores: Array, widths: Sequence[int]) -> np.ndarray:
+    """Return the hidden dimensions that each width keeps, those of the highest scores: bool (widths, dimensions).
+
+    Args:
+      scores: (dimensions,); of equal ones the lowest index stays, and one that is not a number counts as 0.
+      widths: each 0 to the number of dimensions.
+    """
+    places = np.argsort(np.argsort(-np.nan_to_num(_host(scores)), kind="stable"))
+    return places < np.reshape(widths, (-1, 1))
 
 
 def balanced(scores: Tree, costs: Costs) -> dict[str, dict[str, np.ndarray]]:
@@ -202,9 +219,29 @@ def choose(
         ``uniform`` is set.
     """
     solution = _solve(scores, costs, budget, among=among, uniform=uniform)
-    if solution.kept is None:
-        raise _too_small(budget, solution.least, [*scores])
+    if solution is None:
+        raise too_small(budget, least(scores, costs, among=among, uniform=uniform), [*scores])
     return solution.kept
+
+
+def least(scores: Tree, costs: Costs, *, among: Counts | None = None, uniform: bool = False) -> float:
+    """Return the lowest cost that the numbers of units allow, as a fraction of the unpruned model; arguments as of `choose`.
+
+    Of several costs it is the highest. No programme is solved: the fewest units of all parts cost the least of each.
+    """
+    each: dict[str, Any] = {name: table[1] for name, table in costs.kept.get("layers", {}).items()}
+    for kind, layers in (counts(scores) if among is None else among).items():
+        for name, numbers in layers.items():
+            each[name] = each.get(name, 0.0) + costs.kept[kind][name][numbers].min(0)
+    if "layers" not in scores:
+        return float((costs.fixed + sum(each.values())).max())
+    stay = [layer(int(np.argmax(np.nan_to_num(_host(scores["layers"])))))] if uniform else [*each]
+    return float((costs.fixed + np.min([each[name] for name in stay], axis=0)).max())
+
+
+def fits(cost: float, budget: float) -> bool:
+    """Return whether a cost is at most the budget, up to `ROUNDING`."""
+    return cost <= budget * (1 + ROUNDING)
 
 
 class _Solution(NamedTuple):
@@ -212,16 +249,17 @@ class _Solution(NamedTuple):
 
     value: float
     """The sum of the scores that are kept."""
-    least: float
-    """The lowest cost that the numbers of units allow."""
-    kept: dict[str, Any] | None
-    """The units to keep, as of `choose`. None: nothing fits the budget."""
+    kept: dict[str, Any]
+    """The units to keep, as of `choose`."""
 
 
 def _solve(
     scores: Tree, costs: Costs, budget: float, *, among: Counts | None = None, uniform: bool = False
-) -> _Solution:
-    """Return the units of the highest score within a budget, and that score; arguments and other errors as of `choose`."""
+) -> _Solution | None:
+    """Return the units of the highest score within a budget, and that score; None if nothing fits.
+
+    Arguments and other errors as of `choose`.
+    """
     if not np.isfinite(budget):
         raise InputError(f"the budget is {budget}; expected a fraction of the unpruned model")
     scores = _of_layers_checked(scores, costs)
@@ -242,19 +280,18 @@ def _solve(
         attempts = [_uniform(parts, scores, costs, limit, dropped) for dropped in range(depth)]
     else:
         attempts = [_apart(parts, scores, costs, limit)]
-    best = max(attempts, key=lambda attempt: -np.inf if attempt.kept is None else attempt.value)
-    least = min(attempt.least for attempt in attempts)
-    if best.kept is None:
-        return _Solution(-np.inf, least, None)
+    best = max(filter(None, attempts), key=lambda attempt: attempt.value, default=None)
+    if best is None:
+        return None
     flags, kept = best.layers, dict[str, Any]()
     for (kind, name), count in best.kept.items():
         units = np.zeros(len(parts[kind, name].order), bool)
         units[parts[kind, name].order[:count]] = True
         kept.setdefault(kind, {})[name] = units
-    return _Solution(best.value, least, kept if flags.all() else kept | {"layers": flags})
+    return _Solution(best.value, kept if flags.all() else kept | {"layers": flags})
 
 
-def _too_small(budget: float, least: float, kinds: Sequence[str]) -> InputError:
+def too_small(budget: float, least: float, kinds: Iterable[str]) -> InputError:
     """Return the error of a budget that is below ``least``, the lowest cost of units of these kinds."""
     *others, last = ("hidden dimensions" if kind == "hidden" else kind for kind in kinds)
     words = " and ".join(filter(None, [", ".join(others), last]))
@@ -266,7 +303,7 @@ def _too_small(budget: float, least: float, kinds: Sequence[str]) -> InputError:
 
 def choose_width(
     scores: Tree,
-    costs: Callable[[np.ndarray], Costs],
+    costs: Mapping[int, Costs],
     budget: float,
     *,
     among: Mapping[int, Counts],
@@ -279,7 +316,7 @@ def choose_width(
 
     Args:
       scores: as of `choose`, and ``hidden`` (width,), the scores of the hidden dimensions.
-      costs: the costs of the model with these dimensions alone, bool (width,), as fractions of the unpruned model.
+      costs: by width, the costs of the model with the `dimensions` of that width alone, as fractions of the unpruned model.
       budget: as of `choose`.
       among: the numbers of units to choose from by width; its keys are the widths.
       uniform: as of `choose`.
@@ -288,29 +325,29 @@ def choose_width(
       The kept units; ``hidden`` is absent where all dimensions stay.
 
     Raises:
-      InputError: as `choose`; the least cost is that over all widths. Or a width is out of range.
+      InputError: as `choose`; the least cost is that over all widths. Or a width is out of range, or has no costs.
     """
     units: dict[str, Any] = {**jax.tree.map(_host, scores)}
     score = _finite("hidden", units.pop("hidden"))
     size = len(score)
     if not among or min(among) < 1 or max(among) > size:
         raise InputError(f"the widths are {shorten(str([*among]))}; expected some of 1 to {size}")
-    order = np.argsort(-score, kind="stable")
-    gained = np.concatenate([[0.0], np.cumsum(score[order])])
+    for width in among.keys() - costs.keys():
+        raise InputError(f"the width {width} has no costs; expected costs of all of {shorten(str([*among]))}")
     # No kept units score more than all of them.
     most = sum(float(np.nansum(each)) for layers in _of_units(units).values() for each in layers.values())
-    best, least = None, np.inf
+    best = None
     for width in sorted(among, reverse=True):
-        if best is not None and gained[width] + most <= best[0]:
+        (flags,) = dimensions(scores["hidden"], [width])
+        gained = float(score[flags].sum())
+        if best is not None and gained + most <= best[0]:
             break  # nor can a smaller width be better
-        flags = np.zeros(size, bool)
-        flags[order[:width]] = True
-        solution = _solve(units, costs(flags), budget, among=among[width], uniform=uniform)
-        least = min(least, solution.least)
-        if solution.kept is not None and (best is None or solution.value + gained[width] > best[0]):
-            best = solution.value + gained[width], solution.kept if width == size else solution.kept | {"hidden": flags}
+        solution = _solve(units, costs[width], budget, among=among[width], uniform=uniform)
+        if solution is not None and (best is None or solution.value + gained > best[0]):
+            best = solution.value + gained, solution.kept if width == size else solution.kept | {"hidden": flags}
     if best is None:
-        raise _too_small(budget, least, [*scores])
+        lowest = min(least(units, costs[width], among=each, uniform=uniform) for width, each in among.items())
+        raise too_small(budget, lowest, [*scores])
     return best[1]
 
 
@@ -378,27 +415,28 @@ class _Attempt(NamedTuple):
     """The solution of one programme."""
 
     value: float
-    least: float  # the lowest cost that the programme allows
     layers: np.ndarray  # (layers,), True = kept
-    kept: dict[tuple[str, str], int] | None  # units of the layers that stay; None: nothing fits
+    kept: dict[tuple[str, str], int]  # units of the layers that stay
 
 
 _Parts: TypeAlias = Mapping[tuple[str, str], _Part]
 
 
-def _apart(parts: _Parts, scores: Tree, costs: Costs, budget: float) -> _Attempt:
-    """Choose for every layer by itself."""
+def _apart(parts: _Parts, scores: Tree, costs: Costs, budget: float) -> _Attempt | None:
+    """Choose for every layer by itself; None: nothing fits."""
     names, slots, needs = [*parts], [part.slot for part in parts.values()], list[Need]()
     lost = _host(scores["layers"]) if "layers" in scores else np.zeros(0)
     fixed = costs.fixed + _of_layers(costs, [] if lost.size else [*costs.kept.get("layers", {})])
     limit = budget - fixed
-    least = fixed + sum(slot.costs.min(0) for slot in slots)
     if lost.size:
+        for (kind, name), part in parts.items():
+            if part.choices[0]:
+                first = f"{kind} of {name} begin with {part.choices[0]}"
+                raise InputError(f"among: the numbers of {first}; expected 0 first, because layers may be dropped")
         # One more resource: the number of dropped layers, of which one stays.
         limit = np.append(limit, len(lost) - 1)
         slots = [Slot(slot.values, np.pad(slot.costs, ((0, 0), (0, 1)))) for slot in slots]
         tables = [costs.kept["layers"][layer(number)] for number in range(len(lost))]
-        least = least + np.min([table[1] for table in tables], axis=0)
         for number, table in enumerate(tables):
             own = [place for place, (_, name) in enumerate(names) if name == layer(number)]
             needs += [((len(slots), 0), (place, 0)) for place in own]
@@ -406,7 +444,7 @@ def _apart(parts: _Parts, scores: Tree, costs: Costs, budget: float) -> _Attempt
             slots.append(Slot(np.array([gain, 0.0]), np.column_stack([table, [1.0, 0.0]])))
     chosen = allocate(slots, limit, needs)
     if chosen is None:
-        return _Attempt(-np.inf, float(least.max()), np.ones(len(lost), bool), None)
+        return None
     value = sum(float(slot.values[choice]) for slot, choice in zip(slots, chosen, strict=True))
     flags = np.array(chosen[len(names) :], bool)
     dropped = _dropped(flags)
@@ -415,10 +453,10 @@ def _apart(parts: _Parts, scores: Tree, costs: Costs, budget: float) -> _Attempt
         for each, choice in zip(names, chosen, strict=False)
         if each[1] not in dropped
     }
-    return _Attempt(value, float(least.max()), flags, kept)
+    return _Attempt(value, flags, kept)
 
 
-def _uniform(parts: _Parts, scores: Tree, costs: Costs, budget: float, dropped: int) -> _Attempt:
+def _uniform(parts: _Parts, scores: Tree, costs: Costs, budget: float, dropped: int) -> _Attempt | None:
     """Choose one number of units of each kind for all layers but the ``dropped`` ones of the lowest scores."""
     lost = _host(scores["layers"]) if "layers" in scores else np.zeros(0)
     flags = np.ones(len(lost), bool)
@@ -437,15 +475,14 @@ def _uniform(parts: _Parts, scores: Tree, costs: Costs, budget: float, dropped: 
         for group in groups
     ]
     fixed = costs.fixed + _of_layers(costs, [name for name in costs.kept.get("layers", {}) if name not in gone])
-    least = float((fixed + sum(slot.costs.min(0) for slot in slots)).max())
     chosen = allocate(slots, budget - fixed)
     if chosen is None:
-        return _Attempt(-np.inf, least, flags, None)
+        return None
     value = gain + sum(float(slot.values[choice]) for slot, choice in zip(slots, chosen, strict=True))
     kept = {
         each: int(parts[each].choices[choice]) for group, choice in zip(groups, chosen, strict=True) for each in group
     }
-    return _Attempt(value, least, flags, kept)
+    return _Attempt(value, flags, kept)
 
 
 def _of_layers(costs: Costs, names: Sequence[str]) -> np.ndarray:

@@ -4,12 +4,13 @@ Each function returns the `Costs` that `dsee_jax.prune.budget.choose` reads. The
 stay apart: the factor that the cut shortens costs by unit, the other as long as its layer stays. A layer without units has no
 such factor either: the costs are then a little too high. Were it saved with the last unit, layers would be emptied for it.
 
-The costs of a model with fewer hidden dimensions are counted on the arrays of the unpruned one, see `Dimensions`: the shapes
-of all compiled functions are then those of one model.
+The costs of a model with fewer hidden dimensions are counted on the arrays of the unpruned one. One pass over the arrays
+counts the costs of several such models, see `Dimensions`.
 """
 
 import functools
-from collections.abc import Container, Iterable, Mapping
+import string
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,22 +29,20 @@ from dsee_jax.typing import Cuts, Delta, Params, Units
 
 
 class Dimensions(NamedTuple):
-    """The hidden dimensions that a model keeps."""
+    """The hidden dimensions that a model keeps, or each of several models, whose costs then have the same leading axes."""
 
     axes: Mapping[str, tuple[int, ...]]
     """``dsee_jax.models.hidden_axes(model)``."""
     kept: np.ndarray
-    """bool (width,), True = kept."""
+    """bool (..., width), True = kept."""
 
-    def size(self, path: str, leaf: Any) -> int:
-        """Return the entries of an array that are left."""
-        shape = [int(self.kept.sum()) if axis in self.axes.get(path, ()) else n for axis, n in enumerate(leaf.shape)]
-        return int(np.prod(shape))
-
-    def along(self, path: str, leaf: Any) -> tuple[np.ndarray, ...]:
-        """Return for each axis of an array the entries that are left, bool."""
+    def entries(self, path: str, shape: Sequence[int], axis: int) -> np.ndarray:
+        """Return the entries of an array that are left, by the index along an axis, int64 (..., n)."""
         own = self.axes.get(path, ())
-        return tuple(self.kept if axis in own else np.ones(n, bool) for axis, n in enumerate(leaf.shape))
+        others = [size for other, size in enumerate(shape) if other != axis and other not in own]
+        width = np.sum(self.kept, axis=-1, keepdims=True, dtype=np.int64)
+        count = np.prod(others, dtype=np.int64) * width ** sum(other != axis for other in own)
+        return count * (self.kept if axis in own else np.ones(shape[axis], bool))
 
 
 _ALL = Dimensions({}, np.ones(0, bool))
@@ -73,14 +72,14 @@ def flops(
       paths: the matrices that multiply every token (in a run: `dsee_jax.metrics.flops.kernels`); one or more.
       length: tokens, 1 or more.
       filled: matrices whose zeros count, since training fills them.
-      hidden: the hidden dimensions of the model, of which all others are gone; default all.
+      hidden: the hidden dimensions that are left; default all.
 
     Raises:
       InputError: there are no paths, or one is not in ``params``.
     """
     flat, chosen = _checked(params, paths)
     dense = sum(int(np.prod(flat[path].shape)) for path in chosen)
-    counted = _counted(flat, adapter, chosen, chosen & set(filled), hidden)
+    counted = _counted(flat, adapter, cuts, chosen, chosen & set(filled), hidden)
     plain = counted.tables(params, cuts)
     # The rows of a head in the kernel of the attention output are the width of its values.
     attended = {
@@ -89,7 +88,7 @@ def flops(
         * sum(entries for path, (axis, entries) in each.axes.items() if axis == 0 and path.endswith("/kernel"))
         for number, each in enumerate(cuts.get("heads", ()))
     }
-    scores = {name: np.arange(len(table)) * attended[name] for name, table in plain.get("heads", {}).items()}
+    scores = {name: np.arange(table.shape[-1]) * attended[name] for name, table in plain.get("heads", {}).items()}
     longer = {
         kind: {name: table + (scores[name] if kind == "heads" else 0) for name, table in layers.items()}
         for kind, layers in plain.items()
@@ -107,18 +106,21 @@ def parameters(
     Arguments and errors as of `flops`. In a run ``paths`` is the backbone: all params but those of the trained head.
     """
     flat, chosen = _checked(params, paths)
-    counted = _counted(flat, adapter, chosen, chosen, hidden)
+    counted = _counted(flat, adapter, cuts, chosen, chosen, hidden)
     return _joined(
         [(counted.tables(params, cuts), counted.total(), sum(int(np.prod(flat[path].shape)) for path in chosen))]
     )
 
 
-def latency(measured: Latency, params: Params, cuts: Cuts, *, width: int = 0) -> Costs:
+def latency(measured: Latency, params: Params, cuts: Cuts, *, width: int | np.ndarray = 0) -> Costs:
     """Return the time of a forward pass by the measured differences between widths, as a fraction of the whole time; one cost.
 
     The times of heads and neurons are taken to add up; `dsee_jax.prune.latency.measure` of the chosen widths tells how well
-    they do. ``width``: the hidden dimensions of the model (`Latency.of_width`); 0: all.
+    they do. ``width``: the number of hidden dimensions (`Latency.of_width`), one or int (models,); 0: all.
     """
+    if isinstance(width, np.ndarray):
+        each = [latency(measured, params, cuts, width=int(size)) for size in width]
+        return jax.tree.map(lambda *parts: np.stack(parts), *each)
     own = measured.of_width(width) if width else measured
     tables = {
         kind: {
@@ -146,51 +148,47 @@ def _checked(params: Params, paths: Iterable[str]) -> tuple[dict[str, Any], set[
 def _joined(costs: list[tuple[Mapping[str, Mapping[str, np.ndarray]], float, float]]) -> Costs:
     """Return several costs as one `Costs`; each is (tables, whole cost of the model as it is, cost that counts as 1)."""
     fixed = [
-        (total - sum(table[-1] for layers in tables.values() for table in layers.values())) / one
+        (total - sum(table[..., -1] for layers in tables.values() for table in layers.values())) / one
         for tables, total, one in costs
     ]
     first, *_ = costs
     kept = {
-        kind: {name: np.stack([tables[kind][name] / one for tables, _, one in costs], axis=1) for name in layers}
+        kind: {name: np.stack([tables[kind][name] / one for tables, _, one in costs], axis=-1) for name in layers}
         for kind, layers in first[0].items()
     }
-    return Costs(np.array(fixed), kept)
+    return Costs(np.stack(fixed, axis=-1), kept)
 
 
 class _Counted(NamedTuple):
-    """The entries of a model that count."""
+    """The entries of models that count; every count has the leading axes of the hidden dimensions."""
 
-    flat: Mapping[str, Any]  # the params
+    params: Mapping[str, np.ndarray]
+    """``{path: int64 (..., n)}``: of each param that counts, by the index along the axis of its units, else along axis 0."""
     updates: Mapping[str, Delta]
     supports: Mapping[str, Any]
-    paths: Container[str]  # of the params that count
-    filled: Container[str]  # of those whose zeros count
     hidden: Dimensions
 
-    def total(self) -> int:
+    def total(self) -> Any:
         """Return the number of all entries that count, those of updates among them."""
-        params = sum(self.of_param(path) for path in self.flat if path in self.paths)
-        return params + sum(map(self.of_update, self.updates))
+        return sum(map(self.of_param, self.params)) + sum(map(self.of_update, self.updates))
 
     def tables(self, params: Params, cuts: Cuts) -> dict[str, dict[str, np.ndarray]]:
-        """Return ``{kind: {layer: (units + 1,)}}``: the entries by kept units.
+        """Return ``{kind: {layer: (..., units + 1)}}``: the entries by kept units.
 
         Where units differ, by zeros or by coordinates of supports, row k counts the k most expensive units. Of the kind
         ``layers`` it is all that belongs to no unit, and the factors of updates that no cut of units shortens.
         """
-        cut = {path: axis for layers in cuts.values() for each in layers for path, (axis, _) in each.axes.items()}
-        rest = np.zeros((2, max(map(len, cuts.values()))), np.int64)
-        for path in self.flat:
+        axes = _unit_axes(cuts)
+        rest = np.zeros((max(map(len, cuts.values())), *self.hidden.kept.shape[:-1], 2), np.int64)
+        for path in tree.flatten(params):
             number = stacks.place(path)[1]
             if number is None:
                 continue
-            if path not in cut:
-                rest[1, number] += self.of_param(path) if path in self.paths else 0
-                rest[1, number] += self.of_update(path)
+            if path in axes:
+                rest[number, ..., 1] += self.of_factor(path, 1 - axes[path])
             else:
-                rest[1, number] += self.of_factor(path, 1 - cut[path])
-        of_layers = {"layers": {layer(number): each for number, each in enumerate(rest.T)}}
-        return of_layers | {
+                rest[number, ..., 1] += self.of_param(path) + self.of_update(path)
+        return {"layers": {layer(number): each for number, each in enumerate(rest)}} | {
             kind: {
                 layer(number): self.of_units(each, size)
                 for number, each in enumerate(layers)
@@ -200,62 +198,79 @@ class _Counted(NamedTuple):
         }
 
     def of_units(self, each: Units, size: int) -> np.ndarray:
-        """Return the entries of the 0 to ``size`` most expensive units of a layer, (size + 1,)."""
-        own = np.zeros(size, np.int64)
+        """Return the entries of the 0 to ``size`` most expensive units of a layer, (..., size + 1)."""
+        own = np.zeros((*self.hidden.kept.shape[:-1], size), np.int64)
         for path, (axis, entries) in each.axes.items():
-            if path in self.paths:
-                own += self.along(path, axis).reshape(-1, entries).sum(1)
-            own += self.of_factor(path, axis) // size
-            own += np.bincount(self.coordinates(path)[:, axis] // entries, minlength=size)
-        return np.concatenate([[0], np.cumsum(np.sort(own)[::-1])])
+            if path in self.params:
+                own += self.params[path].reshape(*own.shape, entries).sum(-1)
+            own += np.expand_dims(self.of_factor(path, axis) // size, -1)
+            places, left = self.coordinates(path)
+            of_entry: Any = (..., places[:, axis] // entries)
+            np.add.at(own, of_entry, left)
+        return np.cumsum(np.concatenate([np.zeros_like(own[..., :1]), np.sort(own)[..., ::-1]], axis=-1), axis=-1)
 
-    def of_param(self, path: str) -> int:
-        return self.hidden.size(path, self.flat[path]) if path in self.filled else int(self.along(path, 0).sum())
+    def of_param(self, path: str) -> Any:
+        return self.params[path].sum(-1) if path in self.params else 0
 
-    def along(self, path: str, axis: int) -> np.ndarray:
-        """Return the entries of an array that count, by the index along an axis, int64."""
-        leaf = self.flat[path]
-        kept = self.hidden.along(path, leaf)
-        if path in self.filled:
-            return kept[axis] * np.int64(np.prod([one.sum() for other, one in enumerate(kept) if other != axis]))
-        return multihost.to_host(_nonzeros(leaf, kept, axis)).astype(np.int64)
+    def of_update(self, path: str) -> Any:
+        return self.of_factor(path, 0) + self.of_factor(path, 1) + self.coordinates(path)[1].sum(-1)
 
-    def of_update(self, path: str) -> int:
-        return sum(self.of_factor(path, axis) for axis in (0, 1)) + len(self.coordinates(path))
-
-    def of_factor(self, path: str, axis: int) -> int:
+    def of_factor(self, path: str, axis: int) -> Any:
         """Return the entries of the factor along an axis of a kernel: a has its rows, and b its columns."""
         factor: Any = self.updates.get(path, {}).get("ab"[axis])
         if factor is None:
             return 0
         own = axis in self.hidden.axes.get(path, ())
-        return factor.size // len(self.hidden.kept) * int(self.hidden.kept.sum()) if own else factor.size
+        return factor.size // self.hidden.kept.shape[-1] * self.hidden.kept.sum(-1) if own else factor.size
 
-    def coordinates(self, path: str) -> np.ndarray:
-        """Return the coordinates (nonzeros, 2) of the sparse values of a kernel that are left."""
+    def coordinates(self, path: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the coordinates (nonzeros, 2) of the sparse values of a kernel, and which are left, bool (..., nonzeros)."""
         if path not in self.supports:
-            return np.zeros((0, 2), np.int64)
-        places, kept = multihost.to_host(self.supports[path]), self.hidden.along(path, self.flat[path])
-        return places[np.all([one[places[:, axis]] for axis, one in enumerate(kept)], axis=0)]
+            return np.zeros((0, 2), np.int64), np.zeros(0, bool)
+        places = multihost.to_host(self.supports[path])
+        flags = [self.hidden.kept[..., places[:, axis]] for axis in self.hidden.axes.get(path, ())]
+        left = np.ones((*self.hidden.kept.shape[:-1], len(places)), bool)
+        return places, np.logical_and.reduce([left, *flags])
+
+
+def _unit_axes(cuts: Cuts) -> dict[str, int]:
+    """Return the axis of the units of every param that has some, by path."""
+    return {path: axis for layers in cuts.values() for each in layers for path, (axis, _) in each.axes.items()}
 
 
 def _counted(
     flat: Mapping[str, Any],
     adapter: Adapter | None,
+    cuts: Cuts,
     paths: Container[str],
     filled: Container[str],
     hidden: Dimensions,
 ) -> _Counted:
+    """Count the entries of the params at ``paths``; of those that are ``filled``, zeros too."""
     deltas, supports = ({}, {}) if adapter is None else (adapter.deltas, adapter.supports)
-    return _Counted(flat, kernels(deltas), tree.flatten(supports), paths, filled, hidden)
+    axes = _unit_axes(cuts)
+
+    def entries(path: str) -> np.ndarray:
+        leaf, axis = flat[path], axes.get(path, 0)
+        if path in filled:
+            return hidden.entries(path, leaf.shape, axis)
+        counts = multihost.to_host(_nonzeros(leaf, hidden.kept, hidden.axes.get(path, ()), axis)).astype(np.int64)
+        return np.broadcast_to(counts, (*hidden.kept.shape[:-1], leaf.shape[axis]))
+
+    return _Counted(
+        {path: entries(path) for path in flat if path in paths}, kernels(deltas), tree.flatten(supports), hidden
+    )
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _nonzeros(w: jax.Array, kept: tuple[jax.Array, ...], axis: int) -> jax.Array:
-    """Return the nonzero entries by the index along an axis, int32; a whole matrix may have more than an int32 can count.
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _nonzeros(w: jax.Array, kept: jax.Array, hidden: tuple[int, ...], axis: int) -> jax.Array:
+    """Return the nonzero entries by the index along an axis, (..., n), where ``kept`` (..., width) flags those that count.
 
-    ``kept`` flags the entries along each axis that count.
+    ``hidden`` are the axes that ``kept`` is of; without any the result is (n,). float32 is exact: an index has fewer than
+    2^24 entries.
     """
-    for place, flags in enumerate(kept):
-        w = jnp.where(flags.reshape([-1 if place == other else 1 for other in range(w.ndim)]), w, 0)
-    return jnp.count_nonzero(w, axis=tuple(other for other in range(w.ndim) if other != axis))
+    names = string.ascii_lowercase[: w.ndim]
+    flags = ["..." + names[each] for each in hidden]
+    result = "..." * bool(hidden) + names[axis]
+    arrays = [(w != 0).astype(jnp.float32), *[kept.astype(jnp.float32)] * len(hidden)]
+    return jnp.einsum(f"{','.join([names, *flags])}->{result}", *arrays, precision="highest")

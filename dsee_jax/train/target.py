@@ -1,7 +1,7 @@
 """The target of a cut in a run (``prune.target``): its costs, whether it can be met, the chosen units, the ratio reached."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,9 +29,9 @@ def check(setup: Setup) -> None:
     """
     if setup.config.prune.target.kind:
         alike: dict[str, Any] = dict(earlybert.init(models.cuts(setup.model), setup.params))
-        if setup.config.prune.target.hidden:
-            alike["hidden"] = np.ones(setup.model.config.hidden_size)
-        choose(setup, alike, of_setup(setup))
+        alike["hidden"] = np.ones(setup.model.config.hidden_size)
+        spent = of_setup(setup)
+        _choices(setup, _scores(setup, alike, spent), spent)
 
 
 def of_setup(setup: Setup, hidden: np.ndarray | None = None) -> Costs:
@@ -39,12 +39,13 @@ def of_setup(setup: Setup, hidden: np.ndarray | None = None) -> Costs:
 
     Args:
       setup: of the run.
-      hidden: bool (width,); the costs are those of the model with these hidden dimensions alone. None: all.
+      hidden: bool (width,); the costs are those of the model with these hidden dimensions alone. bool (models, width): those
+        of several models. None: all dimensions.
     """
     target, cuts = setup.config.prune.target, models.cuts(setup.model)
     updates = adapter(setup.trained, setup.supports, setup.config.delta)
     if target.kind == "latency":
-        return costs.latency(_measured(setup), setup.params, cuts, width=0 if hidden is None else int(hidden.sum()))
+        return costs.latency(_measured(setup), setup.params, cuts, width=0 if hidden is None else hidden.sum(-1))
     options = {} if hidden is None else {"hidden": Dimensions(models.hidden_axes(setup.model), hidden)}
     if target.kind == "parameters":
         backbone = tree.flatten(setup.params).keys() - set(trained_head(setup))
@@ -68,34 +69,50 @@ def choose(setup: Setup, scores: Tree, spent: Costs) -> Masks:
     that config.json can hold are enough for the target, only these are chosen among. A width that config.json cannot hold is
     never chosen.
     """
-    target, uniform, size = setup.config.prune.target, setup.config.prune.uniform, setup.model.config.hidden_size
-    among = budget.counts(scores, multiple=target.multiple)
-    kinds = [*among, *(kind for kind in ("layers", "hidden") if getattr(target, kind))]
-    if target.layers and "layers" not in scores:
-        scores = {**scores, **budget.with_layers(scores, spent)}
-    scores = {kind: scores[kind] for kind in kinds}
-
-    def narrowed(flags: np.ndarray) -> Costs:
-        return spent if flags.all() else of_setup(setup, flags)
-
-    def best(among: Mapping[int, Counts]) -> Masks:
-        options: dict[str, Any] = {"uniform": uniform}
-        if not target.hidden:
-            return budget.choose(scores, spent, target.budget, among=among[size], **options)
-        return budget.choose_width(scores, narrowed, target.budget, among=among, **options)
-
-    widths = budget.widths(size, multiple=target.multiple) if target.hidden else [size]
+    target, scores = setup.config.prune.target, _scores(setup, scores, spent)
+    by_width, among = _choices(setup, scores, spent)
+    options: dict[str, Any] = {"uniform": setup.config.prune.uniform}
     try:
-        if not uniform:
-            return best(dict.fromkeys(widths, among))
-        among = {kind: {name: each[1:] for name, each in layers.items()} for kind, layers in among.items()}
-        held = _held(setup, among, widths)
-        try:
-            return best({size: among} | held)
-        except InputError:
-            return best(held | {size: among})
+        if target.hidden:
+            return budget.choose_width(scores, by_width, target.budget, among=among, **options)
+        return budget.choose(scores, spent, target.budget, among=among[setup.model.config.hidden_size], **options)
     except InputError as error:
         raise InputError(f"prune.target.{target.kind}: {error}") from None
+
+
+def _scores(setup: Setup, scores: Tree, spent: Costs) -> dict[str, Any]:
+    """Return the scores of the kinds of units that may go, with those of layers where they may."""
+    target = setup.config.prune.target
+    if target.layers and "layers" not in scores:
+        scores = {**scores, **budget.with_layers(scores, spent)}
+    kinds = [*models.cuts(setup.model), *(kind for kind in ("layers", "hidden") if getattr(target, kind))]
+    return {kind: scores[kind] for kind in kinds}
+
+
+def _choices(setup: Setup, scores: Tree, spent: Costs) -> tuple[dict[int, Costs], dict[int, Counts]]:
+    """Return the costs, and the numbers of units to choose among, by hidden width.
+
+    Raises:
+      InputError: the target cannot be met.
+    """
+    target, uniform, size = setup.config.prune.target, setup.config.prune.uniform, setup.model.config.hidden_size
+    every: Counts = budget.counts(scores, multiple=target.multiple)
+    widths = budget.widths(size, multiple=target.multiple) if target.hidden else [size]
+    attempts: list[dict[int, Counts]] = [dict.fromkeys(widths, every)]
+    if uniform:
+        every = {kind: {name: each[1:] for name, each in layers.items()} for kind, layers in every.items()}
+        held = _held(setup, every, widths)
+        attempts = [{size: every} | held, held | {size: every}]
+    by_width = {size: spent}
+    if narrower := [width for width in attempts[0] if width < size]:
+        flags = budget.dimensions(scores["hidden"], narrower)
+        by_width |= zip(narrower, of_setup(setup, flags).models(), strict=True)
+    least = np.inf
+    for among in attempts:
+        each = (budget.least(scores, by_width[width], among=own, uniform=uniform) for width, own in among.items())
+        if budget.fits(least := min(each), target.budget):
+            return by_width, among
+    raise InputError(f"prune.target.{target.kind}: {budget.too_small(target.budget, least, [*scores])}")
 
 
 def _held(setup: Setup, among: Counts, widths: Sequence[int]) -> dict[int, Counts]:

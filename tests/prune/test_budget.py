@@ -238,6 +238,13 @@ def test_one_layer_stays():
         budget.choose(scores, LAYERED, 0.14)
 
 
+def test_a_layer_that_may_go_may_lose_all_units():
+    scores, among = SCORES | {"layers": np.ones(2)}, budget.counts(SCORES)
+    among["neurons"]["layer_1"] = [2, 4]
+    with pytest.raises(InputError, match="numbers of neurons of layer_1 begin with 2; expected 0 first"):
+        budget.choose(scores, LAYERED, 0.5, among=among)
+
+
 def test_layers_score_the_sum_of_their_units():
     total = budget.with_layers(SCORES, LAYERED)["layers"]
     np.testing.assert_allclose(total, [6 + 1.0, 0.875 + 0.3])
@@ -260,9 +267,9 @@ OF_UNITS = {
 }
 
 
-def costs(flags):
+def costs(width):
     """Costs that are in proportion to the width, but for a part that is always there."""
-    share = np.mean(flags)
+    share = width / 8
     tables = {kind: {name: each * share for name, each in layers.items()} for kind, layers in OF_UNITS.items()}
     return Costs(np.array([0.05 + 0.15 * share]), tables)
 
@@ -274,15 +281,16 @@ def value(kept):
 
 
 def spent(kept):
-    flags = kept.get("hidden", np.ones(8, bool))
-    return float(costs(flags).ratio({kind: kept[kind] for kind in UNITS})[0])
+    width = int(kept.get("hidden", np.ones(8, bool)).sum())
+    return float(costs(width).ratio({kind: kept[kind] for kind in UNITS})[0])
 
 
 @pytest.mark.parametrize("limit", [0.08, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0])
 def test_the_best_width_of_all_is_chosen(limit):
     """All combinations of widths and numbers of units are tried."""
     counts = budget.counts(UNITS)
-    kept = budget.choose_width(UNITS | {"hidden": HIDDEN}, costs, limit, among=dict.fromkeys(range(1, 9), counts))
+    scores, among = UNITS | {"hidden": HIDDEN}, dict.fromkeys(range(1, 9), counts)
+    kept = budget.choose_width(scores, {width: costs(width) for width in among}, limit, among=among)
     assert spent(kept) <= limit * (1 + budget.ROUNDING)
     best = 0.0
     gained = {
@@ -298,21 +306,59 @@ def test_the_best_width_of_all_is_chosen(limit):
                 best = max(best, most + sum(each[n] for each, n in zip(gained.values(), numbers, strict=True)))
     assert value(kept) == pytest.approx(best, rel=budget.GAP)
     if limit >= 0.2:
-        assert value(kept) >= value(budget.choose(UNITS, costs(np.ones(8, bool)), limit))
+        assert value(kept) >= value(budget.choose(UNITS, costs(8), limit))
     assert ("hidden" not in kept) == (limit == 1.0)
 
 
 def test_budget_below_every_width_names_the_least():
+    scores, by_width = UNITS | {"hidden": HIDDEN}, {width: costs(width) for width in (4, 8)}
     counts: dict[int, budget.Counts] = dict.fromkeys([4, 8], budget.counts(UNITS))
     with pytest.raises(InputError, match=r"fewest heads, neurons and hidden dimensions 0\.125 of it is left"):
-        budget.choose_width(UNITS | {"hidden": HIDDEN}, costs, 0.1, among=counts)
-    for sizes in ([], [0, 8], [9]):
+        budget.choose_width(scores, by_width, 0.1, among=counts)
+    for sizes, message in (
+        ([], "the widths are .* expected some of 1 to 8"),
+        ([0, 8], "the widths are .* expected some of 1 to 8"),
+        ([9], "the widths are .* expected some of 1 to 8"),
+        ([2, 4], r"the width 2 has no costs; expected costs of all of \[2, 4\]"),
+    ):
         counts = dict.fromkeys(sizes, budget.counts(UNITS))
-        with pytest.raises(InputError, match="the widths are .* expected some of 1 to 8"):
-            budget.choose_width(UNITS | {"hidden": HIDDEN}, costs, 0.5, among=counts)
+        with pytest.raises(InputError, match=message):
+            budget.choose_width(scores, by_width, 0.5, among=counts)
+
+
+def test_a_width_keeps_the_dimensions_of_the_highest_scores():
+    kept = budget.dimensions(HIDDEN, [1, 3, 7, 8])
+    assert [np.flatnonzero(each).tolist() for each in kept] == [[1], [1, 4, 7], [0, 1, 3, 4, 5, 6, 7], [*range(8)]]
+    assert np.flatnonzero(budget.dimensions(np.ones(4), [2])[0]).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+@pytest.mark.parametrize("layered", [False, True])
+def test_the_least_cost_is_the_lowest_budget_that_fits(uniform, layered):
+    """Two costs by layers of different sizes; uniform layers go in the order of their scores."""
+    draw = np.random.default_rng(3)
+    tables = {
+        kind: {name: np.cumsum(draw.random((size + 1, 2)), axis=0) / 50 for name in ("layer_0", "layer_1")}
+        for kind, size in (("heads", 3), ("neurons", 4))
+    }
+    for layers in tables.values():
+        for table in layers.values():
+            table -= table[0]
+    tables["layers"] = {
+        name: np.array([[0.0, 0.0], cost]) for name, cost in (("layer_0", [0.2, 0.3]), ("layer_1", [0.1, 0.2]))
+    }
+    own = Costs(np.array([0.1, 0.05]), tables)
+    scores = SCORES | ({"layers": np.array([2.0, 1.0])} if layered else {})
+    fewest = 1 if uniform else 0
+    among = {kind: {name: [fewest, 2, 3] for name in layers} for kind, layers in SCORES.items()}
+    lowest = budget.least(scores, own, among=among, uniform=uniform)
+    kept = budget.choose(scores, own, lowest, among=among, uniform=uniform)
+    assert own.ratio(kept).max() == pytest.approx(lowest)
+    with pytest.raises(InputError, match=f"{lowest:.4g} of it is left"):
+        budget.choose(scores, own, lowest - 1e-6, among=among, uniform=uniform)
 
 
 def test_balanced_dimensions_have_the_score_of_their_cost():
     """The part of the costs that grows with the width is 0.95."""
-    scaled = budget.balanced_hidden(HIDDEN, costs(np.ones(8)), costs(np.arange(8) < 2), 2)
+    scaled = budget.balanced_hidden(HIDDEN, costs(8), costs(2), 2)
     np.testing.assert_allclose(scaled, HIDDEN * 0.95 / 5.5)

@@ -18,6 +18,7 @@ from dsee_jax.errors import InputError
 from dsee_jax.metrics import flops
 from dsee_jax.prune import compaction, costs, latency
 from dsee_jax.prune.latency import Latency
+from dsee_jax.typing import Units
 
 KEY, PLAIN = jax.random.key(0), DeltaConfig(targets=["encoder/.*/kernel"], rank=2, nonzeros=0)
 NUMBERS = {"heads": {"layer_0": 1, "layer_1": 2}, "neurons": {"layer_0": 7, "layer_1": 4}}
@@ -150,6 +151,22 @@ def test_costs_of_fewer_hidden_dimensions_are_those_of_the_cut_model(made):
         assert all_of_it.ratio(units)[0] == pytest.approx((left + updates) / every, abs=tolerance)
 
 
+def test_one_pass_counts_the_costs_of_several_models(made):
+    """Every array is read once, whatever the number of models."""
+    model, params, adapter, _ = made
+    several, cuts, axes = np.random.default_rng(0).random((3, 24)) < 0.6, models.cuts(model), models.hidden_axes(model)
+    paths = flops.kernels(model, params, {"classifier/kernel", "pooler/kernel"})
+    square = [*paths, "pooler/kernel"]
+    for counted in (
+        lambda hidden: costs.flops(params, adapter, cuts, square, length=16, hidden=hidden),
+        lambda hidden: costs.flops(params, adapter, cuts, paths, length=16, filled=paths[:3], hidden=hidden),
+        lambda hidden: costs.parameters(params, adapter, cuts, tree.flatten(params), hidden=hidden),
+    ):
+        together = counted(costs.Dimensions(axes, several)).models()
+        for flags, one in zip(several, together, strict=True):
+            jax.tree.map(np.testing.assert_array_equal, one, counted(costs.Dimensions(axes, flags)))
+
+
 def measured(heads, neurons, empty=2.0, one=2.0, last=8.0):
     """Made-up times of a model whose layers have 3 and 2 heads, and 4 and 8 neurons."""
     widths = {"heads": (3, 2), "neurons": (4, 8)}
@@ -214,4 +231,9 @@ def test_times_of_a_width_lie_between_those_of_the_model_with_and_without_units(
     # A quarter of the time of the units is left.
     np.testing.assert_allclose(half.layer_seconds("heads", 0, 3), times.layer_seconds("heads", 0, 3) / 4)
     assert between.seconds == 7.0
+    cuts = {kind: [Units({f"layer_{n}": (0, 1)}, ()) for n in (0, 1)] for kind in ("heads", "neurons")}
+    params = {"layer_0": np.zeros(2), "layer_1": np.zeros(2)}
+    of = [costs.latency(times, params, cuts, width=size) for size in (2, 4)]
+    together = costs.latency(times, params, cuts, width=np.array([2, 4])).models()
+    jax.tree.map(np.testing.assert_array_equal, together, of)
     assert Latency.from_json(json.loads(json.dumps(times.as_json()))) == times

@@ -10,11 +10,13 @@ import pytest
 
 import runs
 import tiny
+from dsee_jax import tree
 from dsee_jax.ckpt import folders
 from dsee_jax.errors import InputError
-from dsee_jax.prune import latency, sensitivity
+from dsee_jax.prune import budget, costs, latency, sensitivity
 from dsee_jax.runtime import files
-from dsee_jax.train import loop, target
+from dsee_jax.train import loop, pruning, target
+from dsee_jax.train.results import trained_head
 from dsee_jax.train.setup import prepare
 
 TAYLOR = {"prune__kind": "structured", "prune__score": "TAYLOR", "prune__calibration": 16}
@@ -61,8 +63,8 @@ def test_time_that_cannot_be_met_is_refused_before_the_first_stage(tmp_path, tim
     assert not files.read(tmp_path / "run" / folders.LOG)
 
 
-def chosen(folder, **overrides):
-    """Return the kept units of the units' magnitudes without a run."""
+def prepared(folder, **overrides):
+    """Return the setup of a run that cuts by magnitudes, the costs of its model, and made-up scores of all units."""
     setup = prepare(runs.config(folder, prune__kind="structured", prune__score="W", **overrides))
     spent = target.of_setup(setup)
     scores: dict[str, Any] = {
@@ -70,9 +72,46 @@ def chosen(folder, **overrides):
         for kind, layers in spent.kept.items()
         if kind != "layers"
     }
-    scores["hidden"] = np.random.default_rng(1).random(24)
+    return setup, spent, scores | {"hidden": np.random.default_rng(1).random(24)}
+
+
+def chosen(folder, **overrides):
+    """Return the numbers of the kept units of layer 0, without a run."""
+    setup, spent, scores = prepared(folder, **overrides)
     kept = target.choose(setup, scores, spent)
     return {kind: int((each if kind == "hidden" else each["layer_0"]).sum()) for kind, each in kept.items()}
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+def test_target_is_checked_without_solving_a_programme(tmp_path, monkeypatch, uniform):
+    options = {"prune__target__hidden": True, "prune__target__layers": True, "prune__uniform": uniform}
+    setup, _, _ = prepared(tmp_path, prune__target__flops=0.5, **options)
+    monkeypatch.delattr(budget, "allocate")
+    target.check(setup)
+
+
+def test_costs_of_all_widths_are_counted_in_one_pass(tmp_path, monkeypatch):
+    setup, spent, scores = prepared(tmp_path, prune__target__flops=0.3, prune__target__hidden=True)
+    count, calls = costs.flops, []
+    monkeypatch.setattr(costs, "flops", lambda *args, **options: calls.append(1) or count(*args, **options))
+    assert target.choose(setup, scores, spent)["hidden"].sum() < 24
+    assert len(calls) == 1
+
+
+def test_scores_of_dimensions_add_up_to_the_parameters_that_all_of_them_cost(tmp_path):
+    """Counted on the model without half of its dimensions, whose updates are cut with it."""
+    setup, spent, scores = prepared(tmp_path, prune__target__parameters=0.5, prune__target__hidden=True)
+    scaled = target.balanced(setup, scores["hidden"], spent)
+    small = pruning.resize(setup, {"hidden": np.arange(24) < 12})
+
+    def parameters(one):
+        head = trained_head(one)
+        flat = tree.flatten(one.params) | tree.flatten({"deltas": one.trained["deltas"]})
+        return sum(leaf.size for path, leaf in flat.items() if path not in head)
+
+    backbone = parameters(setup) - sum(leaf.size for leaf in jax.tree.leaves(setup.trained["deltas"]))
+    assert scaled.sum() == pytest.approx(2 * (parameters(setup) - parameters(small)) / backbone)
+    np.testing.assert_allclose(scaled / scaled.sum(), scores["hidden"] / scores["hidden"].sum())
 
 
 def test_uniform_target_prefers_numbers_that_config_json_holds(tmp_path):

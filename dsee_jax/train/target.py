@@ -1,7 +1,7 @@
 """The target of a cut in a run (``prune.target``): its costs, whether it can be met, the chosen units, the ratio reached."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,7 +90,7 @@ def _scores(setup: Setup, scores: Tree, spent: Costs) -> dict[str, Any]:
 
 
 def _choices(setup: Setup, scores: Tree, spent: Costs) -> tuple[dict[int, Costs], dict[int, Counts]]:
-    """Return the costs, and the numbers of units to choose among, by hidden width.
+    """Return the costs, and the numbers of units to choose among, by hidden width; nothing is chosen yet.
 
     Raises:
       InputError: the target cannot be met.
@@ -211,7 +211,7 @@ def _batch(setup: Setup) -> dict[str, Any]:
     return {"rows": train.batch_size, "length": length, "param_dtype": model.param_dtype}
 
 
-def _of_main(measure: Any) -> Any:
+def _of_main(measure: Callable[[], Any]) -> Any:
     """Return the result of ``measure()`` on process 0, on every process."""
     result = None
     with multihost.raise_on_all():

@@ -525,7 +525,8 @@ def allocate(slots: Sequence[Slot], budget: np.ndarray, needs: Sequence[Need] = 
                 scipy.optimize.LinearConstraint(needed.tocsr(), -np.inf, 0),
                 scipy.optimize.LinearConstraint((costs * cost_scale).T, -np.inf, limit * cost_scale),
             ],
-            options={"mip_rel_gap": GAP, "node_limit": nodes},
+            # With presolve, HiGHS 1.12 prints lines of its search, whatever its options.
+            options={"mip_rel_gap": GAP, "node_limit": nodes, "presolve": False},
         )
         if result.status == _INFEASIBLE:
             return None

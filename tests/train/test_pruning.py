@@ -181,27 +181,33 @@ def test_dimensions_go_by_the_sensitivity_of_the_loss(tmp_path, monkeypatch):
     np.testing.assert_array_equal(np.flatnonzero(~kept), np.sort(np.argsort(np.asarray(scores[0]["hidden"]))[:6]))
 
 
-@pytest.mark.parametrize(
-    "amounts",
-    [
-        {"prune__layers": 1, "prune__hidden": 0.25, "prune__heads": 1},
-        {"prune__target__parameters": 0.3, "prune__target__layers": True, "prune__target__hidden": True},
-    ],
-    ids=["numbers", "target"],
-)
-def test_run_without_layers_and_dimensions_computes_the_masked_model(tmp_path, amounts):
+@pytest.mark.slow
+def test_run_without_layers_and_dimensions_computes_the_masked_model(tmp_path):
     """The cut model with its cut updates, by the step of the run, against the tuned model with all units."""
     options = {"prune__kind": "structured", "prune__score": "W", "delta__targets": ["encoder/.*/kernel"]}
-    begun = setup.prepare(runs.config(tmp_path, layers=3, **options, **amounts))
+    options |= {"prune__layers": 1, "prune__hidden": 0.25, "prune__heads": 1}
+    begun = setup.prepare(runs.config(tmp_path, layers=3, **options))
     trained = jax.tree.map(lambda leaf: leaf + 0.1, begun.trained)
     kept = pruning.draw(begun, trained, {}, 0.0)
-    assert not kept["layers"].all()
-    assert not kept["hidden"].all()
+    assert (kept["layers"].sum(), kept["hidden"].sum()) == (2, 18)
     small, cut, _ = pruning.apply_cut(begun, trained, kept)
     batch, delta = stages.batches(begun, 1)[0], begun.config.delta
-    expected = step.predict(begun.model, trained, pruning.freeze(begun, {}), batch, delta)
+
+    def logits(one, values):
+        return jax.jit(lambda: step.predict(one.model, values, pruning.freeze(one, {}), batch, delta))()
+
     with dsee_jax.prune.masked(begun.model, kept):
-        masked = step.predict(begun.model, trained, pruning.freeze(begun, {}), batch, delta)
-    logits = step.predict(small.model, cut, pruning.freeze(small, {}), batch, delta)
-    np.testing.assert_allclose(logits, masked, atol=1e-5 * float(np.abs(masked).max()))
-    assert not np.allclose(masked, expected, atol=1e-3)
+        masked = logits(begun, trained)
+    np.testing.assert_allclose(logits(small, cut), masked, atol=1e-5 * float(np.abs(masked).max()))
+    assert not np.allclose(masked, logits(begun, trained), atol=1e-3)
+
+
+@pytest.mark.slow
+def test_solver_prints_nothing(tmp_path, capfd):
+    """HiGHS writes past Python's sys.stdout, which may hold the output of a command; this programme is one where it does."""
+    options = {"prune__kind": "structured", "prune__score": "W", "delta__targets": ["encoder/.*/kernel"]}
+    options |= {"prune__target__parameters": 0.3, "prune__target__layers": True, "prune__target__hidden": True}
+    begun = setup.prepare(runs.config(tmp_path, layers=3, **options))
+    trained = jax.tree.map(lambda leaf: leaf + 0.1, begun.trained)
+    pruning.draw(begun, trained, {}, 0.0)
+    assert capfd.readouterr().out == ""

@@ -17,26 +17,31 @@ for all (`FACTOR`): the model is twenty times smaller, and the steps are a tenth
 
 Records, ``--only``, ``--list``, ``--small`` and repeated calls are as in `benchmarks.methods`; ``forgetting`` is the rise of
 the loss on a held text, as PEFT defines it. After the runs short processes of all methods of a task measure, in turns, the
-training step and the tokens written per second (`ROUNDS` times; the machine must be idle; ``--speed`` measures again).
+training step and the tokens written per second (`ROUNDS` times; the machine must be idle; ``--speed`` measures again). A
+measurement has all methods of a call, and a table has the speeds of one measurement. A measurement needs the folders of this
+library's runs: where one is gone, the command names it, and ``--speed`` does that run again.
 Tables: ``benchmarks/results/decoders.md`` and ``decoders.json``.
 """
 
 import argparse
+import collections
 import itertools
 import json
 import math
 import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import decoder_data, experiments, records, runs
 from benchmarks.experiments import Experiment
+from benchmarks.peers.rounds import order
 from benchmarks.runs import ROOT
 from dsee_jax.errors import InputError
 from dsee_jax.metrics import text
@@ -111,6 +116,7 @@ METHODS = {
 SMALL = ("--data.examples=8", "--prune.calibration=4", "--generate.new_tokens=8")
 ROUNDS, STEPS, PROMPTS = 3, 8, 16
 """Of the measured speed: turns, steps and prompts of each process."""
+SPEEDS = ("seconds_per_step", "written_tokens_per_second")
 
 
 def settings(experiment: Experiment, seed: int, options: argparse.Namespace) -> tuple[str, ...]:
@@ -142,31 +148,49 @@ def configured(experiment: Experiment, seed: int, options: argparse.Namespace) -
     return config
 
 
-def finish(experiment: Experiment, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Do the remaining part of a run; return its record."""
+def inputs(experiment: Experiment, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the hashes of the model and of the examples of a run; raises `InputError` if they cannot be read."""
+    overrides = (*settings(experiment, seed, options), *places(experiment, options))
+    return experiments.inputs(CONFIG, overrides, experiment.task, options)
+
+
+def place(experiment: Experiment, seed: int, options: argparse.Namespace) -> Path:
+    """Return the folder of a run."""
+    config, read = configured(experiment, seed, options), inputs(experiment, seed, options)
+    return experiments.place(experiment, seed, config, read, options)
+
+
+def finish(experiment: Experiment, seed: int, options: argparse.Namespace, *, folder: bool = False) -> dict[str, Any]:
+    """Do the remaining part of a run; return its record. With ``folder``, a run whose folder is gone is run again."""
     method, config = METHODS[experiment.method], configured(experiment, seed, options)
-    stored = experiments.stored(experiment, seed, options)
-    if experiments.unchanged(stored, config):
+    stored, read = experiments.stored(experiment, seed, options), inputs(experiment, seed, options)
+    if experiments.unchanged(stored, config, read) and not (folder and is_lost(experiment, stored, options)):
         return stored
-    begin, out = time.monotonic(), experiments.place(experiment, seed, config, options)
+    begin, out = time.monotonic(), place(experiment, seed, options)
     if method.peer:
         print(f"== {out.name}", flush=True)
         subprocess.run(peer_command(experiment, seed, options), check=True, cwd=ROOT)
-        lines = [json.loads(line) for line in (out / "texts.jsonl").read_text().splitlines()]
-        scores = text.score([line["text"] for line in lines], [line["references"] for line in lines])
     else:
         overrides = (*settings(experiment, seed, options), *places(experiment, options))
         runs.train(CONFIG, out, overrides, compiled=options.runs / "compiled")
     about = experiments.labels(experiment, seed, "loss", time.monotonic() - begin)
     if method.peer:
+        lines = [json.loads(line) for line in (out / "texts.jsonl").read_text().splitlines()]
+        scores = text.score([line["text"] for line in lines], [line["references"] for line in lines])
         record = records.of_peer(json.loads((out / "peer.json").read_text()), scores, config, **about)
         (out / "state.pt").unlink(missing_ok=True)
     else:
         record = records.of_run(out, config, **about)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    record["meta_info"] |= read
     record |= {"config": config, "folder": out.name}
     files.write(experiments.record(experiment, seed, options), record)
     return record
+
+
+def is_lost(experiment: Experiment, stored: Mapping[str, Any], options: argparse.Namespace) -> bool:
+    """Return whether the speed of a run cannot be measured: its folder is gone. The speed of a peer needs no finished run."""
+    return not METHODS[experiment.method].peer and not experiments.is_here(stored, options)
 
 
 def check_peer(python: str) -> None:
@@ -188,10 +212,10 @@ def check_peer(python: str) -> None:
 def peer_command(experiment: Experiment, seed: int, options: argparse.Namespace) -> list[str]:
     """Return the command of a peer's run, after its tokens are written."""
     config, method = configured(experiment, seed, options), METHODS[experiment.method].peer
-    out = experiments.place(experiment, seed, config, options)
+    out, read = place(experiment, seed, options), inputs(experiment, seed, options)
     # Equal for all peers of a task and seed.
     shared = {name: config[name] for name in ("data", "generate")} | {"train": config["train"] | {"learning_rate": 0}}
-    tokens = experiments.place(Experiment(experiment.base, experiment.task, "tokens"), seed, shared, options)
+    tokens = experiments.place(Experiment(experiment.base, experiment.task, "tokens"), seed, shared, read, options)
     tokens = tokens.with_name(f"{tokens.name}.npz")
     overrides = (*settings(experiment, seed, options), *places(experiment, options))
     command = [sys.executable, "-m", "benchmarks.decoder_tokens", str(CONFIG), str(tokens), *overrides]
@@ -213,30 +237,55 @@ def speed_command(experiment: Experiment, seed: int, options: argparse.Namespace
 
 
 def measure(group: Sequence[Experiment], options: argparse.Namespace) -> None:
-    """Measure the speed of the methods of a task in turns, and add it to the records of the first seed."""
-    seed = options.seeds[0]
+    """Measure the speed of the methods of a task in turns, and add it to the records of the first seed.
+
+    Does nothing if all of them have a speed of one measurement. Prints a line instead if the folder of a run is gone; with
+    ``--speed`` that run is done again.
+
+    Raises:
+      InputError: two methods have different batches or prompts.
+      subprocess.CalledProcessError: a run, or a process that measures, failed.
+    """
+    seed, names = options.seeds[0], {each.name: each for each in group}
     stored = {each: experiments.stored(each, seed, options) for each in group}
-    if not options.speed and all("inference_info" in record for record in stored.values()):
+    measurements = {record.get("inference_info", {}).get("measurement") for record in stored.values()}
+    if not options.speed and len(measurements) == 1 and None not in measurements:
         return
-    environment = {"JAX_COMPILATION_CACHE_DIR": str(options.runs / "compiled"), **os.environ}
-    rounds: dict[Experiment, list[dict[str, float]]] = {each: [] for each in group}
-    for _, each in itertools.product(range(1 if options.small else ROUNDS), group):
-        command = speed_command(each, seed, options)
-        done = subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-        rounds[each].append(json.loads(done.stdout.splitlines()[-1]))
-        print(f"speed of {each.name}: {rounds[each][-1]}", flush=True)
-    for each, measured in rounds.items():
-        medians = {name: statistics.median(one[name] for one in measured) for name in measured[0]}
-        files.write(
-            experiments.record(each, seed, options), stored[each] | {"inference_info": medians | {"rounds": measured}}
+    lost = [each for each in group if is_lost(each, stored[each], options)]
+    if lost and not options.speed:
+        print(
+            f"no speed of {group[0].base}/{group[0].task}: the folders of {', '.join(each.run(seed) for each in lost)} are "
+            "gone, and their records stay; --speed does these runs again and measures all in turns",
+            file=sys.stderr,
         )
+        return
+    for each in lost:
+        stored[each] = finish(each, seed, options, folder=True)
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(options.runs / "compiled"), **os.environ}
+    about = {"measurement": uuid.uuid4().hex, **records.origin()}
+    rounds: dict[Experiment, list[dict[str, Any]]] = {each: [] for each in group}
+    digest = ""
+    for number in range(1 if options.small else ROUNDS):
+        for name in order([*names], number):
+            command = speed_command(names[name], seed, options)
+            done = subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+            figures = json.loads(done.stdout.splitlines()[-1])
+            if figures["digest"] != (digest := digest or figures["digest"]):
+                raise InputError(f"{name} has other batches or prompts than the methods before: no speed is compared")
+            rounds[names[name]].append(figures)
+            print(f"speed of {name}: {figures}", flush=True)
+    for each, measured in rounds.items():
+        medians = {name: statistics.median(one[name] for one in measured) for name in SPEEDS}
+        info = about | {"digest": digest, **medians, "rounds": measured}
+        files.write(experiments.record(each, seed, options), stored[each] | {"inference_info": info})
 
 
 def row(kept: Mapping[int, Mapping[str, Any]], metric: str) -> dict[str, Any]:
     """Return the figures of a method on a task from its records by seed."""
     trained = [record["train_info"] for record in kept.values()]
     last = [each["metrics"][-1] for each in trained]
-    speed = next((record["inference_info"] for record in kept.values() if "inference_info" in record), {})
+    speeds = [record["inference_info"] for record in kept.values() if "inference_info" in record]
+    speed = max(speeds, key=lambda each: each["created_at"], default={})
     scores = {
         **{name: [each[f"test {name}"] for each in last] for name in ("loss", "perplexity", metric)},
         "forgetting": [each["forgetting"] for each in last],
@@ -256,20 +305,36 @@ def row(kept: Mapping[int, Mapping[str, Any]], metric: str) -> dict[str, Any]:
         "flops_ratio": trained[0]["flops_ratio"],
         "file_size": max(each["file_size"] for each in trained),
         "accelerator_memory_max": max(each["accelerator_memory_max"] for each in trained),
-        **{name: speed.get(name) for name in ("seconds_per_step", "written_tokens_per_second")},
+        "machines": sorted({record["run_info"]["machine"] for record in kept.values()}),
+        "measured": {name: speed.get(name) for name in ("measurement", "created_at", "machine")},
+        **{name: speed.get(name) for name in SPEEDS},
     }
+
+
+def comparable(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of a table with the speeds of one measurement: that of most methods, of several the newest.
+
+    The speeds of other measurements become None; ``measured`` still names theirs.
+    """
+    counts = collections.Counter(row["measured"]["measurement"] for row in rows if row["measured"]["measurement"])
+    times = {row["measured"]["measurement"]: row["measured"]["created_at"] for row in rows}
+    shown = max(counts, key=lambda each: (counts[each], times[each]), default=None)
+    return [row if row["measured"]["measurement"] == shown else row | dict.fromkeys(SPEEDS) for row in rows]
 
 
 def tabulate(options: argparse.Namespace) -> str:
     """Write the tables of all records that there are, of earlier calls too, and return them in Markdown."""
-    every = experiments.kept(options.results)
-    rows = [
-        {"model": base, "task": task, "method": method, "label": METHODS[method].label}
-        | row(every[experiment], TASKS[task].metric)
-        for base, task, method in itertools.product(experiments.bases_of([*every], BASES), TASKS, METHODS)
-        if (experiment := Experiment(base, task, method)) in every
-    ]
-    report = {"command": "python -m benchmarks.decoders --data DATA_DIR", "machine": platform.platform(), "rows": rows}
+    every, rows = experiments.kept(options.results), []
+    for base, task in itertools.product(experiments.bases_of([*every], BASES), TASKS):
+        rows += comparable(
+            [
+                {"model": base, "task": task, "method": method, "label": METHODS[method].label}
+                | row(every[experiment], TASKS[task].metric)
+                for method in METHODS
+                if (experiment := Experiment(base, task, method)) in every
+            ]
+        )
+    report = {"command": "python -m benchmarks.decoders --data DATA_DIR", "rows": rows}
     files.write(options.results.with_suffix(".json"), report)
     shown = markdown(rows)
     files.write_text(options.results.with_suffix(".md"), shown)
@@ -294,8 +359,19 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{before['loss_held']:.3f}",
             "",
             *runs.table([head.replace("SCORE", name) for head in HEADS], (_cells(one, metric) for one in each)),
+            *_left_out(each),
         ]
     return "\n".join([*lines, NOTE]) + "\n"
+
+
+def _left_out(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the line about the methods whose speed is of another measurement, and an empty line; [] for none."""
+    names = [row["label"] for row in rows if row["measured"]["measurement"] and row["seconds_per_step"] is None]
+    return (
+        [f"Measured at another time than the table, and left out: the speed of {', '.join(names)}.", ""]
+        if names
+        else []
+    )
 
 
 def _cells(each: Mapping[str, Any], metric: str) -> list[str]:
@@ -350,6 +426,9 @@ def main(arguments: Sequence[str]) -> int:
         if any(METHODS[each.method].peer for each in chosen):
             check_peer(options.peft)
         decoder_data.write(options.data, options.runs / "data", small=options.small)
+        for experiment in chosen:
+            for seed in options.seeds:
+                inputs(experiment, seed, options)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
@@ -360,7 +439,9 @@ def main(arguments: Sequence[str]) -> int:
             break
         try:
             measure([*group], options)
-        except subprocess.CalledProcessError:
+        except (InputError, subprocess.CalledProcessError) as error:
+            if isinstance(error, InputError):
+                print(error, file=sys.stderr)
             failed.append(f"{base}/{task} (speed)")
     return experiments.conclude(failed, tabulate(options))
 

@@ -1,4 +1,8 @@
-"""Experiments MODEL/TASK/METHOD of a benchmark: the options of its command, its order of work, and the records of its runs."""
+"""Experiments MODEL/TASK/METHOD of a benchmark: the options of its command, its order of work, and the records of its runs.
+
+A record stays current while the config of its run and the SHA-256 of its inputs do (`inputs`); it does not need the folder of
+the run, which is on one machine only.
+"""
 
 import argparse
 import fnmatch
@@ -13,7 +17,11 @@ from typing import Any, NamedTuple
 
 from benchmarks import runs
 from benchmarks.runs import RESULTS, ROOT
+from dsee_jax.ckpt.folders import METRICS
+from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.runtime import files
+from dsee_jax.train import config_file, hashes
+from dsee_jax.train.inputs import read_task
 
 
 class Experiment(NamedTuple):
@@ -58,6 +66,7 @@ def completed(options: argparse.Namespace, name: str, bases: Mapping[str, str]) 
     """Return the options of `parser` with the default folders of a benchmark, and ``bases``, those of ``--base`` added."""
     options.runs = options.runs or ROOT / "runs" / (f"{name}_small" if options.small else name)
     options.results = options.results or (options.runs / "results" if options.small else RESULTS / name)
+    options.hashes = {}
     given = dict(base.split("=", 1) for base in options.base)
     # The runs have another working folder than the command.
     options.bases = {
@@ -102,9 +111,45 @@ def conclude(failed: Sequence[str], table: str) -> int:
     return int(bool(failed))
 
 
-def place(experiment: Experiment, seed: int, config: Mapping[str, Any], options: argparse.Namespace) -> Path:
-    """Return the folder of a run; it belongs to one config."""
-    digest = hashlib.sha256(files.dumps(config, sort_keys=True).encode()).hexdigest()
+def inputs(
+    config: Path, overrides: Sequence[str], task: str, options: argparse.Namespace, *, pretrained: bool = True
+) -> dict[str, Any]:
+    """Return the SHA-256 of the inputs of a run, as ``meta_info`` of its record has them (`benchmarks.records`).
+
+    A call of the command reads each model and each set of examples once.
+
+    Args:
+      config: the YAML file.
+      overrides: of the run, with the places of its model and data.
+      task: the name of the task.
+      options: of the command; ``hashes`` keeps those of earlier calls.
+      pretrained: whether the run starts from a pretrained model. The model of another run is left out: its folder is on one
+        machine only, and its name stands for the inputs of that run.
+
+    Raises:
+      InputError: the model or the data cannot be read.
+    """
+    made = config_file.read(config, overrides)
+    known, data = options.hashes, repr((made.data, made.model.task, made.train.seed))
+    if data not in known:
+        known[data] = hashes.of_data(read_task(made))
+    read = {"dataset_info": {task: {"sha256": known[data]}}}
+    if not pretrained:
+        return read
+    if made.model.path not in known:
+        known[made.model.path] = hashes.of_model(resolve(made.model.path))
+    return {"model_info": {"sha256": known[made.model.path]}, **read}
+
+
+def place(
+    experiment: Experiment,
+    seed: int,
+    config: Mapping[str, Any],
+    read: Mapping[str, Any],
+    options: argparse.Namespace,
+) -> Path:
+    """Return the folder of a run; it belongs to one config and, by ``read``, to the hashes of its `inputs`."""
+    digest = hashlib.sha256(files.dumps([config, read], sort_keys=True).encode()).hexdigest()
     return options.runs / f"{experiment.run(seed)}_{digest[:8]}"
 
 
@@ -119,8 +164,16 @@ def stored(experiment: Experiment, seed: int, options: argparse.Namespace) -> di
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def is_here(stored: Mapping[str, Any], options: argparse.Namespace) -> bool:
+    """Return whether the folder of the finished run of a record is on this machine."""
+    return (options.runs / stored["folder"] / METRICS).exists()
+
+
 def kept(results: Path) -> dict[Experiment, dict[int, dict[str, Any]]]:
-    """Return all records of a folder, by experiment and seed, those of an experiment by one config: that of its newest."""
+    """Return all records of a folder, by experiment and seed.
+
+    The records of an experiment are of one config, one pretrained model and one dev set: those of its newest record.
+    """
     every: dict[Experiment, dict[int, dict[str, Any]]] = {}
     for path in results.glob("*.json"):
         each = json.loads(path.read_text())
@@ -130,9 +183,22 @@ def kept(results: Path) -> dict[Experiment, dict[int, dict[str, Any]]]:
     chosen = {}
     for experiment, by_seed in every.items():
         newest = max(by_seed.values(), key=lambda each: each["run_info"]["created_at"])
-        same = [seed for seed, each in by_seed.items() if runs.equal(_recipe(each), _recipe(newest))]
+        same = [seed for seed, each in by_seed.items() if _same(each, newest)]
         chosen[experiment] = {seed: by_seed[seed] for seed in sorted(same)}
     return chosen
+
+
+def _same(record: Mapping[str, Any], newest: Mapping[str, Any]) -> bool:
+    """Return whether two records of an experiment differ by their seeds alone; training examples are drawn by the seed."""
+    return runs.equal(_recipe(record), _recipe(newest)) and _scored(record) == _scored(newest)
+
+
+def _scored(record: Mapping[str, Any]) -> list[Any]:
+    """Return the hashes of the pretrained model, where the run starts from one, and of the examples that choose and score."""
+    about, meta = record["run_info"], record["meta_info"]
+    pretrained = record["config"]["model"]["path"] == about["model"]
+    data = meta["dataset_info"][about["task"]]["sha256"]
+    return [meta["model_info"] if pretrained else {}, {name: data[name] for name in data if name != "train"}]
 
 
 def _recipe(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,9 +216,13 @@ def labels(experiment: Experiment, seed: int, score: str, seconds: float) -> dic
     }
 
 
-def unchanged(before: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Return whether a stored record is of this config."""
-    return bool(before) and runs.equal(before["config"], config)
+def unchanged(before: Mapping[str, Any], config: Mapping[str, Any], read: Mapping[str, Any]) -> bool:
+    """Return whether a stored record is of this config and, by ``read``, of the same `inputs`."""
+    return (
+        bool(before)
+        and runs.equal(before["config"], config)
+        and all(before["meta_info"].get(name) == value for name, value in read.items())
+    )
 
 
 def bases_of(every: Sequence[Experiment], known: Iterable[str]) -> list[str]:

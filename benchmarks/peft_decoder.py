@@ -6,7 +6,7 @@ Model, token ids, batches and their order, loss weights, learning rates, warm-up
 choice of the best step are those of the library's run; float32, no dropout, and updates on all linear layers of the decoder.
 Texts are greedy. Writes ``peer.json``, ``texts.jsonl`` and ``adapter/`` to OUT. The newest state is kept there too: an
 interrupted run resumes, and gives the same figures. ``--speed N`` prints the speed of N steps and of writing instead, as
-JSON. This module needs torch, transformers and peft, and nothing of this library.
+JSON, by the protocol of `benchmarks.timed_steps`. This module needs torch, transformers and peft, and nothing of this library.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import json
 import math
 import os
 import resource
-import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,8 @@ from peft import (
     set_peft_model_state_dict,
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from benchmarks import timed_steps
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SAVE_EVERY = 50
@@ -62,14 +63,19 @@ class Tokens:
         """Return the number of batches of a set."""
         return len(self.arrays[f"{name}_lengths"])
 
+    def rows(self, name: str, number: int) -> dict[str, np.ndarray]:
+        """Return the arrays of a batch (`timed_steps.ARRAYS`), (rows, length)."""
+        length = int(self.arrays[f"{name}_lengths"][number])
+        return {each: self.arrays[f"{name}_{each}"][number][:, :length] for each in timed_steps.ARRAYS}
+
     def batch(self, name: str, number: int) -> dict[str, torch.Tensor]:
         """Return a batch: inputs for the model, labels and weights."""
-        length = int(self.arrays[f"{name}_lengths"][number])
-        ids, segments, labels, weights = (
-            torch.from_numpy(self.arrays[f"{name}_{each}"][number][:, :length])
-            for each in ("ids", "segments", "labels", "weights")
-        )
-        return {"ids": ids.long(), "labels": labels.long(), "weights": weights, **_attention(segments)}
+        rows = {each: torch.from_numpy(array) for each, array in self.rows(name, number).items()}
+        segments = rows["segments"]
+        return {
+            **{"ids": rows["ids"].long(), "segments": segments, "labels": rows["labels"].long()},
+            **{"weights": rows["weights"], **_attention(segments)},
+        }
 
 
 def _attention(segments: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -105,14 +111,18 @@ def evaluate(model: Any, tokens: Tokens, name: str) -> float:
     return total / count
 
 
+def padded(tokens: Tokens, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the ids of prompts and their mask (rows, longest), padded on the left."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([[tokens.about["pad"]] * (longest - len(row)) + row for row in rows])
+    return ids, torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+
+
 @torch.no_grad()
-def write(model: Any, tokens: Tokens, rows: list[list[int]], least: int = 0) -> list[list[int]]:
-    """Return the new ids of each prompt of one batch, with its end; at least ``least`` of them."""
+def write(model: Any, tokens: Tokens, ids: torch.Tensor, mask: torch.Tensor, least: int = 0) -> torch.Tensor:
+    """Return the new ids (rows, new) of each prompt of one batch, with its end; at least ``least`` of them."""
     model.eval()
     about = tokens.about
-    longest = max(map(len, rows))
-    ids = torch.tensor([[about["pad"]] * (longest - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
     options = GenerationConfig(
         max_new_tokens=about["new_tokens"],
         min_new_tokens=least,
@@ -120,7 +130,7 @@ def write(model: Any, tokens: Tokens, rows: list[list[int]], least: int = 0) -> 
         eos_token_id=about["ends"],
         pad_token_id=about["pad"],
     )
-    return model.generate(input_ids=ids, attention_mask=mask, generation_config=options)[:, longest:].tolist()
+    return model.generate(input_ids=ids, attention_mask=mask, generation_config=options)[:, ids.shape[1] :]
 
 
 def texts(model: Any, tokens: Tokens) -> list[str]:
@@ -129,7 +139,7 @@ def texts(model: Any, tokens: Tokens) -> list[str]:
     written = []
     for start in range(0, len(about["prompts"]), about["batch_size"]):
         rows = about["prompts"][start : start + about["batch_size"]]
-        for row, new in zip(rows, write(model, tokens, rows), strict=True):
+        for row, new in zip(rows, write(model, tokens, *padded(tokens, rows)).tolist(), strict=True):
             end = next((place for place, token in enumerate(new) if token in about["ends"]), len(new))
             before = tokenizer.decode(row, skip_special_tokens=True)
             written.append(tokenizer.decode(row + new[:end], skip_special_tokens=True)[len(before) :].strip())
@@ -154,10 +164,9 @@ class Training:
         self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=rate)
         self.rates = rate * tokens.arrays["rates"]
 
-    def step(self, number: int) -> tuple[float, int]:
-        """Do a step; return its loss and its tokens."""
+    def step(self, number: int, batch: dict[str, torch.Tensor]) -> float:
+        """Do a step on a batch, with the learning rate of step ``number``; return its loss."""
         self.model.train()
-        batch = self.tokens.batch("train", number)
         for group in self.optimizer.param_groups:
             group["lr"] = float(self.rates[number])
         total, count = losses(self.model, batch)
@@ -166,7 +175,7 @@ class Training:
         torch.nn.utils.clip_grad_norm_(self.trained, self.tokens.about["clip"])
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss.item(), int((self.tokens.arrays["train_segments"][number] > 0).sum())
+        return loss.item()
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Return a copy of the adapter."""
@@ -193,10 +202,10 @@ def run(training: Training, out: Path) -> dict[str, Any]:
         state = {"step": 0, "before": before, "losses": [], "seconds": [], "tokens": 0, "evaluations": [], "best": None}
     for number in range(state["step"], steps):
         begin = time.perf_counter()
-        loss, count = training.step(number)
-        state["losses"].append(loss)
+        batch = tokens.batch("train", number)
+        state["losses"].append(training.step(number, batch))
         state["seconds"].append(time.perf_counter() - begin)
-        state["tokens"] += count
+        state["tokens"] += int((batch["segments"] > 0).sum())
         state["step"] = done = number + 1
         if done in due:
             value = evaluate(training.model, tokens, "choose")
@@ -230,22 +239,23 @@ def run(training: Training, out: Path) -> dict[str, Any]:
     }
 
 
-def speed(training: Training, steps: int, prompts: int) -> dict[str, float]:
-    """Return the median seconds of a step, and the tokens written per second with the updates merged."""
-    seconds = []
-    for number in range(steps + 2):
-        begin = time.perf_counter()
-        training.step(number % len(training.rates))
-        seconds.append(time.perf_counter() - begin)
-    model, rows = training.model.merge_and_unload(), training.tokens.about["prompts"][:prompts]
-    count, times = training.tokens.about["new_tokens"], []
-    for _ in range(3):
-        begin = time.perf_counter()
-        write(model, training.tokens, rows, least=count)
-        times.append(time.perf_counter() - begin)
+def speed(training: Training, steps: int, prompts: int) -> dict[str, Any]:
+    """Return the median seconds of a step, the tokens written per second with the updates merged, and the digest of both.
+
+    The steps are on the first batches of the run, the texts for its first ``prompts``.
+    """
+    tokens, numbers = training.tokens, timed_steps.numbers(steps, training.tokens.size("train"))
+    rows, count = tokens.about["prompts"][:prompts], tokens.about["new_tokens"]
+    ready = [(number, tokens.batch("train", number)) for number in numbers]
+    lengths = [batch["ids"].shape[1] for _, batch in ready]
+    seconds = timed_steps.median_seconds(lambda each: training.step(*each), ready, lengths)
+    model, inputs = training.model.merge_and_unload(), padded(tokens, rows)
     return {
-        "seconds_per_step": statistics.median(seconds[2:]),
-        "written_tokens_per_second": len(rows) * count / statistics.median(times[1:]),
+        "seconds_per_step": seconds,
+        "digest": timed_steps.digest([tokens.rows("train", number) for number in numbers], rows),
+        "written_tokens_per_second": timed_steps.tokens_per_second(
+            lambda: write(model, tokens, *inputs, least=count), len(rows) * count
+        ),
     }
 
 
@@ -262,11 +272,11 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=16, help="of the measured writing")
     options = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
-    options.out.mkdir(parents=True, exist_ok=True)
     config = adapter(options.method, options.rank, options.alpha, options.seed)
     training = Training(Tokens(options.tokens), config, options.rate, options.seed)
     if options.speed:
         return print(json.dumps(speed(training, options.speed, options.prompts)))
+    options.out.mkdir(parents=True, exist_ok=True)
     figures = run(training, options.out)
     figures["config"] = {
         name: value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -3,6 +3,7 @@
 PEFT's comparison (``method_comparison`` of its repository) keeps one JSON file per experiment: ``run_info`` says how it was
 run, ``train_info`` what it cost and scored, ``meta_info`` on which versions and machine. Differences from PEFT's files:
 
+- ``run_info`` has the name of the machine too, ``meta_info`` the SHA-256 of the model and of the examples of each split.
 - memory is that of the process that ends the run; an interrupted run has several. ``accelerator_memory_max`` is the peak of
   the device where it counts its memory, and else that of the process, which holds Python, JAX and compiling too;
   ``accelerator`` says which device.
@@ -10,7 +11,8 @@ run, ``train_info`` what it cost and scored, ``meta_info`` on which versions and
   ``metrics`` has both, of the chosen step; ``valid`` is for choosing between recipes.
 - ``file_size`` is of the files that the method adds to the pretrained model: the adapter, or where it changes the weights of
   the model the model with the adapter.
-- ``inference_info`` is added: the speed of the finished model next to the pretrained one (`benchmarks.inference`).
+- ``inference_info`` is added: the speed of the finished model next to the pretrained one (`benchmarks.inference`), or
+  that of the methods measured in turns (`benchmarks.decoders`).
 """
 
 import datetime
@@ -27,6 +29,7 @@ from typing import Any, Literal
 
 import scipy.stats
 
+from benchmarks import machine
 from benchmarks.runs import ROOT
 
 PACKAGES = ("dsee_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers", "tokenizers")
@@ -48,7 +51,7 @@ def of_run(run: Path, config: Mapping[str, Any], **about: Any) -> dict[str, Any]
     kind = "LORA" if not delta["nonzeros"] and config["prune"]["kind"] == "none" else "DSEE"
     return {
         "run_info": {
-            "created_at": _now(),
+            **origin(),
             **about,
             "train_config": {name: config[name] for name in config if name not in ("delta", "prune")},
             "peft_config": None if plain else {"peft_type": kind, **delta},
@@ -80,7 +83,7 @@ def of_peer(
     total, batch, held = len(figures["losses"]), config["train"]["batch_size"], final["held"]
     return {
         "run_info": {
-            "created_at": _now(),
+            **origin(),
             **about,
             "train_config": {name: config[name] for name in config if name not in ("delta", "prune")},
             "peft_config": figures["config"],
@@ -133,8 +136,12 @@ def _losses(half: str, loss: float) -> dict[str, float]:
     return {f"{half} loss": loss, f"{half} perplexity": math.exp(loss)}
 
 
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+def origin() -> dict[str, str]:
+    """Return the time, ``created_at``, and the name of this machine."""
+    return {
+        "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": machine.name(),
+    }
 
 
 def _system(accelerator: str) -> dict[str, Any]:

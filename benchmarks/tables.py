@@ -32,6 +32,7 @@ def row(kept: Mapping[int, Mapping[str, Any]], length: float | None = None) -> d
         "length": tokens,
         "flops_per_example": float(np.mean([each["final"] for each in flops])),
         "flops_ratio": float(np.mean([each["final"] / each["dense"] for each in flops])),
+        "machines": sorted({record["run_info"]["machine"] for record in kept.values()}),
         **measured,
     }
 
@@ -85,8 +86,17 @@ def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
             f"**{group[0]['title']}**: {group[0]['score']} x 100, {count} seed{'s' * (count > 1)}, FLOPs of {length} tokens",
             "",
             *runs.table(HEADS, map(_cells, group)),
+            *_machines(group),
         ]
     return "\n".join([*text, NOTE]) + "\n"
+
+
+def _machines(group: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the line about a table whose runs are of several machines, and an empty line; [] for one machine."""
+    names = sorted({name for each in group for name in each["machines"]})
+    if len(names) < 2:
+        return []
+    return [f"Runs of several machines, whose seconds a step are not to be compared: {'; '.join(names)}.", ""]
 
 
 def _cells(each: Mapping[str, Any]) -> list[str]:

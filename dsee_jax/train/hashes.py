@@ -42,18 +42,18 @@ def of_inputs(config: Config, folder: Path, task: Task) -> dict[str, dict[str, s
     The examples are hashed as the run reads them, in their order: the place and the format of the files do not count.
     """
     start = {WEIGHTS: adapter.fingerprint(resolve(config.delta.start))} if config.delta.start else {}
-    splits = {"train": task.train, **task.dev, **{f"{name} scoring": half for name, half in task.scoring.items()}}
-    return {
-        "config": of_config(config),
-        "base": of_model(folder),
-        "data": {name: _examples(examples, task.labels) for name, examples in splits.items()},
-        "start": start,
-    }
+    return {"config": of_config(config), "base": of_model(folder), "data": of_data(task), "start": start}
 
 
 def of_config(config: Config) -> dict[str, str]:
     """Return the hash of the `settings` of a run."""
     return {"settings": _digest(settings(config))}
+
+
+def of_data(task: Task) -> dict[str, str]:
+    """Return the hashes of the examples of each split; those of a half that scores have the name ``SPLIT scoring``."""
+    splits = {"train": task.train, **task.dev, **{f"{name} scoring": half for name, half in task.scoring.items()}}
+    return {name: _examples(examples, task.labels) for name, examples in splits.items()}
 
 
 def of_model(folder: Place) -> dict[str, str]:

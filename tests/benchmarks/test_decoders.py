@@ -6,13 +6,17 @@ import math
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
-from benchmarks import decoder_data, decoder_tokens, decoders, experiments, records
+import decoders as tiny_decoders
+import runs
+from benchmarks import decoder_data, decoder_speed, decoder_tokens, decoders, experiments, records, timed_steps
 from benchmarks.experiments import Experiment
 from benchmarks.runs import ROOT
 from dsee_jax.errors import InputError
+from dsee_jax.train import setup
 
 
 def options(folder, *more):
@@ -126,25 +130,180 @@ FIGURES = {
 }
 
 
-def peer(seed=0):
-    """Return the record of a made-up run of PEFT."""
-    about = experiments.labels(Experiment("tiny", "e2e", "peft_lora"), seed, "loss", 11.0)
-    return records.of_peer(FIGURES, {"bleu": 40.0}, config("peft_lora"), **about) | {"config": config("peft_lora")}
+def peer(seed=0, method="peft_lora"):
+    """Return the record of a made-up run of PEFT, or of a method of this library with the same figures."""
+    about = experiments.labels(Experiment("tiny", "e2e", method), seed, "loss", 11.0)
+    made = records.of_peer(FIGURES, {"bleu": 40.0}, config(method), **about)
+    made["meta_info"] |= {"model_info": {}, "dataset_info": {"e2e": {"sha256": {}}}}
+    return made | {"config": config(method), "folder": f"{method}_run"}
 
 
-def test_record_of_a_peer_has_the_figures_of_a_row(tmp_path):
-    """Perplexities follow the losses, forgetting is the rise on the held text; the table shows them."""
-    made = peer()
-    last = made["train_info"]["metrics"][-1]
-    assert (last["valid loss"], last["test loss"], last["test bleu"], last["forgetting"]) == (1.25, 1.5, 40.0, 0.25)
-    assert last["test perplexity"] == pytest.approx(math.exp(1.5))
-    assert records.score(made, "test") == 150
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "tiny_e2e_peft_lora_seed0.json").write_text(json.dumps(made))
-    text = decoders.tabulate(options(tmp_path, f"--results={tmp_path / 'results'}"))
-    assert "**E2E, tiny**; before tuning: loss 2.500, loss of the held text 3.000" in text
-    row = "| LoRA of PEFT | 1.500 | 4.48 | 40.0 | +0.250 | 5.00% | 0% |  | 0.0 MB | 0.00 GB |  |  |"
-    assert row in text
+def recorded(folder, *methods, **more):
+    """Write the records of made-up runs; return the options of a call, and the experiments."""
+    made = options(folder, f"--results={folder / 'results'}", *more.pop("options", ()))
+    made.results.mkdir(exist_ok=True)
+    experiments_ = [Experiment("tiny", "e2e", method) for method in methods]
+    for each in experiments_:
+        experiments.record(each, 0, made).write_text(json.dumps(peer(method=each.method) | more))
+    return made, experiments_
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Let the processes that measure answer at once; yield the list of their methods, and the digests that they answer."""
+    begun, digests, run = [], {}, subprocess.run
+
+    def answer(command, **more):
+        if command[0] not in decoders.METHODS:
+            return run(command, **more)
+        begun.append(command[0])
+        figures = {
+            **{"seconds_per_step": 2.0, "written_tokens_per_second": 30.0},
+            **{"digest": digests.get(command[0], "aa")},
+        }
+        return subprocess.CompletedProcess(command, 0, stdout=f"some line\n{json.dumps(figures)}\n")
+
+    monkeypatch.setattr(decoders, "speed_command", lambda experiment, seed, options: [experiment.method])
+    monkeypatch.setattr(subprocess, "run", answer)
+    return begun, digests
+
+
+def finished(made, *methods):
+    """Make the folders of runs."""
+    for method in methods:
+        (made.runs / f"{method}_run").mkdir(parents=True)
+        (made.runs / f"{method}_run" / "metrics.json").touch()
+
+
+def test_methods_of_a_call_have_one_measurement(tmp_path, measured):
+    """All are measured in turns, and again where one has none; a table of one measurement is not measured again."""
+    begun, _ = measured
+    made, (lora, peft) = recorded(tmp_path, "lora", "peft_lora")
+    finished(made, "lora")
+    decoders.measure([lora], made)
+    decoders.measure([lora, peft], made)
+    decoders.measure([lora, peft], made)
+    assert begun == ["lora", "lora", "peft_lora"]
+    first, second = (experiments.stored(each, 0, made)["inference_info"] for each in (lora, peft))
+    assert first["measurement"] == second["measurement"]
+    assert first.keys() >= {"machine", "created_at"}
+    assert (first["seconds_per_step"], first["written_tokens_per_second"]) == (2.0, 30.0)
+
+
+def test_rounds_are_in_turns(tmp_path, measured):
+    """Forward and backward: a machine that grows slower favours no method."""
+    begun, _ = measured
+    made, both = recorded(tmp_path, "lora", "peft_lora")
+    finished(made, "lora")
+    made.small = False
+    decoders.measure(both, made)
+    assert begun == ["lora", "peft_lora", "peft_lora", "lora", "lora", "peft_lora"]
+
+
+def test_methods_with_other_batches_are_not_compared(tmp_path, measured):
+    measured[1]["peft_lora"] = "bb"
+    made, both = recorded(tmp_path, "lora", "peft_lora")
+    finished(made, "lora")
+    with pytest.raises(InputError, match="tiny/e2e/peft_lora has other batches or prompts"):
+        decoders.measure(both, made)
+    assert not any("inference_info" in experiments.stored(each, 0, made) for each in both)
+
+
+def test_run_without_its_folder_is_named_and_run_again_for_its_speed_only(tmp_path, measured, monkeypatch, capsys):
+    begun, _ = measured
+    made, both = recorded(tmp_path, "lora", "peft_lora")
+    decoders.measure(both, made)
+    assert not begun
+    line = capsys.readouterr().err
+    assert line.startswith("no speed of tiny/e2e: the folders of tiny_e2e_lora_seed0 are gone")
+    assert line.count("\n") == 1
+    again = []
+
+    def finish(experiment, seed, options, *, folder):
+        again.append((experiment.method, folder))
+        return experiments.stored(experiment, seed, options)
+
+    monkeypatch.setattr(decoders, "finish", finish)
+    made.speed = True
+    decoders.measure(both, made)
+    assert again == [("lora", True)]
+    assert begun == ["lora", "peft_lora"]
+
+
+def speed(measurement, seconds=1.0, hour=1):
+    """Return the measured speed of a record."""
+    return {
+        **{"measurement": measurement, "created_at": f"2026-01-01T{hour:02}:00:00+00:00", "machine": "a"},
+        **{"seconds_per_step": seconds, "written_tokens_per_second": 7.0},
+    }
+
+
+def test_table_has_the_speeds_of_one_measurement(tmp_path):
+    """Of most methods; of equally many, the newest. Those of another time are left out and named."""
+    speeds = {"lora": speed("x", 1.5), "peft_lora": speed("x", 2.5), "dsee": speed("y", 3.5, 2)}
+    for method, each in speeds.items():
+        made, _ = recorded(tmp_path, method, inference_info=each)
+    text = decoders.tabulate(made)
+    assert "| 1.500 s | 7/s |" in text
+    assert "| 2.500 s | 7/s |" in text
+    assert "3.500 s" not in text
+    assert "Measured at another time than the table, and left out: the speed of DSEE." in text
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [row["measured"]["measurement"] for row in rows] == ["x", "x", "y"]
+    recorded(tmp_path, "lora", inference_info=speed("y", 4.5, 2))
+    recorded(tmp_path, "peft_lora")
+    assert "the speed of" not in decoders.tabulate(made)
+    recorded(tmp_path, "lora", inference_info=speed("x", 1.5))
+    assert "left out: the speed of LoRA." in decoders.tabulate(made)
+
+
+def test_tokens_and_folders_belong_to_the_data_and_the_model(tmp_path, monkeypatch):
+    """A changed data folder or model gives other names, and a record of the former ones is not current."""
+    read = {"model_info": {"sha256": "m"}, "dataset_info": {"e2e": {"sha256": {"dev": "d"}}}}
+    monkeypatch.setattr(decoders, "inputs", lambda *_: read)
+    made, (peft,) = recorded(tmp_path, "peft_lora", options=["--base=tiny=nowhere"])
+    stored = peer()
+    stored["meta_info"] |= read
+    # The tokens are not written.
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: None)
+    names, current = set(), []
+    for name, value in (("model_info", {"sha256": "m"}), ("model_info", {"sha256": "n"}), ("dataset_info", {})):
+        read = read | {name: value}
+        names.add(tuple(decoders.peer_command(peft, 0, made)[3:5]))
+        current.append(experiments.unchanged(stored, stored["config"], read))
+    assert len({tokens for tokens, _ in names}) == len({out for _, out in names}) == 3
+    assert current == [True, False, False]
+
+
+def prepared(folder, **more):
+    """Return the setup of a run of a tiny decoder, three batches a pass."""
+    if not (folder / "base").exists():
+        tiny_decoders.write(folder / "base", **tiny_decoders.VARIANTS["llama"])
+    return setup.prepare(runs.config(folder, **runs.causal_lm(folder, generate__new_tokens=0, **more)))
+
+
+def test_steps_of_a_run_are_compiled_before_the_clock(tmp_path):
+    """One program for each length, and none more: a state placed otherwise than that of a run compiles twice."""
+    made, compiled = prepared(tmp_path, prune__kind="none"), []
+    batches = decoder_speed.first_batches(made, 4)
+
+    def count(event, seconds, fun_name="", **_):
+        compiled.extend([event] if event.endswith("backend_compile_duration") and fun_name == "jit(step)" else [])
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    assert decoder_speed.step_seconds(made, batches) > 0
+    jax.monitoring.unregister_event_duration_listener(count)
+    assert len(compiled) == len({batch["input_ids"].shape for batch in batches})
+
+
+def test_two_stages_and_one_are_timed_on_the_same_batches(tmp_path):
+    """Also where the steps are more than the batches of the run."""
+    digests = []
+    for more in ({"train__epochs": 1, "train__retune_epochs": 1}, {"prune__kind": "none", "train__epochs": 2}):
+        batches = decoder_speed.first_batches(prepared(tmp_path, **more), 8)
+        named = [{short: batch[name] for short, name in decoder_tokens.NAMES.items()} for batch in batches]
+        digests.append(timed_steps.digest(named, []))
+    assert digests[0] == digests[1]
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +367,31 @@ def test_peft_reads_packed_batches_as_the_library_does(training):
 
 @pytest.mark.parity
 @pytest.mark.filterwarnings("default")
+def test_batches_of_a_peer_are_built_before_the_clock(training, monkeypatch):
+    """The digest is that of the library's own batches and prompts, the eighth step begins again."""
+    from benchmarks import peft_decoder
+
+    tuned = training[0]()
+    clock = timed_steps.median_seconds
+
+    def no_more(*_):
+        raise AssertionError("a batch is built within the clock")
+
+    def timed(step, batches, lengths):
+        with monkeypatch.context() as patch:
+            patch.setattr(peft_decoder.Tokens, "batch", no_more)
+            return clock(step, batches, lengths)
+
+    monkeypatch.setattr(timed_steps, "median_seconds", timed)
+    figures = peft_decoder.speed(tuned, 8, 2)
+    assert figures["seconds_per_step"] > 0
+    ours = [batch(4, 3, padding=1), batch(5, 4)] * 4
+    named = [{short: each[name] for short, name in decoder_tokens.NAMES.items()} for each in ours]
+    assert figures["digest"] == timed_steps.digest(named, [[1, 2], [3]])
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("method", ["lora", "rslora", "shira"])
 def test_killed_peer_resumes_with_the_same_figures(training, tmp_path, monkeypatch, method):
     """Killed in the fifth step, after the state of the third: losses and scores are those of an undisturbed run."""
@@ -220,21 +404,21 @@ def test_killed_peer_resumes_with_the_same_figures(training, tmp_path, monkeypat
     whole = peft_decoder.run(make(method), undisturbed)
     killed, step = make(method), peft_decoder.Training.step
 
-    def die(self, number):
+    def die(self, number, batch):
         if number == 4:
             raise InterruptedError
-        return step(self, number)
+        return step(self, number, batch)
 
     monkeypatch.setattr(peft_decoder.Training, "step", die)
     with pytest.raises(InterruptedError):
         peft_decoder.run(killed, out)
     steps: list[int] = []
 
-    def recorded(self, number):
+    def counted(self, number, batch):
         steps.append(number)
-        return step(self, number)
+        return step(self, number, batch)
 
-    monkeypatch.setattr(peft_decoder.Training, "step", recorded)
+    monkeypatch.setattr(peft_decoder.Training, "step", counted)
     again = peft_decoder.run(make(method), out)
     assert steps[0] == 3
     names = ("before", "losses", "evaluations", "choose", "final", "tokens", "trained_parameters")
@@ -261,6 +445,7 @@ def test_command_compares_both_sides_and_does_nothing_twice(tmp_path, shared):
         assert theirs["before"][name] == pytest.approx(ours["before"][name], rel=1e-4)
     assert theirs["num_trainable_params"] == ours["num_trainable_params"]
     assert all(each["inference_info"]["written_tokens_per_second"] > 0 for each in made.values())
+    assert len({each["inference_info"]["measurement"] for each in made.values()}) == 1
     before = {path: path.stat().st_mtime_ns for path in results.glob("*.json")}
     subprocess.run(command, check=True, cwd=ROOT)
     assert before == {path: path.stat().st_mtime_ns for path in results.glob("*.json")}

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 import tiny
-from benchmarks import methods, records, runs, tables
+from benchmarks import experiments, methods, records, runs, tables
+from benchmarks.experiments import Experiment
 from benchmarks.runs import ROOT
 from runs import COSTS
 
@@ -70,6 +71,7 @@ def stored(folder, made, *, base="tiny", method="lora", seed=0, valid=0.7, test=
     done = {
         "run_info": made["run_info"] | {"model": base, "method": method, "seed": seed},
         "train_info": made["train_info"] | {"metrics": metrics},
+        "meta_info": made["meta_info"],
         "config": made["config"] | {"train": train},
         **changes,
     }
@@ -202,6 +204,139 @@ def test_a_row_has_the_records_of_one_config(tmp_path, made):
     stored(tmp_path, earlier, seed=1)
     stored(tmp_path, made, seed=2)
     assert [[*row["scores"]] for row in tabulated(tmp_path)] == [["1", "2"]]
+
+
+def test_records_of_several_machines_make_one_table(tmp_path, made):
+    """Each record says its machine, and the table names several; seeds of another config or dev set are left out."""
+    assert made["run_info"]["machine"]
+
+    def at(machine, hour, **meta):
+        return made | {
+            "run_info": made["run_info"] | {"machine": machine, "created_at": f"2026-01-01T{hour:02}:00:00+00:00"},
+            "meta_info": made["meta_info"] | meta,
+        }
+
+    stored(tmp_path, at("b", 1), seed=0, method="full")
+    stored(tmp_path, at("a", 1), seed=0)
+    stored(tmp_path, at("b", 2), seed=1)
+    stored(tmp_path, at("b", 1), seed=2, epochs=7.0)
+    stored(tmp_path, at("b", 1, dataset_info={"sst2": {"sha256": {"train": "bb", "dev": "old"}}}), seed=3)
+    # Training examples are drawn by the seed.
+    stored(tmp_path, at("b", 1, dataset_info={"sst2": {"sha256": {"train": "other", "dev": "cc"}}}), seed=4)
+    full, lora = tabulated(tmp_path)
+    assert (full["method"], [*full["scores"]], full["machines"]) == ("full", ["0"], ["b"])
+    assert (lora["method"], [*lora["scores"]], lora["machines"]) == ("lora", ["0", "1", "4"], ["a", "b"])
+    line = "Runs of several machines, whose seconds a step are not to be compared: a; b."
+    assert line in (tmp_path / "results.md").read_text()
+    stored(tmp_path, at("b", 3), seed=2, epochs=7.0)
+    assert [[*row["scores"]] for row in tabulated(tmp_path)] == [["0"], ["2"]]
+    assert line not in (tmp_path / "results.md").read_text()
+
+
+def call(folder, *more):
+    """Return the options of a small call on a tiny model, whose files it writes if there are none."""
+    if not (folder / "base").exists():
+        tiny.bert(folder / "base", num_hidden_layers=1, head=False)
+        glue(folder / "glue")
+    places = [f"--data={folder / 'glue'}", f"--base=tiny={folder / 'base'}", f"--runs={folder / 'runs'}"]
+    return methods.parsed([*places, "--small", "--seeds", "0", *more])
+
+
+SST2, STSB, RTE = (
+    Experiment("tiny", task, method) for task, method in (("sst2", "lora"), ("stsb", "full"), ("rte", "lora"))
+)
+
+
+def current(folder, made, *chosen):
+    """Write current records of experiments, whose folders are gone."""
+    for each in chosen:
+        options = call(folder)
+        run = methods.described(each, 0, options)
+        done = made | {
+            "run_info": made["run_info"] | {"model": each.base, "task": each.task, "method": each.method},
+            "meta_info": made["meta_info"] | run.inputs,
+            **{"config": run.config, "folder": run.out.name},
+        }
+        options.results.mkdir(parents=True, exist_ok=True)
+        experiments.record(each, 0, options).write_text(json.dumps(done))
+
+
+def test_record_of_other_data_or_of_another_model_is_not_current(tmp_path, made):
+    """Also of a task that starts from the model of another run, whose data and pretrained model count too."""
+    call(tmp_path)
+    current(tmp_path, made, SST2, STSB, RTE)
+
+    def seen():
+        runs = [methods.described(each, 0, call(tmp_path)) for each in (SST2, STSB, RTE)]
+        return [bool(run.stored) for run in runs], {run.out for run in runs}
+
+    first = seen()
+    assert first[0] == [True, True, True]
+    for path, expected in (
+        (tmp_path / "glue" / "SST-2" / "dev.tsv", [False, True, True]),
+        (tmp_path / "glue" / "RTE" / "train.tsv", [True, True, False]),
+        (tmp_path / "glue" / "STS-B" / "train.tsv", [True, False, False]),
+        (tmp_path / "base" / "config.json", [False, False, False]),
+    ):
+        before = path.read_text()
+        changed = (
+            before.replace("\t1", "\t0", 1)
+            if "\t1" in before
+            else before.replace("\tentailment", "\tnot_entailment", 1)
+        )
+        path.write_text(changed if changed != before else before + "\n")
+        now = seen()
+        assert now[0] == expected
+        assert len(now[1] & first[1]) == sum(expected)
+        path.write_text(before)
+    assert seen() == first
+
+
+def test_runs_without_their_folders_keep_their_records(tmp_path, made, monkeypatch, capsys):
+    """Nothing is trained, not even the run that another starts from; one line names the missing speeds."""
+    call(tmp_path)
+    current(tmp_path, made, SST2, STSB, RTE)
+    monkeypatch.setattr(runs, "train", lambda *_, **__: pytest.fail("a finished run is repeated"))
+    arguments = [f"--data={tmp_path / 'glue'}", f"--base=tiny={tmp_path / 'base'}", f"--runs={tmp_path / 'runs'}"]
+    arguments += ["--small", "--seeds", "0", "--only", "tiny/sst2/lora", "tiny/rte/lora"]
+    assert methods.main(arguments) == 0
+    line = "no speed of tiny_sst2_lora_seed0, tiny_rte_lora_seed0: their folders are gone, and their records stay"
+    assert capsys.readouterr().err.startswith(line)
+
+
+def test_speed_runs_again_what_is_gone(tmp_path, made, monkeypatch):
+    """The run, after the one that it starts from, under the names of their records; its record then has a speed."""
+    options = call(tmp_path, "--speed")
+    current(tmp_path, made, STSB, RTE)
+    trained = []
+
+    def train(config, out, overrides, **_):
+        trained.append(out.name)
+        record(out)
+
+    def infer(command, **more):
+        if "benchmarks.inference" not in command:
+            return run(command, **more)
+        (options.runs / command[3] / "inference.json").write_text('{"latency_ratio": 0.5}')
+
+    run = subprocess.run
+    # The made-up figures have an accuracy.
+    monkeypatch.setitem(methods.TASKS, "stsb", methods.TASKS["stsb"]._replace(score="accuracy"))
+    monkeypatch.setattr(runs, "train", train)
+    monkeypatch.setattr(methods.subprocess, "run", infer)
+    names = [experiments.stored(each, 0, options)["folder"] for each in (STSB, RTE)]
+    assert methods.measure(RTE, options)
+    assert trained == names
+    assert experiments.stored(RTE, 0, options)["inference_info"] == {"latency_ratio": 0.5}
+
+
+def test_unreadable_data_are_one_line_before_any_run(tmp_path, capsys):
+    call(tmp_path)
+    (tmp_path / "glue" / "SST-2" / "dev.tsv").unlink()
+    places = [f"--data={tmp_path / 'glue'}", f"--base=tiny={tmp_path / 'base'}", f"--runs={tmp_path / 'runs'}"]
+    assert methods.main([*places, "--small", "--only", "tiny/*/lora"]) == 2
+    assert "dev.tsv" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_ablations_are_ordered_by_the_half_that_chooses(tmp_path, made):

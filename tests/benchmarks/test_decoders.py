@@ -230,6 +230,25 @@ def test_run_without_its_folder_is_named_and_run_again_for_its_speed_only(tmp_pa
     assert begun == ["lora", "peft_lora"]
 
 
+def test_record_without_its_folder_is_current(tmp_path, monkeypatch):
+    """Only where the folder is asked for, the run is done again."""
+    made, (lora,) = recorded(tmp_path, "lora", options=["--base=tiny=nowhere"])
+    made.small = False
+    read = {name: peer()["meta_info"][name] for name in ("model_info", "dataset_info")}
+    monkeypatch.setattr(decoders, "inputs", lambda *_: read)
+    begun = []
+
+    def train(*_, **__):
+        begun.append("lora")
+        raise InterruptedError
+
+    monkeypatch.setattr(decoders.runs, "train", train)
+    assert decoders.finish(lora, 0, made)["folder"] == "lora_run"
+    assert not begun
+    with pytest.raises(InterruptedError):
+        decoders.finish(lora, 0, made, folder=True)
+
+
 def speed(measurement, seconds=1.0, hour=1):
     """Return the measured speed of a record."""
     return {

@@ -3,7 +3,6 @@
 import functools
 import json
 import pathlib
-import re
 import sys
 
 import flax.linen as nn
@@ -22,6 +21,7 @@ from dsee_jax import counts, models, tree
 from dsee_jax.config import DeltaConfig, MeshConfig
 from dsee_jax.deltas import create
 from dsee_jax.ops import dense, topk
+from dsee_jax.plan import hlo
 from dsee_jax.prune import weights
 from dsee_jax.train import loop, sharding, step
 
@@ -66,6 +66,11 @@ def build(name):
     return model, params, head, batch | answers
 
 
+def micro_batches(shape):
+    """Return the number of micro-batches of a step on a mesh."""
+    return 2 if shape[1] == 4 else 1
+
+
 def steps(name, shape):
     """Train two steps; return the trained parameters, the losses, the text of the compiled program and the frozen params."""
     model, params, head, batch = build(name)
@@ -75,9 +80,7 @@ def steps(name, shape):
     adapter = jax.jit(lambda p: create.init(p, DELTA, key=jax.random.key(1)))(params)
     trained_head, rest = tree.split(params, head)
     trained = {"deltas": jax.tree.map(lambda leaf: leaf + 0.05, adapter.deltas), "params": trained_head}
-    inner = step.train_step(
-        model, optimizer, DELTA, joined=shape[2] == 1, parts=lambda batch: 2 if shape[1] == 4 else 1
-    )
+    inner = step.train_step(model, optimizer, DELTA, joined=shape[2] == 1, parts=lambda batch: micro_batches(shape))
 
     def run(state, *args):
         with sharding.constrain_rows(where):
@@ -94,21 +97,26 @@ def steps(name, shape):
     return jax.device_get(state.trained), losses, compiled.as_text(), frozen.params
 
 
-def reduced(text, kernels):
-    """The number of all-reduces in a program that have the shape of a kernel."""
-    shapes = {f"f32[{','.join(map(str, shape))}]" for shape in kernels}
-    return sum(
-        shape in shapes
-        for line in re.findall(r"= (.*?) all-reduce(?:-start)?\(", text)
-        for shape in re.findall(r"\w+\[[\d,]*\]", line)
-    )
+def communication(text, shape, params):
+    """Return what a step sends: the number of all-reduces and all-gathers of arrays with the shape of a complete kernel of a
+    layer, the number of all-gathers, and the bytes gathered along ``fsdp`` over those of one micro-batch's pass."""
+    kernels = [leaf for path, leaf in tree.flatten(params).items() if path.endswith("kernel") and "/layer" in path]
+    whole = {f"f32[{','.join(map(str, size))}]" for leaf in kernels for size in (leaf.shape, leaf.shape[-2:])}
+    rows = hlo.collectives(text, dict(zip(sharding.AXES, shape, strict=True)))
+    gathers = [row for row in rows if row.kind == "all-gather"]
+    pass_bytes = micro_batches(shape) * sum(leaf.nbytes for leaf in kernels) / shape[2]
+    return {
+        "reduced": sum(row.count for row in rows if row.kind == "all-reduce" and row.shape in whole),
+        "whole": sum(row.count for row in gathers if row.shape in whole and row.axes != ("fsdp",)),
+        "gathers": sum(row.count for row in gathers),
+        "passes": sum(row.bytes for row in gathers if row.axes == ("fsdp",)) / pass_bytes,
+    }
 
 
 def all_steps(_, families=tuple(FAMILIES), shapes=MESHES):
     figures = {}
     for name in families:
-        trained, losses, _, params = steps(name, ONE)
-        kernels = {leaf.shape for path, leaf in tree.flatten(params).items() if path.endswith("kernel")}
+        trained, losses, *_ = steps(name, ONE)
         for shape in shapes:
             other, also, text, placed = steps(name, shape)
             largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(trained))
@@ -118,7 +126,7 @@ def all_steps(_, families=tuple(FAMILIES), shapes=MESHES):
             figures[f"{name} {shape}"] = {
                 "losses": float(np.abs(np.array(losses) - also).max()),
                 "trained": max(jax.tree.leaves(errors)) / float(largest),
-                "reduced": reduced(text, kernels),
+                **communication(text, shape, placed),
                 "head": sum(path.endswith("kernel") for path in tree.flatten(trained["params"])),
                 "held": max(held),
             }
@@ -153,8 +161,8 @@ def pruning(_):
         jax.jit(topk._bound).lower(ranks, k).compile().as_text(),
         topk._take.lower(ranks[0], bound, k, k).compile().as_text(),
     ]
-    gathered = [re.findall(r"= \(?(\w+\[[\d,]*\])\S* all-gather", text) for text in texts]
-    return equal | {"gathered": [shape for shapes in gathered for shape in shapes]}
+    gathers = [row for text in texts for row in hlo.collectives(text, where.shape) if row.kind == "all-gather"]
+    return equal | {"gathered": [row.shape for row in gathers]}
 
 
 class Layers(nn.Module):

@@ -7,13 +7,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.core import freeze
 from flax.linen import dtypes
 
+import compiled
 import dsee_jax
 from dsee_jax import deltas
 from dsee_jax.ops.joint import JointDense
@@ -432,18 +432,10 @@ def test_a_quantised_product_stays_and_the_update_is_not_quantised(options):
     assert float(jnp.max(jnp.abs(plain - nn.Dense(5).apply({"params": params}, X)))) > 0.01
 
 
-def equations(jaxpr):
-    """Yield the equations of a jaxpr and of those inside of it."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            yield from equations(inner)
-
-
 def test_a_product_keeps_its_precision():
     row, (params, adapter) = ROWS["precision"], initialised("precision")
     jaxpr = jax.make_jaxpr(functools.partial(attached, row))(params, adapter).jaxpr
-    products = [each.params["precision"] for each in equations(jaxpr) if each.invars[-1].aval.shape == (4, 5)]
+    products = [each.params["precision"] for each in compiled.equations(jaxpr) if each.invars[-1].aval.shape == (4, 5)]
     assert products == [(jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)]
 
 
@@ -468,6 +460,8 @@ def test_a_linear_module_forms_no_gradient_of_the_size_of_its_kernel(name):
         return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(outputs))
 
     jaxpr = jax.make_jaxpr(jax.grad(loss))(grown(adapter)).jaxpr
-    large = [(each.primitive, each.outvars) for each in equations(jaxpr) if each.outvars[0].aval.size >= 64 * 64]
+    large = [
+        (each.primitive, each.outvars) for each in compiled.equations(jaxpr) if each.outvars[0].aval.size >= 64 * 64
+    ]
     # The quantised product rounds its kernel in the forward pass.
     assert not large or name == "dot_general", large

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend
 
 from dsee_jax.plan import hlo
 
@@ -32,7 +33,7 @@ class Product(NamedTuple):
 
 def product(rows: int, terms: int, columns: int, *, batch: int = 1) -> Product:
     """Return the product (rows, terms) @ (terms, columns)."""
-    return Product(*sorted((rows, columns)), terms, batch)
+    return Product(min(rows, columns), max(rows, columns), terms, batch)
 
 
 def _of_dot(
@@ -57,7 +58,8 @@ def traced_products(function: Any, *arguments: Any) -> Counter[Product]:
     for equation in equations(jax.make_jaxpr(function)(*arguments).jaxpr):
         if equation.primitive.name == "dot_general":
             contracted, (batch, _) = equation.params["dimension_numbers"]
-            products[_of_dot(*(each.aval.shape for each in equation.invars), contracted, batch)] += 1
+            left, right = (each.aval.shape for each in equation.invars)
+            products[_of_dot(left, right, contracted, batch)] += 1
     return products
 
 
@@ -131,5 +133,5 @@ def iteration(text: str) -> str:
     """Return the program whose entry is the body of the only loop of unknown length."""
     bodies, _ = hlo.computations(text)
     unknown = [each for body in bodies.values() for each in body if hlo.trip_count(each, bodies) is None]
-    (body,) = (re.search(r"body=%?([\w.\-]+)", each.rest) for each in unknown)
-    return text.replace("\nENTRY ", "\n").replace(f"\n%{body[1]} ", f"\nENTRY %{body[1]} ")
+    (name,) = (name for each in unknown for name in re.findall(r"body=%?([\w.\-]+)", each.rest))
+    return text.replace("\nENTRY ", "\n").replace(f"\n%{name} ", f"\nENTRY %{name} ")

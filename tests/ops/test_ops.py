@@ -1,7 +1,6 @@
 """The operations with gradient rules against autodiff of plain formulas, in float64."""
 
 import functools
-import re
 
 import flax.linen
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import compiled
 from dsee_jax.errors import InputError
 from dsee_jax.ops import dense, nn
 
@@ -201,8 +201,8 @@ def test_many_adapters_of_one_kernel_by_vmap(leading):
 
 def products(function, *arguments):
     """Return the sorted result shapes of all matrix products in the jaxpr and its inner jaxprs."""
-    shapes = re.findall(r"f32\[([\d,]*)\] = dot_general", str(jax.make_jaxpr(function)(*arguments)))
-    return [tuple(sorted(map(int, shape.split(",")))) for shape in shapes]
+    equations = compiled.equations(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return [tuple(sorted(each.outvars[0].aval.shape)) for each in equations if each.primitive.name == "dot_general"]
 
 
 @pytest.mark.parametrize("rows", [3, 64])

@@ -140,9 +140,11 @@ def load_pretrained(
         reason = "the head of another task is left in %s, %s" if new_head else "%s has no %s"
         log.warning(f"{reason}: created at random", folder, ", ".join(created))
     for number, path in enumerate(created):
-        noise = jax.random.normal(jax.random.fold_in(jax.random.key(0) if key is None else key, number), shapes[path])
-        value = jnp.zeros(shapes[path]) if path.endswith("bias") else model.config.initializer_range * noise
-        flat[path] = _put(path, np.asarray(value.astype(dtype)), placed)
+        value = np.zeros(shapes[path], np.float32)
+        if not path.endswith("bias"):
+            own = jax.random.fold_in(jax.random.key(0) if key is None else key, number)
+            value = model.config.initializer_range * np.asarray(jax.random.normal(own, shapes[path]))
+        flat[path] = _put(path, value.astype(dtype), placed)
     return model, tree.unflatten({path: flat[path] for path in groups})
 
 

@@ -158,6 +158,12 @@ def _keys(shapes: Mapping[str, tuple[int, ...]], key: Key) -> dict[str, Key]:
     }
 
 
+@jax.jit
+def _split(keys: Key) -> Key:
+    """Return the first new key of each of the keys (layers,)."""
+    return jax.vmap(lambda each: jax.random.split(each, 1)[0])(keys)
+
+
 def _pick(select: Callable[..., jax.Array], nonzeros: int, options: Mapping[str, Any], w: Array, key: Key) -> jax.Array:
     return select(w, nonzeros, key=key, **options)
 
@@ -176,7 +182,7 @@ def _supports(chosen: Mapping[str, Array], keys: Mapping[str, Key], config: Delt
         """Return the supports (layers, nonzeros, 2) of all layers of kernels of one shape, by vmapped calls of chunks."""
         *_, rows, columns = kernels[0].shape
         stacked = jnp.concatenate([jnp.reshape(w, (-1, rows, columns)) for w in kernels])
-        split = jax.vmap(lambda each: jax.random.split(each, 1)[0])(jnp.concatenate(keys))
+        split = _split(jnp.concatenate(keys))
         chunk = max(1, _CHUNK_BYTES // (4 * rows * columns))
         parts = [slice(start, start + chunk) for start in range(0, len(stacked), chunk)]
         return jnp.concatenate([jax.block_until_ready(pick(stacked[part], split[part])) for part in parts])

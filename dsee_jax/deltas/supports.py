@@ -5,6 +5,7 @@ exactly ``nonzeros`` different entries, in row-major order. All selectors work u
 Not-a-number counts as the lowest score, and -0.0 as 0.0.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -17,6 +18,7 @@ from dsee_jax.ops.topk import ordered
 from dsee_jax.typing import Array, Key
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def coordinates(index: Array, columns: int) -> jax.Array:
     """Return the support (nonzeros, 2), in row-major order, of flat indices (nonzeros,) into a kernel with ``columns``."""
     index = jnp.sort(jnp.asarray(index, jnp.int32))

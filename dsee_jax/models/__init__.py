@@ -61,8 +61,13 @@ def class_name(model: Model) -> str:
 
 
 def shapes(model: Model) -> dict[str, Any]:
-    """Return the params of a model as shapes and dtypes; nothing is computed."""
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
+    """Return the params of a model as shapes and dtypes, in a new tree; nothing is computed, and JAX traces a model once."""
+    return _init.eval_shape(model)["params"]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(model: Model) -> dict[str, Any]:
+    return model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
 
 
 def label_axes(model: Model) -> dict[str, int]:

@@ -1,9 +1,10 @@
 """AdamW with warm-up, linear decay and clipping, for the trained leaves only."""
 
-from collections.abc import Container, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Sequence
+from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 import optax
 
 from dsee_jax.config import RatesConfig, TrainConfig
@@ -12,27 +13,50 @@ DECAYED = ("kernel", "embedding", "a", "b")
 """Last keys of the leaves with weight decay: matrices, but no biases, norms and sparse values."""
 
 
-def schedule(peak: float, steps: int, warmup: float) -> optax.Schedule:
+Schedule: TypeAlias = Callable[[int], np.float32]
+"""The learning rate by step, of the host: those of optax compile and dispatch eight programs for each step."""
+
+
+def schedule(peak: float, steps: int, warmup: float) -> Schedule:
     """Return the learning rate by step: a linear rise to ``peak`` in ``warmup * steps`` steps, then a linear fall to 0."""
     up = round(warmup * steps)
-    return optax.join_schedules(
-        [optax.linear_schedule(0.0, peak, up), optax.linear_schedule(peak, 0.0, max(steps - up, 1))], [up]
-    )
+    return _joined([_linear(0.0, peak, up), _linear(peak, 0.0, max(steps - up, 1))], [up])
 
 
-def restarted(peak: float, begins: Sequence[int], steps: int, warmup: float) -> optax.Schedule:
+def restarted(peak: float, begins: Sequence[int], steps: int, warmup: float) -> Schedule:
     """Return the learning rate by step: `schedule` from each of the steps ``begins`` up to the next one.
 
     Learning rate rewinding (Renda et al. 2020, arXiv 2003.02389, section 3) to the start of the schedule: after each pruning
     the rate rises to ``peak`` in ``warmup`` of the round, and falls to 0 at its end.
     """
     lengths = [end - begin for begin, end in zip(begins, [*begins[1:], steps], strict=True)]
-    return optax.join_schedules([schedule(peak, length, warmup) for length in lengths], [*begins[1:]])
+    return _joined([schedule(peak, length, warmup) for length in lengths], [*begins[1:]])
 
 
-def warmup_constant(peak: float, steps: int, warmup: float) -> optax.Schedule:
+def warmup_constant(peak: float, steps: int, warmup: float) -> Schedule:
     """Return the learning rate by step: a linear rise to ``peak`` in ``warmup * steps`` steps, then constant."""
-    return optax.linear_schedule(0.0, peak, round(warmup * steps)) if round(warmup * steps) else lambda _: peak
+    up = round(warmup * steps)
+    return _linear(0.0, peak, up) if up else lambda step: np.float32(peak)
+
+
+def _linear(start: float, end: float, steps: int) -> Schedule:
+    """Return the line from ``start`` at step 0 to ``end`` at ``steps``, constant after it; as by `optax.linear_schedule`."""
+
+    def at(step: int) -> np.float32:
+        left = np.float32(1) - np.float32(min(max(step, 0), steps)) / np.float32(max(steps, 1))
+        return np.float32(start - end) * left + np.float32(end)
+
+    return at
+
+
+def _joined(schedules: Sequence[Schedule], begins: Sequence[int]) -> Schedule:
+    """Return the first schedule up to the first of the steps ``begins``, then the next one, which counts from there."""
+
+    def at(step: int) -> np.float32:
+        number = sum(begin <= step for begin in begins)
+        return schedules[number](step - begins[number - 1] if number else step)
+
+    return at
 
 
 def adamw(config: TrainConfig, head: Container[str] = ()) -> optax.GradientTransformation:

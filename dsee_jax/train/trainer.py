@@ -16,6 +16,7 @@ from dsee_jax.errors import Diverged
 from dsee_jax.runtime import console, files, preemption
 from dsee_jax.runtime.storage import Place
 from dsee_jax.train import sharding, trackers
+from dsee_jax.train.optim import Schedule
 from dsee_jax.train.programs import Programs
 from dsee_jax.train.setup import Setup, keys
 from dsee_jax.train.step import Frozen, State, Teacher
@@ -71,7 +72,7 @@ class Stage(NamedTuple):
 
     name: str
     source: Batches
-    rate: Callable[[int], Any]  # the learning rate by step
+    rate: Schedule
     offset: int  # the number of its step 0 among the checkpoints of the run
     teacher: Callable[[int], Teacher | None] = lambda number: None  # the teacher of a step
 
@@ -97,8 +98,12 @@ class Hooks(NamedTuple):
 
 def start(session: Session, run: Run, stage: Stage, trained: dict[str, Any]) -> State:
     """Return the first state of a stage, already saved; where ``run`` resumes, the state of the newest checkpoint."""
-    state = State(jnp.zeros((), jnp.int32), copy(trained), run.programs.optimizer.init(trained))
-    state = sharding.place(run.setup.placed, state)
+
+    def first(trained: dict[str, Any]) -> State:
+        return State(jnp.zeros((), jnp.int32), copy(trained), run.programs.optimizer.init(trained))
+
+    where = sharding.shardings(run.setup.placed, jax.eval_shape(first, trained))
+    state = jax.jit(first, out_shardings=where)(trained)  # one program instead of one for each shape
     if run.trained is None:
         return checkpoints.restore(session.store, state)
     masks = run.setup.kept or run.masks
@@ -163,7 +168,7 @@ class _Pending(NamedTuple):
     loss: jax.Array
     tokens: int
     step: int
-    rate: Any  # a number, or an array of the device
+    rate: float | np.floating[Any]
 
 
 def diverged(session: Session, stage: Stage, step: int, rate: Any, finding: str) -> Diverged:

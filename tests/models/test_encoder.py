@@ -225,3 +225,18 @@ def test_id_outside_the_vocabulary_gives_nan(family):
     model, params = _model(family)
     ids = np.full((1, 4), model.config.vocab_size, np.int32)
     assert np.isnan(_run(model, params, input_ids=ids)).all()
+
+
+def test_shapes_are_traced_once_and_returned_anew(monkeypatch):
+    """A start asks for them twenty times; callers change the tree that they get."""
+    calls, (model, params) = [], _model(hidden_act="relu")
+    init = type(model).init
+    monkeypatch.setattr(type(model), "init", lambda *args, **options: calls.append(True) or init(*args, **options))
+    expected = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params)
+    for each in (model, model.clone()):
+        shapes = models.shapes(each)
+        assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), shapes) == expected
+        shapes.clear()
+    assert calls == [True]
+    wider = model.clone(config=model.config.with_widths(neurons=(3,)))
+    assert models.shapes(wider)["encoder"]["layer_0"]["mlp"]["up"]["bias"].shape == (3,)

@@ -29,6 +29,15 @@ def test_rate_rises_again_in_each_round():
     assert [whole(step) for step in range(21)] == [one(step) for step in range(21)]
 
 
+def test_rates_of_the_host_are_those_of_optax():
+    """To the last bit: the same seed gives the same figures."""
+    for peak, steps, warmup in ((5e-4, 23, 0.1), (1e-3, 7, 0.0), (3e-5, 101, 0.06)):
+        up = round(warmup * steps)
+        lines = [optax.linear_schedule(0.0, peak, up), optax.linear_schedule(peak, 0.0, max(steps - up, 1))]
+        rate, other = optim.schedule(peak, steps, warmup), optax.join_schedules(lines, [up])
+        assert [rate(step) for step in range(steps + 2)] == [np.float32(other(step)) for step in range(steps + 2)]
+
+
 def test_rate_of_a_search_rises_and_stays():
     rate = optim.warmup_constant(1.0, 20, 0.1)
     np.testing.assert_allclose([float(rate(step)) for step in (0, 1, 2, 11, 20)], [0, 0.5, 1, 1, 1])

@@ -11,12 +11,14 @@ from dsee_jax.runtime import command
 def main(arguments: list[str]) -> int:
     """Run the config and return the exit status of `command.run`; 143: stopped by SIGTERM, after a checkpoint was saved."""
     resume = "the same command resumes from the last checkpoint"
-    return command.run("train.py", arguments, lambda: _main(arguments), resume=resume)
+    words, overrides = command.split(arguments)
+    options, rest = parser().parse_known_args(words)
+    return command.run("train.py", arguments, lambda: _main(options, [*rest, *overrides]), resume=resume)
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
-    from dsee_jax.runtime import multihost
+    from dsee_jax.runtime import compilation_cache, job
 
     top = argparse.ArgumentParser(
         prog="train.py",
@@ -28,17 +30,15 @@ def parser() -> argparse.ArgumentParser:
     demo = Path(__file__).parent / "configs" / "demo.yaml"
     top.add_argument("config", nargs="?", default=demo, help="a YAML file (default: configs/demo.yaml)")
     top.add_argument("--keys", action="store_true", help="list every key with its default and meaning, and exit")
-    multihost.arguments(top)
+    compilation_cache.arguments(top)
+    job.arguments(top)
     return top
 
 
-def _main(arguments: list[str]) -> None:
+def _main(options: argparse.Namespace, overrides: list[str]) -> None:
     from dsee_jax.errors import InputError, Stopped
-    from dsee_jax.runtime import malloc, multihost
+    from dsee_jax.runtime import compilation_cache, malloc, multihost
     from dsee_jax.train import config_file
-
-    words, overrides = command.split(arguments)
-    options, rest = parser().parse_known_args(words)
 
     if options.keys:
         print(config_file.describe())
@@ -46,8 +46,9 @@ def _main(arguments: list[str]) -> None:
     malloc.keep_freed_memory()
     # Log messages of the library (a new task head) belong to the report on stdout; stderr is for errors.
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
-    settings = config_file.read(options.config, [*rest, *overrides])
+    settings = config_file.read(options.config, overrides)
     multihost.join(options)
+    compilation_cache.use(options)
     if not multihost.is_main():
         logging.getLogger().setLevel(logging.ERROR)
     from dsee_jax.train import loop

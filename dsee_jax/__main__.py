@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from dsee_jax.commands import evaluate, export, generate, inspect, plan, report, statistics
 from dsee_jax.errors import InputError
-from dsee_jax.runtime import command, completion, malloc
+from dsee_jax.runtime import command, compilation_cache, completion, malloc
 
 VERBS = {
     module.__name__.rpartition(".")[2]: module
@@ -15,6 +15,8 @@ VERBS = {
 }
 OVERRIDES = ("evaluate", "statistics", "plan")
 """The verbs that accept ``--section.key=value`` overrides of a config."""
+NOT_CACHED = ("report", "plan")
+"""The verbs without a cache of compiled programs: one compiles nothing, and the other measures the compilation."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,7 +38,10 @@ def parser() -> argparse.ArgumentParser:
         # Read from the source: `python -OO` drops docstrings.
         summary = str(ast.get_docstring(ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8")))).rstrip(".")
         example = f"example: {module.EXAMPLE}"
-        module.add_arguments(verbs.add_parser(name, help=summary, description=module.DESCRIPTION, epilog=example))
+        verb = verbs.add_parser(name, help=summary, description=module.DESCRIPTION, epilog=example)
+        module.add_arguments(verb)
+        if name not in NOT_CACHED:
+            compilation_cache.arguments(verb)
     return top
 
 
@@ -57,6 +62,8 @@ def _main(options: argparse.Namespace, rest: list[str]) -> None:
     if rest and options.verb not in OVERRIDES:
         raise InputError(f"{options.verb} does not accept {rest[0]!r}; see --help")
     options.overrides = rest
+    if options.verb not in NOT_CACHED:
+        compilation_cache.use(options)
     VERBS[options.verb].run(options)
 
 

@@ -17,9 +17,11 @@ from dsee_jax.errors import InputError
 from dsee_jax.runtime import (
     answer,
     command,
+    compilation_cache,
     completion,
     console,
     hub,
+    job,
     limits,
     lock,
     malloc,
@@ -81,7 +83,8 @@ def parser() -> argparse.ArgumentParser:
     )
     hub.arguments(top, "OUT_DIR")
     _allow_changed_base(top)
-    multihost.arguments(top)
+    compilation_cache.arguments(top)
+    job.arguments(top)
     mergekit_flags.add(top)
     top.add_argument("--methods", action=_Methods, nargs=0, help="list the methods and their options, and exit")
     completion.arguments(top, "dsee-merge")
@@ -119,12 +122,14 @@ def compare_parser() -> argparse.ArgumentParser:
     )
     answer.arguments(top)
     _allow_changed_base(top)
+    compilation_cache.arguments(top)
     return top
 
 
 def print_comparison(options: argparse.Namespace) -> None:
     """Print the difference of two checkpoints."""
     wanted = answer.wanted(options)
+    compilation_cache.use(options)
     a, b = (open_source(reference, Path()) for reference in (options.a, options.b))
     if not options.allow_changed_base:
         check_bases((a, b))
@@ -159,6 +164,7 @@ def merge(options: argparse.Namespace) -> None:
             _plan(ready.plan, options, wanted)
             return
         malloc.keep_freed_memory()
+        compilation_cache.use(options)
         limits.check(
             open_files=engine.open_files(ready.inputs), mapped=sum(path.stat().st_size for path in ready.inputs)
         )

@@ -190,6 +190,8 @@ def test_every_public_name_exists():
     [
         ("import dsee_jax", ("jax", "numpy", "flax", "yaml")),
         ("from dsee_jax import DeltaConfig", ("jax", "numpy", "flax", "yaml")),
+        ("import train; train.parser()", ("jax", "numpy", "flax", "yaml")),
+        ("from dsee_jax.__main__ import parser; parser()", ("jax", "numpy", "flax", "yaml")),
         (
             "import merge.__main__",
             ("flax", "optax", "orbax", "transformers", "huggingface_hub", "rich", "matplotlib", "PIL"),

@@ -3,6 +3,7 @@
 import argparse
 
 from dsee_jax.errors import InputError
+from dsee_jax.runtime import job
 
 DESCRIPTION = (
     "Load model/ and adapter/ of a finished run, evaluate them on the dev sets of its config and print the metrics as "
@@ -18,9 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adapter", default="", metavar="DIR", help="an adapter of this library or of PEFT, in place of the run's own"
     )
-    from dsee_jax.runtime import multihost
-
-    multihost.arguments(parser)
+    job.arguments(parser)
 
 
 def run(options: argparse.Namespace) -> None:

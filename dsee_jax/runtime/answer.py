@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from dsee_jax.runtime import console, files, storage
+from dsee_jax.runtime import console, storage
 from dsee_jax.runtime.storage import Place
 
 _STDOUT = "-"
@@ -42,6 +42,8 @@ class Answer(NamedTuple):
 
     def give(self, figures: Mapping[str, Any]) -> None:
         """Print or write the figures, if ``--json`` is there. A float that is not finite becomes null."""
+        from dsee_jax.runtime import files  # imports JAX, which --help does not need
+
         if self.printed:
             print(files.dumps(figures), flush=True)
         elif self.file:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from dsee_jax.errors import InputError, Stopped
-from dsee_jax.runtime import terminal
+from dsee_jax.runtime import console, terminal
 from dsee_jax.runtime.storage import StoreError
 
 INTERRUPTED, CLOSED = 130, 141
@@ -129,8 +129,6 @@ class _Stdout(io.FileIO):
 
 def _fail(name: str, line: str, status: int) -> int:
     """Print one line, without control characters, on stderr."""
-    from dsee_jax.runtime import console  # imports JAX, which --help does not need
-
     try:
         print(f"{name}: {console.plain(line)}", file=sys.stderr, flush=True)
     except OSError:  # nobody reads stderr; the status says the rest

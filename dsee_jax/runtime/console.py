@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from dsee_jax.runtime import multihost, terminal
+from dsee_jax.runtime import terminal
 
 UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
@@ -24,6 +24,8 @@ def bar(name: str, done: int, total: int) -> Iterator[Callable[[int, str], None]
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+
+    from dsee_jax.runtime import multihost  # imports JAX, which --help does not need
 
     columns = (
         TextColumn("{task.description}"),

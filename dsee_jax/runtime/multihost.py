@@ -19,14 +19,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dsee_jax.errors import InputError
-from dsee_jax.runtime import messages
+from dsee_jax.runtime import job, messages
 from dsee_jax.runtime.storage import StoreError
 
 HEARTBEAT = 60
 """Seconds without a heartbeat after which a process counts as lost, and the other processes end."""
 
-JOIN, SAID = 300, 10
-"""Seconds that a process waits for the start of all others, and after which it says so."""
+SAID = 10
+"""Seconds after which a process that waits for the start of all others says so."""
 
 PIECE = 4 << 20
 """Bytes of each process in one all-gather."""
@@ -37,39 +37,15 @@ _LOST = re.compile("^(UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): |Gloo|Co
 """Matches the errors of collectives and of the coordinator when another process does not answer."""
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that `join` reads."""
-    group = parser.add_argument_group(
-        "distributed jobs", "Each host of a job runs this command, with a disk that all hosts share."
-    )
-    group.add_argument(
-        "--distributed",
-        action="store_true",
-        help="join the job that a TPU pod, SLURM, Kubernetes or Open MPI announces, or JAX_COORDINATOR_ADDRESS, "
-        "JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment",
-    )
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="the address of process 0; implies --distributed")
-    group.add_argument("--processes", type=int, metavar="N", help="the number of processes")
-    group.add_argument("--process", type=int, metavar="I", help="the number of this process, 0 to N - 1")
-    group.add_argument(
-        "--join-timeout",
-        type=float,
-        metavar="SECONDS",
-        default=JOIN,
-        help=f"how long to wait until all processes of the job have started; default {JOIN}",
-    )
-
-
 def join(options: argparse.Namespace) -> None:
-    """Join the job that the flags of `arguments` name; call this before anything asks JAX for a device.
+    """Join the job that the flags of `job.arguments` name; call this before anything asks JAX for a device.
 
     Raises:
       InputError: no job is announced, the flags contradict each other, or the processes run different versions.
     """
-    flags = (options.coordinator, options.processes, options.process)
-    if not options.distributed and not any(flag is not None for flag in flags):
+    if not job.is_named(options):
         return
-    coordinator, count, number = flags
+    coordinator, count, number = options.coordinator, options.processes, options.process
     count = _number("JAX_NUM_PROCESSES") if count is None else count
     number = _number("JAX_PROCESS_ID") if number is None else number
     if count is not None and number is not None and not 0 <= number < count:

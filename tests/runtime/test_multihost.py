@@ -18,14 +18,14 @@ import runs
 import tiny
 from dsee_jax.ckpt import folders
 from dsee_jax.errors import InputError
-from dsee_jax.runtime import multihost
+from dsee_jax.runtime import job, multihost
 from dsee_jax.train import loop
 
 
 def test_single_process_is_not_distributed():
     """Nothing is joined, and every exchange returns its argument."""
     parser = argparse.ArgumentParser()
-    multihost.arguments(parser)
+    job.arguments(parser)
     multihost.join(parser.parse_args([]))
     assert not multihost.is_distributed()
     assert multihost.is_main()
@@ -61,7 +61,7 @@ def test_flags_without_a_job_are_refused(monkeypatch, flags, environment, messag
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     parser = argparse.ArgumentParser()
-    multihost.arguments(parser)
+    job.arguments(parser)
     monkeypatch.setattr(jax.distributed, "initialize", _no_cluster)
     with pytest.raises(InputError, match=message):
         multihost.join(parser.parse_args(flags))

@@ -8,12 +8,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.peers import environments, inputs, questions, results, rounds
+from benchmarks.peers import environments, inputs, questions, results, rounds, sources
 from benchmarks.peers.questions import Question
 
 ROOT = rounds.ROOT
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--cases", nargs="+", metavar="TEXT", help="only cases whose title has one of these texts")
     top.add_argument("--sides", nargs="*", metavar="SIDE", help="only these peers; without SIDE: this library alone")
     top.add_argument("--threads", type=int, default=len(machine.cores()), help="cores of every side; default: all")
-    top.add_argument("--small", action="store_true", help="tiny shapes, to try the path; results go to --work")
+    top.add_argument("--small", action="store_true", help="tiny shapes, to try the path; results: DIR/small")
     top.add_argument("--gpu", action="store_true", help="the questions of a GPU")
     top.add_argument("--again", action="store_true", help="measure also what is stored")
     top.add_argument("--seconds", type=float, default=float("inf"), help="start no case after so many seconds")
@@ -53,7 +53,9 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--model", type=Path, metavar="HF_DIR", help=f"MiniLM; default: the package {PRETRAINED}")
     top.add_argument("--work", type=Path, default=WORK, metavar="DIR", help="models and scratch; default: runs/peers")
-    top.add_argument("--out", type=Path, metavar="DIR", help="results; default: benchmarks/results/peers")
+    top.add_argument(
+        "--out", type=Path, metavar="DIR", help="results; default: benchmarks/results/peers, and --work with --small"
+    )
     return top
 
 
@@ -77,13 +79,18 @@ def main() -> int:
         environments.make(options.make_environments.absolute())
         return 0
     options.work = options.work.absolute()
-    options.out = (options.out or (options.work / "small" if options.small else results.FOLDER)).absolute()
+    # Figures of tiny shapes never lie among those of a measurement.
+    folder = (options.out or options.work) / "small" if options.small else options.out or results.FOLDER
+    options.out = folder.absolute()
     chosen = options.names or [name for name in table if name != "merging_large"]
     if options.list:
         print(listing({name: table[name] for name in chosen}))
         return 0
     if options.table:
-        print(results.tables({name: _sized(table[name], options) for name in chosen}, options.out))
+        shown = {name: _sized(table[name], options) for name in chosen}
+        for name, question in shown.items():
+            say_old(name, question, options)
+        print(results.tables(shown, options.out))
         return 0
     failed = 0
     for name in chosen:
@@ -106,19 +113,22 @@ def listing(table: Mapping[str, Question]) -> str:
 
 def answer(name: str, question: Question, options: argparse.Namespace) -> int:
     """Measure the cases of a question that are not done, write each, and return the number of sides that failed."""
-    path = options.out / f"{name}.json"
-    stored, failed = results.read(path), 0
-    about = {"cpu": machine.cpu(), "cores": os.cpu_count(), "threads": options.threads, "system": platform.platform()}
+    path, about, failed = options.out / f"{name}.json", _machine(options), 0
     for title, case in question.cases.items():
         if options.cases and not any(text in title for text in options.cases):
             continue
         pythons = {
             each: python for each in _sides(question, case, options) if (python := _python(question, each, options))
         }
-        if not options.again and results.is_done(
-            stored.get(title), case, list(pythons), pairs=options.pairs, machine=about
-        ):
-            print(f"{name}, {title}: stored", flush=True)
+        stored, state = results.read(path).get(title), _state(question, list(pythons), options)
+        if not options.again and results.is_complete(stored, pythons, options.pairs):
+            changed = results.changes(stored or {}, question, case, machine=about, state=state)
+            if not changed:
+                print(f"{name}, {title}: stored", flush=True)
+                continue
+            print(f"{name}, {title}: changed since it was stored: {', '.join(changed)}", flush=True)
+        if lost := results.lost(stored, question, list(pythons), options.pairs):
+            print(f"{name}, {title}: left out: the stored record {lost}; pass --out DIR to store another", flush=True)
             continue
         if time.monotonic() - STARTED > options.seconds:
             print(f"{name}, {title}: no time left", flush=True)
@@ -146,14 +156,47 @@ def answer(name: str, question: Question, options: argparse.Namespace) -> int:
                 together=options.gpu,
                 tolerance=question.tolerance,
             )
-        stored[title] = results.record(question, case, sides, pairs=options.pairs, machine=about)
-        results.write(path, question, stored)
-        failed += report(stored[title])
+        record = results.record(question, case, sides, pairs=options.pairs, machine=about, state=state)
+        failed += report(record)
+        good = [each for each, side in sides.items() if "error" not in side]
+        if lost := results.lost(stored, question, good, options.pairs):
+            print(f"{name}, {title}: not stored: the stored record {lost}", file=sys.stderr, flush=True)
+        else:
+            # Another command may have written other cases meanwhile.
+            results.write(path, question, results.read(path) | {title: record})
     return failed
 
 
+def _machine(options: argparse.Namespace) -> dict[str, Any]:
+    return {"cpu": machine.cpu(), "cores": os.cpu_count(), "threads": options.threads, "system": platform.platform()}
+
+
+def _state(question: Question, sides: Sequence[str], options: argparse.Namespace) -> results.State:
+    modules = tuple(sorted({side.module for side in question.sides.values()}))
+    digests = {name: sources.package(name) for name in question.packages} | {"sides": sources.sides(modules)}
+    peers = {name: question.sides[name] for name in sides}
+    folder = options.environments.absolute()
+    packages = {name: environments.installed(peer.environment, peer.needs, folder) for name, peer in peers.items()}
+    return results.State(digests, packages)
+
+
+def say_old(name: str, question: Question, options: argparse.Namespace) -> None:
+    """Print a line to stderr for each stored case that was measured with other code, settings or packages than today's."""
+    folder = options.environments.absolute()
+    sides = [each for each, peer in question.sides.items() if environments.python(peer.environment, peer.needs, folder)]
+    for title, stored in results.read(options.out / f"{name}.json").items():
+        if title in question.cases:
+            state, about = _state(question, sides, options), _machine(options)
+            changed = results.changes(stored, question, question.cases[title], machine=about, state=state)
+            if changed:
+                print(f"{name}, {title}: changed since it was stored: {', '.join(changed)}", file=sys.stderr)
+
+
 def report(record: Mapping[str, Any]) -> int:
-    """Print the ratios and errors of a case, and return the number of errors."""
+    """Print the numbers of trained parameters, the ratios and the errors of a case, and return the number of errors."""
+    for name, side in record["sides"].items():
+        if trained := side.get("facts", {}).get("trained_parameters"):
+            print(f"  {name}: {trained} trained parameters", flush=True)
     for key, metrics in record["ratios"].items():
         for metric, found in metrics.items():
             print(f"  {key}, {metric}: {found['median']:.3f} ({found['least']:.3f} to {found['most']:.3f})", flush=True)
@@ -212,10 +255,11 @@ def prepared(case: Mapping[str, Any], options: argparse.Namespace) -> dict[str, 
         if case["examples"]:
             ready["data"] = str(work / "data" / f"{folder}-{case['examples']}")
             inputs.subset(source, Path(ready["data"]), case["examples"])
-    if "checkpoints" in case:
-        folder = work / "checkpoints" / case["checkpoints"]
-        _run("shapes", case["checkpoints"], str(folder), "--tuned")
-        ready["checkpoints"] = str(folder)
+    for key in ("checkpoints", "checked"):
+        if key in case:
+            folder = work / "checkpoints" / case[key]
+            _run("shapes", case[key], str(folder), "--tuned")
+            ready[key] = str(folder)
     return ready
 
 

@@ -1,7 +1,8 @@
 """The environments of the peers: virtual environments with pinned packages, beside the one of this library."""
 
+import importlib.metadata
 import importlib.util
-import shutil
+import platform
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,29 +18,52 @@ ENVIRONMENTS: dict[str, tuple[str, ...]] = {
 }
 """Name -> what is installed."""
 
-CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-"""The wheels of PyTorch without CUDA, for machines without an NVIDIA card."""
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
+"""The packages that decide the speed of this library."""
+
+MARKER = "complete"
+"""The file of a complete environment: what was installed."""
+
+
+def pins(name: str) -> str:
+    """Return what the environment ``name`` consists of: the version of Python and of each package."""
+    return " ".join([f"python=={platform.python_version()}", *ENVIRONMENTS[name]])
+
+
+def is_complete(name: str, folder: Path) -> bool:
+    """Return whether ``folder`` has the environment ``name`` with the pins of this version of the harness."""
+    marker = folder / name / MARKER
+    return marker.exists() and marker.read_text(encoding="utf-8") == pins(name)
 
 
 def make(folder: Path) -> None:
-    """Create the environments that ``folder`` lacks."""
+    """Create the environments that ``folder`` lacks or has with other pins, with the settings that pip has here."""
     for name, packages in ENVIRONMENTS.items():
-        done = folder / name / "complete"
-        if done.exists():
+        if is_complete(name, folder):
+            print(f"{folder / name}: complete", flush=True)
             continue
         print(f"{folder / name}: {' '.join(packages)}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder / name)], check=True)
-        index = [] if shutil.which("nvidia-smi") else ["--extra-index-url", CPU_INDEX]
-        subprocess.run([str(folder / name / "bin" / "pip"), "install", *index, *packages], check=True)
-        done.touch()
+        subprocess.run([str(folder / name / "bin" / "python"), "-m", "pip", "install", *packages], check=True)
+        (folder / name / MARKER).write_text(pins(name), encoding="utf-8")
 
 
 def python(name: str, needs: Sequence[str], folder: Path) -> str | None:
     """Return the interpreter of the environment ``name``, or this process' own where that has the packages ``needs``.
 
-    None: neither exists.
+    None: neither exists. An environment with other pins is none.
     """
-    own = folder / name / "bin" / "python"
-    if name and own.exists():
-        return str(own)
+    if name and is_complete(name, folder):
+        return str(folder / name / "bin" / "python")
     return sys.executable if all(importlib.util.find_spec(package) for package in needs) else None
+
+
+def installed(name: str, needs: Sequence[str], folder: Path) -> str:
+    """Return the packages that the interpreter of `python` gives a side: the pins, or those of this process.
+
+    A side without ``needs`` is one of this library, whose figures depend on `LIBRARIES`.
+    """
+    if name and is_complete(name, folder):
+        return pins(name)
+    packages = [f"{package}=={importlib.metadata.version(package)}" for package in needs or LIBRARIES]
+    return " ".join([f"python=={platform.python_version()}", *packages])

@@ -21,6 +21,26 @@ def labels(case: Mapping[str, Any]) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 2, case["batch"], np.int64)
 
 
+def chosen(logits: np.ndarray, tokens: np.ndarray, beams: int) -> dict[str, Any]:
+    """Return the numbers by which generated tokens are compared (`rounds.check`).
+
+    Greedy: the tokens, and the margins at which they were chosen. Beams: the mean log probability of the tokens of each row,
+    which a near tie between two beams leaves nearly as it is.
+
+    Args:
+      logits: float (rows, steps, vocabulary), before each token.
+      tokens: int (rows, steps), the new tokens.
+      beams: 1 for greedy.
+    """
+    logits = logits.astype(np.float64)
+    if beams == 1:
+        second, highest = np.moveaxis(np.partition(logits, -2)[..., -2:], -1, 0)
+        return {"tokens": tokens.tolist(), "margins": (highest - second).tolist()}
+    logits -= logits.max(-1, keepdims=True)
+    picked = np.take_along_axis(logits, tokens[..., None].astype(np.int64), -1)[..., 0]
+    return {"log_probabilities": (picked - np.log(np.exp(logits).sum(-1))).mean(-1).tolist()}
+
+
 def texts(folder: str | Path, split: str) -> tuple[list[str], list[str] | None, list[int]]:
     """Return the first sentences, the second sentences or None, and the classes of RTE or SST-2 in GLUE's layout."""
     with (Path(folder) / f"{split}.tsv").open(encoding="utf-8", newline="") as file:

@@ -22,14 +22,17 @@ def prepare(case: dict[str, Any]) -> child.Side:
     def call() -> np.ndarray:
         return np.asarray(dsee_jax.generate(model, params, prompts, new_tokens=case["new"], beams=case["beams"]))
 
+    tokens = call()[: inputs.CHECKED]
+    batch = {"input_ids": np.concatenate([prompts[: inputs.CHECKED], tokens], 1)}
+    before = jax.jit(lambda params, batch: dsee_jax.apply(model, params, None, batch)[:, case["length"] - 1 : -1])
+    check = {"logits": first.tolist()} | inputs.chosen(np.asarray(before(params, batch)), tokens, case["beams"])
     facts = {
         "call": "from prompts on the host to tokens on the host; no text ends early",
-        "tokens": call()[: inputs.CHECKED].tolist(),
         "device": jax.devices()[0].device_kind,
         "threads": os.environ["PEERS_THREADS"],
         "versions": child.versions("jax", "jaxlib", "flax"),
     }
-    return child.Side(child.repeated(call, case), facts, {"logits": first.tolist()})
+    return child.Side(child.repeated(call, case), facts, check)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,11 @@ def prepare(case: dict[str, Any]) -> child.Side:
         case["model"], shapes.task(case["shape"]), num_labels=2, dtype=dtype, param_dtype=dtype, **options
     )
     # The shapes do not depend on the choice of the coordinates; random coordinates are the cheapest.
-    delta = DeltaConfig(rank=case["rank"], alpha=32, nonzeros=case["nonzeros"], support="random")
+    sizes = {"rank": case["rank"], "alpha": 32, "nonzeros": case["nonzeros"]}
+    if model.config.model_type == "gpt2":
+        # Its query, key and value are one kernel for the other sides.
+        sizes["targets"] = (r".*/attention/(query|key|value)/kernel",)
+    delta = DeltaConfig(support="random", **sizes)
     adapter = dsee_jax.deltas.init(params, delta, key=jax.random.key(0))
     # A decoder has no task head.
     heads = () if causal else tree.select(models.find(model.config.model_type).head, tree.flatten(params))
@@ -48,6 +52,7 @@ def prepare(case: dict[str, Any]) -> child.Side:
 
     loss, logits = checked(trained, frozen, batch)
     check = {"loss": float(loss), "logits": np.asarray(logits[: inputs.CHECKED], np.float64)[:, :100].tolist()}
+    check |= _sizes(params, adapter.deltas, head)
     state = step.State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained))
     update = jax.jit(step.train_step(model, optimizer, delta), donate_argnums=0)
     key, rate = jax.random.key(0), np.float32(5e-4)
@@ -71,6 +76,18 @@ def prepare(case: dict[str, Any]) -> child.Side:
         return step if number else step | {"matmul_flops_per_second": _matmul_rate(dtype)}
 
     return child.Side(figures, facts, check)
+
+
+def _sizes(params: Any, deltas: Any, head: Any) -> dict[str, int]:
+    """Return how many numbers are trained, by kind, and how many the updated kernels have."""
+    arrays, kernels = tree.flatten(deltas), tree.flatten(params)
+    sparse = sum(leaf.size for path, leaf in arrays.items() if path.endswith("/values"))
+    return {
+        "low_rank_parameters": sum(leaf.size for leaf in arrays.values()) - sparse,
+        "sparse_parameters": sparse,
+        "head_parameters": sum(leaf.size for leaf in jax.tree.leaves(head)),
+        "updated_weights": sum(kernels[path].size for path in {path.rpartition("/")[0] for path in arrays}),
+    }
 
 
 def _batch(case: dict[str, Any], vocabulary: int) -> dict[str, np.ndarray]:

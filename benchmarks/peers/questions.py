@@ -31,7 +31,8 @@ class Question(NamedTuple):
     """By name; the first is this library."""
     cases: Mapping[str, Mapping[str, Any]]
     """By title. Keys that the harness reads: ``shape``, the model of random weights, or ``pretrained``, that of ``--model``;
-    ``task`` of GLUE and ``examples``; ``checkpoints``; ``without``, sides that do not answer this case."""
+    ``task`` of GLUE and ``examples``; ``checkpoints`` and ``checked``, models of merges; ``without``, sides that do not answer
+    this case."""
     small: Mapping[str, Mapping[str, Any]]
     """Cases of tiny shapes, to try the path."""
     ratios: tuple[tuple[str, str], ...] = ()
@@ -44,6 +45,8 @@ class Question(NamedTuple):
     """Whether each round is a new process."""
     tolerance: float = 1e-4
     """Of the numbers by which the sides are checked (`rounds.check`)."""
+    packages: tuple[str, ...] = ("dsee_jax",)
+    """The packages of this checkout that decide the figures."""
     training: bool = False
     """Whether a call is a training step, whose FLOPs are counted."""
     minutes: float = 0.0
@@ -62,7 +65,7 @@ def _train(shape: str, batch: int, length: int, **more: Any) -> dict[str, Any]:
 
 
 def _tiny(shape: str, **more: Any) -> dict[str, Any]:
-    return _train(shape, 2, 16, rank=4, nonzeros=8, round=0.05) | more
+    return _train(shape, 2, 16, rank=4, nonzeros=12, round=0.05) | more
 
 
 _SIDES: dict[str, Peer] = {
@@ -79,7 +82,8 @@ _SIDES: dict[str, Peer] = {
 
 _STEP = (
     "Seconds of a training step: forward with dropout, backward, clipping, AdamW; full rows. DSEE: rank 16 and 64 nonzeros on "
-    "query and value; LoRA of rank 16 on the same kernels; of an encoder the pooler and the classifier are trained too."
+    "query and value; LoRA of rank 16 on the same kernels; of an encoder the pooler and the classifier are trained too. "
+    "PEFT's LoRA trains as many numbers as the low-rank part of DSEE, Supertuning as many as DSEE."
 )
 
 
@@ -107,6 +111,7 @@ def _merges(shape: str, *methods: str) -> dict[str, dict[str, Any]]:
         method: {
             "method": method,
             "checkpoints": shape,
+            "checked": "tiny-llama",
             "without": ["mergekit"] if method == "rankmean" else [],
         }
         for method in methods
@@ -198,7 +203,10 @@ QUESTIONS: dict[str, Question] = {
             for beams in (1, 4)
             for batch in (1, 8, 64)
         },
-        {"tiny": _generate("tiny-gpt2", 2, 2, length=8, new=4, round=0.05)},
+        {
+            f"tiny, {title}": _generate("tiny-gpt2", 2, beams, length=8, new=4, round=0.05)
+            for beams, title in ((1, "greedy"), (2, "2 beams"))
+        },
         minutes=50,
     ),
     "grebsmo": Question(
@@ -270,6 +278,8 @@ QUESTIONS: dict[str, Question] = {
         _merges("tiny-llama-bfloat16", "linear", "rankmean", "ties"),
         metrics=("seconds", "peak_bytes"),
         fresh=True,
+        tolerance=1e-7,
+        packages=("dsee_jax", "merge"),
         minutes=35,
     ),
     "merging_large": Question(
@@ -280,6 +290,7 @@ QUESTIONS: dict[str, Question] = {
         _merges("tiny-llama-bfloat16", "linear"),
         metrics=("seconds", "peak_bytes"),
         fresh=True,
+        packages=("dsee_jax", "merge"),
         minutes=25,
     ),
 }
@@ -295,8 +306,8 @@ GPU: dict[str, Question] = {
     "gpu_step": Question(
         "Training step on a GPU",
         _STEP
-        + " bfloat16; PEFT with SDPA. MFU: FLOPs of forward and backward of the frozen model over the rate of a product "
-        "of 8192 x 8192 matrices on the same card.",
+        + " bfloat16; PEFT with SDPA. GPT-2: query, key and value, which are one kernel in PEFT: rank 24 there. MFU: FLOPs of "
+        "forward and backward of the frozen model over the rate of a product of 8192 x 8192 matrices on the same card.",
         {name: side for name, side in _SIDES.items() if name in ("ours", "peft", "peft_compiled")},
         {
             "BERT-base, 64 x 128": _on_gpu("bert-base", 64, 128),

@@ -3,9 +3,9 @@
 import datetime
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import runs
 from benchmarks.peers import shapes
@@ -13,6 +13,15 @@ from benchmarks.peers.questions import Question
 from dsee_jax.runtime import atomic
 
 FOLDER = Path(__file__).parents[1] / "results" / "peers"
+
+
+class State(NamedTuple):
+    """The code and the packages of a measurement: figures of another state are measured again."""
+
+    sources: Mapping[str, str]
+    """The digests of the measured packages of this checkout, and of the modules of the sides, by name."""
+    packages: Mapping[str, str]
+    """By side: the versions of Python and of the packages that decide its speed."""
 
 
 def ratio(ours: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
@@ -28,9 +37,11 @@ def record(
     *,
     pairs: int,
     machine: Mapping[str, Any],
+    state: State,
 ) -> dict[str, Any]:
     """Return the record of a case from the answers of `rounds.measure`."""
     done: dict[str, dict[str, Any]] = {name: dict(side) for name, side in sides.items()}
+    checked = next(iter(sides.values())).get("check", {})
     rates = [
         round["matmul_flops_per_second"]
         for side in sides.values()
@@ -40,8 +51,8 @@ def record(
     for name, side in done.items():
         if "error" in side:
             continue
-        del side["check"]
-        side["options"] = dict(question.sides[name].options)
+        side["compared"] = sorted(checked.keys() & side.pop("check").keys())
+        side |= {"options": dict(question.sides[name].options), "packages": state.packages[name]}
         figures = [each for each in (*question.metrics, *question.scores) if each in side["rounds"][0]]
         side["medians"] = {each: statistics.median(round[each] for round in side["rounds"]) for each in figures}
         if question.training and rates:
@@ -60,25 +71,42 @@ def record(
         "settings": dict(case),
         "pairs": pairs,
         "machine": dict(machine),
+        "sources": dict(state.sources),
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "ratios": ratios,
         "sides": done,
     }
 
 
-def is_done(
-    stored: Mapping[str, Any] | None,
-    case: Mapping[str, Any],
-    sides: Sequence[str],
-    *,
-    pairs: int,
-    machine: Mapping[str, Any],
-) -> bool:
-    """Return whether a stored record answers a case: equal settings and machine, enough pairs, every side without an error."""
-    if stored is None or stored["settings"] != dict(case) or stored["machine"] != dict(machine):
+def changes(
+    stored: Mapping[str, Any], question: Question, case: Mapping[str, Any], *, machine: Mapping[str, Any], state: State
+) -> list[str]:
+    """Return what differs from the state in which a stored record was measured: nothing for a current record."""
+    now = {"settings": dict(case), "machine": dict(machine), "sources": dict(state.sources)}
+    found = [key for key, value in now.items() if stored.get(key) != value]
+    for name, packages in state.packages.items():
+        side = stored["sides"].get(name, {"error": ""})
+        if "error" not in side:
+            now = {"options": dict(question.sides[name].options), "packages": packages}
+            found += [f"{key} of {name}" for key, value in now.items() if side.get(key) != value]
+    return found
+
+
+def lost(stored: Mapping[str, Any] | None, question: Question, sides: Collection[str], pairs: int) -> str:
+    """Return what a record of these sides and pairs lacks of a stored one, whose place it would take; "" for nothing."""
+    if stored is None:
+        return ""
+    good = [name for name, side in stored["sides"].items() if "error" not in side and name in question.sides]
+    if missing := [name for name in good if name not in sides]:
+        return f"has the side{'s' * (len(missing) > 1)} {', '.join(missing)}"
+    return f"has {stored['pairs']} pairs" if good and stored["pairs"] > pairs else ""
+
+
+def is_complete(stored: Mapping[str, Any] | None, sides: Iterable[str], pairs: int) -> bool:
+    """Return whether a stored record has enough pairs, and every side without an error."""
+    if stored is None or stored["pairs"] < pairs:
         return False
-    complete = all(name in stored["sides"] and "error" not in stored["sides"][name] for name in sides)
-    return complete and stored["pairs"] >= pairs
+    return all(name in stored["sides"] and "error" not in stored["sides"][name] for name in sides)
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:

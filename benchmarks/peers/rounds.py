@@ -143,8 +143,8 @@ def measure(
       launches: by side; the first is this library.
       pairs: rounds.
       cores: the cores of every side.
-      fresh: every round of a side is a new process, after one process whose figures are left out; else the process of a side
-        lives through all rounds.
+      fresh: every round of a side is a new process, after one process whose figures are left out and whose case has
+        ``check``; else the process of a side lives through all rounds.
       together: the sides prepare at the same time, for a machine with cores and memory for all of them; else in turn.
       tolerance: of `check`.
 
@@ -160,7 +160,7 @@ def measure(
         for name, launch in launches.items():
             with _recorded(done, name):
                 if fresh:
-                    with started(launch, cores) as child:
+                    with started(launch._replace(case={**launch.case, "check": True}), cores) as child:
                         done[name] = {**child.answer(), "rounds": []}
                 else:
                     if not together:
@@ -200,13 +200,19 @@ def _compare(done: dict[str, dict[str, Any]], tolerance: float) -> None:
 def check(first: Mapping[str, Any], other: Mapping[str, Any], tolerance: float) -> str:
     """Return the first difference between two sets of numbers by name, "" for none; names of one set only are left out.
 
-    Numbers may differ by ``tolerance`` times the largest magnitude of their name, or times 1 where this is smaller.
+    Floats may differ by ``tolerance`` times the largest magnitude of their name, or times 1 where this is smaller; integers
+    must be equal. The name ``tokens`` is of texts that are chosen greedily, whose rows may part at a near tie (`parting`).
     """
-    for name in first.keys() & other.keys():
+    for name in sorted(first.keys() & other.keys() - {"margins"}):
+        if name == "tokens" and "margins" in first:
+            if parted := parting(first["tokens"], other["tokens"], first["margins"], tolerance):
+                return parted
+            continue
         ours, theirs = _flat(first[name]), _flat(other[name])
         if len(ours) != len(theirs):
             return f"{name}: {len(ours)} numbers and {len(theirs)}"
-        limit = tolerance * max([1.0, *map(abs, ours)])
+        exact = all(isinstance(each, int) for each in (*ours, *theirs))
+        limit = 0.0 if exact else tolerance * max([1.0, *map(abs, ours)])
         gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
         # A comparison with a number that is not finite is false.
         if not all(gap <= limit < math.inf for gap in gaps):
@@ -214,5 +220,32 @@ def check(first: Mapping[str, Any], other: Mapping[str, Any], tolerance: float) 
     return ""
 
 
-def _flat(value: Any) -> list[float]:
-    return [number for item in value for number in _flat(item)] if isinstance(value, list) else [float(value)]
+def parting(
+    ours: Sequence[Sequence[int]],
+    theirs: Sequence[Sequence[int]],
+    margins: Sequence[Sequence[float]],
+    tolerance: float,
+) -> str:
+    """Return the first step at which a greedy text differs without a near tie, "" for none.
+
+    Both sides have the same logits up to ``tolerance`` until the rows part, so the two highest logits are there at most twice
+    as far apart. Later tokens follow other texts, and are not compared.
+
+    Args:
+      ours: tokens (rows, steps).
+      theirs: tokens (rows, steps).
+      margins: (rows, steps): the highest logit less the second, before each of our tokens.
+      tolerance: of a logit.
+    """
+    if [len(row) for row in ours] != [len(row) for row in theirs]:
+        return f"tokens: {len(_flat(ours))} numbers and {len(_flat(theirs))}"
+    for row, (a, b, between) in enumerate(zip(ours, theirs, margins, strict=True)):
+        step = next((step for step, pair in enumerate(zip(a, b, strict=True)) if pair[0] != pair[1]), None)
+        # A margin that is not finite is no near tie.
+        if step is not None and not between[step] <= 2 * tolerance:
+            return f"tokens: row {row} differs at step {step}, where the margin of the logits is {between[step]:.3g}"
+    return ""
+
+
+def _flat(value: Any) -> list[Any]:
+    return [number for item in value for number in _flat(item)] if isinstance(value, list) else [value]

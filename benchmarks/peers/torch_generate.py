@@ -36,14 +36,17 @@ def prepare(case: dict[str, Any]) -> child.Side:
 
     with torch.inference_mode():
         first = model(torch.from_numpy(prompts)).logits[: inputs.CHECKED, -1, :100].double().numpy()
+        tokens = call()[: inputs.CHECKED]
+        texts = torch.from_numpy(np.concatenate([prompts[: inputs.CHECKED], tokens], 1))
+        before = model(texts).logits[:, case["length"] - 1 : -1].numpy()
+    check = {"logits": first.tolist()} | inputs.chosen(before, tokens, case["beams"])
     facts = {
         "call": "from prompts on the host to tokens on the host; no text ends early",
-        "tokens": call()[: inputs.CHECKED].tolist(),
         "device": "cpu",
         "threads": str(torch.get_num_threads()),
         "versions": child.versions("torch", "transformers"),
     }
-    return child.Side(child.repeated(call, case), facts, {"logits": first.tolist()})
+    return child.Side(child.repeated(call, case), facts, check)
 
 
 if __name__ == "__main__":

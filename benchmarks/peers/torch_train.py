@@ -30,7 +30,7 @@ def prepare(case: dict[str, Any]) -> child.Side:
         outputs = model(**batch)
     logits = outputs.logits if outputs.logits.ndim == 2 else outputs.logits[:, -1]
     logits = logits[: inputs.CHECKED].double().cpu().numpy()[:, :100]
-    check = {"loss": outputs.loss.item(), "logits": logits.tolist()}
+    check = {"loss": outputs.loss.item(), "logits": logits.tolist()} | _sizes(model)
     del outputs
     model.train()
     forward = torch.compile(model) if case["compile"] else model
@@ -67,20 +67,36 @@ def adapted(case: dict[str, Any], dtype: torch.dtype) -> tuple[Any, list[Any]]:
     options = {} if causal else {"num_labels": 2}
     model = kind.from_pretrained(case["model"], dtype=dtype, attn_implementation="sdpa", **options)
     targets = {"bert": ["query", "value"], "llama": ["q_proj", "v_proj"], "gpt2": ["c_attn"]}[model.config.model_type]
-    common: dict[str, Any] = {"target_modules": targets}
+    # c_attn is query, key and value, which share one factor. 1.5 times the rank has the parameters of three updates.
+    rank = case["rank"] * 3 // 2 if targets == ["c_attn"] else case["rank"]
+    common: dict[str, Any] = {"target_modules": targets, "r": rank, "lora_alpha": 32 * rank // case["rank"]}
     if not causal:
         common |= {"task_type": "SEQ_CLS", "modules_to_save": ["pooler", "classifier"]}
     if case["update"] == "supertuning":
         from peft import SupertuningConfig
 
-        # One kernel of the model gives the sparsity that leaves the number of nonzeros.
-        width = shapes.sizes(case["shape"])[1]
-        sparsity = 1 - (case["nonzeros"] + 0.5) / width**2
-        config: Any = SupertuningConfig(r=case["rank"], lora_alpha=32, sparsity=sparsity, **common)
+        # One share for query and value, which are of different sizes in some decoders: their sum has the nonzeros of both.
+        _, width, keys, *_ = shapes.sizes(case["shape"])
+        sparsity = 1 - (2 * case["nonzeros"] + 0.25) / (width * (width + keys))
+        config: Any = SupertuningConfig(sparsity=sparsity, **common)
     else:
-        config = LoraConfig(r=case["rank"], lora_alpha=32, lora_dropout=0.0, **common)
+        config = LoraConfig(lora_dropout=0.0, **common)
     model: Any = get_peft_model(model, config)
     return model, [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _sizes(model: Any) -> dict[str, int]:
+    """Return how many numbers are trained, by kind, and how many the updated kernels have."""
+    trained = {name: each.numel() for name, each in model.named_parameters() if each.requires_grad}
+    head = sum(count for name, count in trained.items() if "modules_to_save" in name)
+    sparse = sum(count for name, count in trained.items() if "supertuning_values" in name)
+    updated = sum(module.base_layer.weight.numel() for module in model.modules() if hasattr(module, "base_layer"))
+    sizes = {
+        "low_rank_parameters": sum(trained.values()) - head - sparse,
+        "head_parameters": head,
+        "updated_weights": updated,
+    }
+    return sizes | ({"sparse_parameters": sparse} if sparse else {})
 
 
 def _batch(case: dict[str, Any], vocabulary: int, device: str) -> dict[str, torch.Tensor]:

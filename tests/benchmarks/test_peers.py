@@ -4,14 +4,17 @@ import json
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from benchmarks import machine
 from benchmarks.peers import __main__ as command
-from benchmarks.peers import child, environments, questions, results, rounds, shapes
+from benchmarks.peers import child, environments, inputs, merge_command, questions, results, rounds, shapes, sources
 from benchmarks.peers.questions import Peer, Question
 
 MACHINE = {"cpu": "a processor", "cores": 2, "threads": 2, "system": "linux"}
+STATE = results.State({"dsee_jax": "5eed", "sides": "51de"}, dict.fromkeys(("ours", "peer", "cut"), "jax==0.10"))
 QUESTION = Question(
     "A question",
     "Seconds of a call.",
@@ -49,22 +52,53 @@ def test_rounds_turn_their_order_so_that_a_drift_favours_no_side():
         ({"logits": [[1.0, 2.0], [3.0, 400.1]]}, "logits: differs by 0.1, more than 0.04"),
         ({"logits": [[1.0, 2.0]]}, "logits: 4 numbers and 2"),
         ({"loss": float("nan")}, "loss: differs by nan, more than 0.0001"),
+        ({"parameters": 1_000_001}, "parameters: differs by 1, more than 0"),
     ],
 )
 def test_sides_that_compute_other_numbers_are_found(other, difference):
-    """The tolerance is 1e-4 of the largest number, and at least of 1."""
-    assert rounds.check({"loss": 0.7, "logits": [[1.0, 2.0], [3.0, 400.0]]}, other, 1e-4) == difference
+    """The tolerance is 1e-4 of the largest number, and at least of 1; counts are equal."""
+    ours = {"loss": 0.7, "logits": [[1.0, 2.0], [3.0, 400.0]], "parameters": 1_000_000}
+    assert rounds.check(ours, other, 1e-4) == difference
+
+
+@pytest.mark.parametrize(
+    ("tokens", "difference"),
+    [
+        ([[5, 6, 7], [8, 9, 10]], ""),
+        # The second step of the first row is a near tie, after which the rows continue other texts.
+        ([[5, 1, 2], [8, 9, 10]], ""),
+        ([[5, 6, 1], [8, 9, 10]], "tokens: row 0 differs at step 2, where the margin of the logits is 0.5"),
+        ([[5, 6, 7], [1, 9, 10]], "tokens: row 1 differs at step 0, where the margin of the logits is nan"),
+        ([[5, 6, 7], [8, 9]], "tokens: 6 numbers and 5"),
+    ],
+)
+def test_greedy_texts_may_differ_only_from_a_near_tie_on(tokens, difference):
+    """A margin below twice the tolerance of 1e-4 is a near tie."""
+    ours = {"tokens": [[5, 6, 7], [8, 9, 10]], "margins": [[0.5, 1.9e-4, 0.5], [float("nan"), 0.5, 0.5]]}
+    theirs = {"tokens": tokens, "margins": [[0.0] * 3] * 2}
+    assert rounds.check(ours, theirs, 1e-4) == difference
+
+
+def test_the_numbers_of_a_text_are_its_tokens_and_margins_and_with_beams_its_probability():
+    logits, tokens = np.log([[[0.5, 0.2, 0.3], [0.1, 0.8, 0.1]]]).astype(np.float32), np.array([[0, 1]])
+    greedy = inputs.chosen(logits, tokens, 1)
+    assert greedy["tokens"] == [[0, 1]]
+    np.testing.assert_allclose(greedy["margins"], np.log([[0.5 / 0.3, 0.8 / 0.1]]), rtol=1e-6)
+    mean = (np.log(0.5) + np.log(0.8)) / 2
+    np.testing.assert_allclose(inputs.chosen(logits, tokens, 4)["log_probabilities"], [mean], rtol=1e-6)
 
 
 def test_a_record_has_the_ratios_of_the_question_and_leaves_out_failed_sides():
     sides = answers(ours=[1.0, 1.0, 4.0], peer=[2.0, 4.0, 4.0], cut=[0.5, 0.5, 2.0])
-    record = results.record(QUESTION, QUESTION.cases["a case"], sides, pairs=3, machine=MACHINE)
+    record = results.record(QUESTION, QUESTION.cases["a case"], sides, pairs=3, machine=MACHINE, state=STATE)
     assert {key: found["seconds"]["median"] for key, found in record["ratios"].items()} == {
         "ours/peer": 0.5,
         "cut/ours": 0.5,
     }
     assert record["sides"]["peer"]["medians"] == {"seconds": 4.0}
-    failed = results.record(QUESTION, {}, sides | {"peer": {"error": "killed"}}, pairs=3, machine=MACHINE)
+    assert record["sources"] == STATE.sources
+    assert record["sides"]["peer"]["packages"] == "jax==0.10"
+    failed = results.record(QUESTION, {}, sides | {"peer": {"error": "killed"}}, pairs=3, machine=MACHINE, state=STATE)
     assert list(failed["ratios"]) == ["cut/ours"]
     assert failed["sides"]["peer"] == {"error": "killed"}
 
@@ -74,7 +108,9 @@ def test_mfu_counts_forward_and_backward_over_the_fastest_product_of_any_side():
     sides = answers(ours=[1.0], peer=[2.0])
     for side, rate in (("ours", 1e9), ("peer", 2e9)):
         sides[side]["rounds"][0]["matmul_flops_per_second"] = rate
-    record = results.record(QUESTION._replace(training=True), QUESTION.cases["a case"], sides, pairs=1, machine=MACHINE)
+    record = results.record(
+        QUESTION._replace(training=True), QUESTION.cases["a case"], sides, pairs=1, machine=MACHINE, state=STATE
+    )
     expected = 2 * shapes.flops("tiny-bert", 2, 16) / 2e9
     assert record["sides"]["ours"]["mfu"] == pytest.approx(expected)
     assert record["sides"]["peer"]["mfu"] == pytest.approx(expected / 2)
@@ -86,27 +122,115 @@ def test_flops_of_bert_base_are_those_of_its_matrices():
     assert shapes.flops("bert-base", 8, 128) == 2 * 8 * 128 * 12 * per_layer
 
 
-def test_a_stored_case_is_measured_again_only_if_something_changed():
-    case = QUESTION.cases["a case"]
-    sides = answers(ours=[1.0] * 5, peer=[1.0] * 5, cut=[1.0] * 5)
-    stored = results.record(QUESTION, case, sides, pairs=5, machine=MACHINE)
+def recorded(pairs=5, **sides):
+    """Return a record of sides with 5 equal rounds; None is a side that failed."""
+    good = answers(**{name: [1.0] * pairs for name in ("ours", "peer", "cut") if sides.get(name, True)})
+    failed = {name: {"error": "killed"} for name, well in sides.items() if well is None}
+    return results.record(QUESTION, QUESTION.cases["a case"], good | failed, pairs=pairs, machine=MACHINE, state=STATE)
 
-    def done(record=stored, case=case, sides=("ours", "peer", "cut"), pairs=5, machine=MACHINE):
-        return results.is_done(record, case, sides, pairs=pairs, machine=machine)
 
-    assert done()
-    assert done(pairs=3)
-    assert not done(record=None)
-    assert not done(pairs=6)
-    assert not done(case=case | {"batch": 4})
-    assert not done(machine=MACHINE | {"threads": 1})
-    assert not done(sides=("ours", "peer", "cut", "another"))
-    assert not done(record=stored | {"sides": stored["sides"] | {"peer": {"error": "killed"}}})
+def test_a_stored_case_is_complete_with_all_sides_and_pairs():
+    assert results.is_complete(recorded(), ("ours", "peer", "cut"), 5)
+    assert results.is_complete(recorded(), ("ours", "peer"), 3)
+    assert not results.is_complete(None, (), 1)
+    assert not results.is_complete(recorded(), ("ours",), 6)
+    assert not results.is_complete(recorded(), ("ours", "another"), 5)
+    assert not results.is_complete(recorded(peer=None), ("ours", "peer"), 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({}, []),
+        ({"case": {"batch": 4}}, ["settings"]),
+        ({"machine": MACHINE | {"threads": 1}}, ["machine"]),
+        ({"state": STATE._replace(sources={"dsee_jax": "0ther", "sides": "51de"})}, ["sources"]),
+        ({"state": STATE._replace(packages={"ours": "jax==0.10", "peer": "torch==3"})}, ["packages of peer"]),
+        (
+            {"question": QUESTION._replace(sides=QUESTION.sides | {"cut": Peer("cut", "ours", options={"form": 1})})},
+            ["options of cut"],
+        ),
+    ],
+)
+def test_what_changed_since_a_case_was_stored_is_named(change, found):
+    now = {"question": QUESTION, "case": QUESTION.cases["a case"], "machine": MACHINE, "state": STATE} | change
+    assert results.changes(recorded(), **now) == found
+
+
+def test_a_record_of_an_older_harness_is_measured_again():
+    """Without digests and packages: the state in which it was measured is not known."""
+    old = {"settings": QUESTION.cases["a case"], "machine": MACHINE, "sides": {"ours": {"options": {}, "medians": {}}}}
+    changed = results.changes(old, QUESTION, QUESTION.cases["a case"], machine=MACHINE, state=STATE)
+    assert changed == ["sources", "packages of ours"]
+
+
+def test_a_lesser_record_never_takes_the_place_of_a_fuller_one():
+    def lost(stored, sides, pairs=5):
+        return results.lost(stored, QUESTION, sides, pairs)
+
+    assert not lost(None, ["ours"], 1)
+    assert not lost(recorded(), ["cut", "peer", "ours"])
+    assert lost(recorded(), ["ours", "peer", "cut"], 4) == "has 5 pairs"
+    assert lost(recorded(), ["ours", "peer"]) == "has the side cut"
+    assert lost(recorded(), ["ours"]) == "has the sides peer, cut"
+    # A failed side, and one that the question has no more, are no loss.
+    assert not lost(recorded(peer=None, cut=False), ["ours", "cut"])
+    without = QUESTION._replace(sides={name: QUESTION.sides[name] for name in ("ours", "peer")})
+    assert not results.lost(recorded(), without, ["ours", "peer"], 5)
+
+
+def test_only_code_counts_in_a_digest(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "ROOT", tmp_path)
+    file = tmp_path / "code.py"
+
+    def digest(text):
+        file.write_text(text)
+        return sources.digest([file])
+
+    first = digest('"""Doc."""\nx = 1\n"""About x."""\ndef f():\n    """Return 2."""\n    return 2\n')
+    assert digest("# A comment\nx = 1\ndef f():\n\n    return (2)\n") == first
+    assert digest("x = 1\ndef f():\n    return 3\n") != first
+    assert digest("x = '1'\ndef f():\n    return 2\n") != first
+
+
+def test_the_digest_of_sides_has_the_modules_that_they_use(monkeypatch):
+    """The epoch of PEFT uses its training step; ONNX Runtime runs the exporter as a command."""
+    monkeypatch.setattr(sources, "digest", lambda files: {file.stem for file in files})
+    shared = {"rounds", "child", "machine", "inputs", "shapes"}
+    assert sources.sides.__wrapped__(("torch_epoch",)) == shared | {"torch_epoch", "torch_train"}
+    assert sources.sides.__wrapped__(("onnx_forward",)) == shared | {"onnx_forward", "onnx_export"}
+
+
+def test_an_environment_of_other_pins_is_created_again(tmp_path, monkeypatch):
+    """The commands of venv and pip are not carried out."""
+    monkeypatch.setattr(environments, "ENVIRONMENTS", {"peer": ("wheel==1",)})
+    commands = []
+
+    def run(command, check):
+        commands.append(command)
+        (tmp_path / "peer").mkdir(exist_ok=True)
+
+    monkeypatch.setattr(environments.subprocess, "run", run)
+    own = str(tmp_path / "peer" / "bin" / "python")
+    assert environments.python("peer", ["no_such_package"], tmp_path) is None
+    for _ in range(2):
+        environments.make(tmp_path)
+        assert [command[2] for command in commands] == ["venv", "pip"]
+        assert environments.python("peer", ["no_such_package"], tmp_path) == own
+        assert environments.installed("peer", [], tmp_path).endswith(" wheel==1")
+    monkeypatch.setattr(environments, "ENVIRONMENTS", {"peer": ("wheel==2",)})
+    assert environments.python("peer", ["no_such_package"], tmp_path) is None
+    environments.make(tmp_path)
+    assert commands[-1][-1] == "wheel==2"
+    # This process' own packages stand in.
+    assert environments.python("another", ["numpy"], tmp_path) == sys.executable
+    assert f"numpy=={np.__version__}" in environments.installed("another", ["numpy"], tmp_path)
+    assert "jaxlib==" in environments.installed("", [], tmp_path)
 
 
 def test_the_table_has_a_row_for_each_case_and_a_column_for_each_ratio(tmp_path):
     sides = answers(ours=[1.0, 1.0, 4.0], peer=[2.0, 4.0, 4.0], cut=[0.05, 0.05, 0.2])
-    record = results.record(QUESTION, QUESTION.cases["a case"], sides, pairs=3, machine=MACHINE)
+    record = results.record(QUESTION, QUESTION.cases["a case"], sides, pairs=3, machine=MACHINE, state=STATE)
     results.write(tmp_path / "name.json", QUESTION, {"a case": record, "an older case": record})
     text = results.tables({"absent": QUESTION, "name": QUESTION}, tmp_path)
     assert text.splitlines()[:5] == [
@@ -205,6 +329,111 @@ def test_bad_arguments_are_refused(arguments, message, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         command.main()
     assert message in capsys.readouterr().err
+
+
+def test_a_partial_command_leaves_a_fuller_record_in_its_place(tmp_path, monkeypatch, capsys):
+    """Fewer sides, fewer pairs, and a side that fails; also after the code changed."""
+    question, failing = QUESTION._replace(cases={"a case": {}}), set()
+
+    def measure(launches, *, pairs, **more):
+        good = answers(**{name: [1.0] * pairs for name in launches})
+        return good | {name: {"error": "killed"} for name in failing}
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["peers", "--work", str(tmp_path), "--out", str(tmp_path), *arguments])
+        status = command.main()
+        written = capsys.readouterr()
+        return status, written.out + written.err
+
+    monkeypatch.setattr(questions, "QUESTIONS", {"name": question})
+    monkeypatch.setattr(rounds, "measure", measure)
+    monkeypatch.setattr(sources, "package", lambda name: "a digest")
+    assert run("--pairs", "2", "--sides", "peer")[0] == 0
+    assert run("--pairs", "3")[0] == 0
+    full = (tmp_path / "name.json").read_text()
+    assert set(json.loads(full)["cases"]["a case"]["sides"]) == {"ours", "peer", "cut"}
+    assert "a case: stored" in run("--pairs", "2", "--sides")[1]
+    assert "stored record has 3 pairs; pass --out" in run("--pairs", "2", "--again")[1]
+    monkeypatch.setattr(sources, "package", lambda name: "another digest")
+    assert "changed since it was stored: sources" in run("--table")[1]
+    status, text = run("--pairs", "3", "--sides")
+    assert status == 0
+    assert "changed since it was stored: sources" in text
+    assert "left out: the stored record has the sides peer, cut" in text
+    failing.add("peer")
+    status, text = run("--pairs", "3")
+    assert status == 1
+    assert "not stored: the stored record has the side peer" in text
+    # Tiny shapes go elsewhere, whatever --out is.
+    monkeypatch.setattr(questions, "QUESTIONS", {"name": question._replace(small={"a case": {}})})
+    run("--pairs", "1", "--small")
+    assert (tmp_path / "name.json").read_text() == full
+    assert (tmp_path / "small" / "name.json").exists()
+    failing.clear()
+    assert run("--pairs", "3")[0] == 0
+    assert (
+        json.loads((tmp_path / "name.json").read_text())["cases"]["a case"]["sources"]["dsee_jax"] == "another digest"
+    )
+
+
+def test_the_numbers_of_a_merge_are_read_from_all_shards(tmp_path):
+    """Float32 with its numbers; of other types the size only."""
+    save_file({"a": np.arange(6, dtype=np.float32).reshape(2, 3)}, tmp_path / "1.safetensors", {"format": "pt"})
+    save_file({"b": np.ones(3, np.float16), "c": np.array([0.5], np.float32)}, tmp_path / "2.safetensors")
+    found = merge_command.tensors(tmp_path)
+    assert {name: (kind, shape) for name, (kind, shape, _) in found.items()} == {
+        "a": ("F32", [2, 3]),
+        "b": ("F16", [3]),
+        "c": ("F32", [1]),
+    }
+    assert np.frombuffer(found["a"][2], np.float32).tolist() == [0, 1, 2, 3, 4, 5]
+    assert np.frombuffer(found["c"][2], np.float32).tolist() == [0.5]
+
+
+def test_the_merge_that_is_compared_draws_nothing(tmp_path):
+    """DARE with all weights kept, in float32."""
+    content = merge_command.recipe(tmp_path, "dare_ties", "float32", density=1.0)
+    assert content["dtype"] == "float32"
+    assert [model["parameters"] for model in content["models"]] == [
+        {"weight": 0.4, "density": 1.0},
+        {"weight": 0.6, "density": 1.0},
+    ]
+
+
+def _checks(tmp_path, monkeypatch, case, *modules):
+    """Return the numbers by which sides are compared, for a tiny case with a model in ``tmp_path``."""
+    monkeypatch.setenv("PEERS_THREADS", "1")
+    shapes.write(case["shape"], tmp_path / "model")
+    return [module.prepare({**case, "model": str(tmp_path / "model")}).check for module in modules]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    ("shape", "update", "scan"),
+    [("tiny-bert", "lora", False), ("tiny-gpt2", "lora", True), ("tiny-llama", "supertuning", False)],
+)
+def test_sides_train_equally_many_numbers_on_the_same_kernels(tmp_path, monkeypatch, shape, update, scan):
+    """GPT-2's query, key and value are one kernel in PEFT; this Llama has fewer keys than queries."""
+    pytest.importorskip("peft")
+    from benchmarks.peers import ours_train, torch_train
+
+    case = questions._tiny(shape, update=update, compile=False, scan=scan)
+    ours, theirs = _checks(tmp_path, monkeypatch, case, ours_train, torch_train)
+    assert rounds.check(ours, theirs, 1e-4) == ""
+    compared = {"low_rank_parameters", "head_parameters", "updated_weights", "loss", "logits"}
+    assert ours.keys() & theirs.keys() == compared | ({"sparse_parameters"} if update == "supertuning" else set())
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("title", ["tiny, greedy", "tiny, 2 beams"])
+def test_sides_generate_the_same_texts(tmp_path, monkeypatch, title):
+    pytest.importorskip("torch")
+    from benchmarks.peers import ours_generate, torch_generate
+
+    case = questions.QUESTIONS["generation"].small[title] | {"cache": ""}
+    ours, theirs = _checks(tmp_path, monkeypatch, case, ours_generate, torch_generate)
+    assert ours.keys() == theirs.keys()
+    assert rounds.check(ours, theirs, 1e-4) == ""
 
 
 def test_a_case_without_its_data_is_left_out_with_the_option_that_gives_it(tmp_path):

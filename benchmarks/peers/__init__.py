@@ -9,5 +9,5 @@ A question (`questions`) has cases and sides: this library and its peers. Each s
 environment of its own where it needs one (`environments`). All sides of a case get the same weights (`shapes`), inputs
 (`inputs`), cores and threads, prove first that they compute the same numbers, and are then measured in turns (`rounds`). The
 ratio of a round compares times that were taken close to each other, so a drift of the machine cancels. `results` keeps the
-figures and draws the tables. The machine must be idle otherwise.
+figures with the code (`sources`) and packages that they belong to, and draws the tables. The machine must be idle otherwise.
 """

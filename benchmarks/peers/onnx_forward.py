@@ -14,7 +14,8 @@ from benchmarks.peers.rounds import ROOT
 
 
 def prepare(case: dict[str, Any]) -> child.Side:
-    path = Path(case["model"]).with_suffix(".onnx")
+    exporter = child.versions("torch", "transformers", "onnxscript")
+    path = Path(f"{case['model']}-{'-'.join(exporter.values())}.onnx")
     if not path.exists():
         # In a process of its own: PyTorch takes no part in the measurement.
         command = [sys.executable, "-m", "benchmarks.peers.onnx_export", case["model"], str(path)]
@@ -36,7 +37,7 @@ def prepare(case: dict[str, Any]) -> child.Side:
         "call": "from token ids on the host to logits on the host, all graph optimisations",
         "device": "cpu",
         "threads": str(options.intra_op_num_threads),
-        "versions": child.versions("onnxruntime"),
+        "versions": exporter | child.versions("onnxruntime"),
     }
     return child.Side(child.repeated(call, case), facts, check)
 

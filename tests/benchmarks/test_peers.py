@@ -147,7 +147,7 @@ def test_a_stored_case_is_complete_with_all_sides_and_pairs():
         ({"state": STATE._replace(sources={"dsee_jax": "0ther", "sides": "51de"})}, ["sources"]),
         ({"state": STATE._replace(packages={"ours": "jax==0.10", "peer": "torch==3"})}, ["packages of peer"]),
         (
-            {"question": QUESTION._replace(sides=QUESTION.sides | {"cut": Peer("cut", "ours", options={"form": 1})})},
+            {"question": QUESTION._replace(sides={**QUESTION.sides, "cut": Peer("cut", "ours", options={"form": 1})})},
             ["options of cut"],
         ),
     ],
@@ -430,7 +430,7 @@ def test_sides_generate_the_same_texts(tmp_path, monkeypatch, title):
     pytest.importorskip("torch")
     from benchmarks.peers import ours_generate, torch_generate
 
-    case = questions.QUESTIONS["generation"].small[title] | {"cache": ""}
+    case = {**questions.QUESTIONS["generation"].small[title], "cache": ""}
     ours, theirs = _checks(tmp_path, monkeypatch, case, ours_generate, torch_generate)
     assert ours.keys() == theirs.keys()
     assert rounds.check(ours, theirs, 1e-4) == ""

@@ -135,7 +135,7 @@ QUESTIONS: dict[str, Question] = {
         {"tiny": _tiny("tiny-bert")},
         metrics=("seconds", "peak_bytes"),
         training=True,
-        minutes=30,
+        minutes=35,
     ),
     "decoder_step": Question(
         "Training step of a decoder",
@@ -159,7 +159,7 @@ QUESTIONS: dict[str, Question] = {
         {"MiniLM, RTE": _run("rte", 0), "MiniLM, SST-2, 2,000 examples": _run("sst2", 2000)},
         {"tiny": _tiny_run()},
         scores=("accuracy",),
-        minutes=18,
+        minutes=20,
     ),
     "inference": Question(
         "Logits of a batch",
@@ -234,7 +234,7 @@ QUESTIONS: dict[str, Question] = {
         {"tiny": {"shape": "tiny-bert", "dtype": "float32"}},
         metrics=("seconds", "raised_bytes"),
         fresh=True,
-        minutes=4,
+        minutes=5,
     ),
     "startup": Question(
         "From the command to the end of the first step",
@@ -249,7 +249,7 @@ QUESTIONS: dict[str, Question] = {
         {"tiny": _tiny_run()},
         ratios=(("ours", "peft"), ("cached", "peft"), ("cached", "ours")),
         fresh=True,
-        minutes=6,
+        minutes=7,
     ),
     "import": Question(
         "Import",

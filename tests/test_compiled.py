@@ -20,6 +20,7 @@ from dsee_jax import models
 from dsee_jax.config import DeltaConfig
 from dsee_jax.deltas import create
 from dsee_jax.generation import decoding
+from dsee_jax.models.encoder import Encoder
 from dsee_jax.plan import hlo
 from dsee_jax.plan import run as plan
 from dsee_jax.prune import weights
@@ -187,6 +188,22 @@ def test_memory_traffic_of_steps(bert, llama):
     check_traffic("bert train", bert["train"])
     check_traffic("bert evaluate", bert["evaluate"])
     check_traffic("llama train", llama["train"])
+
+
+def backward(layers):
+    """Return how many instructions the gradient of a stack of encoder layers executes, those inside of fusions too."""
+    config = models.find("bert").config.from_hf(tiny.config(**SHAPES | {"num_hidden_layers": layers}))
+    stack, mask = Encoder(config), jnp.ones((ROWS, 1, 1, LENGTH), bool)
+    x = jnp.ones((ROWS, LENGTH, WIDTH))
+    params = jax.eval_shape(lambda: stack.init(jax.random.key(0), x, mask, True))
+    gradient = jax.jit(jax.grad(lambda x, params: jnp.sum(stack.apply(params, x, mask, True))))
+    return sum(each.times for each in hlo.executions(gradient.lower(x, params).compile().as_text()))
+
+
+def test_gradient_of_a_stack_computes_in_proportion_to_its_depth():
+    """Fused back through the layers above, four more layers cost more than twice what two more cost."""
+    two, four, eight = map(backward, (2, 4, 8))
+    assert eight - four <= 2.1 * (four - two)
 
 
 PROMPT, NEW = 7, 4

@@ -12,6 +12,7 @@ from dsee_jax.models.architecture import Axes
 from dsee_jax.models.cache import Cache, Context, last, read
 from dsee_jax.models.layers import Bias, Dropout, JointDense, RmsNorm, init
 from dsee_jax.models.rope import rotate
+from dsee_jax.ops.barrier import fusion_barrier
 from dsee_jax.ops.nn import softmax
 from dsee_jax.stacks import STACK
 
@@ -169,7 +170,7 @@ class Decoder(nn.Module):
             return x, cache if written is None else cache | {STACK: written}
         for number in range(self.depth):
             name = f"layer_{number}"
-            x, written = run(self.layer(number, name=name), x, cache.get(name), context, rotation)
+            x, written = run(self.layer(number, name=name), fusion_barrier(x), cache.get(name), context, rotation)
             cache |= {} if written is None else {name: written}
         return x, cache
 

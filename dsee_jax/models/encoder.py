@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.models import hf_config
 from dsee_jax.models.layers import ACTIVATIONS, Attention, Dropout, LayerNorm, Mlp, init
+from dsee_jax.ops.barrier import fusion_barrier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,5 +257,5 @@ class Encoder(nn.Module):
         last = self.config.num_hidden_layers - 1
         for number in range(last + 1):
             layer = Layer(self.config, number, self.make, name=f"layer_{number}")
-            x = layer(x, mask, deterministic, first if number == last else None, *context)
+            x = layer(fusion_barrier(x), mask, deterministic, first if number == last else None, *context)
         return x

@@ -12,6 +12,7 @@ import pytest
 import compiled
 from dsee_jax.errors import InputError
 from dsee_jax.ops import dense, nn
+from dsee_jax.ops.barrier import fusion_barrier
 
 
 @pytest.fixture
@@ -385,8 +386,9 @@ def plain_rms_norm(x, scale):
         (lambda x, s: nn.rms_norm(x, s, 1e-6), plain_rms_norm, [(2, 3, 8), (8,)]),
         (lambda x, s, b: nn.layer_norm(x, s, b, 1e-6), plain_norm, [(2, 3, 8), (8,), (8,)]),
         (nn.softmax, lambda x: jnp.exp(x) / jnp.sum(jnp.exp(x), -1, keepdims=True), [(2, 3, 8)]),
+        (jax.vmap(fusion_barrier), jnp.array, [(2, 3, 8)]),
     ],
-    ids=["gelu", "gelu_tanh", "silu", "rms_norm", "layer_norm", "softmax"],
+    ids=["gelu", "gelu_tanh", "silu", "rms_norm", "layer_norm", "softmax", "fusion_barrier"],
 )
 @pytest.mark.usefixtures("x64")
 def test_values_and_gradients_equal_plain_autodiff(function, plain, shapes):

@@ -192,6 +192,7 @@ def test_every_public_name_exists():
         ("from dsee_jax import DeltaConfig", ("jax", "numpy", "flax", "yaml")),
         ("import train; train.parser()", ("jax", "numpy", "flax", "yaml")),
         ("from dsee_jax.__main__ import parser; parser()", ("jax", "numpy", "flax", "yaml")),
+        ("import dsee_jax.train.loop", ("sklearn", "scipy.stats", "scipy.special", "scipy.optimize", "transformers")),
         (
             "import merge.__main__",
             ("flax", "optax", "orbax", "transformers", "huggingface_hub", "rich", "matplotlib", "PIL"),

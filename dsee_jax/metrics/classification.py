@@ -1,12 +1,13 @@
-"""Metrics of a task on its dev set, by the conventions of GLUE (Wang et al. 2019, table 1), with scikit-learn and SciPy."""
+"""Metrics of a task on its dev set, by the conventions of GLUE (Wang et al. 2019, table 1), with scikit-learn and SciPy.
+
+Both are imported at their first use: with their submodules they take as long as JAX, and accuracy needs neither.
+"""
 
 import math
 from collections.abc import Callable
 
 import numpy as np
-import scipy.special
-import scipy.stats
-import sklearn.metrics
+import scipy  # which imports its submodules at their first use
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
@@ -18,11 +19,15 @@ def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Return the F1 score of class 1, in [0, 1]; 0 when class 1 is neither predicted nor present."""
+    import sklearn.metrics
+
     return float(sklearn.metrics.f1_score(labels, predictions, zero_division=0.0))  # pyright: ignore[reportArgumentType]
 
 
 def matthews(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Return Matthews' correlation, in [-1, 1]; 0 when all predictions are equal."""
+    import sklearn.metrics
+
     return float(sklearn.metrics.matthews_corrcoef(labels, predictions))
 
 
@@ -34,6 +39,12 @@ def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
 def spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Return the rank correlation of two float arrays (n,), in [-1, 1]; 0 when an array is constant."""
     return _correlation(scipy.stats.spearmanr, predictions, labels)
+
+
+def log_softmax(logits: np.ndarray, axis: int) -> np.ndarray:
+    """Return the logarithms of the probabilities of finite logits, which sum to 1 along ``axis``."""
+    shifted = logits - logits.max(axis, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis, keepdims=True))
 
 
 def _correlation(measure: Callable, predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -80,5 +91,5 @@ def score(glue: str, logits: np.ndarray, labels: np.ndarray, *, regression: bool
         loss = np.mean((predictions - labels) ** 2)
     else:
         predictions = logits.argmax(-1)
-        loss = -np.mean(np.take_along_axis(scipy.special.log_softmax(logits, -1), labels[:, None], -1))
+        loss = -np.mean(np.take_along_axis(log_softmax(logits, -1), labels[:, None], -1))
     return {metric: measure(predictions, labels) for metric, measure in measures.items()} | {"loss": float(loss)}

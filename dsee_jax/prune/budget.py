@@ -32,8 +32,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
-import scipy.optimize
-import scipy.sparse
+import scipy  # which imports its submodules at their first use
 
 from dsee_jax.errors import InputError, shorten
 from dsee_jax.prune.layers import layer

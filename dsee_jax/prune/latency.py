@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
+import scipy  # which imports its submodules at their first use
 
 from dsee_jax import models
 from dsee_jax.models.architecture import Model

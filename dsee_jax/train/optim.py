@@ -13,7 +13,7 @@ DECAYED = ("kernel", "embedding", "a", "b")
 """Last keys of the leaves with weight decay: matrices, but no biases, norms and sparse values."""
 
 
-Schedule: TypeAlias = Callable[[int], np.float32]
+Schedule: TypeAlias = Callable[[int], float | np.float32]
 """The learning rate by step, of the host: those of optax compile and dispatch eight programs for each step."""
 
 
@@ -36,7 +36,7 @@ def restarted(peak: float, begins: Sequence[int], steps: int, warmup: float) -> 
 def warmup_constant(peak: float, steps: int, warmup: float) -> Schedule:
     """Return the learning rate by step: a linear rise to ``peak`` in ``warmup * steps`` steps, then constant."""
     up = round(warmup * steps)
-    return _linear(0.0, peak, up) if up else lambda step: np.float32(peak)
+    return _linear(0.0, peak, up) if up else lambda step: peak
 
 
 def _linear(start: float, end: float, steps: int) -> Schedule:
@@ -52,7 +52,7 @@ def _linear(start: float, end: float, steps: int) -> Schedule:
 def _joined(schedules: Sequence[Schedule], begins: Sequence[int]) -> Schedule:
     """Return the first schedule up to the first of the steps ``begins``, then the next one, which counts from there."""
 
-    def at(step: int) -> np.float32:
+    def at(step: int) -> float | np.float32:
         number = sum(begin <= step for begin in begins)
         return schedules[number](step - begins[number - 1] if number else step)
 

@@ -168,7 +168,7 @@ class _Pending(NamedTuple):
     loss: jax.Array
     tokens: int
     step: int
-    rate: float | np.floating[Any]
+    rate: float | np.float32
 
 
 def diverged(session: Session, stage: Stage, step: int, rate: Any, finding: str) -> Diverged:

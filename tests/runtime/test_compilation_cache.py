@@ -111,14 +111,19 @@ def test_folder_that_cannot_be_written_is_one_warning(monkeypatch, caplog, tmp_p
     assert f"{tmp_path}/file/dsee_jax/compiled: compiled programs are not kept there" in record.getMessage()
 
 
-def test_interrupted_and_least_recently_used_programs_go(monkeypatch, tmp_path):
+def test_interrupted_writes_go(tmp_path):
+    """JAX writes the time of use after the program; without it, JAX 0.10 writes no further programs."""
+    for name in ("whole-cache", "whole-atime", "interrupted-cache"):
+        (tmp_path / name).touch()
+    compilation_cache._tidy(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"whole-cache", "whole-atime", ".lockfile"}
+
+
+def test_least_recently_used_programs_go(monkeypatch, tmp_path):
     monkeypatch.setattr(compilation_cache, "PROGRAMS", 2)
-    for second, name in enumerate(("used-last", "oldest", "newer"), 1):
+    for name, used in {"a": 9, "b": 1, "c": 5}.items():
         (tmp_path / f"{name}-cache").touch()
         (tmp_path / f"{name}-atime").touch()
-        os.utime(tmp_path / f"{name}-atime", (0, 9 if name == "used-last" else second))
-    (tmp_path / "interrupted-cache").touch()
+        os.utime(tmp_path / f"{name}-atime", (0, used))
     compilation_cache._tidy(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} - {".lockfile"} == {
-        *("used-last-cache", "used-last-atime", "newer-cache", "newer-atime")
-    }
+    assert {path.name for path in tmp_path.iterdir()} == {"a-cache", "a-atime", "c-cache", "c-atime", ".lockfile"}

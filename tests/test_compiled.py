@@ -173,8 +173,8 @@ TRAFFIC = {
     "bert train": 2.42e6,
     "bert evaluate": 1.13e6,
     "llama train": 4.74e6,
-    "token": 0.255e6,
-    "token, beams": 0.586e6,
+    "token": 0.225e6,
+    "token, beams": 0.470e6,
 }
 """The bytes that a program reads and writes, the larger figure of those with jax 0.10 and 0.12. Lower them after a gain."""
 
@@ -257,8 +257,7 @@ def test_next_token_writes_one_slot_of_the_cache(beams):
     assert compiled.results(step, "dynamic-update-slice")[shape] == arrays
     # Beams take the caches of their parents.
     assert compiled.results(step, "gather")[shape] <= (arrays if beams > 1 else 0)
-    # The cache has the slots before the heads, and the products the heads before the slots.
-    assert compiled.results(step, "transpose")[shape] <= arrays
+    assert compiled.results(step, "transpose")[shape] == 0
 
 
 def test_prompt_is_read_once():

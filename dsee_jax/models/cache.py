@@ -8,10 +8,12 @@ A cache is a dict of arrays of fixed shapes, passed in and out, so that a compil
 
     segments  (batch, capacity)                        int32; as in the mask, 0 in empty slots
     length    ()                                       int32; number of written slots, padding included
-    layer_0   key, value (batch, capacity, groups, head size) each; layers without heads have no entry
-    layers    of a model that scans, instead: key, value (layers, batch, capacity, groups, head size)
+    layer_0   key (batch, groups, head size, capacity), value (batch, groups, capacity, head size); layers without heads
+              have no entry
+    layers    of a model that scans, instead: key and value of all layers, with a first axis for them
 
-The tokens of a call go into the next slots; the caller must ensure that they fit.
+The tokens of a call go into the next slots; the caller must ensure that they fit. Key and value have the order of axes in
+which the products of attention read them.
 """
 
 from collections.abc import Mapping
@@ -38,15 +40,18 @@ class Context(NamedTuple):
 def create(model: Model, batch: int, capacity: int) -> dict[str, Any]:
     """Return an empty cache of ``capacity`` tokens per row for a decoder, structurally pruned or not."""
     config = model.config
-    shape, dtype = (batch, capacity), jnp.dtype(config.dtype)
+    dtype = jnp.dtype(config.dtype)
     layers = {
-        f"layer_{number}": {name: jnp.zeros((*shape, groups, config.head_size), dtype) for name in ("key", "value")}
+        f"layer_{number}": {
+            "key": jnp.zeros((batch, groups, config.head_size, capacity), dtype),
+            "value": jnp.zeros((batch, groups, capacity, config.head_size), dtype),
+        }
         for number, groups in enumerate(config.widths["heads"])
         if groups
     }
     if scans(model):
         layers = stack(layers)
-    return {"segments": jnp.zeros(shape, jnp.int32), "length": jnp.zeros((), jnp.int32), **layers}
+    return {"segments": jnp.zeros((batch, capacity), jnp.int32), "length": jnp.zeros((), jnp.int32), **layers}
 
 
 def take(cache: Cache, rows: jax.Array) -> dict[str, Any]:

@@ -89,7 +89,8 @@ class CausalAttention(nn.Module):
           x: (batch, length, width).
           context: of the call. A token that sees no key gets the mean of all values, never NaN.
           rotation: cosines and sines of the positions, see `dsee_jax.models.rope`; None: no rotation.
-          cache: ``key`` and ``value`` (batch, keys, groups, head size) of this layer, or None.
+          cache: ``key`` (batch, groups, head size, keys) and ``value`` (batch, groups, keys, head size) of this layer, or
+            None.
           deterministic: no dropout of the attention weights.
 
         Returns:
@@ -107,22 +108,23 @@ class CausalAttention(nn.Module):
             query, key = self.query_norm(query), self.key_norm(key)
         if rotation is not None:
             query, key = rotate(query, *rotation), rotate(key, *rotation)
+        key, value = jnp.moveaxis(key, 1, 3), jnp.swapaxes(value, 1, 2)
         if cache is not None:
             cache = {
                 name: jax.lax.dynamic_update_slice_in_dim(
-                    cache[name], new.astype(cache[name].dtype), context.start, axis=1
+                    cache[name], new.astype(cache[name].dtype), context.start, axis=axis
                 )
-                for name, new in (("key", key), ("value", value))
+                for name, new, axis in (("key", key, 3), ("value", value, 2))
             }
             key, value = cache["key"].astype(self.dtype), cache["value"].astype(self.dtype)
         visible = context.visible
         if self.window is not None:
             visible &= context.distance < self.window
         query = query.reshape(*x.shape[:2], self.groups, self.per_group, self.head_size)
-        scores = jnp.einsum("bqghd,bkgd->bghqk", query, key, preferred_element_type=jnp.float32) * self.scale
+        scores = jnp.einsum("bqghd,bgdk->bghqk", query, key, preferred_element_type=jnp.float32) * self.scale
         weights = softmax(jnp.where(visible[:, None, None], scores, jnp.finfo(jnp.float32).min))
         weights = self.dropout(weights, deterministic).astype(self.dtype)
-        mixed = jnp.einsum("bghqk,bkgd->bqghd", weights, value)
+        mixed = jnp.einsum("bghqk,bgkd->bqghd", weights, value)
         return self.output(mixed.reshape(*x.shape[:2], -1)), cache
 
 

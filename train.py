@@ -47,8 +47,8 @@ def _main(options: argparse.Namespace, overrides: list[str]) -> None:
     # Log messages of the library (a new task head) belong to the report on stdout; stderr is for errors.
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
     settings = config_file.read(options.config, overrides)
+    compilation_cache.use(options)  # before the first program, which a job compiles when it begins
     multihost.join(options)
-    compilation_cache.use(options)
     if not multihost.is_main():
         logging.getLogger().setLevel(logging.ERROR)
     from dsee_jax.train import loop

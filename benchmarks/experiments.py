@@ -112,7 +112,7 @@ def conclude(failed: Sequence[str], table: str) -> int:
 
 
 def inputs(
-    config: Path, overrides: Sequence[str], task: str, options: argparse.Namespace, *, pretrained: bool = True
+    config: Path, overrides: Sequence[str], task: str, options: argparse.Namespace, *, model: bool = True
 ) -> dict[str, Any]:
     """Return the SHA-256 of the inputs of a run, as ``meta_info`` of its record has them (`benchmarks.records`).
 
@@ -123,8 +123,7 @@ def inputs(
       overrides: of the run, with the places of its model and data.
       task: the name of the task.
       options: of the command; ``hashes`` keeps those of earlier calls.
-      pretrained: whether the run starts from a pretrained model. The model of another run is left out: its folder is on one
-        machine only, and its name stands for the inputs of that run.
+      model: whether the model is on this machine; otherwise its hash is left out.
 
     Raises:
       InputError: the model or the data cannot be read.
@@ -134,7 +133,7 @@ def inputs(
     if data not in known:
         known[data] = hashes.of_data(read_task(made))
     read = {"dataset_info": {task: {"sha256": known[data]}}}
-    if not pretrained:
+    if not model:
         return read
     if made.model.path not in known:
         known[made.model.path] = hashes.of_model(resolve(made.model.path))
@@ -182,7 +181,7 @@ def kept(results: Path) -> dict[Experiment, dict[int, dict[str, Any]]]:
         every.setdefault(experiment, {})[about["seed"]] = each
     chosen = {}
     for experiment, by_seed in every.items():
-        newest = max(by_seed.values(), key=lambda each: each["run_info"]["created_at"])
+        newest = max(by_seed.values(), key=_created)
         same = [seed for seed, each in by_seed.items() if _same(each, newest)]
         chosen[experiment] = {seed: by_seed[seed] for seed in sorted(same)}
     return chosen
@@ -194,11 +193,28 @@ def _same(record: Mapping[str, Any], newest: Mapping[str, Any]) -> bool:
 
 
 def _scored(record: Mapping[str, Any]) -> list[Any]:
-    """Return the hashes of the pretrained model, where the run starts from one, and of the examples that choose and score."""
+    """Return the hashes of the model that the run starts from, and of the examples that choose and score."""
     about, meta = record["run_info"], record["meta_info"]
-    pretrained = record["config"]["model"]["path"] == about["model"]
     data = meta["dataset_info"][about["task"]]["sha256"]
-    return [meta["model_info"] if pretrained else {}, {name: data[name] for name in data if name != "train"}]
+    return [meta["model_info"], {name: data[name] for name in data if name != "train"}]
+
+
+def from_one_model(group: Mapping[str, Mapping[int, Any]]) -> dict[str, dict[int, Any]]:
+    """Return the records by method and seed that start from the same model as the newest of them."""
+    newest = max((each for kept in group.values() for each in kept.values()), key=_created, default=None)
+    same = {
+        method: {seed: each for seed, each in kept.items() if newest and _model(each) == _model(newest)}
+        for method, kept in group.items()
+    }
+    return {method: kept for method, kept in same.items() if kept}
+
+
+def _created(record: Mapping[str, Any]) -> str:
+    return record["run_info"]["created_at"]
+
+
+def _model(record: Mapping[str, Any]) -> Any:
+    return record["meta_info"]["model_info"]
 
 
 def _recipe(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 from benchmarks import experiments, records, runs, tables
 from benchmarks.experiments import Experiment
 from benchmarks.runs import ROOT
+from dsee_jax.ckpt.folders import MODEL_CONFIG
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import files
 
@@ -94,7 +95,9 @@ DISTILLED = "--train.distill.weight=0.5"
 STATES = "--train.distill.hidden=1"
 
 ABLATIONS = {
-    "lora_all": Method("LoRA of every linear layer", "lora", ("--delta.targets=['encoder/.*/kernel']",), 1),
+    "lora_all": Method(
+        "LoRA of every linear layer", "lora", ("--delta.targets=['encoder/.*/kernel']", "--train.learning_rate=5e-4"), 1
+    ),
     "dsee_70_distilled": Method("70 % zeros, distilled", "dsee", (DSEE_70, DISTILLED), 1),
     "dsee_70_states": Method("70 % zeros, distilled with hidden states", "dsee", (DSEE_70, DISTILLED, STATES), 1),
     "dsee_70_one_shot": Method("70 % zeros, calibrated in one pass", "dsee", (DSEE_70, ALONE), 1),
@@ -118,7 +121,7 @@ ABLATIONS = {
     "dsee_70_attention": Method(
         "70 % zeros, updates of attention only",
         "dsee",
-        (DSEE_70, "--delta.targets=['.*/attention/(query|key|value|output)/kernel']"),
+        (DSEE_70, "--delta.targets=['.*/attention/(query|key|value|output)/kernel']", "--train.learning_rate=1e-3"),
         1,
     ),
     "cut_50_distilled": Method("cut to 50 % of the FLOPs, distilled", "cut", (flops(0.5), DISTILLED), 1),
@@ -146,7 +149,8 @@ ABLATIONS = {
 
 A row has one change from the method at the start of its name, with these exceptions. Scores other than SPARSEGPT are
 calibrated in one pass and are to be compared with ``dsee_70_one_shot``, schedules with ``dsee_70_wanda``. EarlyBERT searches
-for one pass and tunes for two, where the other cuts tune for one, cut, and tune again for two.
+for one pass and tunes for two, where the other cuts tune for one, cut, and tune again for two. Where the updates live changes
+the rate with them: it is 5e-4 with updates of every linear layer and 1e-3 with those of attention alone.
 """
 
 SPLIT = "--data.split_dev=true"
@@ -196,7 +200,9 @@ def described(experiment: Experiment, seed: int, options: argparse.Namespace) ->
     )
     config = runs.settings(recipe, overrides)
     config["model"]["path"] = base
-    inputs = experiments.inputs(recipe, overrides, experiment.task, options, pretrained=not task.start)
+    # The model of another run is hashed where its folder is here: its name says its config alone.
+    here = not task.start or (Path(path) / MODEL_CONFIG).exists()
+    inputs = experiments.inputs(recipe, overrides, experiment.task, options, model=here)
     stored = experiments.stored(experiment, seed, options)
     if experiments.unchanged(stored, config, inputs):
         # A key that a later version adds to the config changes the name of a new folder.
@@ -215,11 +221,14 @@ def finish(experiment: Experiment, seed: int, options: argparse.Namespace, *, fo
         return run.stored
     if task.start:
         finish(Experiment(experiment.base, *task.start), 0, options, folder=True)
+        run = described(experiment, seed, options)
     begin = time.monotonic()
     runs.train(run.recipe, run.out, run.overrides, compiled=options.runs / "compiled")
     about = experiments.labels(experiment, seed, task.score, time.monotonic() - begin)
     record = {**records.of_run(run.out, run.config, **about), "config": run.config, "folder": run.out.name}
     record["meta_info"] |= run.inputs
+    if "inference_info" in run.stored:
+        record["inference_info"] = run.stored["inference_info"]
     files.write(experiments.record(experiment, seed, options), record)
     # A finished run needs no checkpoints, which are many times its model.
     shutil.rmtree(run.out / "checkpoints", ignore_errors=True)
@@ -259,6 +268,8 @@ def tabulate(options: argparse.Namespace) -> str:
             for method in METHODS | ABLATIONS
             if (experiment := Experiment(base, task, method)) in every
         }
+        if TASKS[task].start:
+            group = experiments.from_one_model(group)
         stored = [record for kept in group.values() for record in kept.values()]
         lengths = [record["inference_info"]["mean_length"] for record in stored if "inference_info" in record]
         labels = {"title": f"{TASKS[task].label}, {base}", "model": base, "task": task}

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 
+from benchmarks import methods
 from benchmarks.runs import RESULTS, ROOT
 from dsee_jax.analysis.pictures.style import COLOURS, GREY, figure
 
@@ -94,8 +95,7 @@ def draw_speed(rows: list[dict[str, Any]]) -> Any:
     """
     panels: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        # One underscore: the amount. More: a part of the recipe that is changed.
-        if row["throughput_ratio"] and row["method"].count("_") <= 1:
+        if row["throughput_ratio"] and row["method"] in methods.METHODS:
             panels.setdefault(row["title"], []).append(row)
     picture, handles = figure(4.2 * len(panels), 3.4), {}
     for axes, (title, points) in zip(picture.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):

@@ -44,9 +44,9 @@ def equal(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 def _equal(before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
     return before.keys() <= now.keys() and all(
-        _equal(before.get(key, {}), value, defaults[key])
+        _equal(before.get(key, {}), value, defaults.get(key, {}))
         if isinstance(value, dict)
-        else before.get(key, defaults[key]) == value
+        else before.get(key, defaults.get(key)) == value
         for key, value in now.items()
     )
 

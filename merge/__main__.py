@@ -153,6 +153,8 @@ def merge(options: argparse.Namespace) -> None:
             raise InputError("--push uploads the merged model, and --plan merges nothing: give one of them")
     wanted = answer.wanted(options)
     out = destination.located(options.out)
+    if not options.plan:
+        compilation_cache.use(options)  # before the first program, which a job compiles when it begins
     multihost.join(options)
     with preemption.raised("the same command resumes"):
         ready = pipeline.read(options.recipe, seed=options.random_seed, head=options.heads)
@@ -164,7 +166,6 @@ def merge(options: argparse.Namespace) -> None:
             _plan(ready.plan, options, wanted)
             return
         malloc.keep_freed_memory()
-        compilation_cache.use(options)
         limits.check(
             open_files=engine.open_files(ready.inputs), mapped=sum(path.stat().st_size for path in ready.inputs)
         )

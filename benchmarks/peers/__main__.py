@@ -156,6 +156,10 @@ def answer(name: str, question: Question, options: argparse.Namespace) -> int:
                 together=options.gpu,
                 tolerance=question.tolerance,
             )
+        if _state(question, list(pythons), options) != state:
+            print(f"{name}, {title}: not stored: code or packages have changed meanwhile", file=sys.stderr, flush=True)
+            failed += 1
+            continue
         record = results.record(question, case, sides, pairs=options.pairs, machine=about, state=state)
         failed += report(record)
         good = [each for each, side in sides.items() if "error" not in side]

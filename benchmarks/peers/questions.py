@@ -272,7 +272,7 @@ QUESTIONS: dict[str, Question] = {
     "merging": Question(
         "Merging two models of 1.1 billion parameters, bfloat16",
         "Seconds until the output is on the disk, checksums of all inputs included; peak of anonymous memory. The floor reads "
-        "and hashes the same inputs, and writes and syncs as many bytes.",
+        "and hashes the same inputs, and writes and syncs as many bytes. Ours compiles in the first round alone.",
         _MERGES,
         _merges("llama-1.1b", "linear", "rankmean", "task_arithmetic", "slerp", "dare_ties", "ties"),
         _merges("tiny-llama-bfloat16", "linear", "rankmean", "ties"),

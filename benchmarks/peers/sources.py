@@ -1,7 +1,6 @@
 """Digests of the code that figures depend on. Comments, docstrings and layout do not count."""
 
 import ast
-import functools
 import hashlib
 import re
 from collections.abc import Iterable
@@ -29,13 +28,11 @@ class _Bare(ast.NodeTransformer):
         return None if text else node
 
 
-@functools.cache
 def package(name: str) -> str:
     """Return the digest of all Python files of a package of this checkout."""
     return digest((ROOT / name).rglob("*.py"))
 
 
-@functools.cache
 def sides(modules: tuple[str, ...]) -> str:
     """Return the digest of the modules of sides, and of the files of `benchmarks` that they use."""
     folder = Path(__file__).parent

@@ -1,6 +1,6 @@
 """The identity that ends a fusion.
 
-A residual stream is changed by cheap operations alone from layer to layer, and so is its gradient. On a CPU XLA fuses them
+Between the products a residual stream has cheap elementwise operations only, and so has its gradient. On a CPU XLA fuses them
 into each of their consumers, back through all layers before: reads and computations grow with the square of the depth. XLA
 drops its own optimisation barriers before it fuses. It keeps a call that must not be inlined.
 """

@@ -68,7 +68,8 @@ def enable() -> Path | None:
     ``JAX_COMPILATION_CACHE_DIR`` or in ``jax.config``, and the environment variables of the options.
 
     Returns:
-      The folder of the programs; None where the cache is turned off, or the folder cannot be written, which is a warning.
+      The folder of the programs; None where the cache is turned off, or, with a warning, where there is no home folder, or a
+      folder that this user cannot write or that others can.
     """
     import jax
 
@@ -77,12 +78,13 @@ def enable() -> Path | None:
         return None
     if config.jax_compilation_cache_dir:
         return Path(config.jax_compilation_cache_dir)
-    place = folder()
+    place: Path | str = "the cache folder of this user"
     try:
-        # Programs are code: nobody else may write them.
+        place = folder()
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_owner(place)
         _tidy(place)
-    except (OSError, NotImplementedError) as error:
+    except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         log.warning(
             "%s: compiled programs are not kept there (%s), and the next start compiles them again: set "
@@ -101,6 +103,13 @@ def folder() -> Path:
     """Return the folder of the compiled programs of this user: ``$XDG_CACHE_HOME/dsee_jax/compiled``, by default in
     ``~/.cache``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dsee_jax" / "compiled"
+
+
+def _check_owner(place: Path) -> None:
+    """Raise `PermissionError` for a folder that others may write: programs are code."""
+    about = place.stat()
+    if hasattr(os, "geteuid") and (about.st_uid != os.geteuid() or about.st_mode & 0o022):
+        raise PermissionError("other users may write it")
 
 
 def _tidy(place: Path) -> None:

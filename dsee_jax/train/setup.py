@@ -157,7 +157,8 @@ def _updates(config: Config, folder: Path, start: Start | None, params: Params, 
         new = create.init(params, dataclasses.replace(delta, rank=0), key=key)
         deltas = tree.unflatten({**tree.flatten(deltas), **tree.flatten(new.deltas)})
         supports = new.supports
-    return jax.tree.map(jnp.asarray, deltas), jax.tree.map(jnp.asarray, supports)
+    # As new updates; the file of an adapter may have float16.
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), deltas), jax.tree.map(jnp.asarray, supports)
 
 
 def _check_start(config: Config, folder: Path, start: Start, params: Params, key: Key) -> None:

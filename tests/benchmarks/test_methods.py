@@ -164,6 +164,12 @@ def test_stored_config_with_fewer_keys_is_equal():
     assert not runs.equal(before, now)
 
 
+def test_stored_config_with_a_key_that_is_gone_differs():
+    now = runs.settings(ROOT / "configs" / "recommended_lora.yaml", [])
+    assert not runs.equal(now | {"gone": 1}, now)
+    assert runs.equal(now | {"gone": 1}, now | {"gone": 1})
+
+
 @functools.cache
 def small(method):
     """Return the settings of a small run of a method."""
@@ -337,6 +343,17 @@ def test_unreadable_data_are_one_line_before_any_run(tmp_path, capsys):
     assert methods.main([*places, "--small", "--only", "tiny/*/lora"]) == 2
     assert "dev.tsv" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_rows_of_a_task_start_from_one_model():
+    """A start that was trained again gives other weights; a table of both would compare the starts."""
+
+    def started(model, day):
+        return {"run_info": {"created_at": f"2026-01-0{day}"}, "meta_info": {"model_info": model}}
+
+    group = {"lora": {0: started("a", 1), 1: started("b", 3)}, "full": {0: started("a", 2)}}
+    assert experiments.from_one_model(group) == {"lora": {1: started("b", 3)}}
+    assert experiments.from_one_model({}) == {}
 
 
 def test_ablations_are_ordered_by_the_half_that_chooses(tmp_path, made):

@@ -197,8 +197,8 @@ def test_the_digest_of_sides_has_the_modules_that_they_use(monkeypatch):
     """The epoch of PEFT uses its training step; ONNX Runtime runs the exporter as a command."""
     monkeypatch.setattr(sources, "digest", lambda files: {file.stem for file in files})
     shared = {"rounds", "child", "machine", "inputs", "shapes"}
-    assert sources.sides.__wrapped__(("torch_epoch",)) == shared | {"torch_epoch", "torch_train"}
-    assert sources.sides.__wrapped__(("onnx_forward",)) == shared | {"onnx_forward", "onnx_export"}
+    assert sources.sides(("torch_epoch",)) == shared | {"torch_epoch", "torch_train"}
+    assert sources.sides(("onnx_forward",)) == shared | {"onnx_forward", "onnx_export"}
 
 
 def test_an_environment_of_other_pins_is_created_again(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -97,9 +98,21 @@ def test_processes_of_a_job_keep_nothing(monkeypatch, job, called):
     assert calls == called
 
 
-def test_folder_that_cannot_be_written_is_one_warning(monkeypatch, caplog, tmp_path):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+def _no_home(path):
+    raise RuntimeError("Could not determine home directory.")
+
+
+@pytest.mark.parametrize("fault", ["a file", "writable by others", "no home"])
+def test_folder_that_cannot_be_used_is_one_warning(monkeypatch, caplog, tmp_path, fault):
+    home = tmp_path / "home"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    if fault == "a file":
+        home.touch()
+    elif fault == "writable by others":
+        (home / "dsee_jax" / "compiled").mkdir(parents=True)
+        (home / "dsee_jax" / "compiled").chmod(0o777)
+    else:
+        monkeypatch.setattr(pathlib.Path, "expanduser", _no_home)
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
     try:
@@ -108,7 +121,8 @@ def test_folder_that_cannot_be_written_is_one_warning(monkeypatch, caplog, tmp_p
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
     (record,) = caplog.records
-    assert f"{tmp_path}/file/dsee_jax/compiled: compiled programs are not kept there" in record.getMessage()
+    place = "the cache folder of this user" if fault == "no home" else f"{home}/dsee_jax/compiled"
+    assert f"{place}: compiled programs are not kept there" in record.getMessage()
 
 
 def test_interrupted_writes_go(tmp_path):

@@ -163,7 +163,8 @@ def answer(name: str, question: Question, options: argparse.Namespace) -> int:
         record = results.record(question, case, sides, pairs=options.pairs, machine=about, state=state)
         failed += report(record)
         good = [each for each, side in sides.items() if "error" not in side]
-        if lost := results.lost(stored, question, good, options.pairs):
+        # Another command may have written this case meanwhile.
+        if lost := results.lost(results.read(path).get(title), question, good, options.pairs):
             print(f"{name}, {title}: not stored: the stored record {lost}", file=sys.stderr, flush=True)
         else:
             # Another command may have written other cases meanwhile.

@@ -65,5 +65,8 @@ def installed(name: str, needs: Sequence[str], folder: Path) -> str:
     """
     if name and is_complete(name, folder):
         return pins(name)
-    packages = [f"{package}=={importlib.metadata.version(package)}" for package in needs or LIBRARIES]
+    names = importlib.metadata.packages_distributions()
+    # tensorflow is a module of tensorflow-cpu too.
+    wanted = sorted({name for package in needs or LIBRARIES for name in names[package]})
+    packages = [f"{name}=={importlib.metadata.version(name)}" for name in wanted]
     return " ".join([f"python=={platform.python_version()}", *packages])

@@ -180,8 +180,11 @@ TRAFFIC = {
 
 
 def check_traffic(name, text):
-    """A quarter more is allowed, for other choices of fusions; a further pass over activations or weights is more."""
-    assert hlo.traffic(text) <= 1.25 * TRAFFIC[name]
+    """A quarter more is allowed, for other choices of fusions; a further pass over activations or weights is more.
+
+    Half is less than any program needs: the figures of its text are not found.
+    """
+    assert 0.5 * TRAFFIC[name] <= hlo.traffic(text) <= 1.25 * TRAFFIC[name]
 
 
 def test_memory_traffic_of_steps(bert, llama):

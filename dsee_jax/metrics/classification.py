@@ -41,12 +41,6 @@ def spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
     return _correlation(scipy.stats.spearmanr, predictions, labels)
 
 
-def log_softmax(logits: np.ndarray, axis: int) -> np.ndarray:
-    """Return the logarithms of the probabilities of finite logits, which sum to 1 along ``axis``."""
-    shifted = logits - logits.max(axis, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis, keepdims=True))
-
-
 def _correlation(measure: Callable, predictions: np.ndarray, labels: np.ndarray) -> float:
     if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
         return 0.0
@@ -91,5 +85,5 @@ def score(glue: str, logits: np.ndarray, labels: np.ndarray, *, regression: bool
         loss = np.mean((predictions - labels) ** 2)
     else:
         predictions = logits.argmax(-1)
-        loss = -np.mean(np.take_along_axis(log_softmax(logits, -1), labels[:, None], -1))
+        loss = -np.mean(np.take_along_axis(scipy.special.log_softmax(logits, -1), labels[:, None], -1))
     return {metric: measure(predictions, labels) for metric, measure in measures.items()} | {"loss": float(loss)}

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy  # which imports its submodules at their first use
 
 from dsee_jax.data import Questions, Split, Task
 from dsee_jax.data.tokens import Tokens
@@ -102,7 +103,7 @@ def _answered(task: Task, examples: Split, tokens: Tokens, logits: Sequence[np.n
     for row, question in enumerate(tokens.windows.questions):
         part = slice(tokens.offsets[row], tokens.offsets[row + 1])
         own, spans = np.asarray(logits[row][: tokens.lengths[row]], np.float64), tokens.windows.spans[part]
-        losses.append(-np.mean(classification.log_softmax(own, 0)[tokens.labels[row], (0, 1)]))
+        losses.append(-np.mean(scipy.special.log_softmax(own, axis=0)[tokens.labels[row], (0, 1)]))
         (inside,) = np.nonzero(spans[:, 0] >= 0)
         value, first, last = answers.best_span(own[inside, 0], own[inside, 1])
         begin, end = spans[inside[first], 0], spans[inside[last], 1]

@@ -60,7 +60,7 @@ def same_in_transformers(out, class_name):
         np.testing.assert_allclose(np.stack(both, -1) if both else outputs.logits.numpy(), expected, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.parity
 def test_run_of_texts_with_any_number_of_labels(tmp_path):
     """The words of a text are its labels: a few passes learn them."""
     generator = np.random.default_rng(0)
@@ -92,7 +92,7 @@ def test_tags_are_scored_at_first_tokens_alone():
     assert all(map(np.isnan, PROBLEMS["token-classification"].score(task, examples, tokens, found).values()))
 
 
-@pytest.mark.slow
+@pytest.mark.parity
 def test_run_of_tagged_words(tmp_path):
     """An animal is an entity: a few passes learn it, and transformers' fields name the tags."""
     generator = np.random.default_rng(0)
@@ -143,7 +143,7 @@ def test_no_answer_is_given_where_no_window_has_a_surer_span(surest, right):
     assert PROBLEMS["question-answering"].score(task, examples, tokens, logits)["exact_match"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.parity
 def test_run_of_plain_text_has_perplexity_and_forgetting(tmp_path):
     """The held text is that of the dev set here, so that its loss is the same."""
     decoders.write(tmp_path / "base", tie_word_embeddings=True, eos_token_id=9)
@@ -163,7 +163,7 @@ def test_run_of_plain_text_has_perplexity_and_forgetting(tmp_path):
     assert dev not in (out / "model/README.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.parity
 @pytest.mark.parametrize("some_without", [False, True])
 def test_run_of_questions(tmp_path, some_without):
     """The answer is the animal of a text; texts are longer than a row. Every third may have no animal, as in SQuAD v2.0."""

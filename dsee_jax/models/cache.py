@@ -8,12 +8,13 @@ A cache is a dict of arrays of fixed shapes, passed in and out, so that a compil
 
     segments  (batch, capacity)                        int32; as in the mask, 0 in empty slots
     length    ()                                       int32; number of written slots, padding included
-    layer_0   key (batch, groups, head size, capacity), value (batch, groups, capacity, head size); layers without heads
+    layer_0   key (batch * groups, head size, capacity), value (batch * groups, capacity, head size); layers without heads
               have no entry
     layers    of a model that scans, instead: key and value of all layers, with a first axis for them
 
 The tokens of a call go into the next slots; the caller must ensure that they fit. Key and value have the order of axes in
-which the products of attention read them.
+which the products of attention read them, and one axis for the groups of all rows: with two, XLA on CPUs copies both for every
+token where an axis has length 1. With several devices there are two axes, batch and groups, which a mesh may split apart.
 """
 
 from collections.abc import Mapping
@@ -41,10 +42,14 @@ def create(model: Model, batch: int, capacity: int) -> dict[str, Any]:
     """Return an empty cache of ``capacity`` tokens per row for a decoder, structurally pruned or not."""
     config = model.config
     dtype = jnp.dtype(config.dtype)
+
+    def zeros(groups: int, *axes: int) -> jax.Array:
+        return jnp.zeros((*((batch, groups) if jax.device_count() > 1 else (batch * groups,)), *axes), dtype)
+
     layers = {
         f"layer_{number}": {
-            "key": jnp.zeros((batch, groups, config.head_size, capacity), dtype),
-            "value": jnp.zeros((batch, groups, capacity, config.head_size), dtype),
+            "key": zeros(groups, config.head_size, capacity),
+            "value": zeros(groups, capacity, config.head_size),
         }
         for number, groups in enumerate(config.widths["heads"])
         if groups
@@ -56,9 +61,17 @@ def create(model: Model, batch: int, capacity: int) -> dict[str, Any]:
 
 def take(cache: Cache, rows: jax.Array) -> dict[str, Any]:
     """Return the cache of the rows ``rows`` (n,), in that order; a row may occur more than once."""
+    batch = len(cache["segments"])
 
     def take_part(name: str, part: Any) -> Any:
-        return jax.tree.map(lambda leaf: (leaf[:, rows] if name == STACK else leaf[rows]) if leaf.ndim else leaf, part)
+        axis = int(name == STACK)
+
+        def take_leaf(leaf: jax.Array) -> jax.Array:
+            apart = leaf.reshape(*leaf.shape[:axis], batch, -1, *leaf.shape[axis + 1 :])
+            taken = jnp.take(apart, rows, axis)
+            return taken.reshape(*leaf.shape[:axis], -1, *leaf.shape[axis + 1 :])
+
+        return jax.tree.map(lambda leaf: take_leaf(leaf) if leaf.ndim else leaf, part)
 
     return {name: take_part(name, part) for name, part in cache.items()}
 

@@ -89,8 +89,7 @@ class CausalAttention(nn.Module):
           x: (batch, length, width).
           context: of the call. A token that sees no key gets the mean of all values, never NaN.
           rotation: cosines and sines of the positions, see `dsee_jax.models.rope`; None: no rotation.
-          cache: ``key`` (batch, groups, head size, keys) and ``value`` (batch, groups, keys, head size) of this layer, or
-            None.
+          cache: ``key`` and ``value`` of this layer, see `dsee_jax.models.cache`, or None.
           deterministic: no dropout of the attention weights.
 
         Returns:
@@ -112,19 +111,28 @@ class CausalAttention(nn.Module):
         if cache is not None:
             cache = {
                 name: jax.lax.dynamic_update_slice_in_dim(
-                    cache[name], new.astype(cache[name].dtype), context.start, axis=axis
+                    cache[name],
+                    new.reshape(*cache[name].shape[:-2], *new.shape[-2:]).astype(cache[name].dtype),
+                    context.start,
+                    axis=cache[name].ndim + axis,
                 )
-                for name, new, axis in (("key", key, 3), ("value", value, 2))
+                for name, new, axis in (("key", key, -1), ("value", value, -2))
             }
             key, value = cache["key"].astype(self.dtype), cache["value"].astype(self.dtype)
         visible = context.visible
         if self.window is not None:
             visible &= context.distance < self.window
-        query = query.reshape(*x.shape[:2], self.groups, self.per_group, self.head_size)
-        scores = jnp.einsum("bqghd,bgdk->bghqk", query, key, preferred_element_type=jnp.float32) * self.scale
-        weights = softmax(jnp.where(visible[:, None, None], scores, jnp.finfo(jnp.float32).min))
+        batch, length = x.shape[:2]
+        query = query.reshape(batch, length, self.groups, self.per_group, self.head_size)
+        # All queries of a group are rows of one product, which reads the keys and the values as they lie in the cache.
+        rows = (*key.shape[:-2], length * self.per_group)
+        query = jnp.swapaxes(query, 1, 2).reshape(*rows, self.head_size)
+        scores = jnp.matmul(query, key, preferred_element_type=jnp.float32) * self.scale
+        scores = scores.reshape(batch, self.groups, length, self.per_group, -1)
+        weights = softmax(jnp.where(visible[:, None, :, None], scores, jnp.finfo(jnp.float32).min))
         weights = self.dropout(weights, deterministic).astype(self.dtype)
-        mixed = jnp.einsum("bghqk,bgkd->bqghd", weights, value)
+        mixed = jnp.matmul(weights.reshape(*rows, -1), value)
+        mixed = jnp.swapaxes(mixed.reshape(batch, self.groups, length, self.per_group, self.head_size), 1, 2)
         return self.output(mixed.reshape(*x.shape[:2], -1)), cache
 
 

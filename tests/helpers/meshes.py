@@ -274,6 +274,22 @@ def explicit(_):
     return errors
 
 
+def generation(_):
+    """Count the tokens that are generated on a mesh and are not those of complete passes without a cache."""
+    model, params, _, batch = build("llama")
+    where, new = mesh((2, 2, 2)), 4
+    placed, prompts = sharding.place(sharding.placement(where, model), params), batch["input_ids"][:, :7]
+    tokens = {
+        beams: dsee_jax.generate(model, placed, sharding.split(where, prompts), new_tokens=new, beams=beams)
+        for beams in (1, 2)
+    }
+    for _ in range(new):
+        last = np.asarray(model.apply({"params": params}, prompts))[:, -1]
+        prompts = np.concatenate([prompts, last.argmax(-1)[:, None].astype(np.int32)], 1)
+    alone = dsee_jax.generate(model, params, batch["input_ids"][:, :7], new_tokens=new, beams=2)
+    return {"greedy": int((tokens[1] != prompts[:, -new:]).sum()), "beams": int((tokens[2] != alone).sum())}
+
+
 def all_runs(folder, names=None):
     """The figures of complete runs on a mesh of all three axes."""
     figures = {}
@@ -309,7 +325,11 @@ RUNS = {
 }
 
 JOBS = {
-    "functions": lambda folder: {"pruning": pruning(folder), "explicit": explicit(folder)},
+    "functions": lambda folder: {
+        "pruning": pruning(folder),
+        "explicit": explicit(folder),
+        "generation": generation(folder),
+    },
     "steps": all_steps,
     "runs": all_runs,
     # A sample: an encoder and scanned layers on a mesh of all three axes; a run with structured pruning.

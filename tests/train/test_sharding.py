@@ -223,6 +223,11 @@ def test_updates_on_explicit_axes_equal_one_device(functions):
 
 
 @pytest.mark.slow
+def test_tokens_generated_on_a_mesh_are_those_without_a_cache(functions):
+    assert functions["generation"] == {"greedy": 0, "beams": 0}
+
+
+@pytest.mark.slow
 def test_masks_of_sharded_kernels_equal_one_device(functions):
     """Eagerly and under jit; no device gathers a complete kernel."""
     figures = dict(functions["pruning"])

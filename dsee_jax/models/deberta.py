@@ -127,8 +127,8 @@ class Attention(layers.Attention):
         """Return float32 (batch, heads, queries, keys).
 
         Args:
-          query: (batch, queries, heads, size), already scaled.
-          key: (batch, keys, heads, size).
+          query: (batch, heads, queries, size), already scaled.
+          key: (batch, heads, keys, size).
           deterministic: no dropout.
           *context: the embeddings of the distances -s .. s - 1, (1, 2 s, width).
         """
@@ -136,16 +136,16 @@ class Attention(layers.Attention):
         scores, span = super().scores(query, key, deterministic), distances.shape[1] // 2
         distances = self.drop(distances, deterministic)
         by_head = (2 * span, self.heads, self.head_size)
-        difference = jnp.arange(query.shape[1])[:, None] - jnp.arange(key.shape[1])[None]
+        difference = jnp.arange(query.shape[2])[:, None] - jnp.arange(key.shape[2])[None]
         places = jnp.clip(difference + span, 0, 2 * span - 1)[None, None]
         if "c2p" in self.relative:
             positions = self.position_key(distances).reshape(by_head)
-            content = jnp.einsum("bqhd,phd->bhqp", query, positions, preferred_element_type=jnp.float32)
+            content = jnp.einsum("bhqd,phd->bhqp", query, positions, preferred_element_type=jnp.float32)
             scores += jnp.take_along_axis(content, places, axis=-1)
         if "p2c" in self.relative:
             positions = self.position_query(distances).reshape(by_head)
             positions = positions / np.sqrt(self.terms * self.head_size).astype(positions.dtype)
-            content = jnp.einsum("bkhd,phd->bhpk", key, positions, preferred_element_type=jnp.float32)
+            content = jnp.einsum("bhkd,phd->bhpk", key, positions, preferred_element_type=jnp.float32)
             scores += jnp.take_along_axis(content, places, axis=-2)
         return scores
 

@@ -113,9 +113,9 @@ class Attention(nn.Module):
         self.dropout = Dropout(self.dropout_rate)
 
     def scores(self, query: jax.Array, key: jax.Array, deterministic: bool, *context: Any) -> jax.Array:
-        """Return float32 (batch, heads, queries, keys) of a scaled query and a key, both (batch, any, heads, size)."""
+        """Return float32 (batch, heads, queries, keys) of a scaled query and a key, both (batch, heads, any, size)."""
         del deterministic, context
-        return jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+        return jnp.matmul(query, jnp.swapaxes(key, 2, 3), preferred_element_type=jnp.float32)
 
     def __call__(
         self,
@@ -141,15 +141,14 @@ class Attention(nn.Module):
         if not self.heads:
             return self.output(x[:, :queries])
         shape = (*x.shape[:2], self.heads, self.head_size)
-        query, key, value = (part.reshape(shape) for part in self.projections(x))
-        query = query[:, :queries]
-        scores = self.scores(
-            query / np.sqrt(self.terms * self.head_size).astype(query.dtype), key, deterministic, *context
-        )
+        # XLA on CPUs multiplies arrays in this order of axes, and copies those of another order.
+        query, key, value = (jnp.swapaxes(part.reshape(shape), 1, 2) for part in self.projections(x))
+        query = query[:, :, :queries] / np.sqrt(self.terms * self.head_size).astype(query.dtype)
+        scores = self.scores(query, key, deterministic, *context)
         weights = softmax(jnp.where(mask[..., :queries, :], scores, jnp.finfo(jnp.float32).min))
         weights = self.dropout(weights, deterministic).astype(self.dtype)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-        return self.output(mixed.reshape(*query.shape[:2], self.heads * self.head_size))
+        mixed = jnp.swapaxes(jnp.matmul(weights, value), 1, 2)
+        return self.output(mixed.reshape(*mixed.shape[:2], self.heads * self.head_size))
 
 
 class Mlp(nn.Module):

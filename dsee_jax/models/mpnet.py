@@ -122,13 +122,13 @@ class Attention(layers.Attention):
         """Return float32 (batch, heads, queries, keys).
 
         Args:
-          query: (batch, queries, heads, size), already scaled.
-          key: (batch, keys, heads, size).
+          query: (batch, heads, queries, size), already scaled.
+          key: (batch, heads, keys, size).
           deterministic: no dropout.
           *context: the bias of all heads of the pretrained model, (1, heads, length, length).
         """
         (bias,) = context
-        bias = bias[:, :, : query.shape[1]]
+        bias = bias[:, :, : query.shape[2]]
         if len(self.columns) < bias.shape[1]:
             bias = bias[:, np.array(self.columns)]
         return super().scores(query, key, deterministic) + bias

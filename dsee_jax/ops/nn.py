@@ -1,10 +1,12 @@
 """Activations, norms, softmax and dropout of single arrays, with gradient rules that save few residuals.
 
-Gradient rules put the values that they reuse behind an optimisation barrier. Without the barrier, XLA fuses ``erf``, ``exp``
-and the statistics into every consumer and evaluates them again, which costs more on a CPU than a read from memory.
+The gradient rules of activations save their input alone: to evaluate ``erf`` or ``exp`` again costs less than to write an
+array of that size. Those of norms and softmax put the values that they reuse behind an optimisation barrier. Without the
+barrier, XLA fuses the statistics into every consumer and evaluates them there, which costs more on a CPU than a read from memory.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,10 +31,11 @@ def _normal_cdf(x: jax.Array) -> jax.Array:
 
 @gelu.defjvp  # pyright: ignore[reportFunctionMemberAccess]
 def _gelu_jvp(primals: Any, tangents: Any) -> Any:
-    (x,), (t,) = primals, tangents
-    cdf = barrier(_normal_cdf(x))
-    density = jnp.exp(-0.5 * jnp.square(x)) * np.sqrt(0.5 / np.pi).astype(x.dtype)
-    return x * cdf, t * (cdf + x * density)
+    def slope(x: jax.Array) -> jax.Array:
+        density = jnp.exp(-0.5 * jnp.square(x)) * np.sqrt(0.5 / np.pi).astype(x.dtype)
+        return _normal_cdf(x) + x * density
+
+    return gelu(*primals), _times(slope, *primals, *tangents)
 
 
 @jax.custom_jvp
@@ -47,10 +50,12 @@ def _gelu_tanh(x: jax.Array) -> jax.Array:
 
 @gelu_tanh.defjvp  # pyright: ignore[reportFunctionMemberAccess]
 def _gelu_tanh_jvp(primals: Any, tangents: Any) -> Any:
-    (x,), (t,) = primals, tangents
-    tanh = barrier(_gelu_tanh(x))
-    inner = np.sqrt(2.0 / np.pi).astype(x.dtype) * (1.0 + 3 * 0.044715 * jnp.square(x))
-    return 0.5 * x * (1.0 + tanh), t * 0.5 * (1.0 + tanh + x * (1.0 - jnp.square(tanh)) * inner)
+    def slope(x: jax.Array) -> jax.Array:
+        tanh = _gelu_tanh(x)
+        inner = np.sqrt(2.0 / np.pi).astype(x.dtype) * (1.0 + 3 * 0.044715 * jnp.square(x))
+        return 0.5 * (1.0 + tanh + x * (1.0 - jnp.square(tanh)) * inner)
+
+    return gelu_tanh(*primals), _times(slope, *primals, *tangents)
 
 
 @jax.custom_jvp
@@ -61,9 +66,16 @@ def silu(x: jax.Array) -> jax.Array:
 
 @silu.defjvp  # pyright: ignore[reportFunctionMemberAccess]
 def _silu_jvp(primals: Any, tangents: Any) -> Any:
-    (x,), (t,) = primals, tangents
-    gate = barrier(jax.nn.sigmoid(x))
-    return x * gate, t * gate * (1.0 + x * (1.0 - gate))
+    def slope(x: jax.Array) -> jax.Array:
+        gate = jax.nn.sigmoid(x)
+        return gate * (1.0 + x * (1.0 - gate))
+
+    return silu(*primals), _times(slope, *primals, *tangents)
+
+
+def _times(slope: Callable[[jax.Array], jax.Array], x: jax.Array, t: jax.Array) -> jax.Array:
+    """Return ``t * slope(x)``; the gradient computes the slope again from ``x``."""
+    return jax.checkpoint(lambda x, t: t * slope(x))(x, t)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))

@@ -2,7 +2,8 @@
 
 The gradient rules of activations save their input alone: to evaluate ``erf`` or ``exp`` again costs less than to write an
 array of that size. Those of norms and softmax put the values that they reuse behind an optimisation barrier. Without the
-barrier, XLA fuses the statistics into every consumer and evaluates them there, which costs more on a CPU than a read from memory.
+barrier, XLA fuses the statistics into every consumer and evaluates them again, which costs more on a CPU than a read from
+memory.
 """
 
 import functools

@@ -13,8 +13,6 @@ temporaries). The machine must be idle otherwise.
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import peak
+from benchmarks import machine
 from dsee_jax.runtime import malloc
 
 MODELS = ("final", "dense")
@@ -84,7 +82,7 @@ def memory(run: Path, folder: Path, batch: int, length: int) -> dict[str, int]:
     sizes = compiled.memory_analysis()
     parts = {"argument_bytes": sizes.argument_size_in_bytes, "temporary_bytes": sizes.temp_size_in_bytes}
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(arguments[0]))
-    return {"weight_bytes": weights, **parts, "program_bytes": sum(parts.values()), "peak_rss_bytes": peak()}
+    return {"weight_bytes": weights, **parts, "program_bytes": sum(parts.values()), "peak_rss_bytes": machine.peak()}
 
 
 def seconds(run: Path, folder: Path, batch: int, length: int, repeats: int) -> dict[str, list[float]]:
@@ -169,7 +167,8 @@ def main() -> None:
         "batch": options.batch,
         "length": length,
         "mean_length": mean,
-        "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), {jax.devices()[0].device_kind}",
+        "machine": machine.name(),
+        "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
         "freed_memory_kept": keeps_memory,
         **compared(options.batch, times, single, memories),

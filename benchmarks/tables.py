@@ -33,6 +33,7 @@ def row(kept: Mapping[int, Mapping[str, Any]], length: float | None = None) -> d
         "flops_per_example": float(np.mean([each["final"] for each in flops])),
         "flops_ratio": float(np.mean([each["final"] / each["dense"] for each in flops])),
         "machines": sorted({record["run_info"]["machine"] for record in kept.values()}),
+        "speed_machine": speed["machine"] if speed else None,
         **measured,
     }
 
@@ -92,11 +93,15 @@ def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _machines(group: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the line about a table whose runs are of several machines, and an empty line; [] for one machine."""
-    names = sorted({name for each in group for name in each["machines"]})
-    if len(names) < 2:
-        return []
-    return [f"Runs of several machines, whose seconds a step are not to be compared: {'; '.join(names)}.", ""]
+    """Return the lines about a table whose runs or speeds are of several machines, and an empty line; [] for one machine."""
+    group, lines = [*group], []
+    trained = sorted({name for each in group for name in each["machines"]})
+    measured = sorted({each["speed_machine"] for each in group} - {None})
+    if len(trained) > 1:
+        lines.append(f"Runs of several machines, whose seconds a step are not to be compared: {'; '.join(trained)}.")
+    if len(measured) > 1:
+        lines.append(f"Speeds of several machines, of which the ratios are to be compared: {'; '.join(measured)}.")
+    return [*lines, *([""] if lines else [])]
 
 
 def _cells(each: Mapping[str, Any]) -> list[str]:

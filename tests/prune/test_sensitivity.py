@@ -27,17 +27,18 @@ def test_scores_are_squared_derivatives_of_rows(made):
     shapes = {"heads": {"layer_0": (3,)}, "neurons": {"layer_0": (40,)}, "layers": (1,)}
     assert jax.tree.map(jnp.shape, scores) == shapes
 
-    start, step = earlybert.init(cuts, params), 1e-2
+    start = earlybert.init(cuts, params)
 
     def moved(kind, unit, by):
         changed = start[kind]["layer_0"].at[unit].add(by)
         return losses(earlybert.scaled(params, start | {kind: {"layer_0": changed}}, cuts), batch)
 
-    for kind, unit in (("heads", 1), ("neurons", 7)):
+    # The derivative of the neuron is small: the rounding of the losses needs a longer step.
+    for kind, unit, step in (("heads", 1, 1e-2), ("neurons", 7, 1e-1)):
         slopes = (moved(kind, unit, step) - moved(kind, unit, -step)) / (2 * step)
         expected = float(jnp.sum(jnp.square(slopes)))
         assert float(scores[kind]["layer_0"][unit]) == pytest.approx(expected, rel=0.02)
-    whole = lambda by: losses(earlybert.scaled(params, jax.tree.map(lambda c: c + by, start), cuts), batch)
+    whole, step = lambda by: losses(earlybert.scaled(params, jax.tree.map(lambda c: c + by, start), cuts), batch), 1e-2
     slopes = (whole(step) - whole(-step)) / (2 * step)
     assert float(scores["layers"][0]) == pytest.approx(float(jnp.sum(jnp.square(slopes))), rel=0.02)
     half = [{name: array[part] for name, array in batch.items()} for part in (slice(0, 1), slice(1, None))]

@@ -33,7 +33,7 @@ def row(kept: Mapping[int, Mapping[str, Any]], length: float | None = None) -> d
         "flops_per_example": float(np.mean([each["final"] for each in flops])),
         "flops_ratio": float(np.mean([each["final"] / each["dense"] for each in flops])),
         "machines": sorted({record["run_info"]["machine"] for record in kept.values()}),
-        "speed_machine": speed["machine"] if speed else None,
+        "speed_machine": f"{speed['machine']}, {speed['device']}" if speed else None,
         **measured,
     }
 
@@ -100,7 +100,7 @@ def _machines(group: Iterable[Mapping[str, Any]]) -> list[str]:
     if len(trained) > 1:
         lines.append(f"Runs of several machines, whose seconds a step are not to be compared: {'; '.join(trained)}.")
     if len(measured) > 1:
-        lines.append(f"Speeds of several machines, of which the ratios are to be compared: {'; '.join(measured)}.")
+        lines.append(f"Speeds of several machines; compare the ratios, not examples a second: {'; '.join(measured)}.")
     return [*lines, *([""] if lines else [])]
 
 

@@ -14,7 +14,8 @@ A cache is a dict of arrays of fixed shapes, passed in and out, so that a compil
 
 The tokens of a call go into the next slots; the caller must ensure that they fit. Key and value have the order of axes in
 which the products of attention read them, and one axis for the groups of all rows: with two, XLA on CPUs copies both for every
-token where an axis has length 1. With several devices there are two axes, batch and groups, which a mesh may split apart.
+token of a single row, and of groups of several heads. With several devices there are two axes, batch and groups, which a mesh
+may split apart.
 """
 
 from collections.abc import Mapping
@@ -61,13 +62,14 @@ def create(model: Model, batch: int, capacity: int) -> dict[str, Any]:
 
 def take(cache: Cache, rows: jax.Array) -> dict[str, Any]:
     """Return the cache of the rows ``rows`` (n,), in that order; a row may occur more than once."""
-    batch = len(cache["segments"])
+    batch = cache["segments"].shape[0]
 
     def take_part(name: str, part: Any) -> Any:
         axis = int(name == STACK)
 
         def take_leaf(leaf: jax.Array) -> jax.Array:
             apart = leaf.reshape(*leaf.shape[:axis], batch, -1, *leaf.shape[axis + 1 :])
+            # An index that may fill is fused into the write of the next token; one that may not copies the cache once more.
             taken = jnp.take(apart, rows, axis)
             return taken.reshape(*leaf.shape[:axis], -1, *leaf.shape[axis + 1 :])
 

@@ -124,15 +124,15 @@ class CausalAttention(nn.Module):
             visible &= context.distance < self.window
         batch, length = x.shape[:2]
         query = query.reshape(batch, length, self.groups, self.per_group, self.head_size)
-        # All queries of a group are rows of one product, which reads the keys and the values as they lie in the cache.
-        rows = (*key.shape[:-2], length * self.per_group)
-        query = jnp.swapaxes(query, 1, 2).reshape(*rows, self.head_size)
+        # All queries of a group are rows of one matrix, so both products read keys and values as they lie in the cache.
+        rows = (*key.shape[:-2], self.per_group * length)
+        query = jnp.moveaxis(query, 1, 3).reshape(*rows, self.head_size)
         scores = jnp.matmul(query, key, preferred_element_type=jnp.float32) * self.scale
-        scores = scores.reshape(batch, self.groups, length, self.per_group, -1)
-        weights = softmax(jnp.where(visible[:, None, :, None], scores, jnp.finfo(jnp.float32).min))
+        scores = scores.reshape(batch, self.groups, self.per_group, length, -1)
+        weights = softmax(jnp.where(visible[:, None, None], scores, jnp.finfo(jnp.float32).min))
         weights = self.dropout(weights, deterministic).astype(self.dtype)
         mixed = jnp.matmul(weights.reshape(*rows, -1), value)
-        mixed = jnp.swapaxes(mixed.reshape(batch, self.groups, length, self.per_group, self.head_size), 1, 2)
+        mixed = jnp.moveaxis(mixed.reshape(batch, self.groups, self.per_group, length, self.head_size), 3, 1)
         return self.output(mixed.reshape(*x.shape[:2], -1)), cache
 
 

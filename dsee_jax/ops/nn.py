@@ -75,7 +75,7 @@ def _silu_jvp(primals: Any, tangents: Any) -> Any:
 
 
 def _times(slope: Callable[[jax.Array], jax.Array], x: jax.Array, t: jax.Array) -> jax.Array:
-    """Return ``t * slope(x)``; the gradient computes the slope again from ``x``."""
+    """Return ``t * slope(x)``; the gradient computes the slope again from ``x``, where JAX would save it."""
     return jax.checkpoint(lambda x, t: t * slope(x))(x, t)
 
 

@@ -32,11 +32,12 @@ def _normal_cdf(x: jax.Array) -> jax.Array:
 
 @gelu.defjvp  # pyright: ignore[reportFunctionMemberAccess]
 def _gelu_jvp(primals: Any, tangents: Any) -> Any:
-    def slope(x: jax.Array) -> jax.Array:
-        density = jnp.exp(-0.5 * jnp.square(x)) * np.sqrt(0.5 / np.pi).astype(x.dtype)
-        return _normal_cdf(x) + x * density
+    return gelu(*primals), _times(_gelu_slope, *primals, *tangents)
 
-    return gelu(*primals), _times(slope, *primals, *tangents)
+
+def _gelu_slope(x: jax.Array) -> jax.Array:
+    density = jnp.exp(-0.5 * jnp.square(x)) * np.sqrt(0.5 / np.pi).astype(x.dtype)
+    return _normal_cdf(x) + x * density
 
 
 @jax.custom_jvp
@@ -51,12 +52,13 @@ def _gelu_tanh(x: jax.Array) -> jax.Array:
 
 @gelu_tanh.defjvp  # pyright: ignore[reportFunctionMemberAccess]
 def _gelu_tanh_jvp(primals: Any, tangents: Any) -> Any:
-    def slope(x: jax.Array) -> jax.Array:
-        tanh = _gelu_tanh(x)
-        inner = np.sqrt(2.0 / np.pi).astype(x.dtype) * (1.0 + 3 * 0.044715 * jnp.square(x))
-        return 0.5 * (1.0 + tanh + x * (1.0 - jnp.square(tanh)) * inner)
+    return gelu_tanh(*primals), _times(_gelu_tanh_slope, *primals, *tangents)
 
-    return gelu_tanh(*primals), _times(slope, *primals, *tangents)
+
+def _gelu_tanh_slope(x: jax.Array) -> jax.Array:
+    tanh = _gelu_tanh(x)
+    inner = np.sqrt(2.0 / np.pi).astype(x.dtype) * (1.0 + 3 * 0.044715 * jnp.square(x))
+    return 0.5 * (1.0 + tanh + x * (1.0 - jnp.square(tanh)) * inner)
 
 
 @jax.custom_jvp
@@ -67,16 +69,18 @@ def silu(x: jax.Array) -> jax.Array:
 
 @silu.defjvp  # pyright: ignore[reportFunctionMemberAccess]
 def _silu_jvp(primals: Any, tangents: Any) -> Any:
-    def slope(x: jax.Array) -> jax.Array:
-        gate = jax.nn.sigmoid(x)
-        return gate * (1.0 + x * (1.0 - gate))
-
-    return silu(*primals), _times(slope, *primals, *tangents)
+    return silu(*primals), _times(_silu_slope, *primals, *tangents)
 
 
+def _silu_slope(x: jax.Array) -> jax.Array:
+    gate = jax.nn.sigmoid(x)
+    return gate * (1.0 + x * (1.0 - gate))
+
+
+@functools.partial(jax.checkpoint, static_argnums=0)
 def _times(slope: Callable[[jax.Array], jax.Array], x: jax.Array, t: jax.Array) -> jax.Array:
     """Return ``t * slope(x)``; the gradient computes the slope again from ``x``, where JAX would save it."""
-    return jax.checkpoint(lambda x, t: t * slope(x))(x, t)
+    return t * slope(x)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))

@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import re
 import sys
 
 import flax.linen as nn
@@ -20,6 +21,7 @@ import tiny
 from dsee_jax import counts, models, tree
 from dsee_jax.config import DeltaConfig, MeshConfig
 from dsee_jax.deltas import create
+from dsee_jax.generation import decoding
 from dsee_jax.ops import dense, topk
 from dsee_jax.plan import hlo
 from dsee_jax.prune import weights
@@ -275,19 +277,27 @@ def explicit(_):
 
 
 def generation(_):
-    """Count the tokens that are generated on a mesh and are not those of complete passes without a cache."""
+    """Count the tokens that are generated on a mesh and are not those of complete passes without a cache, and list the
+    queries, keys and values that are gathered along ``tensor``."""
     model, params, _, batch = build("llama")
-    where, new = mesh((2, 2, 2)), 4
-    placed, prompts = sharding.place(sharding.placement(where, model), params), batch["input_ids"][:, :7]
-    tokens = {
-        beams: dsee_jax.generate(model, placed, sharding.split(where, prompts), new_tokens=new, beams=beams)
-        for beams in (1, 2)
-    }
+    where, new, rows = mesh((2, 2, 2)), 4, batch["input_ids"][:, :7]
+    placed = sharding.place(sharding.placement(where, model), {"params": params})["params"]
+    prompts = sharding.split(where, rows)
+    tokens = {beams: dsee_jax.generate(model, placed, prompts, new_tokens=new, beams=beams) for beams in (1, 2)}
+    alone, complete = dsee_jax.generate(model, params, rows, new_tokens=new, beams=2), rows
     for _ in range(new):
-        last = np.asarray(model.apply({"params": params}, prompts))[:, -1]
-        prompts = np.concatenate([prompts, last.argmax(-1)[:, None].astype(np.int32)], 1)
-    alone = dsee_jax.generate(model, params, batch["input_ids"][:, :7], new_tokens=new, beams=2)
-    return {"greedy": int((tokens[1] != prompts[:, -new:]).sum()), "beams": int((tokens[2] != alone).sum())}
+        last = np.asarray(model.apply({"params": params}, complete))[:, -1]
+        complete = np.concatenate([complete, last.argmax(-1)[:, None].astype(np.int32)], 1)
+    options, ones = decoding.Options(new_tokens=new), sharding.split(where, np.ones_like(rows))
+    text = decoding._generate.lower(model, options, placed, None, prompts, ones, jax.random.key(0)).compile().as_text()
+    sent = [row for row in hlo.collectives(text, where.shape) if row.axes == ("tensor",)]
+    gathers, size = [row.shape for row in sent if row.kind == "all-gather"], str(model.config.head_size)
+    return {
+        "greedy": int((tokens[1] != complete[:, -new:]).sum()),
+        "beams": int((tokens[2] != alone).sum()),
+        "collectives": len(sent) > 0,
+        "gathered": [shape for shape in gathers if size in re.findall(r"\d+", shape.partition("[")[2])],
+    }
 
 
 def all_runs(folder, names=None):

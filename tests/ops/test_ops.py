@@ -405,6 +405,15 @@ def test_values_and_gradients_equal_plain_autodiff(function, plain, shapes):
     close(*(jax.jvp(f, arguments, tangents) for f in (function, plain)))
 
 
+@pytest.mark.parametrize("activation", [nn.gelu, nn.gelu_tanh, nn.silu], ids=["gelu", "gelu_tanh", "silu"])
+def test_activations_save_their_input_alone(activation):
+    """Of the width of the neurons, each array that a layer saves is its largest."""
+    x = random(0, 3, 50)
+    saved = [leaf for leaf in jax.tree.leaves(jax.vjp(activation, x)[1]) if leaf.size > 1]
+    assert [leaf.shape for leaf in saved] == [x.shape]
+    np.testing.assert_array_equal(saved[0], x)
+
+
 def test_layer_norm_statistics_of_bfloat16_are_float32():
     x = (1000 + jnp.arange(64.0)).astype(jnp.bfloat16)[None]
     y = nn.layer_norm(x, jnp.ones(64), jnp.zeros(64), 0.0)

@@ -78,6 +78,8 @@ FULL = ("--delta.rank=0", "--delta.nonzeros=0", "--train.full=true", "--train.le
 DSEE_70 = "--prune.sparsity=0.7"
 ALONE = "--prune.calibrate=one_shot"
 """Inputs and gradients of the model before any layer is pruned."""
+ALIKE = "--prune.scope=tensor"
+"""Equal shares of the weights of each kernel."""
 
 METHODS = {
     "full": Method("full fine-tuning", "lora", FULL),
@@ -101,17 +103,28 @@ ABLATIONS = {
     "dsee_70_distilled": Method("70 % zeros, distilled", "dsee", (DSEE_70, DISTILLED), 1),
     "dsee_70_states": Method("70 % zeros, distilled with hidden states", "dsee", (DSEE_70, DISTILLED, STATES), 1),
     "dsee_70_one_shot": Method("70 % zeros, calibrated in one pass", "dsee", (DSEE_70, ALONE), 1),
+    "dsee_70_alike": Method("70 % zeros in each kernel", "dsee", (DSEE_70, ALIKE), 1),
+    "dsee_70_few": Method("70 % zeros, 128 examples of calibration", "dsee", (DSEE_70, "--prune.calibration=128"), 1),
     **{
         f"dsee_70_{score.lower()}": Method(
             f"70 % zeros by {score}, calibrated in one pass", "dsee", (DSEE_70, ALONE, f"--prune.score={score}"), 1
         )
-        for score in ("WABS", "WANDA", "RIA", "MOVEMENT", "TAYLOR", "PLATON")
+        for score in ("WABS", "MOVEMENT", "TAYLOR", "PLATON")
     },
     **{
-        f"dsee_70_wanda_{schedule}": Method(
-            f"70 % zeros by WANDA, calibrated in one pass, {schedule}",
+        f"dsee_70_{score.lower()}": Method(
+            f"70 % zeros in each kernel by {score}, calibrated in one pass",
             "dsee",
-            (DSEE_70, ALONE, "--prune.score=WANDA", f"--prune.schedule={schedule}"),
+            (DSEE_70, ALONE, ALIKE, f"--prune.score={score}"),
+            1,
+        )
+        for score in ("WANDA", "RIA")
+    },
+    **{
+        f"dsee_70_taylor_{schedule}": Method(
+            f"70 % zeros by TAYLOR, calibrated in one pass, {schedule}",
+            "dsee",
+            (DSEE_70, ALONE, "--prune.score=TAYLOR", f"--prune.schedule={schedule}"),
             1,
         )
         for schedule in ("cubic", "interleaved")
@@ -148,7 +161,7 @@ ABLATIONS = {
 """Changes of a recipe, to choose it by; run only where ``--only`` names them.
 
 A row has one change from the method at the start of its name, with these exceptions. Scores other than SPARSEGPT are
-calibrated in one pass and are to be compared with ``dsee_70_one_shot``, schedules with ``dsee_70_wanda``. EarlyBERT searches
+calibrated in one pass and are to be compared with ``dsee_70_one_shot``, schedules with ``dsee_70_taylor``. EarlyBERT searches
 for one pass and tunes for two, where the other cuts tune for one, cut, and tune again for two. Where the updates live changes
 the rate with them: it is 5e-4 with updates of every linear layer and 1e-3 with those of attention alone.
 """

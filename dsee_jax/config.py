@@ -387,7 +387,8 @@ class PruneConfig:
     the root mean square of the input that W multiplies; RIA is |W| relative to the weights of the same input and output, times
     the root of that of the input; best with scope tensor or output. MOVEMENT is -W * the gradient of the loss, TAYLOR |W| *
     the root mean square of the gradients of examples, PLATON TAYLOR smoothed, times its uncertainty. SPARSEGPT removes the
-    weights that the others replace best and changes the others: needs scope tensor and schedule one_shot. structured: summed
+    weights that the others replace best and changes the others; with scope global, those that the loss needs least of all
+    kernels, by its gradients at their outputs. Not with scope output; schedule one_shot. structured: summed
     over the columns of a head or neuron, W, WAB, WABS, AB, ABS and random; or TAYLOR, the squared gradients of the loss of
     each example to a coefficient of the unit, which compares heads with neurons: best with target."""
     calibration: int = 128
@@ -477,11 +478,11 @@ class PruneConfig:
         weights = self.kind in ("unstructured", "nm")
         fits = self.calibrate == "one_shot" or not weights or self.score in INPUT_SCORES
         _need(fits, "prune.score", self.score, f"one of {', '.join(INPUT_SCORES)} for prune.calibrate layerwise")
-        fits = self.calibrate == "one_shot" or self.kind != "unstructured" or self.scope != "global"
-        _need(fits, "prune.scope", self.scope, "tensor or output for prune.calibrate layerwise")
         solved = self.score == "SPARSEGPT"
-        fits = not solved or self.kind != "unstructured" or self.scope == "tensor"
-        _need(fits, "prune.scope", self.scope, "tensor for SPARSEGPT, which prunes kernel by kernel")
+        fits = self.calibrate == "one_shot" or self.kind != "unstructured" or self.scope != "global" or solved
+        _need(fits, "prune.scope", self.scope, "tensor or output for prune.calibrate layerwise")
+        fits = not solved or self.kind != "unstructured" or self.scope != "output"
+        _need(fits, "prune.scope", self.scope, "global or tensor for SPARSEGPT, which prunes blocks of inputs")
         fits = not solved or self.schedule in ("one_shot", "auto")
         _need(fits, "prune.schedule", self.schedule, "one_shot for SPARSEGPT, which changes the weights once")
         fits = self.schedule in ("one_shot", "auto") or self.kind == "unstructured"

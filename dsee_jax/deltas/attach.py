@@ -62,6 +62,18 @@ def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     return args[0] if args else kwargs["inputs"]
 
 
+def linear(context: Any) -> list[str]:
+    """Return the paths of the kernels that an intercepted call of a linear module applies, in the order of its outputs.
+
+    Empty for any other call. A `JointDense` has several outputs, a tuple.
+    """
+    module = context.module
+    joint = module.joint if isinstance(module, JointDense) else None
+    if context.method_name != "__call__" or module.scope is None or not (joint or isinstance(module, nn.Dense)):
+        return []
+    return ["/".join(filter(None, (*module.path, name, "kernel"))) for name in joint or ("",)]
+
+
 @contextlib.contextmanager
 def attached(adapter: Adapter | None, *, joined: bool = True) -> Iterator[None]:
     """Attach an adapter to every Linen model that runs in the block.

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from dsee_jax.lazy import package
 
 if TYPE_CHECKING:
-    from dsee_jax.prune import budget, calibration, costs, earlybert, gradients, latency, sensitivity, width
+    from dsee_jax.prune import budget, calibration, costs, earlybert, fisher, gradients, latency, sensitivity, width
     from dsee_jax.prune.compaction import compact, expand
     from dsee_jax.prune.masked_model import masked
     from dsee_jax.prune.reconstruction import sparsegpt
@@ -22,6 +22,7 @@ __all__ = [
     "cubic",
     "earlybert",
     "expand",
+    "fisher",
     "gradients",
     "latency",
     "layerwise",

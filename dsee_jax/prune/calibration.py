@@ -4,16 +4,14 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from dsee_jax import stacks, tree
-from dsee_jax.deltas.attach import input_of, intercepted
+from dsee_jax.deltas.attach import input_of, intercepted, linear
 from dsee_jax.errors import InputError
 from dsee_jax.models import INPUTS
 from dsee_jax.models.architecture import Model, scans
-from dsee_jax.ops.joint import JointDense
 from dsee_jax.typing import Array, Module, Params
 
 Groups: TypeAlias = tuple[tuple[str, ...], ...]
@@ -183,11 +181,8 @@ def _summed(
             sums[name] = jax.tree.map(jnp.add, sums[name], total) if name in sums else total
 
     def intercept(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
-        module = context.module
-        joint = module.joint if isinstance(module, JointDense) else None
-        if context.method_name == "__call__" and module.scope is not None and (joint or isinstance(module, nn.Dense)):
+        if paths := linear(context):
             x = input_of(args, kwargs)
-            paths = ["/".join(filter(None, (*module.path, name, "kernel"))) for name in joint or ("",)]
             if order is None:
                 add(paths, sum_of(x))
             elif own := [path for path in paths if path in members]:

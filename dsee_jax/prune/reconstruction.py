@@ -4,11 +4,15 @@ Frantar and Alistarh 2023 (arXiv 2301.00774, section 3). With the mean H of x x^
 other weights V is ``trace((V - W)^T H (V - W))``, the mean square of the change of the output. An update D of the kernel is
 the same before and after and cancels: W is pruned, and D is kept beside it. D was trained beside the former weights, so the
 updates are tuned again afterwards.
+
+The authors prune every kernel alike, as H says nothing of the loss. With the gradients at the outputs
+(`dsee_jax.prune.fisher`) the entries of all kernels compete. The weights that stay have the same solution then, as the outputs
+of a kernel are independent.
 """
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +22,8 @@ from dsee_jax import orientation, tree
 from dsee_jax.deltas.adapter import Adapter
 from dsee_jax.errors import InputError
 from dsee_jax.ops.topk import n_m, top_k
-from dsee_jax.prune.weights import selected
+from dsee_jax.prune import fisher
+from dsee_jax.prune.weights import Kernel, selected
 from dsee_jax.runtime import multihost
 from dsee_jax.typing import Array, Params, Rules
 
@@ -32,6 +37,7 @@ def sparsegpt(
     rules: Rules | Sequence[str],
     *,
     grams: Mapping[str, Array],
+    squares: Mapping[str, Array] | None = None,
     sparsity: float = 0.5,
     n: int = 0,
     m: int = 0,
@@ -39,18 +45,22 @@ def sparsegpt(
 ) -> tuple[dict[str, Any], Params]:
     """Return masks, and params with the pruned weights at 0 and the others changed to make up for them.
 
-    Exactly ``round(sparsity * N)`` of the N entries of each kernel go; those of the lowest ``w^2 / d^2`` within a block of
-    `BLOCK` inputs, over all outputs, as by the authors. Or, with ``m``, all but ``n`` of every ``m`` consecutive inputs.
-    The arrays are computed on one device, one kernel after the other; the function does not work under ``jax.jit``.
+    Without ``squares``, exactly ``round(sparsity * N)`` of the N entries of each kernel go: those of the lowest ``w^2 / d^2``
+    within a block of `BLOCK` inputs, over all outputs, as by the authors. With ``squares``, exactly that many of the N entries
+    of all kernels: each block loses as many as it has of those that raise the loss least (`dsee_jax.prune.fisher`), by
+    ``q w^2 / d^2``. Or, with ``m``, all but ``n`` of every ``m`` consecutive inputs. The arrays are computed on one device, one
+    kernel after the other; the function does not work under ``jax.jit``.
 
     Args:
       params: any pytree of weights.
       adapter: the updates beside them, which stay as they are; None for none.
       rules: as in `dsee_jax.prune.unstructured`; the mapping of a rule may hold ``sparsity``, ``n``, ``m`` and
-        ``orientation``.
+        ``orientation``. Kernels of one sparsity compete.
       grams: by path the mean of x x^T over the inputs of the kernel, (in, in) or (layers, in, in):
         `dsee_jax.prune.calibration.grams`.
-      sparsity: the fraction of zeros in each kernel, in [0, 1), where ``m`` is 0.
+      squares: by path the squared gradients at the outputs of the kernel, (out,) or (layers, out), in one unit for all:
+        `dsee_jax.prune.fisher.outputs`. None: every kernel is pruned alike.
+      sparsity: the fraction of zeros, in [0, 1), where ``m`` is 0.
       n: entries kept of each group.
       m: consecutive inputs that make a group; divides the inputs of every kernel. 0: no groups.
       damping: added to the diagonal of H, relative to its mean; more than 0.
@@ -59,25 +69,67 @@ def sparsegpt(
       Bool masks at the selected paths, nested dicts, True = kept; and params like ``params``.
 
     Raises:
-      InputError: as `dsee_jax.prune.unstructured`; a kernel has no matrix of its inputs, or one that is not positive definite.
+      InputError: as `dsee_jax.prune.unstructured`; a kernel has no matrix of its inputs, or one that is not positive definite;
+        or no squares of its outputs.
     """
     if not damping > 0:
         raise InputError(f"damping is {damping}; expected more than 0: few inputs leave H singular")
+    chosen: dict[str, Chosen] = {}
+    if squares is not None and not m:
+        pools: dict[float, list[tuple[str, Kernel]]] = {}
+        for path, kernel, options in selected(params, adapter, rules, {"sparsity": sparsity}):
+            pools.setdefault(float(options["sparsity"]), []).append((path, kernel))
+        for own, pool in pools.items():
+            means = {path: np.diagonal(_matrices(path, kernel, grams)[1], axis1=-2, axis2=-1) for path, kernel in pool}
+            chosen |= choose(dict(pool), means, squares, sparsity=own)
+    return prune(params, adapter, rules, grams=grams, chosen=chosen, sparsity=sparsity, n=n, m=m, damping=damping)
+
+
+class Chosen(NamedTuple):
+    """What goes of a kernel whose entries compete with those of other kernels."""
+
+    counts: np.ndarray  # (layers..., blocks): the entries that go of each block
+    squares: Array  # (layers..., out)
+
+
+def choose(
+    kernels: Mapping[str, Kernel], means: Mapping[str, Array], squares: Mapping[str, Array], *, sparsity: float
+) -> dict[str, Chosen]:
+    """Return by path what goes of each kernel where all entries compete: `dsee_jax.prune.fisher.lowest`."""
+    matrices = {
+        path: orientation.matrix(multihost.to_host(kernel.w), kernel.orientation) for path, kernel in kernels.items()
+    }
+    squares = {path: multihost.to_host(square) for path, square in squares.items() if path in matrices}
+    counts = fisher.lowest(matrices, means, squares, sparsity=sparsity, block=BLOCK)
+    return {path: Chosen(count, squares[path]) for path, count in counts.items()}
+
+
+def prune(
+    params: Params,
+    adapter: Adapter | None,
+    rules: Rules | Sequence[str],
+    *,
+    grams: Mapping[str, Array],
+    chosen: Mapping[str, Chosen],
+    damping: float = DAMPING,
+    **amounts: Any,
+) -> tuple[dict[str, Any], Params]:
+    """Return the result of `sparsegpt`, given what goes of the kernels ``chosen``; of the others the ``amounts`` go."""
     masks: dict[str, Any] = {}
     new: dict[str, Any] = {}
-    for path, kernel, options in selected(params, adapter, rules, {"sparsity": sparsity, "n": n, "m": m}):
-        w: Any = orientation.matrix(multihost.to_host(kernel.w), kernel.orientation)
-        gram, shape = grams.get(path), (*w.shape[:-1], w.shape[-2])
-        if gram is None or tuple(gram.shape) != shape:
-            raise InputError(
-                f"SPARSEGPT of {path!r} needs grams of the shape {shape}; found "
-                f"{'nothing' if gram is None else gram.shape}: pass "
-                "grams=dsee_jax.prune.calibration.grams(model, params, batches)"
-            )
-        gram = multihost.to_host(gram)
+    for path, kernel, options in selected(params, adapter, rules, amounts):
+        w, gram = _matrices(path, kernel, grams)
+        own: Any = chosen.get(path)
         try:
             parts = [
-                reconstruct(w[layer], gram[layer], **options, damping=damping) for layer in np.ndindex(w.shape[:-2])
+                reconstruct(
+                    w[layer],
+                    gram[layer],
+                    **options,
+                    damping=damping,
+                    chosen=own and Chosen(own.counts[layer], own.squares[layer]),
+                )
+                for layer in np.ndindex(w.shape[:-2])
             ]
         except InputError as error:
             raise InputError(f"{path!r}: {error}") from None
@@ -85,6 +137,19 @@ def sparsegpt(
             matrix: Any = np.stack(multihost.to_host(part)).reshape(w.shape)
             tensors[path] = _like(orientation.tensor(matrix, kernel.w, kernel.orientation), kernel.w)
     return tree.unflatten(masks), tree.replace(params, new)
+
+
+def _matrices(path: str, kernel: Kernel, grams: Mapping[str, Array]) -> tuple[Any, Any]:
+    """Return the matrix of a kernel and that of its inputs, on the host."""
+    w: Any = orientation.matrix(multihost.to_host(kernel.w), kernel.orientation)
+    gram, shape = grams.get(path), (*w.shape[:-1], w.shape[-2])
+    if gram is None or tuple(gram.shape) != shape:
+        raise InputError(
+            f"SPARSEGPT of {path!r} needs grams of the shape {shape}; found "
+            f"{'nothing' if gram is None else gram.shape}: pass "
+            "grams=dsee_jax.prune.calibration.grams(model, params, batches)"
+        )
+    return w, multihost.to_host(gram)
 
 
 def _like(values: Any, w: Array) -> Array:
@@ -104,6 +169,7 @@ def reconstruct(
     m: int = 0,
     block: int = BLOCK,
     damping: float = DAMPING,
+    chosen: Chosen | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Return the mask of one matrix, True = kept, and its weights, both (in, out), the weights in the dtype of ``w``.
 
@@ -119,6 +185,8 @@ def reconstruct(
       block: inputs whose entries compete at a time, rounded down to a multiple of ``m``. The number that goes of a block is
         that which makes the sparsity of all blocks up to it exact.
       damping: added to the diagonal, relative to its mean over inputs that are not always 0.
+      chosen: the entries that go of each block, and the squared gradients (out,) of the outputs, which weigh the scores; in
+        place of ``sparsity``. None: the outputs count alike.
 
     Raises:
       InputError: m does not divide the inputs, or the damped matrix is not positive definite in float32.
@@ -133,10 +201,12 @@ def reconstruct(
             f"the matrix x x^T of its inputs plus {damping:g} of its mean diagonal is not positive definite in float32: "
             "measure more examples (prune.calibration), or give a larger damping"
         )
-    ends = np.minimum(np.arange(0, inputs + block, block), inputs)
-    counts = np.diff([round(sparsity * int(end) * outputs) for end in ends])
+    if chosen is None:
+        ends = np.minimum(np.arange(0, inputs + block, block), inputs)
+        chosen = Chosen(np.diff([round(sparsity * int(end) * outputs) for end in ends]), jnp.ones(outputs))
     dead = jnp.diagonal(jnp.asarray(gram)) == 0
-    mask, new = _prune(jnp.asarray(w, jnp.float32), factor, dead, jnp.asarray(counts, jnp.int32), n, m, block)
+    counts, squares = jnp.asarray(chosen.counts, jnp.int32), jnp.asarray(chosen.squares, jnp.float32)
+    mask, new = _prune(jnp.asarray(w, jnp.float32), factor, dead, counts, squares, n, m, block)
     return mask, new.astype(w.dtype)
 
 
@@ -153,9 +223,16 @@ def _factor(gram: jax.Array, damping: float) -> jax.Array:
     return jax.scipy.linalg.solve_triangular(upper, jnp.eye(len(gram), dtype=gram.dtype), lower=False)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+@functools.partial(jax.jit, static_argnums=(5, 6, 7))
 def _prune(
-    w: jax.Array, factor: jax.Array, dead: jax.Array, counts: jax.Array, n: int, m: int, block: int
+    w: jax.Array,
+    factor: jax.Array,
+    dead: jax.Array,
+    counts: jax.Array,
+    squares: jax.Array,
+    n: int,
+    m: int,
+    block: int,
 ) -> tuple[jax.Array, jax.Array]:
     inputs = w.shape[0]
     pad = len(counts) * block - inputs
@@ -166,10 +243,10 @@ def _prune(
     alive = jnp.pad(~dead, (0, pad))
 
     def saliency(rows: jax.Array, start: Any) -> jax.Array:
-        """Return w^2 / d^2 of rows from ``start`` on, 0 for inputs that are always 0 and infinite for the padding."""
+        """Return q w^2 / d^2 of rows from ``start`` on, 0 for inputs that are always 0 and infinite for the padding."""
         own = (jax.lax.dynamic_slice_in_dim(values, start, len(rows))[:, None] for values in (alive, root, real))
         own_alive, own_root, own_real = own
-        return jnp.where(own_real, jnp.where(own_alive, jnp.square(rows / own_root), 0.0), jnp.inf)
+        return jnp.where(own_real, jnp.where(own_alive, squares[None] * jnp.square(rows / own_root), 0.0), jnp.inf)
 
     def with_group(rows: jax.Array, kept: jax.Array, i: Any, start: Any) -> jax.Array:
         """Return the mask of the rows of a block with the group that begins at row ``i`` drawn."""

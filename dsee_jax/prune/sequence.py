@@ -5,17 +5,25 @@ pruned. A layer costs one pass over the examples. All passes run one compiled pr
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
 
 from dsee_jax import masks, stacks, tree
 from dsee_jax.config import INPUT_SCORES, Scope, ScoreName
 from dsee_jax.deltas.adapter import Adapter
 from dsee_jax.deltas.fold import materialize
 from dsee_jax.errors import InputError, did_you_mean
+from dsee_jax.models import INPUTS
 from dsee_jax.models.architecture import Model, scans
-from dsee_jax.prune import calibration, reconstruction, weights
+from dsee_jax.prune import calibration, fisher, reconstruction, weights
+from dsee_jax.prune.weights import selected
 from dsee_jax.typing import Array, Masks, Params
+
+Losses: TypeAlias = Callable[[Any, Mapping[str, Array]], jax.Array]
+"""``(outputs of a model, batch) -> losses``, with the shape of ``batch["weights"]``, as those of `dsee_jax.train.losses`."""
 
 
 def layerwise(
@@ -32,6 +40,7 @@ def layerwise(
     m: int = 0,
     keep: Masks | None = None,
     behind: bool = True,
+    losses: Losses | None = None,
 ) -> tuple[dict[str, Any], Params]:
     """Return masks, and the params with the pruned weights at 0; with ``SPARSEGPT`` the weights that stay are changed too.
 
@@ -43,12 +52,15 @@ def layerwise(
       batches: the calibration examples, read once per layer; each with ``weights`` (`dsee_jax.prune.calibration.gram`).
       score: one that reads inputs: ``WANDA``, ``RIA`` or ``SPARSEGPT``.
       sparsity: the fraction of zeros in each kernel, in [0, 1), where ``m`` is 0.
-      scope: ``tensor`` or ``output``, as in `dsee_jax.prune.unstructured`; ``SPARSEGPT`` has only ``tensor``.
+      scope: ``tensor`` or ``output``, as in `dsee_jax.prune.unstructured`; for ``SPARSEGPT`` ``tensor``, or ``global``: the
+        entries of all kernels compete by the rise of the loss of the model before pruning (`dsee_jax.prune.fisher`), which
+        costs one more pass and one of gradients.
       n: entries kept of every ``m`` consecutive inputs.
       m: the length of a group; 0: no groups.
       keep: earlier masks of the same kernels, which only shrink; not with ``SPARSEGPT`` and ``m``.
       behind: measure each layer behind the pruned ones. False: all on ``params`` as they are; the matrices of ``SPARSEGPT``
         are in memory for one layer at a time all the same.
+      losses: for the scope ``global``, such as `dsee_jax.train.losses.cross_entropy`; the weights of the batch multiply them.
 
     Raises:
       InputError: another score or scope, no batches, a batch without ``weights``, a target that no linear module applies; or
@@ -56,10 +68,16 @@ def layerwise(
     """
     if score not in INPUT_SCORES:
         raise InputError(f"score is {score!r}{did_you_mean(score, INPUT_SCORES)}: use one of {', '.join(INPUT_SCORES)}")
-    if scope == "global" or (score == "SPARSEGPT" and scope != "tensor"):
-        fix = "tensor" if score == "SPARSEGPT" else "tensor or output"
+    solved, competing = score == "SPARSEGPT", score == "SPARSEGPT" and scope == "global" and not m
+    if scope not in (("tensor", "global") if solved else ("tensor", "output")):
+        fix = "tensor or global" if solved else "tensor or output"
         raise InputError(f"scope is {scope!r}; expected {fix}: a layer is pruned before the later ones are measured")
-    if keep and (m or score == "SPARSEGPT"):
+    if competing and losses is None:
+        raise InputError(
+            "scope is 'global' and there are no losses, by which kernels are compared: pass losses=..., such as "
+            "dsee_jax.train.losses.cross_entropy, or scope='tensor'"
+        )
+    if keep and (m or solved):
         raise InputError("keep is for sparsity, and not for SPARSEGPT: leave it out")
     if not batches:
         raise InputError("there are no batches to measure inputs on; expected one or more, with examples")
@@ -79,12 +97,16 @@ def layerwise(
         current = masks.apply(current, keep)
     order, earlier = calibration.groups(model, current, batches[0], paths), tree.flatten(keep or {})
     folded, drawn = materialize(current, adapter), {}
+    chosen: dict[str, reconstruction.Chosen] = {}
+    if competing:
+        assert losses is not None
+        chosen = _chosen(model, current, adapter, batches, order, losses, sparsity)
     for number, group in enumerate(order):
         rules = [(re.escape(path), True) for path in group]
-        if score == "SPARSEGPT":
+        if solved:
             grams = calibration.grams_of(model, folded, batches, order, number)
-            options = {"grams": grams, "sparsity": sparsity, "n": n, "m": m}
-            new, current = reconstruction.sparsegpt(current, adapter, rules, **options)
+            options: Any = {"grams": grams, "chosen": chosen, "sparsity": sparsity, "n": n, "m": m}
+            new, current = reconstruction.prune(current, adapter, rules, **options)
         else:
             inputs: Any = {"score": score, "inputs": calibration.sizes_of(model, folded, batches, order, number)}
             if m:
@@ -100,6 +122,28 @@ def layerwise(
             folded = materialize(current, adapter)
     kept = tree.unflatten({path: drawn[path] for path in paths})
     return (stacks.stack(kept), stacks.stack(current)) if stacked else (kept, current)
+
+
+def _chosen(
+    model: Model,
+    params: Params,
+    adapter: Adapter | None,
+    batches: Sequence[Mapping[str, Array]],
+    order: calibration.Groups,
+    losses: Losses,
+    sparsity: float,
+) -> dict[str, reconstruction.Chosen]:
+    """Return what goes of each kernel of ``order``, whose entries all compete."""
+
+    def weighted(params: Params, batch: Mapping[str, Array]) -> jax.Array:
+        outputs = model.apply({"params": params}, **{name: batch[name] for name in INPUTS}, deterministic=True)
+        return losses(outputs, batch) * batch["weights"]
+
+    folded, paths = materialize(params, adapter), [re.escape(path) for group in order for path in group]
+    kernels = {path: kernel for path, kernel, _ in selected(params, adapter, paths, {})}
+    means = {path: np.square(size) for path, size in calibration.sizes(model, folded, batches).items()}
+    squares = fisher.outputs(weighted, folded, batches)
+    return reconstruction.choose(kernels, means, squares, sparsity=sparsity)
 
 
 def _unstacked(adapter: Adapter | None) -> Adapter | None:

@@ -79,6 +79,7 @@ def layerwise(setup: Setup, trained: dict[str, Any], masks: Masks, sparsity: flo
         score=prune.score,
         sparsity=sparsity,
         keep=masks or None,
+        losses=PROBLEMS[setup.data.task.problem].losses,
         behind=prune.calibrate == "layerwise",
         **groups,
     )

@@ -105,7 +105,7 @@ def test_scanned_layers_equal_separate_layers(tmp_path):
     [
         ({"score": "TAYLOR"}, "score is 'TAYLOR'.*: use one of WANDA, RIA, SPARSEGPT"),
         ({"scope": "global"}, "scope is 'global'; expected tensor or output"),
-        ({"score": "SPARSEGPT", "scope": "output"}, "scope is 'output'; expected tensor"),
+        ({"score": "SPARSEGPT", "scope": "output"}, "scope is 'output'; expected tensor or global"),
         ({"batches": []}, "there are no batches"),
         ({"batches": [{"input_ids": np.ones((1, 4), np.int32)}]}, "batch 0 has input_ids and no 'weights'"),
         ({"targets": ["encoder/.*/norm/scale"]}, "matches nothing"),

@@ -36,7 +36,7 @@ CONFIGS = {
         **{"prune__heads": 1, "prune__neurons": 0.4, "prune__layers": 1, "prune__hidden": 6},
     },
     "earlybert": {"prune__kind": "earlybert", "prune__heads": 1, "prune__neurons": 0.4, "prune__search": 2.0},
-    "sparsegpt": {"prune__score": "SPARSEGPT", "prune__scope": "tensor", "prune__calibrate": "layerwise"},
+    "sparsegpt": {"prune__score": "SPARSEGPT", "prune__scope": "global", "prune__calibrate": "layerwise"},
     "earlybert, target": {"prune__kind": "earlybert", "prune__target__flops": 0.6, "prune__search": 2.0},
     "full": {"delta__rank": 0, "delta__nonzeros": 0, "train__full": True, "train__learning_rate": 1e-3},
 }

@@ -104,7 +104,6 @@ ABLATIONS = {
     "dsee_70_states": Method("70 % zeros, distilled with hidden states", "dsee", (DSEE_70, DISTILLED, STATES), 1),
     "dsee_70_one_shot": Method("70 % zeros, calibrated in one pass", "dsee", (DSEE_70, ALONE), 1),
     "dsee_70_alike": Method("70 % zeros in each kernel", "dsee", (DSEE_70, ALIKE), 1),
-    "dsee_70_few": Method("70 % zeros, 128 examples of calibration", "dsee", (DSEE_70, "--prune.calibration=128"), 1),
     **{
         f"dsee_70_{score.lower()}": Method(
             f"70 % zeros by {score}, calibrated in one pass", "dsee", (DSEE_70, ALONE, f"--prune.score={score}"), 1
@@ -161,8 +160,8 @@ ABLATIONS = {
 """Changes of a recipe, to choose it by; run only where ``--only`` names them.
 
 A row has one change from the method at the start of its name, with these exceptions. Scores other than SPARSEGPT are
-calibrated in one pass and are to be compared with ``dsee_70_one_shot``, schedules with ``dsee_70_taylor``. EarlyBERT searches
-for one pass and tunes for two, where the other cuts tune for one, cut, and tune again for two. Where the updates live changes
+calibrated in one pass and are to be compared with ``dsee_70_one_shot``, schedules with ``dsee_70_taylor``; WANDA and RIA, which
+do not compare between kernels, with ``dsee_70_alike`` too. EarlyBERT searches for one pass and tunes for two, where the other cuts tune for one, cut, and tune again for two. Where the updates live changes
 the rate with them: it is 5e-4 with updates of every linear layer and 1e-3 with those of attention alone.
 """
 

@@ -396,7 +396,8 @@ class PruneConfig:
     measured on, 1 or more; whole batches are used."""
     calibrate: Literal["one_shot", "layerwise"] = "one_shot"
     """WANDA, RIA, SPARSEGPT: the model that the inputs are measured on. one_shot: before this pruning. layerwise: the layers
-    before are pruned already, as by the authors; a pass over the examples for each layer; not with scope global."""
+    before are pruned already, as by the authors; a pass over the examples for each layer; WANDA, RIA: not with scope
+    global."""
     n: int = 2
     """nm: the weights kept of every m, 1 to m."""
     m: int = 4

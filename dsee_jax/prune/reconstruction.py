@@ -48,8 +48,8 @@ def sparsegpt(
     Without ``squares``, exactly ``round(sparsity * N)`` of the N entries of each kernel go: those of the lowest ``w^2 / d^2``
     within a block of `BLOCK` inputs, over all outputs, as by the authors. With ``squares``, exactly that many of the N entries
     of all kernels: each block loses as many as it has of those that raise the loss least (`dsee_jax.prune.fisher`), by
-    ``q w^2 / d^2``. Or, with ``m``, all but ``n`` of every ``m`` consecutive inputs. The arrays are computed on one device, one
-    kernel after the other; the function does not work under ``jax.jit``.
+    ``q w^2 / d^2``. Or, with ``m``, all but ``n`` of every ``m`` consecutive inputs. The arrays are computed on one device,
+    one kernel after the other; the function does not work under ``jax.jit``.
 
     Args:
       params: any pytree of weights.

@@ -160,9 +160,10 @@ ABLATIONS = {
 """Changes of a recipe, to choose it by; run only where ``--only`` names them.
 
 A row has one change from the method at the start of its name, with these exceptions. Scores other than SPARSEGPT are
-calibrated in one pass and are to be compared with ``dsee_70_one_shot``, schedules with ``dsee_70_taylor``; WANDA and RIA, which
-do not compare between kernels, with ``dsee_70_alike`` too. EarlyBERT searches for one pass and tunes for two, where the other cuts tune for one, cut, and tune again for two. Where the updates live changes
-the rate with them: it is 5e-4 with updates of every linear layer and 1e-3 with those of attention alone.
+calibrated in one pass and are to be compared with ``dsee_70_one_shot``, schedules with ``dsee_70_taylor``. WANDA and RIA do
+not compare between kernels and prune each kernel alike. EarlyBERT searches for one pass and tunes for two, where the other
+cuts tune for one, cut, and tune again for two. Where the updates live changes the rate with them: it is 5e-4 with updates of
+every linear layer and 1e-3 with those of attention alone.
 """
 
 SPLIT = "--data.split_dev=true"

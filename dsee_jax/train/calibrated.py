@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsee_jax import tree
-from dsee_jax.data.batches import Batch, Batches
+from dsee_jax.data.batches import Batch, Batches, micro_batches
 from dsee_jax.deltas.adapter import Adapter
 from dsee_jax.deltas.fold import materialize
 from dsee_jax.masks import apply as apply_masks
@@ -30,8 +30,17 @@ from dsee_jax.typing import Array, Masks, Params
 
 
 def batches(setup: Setup) -> list[Any]:
-    """Return the calibration batches of a run, on its mesh; whole batches of ``train.batch_size``."""
-    return [sharding.split(setup.placed.mesh, batch) for batch in _on_host(setup)]
+    """Return the calibration batches of a run, on its mesh, in micro-batches of at most ``data.batch_tokens`` tokens."""
+    limit, mesh = setup.config.data.batch_tokens, setup.placed.mesh
+    return [part for batch in _on_host(setup) for part in _parts(sharding.split(mesh, batch), limit)]
+
+
+def _parts(batch: Mapping[str, Array], limit: int) -> Iterator[dict[str, Array]]:
+    """Yield the micro-batches of a batch, of at most ``limit`` tokens; each takes every count-th row."""
+    rows, length = batch["input_ids"].shape
+    count = micro_batches(rows, length, limit)
+    for number in range(count):
+        yield {name: array[number::count] for name, array in batch.items()}
 
 
 def _on_host(setup: Setup) -> list[Batch]:

@@ -1,19 +1,17 @@
 """The units that a structured pruning of a run keeps: by a score, in fixed numbers or up to a target."""
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from dsee_jax import models
-from dsee_jax.data.batches import micro_batches
 from dsee_jax.deltas.fold import materialize
 from dsee_jax.prune import budget, selection, sensitivity, units
 from dsee_jax.train import calibrated, sharding, target
 from dsee_jax.train.problems import PROBLEMS
 from dsee_jax.train.setup import Setup, keys
-from dsee_jax.typing import Array, Masks, Params, Tree
+from dsee_jax.typing import Masks, Params, Tree
 
 
 def choose(setup: Setup, trained: dict[str, Any]) -> Masks:
@@ -48,16 +46,6 @@ def _sensitivity(setup: Setup, params: Params) -> Tree:
         weighted = losses(outputs, batch) * batch["weights"]
         return jnp.sum(weighted, axis=tuple(range(1, weighted.ndim)))
 
-    limit = setup.config.data.batch_tokens
-    parts = (part for batch in calibrated.batches(setup) for part in _parts(batch, limit))
     prune = setup.config.prune
     hidden = models.hidden_axes(setup.model) if prune.hidden or prune.target.hidden else None
-    return sensitivity.taylor(of_rows, params, models.cuts(setup.model), parts, hidden=hidden)
-
-
-def _parts(batch: Mapping[str, Array], limit: int) -> Iterator[dict[str, Array]]:
-    """Yield the micro-batches of a batch, of at most ``limit`` tokens; each takes every count-th row."""
-    rows, length = batch["input_ids"].shape
-    count = micro_batches(rows, length, limit)
-    for number in range(count):
-        yield {name: array[number::count] for name, array in batch.items()}
+    return sensitivity.taylor(of_rows, params, models.cuts(setup.model), calibrated.batches(setup), hidden=hidden)

@@ -112,10 +112,7 @@ ABLATIONS = {
     },
     **{
         f"dsee_70_{score.lower()}": Method(
-            f"70 % zeros in each kernel by {score}, calibrated in one pass",
-            "dsee",
-            (DSEE_70, ALONE, ALIKE, f"--prune.score={score}"),
-            1,
+            f"70 % zeros in each kernel by {score}", "dsee", (DSEE_70, ALIKE, f"--prune.score={score}"), 1
         )
         for score in ("WANDA", "RIA")
     },
@@ -159,9 +156,9 @@ ABLATIONS = {
 }
 """Changes of a recipe, to choose it by; run only where ``--only`` names them.
 
-A row has one change from the method at the start of its name, with these exceptions. Scores other than SPARSEGPT are
-calibrated in one pass and are to be compared with ``dsee_70_one_shot``, schedules with ``dsee_70_taylor``. WANDA and RIA do
-not compare between kernels and prune each kernel alike. EarlyBERT searches for one pass and tunes for two, where the other
+A row has one change from the method at the start of its name, with these exceptions. WANDA and RIA, which do not
+compare between kernels, are to be compared with ``dsee_70_alike``; scores that are calibrated in one pass with
+``dsee_70_one_shot``, and schedules with ``dsee_70_taylor``. EarlyBERT searches for one pass and tunes for two, where the other
 cuts tune for one, cut, and tune again for two. Where the updates live changes the rate with them: it is 5e-4 with updates of
 every linear layer and 1e-3 with those of attention alone.
 """

@@ -36,7 +36,7 @@ CHOICES = [
     *((score, scope, "one_shot") for score in ("MOVEMENT", "TAYLOR", "PLATON") for scope in SCOPES),
     *((score, "tensor", "layerwise") for score in ("WANDA", "RIA")),
     *((score, "output", "layerwise") for score in ("WANDA", "RIA")),
-    *(("SPARSEGPT", "tensor", calibrate) for calibrate in ("one_shot", "layerwise")),
+    *(("SPARSEGPT", scope, calibrate) for scope in ("tensor", "global") for calibrate in ("one_shot", "layerwise")),
 ]
 SPARSITY = 0.5
 
@@ -72,8 +72,8 @@ def measured(run: Path, overrides: list[str], scores: list[str]) -> dict[str, An
     def pruned(score: str, scope: Any, calibrate: str) -> Params:
         common: dict[str, Any] = {"sparsity": SPARSITY, "score": score, "scope": scope}
         if score == "SPARSEGPT" or calibrate == "layerwise":
-            behind = calibrate == "layerwise"
-            return prune.layerwise(model, params, saved.adapter, targets, batches, behind=behind, **common)[1]
+            common |= {"behind": calibrate == "layerwise", "losses": PROBLEMS[task.problem].losses}
+            return prune.layerwise(model, params, saved.adapter, targets, batches, **common)[1]
         if "inputs" in SCORES[score].reads:
             common["inputs"] = calibration.sizes(model, plain, batches)
         if "gradients" in SCORES[score].reads:

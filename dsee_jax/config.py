@@ -387,10 +387,10 @@ class PruneConfig:
     the root mean square of the input that W multiplies; RIA is |W| relative to the weights of the same input and output, times
     the root of that of the input; best with scope tensor or output. MOVEMENT is -W * the gradient of the loss, TAYLOR |W| *
     the root mean square of the gradients of examples, PLATON TAYLOR smoothed, times its uncertainty. SPARSEGPT removes the
-    weights that the others replace best and changes the others; with scope global, those that the loss needs least of all
-    kernels, by its gradients at their outputs. Not with scope output; schedule one_shot. structured: summed
-    over the columns of a head or neuron, W, WAB, WABS, AB, ABS and random; or TAYLOR, the squared gradients of the loss of
-    each example to a coefficient of the unit, which compares heads with neurons: best with target."""
+    weights that the others replace best and changes the others; with scope global, the weights, over all kernels together,
+    that the loss needs least, by its gradients at their outputs. It needs scope global or tensor, and schedule one_shot.
+    structured: summed over the columns of a head or neuron, W, WAB, WABS, AB, ABS and random; or TAYLOR, the squared gradients
+    of the loss of each example to a coefficient of the unit, which compares heads with neurons: best with target."""
     calibration: int = 128
     """WANDA, RIA, MOVEMENT, TAYLOR, PLATON, SPARSEGPT: the least number of training examples that inputs or gradients are
     measured on, 1 or more; whole batches are used."""

@@ -15,7 +15,7 @@ A tree holds only the paths that it concerns, and never ``None`` (in JAX, ``None
 Kernels have shape ``(in, out)``, so ``y = x @ W``. ``sparsity`` is the fraction of zeros, in ``[0, 1)``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
@@ -46,6 +46,9 @@ Masks: TypeAlias = Mapping[str, Any]
 
 Rules: TypeAlias = Sequence[tuple[str, Any]]
 """Ordered ``(regex, value)``; a path has the value of the first regex that matches the complete path."""
+
+Loss: TypeAlias = Callable[[Array, Mapping[str, Array]], jax.Array]
+"""``(outputs of a model, batch) -> losses``, with the shape of ``batch["weights"]``."""
 
 
 class Module(Protocol):

@@ -377,9 +377,17 @@ def test_override_without_a_value_is_named_before_the_file():
         ),
         ({"data.held_text": "x.txt"}, "data.held_text is 'x.txt'; expected none for sequence-classification"),
         ({"data.label_separator": " "}, "data.label_separator is ' '; expected some text"),
+        (
+            {"prune.score": "SPARSEGPT", "prune.scope": "output"},
+            "prune.scope is 'output'; expected global or tensor for SPARSEGPT",
+        ),
+        (
+            {"prune.score": "WANDA", "prune.calibrate": "layerwise"},
+            "prune.scope is 'global'; expected tensor or output for prune.calibrate layerwise",
+        ),
     ],
 )
-def test_config_refuses_data_of_another_task(keys, message):
+def test_config_refuses_keys_that_do_not_go_together(keys, message):
     with pytest.raises(InputError, match=message):
         config_file.read(None, [f"--{key}={json.dumps(value)}" for key, value in keys.items()])
 

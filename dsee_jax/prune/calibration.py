@@ -160,6 +160,10 @@ def _summed(
 ) -> dict[str, dict[str, jax.Array]]:
     """Return the sums by path of the kernel; with ``order``, by `_slot`, of the kernels of group ``number``, 0 for others."""
     sums: dict[str, dict[str, jax.Array]] = {}
+    if len(batch["input_ids"]) == 1:
+        # An input of one row is of an example then, and else of none; a filler row tells them apart.
+        batch = {name: jnp.concatenate([each, each]) for name, each in batch.items()}
+        batch |= {"weights": batch["weights"].at[1].set(0)}
     members = {path: each for each, group in enumerate(order or ()) for path in group}
     rows = jnp.any(batch["weights"].reshape(len(batch["weights"]), -1) != 0, axis=1)
     real = (batch["attention_mask"] != 0) & rows[:, None]

@@ -23,7 +23,7 @@ from dsee_jax.deltas.adapter import Adapter
 from dsee_jax.errors import InputError
 from dsee_jax.ops.topk import n_m, top_k
 from dsee_jax.prune import fisher
-from dsee_jax.prune.weights import Kernel, selected
+from dsee_jax.prune.weights import Kernel, Selected, selected
 from dsee_jax.runtime import multihost
 from dsee_jax.typing import Array, Params, Rules
 
@@ -46,20 +46,21 @@ def sparsegpt(
     """Return masks, and params with the pruned weights at 0 and the others changed to make up for them.
 
     Without ``squares``, exactly ``round(sparsity * N)`` of the N entries of each kernel go: those of the lowest ``w^2 / d^2``
-    within a block of `BLOCK` inputs, over all outputs, as by the authors. With ``squares``, exactly that many of the N entries
-    of all kernels: each block loses as many as it has of those that raise the loss least (`dsee_jax.prune.fisher`), by
-    ``q w^2 / d^2``. Or, with ``m``, all but ``n`` of every ``m`` consecutive inputs. The arrays are computed on one device,
-    one kernel after the other; the function does not work under ``jax.jit``.
+    within a block of `BLOCK` inputs, over all outputs, as by the authors. With ``squares``, the entries of all kernels compete
+    by the rise of the loss (`dsee_jax.prune.fisher`). That says how many go of each block, exactly ``round(sparsity * N)`` of
+    all N; within the block those of the lowest ``q w^2 / d^2`` go. Or, with ``m``, all but ``n`` of every ``m`` consecutive
+    inputs. The weights that stay are computed on one device, one kernel after the other; the function does not work under
+    ``jax.jit``.
 
     Args:
       params: any pytree of weights.
       adapter: the updates beside them, which stay as they are; None for none.
       rules: as in `dsee_jax.prune.unstructured`; the mapping of a rule may hold ``sparsity``, ``n``, ``m`` and
-        ``orientation``. Kernels of one sparsity compete.
+        ``orientation``. Kernels of one pool compete.
       grams: by path the mean of x x^T over the inputs of the kernel, (in, in) or (layers, in, in):
         `dsee_jax.prune.calibration.grams`.
-      squares: by path the squared gradients at the outputs of the kernel, (out,) or (layers, out), in one unit for all:
-        `dsee_jax.prune.fisher.outputs`. None: every kernel is pruned alike.
+      squares: by path the squared gradients at the outputs of the kernel, (out,) or (layers, out), all of the same losses and
+        examples: `dsee_jax.prune.fisher.outputs`. None: every kernel is pruned alike.
       sparsity: the fraction of zeros, in [0, 1), where ``m`` is 0.
       n: entries kept of each group.
       m: consecutive inputs that make a group; divides the inputs of every kernel. 0: no groups.
@@ -75,13 +76,17 @@ def sparsegpt(
     if not damping > 0:
         raise InputError(f"damping is {damping}; expected more than 0: few inputs leave H singular")
     chosen: dict[str, Chosen] = {}
-    if squares is not None and not m:
-        pools: dict[float, list[tuple[str, Kernel]]] = {}
-        for path, kernel, options in selected(params, adapter, rules, {"sparsity": sparsity}):
-            pools.setdefault(float(options["sparsity"]), []).append((path, kernel))
-        for own, pool in pools.items():
-            means = {path: np.diagonal(_matrices(path, kernel, grams)[1], axis1=-2, axis2=-1) for path, kernel in pool}
-            chosen |= choose(dict(pool), means, squares, sparsity=own)
+    if squares is not None:
+        pools: dict[int, list[Selected]] = {}
+        for each in selected(params, adapter, rules, {"sparsity": sparsity, "n": n, "m": m}):
+            if not each.options["m"]:
+                pools.setdefault(each.pool, []).append(each)
+        for pool in pools.values():
+            kernels = {path: kernel for path, kernel, *_ in pool}
+            means = {
+                path: jnp.diagonal(_gram(path, kernel, grams), axis1=-2, axis2=-1) for path, kernel in kernels.items()
+            }
+            chosen |= choose(kernels, means, squares, sparsity=pool[0].options["sparsity"])
     return prune(params, adapter, rules, grams=grams, chosen=chosen, sparsity=sparsity, n=n, m=m, damping=damping)
 
 
@@ -96,9 +101,7 @@ def choose(
     kernels: Mapping[str, Kernel], means: Mapping[str, Array], squares: Mapping[str, Array], *, sparsity: float
 ) -> dict[str, Chosen]:
     """Return by path what goes of each kernel where all entries compete: `dsee_jax.prune.fisher.lowest`."""
-    matrices = {
-        path: orientation.matrix(multihost.to_host(kernel.w), kernel.orientation) for path, kernel in kernels.items()
-    }
+    matrices = {path: orientation.matrix(kernel.w, kernel.orientation) for path, kernel in kernels.items()}
     squares = {path: multihost.to_host(square) for path, square in squares.items() if path in matrices}
     counts = fisher.lowest(matrices, means, squares, sparsity=sparsity, block=BLOCK)
     return {path: Chosen(count, squares[path]) for path, count in counts.items()}
@@ -114,11 +117,12 @@ def prune(
     damping: float = DAMPING,
     **amounts: Any,
 ) -> tuple[dict[str, Any], Params]:
-    """Return the result of `sparsegpt`, given what goes of the kernels ``chosen``; of the others the ``amounts`` go."""
+    """Return the result of `sparsegpt`, where ``chosen`` fixes what goes of its kernels; the others follow ``amounts``."""
     masks: dict[str, Any] = {}
     new: dict[str, Any] = {}
-    for path, kernel, options in selected(params, adapter, rules, amounts):
-        w, gram = _matrices(path, kernel, grams)
+    for path, kernel, options, _ in selected(params, adapter, rules, amounts):
+        w: Any = orientation.matrix(multihost.to_host(kernel.w), kernel.orientation)
+        gram: Any = multihost.to_host(_gram(path, kernel, grams))
         own: Any = chosen.get(path)
         try:
             parts = [
@@ -139,17 +143,17 @@ def prune(
     return tree.unflatten(masks), tree.replace(params, new)
 
 
-def _matrices(path: str, kernel: Kernel, grams: Mapping[str, Array]) -> tuple[Any, Any]:
-    """Return the matrix of a kernel and that of its inputs, on the host."""
-    w: Any = orientation.matrix(multihost.to_host(kernel.w), kernel.orientation)
-    gram, shape = grams.get(path), (*w.shape[:-1], w.shape[-2])
+def _gram(path: str, kernel: Kernel, grams: Mapping[str, Array]) -> Any:
+    """Return the matrix of the inputs of a kernel."""
+    *layers, inputs, _ = orientation.matrix_shape(kernel.w.shape, kernel.orientation)
+    gram, shape = grams.get(path), (*layers, inputs, inputs)
     if gram is None or tuple(gram.shape) != shape:
         raise InputError(
             f"SPARSEGPT of {path!r} needs grams of the shape {shape}; found "
             f"{'nothing' if gram is None else gram.shape}: pass "
             "grams=dsee_jax.prune.calibration.grams(model, params, batches)"
         )
-    return w, multihost.to_host(gram)
+    return gram
 
 
 def _like(values: Any, w: Array) -> Array:
@@ -243,10 +247,12 @@ def _prune(
     alive = jnp.pad(~dead, (0, pad))
 
     def saliency(rows: jax.Array, start: Any) -> jax.Array:
-        """Return q w^2 / d^2 of rows from ``start`` on, 0 for inputs that are always 0 and infinite for the padding."""
+        """Return roots of q w^2 / d^2 of rows from ``start`` on, 0 for inputs that are always 0, infinite for the padding."""
         own = (jax.lax.dynamic_slice_in_dim(values, start, len(rows))[:, None] for values in (alive, root, real))
         own_alive, own_root, own_real = own
-        return jnp.where(own_real, jnp.where(own_alive, squares[None] * jnp.square(rows / own_root), 0.0), jnp.inf)
+        return jnp.where(
+            own_real, jnp.where(own_alive, jnp.sqrt(squares)[None] * jnp.abs(rows / own_root), 0.0), jnp.inf
+        )
 
     def with_group(rows: jax.Array, kept: jax.Array, i: Any, start: Any) -> jax.Array:
         """Return the mask of the rows of a block with the group that begins at row ``i`` drawn."""

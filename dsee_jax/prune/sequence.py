@@ -5,11 +5,11 @@ pruned. A layer costs one pass over the examples. All passes run one compiled pr
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from dsee_jax import masks, stacks, tree
 from dsee_jax.config import INPUT_SCORES, Scope, ScoreName
@@ -20,10 +20,7 @@ from dsee_jax.models import INPUTS
 from dsee_jax.models.architecture import Model, scans
 from dsee_jax.prune import calibration, fisher, reconstruction, weights
 from dsee_jax.prune.weights import selected
-from dsee_jax.typing import Array, Masks, Params
-
-Losses: TypeAlias = Callable[[Any, Mapping[str, Array]], jax.Array]
-"""``(outputs of a model, batch) -> losses``, with the shape of ``batch["weights"]``, as those of `dsee_jax.train.losses`."""
+from dsee_jax.typing import Array, Loss, Masks, Params
 
 
 def layerwise(
@@ -40,7 +37,7 @@ def layerwise(
     m: int = 0,
     keep: Masks | None = None,
     behind: bool = True,
-    losses: Losses | None = None,
+    losses: Loss | None = None,
 ) -> tuple[dict[str, Any], Params]:
     """Return masks, and the params with the pruned weights at 0; with ``SPARSEGPT`` the weights that stay are changed too.
 
@@ -51,7 +48,7 @@ def layerwise(
       targets: patterns of the kernels to prune, as in `DeltaConfig.targets`.
       batches: the calibration examples, read once per layer; each with ``weights`` (`dsee_jax.prune.calibration.gram`).
       score: one that reads inputs: ``WANDA``, ``RIA`` or ``SPARSEGPT``.
-      sparsity: the fraction of zeros in each kernel, in [0, 1), where ``m`` is 0.
+      sparsity: the fraction of zeros in each kernel, or in all together with ``global``, in [0, 1), where ``m`` is 0.
       scope: ``tensor`` or ``output``, as in `dsee_jax.prune.unstructured`; for ``SPARSEGPT`` ``tensor``, or ``global``: the
         entries of all kernels compete by the rise of the loss of the model before pruning (`dsee_jax.prune.fisher`), which
         costs one more pass and one of gradients.
@@ -68,11 +65,13 @@ def layerwise(
     """
     if score not in INPUT_SCORES:
         raise InputError(f"score is {score!r}{did_you_mean(score, INPUT_SCORES)}: use one of {', '.join(INPUT_SCORES)}")
-    solved, competing = score == "SPARSEGPT", score == "SPARSEGPT" and scope == "global" and not m
-    if scope not in (("tensor", "global") if solved else ("tensor", "output")):
-        fix = "tensor or global" if solved else "tensor or output"
-        raise InputError(f"scope is {scope!r}; expected {fix}: a layer is pruned before the later ones are measured")
-    if competing and losses is None:
+    solved = score == "SPARSEGPT"
+    if solved and scope == "output":
+        raise InputError("scope is 'output'; expected tensor or global: SPARSEGPT prunes blocks of inputs")
+    if scope == "global" and (m or not solved):
+        why = "groups of inputs do not compete" if m else "a layer is pruned before the later ones are measured"
+        raise InputError(f"scope is 'global'; expected tensor{'' if m else ' or output'}: {why}")
+    if scope == "global" and losses is None:
         raise InputError(
             "scope is 'global' and there are no losses, by which kernels are compared: pass losses=..., such as "
             "dsee_jax.train.losses.cross_entropy, or scope='tensor'"
@@ -92,15 +91,18 @@ def layerwise(
         layers = len(next(iter(model.config.widths.values())))
         paths = [each for path in paths for each in stacks.paths(path, layers)]
         adapter, keep = _unstacked(adapter), stacks.unstack(keep or {})
+    one_by_one: Any = model.clone(scan=False) if stacked else model
     model, current = calibration.apart(model, params)
     if keep:
         current = masks.apply(current, keep)
     order, earlier = calibration.groups(model, current, batches[0], paths), tree.flatten(keep or {})
     folded, drawn = materialize(current, adapter), {}
     chosen: dict[str, reconstruction.Chosen] = {}
-    if competing:
-        assert losses is not None
-        chosen = _chosen(model, current, adapter, batches, order, losses, sparsity)
+    if losses is not None and scope == "global":
+        kernels = {path: kernel for path, kernel, *_ in selected(current, adapter, list(map(re.escape, paths)), {})}
+        means = {path: jnp.square(size) for path, size in calibration.sizes(model, folded, batches).items()}
+        squares = fisher.outputs(_weighted(one_by_one, losses), folded, paths, batches)
+        chosen = reconstruction.choose(kernels, means, squares, sparsity=sparsity)
     for number, group in enumerate(order):
         rules = [(re.escape(path), True) for path in group]
         if solved:
@@ -124,26 +126,14 @@ def layerwise(
     return (stacks.stack(kept), stacks.stack(current)) if stacked else (kept, current)
 
 
-def _chosen(
-    model: Model,
-    params: Params,
-    adapter: Adapter | None,
-    batches: Sequence[Mapping[str, Array]],
-    order: calibration.Groups,
-    losses: Losses,
-    sparsity: float,
-) -> dict[str, reconstruction.Chosen]:
-    """Return what goes of each kernel of ``order``, whose entries all compete."""
+def _weighted(model: Model, losses: Loss) -> fisher.Losses[Mapping[str, Array]]:
+    """Return the weighted losses of a batch as a function of the params, without dropout."""
 
     def weighted(params: Params, batch: Mapping[str, Array]) -> jax.Array:
         outputs = model.apply({"params": params}, **{name: batch[name] for name in INPUTS}, deterministic=True)
         return losses(outputs, batch) * batch["weights"]
 
-    folded, paths = materialize(params, adapter), [re.escape(path) for group in order for path in group]
-    kernels = {path: kernel for path, kernel, _ in selected(params, adapter, paths, {})}
-    means = {path: np.square(size) for path, size in calibration.sizes(model, folded, batches).items()}
-    squares = fisher.outputs(weighted, folded, batches)
-    return reconstruction.choose(kernels, means, squares, sparsity=sparsity)
+    return weighted
 
 
 def _unstacked(adapter: Adapter | None) -> Adapter | None:

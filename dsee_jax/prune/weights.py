@@ -147,16 +147,29 @@ def nm(
     return tree.unflatten({path: masks[path] for path in kernels})
 
 
+class Selected(NamedTuple):
+    """A kernel that the rules select."""
+
+    path: str
+    kernel: "Kernel"
+    options: dict[str, Any]
+    pool: int  # the number of its pool: kernels of one rule, or of all rules with the value True
+
+
 def selected(
     params: object, adapter: Adapter | None, rules: Rules | Sequence[str], defaults: dict[str, Any]
-) -> list[tuple[str, "Kernel", dict[str, Any]]]:
-    """Return ``(path, kernel, options)`` of every kernel that the rules select, in the order of the tree.
+) -> list[Selected]:
+    """Return every kernel that the rules select, in the order of the tree.
 
     The options are ``defaults`` with those of the rule; raises `InputError` as `unstructured` does.
     """
     kernels, pools = _pools(params, adapter, rules, defaults)
-    options = {path: {name: own[name] for name in defaults} for own, paths in pools for path in paths}
-    return [(path, kernel, options[path]) for path, kernel in kernels.items()]
+    found = {
+        path: Selected(path, kernels[path], {name: own[name] for name in defaults}, number)
+        for number, (own, paths) in enumerate(pools)
+        for path in paths
+    }
+    return [found[path] for path in kernels]
 
 
 def cubic(

@@ -1,7 +1,7 @@
 """Calibration of a run: the examples, and what scores read of the model on them.
 
 All scores read the same examples: the first batches of the first epoch of training, at least ``prune.calibration`` of them.
-Scores of gradients read them one by one: of the gradients of whole batches, few and averaged, little can be told apart.
+Scores of the gradients of weights read them one by one: of those of whole batches, few and averaged, little can be told apart.
 """
 
 import functools
@@ -83,15 +83,16 @@ def layerwise(setup: Setup, trained: dict[str, Any], masks: Masks, sparsity: flo
     prune = setup.config.prune
     params, updates = current(setup, trained)
     groups: dict[str, Any] = {"n": prune.n, "m": prune.m} if prune.kind == "nm" else {"scope": prune.scope}
-    return sequence.layerwise(
-        *(setup.model, params, updates, prune.targets, batches(setup)),
-        score=prune.score,
-        sparsity=sparsity,
-        keep=masks or None,
-        losses=PROBLEMS[setup.data.task.problem].losses,
-        behind=prune.calibrate == "layerwise",
-        **groups,
-    )
+    with sharding.constrain_rows(setup.placed.mesh):
+        return sequence.layerwise(
+            *(setup.model, params, updates, prune.targets, batches(setup)),
+            score=prune.score,
+            sparsity=sparsity,
+            keep=masks or None,
+            losses=PROBLEMS[setup.data.task.problem].losses,
+            behind=prune.calibrate == "layerwise",
+            **groups,
+        )
 
 
 @functools.lru_cache(maxsize=4)

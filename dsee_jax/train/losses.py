@@ -26,9 +26,6 @@ LEAST = float(jnp.finfo(jnp.float32).min)
 Distance: TypeAlias = Callable[[Array, Array, Mapping[str, Array], float], jax.Array]
 """``(student logits, teacher logits, batch, temperature) -> losses``, with the shape of ``batch["weights"]``."""
 
-Loss: TypeAlias = Callable[[Array, Mapping[str, Array]], jax.Array]
-"""``(outputs, batch) -> losses``, with the shape of ``batch["weights"]``."""
-
 
 def cross_entropy(logits: Array, batch: Mapping[str, Array]) -> jax.Array:
     """Return the cross-entropy in nats of logits (..., classes); ``labels`` (...) int32 are classes."""

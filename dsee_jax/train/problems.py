@@ -14,7 +14,6 @@ from dsee_jax.data.tokens import Tokens
 from dsee_jax.metrics import answers, classification, entities, multilabel
 from dsee_jax.train.losses import (
     Distance,
-    Loss,
     binary_cross_entropy,
     binary_distillation,
     cross_entropy,
@@ -24,7 +23,7 @@ from dsee_jax.train.losses import (
     squared_distance,
     squared_error,
 )
-from dsee_jax.typing import Array
+from dsee_jax.typing import Array, Loss
 
 
 class Problem(NamedTuple):

@@ -19,8 +19,8 @@ from dsee_jax.deltas.adapter import Adapter
 from dsee_jax.masks import apply as apply_masks
 from dsee_jax.models import INPUTS
 from dsee_jax.prune import earlybert
-from dsee_jax.train.losses import Loss, cross_entropy
-from dsee_jax.typing import Array, Cuts, Key, Masks, Module, Params, Supports
+from dsee_jax.train.losses import cross_entropy
+from dsee_jax.typing import Array, Cuts, Key, Loss, Masks, Module, Params, Supports
 
 
 class State(NamedTuple):

@@ -10,6 +10,7 @@ import dsee_jax
 from dsee_jax import prune, tree
 from dsee_jax.errors import InputError
 from dsee_jax.models import INPUTS
+from dsee_jax.ops.joint import JointDense
 from dsee_jax.prune import fisher, reconstruction
 from dsee_jax.train.losses import cross_entropy
 from examples import case
@@ -29,7 +30,15 @@ def test_squares_are_those_of_examples_and_positions_at_each_call():
     """Written out with the two outputs as variables: the gradient of each example's loss at each position."""
     x = jax.random.normal(jax.random.key(0), (3, 4, 5))
     params = Twice().init(jax.random.key(1), x)["params"]
-    found = fisher.outputs(lambda params, x: jnp.sum(Twice().apply({"params": params}, x) ** 3, axis=-1), params, [x])
+
+    def losses(params, x):
+        return jnp.sum(Twice().apply({"params": params}, x) ** 3, axis=-1)
+
+    def vmapped(params, x):
+        return jax.vmap(lambda row: losses(params, row[None]))(x)
+
+    jitted = jax.jit(losses)
+    jitted(params, x)  # its cached program has no sinks
     kernel, bias = params["dense"]["kernel"], params["dense"]["bias"]
 
     def loss(first, second, x):
@@ -40,8 +49,44 @@ def test_squares_are_those_of_examples_and_positions_at_each_call():
     for example in x:
         for gradient in jax.grad(loss, argnums=(0, 1))(jnp.zeros((4, 5)), jnp.zeros((4, 5)), example):
             expected += np.square(np.asarray(gradient, np.float64)).sum(0)
-    assert found.keys() == {"dense/kernel"}
-    np.testing.assert_allclose(found["dense/kernel"], expected, rtol=2e-5)
+    for each in (losses, jitted, vmapped, jax.remat(losses)):
+        found = fisher.outputs(each, params, ["dense/kernel"], [x])
+        assert found.keys() == {"dense/kernel"}
+        np.testing.assert_allclose(found["dense/kernel"], expected, rtol=2e-5)
+
+
+class Doubled(nn.Dense):
+    """A linear module whose method calls that of its parent."""
+
+    @nn.compact
+    def __call__(self, inputs):
+        return 2 * super().__call__(inputs)
+
+
+def test_outputs_of_a_subclass_count_once():
+    x = jax.random.normal(jax.random.key(0), (3, 5))
+    params = Doubled(4).init(jax.random.key(1), x)["params"]
+    found = fisher.outputs(lambda params, x: Doubled(4).apply({"params": params}, x) ** 2, params, ["kernel"], [x])
+    expected = np.square(2 * 2 * (x @ params["kernel"] + params["bias"][None])).sum(0)
+    np.testing.assert_allclose(found["kernel"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_outputs_of_a_joint_module_are_in_their_order(dtype):
+    """One position: the gradient at an output is that of its bias."""
+    model = JointDense(("query", "key", "value"), (4, 4, 4), dtype=dtype)
+    x = jax.random.normal(jax.random.key(0), (1, 1, 5))
+    params = model.init(jax.random.key(1), x)["params"]
+
+    def losses(params, x):
+        outputs = model.apply({"params": params}, x)
+        return sum(weight * jnp.sum(y.astype(jnp.float32) ** 2) for weight, y in enumerate(outputs, 1))
+
+    found = fisher.outputs(losses, params, [f"{name}/kernel" for name in params], [x])
+    gradient = jax.grad(losses)(params, x)
+    for name in params:
+        assert found[f"{name}/kernel"].dtype == jnp.float32
+        np.testing.assert_allclose(found[f"{name}/kernel"], np.square(gradient[name]["bias"]), rtol=1e-2, err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +107,13 @@ def encoder(tmp_path_factory):
 def test_squares_do_not_depend_on_batches_and_filler_rows_count_nothing(encoder):
     _, params, batch, losses = encoder
     rows = len(batch["labels"])
-    whole = fisher.outputs(losses, params, [batch])
-    apart = fisher.outputs(
-        losses, params, [{name: each[i : i + 1] for name, each in batch.items()} for i in range(rows)]
-    )
+    paths = [path for path in tree.flatten(params) if path.endswith("/kernel")]
+    single = [{name: each[i : i + 1] for name, each in batch.items()} for i in range(rows)]
+    whole, apart = (fisher.outputs(losses, params, paths, batches) for batches in ([batch], single))
     filled = {name: np.concatenate([each, each]) for name, each in batch.items()}
     filled["weights"][rows:] = 0
-    padded = fisher.outputs(losses, params, [filled])
-    assert whole.keys() == {path for path in tree.flatten(params) if path.endswith("/kernel")}
+    padded = fisher.outputs(losses, params, paths, [filled])
+    assert whole.keys() == {*paths}
     for path, square in whole.items():
         assert square.shape == (tree.get(params, path).shape[1],)
         assert jnp.all(square >= 0)
@@ -131,6 +175,12 @@ def test_kernels_compete_by_what_the_loss_feels():
     assert zeros["k0"] < zeros["k1"] < zeros["k2"]
     assert all((np.asarray(new[path])[~np.asarray(mask)] == 0).all() for path, mask in masks.items())
     assert rise(new) < 0.2 * rise(alike)
+    # The products of small weights and small squares underflow in float32.
+    small, low = (
+        {path: factor * each for path, each in of.items()} for of, factor in ((params, 1e-12), (squares, 1e-18))
+    )
+    scaled, _ = prune.sparsegpt(small, None, ["k."], grams=grams, squares=low, sparsity=0.6)
+    assert all(np.array_equal(scaled[path], mask) for path, mask in masks.items())
     # The outputs that the loss feels least lose most, and a rule with a sparsity of its own does not compete.
     for path, mask in masks.items():
         kept, felt = np.asarray(mask).sum(0), np.asarray(squares[path])
@@ -140,6 +190,45 @@ def test_kernels_compete_by_what_the_loss_feels():
     )
     assert (~np.asarray(own["k0"])).sum() == 150
     assert sum((~np.asarray(own[path])).sum() for path in ("k1", "k2")) == 720
+    rules = [("k0", {"n": 1, "m": 3}), "k."]
+    groups, _ = prune.sparsegpt(params, None, rules, grams=grams, squares=squares, sparsity=0.6)
+    assert (np.asarray(groups["k0"]).reshape(10, 3, 20).sum(1) == 1).all()
+    assert sum((~np.asarray(groups[path])).sum() for path in ("k1", "k2")) == 720
+
+
+def test_stacks_and_other_orientations_lose_what_their_matrices_lose():
+    """Kernels of more than one block of inputs: a stack, and its transposed layers, equal its layers."""
+    random = np.random.default_rng(2)
+    layers = random.normal(size=(2, 300, 6)).astype(np.float32)
+    x = random.normal(size=(2, 900, 300)) * np.linspace(0.5, 2, 300)
+    grams = (np.einsum("lni,lnj->lij", x, x) / 900).astype(np.float32)
+    squares = random.random((2, 6)).astype(np.float32)
+    apart, rules = {f"k{n}": layers[n] for n in range(2)}, ["k."]
+    options = {"grams": {f"k{n}": grams[n] for n in range(2)}, "squares": {f"k{n}": squares[n] for n in range(2)}}
+    masks, new = prune.sparsegpt(apart, None, rules, **options, sparsity=0.7)
+    means = {f"k{n}": np.diagonal(grams[n]) for n in range(2)}
+    counts = fisher.lowest(apart, means, options["squares"], sparsity=0.7, block=reconstruction.BLOCK)
+    for path, mask in masks.items():
+        gone = (~np.asarray(mask)).sum(1)
+        assert [gone[at : at + 128].sum() for at in (0, 128, 256)] == counts[path].tolist()
+        assert counts[path][0] > counts[path][1] + 20  # the inputs grow
+    of_stack = {"grams": {"layers/kernel": grams}, "squares": {"layers/kernel": squares}, "sparsity": 0.7}
+    stacked = prune.sparsegpt({"layers": {"kernel": layers}}, None, ["layers/kernel"], **of_stack)
+    turned = {path: w.T for path, w in apart.items()}
+    transposed = prune.sparsegpt(turned, None, [("k.", {"orientation": "out_in"})], **options, sparsity=0.7)
+    for stack, other, one in zip(stacked, transposed, (masks, new), strict=True):
+        for n in range(2):
+            np.testing.assert_array_equal(stack["layers"]["kernel"][n], one[f"k{n}"])
+            np.testing.assert_array_equal(np.asarray(other[f"k{n}"]).T, one[f"k{n}"])
+
+
+def test_inputs_that_are_always_zero_go_first():
+    gram = np.eye(6, dtype=np.float32)
+    gram[2, 2] = 0
+    options = {"grams": {"a": gram}, "squares": {"a": np.ones(3, np.float32)}, "sparsity": 1 / 6}
+    masks, new = prune.sparsegpt({"a": np.ones((6, 3), np.float32)}, None, ["a"], **options)
+    np.testing.assert_array_equal(masks["a"], np.arange(6)[:, None] != np.full((6, 3), 2))
+    np.testing.assert_array_equal(new["a"], masks["a"])
 
 
 def test_weights_that_stay_are_the_exact_solutions_of_what_goes():
@@ -174,7 +263,7 @@ def test_layer_by_layer_each_kernel_loses_what_the_whole_model_says(encoder):
     direct, _ = prune.sparsegpt(
         *(params, adapter, targets),
         grams=prune.calibration.grams(model, folded, [batch]),
-        squares=fisher.outputs(losses, folded, [batch]),
+        squares=fisher.outputs(losses, folded, [*tree.flatten(behind)], [batch]),
         sparsity=0.6,
     )
     zeros, sizes = 0, 0
@@ -190,10 +279,22 @@ def test_layer_by_layer_each_kernel_loses_what_the_whole_model_says(encoder):
 def test_bad_input_names_the_fix(encoder):
     model, params, batch, losses = encoder
     with pytest.raises(InputError, match="no batches to measure gradients on"):
-        fisher.outputs(losses, params, [])
-    with pytest.raises(
-        InputError, match=r"'k' needs squares of the shape \(2,\), of the gradients at its outputs; found \(3"
+        fisher.outputs(losses, params, ["encoder/layer_0/mlp/up/kernel"], [])
+    with pytest.raises(InputError, match=r"no nn\.Dense applies 'embeddings/word/embedding'.*leave it out"):
+        fisher.outputs(losses, params, ["embeddings/word/embedding"], [batch])
+    with pytest.raises(InputError, match=r"'k' has the shape \(2, 3, 4\); expected \(in, out\).*calibration\.apart"):
+        fisher.outputs(losses, {"k": np.ones((2, 3, 4))}, ["k"], [batch])
+    for square, line in (
+        (jnp.ones(3), r"'k' needs squares of the shape \(2,\), of the gradients at its outputs; found \(3"),
+        (jnp.zeros(2), "the gradients at the outputs of all kernels are 0, .* train the task head first"),
+        (jnp.array([1, jnp.nan]), "the gradients at the outputs of 'k' are not finite: train the task head first"),
     ):
-        prune.sparsegpt({"k": jnp.ones((4, 2))}, None, ["k"], grams={"k": jnp.eye(4)}, squares={"k": jnp.ones(3)})
-    with pytest.raises(InputError, match="scope is 'global' and there are no losses.*or scope='tensor'"):
-        prune.layerwise(model, params, None, ["encoder/.*/kernel"], [batch], score="SPARSEGPT", scope="global")
+        with pytest.raises(InputError, match=line):
+            prune.sparsegpt({"k": jnp.ones((4, 2))}, None, ["k"], grams={"k": jnp.eye(4)}, squares={"k": square})
+    for more, line in (
+        ({}, "scope is 'global' and there are no losses.*or scope='tensor'"),
+        ({"n": 2, "m": 4, "losses": cross_entropy}, "scope is 'global'; expected tensor: groups of inputs"),
+    ):
+        options = {"score": "SPARSEGPT", "scope": "global"} | more
+        with pytest.raises(InputError, match=line):
+            prune.layerwise(model, params, None, ["encoder/.*/kernel"], [batch], **options)

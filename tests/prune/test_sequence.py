@@ -12,6 +12,7 @@ from dsee_jax import masks, prune, stacks, tree
 from dsee_jax.ckpt import hf
 from dsee_jax.errors import InputError
 from dsee_jax.prune import calibration
+from dsee_jax.train.losses import cross_entropy
 from examples import case
 
 TARGETS = ["encoder/.*/kernel"]
@@ -91,11 +92,13 @@ def test_masks_only_shrink_and_nm_keeps_its_groups(tuned):
 def test_scanned_layers_equal_separate_layers(tmp_path):
     decoders.write(tmp_path / "hf", **decoders.VARIANTS["llama"])
     batch = tiny.batch(rows=3, length=8) | {"weights": np.ones((3, 8), np.float32)}
+    batch |= {"labels": np.roll(batch["input_ids"], -1, axis=1)}
     model, params = hf.load_pretrained(tmp_path / "hf", "causal-lm")
     scanned = model.clone(scan=True, remat=True), stacks.stack(params)
-    for score in ("WANDA", "SPARSEGPT"):
-        separate = prune.layerwise(model, params, None, ["decoder/.*/kernel"], [batch], score=score)
-        together = prune.layerwise(*scanned, None, ["decoder/.*/kernel"], [batch], score=score)
+    for score, scope in (("WANDA", "tensor"), ("SPARSEGPT", "tensor"), ("SPARSEGPT", "global")):
+        options = {"score": score, "scope": scope, "losses": cross_entropy}
+        separate = prune.layerwise(model, params, None, ["decoder/.*/kernel"], [batch], **options)
+        together = prune.layerwise(*scanned, None, ["decoder/.*/kernel"], [batch], **options)
         for one, other in zip(separate, together, strict=True):
             assert_equal(tree.flatten(stacks.stack(one)), tree.flatten(other))
 
@@ -104,8 +107,11 @@ def test_scanned_layers_equal_separate_layers(tmp_path):
     ("options", "line"),
     [
         ({"score": "TAYLOR"}, "score is 'TAYLOR'.*: use one of WANDA, RIA, SPARSEGPT"),
-        ({"scope": "global"}, "scope is 'global'; expected tensor or output"),
-        ({"score": "SPARSEGPT", "scope": "output"}, "scope is 'output'; expected tensor or global"),
+        ({"scope": "global"}, "scope is 'global'; expected tensor or output: a layer is pruned before"),
+        (
+            {"score": "SPARSEGPT", "scope": "output"},
+            "scope is 'output'; expected tensor or global: SPARSEGPT prunes bl",
+        ),
         ({"batches": []}, "there are no batches"),
         ({"batches": [{"input_ids": np.ones((1, 4), np.int32)}]}, "batch 0 has input_ids and no 'weights'"),
         ({"targets": ["encoder/.*/norm/scale"]}, "matches nothing"),

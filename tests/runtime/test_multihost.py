@@ -95,7 +95,7 @@ KINDS = {
     ),
     "sparsegpt, layer by layer": (
         2,
-        {"prune__score": "SPARSEGPT", "prune__scope": "global", "prune__calibrate": "layerwise"}
+        {"prune__score": "SPARSEGPT", "prune__calibrate": "layerwise", "prune__sparsity": 0.4}
         | {"mesh__data": 1, "mesh__fsdp": 2},
     ),
     "gradients": (2, {"prune__score": "TAYLOR", "mesh__data": 1, "mesh__fsdp": 2}),

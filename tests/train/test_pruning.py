@@ -112,6 +112,23 @@ def test_wanda_reads_the_inputs_of_the_current_model(tmp_path):
 
 
 @pytest.mark.slow
+def test_calibration_keeps_the_limit_of_tokens(tmp_path):
+    """In micro-batches the statistics are the same; of single rows, too."""
+    options = {"prune__score": "SPARSEGPT", "prune__calibration": 16, "data__max_length": 8}
+    whole = setup.prepare(runs.config(tmp_path, **options))
+    parts = setup.prepare(runs.config(tmp_path, **options, data__batch_tokens=8))
+    batches = calibrated.batches(whole), calibrated.batches(parts)
+    assert all(batch["input_ids"].size <= 8 for batch in batches[1])
+    assert sum(batch["weights"].sum() for batch in batches[0]) == sum(batch["weights"].sum() for batch in batches[1])
+    one, other = (calibration.grams(whole.model, whole.params, each) for each in batches)
+    for path, gram in one.items():
+        np.testing.assert_allclose(other[path], gram, atol=1e-5, err_msg=path)
+    masks = [tree.flatten(pruning.reconstruct(made, made.trained)[2]) for made in (whole, parts)]
+    for path, mask in masks[0].items():
+        assert np.mean(np.asarray(mask) != np.asarray(masks[1][path])) < 0.02, path
+
+
+@pytest.mark.slow
 def test_gradients_are_those_of_single_examples_on_the_tuned_model(tmp_path):
     """The root mean square over examples, with respect to the folded kernels of the tuned, masked model."""
     options = {"prune__score": "TAYLOR", "prune__calibration": 8, "delta__targets": ["encoder/.*/kernel"]}

@@ -4,7 +4,33 @@ import argparse
 from typing import Any
 
 from dsee_jax.errors import InputError
-from merge.recipes.keys import FLAGS
+
+FLAGS = {
+    "allow_crimes": bool,
+    "unsafe_truncate_embeddings": bool,
+    "transformers_cache": str,
+    "lora_merge_cache": str,
+    "lora_merge_dtype": str,
+    "cuda": bool,
+    "device": str,
+    "low_cpu_memory": bool,
+    "out_shard_size": str,
+    "copy_tokenizer": bool,
+    "clone_tensors": bool,
+    "trust_remote_code": bool,
+    "random_seed": int,
+    "lazy_unpickle": bool,
+    "write_model_card": bool,
+    "safe_serialization": bool,
+    "quiet": bool,
+    "read_to_gpu": bool,
+    "multi_gpu": bool,
+    "num_threads": int,
+    "gpu_rich": bool,
+    "async_write": bool,
+    "write_threads": int,
+}
+"""The flags of mergekit-yaml 0.1.5 and the types of their values; some recipes hold them as keys."""
 
 _EFFECTIVE = ("out_shard_size", "random_seed", "quiet")
 _SHORT = {"num_threads": ("-j",)}

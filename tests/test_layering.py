@@ -23,7 +23,8 @@ ORDER = {
     ],
     "merge": [
         *("units", "leaf", "noise", "topk", "method", "methods", "arguments", "in_memory", "signatures"),
-        *("recipes", "mergekit_flags", "inputs", "planning", "compare", "streaming", "outputs", "pipeline", "__main__"),
+        *("mergekit_flags", "recipes", "inputs", "planning", "compare", "streaming", "outputs", "pipeline", "run"),
+        "__main__",
     ],
 }
 """The files and folders of each package; each may import only earlier entries."""
@@ -193,8 +194,9 @@ def test_every_public_name_exists():
         ("import train; train.parser()", ("jax", "numpy", "flax", "yaml")),
         ("from dsee_jax.__main__ import parser; parser()", ("jax", "numpy", "flax", "yaml")),
         ("import dsee_jax.train.loop", ("sklearn", "scipy.stats", "scipy.special", "scipy.optimize", "transformers")),
+        ("from merge.__main__ import compare_parser, parser; parser(), compare_parser()", ("jax", "numpy", "yaml")),
         (
-            "import merge.__main__",
+            "import merge.run",
             ("flax", "optax", "orbax", "transformers", "huggingface_hub", "rich", "matplotlib", "PIL"),
         ),
     ],

@@ -9,6 +9,7 @@ from typing import Any
 
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.runtime.strict_yaml import shown
+from merge.mergekit_flags import FLAGS
 from merge.methods import METHODS
 
 TOP = ("merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype")
@@ -24,33 +25,6 @@ LABELS = ("name", "description", "author", "license", "tags")
 
 OPTIONS = frozenset(key for method in METHODS.values() for key in (*method.each, *method.shared))
 """The parameters of all methods."""
-
-FLAGS = {
-    "allow_crimes": bool,
-    "unsafe_truncate_embeddings": bool,
-    "transformers_cache": str,
-    "lora_merge_cache": str,
-    "lora_merge_dtype": str,
-    "cuda": bool,
-    "device": str,
-    "low_cpu_memory": bool,
-    "out_shard_size": str,
-    "copy_tokenizer": bool,
-    "clone_tensors": bool,
-    "trust_remote_code": bool,
-    "random_seed": int,
-    "lazy_unpickle": bool,
-    "write_model_card": bool,
-    "safe_serialization": bool,
-    "quiet": bool,
-    "read_to_gpu": bool,
-    "multi_gpu": bool,
-    "num_threads": int,
-    "gpu_rich": bool,
-    "async_write": bool,
-    "write_threads": int,
-}
-"""The flags of mergekit-yaml 0.1.5 and the types of their values; some recipes hold them as keys."""
 
 KNOWN = {*TOP, *MODEL, *SLICE, *SOURCE, *OPTIONS, *FLAGS, "residual_weight"}
 """The keys that have a meaning somewhere in a recipe."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from dsee_jax.errors import InputError, did_you_mean
 from dsee_jax.runtime.strict_yaml import shown
+from merge.mergekit_flags import FLAGS
 from merge.method import Option
 from merge.recipes import keys
 from merge.recipes.values import LONGEST
@@ -54,7 +55,7 @@ def read(where: str, path: str, raw: Any, options: Mapping[str, Option], method:
     for key, value in raw.items():
         if key in options:
             settings[key] = _setting(f"{where}: {path}.{key}", value, options[key])
-        elif key in keys.OPTIONS or key in keys.TOP or key in keys.FLAGS:
+        elif key in keys.OPTIONS or key in keys.TOP or key in FLAGS:
             unused.setdefault(key, []).append(path)
         else:
             known = {**options, **dict.fromkeys(keys.OPTIONS)}

@@ -5,7 +5,7 @@ import io
 import pytest
 
 from dsee_jax.runtime import console, terminal
-from merge import __main__ as merges
+from merge import run
 
 PLACES = {
     "a file": (False, {"TERM": "xterm"}),
@@ -33,7 +33,7 @@ def drawn(monkeypatch, is_terminal, environment):
         monkeypatch.setenv(name, value)
     with console.bar("tune", 0, 2) as advance:
         advance(1, "loss 0.1")
-    with merges._progress(quiet=False) as progress:
+    with run._progress(quiet=False) as progress:
         progress.begin("merge", 8)
         progress.advance(4)
     return stream.getvalue()

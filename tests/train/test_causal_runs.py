@@ -28,6 +28,12 @@ pytest.importorskip("sacrebleu", reason="needs sacrebleu (extra `text`)")
 STRUCTURED = {"prune__kind": "structured", "prune__heads": 1, "prune__neurons": 0.25, "prune__scope": "tensor"}
 PRUNINGS = {
     "unstructured": {"prune__sparsity": 0.5},
+    "sparsegpt": {
+        "prune__score": "SPARSEGPT",
+        "prune__calibrate": "layerwise",
+        "model__scan": True,
+        "model__remat": True,
+    },
     "structured": STRUCTURED,
     "earlybert": STRUCTURED | {"prune__kind": "earlybert", "prune__search": 0.7},
 }
@@ -49,6 +55,7 @@ def config(folder, **overrides):
     ("family", "pruning"),
     [
         pytest.param("llama", "unstructured", marks=pytest.mark.smoke),
+        pytest.param("llama", "sparsegpt", marks=pytest.mark.exhaustive),
         pytest.param("gpt2", "structured", marks=pytest.mark.exhaustive),
         pytest.param("llama", "earlybert", marks=pytest.mark.exhaustive),
     ],

@@ -50,7 +50,7 @@ def prepare(case: dict[str, Any]) -> child.Side:
         rows = sharding.split(ready.placed.mesh, batch)
         state, _ = compiled.step(start(), frozen, rows, jax.random.key(0), rates(0), None)
         jax.block_until_ready(compiled.step(state, frozen, rows, jax.random.key(0), rates(0), None))
-    compiled.evaluate(start().trained, {})
+    compiled.evaluate(start().trained, frozen)
     step: Any = compiled.step
     programs_ready = step._cache_size()
 
@@ -67,7 +67,7 @@ def prepare(case: dict[str, Any]) -> child.Side:
         jax.block_until_ready(state)
         seconds = time.perf_counter() - begin
         assert step._cache_size() == programs_ready, "a step compiled while it was measured"
-        return {"seconds": seconds, "accuracy": compiled.evaluate(state.trained, {})["accuracy"]}
+        return {"seconds": seconds, "accuracy": compiled.evaluate(state.trained, frozen)["accuracy"]}
 
     facts = {
         "epoch": INCLUDES,

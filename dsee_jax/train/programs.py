@@ -10,26 +10,22 @@ from dsee_jax import models
 from dsee_jax.config import Config
 from dsee_jax.data.batches import micro_batches
 from dsee_jax.models.architecture import Model
-from dsee_jax.train import distill, evaluation, optim, pruning, sharding
+from dsee_jax.train import distill, evaluation, optim, sharding
 from dsee_jax.train.problems import PROBLEMS
 from dsee_jax.train.setup import Setup
 from dsee_jax.train.step import State, train_step
-from dsee_jax.typing import Masks
 
 Step = Callable[..., tuple[State, jax.Array]]
 """``(state, frozen, batch, key, rate, teacher=None) -> (state, loss)``, see `dsee_jax.train.step.train_step`."""
 
-Score = Callable[..., dict[str, float]]
-"""``(trained, masks, *, final=False) -> metrics``, see `dsee_jax.train.evaluation.Evaluate`."""
-
 
 class Programs(NamedTuple):
-    """The jitted functions of one model, shared by all stages that train this model."""
+    """The jitted functions of one model, shared by all stages that train this model, whatever its weights."""
 
     optimizer: optax.GradientTransformation
     step: Step
-    evaluate: Score
-    write: Callable[[dict[str, Any], Masks], evaluation.Written]  # (trained, masks) -> texts
+    evaluate: evaluation.Evaluate
+    write: evaluation.Write
 
 
 def sharded_step(
@@ -75,11 +71,5 @@ def make_programs(setup: Setup, *, searching: bool = False) -> Programs:
     options = {"cuts": models.cuts(setup.model), "penalty": config.prune.penalty} if searching else {}
     losses = PROBLEMS[setup.data.task.problem].losses
     step = sharded_step(setup.model, optimizer, config, setup.placed, losses=losses, **options)
-    evaluate = evaluation.evaluator(setup.model, config, setup.data, setup.placed)
-    write = evaluation.writer(setup.model, config, setup.data, setup.placed)
-    return Programs(
-        optimizer,
-        jax.jit(step, donate_argnums=0),
-        lambda trained, masks, **options: evaluate(trained, pruning.freeze(setup, masks), **options),
-        lambda trained, masks: write(trained, pruning.freeze(setup, masks)),
-    )
+    apart = (setup.model, config, setup.data, setup.placed)
+    return Programs(optimizer, jax.jit(step, donate_argnums=0), evaluation.evaluator(*apart), evaluation.writer(*apart))

@@ -23,7 +23,7 @@ from dsee_jax.runtime import console, files
 from dsee_jax.train import distill, evaluation, kernels, optim, pruning, sharding, target, teachers, trackers, trainer
 from dsee_jax.train.programs import distilling, make_programs
 from dsee_jax.train.setup import Setup
-from dsee_jax.train.step import Teacher
+from dsee_jax.train.step import Frozen, Teacher
 from dsee_jax.train.trainer import Hooks, Point, Run, Session, Stage
 from dsee_jax.typing import Masks
 
@@ -115,7 +115,7 @@ def prune(session: Session, run: Run) -> Run:
     else:
         masks = pruning.draw(run.setup, run.trained, {}, _sparsities(run.setup)[0])
         setup, trained, masks = pruning.apply_cut(run.setup, run.trained, masks)
-    compiled = run.programs if setup is run.setup else make_programs(setup)
+    compiled = run.programs if setup.model is run.setup.model else make_programs(setup)
     cut = target.record(run.setup, setup) if setup.kept else {}
     if cut:
         session.say(f"prune: {target.line(cut)}")
@@ -160,8 +160,9 @@ def scored(session: Session, run: Run, name: str, more: dict[str, Any] | None = 
     Raises:
       Diverged: a metric is not finite.
     """
-    choosing = run.programs.evaluate(run.trained, run.masks)
-    at, scores = offset(run.setup, name), passed(session, run, run.trained, run.masks, name, choosing)
+    frozen = pruning.freeze(run.setup, run.masks)
+    choosing = run.programs.evaluate(run.trained, frozen)
+    at, scores = offset(run.setup, name), passed(session, run, run.trained, frozen, name, choosing)
     # A curve of the log is of one set of examples.
     logged = {"metrics": choosing, "score": scores["metrics"]} if "choose" in scores else scores
     session.log(name, 0, logged | (more or {}), offset=at)
@@ -171,7 +172,7 @@ def scored(session: Session, run: Run, name: str, more: dict[str, Any] | None = 
 
 
 def passed(
-    session: Session, run: Run, trained: dict[str, Any], masks: Masks, name: str, choosing: dict[str, float]
+    session: Session, run: Run, trained: dict[str, Any], frozen: Frozen, name: str, choosing: dict[str, float]
 ) -> dict[str, dict[str, float]]:
     """Return ``{"metrics"}`` of the model that a stage passes on, those of its texts among them.
 
@@ -179,7 +180,7 @@ def passed(
       session: of the run.
       run: the run.
       trained: the trained values of the model.
-      masks: its masks.
+      frozen: its other arrays.
       name: of the stage.
       choosing: the metrics of the model by which the stage may have chosen it. With ``data.split_dev`` the result has them
         apart, as ``choose``, and ``metrics`` are those of the half that scores.
@@ -189,19 +190,19 @@ def passed(
     """
     apart, metrics = run.setup.data.scoring, choosing
     if apart and evaluation.finite(choosing):
-        metrics = run.programs.evaluate(trained, masks, final=True)
+        metrics = run.programs.evaluate(trained, frozen, final=True)
     if not evaluation.finite(metrics):
         raise Diverged(
             f"stage {name}: the metrics on the dev set are not finite ({console.line(metrics)}): the numbers of this model "
             "exceed its dtype, or its vocabulary lacks a token of the texts"
         )
-    metrics = written(session, run, trained, masks, name) | metrics
+    metrics = written(session, run, trained, frozen, name) | metrics
     return {"metrics": metrics, "choose": choosing} if apart else {"metrics": metrics}
 
 
-def written(session: Session, run: Run, trained: dict[str, Any], masks: Masks, name: str) -> dict[str, float]:
+def written(session: Session, run: Run, trained: dict[str, Any], frozen: Frozen, name: str) -> dict[str, float]:
     """Return the metrics of the texts that the model writes; the texts go to a file of the stage."""
-    metrics, records = run.programs.write(trained, masks)
+    metrics, records = run.programs.write(trained, frozen)
     if records:
         files.write_text(session.out / TEXTS.format(name), "".join(files.dumps(record) + "\n" for record in records))
     return metrics
@@ -299,7 +300,7 @@ def _train(
         return point._replace(state=state, frozen=frozen(masks), masks=masks)
 
     def evaluate(point: Point, done: int) -> tuple[Point, str]:
-        metrics = run.programs.evaluate(point.state.trained, point.masks)
+        metrics = run.programs.evaluate(point.state.trained, point.frozen)
         session.log(name, done, {"metrics": metrics}, offset=stage.offset)
         progress, best = point.progress, point.progress.best
         # Before the last cut the model is not yet as sparse as asked for.
@@ -325,7 +326,7 @@ def _train(
         point, _ = evaluate(point, total)
     best: Any = point.progress.best
     trained = checkpoints.restore_best(session.store, best["mark"], begin)
-    scores = passed(session, run, trained, point.masks, name, best["metrics"])
+    scores = passed(session, run, trained, point.frozen, name, best["metrics"])
     choice = {"best_step": best["step"], "steps": total, "evaluations": point.progress.evaluations}
     finished = {"name": name, **scores, **choice, "last": point.progress.last}
     trackers.log(session.trackers, trackers.named(f"stage/{name}", scores["metrics"]), stage.offset + total)

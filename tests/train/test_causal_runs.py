@@ -20,7 +20,7 @@ from dsee_jax.export.run import export_run
 from dsee_jax.generation import pipeline
 from dsee_jax.metrics import text
 from dsee_jax.runtime import files
-from dsee_jax.train import finished_run, loop, programs, setup, step
+from dsee_jax.train import finished_run, loop, programs, pruning, setup, step
 from dsee_jax.train.losses import cross_entropy
 
 pytest.importorskip("sacrebleu", reason="needs sacrebleu (extra `text`)")
@@ -180,7 +180,8 @@ def test_packed_and_unpacked_dev_sets_have_equal_scores(prepared):
     scores = []
     for made in prepared:
         compiled = programs.make_programs(made)
-        scores.append(compiled.write(made.trained, {}).metrics | compiled.evaluate(made.trained, {}))
+        frozen = pruning.freeze(made, {})
+        scores.append(compiled.write(made.trained, frozen).metrics | compiled.evaluate(made.trained, frozen))
     assert prepared[1].data.dev["dev"].size < prepared[0].data.dev["dev"].size
     assert scores[1] == pytest.approx(scores[0], rel=1e-5)
 

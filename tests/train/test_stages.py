@@ -74,3 +74,21 @@ def test_no_copy_of_a_frozen_kernel_stays_without_need(tmp_path, monkeypatch, ki
     others = len([leaf for leaf in jax.live_arrays() if leaf.shape == shape and leaf.dtype == "float32"])
     runs.run(tmp_path, **options, train__epochs=0.2, train__retune_epochs=0.2)
     assert found == {"tune": 1 + others, "retune": expected + others}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sparsegpt", "masked"])
+def test_pruning_weights_compiles_no_step_again(tmp_path, monkeypatch, kind):
+    """One program of a step for one length, in both stages: compiling is a large part of a short run, and of its memory."""
+    fit, found = trainer.fit, []
+
+    def counting(session, run, *rest):
+        point = fit(session, run, *rest)
+        found.append((run.programs.step, run.programs.step._cache_size()))
+        return point
+
+    monkeypatch.setattr(trainer, "fit", counting)
+    runs.run(tmp_path, **COPIES[kind][1], train__epochs=0.2, train__retune_epochs=0.2)
+    (step, programs), (again, after) = found
+    assert step is again
+    assert programs == after == 1

@@ -1,4 +1,4 @@
-"""The work of ``python -m merge``: a merge from files to files, its plan, and the comparison of two compare."""
+"""The work of ``python -m merge``: a merge from files to files, its plan, and the comparison of two checkpoints."""
 
 import argparse
 import contextlib
@@ -30,7 +30,7 @@ from merge.streaming import engine
 
 
 def print_comparison(options: argparse.Namespace) -> None:
-    """Print the difference of two compare."""
+    """Print the difference of two checkpoints."""
     wanted = answer.wanted(options)
     compilation_cache.use(options)
     a, b = (open_source(reference, Path()) for reference in (options.a, options.b))

@@ -5,9 +5,8 @@ compiler runs on any machine). Memory is the compiler's estimate for a step of t
 step of the stage retune with its teacher and a student that has all units. A run holds more than the arrays of a step: in the
 re-tuning after unstructured or N:M pruning, except with SPARSEGPT, the frozen kernels as they were before (a teacher that the
 steps run shares them), and with ``train.full`` a second state while a checkpoint is saved. The calibration of a pruning is not
-counted. Time is a lower bound by a
-roofline: the maximum of the times for FLOPs, for memory traffic and for traffic between chips, each at the peak rate of
-`roofline.CHIPS`.
+counted. Time is a lower bound by a roofline: the maximum of the times for FLOPs, for memory traffic and for traffic between
+chips, each at the peak rate of `roofline.CHIPS`.
 """
 
 import dataclasses

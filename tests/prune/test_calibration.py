@@ -55,6 +55,15 @@ def test_gram_counts_distance_embeddings_once_per_batch(tmp_path):
         part = sums[f"encoder/layer_0/attention/{name}/kernel"]
         assert int(part["count"]) == 10
         np.testing.assert_allclose(part["sum"], rows.T @ rows, rtol=1e-4, atol=1e-4)
+    # Of one padded row too, whose own inputs count its tokens.
+    padded = int(np.argmin(batch["attention_mask"].sum(1)))
+    row = calibration.gram(model, params, {name: each[padded : padded + 1] for name, each in batch.items()})
+    part = row["encoder/layer_0/attention/position_key/kernel"]
+    assert int(part["count"]) == 10
+    np.testing.assert_allclose(part["sum"], rows.T @ rows, rtol=1e-4, atol=1e-4)
+    assert (
+        int(row["encoder/layer_0/attention/query/kernel"]["count"]) == int(batch["attention_mask"][padded].sum()) < 10
+    )
     assert hf_names.names(model).keys() >= sums.keys()
     shared = {"encoder/layer_0/attention/query/kernel", "encoder/layer_0/attention/value/kernel"}
     one, other = (sums[path] for path in shared)

@@ -10,6 +10,7 @@ resumes, and the run goes back to the newest whole one. Stores have checksums of
 
 import contextlib
 import errno
+import functools
 import json
 import logging
 import os
@@ -86,27 +87,31 @@ def opened(folder: Place) -> Iterator[Store]:
     for mark in store.best.all_steps():
         if newest is None or mark > newest:
             store.best.delete(mark)  # of steps that the run does again
-    hook, sys.unraisablehook = sys.unraisablehook, _unraisable
+    before = sys.unraisablehook
+    if getattr(before, "func", None) is not _unraisable:
+        sys.unraisablehook = functools.partial(_unraisable, before)
     try:
         yield store
     except Stopped:  # on every process at the same step
         _finish(store)
+        sys.unraisablehook = before
         raise
     except BaseException:
         # In a job, an error on one process leaves the others in the middle of a step: closing would wait for them.
         if not multihost.is_distributed():
             _close(store)
-        raise
+        raise  # the hook stays: threads of TensorStore may still write for the save that failed
     else:
         _finish(store)
-    finally:
-        sys.unraisablehook = hook
+        sys.unraisablehook = before
 
 
-def _unraisable(error: Any) -> None:
+def _unraisable(report: Callable[[Any], object], error: Any) -> None:
     """Report an error that nobody can catch, but those of the writes that end after the save they belong to has failed."""
-    if not str(error.exc_value).startswith(("Event loop is closed", "sys.meta_path is None")):
-        sys.__unraisablehook__(error)
+    text = str(error.exc_value)
+    late = error.object is None and text == "Event loop is closed"  # of a thread, not of a destructor
+    if not late and not text.startswith("sys.meta_path is None"):
+        report(error)
 
 
 def _series(folder: Path | epath.Path) -> _Series:

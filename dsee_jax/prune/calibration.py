@@ -12,7 +12,7 @@ from dsee_jax.deltas.attach import input_of, intercepted, linear
 from dsee_jax.errors import InputError
 from dsee_jax.models import INPUTS
 from dsee_jax.models.architecture import Model, scans
-from dsee_jax.typing import Array, Module, Params
+from dsee_jax.typing import Array, Loss, Module, Params
 
 Groups: TypeAlias = tuple[tuple[str, ...], ...]
 """Paths of kernels in groups, in the order in which the model applies them; see `groups`."""
@@ -52,6 +52,17 @@ def grams(model: Model, params: Params, batches: Iterable[Mapping[str, Array]]) 
     A matrix of every kernel is in memory at once; `dsee_jax.prune.layerwise` holds those of one layer.
     """
     return _means(_GRAM, model, params, batches)
+
+
+def losses(model: Module, loss: Loss) -> Callable[[Params, Mapping[str, Array]], jax.Array]:
+    """Return ``(params, batch) -> losses`` without dropout, multiplied by the ``weights`` of the batch, in their shape."""
+
+    def weighted(params: Params, batch: Mapping[str, Array]) -> jax.Array:
+        inputs: dict[str, Any] = {name: batch[name] for name in INPUTS}
+        outputs: Any = model.apply({"params": params}, **inputs, deterministic=True)
+        return loss(outputs, batch) * batch["weights"]
+
+    return weighted
 
 
 def groups(model: Module, params: Params, batch: Mapping[str, Array], paths: Sequence[str]) -> Groups:

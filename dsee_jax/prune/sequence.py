@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from dsee_jax import masks, stacks, tree
@@ -16,7 +15,6 @@ from dsee_jax.config import INPUT_SCORES, Scope, ScoreName
 from dsee_jax.deltas.adapter import Adapter
 from dsee_jax.deltas.fold import materialize
 from dsee_jax.errors import InputError, did_you_mean
-from dsee_jax.models import INPUTS
 from dsee_jax.models.architecture import Model, scans
 from dsee_jax.prune import calibration, fisher, reconstruction, weights
 from dsee_jax.prune.weights import selected
@@ -101,7 +99,7 @@ def layerwise(
     if losses is not None and scope == "global":
         kernels = {path: kernel for path, kernel, *_ in selected(current, adapter, list(map(re.escape, paths)), {})}
         means = {path: jnp.square(size) for path, size in calibration.sizes(model, folded, batches).items()}
-        squares = fisher.outputs(_weighted(one_by_one, losses), folded, paths, batches)
+        squares = fisher.outputs(calibration.losses(one_by_one, losses), folded, paths, batches)
         chosen = reconstruction.choose(kernels, means, squares, sparsity=sparsity)
     for number, group in enumerate(order):
         rules = [(re.escape(path), True) for path in group]
@@ -124,16 +122,6 @@ def layerwise(
             folded = materialize(current, adapter)
     kept = tree.unflatten({path: drawn[path] for path in paths})
     return (stacks.stack(kept), stacks.stack(current)) if stacked else (kept, current)
-
-
-def _weighted(model: Model, losses: Loss) -> fisher.Losses[Mapping[str, Array]]:
-    """Return the weighted losses of a batch as a function of the params, without dropout."""
-
-    def weighted(params: Params, batch: Mapping[str, Array]) -> jax.Array:
-        outputs = model.apply({"params": params}, **{name: batch[name] for name in INPUTS}, deterministic=True)
-        return losses(outputs, batch) * batch["weights"]
-
-    return weighted
 
 
 def _unstacked(adapter: Adapter | None) -> Adapter | None:

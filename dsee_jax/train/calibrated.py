@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,7 +17,6 @@ from dsee_jax.data.batches import Batch, Batches, micro_batches
 from dsee_jax.deltas.adapter import Adapter
 from dsee_jax.deltas.fold import materialize
 from dsee_jax.masks import apply as apply_masks
-from dsee_jax.models import INPUTS
 from dsee_jax.models.architecture import Model
 from dsee_jax.prune import calibration, gradients, sequence
 from dsee_jax.prune.scores import SCORES
@@ -98,10 +96,5 @@ def layerwise(setup: Setup, trained: dict[str, Any], masks: Masks, sparsity: flo
 @functools.lru_cache(maxsize=4)
 def _loss(model: Model, problem: str) -> gradients.Loss:
     """Return the mean loss of a batch without dropout; one function for all draws of a run, so that it is compiled once."""
-
-    def loss(params: Params, batch: Mapping[str, Array]) -> jax.Array:
-        inputs: dict[str, Any] = {name: batch[name] for name in INPUTS}
-        outputs: Any = model.apply({"params": params}, **inputs, deterministic=True)
-        return jnp.sum(PROBLEMS[problem].losses(outputs, batch) * batch["weights"]) / jnp.sum(batch["weights"])
-
-    return loss
+    losses = calibration.losses(model, PROBLEMS[problem].losses)
+    return lambda params, batch: jnp.sum(losses(params, batch)) / jnp.sum(batch["weights"])

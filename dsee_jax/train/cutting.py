@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from dsee_jax import models
 from dsee_jax.deltas.fold import materialize
-from dsee_jax.prune import budget, selection, sensitivity, units
+from dsee_jax.prune import budget, calibration, selection, sensitivity, units
 from dsee_jax.train import calibrated, sharding, target
 from dsee_jax.train.problems import PROBLEMS
 from dsee_jax.train.setup import Setup, keys
@@ -37,14 +37,12 @@ def choose(setup: Setup, trained: dict[str, Any]) -> Masks:
 
 def _sensitivity(setup: Setup, params: Params) -> Tree:
     """Return the TAYLOR scores of all units, over the calibration examples."""
-    losses = PROBLEMS[setup.data.task.problem].losses
+    losses = calibration.losses(setup.model, PROBLEMS[setup.data.task.problem].losses)
 
     def of_rows(params: Params, batch: Any) -> jax.Array:
         with sharding.constrain_rows(setup.placed.mesh):
-            inputs = {name: batch[name] for name in models.INPUTS}
-            outputs = setup.model.apply({"params": params}, **inputs, deterministic=True)
-        weighted = losses(outputs, batch) * batch["weights"]
-        return jnp.sum(weighted, axis=tuple(range(1, weighted.ndim)))
+            each = losses(params, batch)
+        return jnp.sum(each, axis=tuple(range(1, each.ndim)))
 
     prune = setup.config.prune
     hidden = models.hidden_axes(setup.model) if prune.hidden or prune.target.hidden else None

@@ -1,16 +1,15 @@
-"""The effect of pruning alone, by score and scope: a finished run is evaluated without half of its weights, not tuned again.
+"""The effect of pruning alone, by score and scope: a finished run is evaluated without a part of its weights, not tuned again.
 
-    python -m benchmarks.scores RUN_DIR [RUN_DIR ...] [--scores RIA TAYLOR ...] [--data.dir=GLUE_DIR]
+    python -m benchmarks.scores RUN_DIR [RUN_DIR ...] [--sparsity 0.5 0.7] [--scores RIA TAYLOR ...] [--data.dir=GLUE_DIR]
 
-RUN_DIR is a run of ``train.py`` by LoRA or DSEE with ``prune.kind: none``, for instance of ``configs/minilm_sst2_lora.yaml``.
-Writes the dev set metrics of each of `CHOICES`, or of those with ``--scores``, to ``benchmarks/results/scores.json`` and
-``scores.md``.
+RUN_DIR is a run of ``train.py`` by LoRA or DSEE with ``prune.kind: none``, for instance of ``configs/recommended_lora.yaml``.
+Every score reads the same `CALIBRATION` examples of training. Writes the dev set metrics of each of `CHOICES`, or of those
+with ``--scores``, to ``benchmarks/results/scores.json`` and ``scores.md``; of a run with ``data.split_dev`` those of the half
+that chooses.
 """
 
 import argparse
-import os
-import platform
-from collections.abc import Mapping
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import machine, runs
 from benchmarks.runs import RESULTS
 from dsee_jax import masks, prune, tree
 from dsee_jax.data.batches import Batch, Batches
-from dsee_jax.models import INPUTS
 from dsee_jax.prune import calibration, gradients, weights
 from dsee_jax.prune.scores import SCORES
 from dsee_jax.runtime import files
 from dsee_jax.train import evaluation, finished_run, sharding, step
 from dsee_jax.train.inputs import read_data
 from dsee_jax.train.problems import PROBLEMS
-from dsee_jax.typing import Array, Params
+from dsee_jax.typing import Params
 
 SCOPES = ("global", "tensor", "output")
 CHOICES = [
@@ -38,7 +37,8 @@ CHOICES = [
     *((score, "output", "layerwise") for score in ("WANDA", "RIA")),
     *(("SPARSEGPT", scope, calibrate) for scope in ("tensor", "global") for calibrate in ("one_shot", "layerwise")),
 ]
-SPARSITY = 0.5
+CALIBRATION = 128
+"""The examples that a score reads."""
 
 
 def calibration_data(source: Batches, count: int) -> tuple[list[Batch], list[Batch]]:
@@ -52,8 +52,8 @@ def calibration_data(source: Batches, count: int) -> tuple[list[Batch], list[Bat
     return batches, examples
 
 
-def measured(run: Path, overrides: list[str], scores: list[str]) -> dict[str, Any]:
-    """Return the metrics of a finished run for every choice, and those of the unpruned run as ``whole``."""
+def measured(run: Path, overrides: list[str], scores: list[str], sparsities: list[float]) -> list[dict[str, Any]]:
+    """Return for every sparsity the metrics of a finished run for every choice, and those of the unpruned run as ``whole``."""
     finished = finished_run.load(run, overrides)
     config, task, model, params, saved = finished
     assert saved is not None, "a run with updates"
@@ -62,15 +62,15 @@ def measured(run: Path, overrides: list[str], scores: list[str]) -> dict[str, An
     evaluate = evaluation.evaluator(model, config, data, placed)
     plain = finished_run.plain_params(finished)
     source = Batches(data.train, config.train.batch_size, epochs=1, seed=config.train.seed, edges=data.edges)
-    batches, examples = calibration_data(source, config.prune.calibration)
+    batches, examples = calibration_data(source, CALIBRATION)
     targets = tree.select(config.prune.targets, tree.flatten(params))
+    weighted = calibration.losses(model, PROBLEMS[task.problem].losses)
 
-    def loss(params: Params, batch: Mapping[str, Array]) -> jax.Array:
-        outputs: Any = model.apply({"params": params}, *(batch[name] for name in INPUTS), deterministic=True)
-        return jnp.sum(PROBLEMS[task.problem].losses(outputs, batch) * batch["weights"]) / jnp.sum(batch["weights"])
+    def loss(params: Params, example: Batch) -> jax.Array:
+        return jnp.sum(weighted(params, example)) / jnp.sum(example["weights"])
 
-    def pruned(score: str, scope: Any, calibrate: str) -> Params:
-        common: dict[str, Any] = {"sparsity": SPARSITY, "score": score, "scope": scope}
+    def pruned(score: str, scope: Any, calibrate: str, sparsity: float) -> Params:
+        common: dict[str, Any] = {"sparsity": sparsity, "score": score, "scope": scope}
         if score == "SPARSEGPT" or calibrate == "layerwise":
             common |= {"behind": calibrate == "layerwise", "losses": PROBLEMS[task.problem].losses}
             return prune.layerwise(model, params, saved.adapter, targets, batches, **common)[1]
@@ -82,28 +82,34 @@ def measured(run: Path, overrides: list[str], scores: list[str]) -> dict[str, An
         return masks.apply(params, weights.unstructured(params, saved.adapter, targets, **common))
 
     trained = {"deltas": saved.deltas, "params": {}}
-    metrics = {"whole": evaluate(trained, step.Frozen(params, saved.supports, {}))}
-    for score, scope, calibrate in CHOICES:
+    whole = evaluate(trained, step.Frozen(params, saved.supports, {}))
+    metrics = {sparsity: {"whole": whole} for sparsity in sparsities}
+    for (score, scope, calibrate), sparsity in itertools.product(CHOICES, sparsities):
         if score not in scores:
             continue
         name = f"{score}, {scope}" + (", layerwise" if calibrate == "layerwise" else "")
-        metrics[name] = evaluate(trained, step.Frozen(pruned(score, scope, calibrate), saved.supports, {}))
-        print(task.name, name, metrics[name], flush=True)
-    return {"task": task.name, "seed": config.train.seed, "examples": config.data.examples, "metrics": metrics}
+        kept = step.Frozen(pruned(score, scope, calibrate, sparsity), saved.supports, {})
+        metrics[sparsity][name] = evaluate(trained, kept)
+        print(task.name, name, sparsity, metrics[sparsity][name], flush=True)
+    about = {"task": task.name, "seed": config.train.seed, "examples": config.data.examples}
+    return [about | {"sparsity": sparsity, "metrics": found} for sparsity, found in metrics.items()]
 
 
-def markdown(runs: list[dict[str, Any]]) -> str:
-    """Return the table: one row per choice, one column per run."""
-    first = [next(iter(run["metrics"]["whole"])) for run in runs]
-    heads = [f"{run['task']}: {metric}, loss" for run, metric in zip(runs, first, strict=True)]
-    lines = [f"| score, scope | {' | '.join(heads)} |", "|" + "---|" * (1 + len(runs))]
-    for choice in runs[0]["metrics"]:
-        cells = [
-            f"{100 * r['metrics'][choice][m]:.1f}, {r['metrics'][choice]['loss']:.3f}"
-            for r, m in zip(runs, first, strict=True)
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Return the table: one row per choice, one column per run and sparsity."""
+    first = [next(iter(row["metrics"]["whole"])) for row in rows]
+    heads = [f"{row['task']}, {row['sparsity']:.0%}: {name}, loss" for row, name in zip(rows, first, strict=True)]
+    cells = (
+        [
+            choice,
+            *(
+                f"{100 * row['metrics'][choice][name]:.1f}, {row['metrics'][choice]['loss']:.3f}"
+                for row, name in zip(rows, first, strict=True)
+            ),
         ]
-        lines.append(f"| {choice} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        for choice in rows[0]["metrics"]
+    )
+    return "\n".join(runs.table(["score, scope", *heads], cells)) + "\n"
 
 
 def main() -> None:
@@ -111,18 +117,19 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR")
     every = [*dict.fromkeys(score for score, *_ in CHOICES)]
     parser.add_argument("--scores", nargs="+", choices=every, default=every, help="the rows to measure")
+    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.7], metavar="S", help="default: 0.5 0.7")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of scores.json and scores.md")
     options, overrides = parser.parse_known_args()
-    runs = [measured(run, overrides, options.scores) for run in options.runs]
+    rows = [row for run in options.runs for row in measured(run, overrides, options.scores, options.sparsity)]
     report = {
         "command": "python -m benchmarks.scores RUN_DIR ... --data.dir=GLUE_DIR",
-        "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), no accelerator",
-        "sparsity": SPARSITY,
-        "runs": runs,
+        "machine": machine.name(),
+        "calibration": CALIBRATION,
+        "runs": rows,
     }
     files.write(options.out / "scores.json", report)
-    files.write_text(options.out / "scores.md", markdown(runs))
-    print(markdown(runs))
+    files.write_text(options.out / "scores.md", markdown(rows))
+    print(markdown(rows))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@
 the time includes the search and excludes compilation, and comes from alternating timed steps.
 ``birds``: one search over the full training. Measures the distance of the mask at each check from the last mask.
 
-The metrics and the config of a run are stored in ``benchmarks/results/smaller/``; the run is repeated only if the config
-changes. An interrupted run resumes. Times need an idle machine. Writes ``benchmarks/results/smaller.json``, ``smaller.md``,
-``tickets.png`` and ``birds.png``; the rows ``cut`` of these files, of version 0.2.0, stay as they are.
+The metrics and the config of a run are stored in ``benchmarks/results/tickets/``; the run is repeated only if the config
+changes. An interrupted run resumes. Times need an idle machine. Writes ``benchmarks/results/tickets.json``, ``tickets.md``,
+``tickets.png`` and ``birds.png``.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from dsee_jax.analysis.pictures import search as searches
 from dsee_jax.analysis.pictures import style
 from dsee_jax.runtime import files
 
-FOLDER = "smaller"
+FOLDER = RESULTS / "tickets"
 CONFIG = ROOT / "configs" / "minilm_sst2_full.yaml"
 TASK, METRIC, EPOCHS, STEPS = "sst2", "accuracy", 3, 313
 """The task of `CONFIG`, its metric, its passes over the data, and the steps of a pass."""
@@ -46,7 +46,7 @@ BATCHES, ROUNDS = 20, 5
 def done(name: str, seed: int, options: argparse.Namespace, *overrides: str) -> dict[str, Any]:
     """Do the remaining part of a run, and return the content of its metrics.json; a stored run is not repeated."""
     overrides = (f"--train.seed={seed}", *overrides)
-    stored, config = RESULTS / FOLDER / f"{name}.json", runs.settings(CONFIG, overrides)
+    stored, config = FOLDER / f"{name}.json", runs.settings(CONFIG, overrides)
     if stored.exists() and runs.equal((before := json.loads(stored.read_text()))["config"], config):
         return before["metrics"]
     places = (f"--data.dir={options.data}", *overrides)
@@ -188,7 +188,7 @@ def birds(options: argparse.Namespace) -> dict[str, Any]:
     name, seed, steps = f"{TASK}_birds", options.seeds[0], EPOCHS * STEPS
     long = (f"--prune.search={EPOCHS}", f"--prune.check_every={steps // MOMENTS}", "--train.epochs=0.05")
     done(name, seed, options, *pruned(*OWN), *long)
-    path = RESULTS / FOLDER / f"{name}_checks.json"
+    path = FOLDER / f"{name}_checks.json"
     if not path.exists():
         files.write(path, [r for r in files.read(options.runs / name / "metrics.jsonl") if "coefficients" in r])
     checks = json.loads(path.read_text())
@@ -232,19 +232,6 @@ def mean(scores: list[float]) -> str:
 def markdown(report: dict[str, Any]) -> str:
     """Return the tables in Markdown."""
     text = ""
-    if "cut" in report:
-        text += (
-            "| task (metric) | method | score: mean (seeds) | FLOPs per example | bytes | throughput | memory |\n"
-            "|---|---|---|---|---|---|---|\n"
-        )
-        for r in report["cut"]:
-            speed = r.get("inference")
-            measured = f"{speed['throughput_ratio']:.2f} x | {speed['program_bytes_ratio']:.2f} x" if speed else "1 | 1"
-            text += (
-                f"| {r['task']} ({r['metric']}) | {r['method']} | {mean(r['scores'])} | {r['example_flops_ratio']:.0%} "
-                f"| {r['model_bytes'] / 1e6:.1f} MB | {measured} |\n"
-            )
-        text += "\n"
     if "ticket" in report:
         text += "| ticket: pruned units | score: mean (seeds) | FLOPs per example | step time "
         text += "| training time with search |\n"
@@ -265,7 +252,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / "smaller.json"
+    path = RESULTS / "tickets.json"
     report: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     report |= {
         "command": "python -m benchmarks.tickets --data GLUE_DIR",
@@ -275,7 +262,7 @@ def main() -> None:
     for part in options.parts:
         report[part] = parts[part](options)
         files.write(path, report)
-        files.write_text(RESULTS / "smaller.md", markdown(report))
+        files.write_text(RESULTS / "tickets.md", markdown(report))
     print(markdown(report))
 
 

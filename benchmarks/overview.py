@@ -3,10 +3,12 @@
     pip install '.[plot]'
     python -m benchmarks.overview
 
-Draws ``docs/_static/speed.svg`` of ``benchmarks/results/methods.json``.
+Draws ``docs/_static/speed.svg`` of ``benchmarks/results/methods.json``: means, and single seeds as dots.
 """
 
 import json
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -25,6 +27,10 @@ KINDS = {
 """The start of the name of a method -> label, colour and marker."""
 
 
+SAME, STEP = 0.03, 0.075
+"""Speeds that differ by no more than `SAME` stand side by side, `STEP` apart."""
+
+
 def draw(rows: list[dict[str, Any]]) -> Any:
     """Return the figure of measured speed, one panel for each model and task.
 
@@ -36,30 +42,38 @@ def draw(rows: list[dict[str, Any]]) -> Any:
         if row["throughput_ratio"] and row["method"] in methods.METHODS:
             panels.setdefault(row["title"], []).append(row)
     picture, handles = figure(4.2 * len(panels), 3.4), {}
-    for axes, (title, points) in zip(picture.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for row in points:
+    grid = picture.subplots(1, len(panels), squeeze=False, sharex=True)
+    for axes, (title, points) in zip(grid[0], panels.items(), strict=True):
+        for row, place in zip(points, side_by_side([each["throughput_ratio"] for each in points]), strict=True):
             kind, _, amount = row["method"].partition("_")
             label, colour, mark = KINDS[kind]
-            place = (row["throughput_ratio"], row["mean"])
-            # The interval of two seeds, 12.7 standard errors to each side, would fill the panel.
-            interval = row["interval"] if len(row["scores"]) > 2 else None
-            handles[label] = axes.errorbar(
-                *place, yerr=interval, color=colour, marker=mark, linestyle="", capsize=2, zorder=3
-            )
+            seeds = row["scores"].values()
+            axes.scatter([place] * len(seeds), [*seeds], color=colour, s=7, alpha=0.45, linewidths=0, zorder=2)
+            handles[label] = axes.scatter(place, row["mean"], color=colour, marker=mark, s=34, zorder=3)
             axes.annotate(
                 f"{amount} %" if amount else "",
-                place,
-                (6, 4),
+                (place, row["mean"]),
+                (5, 3),
                 textcoords="offset points",
-                fontsize=7.5,
+                fontsize=7,
                 color="#555555",
             )
         axes.set(title=title, xlabel="measured throughput, pretrained model = 1", ylabel=f"{points[0]['score']} x 100")
-        axes.margins(0.2)
+        axes.margins(0.12)
         axes.grid(color=GREY, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     picture.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
     return picture
+
+
+def side_by_side(speeds: Sequence[float]) -> list[float]:
+    """Return the places of ``speeds``: each its own, or where others are within `SAME` of it in order around their mean."""
+    places = []
+    for number, speed in enumerate(speeds):
+        near = [other for other, value in enumerate(speeds) if abs(value - speed) <= SAME]
+        middle = statistics.fmean(speeds[other] for other in near)
+        places.append(middle + STEP * (near.index(number) - (len(near) - 1) / 2))
+    return places
 
 
 def main() -> None:

@@ -13,8 +13,6 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import machine, runs
@@ -24,7 +22,7 @@ from dsee_jax.data.batches import Batch, Batches
 from dsee_jax.prune import calibration, gradients, weights
 from dsee_jax.prune.scores import SCORES
 from dsee_jax.runtime import files
-from dsee_jax.train import evaluation, finished_run, sharding, step
+from dsee_jax.train import calibrated, evaluation, finished_run, sharding, step
 from dsee_jax.train.inputs import read_data
 from dsee_jax.train.problems import PROBLEMS
 from dsee_jax.typing import Params
@@ -64,10 +62,6 @@ def measured(run: Path, overrides: list[str], scores: list[str], sparsities: lis
     source = Batches(data.train, config.train.batch_size, epochs=1, seed=config.train.seed, edges=data.edges)
     batches, examples = calibration_data(source, CALIBRATION)
     targets = tree.select(config.prune.targets, tree.flatten(params))
-    weighted = calibration.losses(model, PROBLEMS[task.problem].losses)
-
-    def loss(params: Params, example: Batch) -> jax.Array:
-        return jnp.sum(weighted(params, example)) / jnp.sum(example["weights"])
 
     def pruned(score: str, scope: Any, calibrate: str, sparsity: float) -> Params:
         common: dict[str, Any] = {"sparsity": sparsity, "score": score, "scope": scope}
@@ -78,7 +72,9 @@ def measured(run: Path, overrides: list[str], scores: list[str], sparsities: lis
             common["inputs"] = calibration.sizes(model, plain, batches)
         if "gradients" in SCORES[score].reads:
             statistic: Any = SCORES[score].statistic
-            common["gradients"] = gradients.measure(loss, plain, targets, examples, statistic=statistic)
+            common["gradients"] = gradients.measure(
+                calibrated.loss(model, task.problem), plain, targets, examples, statistic=statistic
+            )
         return masks.apply(params, weights.unstructured(params, saved.adapter, targets, **common))
 
     trained = {"deltas": saved.deltas, "params": {}}
@@ -109,7 +105,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         ]
         for choice in rows[0]["metrics"]
     )
-    return "\n".join(runs.table(["score, scope", *heads], cells)) + "\n"
+    return "\n".join(runs.table(["score, scope", *heads], cells))
 
 
 def main() -> None:

@@ -176,7 +176,9 @@ def answer(name: str, question: Question, options: argparse.Namespace) -> int:
 
 
 def _machine(options: argparse.Namespace) -> dict[str, Any]:
-    flags = {"xla_flags": os.environ["XLA_FLAGS"]} if "XLA_FLAGS" in os.environ else {}
+    # A flag with a path, such as that of a dump, is none of the speed.
+    named = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "/" not in flag]
+    flags = {"xla_flags": " ".join(named)} if named else {}
     cores = {"cores": os.cpu_count(), "threads": options.threads}
     return {"cpu": machine.cpu(), **cores, "system": platform.platform(), **flags}
 

@@ -1,4 +1,4 @@
-"""Statistics of the inputs of the kernels of a model, measured on batches of examples."""
+"""What calibration reads of a model on batches of examples: statistics of the inputs of its kernels, and its losses."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -71,9 +71,9 @@ def evidence(setup: Setup, trained: dict[str, Any], masks: Masks) -> dict[str, A
     params = materialize(apply_masks(params, masks), updates)
     if "inputs" in score.reads:
         return {"inputs": calibration.sizes(setup.model, params, batches(setup))}
-    loss = _loss(setup.model, setup.data.task.problem)
+    mean = loss(setup.model, setup.data.task.problem)
     options: Any = {"statistic": score.statistic}
-    return {"gradients": gradients.measure(loss, params, setup.prunable, _examples(setup), **options)}
+    return {"gradients": gradients.measure(mean, params, setup.prunable, _examples(setup), **options)}
 
 
 def layerwise(setup: Setup, trained: dict[str, Any], masks: Masks, sparsity: float) -> tuple[Masks, Params]:
@@ -94,7 +94,7 @@ def layerwise(setup: Setup, trained: dict[str, Any], masks: Masks, sparsity: flo
 
 
 @functools.lru_cache(maxsize=4)
-def _loss(model: Model, problem: str) -> gradients.Loss:
+def loss(model: Model, problem: str) -> gradients.Loss:
     """Return the mean loss of a batch without dropout; one function for all draws of a run, so that it is compiled once."""
     losses = calibration.losses(model, PROBLEMS[problem].losses)
     return lambda params, batch: jnp.sum(losses(params, batch)) / jnp.sum(batch["weights"])

@@ -1,6 +1,7 @@
 """Checkpoints through Orbax: what is saved comes back, in this process and in the next."""
 
 import contextlib
+import functools
 import gc
 import pathlib
 import resource
@@ -209,9 +210,12 @@ def test_writes_that_end_after_their_save_failed_are_not_reported(tmp_path, monk
             sys.unraisablehook(other)
             if failed:
                 raise ValueError
+    assert isinstance(sys.unraisablehook, functools.partial) == failed
     sys.unraisablehook(late)
     sys.unraisablehook(other)
     assert reported == ([other] * 3 if failed else [other, other, late, other])
+    if failed:
+        assert not isinstance(sys.unraisablehook.args[0], functools.partial)
 
 
 def test_a_checkpoint_without_checksums_is_whole(tmp_path, two):

@@ -9,8 +9,9 @@ import pytest
 import dsee_jax
 from dsee_jax import prune, tree
 from dsee_jax.errors import InputError
+from dsee_jax.models import INPUTS
 from dsee_jax.ops.joint import JointDense
-from dsee_jax.prune import calibration, fisher, reconstruction
+from dsee_jax.prune import fisher, reconstruction
 from dsee_jax.train.losses import cross_entropy
 from examples import case
 
@@ -95,7 +96,12 @@ def encoder(tmp_path_factory):
     kernel = jax.random.normal(jax.random.key(0), params["classifier"]["kernel"].shape)
     params = tree.replace(params, {"classifier/kernel": kernel})
     batch |= {"labels": np.array([0, 1, 1, 0])}
-    return model, params, batch, calibration.losses(model, cross_entropy)
+
+    def losses(params, batch):
+        outputs = model.apply({"params": params}, **{name: batch[name] for name in INPUTS}, deterministic=True)
+        return cross_entropy(outputs, batch) * batch["weights"]
+
+    return model, params, batch, losses
 
 
 def test_squares_do_not_depend_on_batches_and_filler_rows_count_nothing(encoder):

@@ -67,7 +67,7 @@ def draw(rows: list[dict[str, Any]]) -> Any:
 
 
 def side_by_side(speeds: Sequence[float]) -> list[float]:
-    """Return the places of ``speeds``: each its own, or where others are within `SAME` of it in order around their mean."""
+    """Return the place of each speed on the axis: the speed itself, or beside the others within `SAME`, around their mean."""
     places = []
     for number, speed in enumerate(speeds):
         near = [other for other, value in enumerate(speeds) if abs(value - speed) <= SAME]

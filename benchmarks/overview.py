@@ -6,6 +6,7 @@
 Draws ``docs/_static/speed.svg`` of ``benchmarks/results/methods.json``: means, and single seeds as dots.
 """
 
+import argparse
 import json
 import statistics
 from collections.abc import Sequence
@@ -77,6 +78,7 @@ def side_by_side(speeds: Sequence[float]) -> list[float]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows = json.loads((RESULTS / "methods.json").read_text())["rows"]
     # Equal results give equal files.
     with matplotlib.rc_context({"svg.hashsalt": "scores", "svg.fonttype": "none", "font.size": 9}):

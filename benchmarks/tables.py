@@ -69,7 +69,7 @@ def compared(rows: Iterable[Mapping[str, Any]], baseline: str) -> list[dict[str,
 
 
 HEADS = (
-    *("method", "score", "against LoRA", "choosing half", "trained", "zeros"),
+    *("method", "score", "against LoRA", "validation half", "trained", "zeros"),
     *("FLOPs", "saved", "throughput", "latency", "memory", "step"),
 )
 """The columns of the tables in Markdown."""
@@ -136,7 +136,7 @@ def _shown(mean: float | None, interval: float | None, form: str) -> str:
 NOTE = (
     "Scores are of the half of the dev set that took no part in the choice of a step. ± is the half width of the 95 % "
     "interval of the mean over the seeds, by Student's t with n - 1 degrees of freedom; differences from LoRA are of "
-    "equal seeds. Choosing half: the score on the other half, over the seeds that all rows have; recipes are chosen by "
+    "equal seeds. Validation half: the score on the other half, over the seeds that all rows have; recipes are chosen by "
     "it, and ablations, below the methods, are in its order. Trained: share of all parameters, head included. FLOPs: of "
     "an example of the length above the table, which is the task's mean, or where no speed is measured "
     "``data.max_length``; zeros skipped and updates as factors (share of the pretrained model's). Saved: model and "

@@ -180,11 +180,11 @@ class DataConfig:
     dir: str = ""
     """glue: the folder of GLUE or of the task. tfds: data_dir. Others with files: the folder of the training and dev files."""
     train_file: str = ""
-    """The name of the training file in dir. Empty: train with the ending of the source (.csv, .jsonl, .txt, .conll, .json);
-    e2e: trainset.csv. Not for glue and tfds."""
+    """The name of the training file in dir. Empty: train with the ending of the source; text: .txt or .jsonl; conll: .conll or
+    .txt; squad: train.json, train-v1.1.json or train-v2.0.json; e2e: trainset.csv. Not for glue and tfds."""
     dev_file: str = ""
-    """The name of the dev file in dir. Empty: dev with the ending of the source; csv, jsonl: also validation; conll, text:
-    also valid; squad: also dev-v1.1.json and dev-v2.0.json; e2e: devset.csv."""
+    """The name of the dev file in dir. Empty: dev with the endings of train_file; csv, jsonl: also validation; text: also
+    valid; conll: also valid.txt; squad: also dev-v1.1.json and dev-v2.0.json; e2e: devset.csv."""
     held_text: str = ""
     """causal-lm: a file of plain text, or of JSON lines with a text each, that is scored at each evaluation. The rise of its
     loss, in nats per token, is the forgetting in metrics.json. Empty: none."""
@@ -430,8 +430,9 @@ class PruneConfig:
     schedule: Literal["one_shot", "cubic", "interleaved", "auto"] = "one_shot"
     """one_shot: prune once, before re-tuning. cubic: prune in steps during re-tuning, along the cubic of Zhu and Gupta (2017).
     interleaved: prune an equal share of the weights that are left at the start of each of several equal rounds of the
-    re-tuning, in each of which the learning rate rises and falls again, as by Renda et al. (2020). auto: by a rule, see
-    the documentation. cubic and interleaved: unstructured only."""
+    re-tuning, in each of which the learning rate rises and falls again, as by Renda et al. (2020). auto: cubic where half of
+    the weights or more go and re-tuning has 500 steps or more, except by SPARSEGPT; else one_shot. cubic and interleaved:
+    unstructured only."""
     schedule_fraction: float = 0.5
     """cubic: the fraction of the re-tuning over which the sparsity grows, in (0, 1]."""
     schedule_updates: int = 0

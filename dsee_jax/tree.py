@@ -201,7 +201,11 @@ def select(patterns: Iterable[str], paths: Iterable[str]) -> list[str]:
 
 
 def split(tree: Tree, paths: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return ``(chosen, rest)``: the tree of the leaves at ``paths``, and the tree of all other leaves."""
+    """Return ``(chosen, rest)``: the tree of the leaves at ``paths``, and the tree of all other leaves.
+
+    Raises:
+      InputError: a path is not in the tree.
+    """
     flat, wanted = flatten(tree), set(paths)
     for path in wanted - flat.keys():
         get(tree, path)

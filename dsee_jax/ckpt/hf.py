@@ -101,7 +101,7 @@ def load_pretrained(
     therefore peaks little above the size of the weights.
 
     Args:
-      path: a folder, hub id, package or store, see `resolve`.
+      path: a Hugging Face folder, a GGUF file, a hub id, ``package:NAME`` or a URL of a store, see `resolve`.
       task: sequence-classification, token-classification, question-answering, causal-lm or features (the last hidden state,
         no head).
       num_labels: columns of the classifier; 1 for regression, 2 for question-answering.

@@ -34,7 +34,7 @@ def save_pretrained(
 
     A structurally pruned model whose layers have equal numbers of heads and of neurons is such a folder too, if its
     ``model_type`` has fields for them. Any other is a compact checkpoint, see `dsee_jax.models.hf_config.kept_kinds`: only
-    this library opens it. For other tools, pass the model through `dsee_jax.prune.compaction.expand` first. ``path`` is
+    this library opens it. For other tools, pass the model through `dsee_jax.prune.expand` first. ``path`` is
     complete or absent (`dsee_jax.runtime.files`).
 
     Args:

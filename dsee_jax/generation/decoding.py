@@ -71,7 +71,10 @@ class Options:
 
 
 def pad_left(rows: Sequence[Sequence[int]], *, pad: int = 0, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Return ids and mask (1 = token, 0 = padding), int32 (rows, length) each, padded on the left to a ``multiple``."""
+    """Return ids and mask (1 = token, 0 = padding), int32 (rows, length) each, padded on the left to a ``multiple``.
+
+    ``rows``: one or more, of one token id or more.
+    """
     length = -(-max(map(len, rows)) // multiple) * multiple
     ids, mask = np.full((len(rows), length), pad, np.int32), np.zeros((len(rows), length), np.int32)
     for number, row in enumerate(rows):
@@ -99,7 +102,10 @@ def generate(
       input_ids: int (batch, length), padded on the left (`pad_left`). Every new length and set of options is compiled once.
       attention_mask: (batch, length), 0 = padding; None: no padding.
       adapter: the updates to attach, as in `dsee_jax.apply`.
-      **options: of `Options`; and ``key``, which decides the samples and is needed with a temperature.
+      **options: ``new_tokens`` (64), ``eos`` (none), ``pad`` (0), ``beams`` (1), ``length_penalty`` (1.0), ``early_stopping``
+        (False), ``temperature`` (0: greedy), ``top_k`` (0: all), ``top_p`` (1.0, in (0, 1]) and ``repetition_penalty`` (1.0,
+        above 0), see `Options`; and ``key``, which decides the samples and is needed with a temperature. Beams and a
+        temperature exclude each other.
 
     Raises:
       InputError: an option is out of range, a prompt has no tokens or is padded on the right, sampling has no key, or a prompt

@@ -96,7 +96,7 @@ def complete(writer: Writer, prompts: Sequence[str], *, key: Key | None = None, 
       writer: from `load`.
       prompts: texts.
       key: decides the samples; needed with a temperature.
-      **options: `CHOICES` and `FROM_FILES`.
+      **options: of `dsee_jax.generate`, without ``eos`` and ``pad``, which the model's files set.
 
     Raises:
       InputError: as `generation.generate`; a prompt without tokens; a prompt that leaves no room in the model's positions.

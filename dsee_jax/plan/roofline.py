@@ -124,7 +124,7 @@ def analyze(
     }
     if chip:
         times = {
-            "computing": 2 * products / mesh.size / chip.flops,
+            "compute": 2 * products / mesh.size / chip.flops,
             "memory": traffic / chip.bandwidth,
             "links": _link_seconds(rows, mesh, chip),
         }

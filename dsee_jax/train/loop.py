@@ -52,7 +52,9 @@ def run(
       tracked: trackers besides those of ``config.train.trackers``; process 0 calls them.
 
     Raises:
-      InputError: some input cannot work; nothing has been written then.
+      InputError: some input cannot work. Nothing has been written then, except where the stage ``prune`` finds that a score
+        cannot be computed; the checkpoints of the stages before it stay.
+      Diverged: a loss, a metric or a trained value is not finite.
       Preempted: SIGTERM or SIGINT came; the last step is saved, and the same call resumes from it.
     """
     multihost.assert_equal("config", config_file.flat(config))

@@ -58,7 +58,10 @@ def binary_cross_entropy(logits: Array, batch: Mapping[str, Array]) -> jax.Array
 
 
 def distillation(student_logits: Array, teacher_logits: Array, temperature: float = 1.0) -> jax.Array:
-    """Return T^2 KL(p || q) in nats of logits (..., classes), float32 (...)."""
+    """Return T^2 KL(p || q) in nats, float32 (...), of logits (..., classes) and a temperature T > 0.
+
+    p is the softmax of the teacher's logits / T, and q of the student's (Hinton et al. 2015, arXiv 1503.02531).
+    """
     log_p, log_q = (jax.nn.log_softmax(_scaled(each, temperature)) for each in (teacher_logits, student_logits))
     return temperature**2 * jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 

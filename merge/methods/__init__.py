@@ -39,6 +39,7 @@ METHODS: dict[str, Method] = (
     | fisher_regmean.METHODS
 )
 METHODS["lines"] = lines.over(METHODS["task_arithmetic"], "task_arithmetic")
+"""Every method by its name in recipes, with its options and their ranges, defaults and meaning (`merge.method.Method`)."""
 
 
 def find(name: str, options: Mapping[str, Any] = {}) -> Method:

@@ -174,7 +174,7 @@ def test_roofline_and_fit_for_a_chip(tmp_path, monkeypatch, capsys):
     """The bound of a chip with one slow component, and a chip with too little memory."""
     monkeypatch.setattr(roofline, "devices", lambda topology: jax.devices()[:1])
     config = planned(tmp_path)
-    slow = {"computing": {"flops": 1.0}, "memory": {"bandwidth": 1.0}}
+    slow = {"compute": {"flops": 1.0}, "memory": {"bandwidth": 1.0}}
     for bound, change in slow.items():
         chip = roofline.Chip(1e12, 1e30, 1e30, 1e30, 2)._replace(**change)
         monkeypatch.setitem(roofline.CHIPS, "v5e", chip)
@@ -183,7 +183,7 @@ def test_roofline_and_fit_for_a_chip(tmp_path, monkeypatch, capsys):
         assert figures["roofline"]["bound"] == bound
         assert (
             figures["roofline"]["step_seconds"]
-            == {"computing": figures["flops"], "memory": figures["traffic_bytes_per_chip"]}[bound]
+            == {"compute": figures["flops"], "memory": figures["traffic_bytes_per_chip"]}[bound]
         )
     monkeypatch.setitem(roofline.CHIPS, "v5e", roofline.Chip(1e3, 1e12, 1e12, 1e12, 2))
     assert run.plan(config, "v5e:1x1")["fits"] is False

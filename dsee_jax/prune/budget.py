@@ -226,7 +226,8 @@ def choose(
 def least(scores: Tree, costs: Costs, *, among: Counts | None = None, uniform: bool = False) -> float:
     """Return the lowest cost that the numbers of units allow, as a fraction of the unpruned model; arguments as of `choose`.
 
-    Of several costs it is the highest. No programme is solved: the fewest units of all parts cost the least of each.
+    Of several costs it is the highest. No programme is solved: the fewest units of all parts cost the least of each. Where
+    layers may go and ``uniform`` is set, the layer of the highest score stays; of several with that score the dearest.
     """
     each: dict[str, Any] = {name: table[1] for name, table in costs.kept.get("layers", {}).items()}
     for kind, layers in (counts(scores) if among is None else among).items():
@@ -234,8 +235,11 @@ def least(scores: Tree, costs: Costs, *, among: Counts | None = None, uniform: b
             each[name] = each.get(name, 0.0) + costs.kept[kind][name][numbers].min(0)
     if "layers" not in scores:
         return float((costs.fixed + sum(each.values())).max())
-    stay = [layer(int(np.argmax(np.nan_to_num(_host(scores["layers"])))))] if uniform else [*each]
-    return float((costs.fixed + np.min([each[name] for name in stay], axis=0)).max())
+    single = {name: float((costs.fixed + cost).max()) for name, cost in each.items()}
+    if not uniform:
+        return min(single.values())
+    best = np.nan_to_num(_host(scores["layers"]))
+    return max(single[layer(int(number))] for number in np.flatnonzero(best == best.max()))
 
 
 def fits(cost: float, budget: float) -> bool:

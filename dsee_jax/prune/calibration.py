@@ -82,7 +82,8 @@ def groups(model: Module, params: Params, batch: Mapping[str, Array], paths: Seq
     for path in paths:
         if path not in applied:
             raise InputError(
-                f"no nn.Dense applies {path!r}: its inputs are unknown; leave it out of the pruned kernels"
+                f"no nn.Dense applies {path!r}: its inputs are unknown; leave it out of the pruned kernels, or use a score "
+                "that reads no inputs"
             )
     members: dict[str, list[str]] = {}
     for path in applied:
@@ -91,6 +92,23 @@ def groups(model: Module, params: Params, batch: Mapping[str, Array], paths: Seq
             layer = path if number is None else f"{stacked.partition(stacks.STACK)[0]}layer_{number}"
             members.setdefault(layer, []).append(path)
     return tuple(map(tuple, members.values()))
+
+
+def check_applied(model: Model, params: Params, paths: Sequence[str]) -> None:
+    """Raise `InputError` unless linear modules of the model apply all kernels at ``paths``; nothing is computed.
+
+    Only then can a score that reads inputs be computed for all of them. Params may be shapes.
+    """
+    batch = {name: jax.ShapeDtypeStruct((2, 2), jnp.int32) for name in INPUTS}
+    batch["weights"] = jax.ShapeDtypeStruct((2,), jnp.float32)
+    if scans(model):
+        layers = len(next(iter(model.config.widths.values())))
+        paths = [each for path in paths for each in stacks.paths(path, layers)]
+
+    def trace(params: Params, batch: Mapping[str, Array]) -> None:
+        groups(*apart(model, params), batch, paths)
+
+    jax.eval_shape(trace, params, batch)
 
 
 def sizes_of(

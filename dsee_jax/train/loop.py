@@ -70,10 +70,11 @@ def run(
         if finished := multihost.allgather_objects(_finished(out))[0]:
             say(f"{out}: this run is finished; name another output_dir, or delete the folder, to run it again")
             return finished
-        _begin(setup, config, out)
         if timed:
+            # Before any other file: a refused target leaves the times only, for a run with another one.
             say(f"prune.target.latency: times of the widths of the model, measured where {out / LATENCY} lacks them")
             target.check(setup)
+        _begin(setup, config, out)
         with contextlib.ExitStack() as stack:
             with preemption.noticed(), checkpoints.opened(out / CHECKPOINTS) as store:
                 begin = store.last.latest_step()

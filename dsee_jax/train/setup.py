@@ -14,11 +14,11 @@ from dsee_jax import models, tree
 from dsee_jax.ckpt import adapted, adapter, formats, hf, hf_names, kept_units
 from dsee_jax.ckpt.companions import MODULES
 from dsee_jax.ckpt.resolve import resolve
-from dsee_jax.config import CUTTING, PRUNED_TARGETS, Config, model_task
+from dsee_jax.config import CUTTING, INPUT_SCORES, PRUNED_TARGETS, Config, model_task
 from dsee_jax.deltas import create
 from dsee_jax.errors import InputError
 from dsee_jax.models.architecture import Model
-from dsee_jax.prune import units, weights
+from dsee_jax.prune import calibration, units, weights
 from dsee_jax.runtime import multihost
 from dsee_jax.train import labels, sharding
 from dsee_jax.train.inputs import Data, read_data, read_task
@@ -96,6 +96,8 @@ def prepare(config: Config) -> Setup:
         prunable = tree.select(config.prune.targets, flat) if config.prune.kind != "none" else []
         for path in prunable:
             weights.check_prunable(path, flat[path].shape, config.prune)
+        if prunable and config.prune.kind in ("unstructured", "nm") and config.prune.score in INPUT_SCORES:
+            _check_inputs(config, model, params, prunable)
         if config.prune.kind in CUTTING:
             units.check_units(model, params, prunable, config.prune)
     data = read_data(config, task, folder, model)
@@ -109,6 +111,13 @@ def prepare(config: Config) -> Setup:
         )
     placed = sharding.placement(mesh, model, cut=cut)
     return Setup(config, folder, model, params, head, prunable, trained, supports, data, placed, {})
+
+
+def _check_inputs(config: Config, model: Model, params: Params, prunable: Sequence[str]) -> None:
+    try:
+        calibration.check_applied(model, params, prunable)
+    except InputError as error:
+        raise InputError(f"prune.targets, with prune.score {config.prune.score}: {error}") from None
 
 
 class Start(NamedTuple):

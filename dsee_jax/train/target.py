@@ -1,5 +1,6 @@
 """The target of a cut in a run (``prune.target``): its costs, whether it can be met, the chosen units, the ratio reached."""
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dsee_jax import models, tree
-from dsee_jax.ckpt.folders import LATENCY, read_json
+from dsee_jax.ckpt.folders import CONFIG, LATENCY, read_json
 from dsee_jax.errors import InputError
 from dsee_jax.metrics import flops
 from dsee_jax.models import hf_config
@@ -30,6 +31,7 @@ def check(setup: Setup) -> None:
     if setup.config.prune.target.kind:
         alike: dict[str, Any] = dict(earlybert.init(models.cuts(setup.model), setup.params))
         alike["hidden"] = np.ones(setup.model.config.hidden_size)
+        alike["layers"] = np.ones(len(alike["heads"]))
         spent = of_setup(setup)
         _choices(setup, _scores(setup, alike, spent), spent)
 
@@ -172,14 +174,15 @@ def line(cut: dict[str, Any]) -> str:
 
 def _measured(setup: Setup) -> Latency:
     """Return the times of the widths of a run, measured once; on a mesh, on one device of the first process."""
-    place = storage.as_path(setup.config.output_dir) / LATENCY
+    out, target = storage.as_path(setup.config.output_dir), setup.config.prune.target
+    place, options = out / LATENCY, {"layers": target.layers, "hidden": target.hidden, **_batch(setup)}
+    measured = hashlib.sha256(f"{setup.model!r} {options}".encode()).hexdigest()
 
     def measure() -> dict[str, Any]:
-        if place.exists():
+        # The times of a run stay; those of a refused one may be of another model.
+        if place.exists() and ((out / CONFIG).exists() or read_json(place).get("measured") == measured):
             return read_json(place)
-        target = setup.config.prune.target
-        times = latency.measure(setup.model, layers=target.layers, hidden=target.hidden, **_batch(setup)).as_json()
-        files.write(place, times)
+        files.write(place, latency.measure(setup.model, **options).as_json() | {"measured": measured})
         return read_json(place)
 
     times = _of_main(measure)

@@ -52,7 +52,7 @@ def save(out: Place, setup: Setup, trained: dict[str, Any]) -> None:
       Preempted: SIGTERM or SIGINT came; the outputs so far are kept.
     """
     values = multihost.to_host(tree.flatten(trained))
-    _write(out / TEACHER / _TUNED, values, _FORMAT)
+    _write(out / TEACHER / _TUNED, values, _task(setup))
     multihost.barrier("teacher")
     load(out, setup)
 
@@ -72,12 +72,16 @@ def load(out: Place, setup: Setup) -> tuple[dict[str, Any] | None, TeacherOutput
     """
     path = out / TEACHER / _TUNED
     with multihost.raise_on_all():
-        values = _read(path, _FORMAT)
+        values, task = _read(path, _task(setup)), _key_of(path)
         shapes = {name: leaf.shape for name, leaf in tree.flatten(setup.trained).items()}
         if values is None or {name: leaf.shape for name, leaf in values.items()} != shapes:
-            found = "is missing" if values is None and not path.exists() else "is damaged, or of another run"
+            found = "is damaged, or of another run"
+            if task is None:
+                found = "is damaged" if path.exists() else "is missing"
+            elif task != _task(setup):
+                found = f"is of another task: found {task}, expected {_task(setup)}"
             raise InputError(
-                f"{path} {found}: it holds the teacher of the stage retune; restore it, or delete {out} to begin again"
+                f"{path} {found}; it holds the teacher of the stage retune: restore it, or delete {out} to begin again"
             )
     # A section without arrays is in no file.
     sections: dict[str, Any] = {name: {} for name in setup.trained}
@@ -85,6 +89,12 @@ def load(out: Place, setup: Setup) -> tuple[dict[str, Any] | None, TeacherOutput
     if runs_teacher(setup.config):
         return trained, None
     return None, _outputs(out, setup, trained, _digest(values or {}))
+
+
+def _task(setup: Setup) -> str:
+    """Return the key of the trained values of a teacher: its format, problem and labels."""
+    task = setup.data.task
+    return f"{_FORMAT} {task.problem} {json.dumps(task.labels)}"
 
 
 def _outputs(out: Place, setup: Setup, trained: dict[str, Any], digest: str) -> TeacherOutputs:
@@ -221,6 +231,15 @@ def _write(path: Place, arrays: Mapping[str, np.ndarray], key: str) -> None:
         local.parent.mkdir(exist_ok=True)
         with atomic.file(local) as partial:
             tensors.save(partial, arrays, {"key": key, "sha256": _digest(arrays)})
+
+
+def _key_of(path: Place) -> str | None:
+    """Return the key of a file from `_write`; None where it is missing or damaged."""
+    try:
+        with safetensors.safe_open(storage.download(path), framework="numpy") as file:
+            return (file.metadata() or {}).get("key")
+    except (OSError, safetensors.SafetensorError):
+        return None
 
 
 def _read(path: Place, key: str) -> dict[str, np.ndarray] | None:

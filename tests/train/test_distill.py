@@ -1,5 +1,6 @@
 """Distillation in runs: the kept teacher, its outputs, its inner states, and interruptions."""
 
+import dataclasses
 import json
 
 import jax
@@ -99,14 +100,36 @@ def test_stale_or_damaged_outputs_are_computed_again(prepared, monkeypatch):
     assert computed[2:] == [[0, 1, 2]]
     tuned = out / "teacher" / "tuned.safetensors"
     tuned.write_bytes(tuned.read_bytes()[:-4] + b"abcd")
-    with pytest.raises(InputError, match=r"tuned.safetensors is damaged, or of another run: .* delete .*run to begin"):
+    with pytest.raises(InputError, match=r"tuned.safetensors is damaged, or of another run; .* delete .*run to begin"):
         teachers.load(out, made)
 
 
-@pytest.mark.slow
-def test_run_that_dies_in_the_teacher_pass_and_in_retune_gives_the_same_result(tmp_path, monkeypatch):
-    monkeypatch.setattr(teachers, "PART", 2)
+def test_teacher_of_another_task_is_refused(prepared, tmp_path):
+    """Its trained values have the same shapes, and its classes other names."""
+    out, made, trained = prepared
+    out.mkdir()
+    tuned = out / "teacher" / "tuned.safetensors"
+    teachers._write(tuned, tree.flatten(trained), teachers._task(made))
+    other = made._replace(data=made.data._replace(task=dataclasses.replace(made.data.task, labels=["ham", "spam"])))
+    with pytest.raises(
+        InputError, match=r'tuned.safetensors is of another task: found .*"no", "yes".* expected .*"ham"'
+    ):
+        teachers.load(out, other)
+    tuned.unlink()
+    with pytest.raises(InputError, match=r"tuned.safetensors is missing; .* restore it"):
+        teachers.load(out, made)
+
+
+@pytest.mark.parametrize(
+    "decoder", [pytest.param(False, marks=pytest.mark.slow), pytest.param(True, marks=pytest.mark.exhaustive)]
+)
+def test_run_that_dies_in_the_teacher_pass_and_in_retune_gives_the_same_result(tmp_path, monkeypatch, decoder):
+    """A decoder keeps the most probable tokens of every position."""
+    monkeypatch.setattr(teachers, "PART", 2 if not decoder else 1)
     options = {"train__eval_every": 4, "train__checkpoint_every": 3} | DISTILLED
+    if decoder:
+        decoders.write(tmp_path / "base", num_hidden_layers=1)
+        options |= runs.causal_lm(tmp_path, generate__new_tokens=0, train__distill__top_k=4, train__retune_epochs=3)
     loop.run(runs.config(tmp_path, **options), say=lambda text: None)
     again = runs.config(tmp_path, output_dir=str(tmp_path / "again"), **options)
     write, append, written = teachers._write, files.append, []

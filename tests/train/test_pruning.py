@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+import decoders
 import dsee_jax
 import runs
 from dsee_jax import masks, tree
@@ -228,3 +229,15 @@ def test_solver_prints_nothing(tmp_path, capfd):
     trained = jax.tree.map(lambda leaf: leaf + 0.1, begun.trained)
     pruning.draw(begun, trained, {}, 0.0)
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("score", ["WANDA", "SPARSEGPT"])
+def test_kernel_whose_inputs_cannot_be_read_is_refused_before_the_run(tmp_path, score, scan):
+    """A table of embeddings is looked up; the kernels of scanned layers are read."""
+    decoders.write(tmp_path / "base", num_hidden_layers=2)
+    common = runs.causal_lm(tmp_path, prune__score=score, prune__scope="tensor", model__scan=scan)
+    targets = ["q_proj", "embeddings/word/embedding"]
+    with pytest.raises(InputError, match=f"prune.targets, with prune.score {score}: .* 'embeddings/word/embedding'"):
+        setup.prepare(runs.config(tmp_path, prune__targets=targets, **common))
+    setup.prepare(runs.config(tmp_path, prune__targets=targets[:1], **common))

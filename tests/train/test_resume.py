@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 import runs
 from dsee_jax.ckpt import folders
 from dsee_jax.runtime import files, preemption
-from dsee_jax.train import loop, trainer
+from dsee_jax.train import calibrated, loop, trainer
 
 TRAIN = pathlib.Path(__file__).parents[2] / "train.py"
 
@@ -29,6 +29,17 @@ CONFIGS = {
         "prune__schedule": "interleaved",
         "prune__schedule_updates": 3,
         "train__distill__weight": 0.5,
+    },
+    "platon, micro-batches": {
+        "prune__score": "PLATON",
+        **{"prune__schedule": "interleaved", "prune__schedule_updates": 2},
+        **{"prune__calibration": 16, "data__batch_tokens": 32},
+    },
+    "structured, target": {
+        "layers": 2,
+        **{"prune__kind": "structured", "prune__score": "TAYLOR", "prune__calibration": 16},
+        **{"prune__target__flops": 0.5, "prune__target__layers": True},
+        **{"train__distill__weight": 0.5, "train__distill__hidden": 1.0},
     },
     "structured": {
         "layers": 2,
@@ -76,7 +87,8 @@ class Death(Exception):
         pytest.param("sparsegpt", marks=pytest.mark.slow),
         *(
             pytest.param(name, marks=pytest.mark.exhaustive)
-            for name in ("dsee, interleaved", "structured", "earlybert", "earlybert, target", "full")
+            for name in CONFIGS
+            if name not in ("dsee, cubic", "sparsegpt")
         ),
     ],
 )
@@ -107,6 +119,30 @@ def test_run_that_dies_in_every_stage_gives_the_same_result(tmp_path, monkeypatc
             with pytest.raises(Death):
                 loop.run(again, say=lambda text: None)
         assert not (tmp_path / "again" / folders.METRICS).exists()
+    loop.run(again, say=lambda text: None)
+    assert_same(tmp_path / "again", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_run_that_dies_among_the_calibration_examples_gives_the_same_result(tmp_path, monkeypatch):
+    """In the stage prune, and when the second round of re-tuning draws the masks again."""
+    options = EVERY | CONFIGS["platon, micro-batches"]
+    loop.run(runs.config(tmp_path, **options), say=lambda text: None)
+    again, examples = runs.config(tmp_path, output_dir=str(tmp_path / "again"), **options), calibrated._examples
+    for earlier in (0, 1):
+        draws = []
+
+        def dying(setup, draws=draws, earlier=earlier):
+            draws.append(setup)
+            for number, example in enumerate(examples(setup)):
+                if len(draws) > earlier and number == 5:
+                    raise Death
+                yield example
+
+        with monkeypatch.context() as patch:
+            patch.setattr(calibrated, "_examples", dying)
+            with pytest.raises(Death):
+                loop.run(again, say=lambda text: None)
     loop.run(again, say=lambda text: None)
     assert_same(tmp_path / "again", tmp_path / "run")
 

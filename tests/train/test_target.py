@@ -58,9 +58,47 @@ def test_target_that_cannot_be_met_is_refused_with_the_least(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_time_that_cannot_be_met_is_refused_before_the_first_stage(tmp_path, timed):
+def test_time_that_cannot_be_met_is_refused_and_measured_once(tmp_path, timed):
+    """The refused run leaves the times alone, for a run with another target; another model is measured again."""
     fails(tmp_path, r"prune\.target\.latency: .* 0\.5 of .* 0\.86 of it", **TAYLOR, prune__target__latency=0.5)
-    assert not files.read(tmp_path / "run" / folders.LOG)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [folders.LATENCY]
+    count = len(timed)
+    fails(tmp_path, r"prune\.target\.latency: .* 0\.6 of .* 0\.86 of it", **TAYLOR, prune__target__latency=0.6)
+    assert len(timed) == count
+    options = {"prune__target__latency": 0.6, "train__batch_size": 4}
+    fails(tmp_path, r"prune\.target\.latency: .* 0\.6 of .* 0\.86 of it", **TAYLOR, **options)
+    assert len(timed) == 2 * count
+    setup = prepare(runs.config(tmp_path, **TAYLOR, prune__target__latency=0.9))
+    target.check(setup)
+    assert len(timed) == 3 * count
+
+
+def test_interrupted_measurement_of_times_leaves_no_file(tmp_path, timed, monkeypatch):
+    def dying(*args, **options):
+        raise KeyboardInterrupt
+
+    config = runs.config(tmp_path, **TAYLOR, prune__target__latency=0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(latency, "times", dying)
+        with pytest.raises(KeyboardInterrupt):
+            loop.run(config, say=lambda text: None)
+    assert not [*(tmp_path / "run").iterdir()]
+    with pytest.raises(InputError, match="0.86 of it"):
+        loop.run(config, say=lambda text: None)
+
+
+@pytest.mark.parametrize("best", [0, 1])
+def test_checked_target_is_met_whichever_layer_stays(tmp_path, best):
+    """Uniform cuts drop layers by their scores, and the updates of layer 1 make it dearer than layer 0."""
+    options = {
+        **{"layers": 2, "prune__uniform": True, "prune__target__layers": True},
+        **{"delta__targets": ["encoder/layer_1/.*/kernel"], "delta__rank": 8},
+    }
+    fails(tmp_path, r"0\.2662 of it is left", **TAYLOR, **options, prune__target__flops=0.187)
+    setup, spent, scores = prepared(tmp_path, **options, prune__target__flops=0.2663)
+    target.check(setup)
+    scores["layers"] = np.eye(2)[best] + 1
+    assert target.choose(setup, scores, spent)["layers"].sum() == 1
 
 
 def prepared(folder, **overrides):

@@ -201,6 +201,9 @@ class DataConfig:
     batch_tokens: int = 0
     """The most tokens of one forward and backward pass, padding included. The gradient of a larger batch is accumulated over
     several passes. 0: no limit."""
+    buckets: int = 16
+    """The most lengths that examples are padded to. The training step and the evaluation are compiled once for each: fewer
+    lengths start sooner, and compute more padding. 1: all examples are padded to the longest one."""
     examples: int = 0
     """The number of training examples, drawn with train.seed. 0: all."""
     split_dev: bool = False
@@ -229,6 +232,7 @@ class DataConfig:
         fits = 0 <= self.stride < self.max_length
         _need(fits, "data.stride", self.stride, "0 (a third of data.max_length), or less than data.max_length")
         _need(self.batch_tokens >= 0, "data.batch_tokens", self.batch_tokens, "0 (no limit) or more")
+        _need(self.buckets >= 1, "data.buckets", self.buckets, "1 or more")
         _need(self.examples >= 0, "data.examples", self.examples, "0 (all) or more")
         _need(len(set(self.labels)) == len(self.labels), "data.labels", self.labels, "different names")
         _need(

@@ -75,7 +75,8 @@ def read_data(config: Config, task: Task, folder: Path, model: Model) -> Data:
         raise InputError(
             f"{folder}: the tokenizer gives token type {largest}, the model has {types}: they belong to different models"
         )
-    edges = bucket_edges(np.concatenate([tokens.lengths for tokens in (train, *others)]))
+    lengths = np.concatenate([tokens.lengths for tokens in (train, *others)])
+    edges = bucket_edges(lengths, limit=config.data.buckets)
     micro_batches(config.train.batch_size, int(edges[-1]), config.data.batch_tokens)
     dev = dict(zip(task.dev, others[: len(task.dev)], strict=True))
     scoring = dict(zip(task.scoring, others[len(task.dev) :], strict=True))

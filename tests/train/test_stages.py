@@ -8,6 +8,7 @@ import pytest
 
 import runs
 from dsee_jax import tree
+from dsee_jax.errors import InputError
 from dsee_jax.train import stages, trainer
 from dsee_jax.train.setup import prepare
 
@@ -92,3 +93,14 @@ def test_pruning_weights_compiles_no_step_again(tmp_path, monkeypatch, kind):
     (step, programs), (again, after) = found
     assert step is again
     assert programs == after == 1
+
+
+def test_buckets_are_the_most_lengths_of_batches(tmp_path):
+    """Sentences of three and of seven words."""
+    runs.config(tmp_path)
+    data = runs.table(tmp_path / "lengths", words=(3, 7))
+    many, one = (prepare(runs.config(tmp_path, data__dir=data, data__buckets=each)).data.edges for each in (16, 1))
+    assert len(many) == 2
+    assert one.tolist() == [max(many)]
+    with pytest.raises(InputError, match=r"data\.buckets is 0; expected 1 or more"):
+        runs.config(tmp_path, data__buckets=0)

@@ -7,7 +7,7 @@
 DATA_DIR holds E2E's devset.csv and testset_w_refs.csv in ``e2e``, and GLUE's SST-2 and RTE in ``glue``. PYTHON is an
 interpreter with torch, transformers and peft (default: this one). Two tasks: E2E, trained on a part of its dev set and scored
 on prompts of its test set by BLEU; and SST-2 as prompts, where the word that the model writes is right or not. Half of the
-scored prompts choose the best step, by the loss, and the other half scores.
+scored prompts, the validation half, choose the best step, by the loss, and the other, the test half, scores.
 
 A method of this library is ``configs/smollm2_e2e_dsee.yaml`` with overrides. A peer has the weights, token ids, batches,
 order, loss weights, schedule, weight decay, clipping, rank, scale, targets and dtype of the library's LoRA

@@ -5,8 +5,8 @@
 
 GLUE_DIR holds RTE, SST-2 and STS-B in the original TSV layout. An experiment is MODEL/TASK/METHOD; ``--only`` takes patterns
 of their names, and ``--list`` prints them. A run is a recommended config with the overrides of the method and of the task and
-a seed, in a process of its own. One half of the dev set chooses the best step and the other half scores (``data.split_dev``).
-Every method makes the same number of passes over the same data.
+a seed, in a process of its own. The validation half of the dev set chooses the best step and the test half scores
+(``data.split_dev``). Every method makes the same number of passes over the same data.
 
 Each finished run leaves one JSON file in the schema of PEFT's method comparison (`benchmarks.records`) in
 ``benchmarks/results/methods/``, and is repeated only if its config, the pretrained model or the examples change; an
@@ -269,7 +269,7 @@ def measure(experiment: Experiment, options: argparse.Namespace) -> bool:
 def tabulate(options: argparse.Namespace) -> str:
     """Write the tables of all records that there are, of earlier calls too, and return them in Markdown.
 
-    Methods are in the order of `METHODS`. Ablations follow, the best on the half of the dev set that chooses first.
+    Methods are in the order of `METHODS`. Ablations follow, the best on the validation half first.
     """
     rows, every = [], experiments.kept(options.results)
     for base, task in itertools.product(experiments.bases_of([*every], BASES), TASKS):

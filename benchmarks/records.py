@@ -7,8 +7,8 @@ run, ``train_info`` what it cost and scored, ``meta_info`` on which versions and
 - memory is that of the process that ends the run; an interrupted run has several. ``accelerator_memory_max`` is the peak of
   the device where it counts its memory, and else that of the process, which holds Python, JAX and compiling too;
   ``accelerator`` says which device.
-- ``valid SCORE`` is on the half of the dev set that chooses the best step, ``test SCORE`` on the other half. The last entry of
-  ``metrics`` has both, of the chosen step; ``valid`` is for choosing between recipes.
+- ``valid SCORE`` is on the validation half of the dev set, which chooses the best step, ``test SCORE`` on the test half. The
+  last entry of ``metrics`` has both, of the chosen step; ``valid`` is for choosing between recipes.
 - ``file_size`` is of the files that the method adds to the pretrained model: the adapter, or where it changes the weights of
   the model the model with the adapter.
 - ``inference_info`` is added: the speed of the finished model next to the pretrained one (`benchmarks.inference`), or

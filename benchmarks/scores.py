@@ -4,8 +4,8 @@
 
 RUN_DIR is a run of ``train.py`` by LoRA or DSEE with ``prune.kind: none``, for instance of ``configs/recommended_lora.yaml``.
 Every score reads the same `CALIBRATION` examples of training. Writes the dev set metrics of each of `CHOICES`, or of those
-with ``--scores``, to ``benchmarks/results/scores.json`` and ``scores.md``; of a run with ``data.split_dev`` those of the half
-that chooses.
+with ``--scores``, to ``benchmarks/results/scores.json`` and ``scores.md``; of a run with ``data.split_dev`` those of the
+validation half.
 """
 
 import argparse

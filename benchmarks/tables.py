@@ -41,7 +41,7 @@ def row(kept: Mapping[int, Mapping[str, Any]], length: float | None = None) -> d
 def compared(rows: Iterable[Mapping[str, Any]], baseline: str) -> list[dict[str, Any]]:
     """Return the rows with mean and interval, and with the difference from the method ``baseline``, over equal seeds.
 
-    ``choice`` is the mean on the half of the dev set that chooses, over the seeds that all rows of a model and task have; None
+    ``choice`` is the mean on the validation half of the dev set, over the seeds that all rows of a model and task have; None
     where they have none in common.
     """
     rows = list(rows)
@@ -134,15 +134,14 @@ def _shown(mean: float | None, interval: float | None, form: str) -> str:
 
 
 NOTE = (
-    "Scores are of the half of the dev set that took no part in the choice of a step. ± is the half width of the 95 % "
-    "interval of the mean over the seeds, by Student's t with n - 1 degrees of freedom; differences from LoRA are of "
-    "equal seeds. Validation half: the score on the other half, over the seeds that all rows have; recipes are chosen by "
-    "it, and ablations, below the methods, are in its order. Trained: share of all parameters, head included. FLOPs: of "
-    "an example of the length above the table, which is the task's mean, or where no speed is measured "
+    "Scores are of the test half of the dev set, which took no part in the choice of a step. ± is the half width of the 95 "
+    "% interval of the mean over the seeds, by Student's t with n - 1 degrees of freedom; differences from LoRA are of "
+    "equal seeds. Validation half: the score on the half that chose the step, over the seeds that all rows have; recipes "
+    "are chosen by it, and ablations, below the methods, are in its order. Trained: share of all parameters, head "
+    "included. FLOPs: of an example of the length above the table, which is the task's mean, or where no speed is measured "
     "``data.max_length``; zeros skipped and updates as factors (share of the pretrained model's). Saved: model and "
-    "adapter. Throughput (32 "
-    "examples) and latency (one example): of the finished model in turns with the pretrained one, whose figure is 1; "
-    "zeros among the weights are multiplied like any other number. Memory: peak of the process of training. Step: "
-    "seconds of training, nothing compiling."
+    "adapter. Throughput (32 examples) and latency (one example): of the finished model in turns with the pretrained one, "
+    "whose figure is 1; zeros among the weights are multiplied like any other number. Memory: peak of the process of "
+    "training. Step: seconds of training, nothing compiling."
 )
 """The note below the tables."""

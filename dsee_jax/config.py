@@ -202,14 +202,15 @@ class DataConfig:
     """The most tokens of one forward and backward pass, padding included. The gradient of a larger batch is accumulated over
     several passes. 0: no limit."""
     buckets: int = 16
-    """The most lengths that examples are padded to. The training step and the evaluation are compiled once for each: fewer
-    lengths start sooner, and compute more padding. 1: all examples are padded to the longest one."""
+    """The largest number of padded lengths. The training step and the evaluation are compiled once for each: with fewer
+    lengths a run starts sooner and computes more padding. 1: all examples are padded to the longest one."""
     examples: int = 0
     """The number of training examples, drawn with train.seed. 0: all."""
     split_dev: bool = False
-    """Divide the dev set, and a second one such as MNLI's mismatched, in two halves: one is evaluated while a stage trains and
-    chooses its best step, the other scores the model that was chosen. The halves do not depend on train.seed. They have equal
-    shares of each class; all references of a prompt, and all questions about a text, are in one half."""
+    """Divide the dev set, and a second one such as MNLI's mismatched, in two halves: the validation half is evaluated while a
+    stage trains and chooses its best step, the test half scores the model that was chosen. The halves do not depend on
+    train.seed. They have equal shares of each class; all references of a prompt, and all questions about a text, are in one
+    half."""
     text: str = "sentence1"
     """csv, jsonl, tfds: the column of the (first) sentence."""
     pair: str = ""
@@ -542,7 +543,7 @@ class GenerateConfig:
     batch_size: int = 32
     """Prompts per batch, 1 or more."""
     prompts: int = 0
-    """The number of distinct prompts, taken from the start of the dev set, with data.split_dev of its half that scores. 0:
+    """The number of distinct prompts, taken from the start of the dev set, with data.split_dev of its test half. 0:
     all."""
 
     def __post_init__(self) -> None:

@@ -102,16 +102,16 @@ def rankmean_coefficients(
     order: Literal["ascending", "reversed"] = "ascending",
     ties: Literal["mean", "order"] = "mean",
 ) -> dict[str, Array]:
-    """Return RankMean's ``{unit: coefficients}``, float32 (models,) that sum to 1 (ACL 2024 Findings).
+    """Return RankMean's ``{group: coefficients}``, float32 (models,) that sum to 1 (ACL 2024 Findings).
 
-    Tensors outside every unit get the plain mean in `merge` and have no entry here.
+    Tensors outside every group get the plain mean in `merge` and have no entry here.
 
     Args:
       base: the model that all models were fine-tuned from.
       models: trees with the paths and shapes of ``base``.
       unit: ``layer``, ``tensor``, or a regular expression with a group named ``unit``.
       order: ``ascending`` is the paper's; see `merge.methods.rankmean`.
-      ties: ``mean``: equal changes share their mean rank; ``order``: they rank in the order of the units, as in the authors'
+      ties: ``mean``: equal changes share their mean rank; ``order``: they rank in the order of the groups, as in the authors'
         code.
     """
     options: dict[str, AnyOption] = {"unit": unit, "order": order, "ties": ties}

@@ -7,7 +7,7 @@ from dsee_jax.runtime import job
 
 DESCRIPTION = (
     "Load model/ and adapter/ of a finished run, evaluate them on the dev sets of its config and print the metrics as "
-    "JSON; with data.split_dev on the halves that score. Needs the data of the run. --section.key=value overrides a key of "
+    "JSON; with data.split_dev on the test halves. Needs the data of the run. --section.key=value overrides a key of "
     "the config, for instance --data.dir=NEW_DIR."
 )
 EXAMPLE = "python -m dsee_jax evaluate runs/demo --train.batch_size=64"

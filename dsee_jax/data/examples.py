@@ -95,10 +95,10 @@ class Task:
     regression and causal-lm."""
     train: Split
     dev: Mapping[str, Split]
-    """Dev sets by name: ``dev``, or ``dev_matched`` and ``dev_mismatched`` for MNLI. With ``data.split_dev`` the halves that
-    choose the best evaluation."""
+    """Dev sets by name: ``dev``, or ``dev_matched`` and ``dev_mismatched`` for MNLI. With ``data.split_dev`` the validation
+    halves, which choose the best evaluation."""
     scoring: Mapping[str, Split] = dataclasses.field(default_factory=dict)
-    """The other halves of the dev sets, by the same names, which score the chosen model; empty without ``data.split_dev``."""
+    """The test halves of the dev sets, by the same names, which score the chosen model; empty without ``data.split_dev``."""
     glue: str = ""
     """The task of GLUE, which decides the metrics; empty for data from elsewhere, whatever their name."""
 

@@ -1,4 +1,4 @@
-"""A dev set in two halves: one chooses among the evaluations of a run, the other scores the model that was chosen.
+"""A dev set in two halves: the validation half chooses among the evaluations of a run, the test half scores the chosen model.
 
 The best of many evaluations on one set is also the luckiest: its score on this set is too high. A half that took no part in
 the choice has no such bias (Cawley and Talbot 2010, JMLR 11, section 5).
@@ -18,7 +18,7 @@ LEAST = 4
 
 
 def divide(name: str, examples: Split) -> tuple[Split, Split]:
-    """Return the half of a dev set that chooses and the half that scores, each in the order of the set.
+    """Return the validation half and the test half of a dev set, each in the order of the set.
 
     The division depends on the set alone, not on the seed of a run, so that runs of different seeds compare. Units stay
     whole: all references of a prompt, all questions about a text. The halves differ by at most one unit, and those of a

@@ -38,7 +38,7 @@ def generate(
       prompts: token ids of each prompt.
       batch_size: prompts per batch; prompts of similar length share a batch.
       key: decides the samples; each batch folds its number into the key.
-      **options: of `dsee_jax.generate`; they override ``writer.defaults``.
+      **options: of `dsee_jax.generate`, without ``eos`` and ``pad``; they override ``writer.defaults``.
 
     Raises:
       InputError: as `dsee_jax.generate`.

@@ -227,7 +227,7 @@ def least(scores: Tree, costs: Costs, *, among: Counts | None = None, uniform: b
     """Return the lowest cost that the numbers of units allow, as a fraction of the unpruned model; arguments as of `choose`.
 
     Of several costs it is the highest. No programme is solved: the fewest units of all parts cost the least of each. Where
-    layers may go and ``uniform`` is set, the layer of the highest score stays; of several with that score the dearest.
+    layers may go and ``uniform`` is set, the layer of the highest score stays.
     """
     each: dict[str, Any] = {name: table[1] for name, table in costs.kept.get("layers", {}).items()}
     for kind, layers in (counts(scores) if among is None else among).items():
@@ -235,11 +235,8 @@ def least(scores: Tree, costs: Costs, *, among: Counts | None = None, uniform: b
             each[name] = each.get(name, 0.0) + costs.kept[kind][name][numbers].min(0)
     if "layers" not in scores:
         return float((costs.fixed + sum(each.values())).max())
-    single = {name: float((costs.fixed + cost).max()) for name, cost in each.items()}
-    if not uniform:
-        return min(single.values())
-    best = np.nan_to_num(_host(scores["layers"]))
-    return max(single[layer(int(number))] for number in np.flatnonzero(best == best.max()))
+    stay = [layer(int(np.argmax(np.nan_to_num(_host(scores["layers"])))))] if uniform else [*each]
+    return min(float((costs.fixed + each[name]).max()) for name in stay)
 
 
 def fits(cost: float, budget: float) -> bool:

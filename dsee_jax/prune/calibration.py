@@ -101,12 +101,10 @@ def check_applied(model: Model, params: Params, paths: Sequence[str]) -> None:
     """
     batch = {name: jax.ShapeDtypeStruct((2, 2), jnp.int32) for name in INPUTS}
     batch["weights"] = jax.ShapeDtypeStruct((2,), jnp.float32)
-    if scans(model):
-        layers = len(next(iter(model.config.widths.values())))
-        paths = [each for path in paths for each in stacks.paths(path, layers)]
+    separate = paths_apart(model, paths)
 
     def trace(params: Params, batch: Mapping[str, Array]) -> None:
-        groups(*apart(model, params), batch, paths)
+        groups(*apart(model, params), batch, separate)
 
     jax.eval_shape(trace, params, batch)
 
@@ -133,6 +131,14 @@ def apart(model: Model, params: Params) -> tuple[Model, Params]:
     """
     loops: dict[str, Any] = {name: False for name in ("scan", "remat") if hasattr(model, name)}
     return model.clone(**loops), stacks.unstack(params) if scans(model) else params
+
+
+def paths_apart(model: Model, paths: Sequence[str]) -> list[str]:
+    """Return the paths of kernels in the params of `apart`: those of a stack become one path for each layer."""
+    if not scans(model):
+        return [*paths]
+    layers = len(next(iter(model.config.widths.values())))
+    return [each for path in paths for each in stacks.paths(path, layers)]
 
 
 _SQUARES, _GRAM = "bti,bti->i", "bti,btj->ij"

@@ -84,10 +84,8 @@ def layerwise(
                 f"batch {number} has {', '.join(sorted(batch))} and no 'weights': add it, 1 for each example that "
                 "counts and 0 for a filler row"
             )
-    paths, stacked = tree.select(targets, tree.flatten(params)), scans(model)
+    paths, stacked = calibration.paths_apart(model, tree.select(targets, tree.flatten(params))), scans(model)
     if stacked:
-        layers = len(next(iter(model.config.widths.values())))
-        paths = [each for path in paths for each in stacks.paths(path, layers)]
         adapter, keep = _unstacked(adapter), stacks.unstack(keep or {})
     one_by_one: Any = model.clone(scan=False) if stacked else model
     model, current = calibration.apart(model, params)

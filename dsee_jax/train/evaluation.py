@@ -25,7 +25,7 @@ class Evaluate(Protocol):
     """``(trained, frozen) -> metrics``."""
 
     def __call__(self, trained: dict[str, Any], frozen: step.Frozen, *, final: bool = False) -> dict[str, float]:
-        """Return the metrics of the dev sets; with ``data.split_dev`` of the halves that choose, or that score (``final``)."""
+        """Return the metrics of the dev sets; with ``data.split_dev`` of the validation or (``final``) of the test halves."""
         ...
 
 

@@ -51,7 +51,7 @@ def of_config(config: Config) -> dict[str, str]:
 
 
 def of_data(task: Task) -> dict[str, str]:
-    """Return the hashes of the examples of each split; those of a half that scores have the name ``SPLIT scoring``."""
+    """Return the hashes of the examples of each split; those of a test half have the name ``SPLIT scoring``."""
     splits = {"train": task.train, **task.dev, **{f"{name} scoring": half for name, half in task.scoring.items()}}
     return {name: _examples(examples, task.labels) for name, examples in splits.items()}
 

@@ -52,8 +52,9 @@ def run(
       tracked: trackers besides those of ``config.train.trackers``; process 0 calls them.
 
     Raises:
-      InputError: some input cannot work. Nothing has been written then, except where the stage ``prune`` finds that a score
-        cannot be computed; the checkpoints of the stages before it stay.
+      InputError: some input cannot work. Nothing has been written then, with two exceptions: a refused
+        ``prune.target.latency`` leaves the measured times, and a score of pruning that cannot be computed the checkpoints of
+        the stages before.
       Diverged: a loss, a metric or a trained value is not finite.
       Preempted: SIGTERM or SIGINT came; the last step is saved, and the same call resumes from it.
     """
@@ -72,7 +73,7 @@ def run(
             return finished
         if timed:
             # Before any other file: a refused target leaves the times only, for a run with another one.
-            say(f"prune.target.latency: times of the widths of the model, measured where {out / LATENCY} lacks them")
+            say(f"prune.target.latency: times of the widths of the model, measured unless {out / LATENCY} has them")
             target.check(setup)
         _begin(setup, config, out)
         with contextlib.ExitStack() as stack:

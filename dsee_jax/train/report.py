@@ -40,7 +40,7 @@ def tables(results: dict[str, Any]) -> list[Table]:
         count = row.get("evaluations", 1)
         choice = f", best of {count} evaluations" if count > 1 else ""
         scores.add_row(f"{NAMES.get(row['name'], row['name'])}{choice}", *_cells(row["metrics"], names))
-        half = ", on the half that chooses" if "choose" in row else ""
+        half = ", on the validation half" if "choose" in row else ""
         if count > 1 and half:
             scores.add_row(f"  the same{half}", *_cells(row["choose"], names))
         if count > 1:
@@ -56,7 +56,7 @@ def scored_on(results: dict[str, Any]) -> str:
     if "choose" not in results:
         return "the dev set"
     count = next(iter(results["dev_examples"].values()))["score"]
-    return f"the half of the dev set that chose nothing ({count:,} examples)"
+    return f"the test half of the dev set ({count:,} examples)"
 
 
 def rows(results: dict[str, Any]) -> list[dict[str, Any]]:

@@ -138,7 +138,7 @@ def results(
     Scores: ``final`` are those of the best evaluation on the dev set in the last stage, which the same dev set chooses;
     ``final_last`` those of the last evaluation. Each stage that trains has the number of its ``evaluations``, the
     ``best_step`` and the metrics of the ``last``. With ``data.split_dev``, ``before``, ``metrics`` of a stage and ``final``
-    are of the half that scores, ``choose``, ``last`` and ``final_last`` of the half that chooses; ``dev_examples`` are the
+    are of the test half, ``choose``, ``last`` and ``final_last`` of the validation half; ``dev_examples`` are the
     examples of both. ``forgetting`` is the rise, in nats per token, of the loss on ``data.held_text`` from before the run to
     ``final``.
 

@@ -109,7 +109,9 @@ def render(config: Config, results: dict[str, Any], *, name: str, classes: int, 
     }
     chosen = "The dev set chooses the best evaluation of each stage, which is the one shown."
     if "choose" in results:
-        chosen = "The other half chooses the best evaluation of each stage; the model that it chose is scored here."
+        chosen = (
+            "The validation half chooses the best evaluation of each stage; the model that it chose is scored here."
+        )
     shown = yaml.safe_dump(settings, sort_keys=False)
     return card.render(
         name,

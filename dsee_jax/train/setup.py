@@ -96,10 +96,10 @@ def prepare(config: Config) -> Setup:
         prunable = tree.select(config.prune.targets, flat) if config.prune.kind != "none" else []
         for path in prunable:
             weights.check_prunable(path, flat[path].shape, config.prune)
-        if prunable and config.prune.kind in ("unstructured", "nm") and config.prune.score in INPUT_SCORES:
-            _check_inputs(config, model, params, prunable)
         if config.prune.kind in CUTTING:
             units.check_units(model, params, prunable, config.prune)
+        elif prunable and config.prune.score in INPUT_SCORES:
+            _check_inputs(config, model, params, prunable)
     data = read_data(config, task, folder, model)
     with multihost.raise_on_all():
         deltas, supports = _updates(config, folder, start, params, key["deltas"])

@@ -183,7 +183,7 @@ def passed(
       frozen: its other arrays.
       name: of the stage.
       choosing: the metrics of the model by which the stage may have chosen it. With ``data.split_dev`` the result has them
-        apart, as ``choose``, and ``metrics`` are those of the half that scores.
+        apart, as ``choose``, and ``metrics`` are those of the test half.
 
     Raises:
       Diverged: a metric is not finite.

@@ -5,10 +5,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from dsee_jax import models, tree
-from dsee_jax.ckpt.folders import CONFIG, LATENCY, read_json
+from dsee_jax.ckpt.folders import CONFIG, HASHES, LATENCY, read_json
 from dsee_jax.errors import InputError
 from dsee_jax.metrics import flops
 from dsee_jax.models import hf_config
@@ -26,14 +27,13 @@ from dsee_jax.typing import Array, Masks, Tree
 def check(setup: Setup) -> None:
     """Raise `InputError` if the target cannot be met; the message names the least that can be reached.
 
-    For ``latency`` this measures the times, the first time that a run is called, and writes them into its folder.
+    For ``latency`` this measures the times, unless the folder of the run has them, and writes them there.
     """
     if setup.config.prune.target.kind:
         alike: dict[str, Any] = dict(earlybert.init(models.cuts(setup.model), setup.params))
         alike["hidden"] = np.ones(setup.model.config.hidden_size)
-        alike["layers"] = np.ones(len(alike["heads"]))
         spent = of_setup(setup)
-        _choices(setup, _scores(setup, alike, spent), spent)
+        _choices(setup, _scores(setup, alike, spent), spent, any_layer=True)
 
 
 def of_setup(setup: Setup, hidden: np.ndarray | None = None) -> Costs:
@@ -91,8 +91,12 @@ def _scores(setup: Setup, scores: Tree, spent: Costs) -> dict[str, Any]:
     return {kind: scores[kind] for kind in kinds}
 
 
-def _choices(setup: Setup, scores: Tree, spent: Costs) -> tuple[dict[int, Costs], dict[int, Counts]]:
+def _choices(
+    setup: Setup, scores: Tree, spent: Costs, *, any_layer: bool = False
+) -> tuple[dict[int, Costs], dict[int, Counts]]:
     """Return the costs, and the numbers of units to choose among, by hidden width; nothing is chosen yet.
+
+    ``any_layer``: whichever layer has the highest score, a uniform cut down to it must fit.
 
     Raises:
       InputError: the target cannot be met.
@@ -109,10 +113,17 @@ def _choices(setup: Setup, scores: Tree, spent: Costs) -> tuple[dict[int, Costs]
     if narrower := [width for width in attempts[0] if width < size]:
         flags = budget.dimensions(scores["hidden"], narrower)
         by_width |= zip(narrower, of_setup(setup, flags).models(), strict=True)
+    ways = [scores]
+    if any_layer and uniform and "layers" in scores:
+        ways = [{**scores, "layers": best} for best in np.eye(len(scores["layers"]))]
+
+    def least_of(way: Tree, among: dict[int, Counts]) -> float:
+        each = (budget.least(way, by_width[width], among=own, uniform=uniform) for width, own in among.items())
+        return min(each)
+
     least = np.inf
     for among in attempts:
-        each = (budget.least(scores, by_width[width], among=own, uniform=uniform) for width, own in among.items())
-        if budget.fits(least := min(each), target.budget):
+        if budget.fits(least := max(least_of(way, among) for way in ways), target.budget):
             return by_width, among
     raise InputError(f"prune.target.{target.kind}: {budget.too_small(target.budget, least, [*scores])}")
 
@@ -176,13 +187,16 @@ def _measured(setup: Setup) -> Latency:
     """Return the times of the widths of a run, measured once; on a mesh, on one device of the first process."""
     out, target = storage.as_path(setup.config.output_dir), setup.config.prune.target
     place, options = out / LATENCY, {"layers": target.layers, "hidden": target.hidden, **_batch(setup)}
-    measured = hashlib.sha256(f"{setup.model!r} {options}".encode()).hexdigest()
 
     def measure() -> dict[str, Any]:
-        # The times of a run stay; those of a refused one may be of another model.
-        if place.exists() and ((out / CONFIG).exists() or read_json(place).get("measured") == measured):
+        about = f"{setup.model!r} {options} {jax.local_devices()[0].device_kind} {jax.__version__}"
+        sha256 = hashlib.sha256(about.encode()).hexdigest()
+        with storage.store_errors(place):
+            begun, measured = (out / CONFIG).exists() or (out / HASHES).exists(), place.exists()
+        # The times of a run stay; those of a refused one may be of another model or device.
+        if measured and (begun or read_json(place).get("sha256") == sha256):
             return read_json(place)
-        files.write(place, latency.measure(setup.model, **options).as_json() | {"measured": measured})
+        files.write(place, latency.measure(setup.model, **options).as_json() | {"sha256": sha256})
         return read_json(place)
 
     times = _of_main(measure)

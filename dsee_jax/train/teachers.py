@@ -5,9 +5,9 @@
     tuned.safetensors            the trained values of the best evaluation of the stage tune
     outputs_00000.safetensors    the teacher's outputs for some batches, the longest examples first; and so on
 
-Each file is complete or absent, and has a hash of its content. A file of outputs also names its `_key`, the hash of all that
-they depend on, so that a killed pass goes on where it stopped, and outputs of anything else are computed again. Process 0
-writes; on a job all processes read the same folder.
+Each file is complete or absent, and has a hash of its content. The trained values name their task (`_task`). A file of outputs
+names its `_key`, the hash of all that they depend on, so that a killed pass goes on where it stopped, and outputs of anything
+else are computed again. Process 0 writes; on a job all processes read the same folder.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from dsee_jax.ckpt.folders import TEACHER
 from dsee_jax.config import Config, model_task
 from dsee_jax.data.batches import eval_batches
 from dsee_jax.data.tokens import TeacherOutputs, Tokens
-from dsee_jax.errors import InputError
+from dsee_jax.errors import InputError, shorten
 from dsee_jax.models.architecture import Model
 from dsee_jax.runtime import atomic, console, multihost, preemption, storage
 from dsee_jax.runtime.storage import Place
@@ -72,14 +72,14 @@ def load(out: Place, setup: Setup) -> tuple[dict[str, Any] | None, TeacherOutput
     """
     path = out / TEACHER / _TUNED
     with multihost.raise_on_all():
-        values, task = _read(path, _task(setup)), _key_of(path)
+        values = _read(path, _task(setup))
         shapes = {name: leaf.shape for name, leaf in tree.flatten(setup.trained).items()}
         if values is None or {name: leaf.shape for name, leaf in values.items()} != shapes:
-            found = "is damaged, or of another run"
+            task, found = _key_of(path) if path.exists() else None, "is damaged, or of another run"
             if task is None:
                 found = "is damaged" if path.exists() else "is missing"
             elif task != _task(setup):
-                found = f"is of another task: found {task}, expected {_task(setup)}"
+                found = f"is of another task: found {shorten(task)}, expected {shorten(_task(setup))}"
             raise InputError(
                 f"{path} {found}; it holds the teacher of the stage retune: restore it, or delete {out} to begin again"
             )

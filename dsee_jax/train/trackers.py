@@ -7,7 +7,7 @@ The step of a figure is the number of its checkpoint: the steps of the run so fa
 that the figures at the end of a stage and those after pruning have different steps. Names of figures::
 
     train/loss, train/learning_rate, train/tokens_per_second
-    dev/accuracy ...            each evaluation on the dev set; with data.split_dev on the half that chooses
+    dev/accuracy ...            each evaluation on the dev set; with data.split_dev on the validation half
     stage/tune/accuracy ...     the model that each stage passes on
     final/weight_sparsity ...   the numbers of metrics.json
 """

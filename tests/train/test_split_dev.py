@@ -50,11 +50,9 @@ def test_run_is_scored_on_the_half_that_chose_nothing(tmp_path, monkeypatch):
     assert again == pytest.approx(results["final"], rel=1e-5)
     whole = finished_run.evaluate(out, ["data.split_dev=false"])
     assert whole["accuracy"] == pytest.approx((results["final"]["accuracy"] + results["choose"]["accuracy"]) / 2)
-    assert (
-        "## Scores on the half of the dev set that chose nothing (10 examples)" in (out / "model/README.md").read_text()
-    )
+    assert "## Scores on the test half of the dev set (10 examples)" in (out / "model/README.md").read_text()
     (shown, _), rows = report.tables(json.loads((out / "metrics.json").read_text())), report.rows(results)
-    assert "that chose nothing (10 examples)" in str(shown.title)
+    assert "on the test half of the dev set (10 examples)" in str(shown.title)
     assert shown.row_count == len(rows) + 4
 
 

@@ -59,7 +59,7 @@ def test_target_that_cannot_be_met_is_refused_with_the_least(tmp_path):
 
 
 def test_time_that_cannot_be_met_is_refused_and_measured_once(tmp_path, timed):
-    """The refused run leaves the times alone, for a run with another target; another model is measured again."""
+    """The refused run leaves the times alone, for a run with another target; another batch or model is measured again."""
     fails(tmp_path, r"prune\.target\.latency: .* 0\.5 of .* 0\.86 of it", **TAYLOR, prune__target__latency=0.5)
     assert [path.name for path in (tmp_path / "run").iterdir()] == [folders.LATENCY]
     count = len(timed)
@@ -68,9 +68,10 @@ def test_time_that_cannot_be_met_is_refused_and_measured_once(tmp_path, timed):
     options = {"prune__target__latency": 0.6, "train__batch_size": 4}
     fails(tmp_path, r"prune\.target\.latency: .* 0\.6 of .* 0\.86 of it", **TAYLOR, **options)
     assert len(timed) == 2 * count
-    setup = prepare(runs.config(tmp_path, **TAYLOR, prune__target__latency=0.9))
-    target.check(setup)
+    target.check(prepare(runs.config(tmp_path, **TAYLOR, prune__target__latency=0.9)))
     assert len(timed) == 3 * count
+    target.check(prepare(runs.config(tmp_path, **TAYLOR, prune__target__latency=0.9, model__dtype="bfloat16")))
+    assert len(timed) == 4 * count
 
 
 def test_interrupted_measurement_of_times_leaves_no_file(tmp_path, timed, monkeypatch):

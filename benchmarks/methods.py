@@ -97,9 +97,7 @@ DISTILLED = "--train.distill.weight=0.5"
 STATES = "--train.distill.hidden=1"
 
 ABLATIONS = {
-    "lora_all": Method(
-        "LoRA of every linear layer", "lora", ("--delta.targets=['encoder/.*/kernel']", "--train.learning_rate=5e-4"), 1
-    ),
+    "lora_all": Method("LoRA of every linear layer", "lora", ("--delta.targets=['encoder/.*/kernel']",), 1),
     "dsee_70_distilled": Method("70 % zeros, distilled", "dsee", (DSEE_70, DISTILLED), 1),
     "dsee_70_states": Method("70 % zeros, distilled with hidden states", "dsee", (DSEE_70, DISTILLED, STATES), 1),
     "dsee_70_one_shot": Method("70 % zeros, calibrated in one pass", "dsee", (DSEE_70, ALONE), 1),
@@ -130,7 +128,7 @@ ABLATIONS = {
     "dsee_70_attention": Method(
         "70 % zeros, updates of attention only",
         "dsee",
-        (DSEE_70, "--delta.targets=['.*/attention/(query|key|value|output)/kernel']", "--train.learning_rate=1e-3"),
+        (DSEE_70, "--delta.targets=['.*/attention/(query|key|value|output)/kernel']"),
         1,
     ),
     "cut_50_distilled": Method("cut to 50 % of the FLOPs, distilled", "cut", (flops(0.5), DISTILLED), 1),
@@ -159,8 +157,7 @@ ABLATIONS = {
 A row has one change from the method at the start of its name, with these exceptions. WANDA and RIA, which do not
 compare between kernels, are to be compared with ``dsee_70_alike``; scores that are calibrated in one pass with
 ``dsee_70_one_shot``, and schedules with ``dsee_70_taylor``. EarlyBERT searches for one pass and tunes for two, where the other
-cuts tune for one, cut, and tune again for two. Where the updates live changes the rate with them: it is 5e-4 with updates of
-every linear layer and 1e-3 with those of attention alone.
+cuts tune for one, cut, and tune again for two.
 """
 
 SPLIT = "--data.split_dev=true"

@@ -41,9 +41,9 @@ default_role = "code"
 
 # Types of other projects, and types that public signatures name without being public.
 nitpick_ignore_regex = [
-    ("py:.*", r"(collections|flax|jax|jaxlib|numpy|optax|os|pathlib|transformers|typing)\..*"),
+    ("py:.*", r"(argparse|collections|flax|jax|jaxlib|numpy|optax|os|pathlib|transformers|typing)\..*"),
     ("py:(class|obj)", r"(dsee_jax|merge)\..*\.(M|P|T|Value|Model|Layout|ModelOptions|Update|StorePath|Task|Writer)"),
-    ("py:exc", "Preempted"),
+    ("py:exc", "Diverged|Preempted"),
 ]
 
 UNIONS = {

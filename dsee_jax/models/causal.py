@@ -201,6 +201,11 @@ class CausalModel(nn.Module):
         their number (see `Decoder`), and the last ``norm(x)``."""
         raise NotImplementedError
 
+    @property
+    def table(self) -> int | None:
+        """The size of the table of positions; None: there is no table."""
+        return None
+
     def rotation(self, positions: jax.Array) -> tuple[jax.Array, jax.Array] | None:
         """Return the rotation of queries and keys at ``positions`` (batch, length); None: no rotation."""
         return None
@@ -241,6 +246,13 @@ class CausalModel(nn.Module):
         if self.scan and config.uneven:
             raise InputError(f"layers that differ ({config.uneven}) cannot be scanned: set model.scan to false")
         context, written = read(input_ids, attention_mask, positions, cache)
+        # The tokens of branches share positions.
+        texts = cache is None or "segments" in cache
+        if texts and self.table is not None and (length := input_ids.shape[1]) > self.table:
+            raise InputError(
+                f"the batch is {length} tokens long and the model has {self.table} positions: "
+                "cut the examples (data.max_length)"
+            )
         x = embeddings(input_ids, context.positions, deterministic)
         decoder = Decoder(layer, depth, self.scan, self.remat, name="decoder")
         x, written = decoder(x, context, self.rotation(context.positions), written, deterministic)

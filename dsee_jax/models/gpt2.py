@@ -192,11 +192,6 @@ class Embeddings(nn.Module):
 
     def __call__(self, input_ids: jax.Array, positions: jax.Array, deterministic: bool) -> jax.Array:
         """Return (batch, length, width) for ids and positions (batch, length); a position outside the table gives NaN."""
-        if (length := input_ids.shape[1]) > self.config.n_positions:
-            raise InputError(
-                f"the batch is {length} tokens long and the model has {self.config.n_positions} positions: "
-                "cut the examples (data.max_length)"
-            )
         x = self.word(input_ids) + self.position(positions)
         return self.dropout(x, deterministic).astype(self.config.dtype)
 
@@ -244,6 +239,11 @@ class Layer(CausalLayer):
 
 class Gpt2(CausalModel):
     """GPT-2 with the head of a task (`ARCHITECTURE.tasks` lists them)."""
+
+    @property
+    def table(self) -> int:
+        """The size of the table of positions."""
+        return self.config.n_positions
 
     def parts(self) -> tuple[nn.Module, Callable[..., nn.Module], int, nn.Module]:
         """Return the embeddings, the factory of layers, the number of layers and the last norm."""

@@ -98,9 +98,24 @@ def test_cache_does_not_change_logits(variant):
         parts.append(logits)
     close(np.concatenate(parts, 1)[seen], np.asarray(expected)[seen])
     assert int(cache["length"]) == 12
-    swapped = caches.take(cache, jnp.array([1, 0]))
-    more = run(model, params, input_ids=ids()[:, :1], cache=cache)[0]
-    np.testing.assert_array_equal(run(model, params, input_ids=ids()[::-1, :1], cache=swapped)[0][::-1], more)
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_branches_of_a_cache_equal_rows_of_their_own(variant):
+    """Three branches of two prompts, one of them padded, take other parents on the way."""
+    model, params = made(variant)
+    prompts, words, mask = ids(length=6), np.random.default_rng(1).integers(5, 30, (3, 2, 3)), np.ones((2, 6), np.int32)
+    mask[0, :2] = 0
+    cache = run(model, params, input_ids=prompts, attention_mask=mask, cache=caches.create(model, 2, 6))[1]
+    cache = caches.branch(cache, 3, 9)
+    rows, row = np.repeat(prompts[:, None], 3, 1), np.arange(2)[:, None]
+    for parents, tokens in zip(([[0, 1, 2]] * 2, [[2, 2, 0], [1, 0, 1]], [[1, 1, 1], [0, 2, 2]]), words, strict=True):
+        logits, cache = run(model, params, input_ids=tokens, cache=caches.follow(cache, jnp.array(parents)))
+        rows = np.concatenate([rows[row, parents], tokens[:, :, None]], 2)
+        masks = np.concatenate([np.repeat(mask[:, None], 3, 1), np.ones((2, 3, rows.shape[2] - 6), np.int32)], 2)
+        whole = run(model, params, input_ids=rows.reshape(6, -1), attention_mask=masks.reshape(6, -1))
+        close(logits, np.asarray(whole)[:, -1].reshape(logits.shape))
 
 
 @pytest.mark.parametrize("variant", FAMILIES)

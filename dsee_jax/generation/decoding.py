@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dsee_jax import prng
 from dsee_jax.config import check_types
 from dsee_jax.deltas import attach
 from dsee_jax.deltas.adapter import Adapter
 from dsee_jax.errors import InputError, shorten
 from dsee_jax.models.architecture import Model
-from dsee_jax.models.cache import create, take
+from dsee_jax.models.cache import branch, create, follow
 from dsee_jax.typing import Array, Key, Params
 
 _NEVER = -1e9  # below the score of any sequence; the value of Hugging Face
@@ -108,15 +109,18 @@ def generate(
         temperature exclude each other.
 
     Raises:
-      InputError: an option is out of range, a prompt has no tokens or is padded on the right, sampling has no key, or a prompt
-        and its new tokens exceed the model's positions.
+      InputError: an option is out of range, an array has another shape, a prompt has no tokens or is padded on the right,
+        sampling has no key, or a prompt and its new tokens exceed the model's positions.
     """
     key = options.pop("key", None)
     chosen = Options(**options)
-    ids = jnp.asarray(input_ids, jnp.int32)
-    mask = (
-        np.ones(ids.shape, np.int32) if attention_mask is None else (np.asarray(attention_mask) != 0).astype(np.int32)
-    )
+    ids = jnp.asarray(input_ids)
+    if ids.ndim != 2 or not (jnp.issubdtype(ids.dtype, jnp.integer) or not ids.size):
+        raise InputError(f"input_ids is {ids.dtype}{ids.shape}; expected whole numbers (batch, length), see pad_left")
+    ids = ids.astype(jnp.int32)
+    mask = np.ones(ids.shape, np.int32) if attention_mask is None else np.not_equal(attention_mask, 0).astype(np.int32)
+    if mask.shape != ids.shape:
+        raise InputError(f"attention_mask is of the shape {mask.shape}; expected {ids.shape}, that of input_ids")
     if getattr(model, "task", "causal-lm") != "causal-lm":
         raise InputError(f"the model has the task {model.task!r}: load it with task='causal-lm' to generate")
     if not ids.size or not mask[:, -1].all():
@@ -132,6 +136,7 @@ def generate(
     if chosen.temperature and key is None:
         raise InputError("sampling needs a key: pass key=jax.random.key(seed)")
     key = jax.random.key(0) if key is None else key
+    prng.check(key)
     return _generate(model, chosen, params, adapter, ids, jnp.asarray(mask), key)
 
 
@@ -145,14 +150,18 @@ def _generate(
     mask: jax.Array,
     key: Key,
 ) -> jax.Array:
-    def step(tokens: jax.Array, mask: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-        """Return the logits (rows, vocabulary) after ``tokens`` (rows, length), and the cache with the tokens added."""
-        batch = {"input_ids": tokens, "attention_mask": mask, "cache": cache, "last_only": True}
-        logits, cache = attach.apply(model, params, adapter, batch)
-        return logits[:, -1], cache
+    def step(tokens: jax.Array, cache: Any, mask: jax.Array | None = None) -> tuple[jax.Array, Any]:
+        """Return the logits after ``tokens`` (rows, length), and the cache with the tokens added.
 
-    capacity = ids.shape[1] + options.new_tokens - 1
-    logits, cache = step(ids, mask, create(model, ids.shape[0], capacity))
+        (rows, length, vocabulary), or with a mask (rows, 1, vocabulary), those of the last position.
+        """
+        batch = {"input_ids": tokens, "attention_mask": mask, "cache": cache, "last_only": mask is not None}
+        return attach.apply(model, params, adapter, batch)
+
+    # The tokens of beams get slots of their own after the prompt is read.
+    more = options.new_tokens - 1 if options.beams == 1 else 0
+    logits, cache = step(ids, create(model, ids.shape[0], ids.shape[1] + more), mask)
+    logits = logits[:, -1]
     words = 0 if options.repetition_penalty == 1 else logits.shape[-1]
     seen = _mark(jnp.zeros((len(ids), words), bool), ids, mask != 0)
     if options.beams > 1:
@@ -202,8 +211,8 @@ def _sequential(step: Any, logits: jax.Array, cache: Any, seen: jax.Array, optio
 
     def advance(state: _Rows) -> _Rows:
         token, tokens, ended = choose(state)
-        logits, cache = step(token[:, None], jnp.ones((rows, 1), jnp.int32), state.cache)
-        return _Rows(state.count + 1, tokens, ended, logits, _mark(state.seen, token[:, None]), cache)
+        logits, cache = step(token[:, None], state.cache)
+        return _Rows(state.count + 1, tokens, ended, logits[:, -1], _mark(state.seen, token[:, None]), cache)
 
     tokens = jnp.full((rows, options.new_tokens), options.pad, jnp.int32)
     state = _Rows(jnp.zeros((), jnp.int32), tokens, jnp.zeros(rows, bool), logits, seen, cache)
@@ -228,7 +237,10 @@ def filter_logits(logits: jax.Array, options: Options) -> jax.Array:
         # A token is included while its predecessors sum to less than p; the first always is.
         included = jnp.cumsum(probabilities, axis=-1) - probabilities < options.top_p
         least = jnp.min(jnp.where(included, order, jnp.inf), axis=-1, keepdims=True)
-        scores = jnp.where(scores < least, -jnp.inf, scores)
+        # Of the tokens that are as probable as the last included one, the first.
+        above, tied = scores > least, scores == least
+        room = jnp.sum(included, axis=-1, keepdims=True) - jnp.sum(above, axis=-1, keepdims=True)
+        scores = jnp.where(above | (tied & (jnp.cumsum(tied, axis=-1) <= room)), scores, -jnp.inf)
     return scores
 
 
@@ -245,7 +257,7 @@ class _Beams(NamedTuple):
     blocked: jax.Array  # () bool: whether all candidates have ended
     log_probs: jax.Array  # (rows, beams, vocabulary) of the next token
     seen: jax.Array  # (rows, beams, vocabulary) bool: in the prompt or chosen
-    cache: Any  # of rows * beams rows
+    cache: Any  # with the beams as branches
 
 
 def _beam_search(step: Any, logits: jax.Array, cache: Any, seen: jax.Array, options: Options) -> jax.Array:
@@ -297,12 +309,11 @@ def _beam_search(step: Any, logits: jax.Array, cache: Any, seen: jax.Array, opti
 
     def advance(state: _Beams) -> _Beams:
         state, origin = choose(state)
-        cache = take(state.cache, (jnp.arange(rows)[:, None] * beams + origin).reshape(-1))
-        last = jax.lax.dynamic_slice_in_dim(state.tokens, state.count - 1, 1, axis=2).reshape(-1, 1)
-        logits, cache = step(last, jnp.ones((rows * beams, 1), jnp.int32), cache)
+        last = jax.lax.dynamic_index_in_dim(state.tokens, state.count - 1, axis=2, keepdims=False)
+        logits, cache = step(last, follow(state.cache, origin))
         seen = gather(state.seen, origin).reshape(rows * beams, state.seen.shape[-1])
-        seen = _mark(seen, last).reshape(state.seen.shape)
-        return state._replace(log_probs=jax.nn.log_softmax(logits).reshape(rows, beams, -1), seen=seen, cache=cache)
+        seen = _mark(seen, last.reshape(-1, 1)).reshape(state.seen.shape)
+        return state._replace(log_probs=jax.nn.log_softmax(logits), seen=seen, cache=cache)
 
     empty = jnp.full((rows, beams, new), options.pad, jnp.int32)
     state = _Beams(
@@ -317,7 +328,7 @@ def _beam_search(step: Any, logits: jax.Array, cache: Any, seen: jax.Array, opti
         blocked=jnp.zeros((), bool),
         log_probs=jnp.broadcast_to(jax.nn.log_softmax(logits)[:, None], (rows, beams, logits.shape[-1])),
         seen=jnp.broadcast_to(seen[:, None], (rows, beams, seen.shape[-1])),
-        cache=take(cache, jnp.repeat(jnp.arange(rows), beams)),
+        cache=branch(cache, beams, beams * (new - 1)),
     )
     state = jax.lax.while_loop(lambda s: unfinished(s) & (s.count < new - 1), advance, state)
     state = jax.lax.cond(unfinished(state), lambda s: choose(s)[0], lambda s: s, state)

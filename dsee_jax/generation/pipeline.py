@@ -99,8 +99,11 @@ def complete(writer: Writer, prompts: Sequence[str], *, key: Key | None = None, 
       **options: of `dsee_jax.generate`, without ``eos`` and ``pad``, which the model's files set.
 
     Raises:
-      InputError: as `generation.generate`; a prompt without tokens; a prompt that leaves no room in the model's positions.
+      InputError: as `generation.generate`; one text instead of several; a prompt without tokens; a prompt that leaves no room
+        in the model's positions.
     """
+    if isinstance(prompts, str):
+        raise InputError(f"prompts is the text {shorten(repr(prompts))}; expected a list of texts: pass [prompt]")
     tokenizer, size, longest = writer.tokenizer, writer.model.config.vocab_size, writer.model.config.longest
     for prompt in prompts:
         if any("\ud800" <= character <= "\udfff" for character in prompt):
@@ -118,4 +121,4 @@ def complete(writer: Writer, prompts: Sequence[str], *, key: Key | None = None, 
             raise InputError(
                 f"the tokenizer gives id {max(row)} and the model's embedding has {size} rows: they belong to different models"
             )
-    return texts.generate(writer, rows, batch_size=len(rows), key=key, **options)
+    return texts.generate(writer, rows, batch_size=max(1, len(rows)), key=key, **options)

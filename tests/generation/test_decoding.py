@@ -139,6 +139,9 @@ def test_top_k_and_top_p_exclude_tokens():
     assert left(top_p=0.7) == [True, True, False, False]
     assert left(top_p=0.8) == [True, True, False, True]
     assert left(top_k=3, top_p=0.8) == [True, True, False, False]
+    # Of equally probable tokens, the first that fill the share.
+    equal = decoding.filter_logits(jnp.zeros((1, 4)), decoding.Options(temperature=1.0, top_p=0.5))
+    assert np.isfinite(equal).tolist() == [[True, True, False, False]]
     halved = decoding.filter_logits(logits, decoding.Options(temperature=0.5))
     np.testing.assert_allclose(halved, 2 * logits, rtol=1e-6)
 
@@ -170,6 +173,7 @@ def test_samples_follow_the_probabilities():
         ({"beams": 2, "temperature": 1.0}, "beam search does not sample"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0; expected a number above 0"),
         ({"temperature": 1.0, "new_tokens": 4}, "sampling needs a key"),
+        ({"temperature": 1.0, "new_tokens": 4, "key": 0}, "key is 0; expected one PRNG key"),
         ({"new_tokens": 28}, "a prompt of 5 tokens and 28 new ones are more than the model's 32 positions"),
     ],
 )
@@ -183,6 +187,13 @@ def test_impossible_prompt_is_named():
     for ids, mask in (([[5, 6, 0]], [[1, 1, 0]]), ([[], []], None)):
         with pytest.raises(InputError, match="a prompt has no tokens or is padded on the right"):
             dsee_jax.generate(model, params, np.array(ids, np.int32), mask and np.array(mask))
+    for ids, mask, message in (
+        ([5, 6], None, r"input_ids is int\d+\(2,\); expected whole numbers \(batch, length\)"),
+        ([[0.5, 6.0]], None, r"input_ids is float32\(1, 2\)"),
+        ([[5, 6]], [[1]], r"attention_mask is of the shape \(1, 1\); expected \(1, 2\)"),
+    ):
+        with pytest.raises(InputError, match=message):
+            dsee_jax.generate(model, params, np.array(ids), mask and np.array(mask))
     with pytest.raises(InputError, match="the model has the task 'features': load it with task='causal-lm'"):
         dsee_jax.generate(model.clone(task="features"), params, np.array([[5]], np.int32))
     ids, mask = decoding.pad_left([[1, 2], [3]], pad=9, multiple=4)

@@ -9,6 +9,7 @@ import dsee_jax
 import loras
 import runs
 from dsee_jax import __main__ as command
+from dsee_jax.errors import InputError
 from dsee_jax.export.run import export_run
 from dsee_jax.generation import pipeline
 from dsee_jax.train import loop
@@ -56,6 +57,9 @@ def test_end_of_text_comes_from_the_files(tmp_path):
     word = pipeline.complete(writer._replace(ends=()), [PROMPT], new_tokens=8)[0].split()[0]
     ending = writer._replace(ends=(3, writer.tokenizer.convert_tokens_to_ids(word)))
     assert pipeline.complete(ending, [PROMPT], new_tokens=8) == [""]
+    assert pipeline.complete(writer, []) == []
+    with pytest.raises(InputError, match="prompts is the text 'the cat'; expected a list of texts"):
+        pipeline.complete(writer, "the cat")
 
 
 def test_options_of_the_model_files_apply(tmp_path, caplog):

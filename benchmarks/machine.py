@@ -5,6 +5,8 @@ import pathlib
 import platform
 import resource
 import sys
+import time
+from typing import NamedTuple
 
 
 def cpu() -> str:
@@ -25,6 +27,35 @@ def cores() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return [*range(os.cpu_count() or 1)]
+
+
+class Use(NamedTuple):
+    """What a machine and a process have used so far, in seconds."""
+
+    wall: float
+    machine: float | None
+    """CPU seconds of all processes; None where the system does not tell."""
+    own: float
+    """CPU seconds of this process and of its ended children."""
+
+
+def use() -> Use:
+    """Return what is used by now; two of them give `others`."""
+    stat = pathlib.Path("/proc/stat")
+    machine = None
+    if stat.exists():
+        # user, nice, system, idle, iowait, irq, softirq ...; user contains the time of guests.
+        ticks = [int(each) for each in stat.read_text(encoding="utf-8").split("\n", 1)[0].split()[1:]]
+        machine = sum(ticks[place] for place in (0, 1, 2, 5, 6)) / os.sysconf("SC_CLK_TCK")
+    times = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return Use(time.perf_counter(), machine, sum(each.ru_utime + each.ru_stime for each in times))
+
+
+def others(begin: Use, end: Use) -> float | None:
+    """Return how many cores other processes used between two calls of `use`, on the mean; None where that is unknown."""
+    if begin.machine is None or end.machine is None:
+        return None
+    return max(0.0, (end.machine - begin.machine - (end.own - begin.own)) / (end.wall - begin.wall))
 
 
 def peak() -> int:

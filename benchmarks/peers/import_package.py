@@ -12,9 +12,11 @@ def prepare(case: dict[str, Any]) -> child.Side:
     os.environ["KERAS_BACKEND"] = "jax"
     begin = time.perf_counter()
     for name in case["packages"]:
-        importlib.import_module(name)
+        module = importlib.import_module(name)
+        if "attribute" in case:
+            getattr(module, case["attribute"])
     seconds = time.perf_counter() - begin
-    facts = {"imports": case["packages"], "versions": child.versions()}
+    facts = {"imports": case["packages"], "attribute": case.get("attribute"), "versions": child.versions()}
     return child.Side(child.once({"seconds": seconds}), facts, {})
 
 

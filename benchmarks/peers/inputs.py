@@ -10,6 +10,9 @@ import numpy as np
 CHECKED = 4
 """The rows of the batch by which sides are compared."""
 
+SPIKES = 64
+"""The planted entries of `planted`."""
+
 
 def ids(case: Mapping[str, Any], vocabulary: int) -> np.ndarray:
     """Return token ids, int64 (batch, length), from 5 on: no special tokens."""
@@ -73,3 +76,15 @@ def invented(folder: Path, examples: int) -> None:
         rows = [[words[n] for n in draw.integers(0, len(words), draw.integers(2, 12))] for _ in range(count)]
         lines = [f"{' '.join(row)}\t{int('good' in row)}" for row in rows]
         (folder / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
+
+
+def planted(seed: int, width: int = 768) -> tuple[np.ndarray, set[int]]:
+    """Return a float32 matrix and the flat indices of its 64 spikes.
+
+    The matrix is the sum of a matrix of rank 16 with entries about 1, noise of 0.01, and the spikes of +-0.5 to 0.75.
+    """
+    draw = np.random.default_rng(seed)
+    w = draw.normal(size=(width, 16)) @ draw.normal(size=(16, width)) / 4 + 0.01 * draw.normal(size=(width, width))
+    index = draw.choice(w.size, SPIKES, replace=False)
+    w.ravel()[index] += 0.5 * draw.choice([-1, 1], SPIKES) * draw.uniform(1, 1.5, SPIKES)
+    return w.astype(np.float32), set(index.tolist())

@@ -4,6 +4,7 @@ import os
 
 os.environ["KERAS_BACKEND"] = "jax"
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -50,15 +51,20 @@ def prepare(case: dict[str, Any]) -> child.Side:
     loss = float(np.ravel(model.evaluate(batch, labels, batch_size=len(ids), verbose=0))[0])
     check = {"loss": loss, "logits": logits[: inputs.CHECKED].tolist()}
 
-    def fit(steps: int) -> float:
+    def fit(steps: int) -> Callable[[], float]:
         rows = {name: np.tile(array, (steps, 1)) for name, array in batch.items()}
-        history = model.fit(rows, np.tile(labels, steps), batch_size=len(ids), shuffle=False, verbose=0)
-        return history.history["loss"][-1]
+        targets = np.tile(labels, steps)
 
-    # A fit takes time of its own, so a round is one call of as many steps as it has time for.
-    few = child.repeated(lambda: fit(4), {"warmup": case["warmup"], "round": 0})(0)["seconds"]
-    steps = max(1, round(4 * case["round"] / few))
-    measure = child.repeated(lambda: fit(steps), {"warmup": 1, "round": 0})
+        def call() -> float:
+            history = model.fit(rows, targets, batch_size=len(ids), shuffle=False, verbose=0)
+            return history.history["loss"][-1]
+
+        return call
+
+    # A fit takes time of its own, so a round is one call of as many steps as it has time for, and of four at least.
+    few = child.repeated(fit(4), {"warmup": case["warmup"], "round": 0})(0)["seconds"]
+    steps = max(4, round(4 * case["round"] / few))
+    measure = child.repeated(fit(steps), {"warmup": 2, "round": 0})
     facts = {
         "step": INCLUDES,
         "trained_parameters": sum(int(np.prod(weight.shape)) for weight in model.trainable_weights),

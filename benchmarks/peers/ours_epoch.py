@@ -11,7 +11,6 @@ import numpy as np
 from benchmarks.peers import child
 from dsee_jax import config as configs
 from dsee_jax.data.batches import Batches, iterate
-from dsee_jax.runtime import malloc
 from dsee_jax.train import optim, programs, pruning, setup, sharding, trainer
 from dsee_jax.train.step import State
 
@@ -22,7 +21,6 @@ INCLUDES = (
 
 
 def prepare(case: dict[str, Any]) -> child.Side:
-    malloc.keep_freed_memory()
     config = configs.Config(
         model=configs.ModelConfig(path=case["model"], new_head=True),
         data=configs.DataConfig(source="glue", task=case["task"], dir=case["data"], max_length=case["length"]),

@@ -15,11 +15,9 @@ from dsee_jax import models, tree
 from dsee_jax.export import run_template, stablehlo
 from dsee_jax.metrics import flops
 from dsee_jax.models import INPUTS
-from dsee_jax.runtime import malloc
 
 
 def prepare(case: dict[str, Any]) -> child.Side:
-    malloc.keep_freed_memory()
     model: Any
     model, params = dsee_jax.load_pretrained(case["model"], shapes.task(case["shape"]), num_labels=2)
     if case["form"] == "cut":

@@ -8,11 +8,9 @@ import numpy as np
 
 import dsee_jax
 from benchmarks.peers import child, inputs
-from dsee_jax.runtime import malloc
 
 
 def prepare(case: dict[str, Any]) -> child.Side:
-    malloc.keep_freed_memory()
     model, params = dsee_jax.load_pretrained(case["model"], "causal-lm")
     prompts = inputs.ids(case, model.config.vocab_size).astype(np.int32)
     batch = {"input_ids": prompts, "attention_mask": np.ones_like(prompts), "last_only": True}

@@ -12,7 +12,6 @@ import dsee_jax
 from benchmarks.peers import child, inputs, shapes
 from dsee_jax import models, tree
 from dsee_jax.config import DeltaConfig, TrainConfig
-from dsee_jax.runtime import malloc
 from dsee_jax.train import losses, optim, step
 
 INCLUDES = (
@@ -21,7 +20,6 @@ INCLUDES = (
 
 
 def prepare(case: dict[str, Any]) -> child.Side:
-    malloc.keep_freed_memory()
     causal, dtype = shapes.task(case["shape"]) == "causal-lm", case["dtype"]
     options = {"scan": case["scan"], "remat": case["remat"]} if causal else {}
     model, params = dsee_jax.load_pretrained(

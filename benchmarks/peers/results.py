@@ -38,8 +38,9 @@ def record(
     pairs: int,
     machine: Mapping[str, Any],
     state: State,
+    busy: float | None = None,
 ) -> dict[str, Any]:
-    """Return the record of a case from the answers of `rounds.measure`."""
+    """Return the record of a case from the answers of `rounds.measure`; ``busy``: the cores that other processes used."""
     done: dict[str, dict[str, Any]] = {name: dict(side) for name, side in sides.items()}
     checked = next(iter(sides.values())).get("check", {})
     rates = [
@@ -72,6 +73,7 @@ def record(
         "pairs": pairs,
         "machine": dict(machine),
         "sources": dict(state.sources),
+        "cores_of_others": busy,
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "ratios": ratios,
         "sides": done,
@@ -116,10 +118,15 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 
 def write(path: Path, question: Question, cases: Mapping[str, Any]) -> None:
     """Write the records of a question, completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {"title": question.title, "about": question.about, "cases": dict(cases)}
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, completely or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic.file(path) as partial:
-        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
 
 
 def tables(questions: Mapping[str, Question], folder: Path) -> str:
@@ -180,9 +187,9 @@ def _side(question: Question, side: Mapping[str, Any], metric: str) -> str:
     text = shown(side["medians"][metric], metric)
     if metric != "seconds":
         return text
-    text += "".join(
-        f", {name} {statistics.mean(each[name] for each in side['rounds']):.3f}" for name in question.scores
-    )
+    for name in question.scores:
+        values = [each[name] for each in side["rounds"]]
+        text += f", {name} {statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
     return text + (f", MFU {side['mfu']:.0%}" if "mfu" in side else "")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.peers.child import STARTED
+from dsee_jax.runtime import malloc
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "benchmarks.peers"
@@ -35,6 +36,10 @@ def threads(count: int) -> dict[str, str]:
     return dict.fromkeys(names, str(count))
 
 
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(malloc.MAPPED), "MALLOC_TRIM_THRESHOLD_": str(malloc.KEPT)}
+"""The environment variables of glibc that give every side the memory settings of this library's commands."""
+
+
 class Child:
     """A running side."""
 
@@ -44,6 +49,7 @@ class Child:
         environment = {
             **os.environ,
             **threads(len(cores)),
+            **ALLOCATOR,
             # Sides share an accelerator.
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
             "TOKENIZERS_PARALLELISM": "false",
@@ -198,11 +204,15 @@ def _compare(done: dict[str, dict[str, Any]], tolerance: float) -> None:
 
 
 def check(first: Mapping[str, Any], other: Mapping[str, Any], tolerance: float) -> str:
-    """Return the first difference between two sets of numbers by name, "" for none; names of one set only are left out.
+    """Return the first difference between two sets of numbers by name, "" for none.
+
+    Names of one set only are left out; two sets that share none are not compared, which is a difference too.
 
     Floats may differ by ``tolerance`` times the largest magnitude of their name, or times 1 where this is smaller; integers
     must be equal. The name ``tokens`` is of texts that are chosen greedily, whose rows may part at a near tie (`parting`).
     """
+    if first and other and not first.keys() & other.keys():
+        return f"{', '.join(sorted(other))} and {', '.join(sorted(first))} are no common number"
     for name in sorted(first.keys() & other.keys() - {"margins"}):
         if name == "tokens" and "margins" in first:
             if parted := parting(first["tokens"], other["tokens"], first["margins"], tolerance):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.peers import child
+from benchmarks.peers import child, inputs
 
 
 def sparse_part(
@@ -46,7 +46,10 @@ def prepare(case: dict[str, Any]) -> child.Side:
         figures = measure(number)
         return {**figures, "seconds": kernels * figures["seconds"]}
 
+    spiky, truth = inputs.planted(0)
+    largest = sparse_part(torch.from_numpy(spiky)).abs().flatten().topk(inputs.SPIKES).indices
     facts = {
+        "planted_found": len(truth & set(largest.tolist())),
         "call": f"the seconds of one kernel, times {kernels}",
         "threads": str(torch.get_num_threads()),
         "versions": child.versions("torch"),

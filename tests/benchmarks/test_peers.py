@@ -47,7 +47,9 @@ def test_rounds_turn_their_order_so_that_a_drift_favours_no_side():
     ("other", "difference"),
     [
         ({"loss": 0.70001, "logits": [[1.0, 2.0], [3.0, 400.02]]}, ""),
-        ({"another name": 3.0}, ""),
+        ({"loss": 0.7, "another name": 3.0}, ""),
+        ({}, ""),
+        ({"another name": 3.0}, "another name and logits, loss, parameters are no common number"),
         ({"loss": 0.7002}, "loss: differs by 0.0002, more than 0.0001"),
         ({"logits": [[1.0, 2.0], [3.0, 400.1]]}, "logits: differs by 0.1, more than 0.04"),
         ({"logits": [[1.0, 2.0]]}, "logits: 4 numbers and 2"),

@@ -26,12 +26,13 @@ compilation_cache.arguments(parser)
 compilation_cache.use(parser.parse_args(sys.argv[1:]))
 jax.monitoring.register_event_listener(lambda name, **_: events.update([name.rpartition("/")[2]]))
 jax.jit(lambda x: jnp.sin(x) + 1)(jnp.arange(3.0)).block_until_ready()
-print(json.dumps({"loaded": events["cache_hits"], "kept": events["cache_misses"]}))
+most = jax.config.jax_compilation_cache_max_size
+print(json.dumps({"loaded": events["cache_hits"], "kept": events["cache_misses"], "most": most}))
 """
 
 
 def start(home, *flags, **environment):
-    """The counts of programs that a process loads from its cache folder, and keeps there."""
+    """The counts of programs that a process loads from its cache folder, and keeps there; and the most bytes of the folder."""
     plain = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     always = {"XDG_CACHE_HOME": str(home), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     done = subprocess.run(
@@ -51,17 +52,18 @@ def names(home):
 def test_second_start_compiles_nothing(tmp_path):
     first = start(tmp_path)
     kept = names(tmp_path)
-    assert first == {"loaded": 0, "kept": len(kept)}
+    assert first == {"loaded": 0, "kept": len(kept), "most": compilation_cache.BYTES}
     assert kept
-    assert start(tmp_path) == {"loaded": len(kept), "kept": 0}
-    assert start(tmp_path, "--no-compilation-cache") == {"loaded": 0, "kept": 0}
+    assert start(tmp_path) == first | {"loaded": len(kept), "kept": 0}
+    off = {"loaded": 0, "kept": 0, "most": -1}
+    assert start(tmp_path, "--no-compilation-cache") == off
     assert names(tmp_path) == kept
 
 
 def test_choice_of_the_environment_stays(tmp_path):
     start(tmp_path / "unused", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "own"))
     assert names(tmp_path / "own")
-    assert start(tmp_path / "unused", JAX_ENABLE_COMPILATION_CACHE="false") == {"loaded": 0, "kept": 0}
+    assert start(tmp_path / "unused", JAX_ENABLE_COMPILATION_CACHE="false") == {"loaded": 0, "kept": 0, "most": -1}
     assert not (tmp_path / "unused").exists()
 
 

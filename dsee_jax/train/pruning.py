@@ -1,5 +1,6 @@
 """Pruning in a run: its schedule, its masks, and the setup and frozen params of the steps after it."""
 
+import re
 from collections.abc import Container, Mapping
 from typing import Any
 
@@ -70,11 +71,13 @@ def draw(setup: Setup, trained: dict[str, Any], masks: Masks, sparsity: float) -
     params, updates = calibrated.current(setup, trained)
     common: dict[str, Any] = {"score": pruning.score, "key": keys(setup.config.train.seed)["prune"]}
     common |= calibrated.evidence(setup, trained, masks)
+    # Targets may overlap, and rules may not.
+    rules = list(map(re.escape, setup.prunable))
     if pruning.kind == "nm":
-        new = weights.nm(params, updates, pruning.targets, n=pruning.n, m=pruning.m, **common)
+        new = weights.nm(params, updates, rules, n=pruning.n, m=pruning.m, **common)
     else:
         options = {"sparsity": sparsity, "scope": pruning.scope, "keep": masks or None}
-        new = weights.unstructured(params, updates, pruning.targets, **options, **common)
+        new = weights.unstructured(params, updates, rules, **options, **common)
     return sharding.place(setup.placed, {"masks": new})["masks"]
 
 

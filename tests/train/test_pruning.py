@@ -112,6 +112,19 @@ def test_wanda_reads_the_inputs_of_the_current_model(tmp_path):
     assert differ, "the pretrained model has equal masks: the test proves nothing"
 
 
+@pytest.mark.parametrize("kind", ["unstructured", "nm"])
+def test_targets_may_overlap(tmp_path, kind):
+    """A kernel that several targets match is pruned once, as by one of them."""
+    one, several = (
+        setup.prepare(runs.config(tmp_path, prune__kind=kind, prune__targets=targets))
+        for targets in (["encoder/.*/kernel"], ["encoder/.*/kernel", "query", "query"])
+    )
+    expected, drawn = (tree.flatten(pruning.draw(made, made.trained, {}, 0.5)) for made in (one, several))
+    assert expected.keys() == drawn.keys() == set(one.prunable)
+    for path, mask in expected.items():
+        np.testing.assert_array_equal(drawn[path], mask)
+
+
 @pytest.mark.slow
 def test_calibration_keeps_the_limit_of_tokens(tmp_path):
     """In micro-batches the statistics are the same; of single rows, too."""

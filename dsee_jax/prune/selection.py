@@ -89,7 +89,9 @@ def _cut(
     table = compaction.indices(model, kept, deltas, supports)
     if adapter is not None:
         deltas = compaction.cut_tree({"deltas": deltas}, table)["deltas"]
-        adapter = adapter.replace(deltas=deltas, supports=compaction.cut_supports(supports, table))
+        supports = compaction.cut_supports(supports, table)
+        # The scale is of all ranks; a layer under a new number may have another rank than the layer before it.
+        adapter = adapter.replace(deltas=deltas, supports=supports, scale=adapter.scale)
     return compaction.resized(model, kept), compaction.cut_tree({"params": params}, table)["params"], adapter
 
 

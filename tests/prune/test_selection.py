@@ -61,6 +61,25 @@ def test_score_of_a_hidden_dimension_sums_the_weights_that_read_or_write_it():
     assert set(np.flatnonzero(~kept)) == set(np.argsort(total)[:6])
 
 
+def test_layers_keep_updates_of_their_own_ranks():
+    """A PEFT adapter may have a rank per layer. Layer 0 goes, and layer 1, of another rank, gets its number."""
+    model, params, adapter = whole("bert", LAYERS)
+    padded = {path: np.array(leaf) for path, leaf in tree.flatten(adapter.deltas).items()}
+    padded |= {path: 9 * leaf for path, leaf in padded.items() if path.endswith("/b") and "layer_0" not in path}
+    own = dict(padded)
+    for path in (path for path in padded if "layer_0" in path and path.endswith(("/a", "/b"))):
+        axis = int(path.endswith("/a"))
+        np.moveaxis(padded[path], axis, 0)[1] = 0
+        own[path] = padded[path].take([0], axis)
+    by_rank = [adapter.replace(deltas=tree.unflatten(deltas), scale=2.0) for deltas in (padded, own)]
+    options = {"layers": 1, "heads": 1, "neurons": 0.3, "hidden": 4}
+    expected, kept = (tree.flatten(prune.select(model, params, each, **options)) for each in by_rank)
+    assert kept["layers"].tolist() == [False, True, True]
+    assert kept.keys() == expected.keys()
+    for path, flags in kept.items():
+        np.testing.assert_array_equal(flags, expected[path])
+
+
 def test_random_units_depend_on_the_key():
     model, params, _ = whole("bert", LAYERS)
     drawn = [

@@ -28,7 +28,7 @@ from jax.core import Tracer
 
 from dsee_jax import counts, orientation, tree
 from dsee_jax.auto_axes import auto_sharded, spec
-from dsee_jax.config import PruneConfig, Scope, ScoreName
+from dsee_jax.config import LOW_RANK_SCORES, PruneConfig, Scope, ScoreName
 from dsee_jax.counts import Count
 from dsee_jax.deltas import fold
 from dsee_jax.deltas.adapter import Adapter, Update, updates_of
@@ -396,3 +396,12 @@ def check_prunable(path: str, shape: tuple[int, ...], prune: PruneConfig) -> Non
         raise InputError(f"prune.targets matches {path!r}, which has the shape {shape}; expected a kernel (in, out)")
     if prune.kind == "nm" and shape[-2] % prune.m:
         raise InputError(f"prune.m is {prune.m}; {path!r} has {shape[-2]} inputs: use a number that divides them")
+
+
+def check_update(path: str, delta: Delta, prune: PruneConfig) -> None:
+    """Raise `InputError` if pruning would refuse the update of the kernel at ``path`` after the stage tune."""
+    if prune.kind in ("unstructured", "nm") and prune.score in LOW_RANK_SCORES and "a" not in delta:
+        raise InputError(
+            f"prune.score is {prune.score!r}; the update of {path!r} has values and no low-rank part: use ABS or NABS, or "
+            "leave the kernel out of prune.targets"
+        )

@@ -16,6 +16,7 @@ from dsee_jax.ckpt.companions import MODULES
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.config import CUTTING, INPUT_SCORES, PRUNED_TARGETS, Config, model_task
 from dsee_jax.deltas import create
+from dsee_jax.deltas.adapter import kernels
 from dsee_jax.errors import InputError
 from dsee_jax.models.architecture import Model
 from dsee_jax.prune import calibration, units, weights
@@ -103,6 +104,9 @@ def prepare(config: Config) -> Setup:
     data = read_data(config, task, folder, model)
     with multihost.raise_on_all():
         deltas, supports = _updates(config, folder, start, params, key["deltas"])
+        for path, delta in kernels(deltas).items():
+            if path in prunable:
+                weights.check_update(path, delta, config.prune)
     trained = {"deltas": deltas, "params": jax.tree.map(lambda leaf: leaf.astype(jnp.float32), moving)}
     if not jax.tree.leaves(trained):
         raise InputError(

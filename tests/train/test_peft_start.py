@@ -54,6 +54,24 @@ def test_start_that_does_not_exist_is_named(tmp_path):
         setup.with_start(config, tmp_path / "base", hf.abstract_model(tmp_path / "base"))
 
 
+@pytest.mark.parametrize("kind", ["unstructured", "nm"])
+def test_score_of_the_low_rank_part_is_refused_where_the_adapter_has_none(tmp_path, kind):
+    """The config knows the largest rank alone."""
+    arrays = loras.pairs({f"{SELF}.query": (24, 24)})
+    arrays |= {f"{SELF}.value.supertuning_values": np.ones(3, np.float32)}
+    arrays |= {f"{SELF}.value.supertuning_indices": np.arange(3, dtype=np.int32)}
+    arrays = {name.replace(".lora_", ".supertuning_lora_"): array for name, array in arrays.items()}
+    start = loras.write(tmp_path / "both", arrays, peft_type="SUPERTUNING")
+    options = {"delta__start": str(start), "prune__kind": kind}
+    message = (
+        "prune.score is 'AB'; the update of 'encoder/layer_0/attention/value/kernel' has values and no low-rank part"
+    )
+    with pytest.raises(InputError, match=message):
+        setup.prepare(runs.config(tmp_path, prune__score="AB", **options))
+    setup.prepare(runs.config(tmp_path, prune__score="AB", prune__targets=["query", "key"], **options))
+    setup.prepare(runs.config(tmp_path, prune__score="ABS", **options))
+
+
 @pytest.mark.slow
 def test_run_goes_on_from_the_adapter(tmp_path):
     """It starts with the logits of the adapter and its head, gets sparse values, and its files say the same."""

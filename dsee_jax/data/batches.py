@@ -102,10 +102,14 @@ def assemble(tokens: Tokens, rows: np.ndarray, edges: np.ndarray) -> Batch:
     return inputs | {"labels": np.where(inside, tokens.labels[places], np.int32(0)), "weights": weights}
 
 
+def real_rows(batch: Batch) -> np.ndarray:
+    """Return the rows of a batch with a weight that is not 0, bool (rows,): no filler rows."""
+    return (batch["weights"].reshape(len(batch["weights"]), -1) != 0).any(axis=1)
+
+
 def count_tokens(batch: Batch) -> int:
     """Return the number of tokens in a batch, without padding and filler rows."""
-    rows = batch["weights"].reshape(len(batch["weights"]), -1).any(1)
-    return int((batch["attention_mask"] != 0).sum(1) @ rows)
+    return int((batch["attention_mask"] != 0).sum(1) @ real_rows(batch))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

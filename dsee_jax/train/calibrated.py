@@ -1,11 +1,11 @@
 """Calibration of a run: the examples, and what scores read of the model on them.
 
-All scores read the same examples: the first batches of the first epoch of training, at least ``prune.calibration`` of them.
-Scores of the gradients of weights read them one by one: of those of whole batches, few and averaged, little can be told apart.
+All scores read the same examples: those of the first batches of the first epoch of training, at least ``prune.calibration``
+examples, or all. Filler rows do not count. Scores of the gradients of weights read the examples one by one: of those of whole
+batches, few and averaged, little can be told apart.
 """
 
 import functools
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsee_jax import tree
-from dsee_jax.data.batches import Batch, Batches, micro_batches
+from dsee_jax.data.batches import Batch, Batches, micro_batches, real_rows
 from dsee_jax.deltas.adapter import Adapter
 from dsee_jax.deltas.fold import materialize
 from dsee_jax.masks import apply as apply_masks
@@ -41,17 +41,21 @@ def _parts(batch: Mapping[str, Array], limit: int) -> Iterator[dict[str, Array]]
         yield {name: array[number::count] for name, array in batch.items()}
 
 
-def _on_host(setup: Setup) -> list[Batch]:
-    train, data = setup.config.train, setup.data
+def _on_host(setup: Setup) -> Iterator[Batch]:
+    """Yield whole batches until they hold ``prune.calibration`` examples: a partial batch may be among the first."""
+    train, data, wanted = setup.config.train, setup.data, setup.config.prune.calibration
     source = Batches(data.train, train.batch_size, epochs=1, seed=train.seed, edges=data.edges)
-    count = min(len(source), math.ceil(setup.config.prune.calibration / train.batch_size))
-    return [source[number] for number in range(count)]
+    for number in range(len(source)):
+        yield (batch := source[number])
+        wanted -= int(real_rows(batch).sum())
+        if wanted <= 0:
+            return
 
 
 def _examples(setup: Setup) -> Iterator[Any]:
     """Yield the examples of `batches` one by one, each on all devices, so that no result depends on the mesh."""
     for batch in _on_host(setup):
-        for row in np.flatnonzero(batch["weights"].reshape(len(batch["weights"]), -1).any(1)):
+        for row in np.flatnonzero(real_rows(batch)):
             yield sharding.place(setup.placed, {name: array[row : row + 1] for name, array in batch.items()})
 
 

@@ -1,5 +1,7 @@
 """The pruning schedule of a run, the examples that its scores read, and the weights that pruning changes."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -123,6 +125,19 @@ def test_targets_may_overlap(tmp_path, kind):
     assert expected.keys() == drawn.keys() == set(one.prunable)
     for path, mask in expected.items():
         np.testing.assert_array_equal(drawn[path], mask)
+
+
+def test_calibration_reads_the_least_number_of_examples(tmp_path):
+    """Of 40 examples in batches of 13, one is alone in a batch, which the seed may put first; its filler rows do not count."""
+    made = setup.prepare(runs.config(tmp_path, train__batch_size=13, prune__calibration=13, prune__score="WANDA"))
+    read = []
+    for seed in range(12):
+        train = dataclasses.replace(made.config.train, seed=seed)
+        batches = calibrated.batches(made._replace(config=dataclasses.replace(made.config, train=train)))
+        read.append([int(batch["weights"].sum()) for batch in batches])
+    assert {tuple(examples) for examples in read} == {(13,), (1, 13)}
+    every = dataclasses.replace(made.config, prune=dataclasses.replace(made.config.prune, calibration=1000))
+    assert len([*calibrated._examples(made._replace(config=every))]) == 40
 
 
 @pytest.mark.slow

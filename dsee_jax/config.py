@@ -273,9 +273,9 @@ class DeltaConfig:
     """grebsmo: the rank of the low-rank matrix. 0: a quarter of the smaller side of the kernel, at most 96."""
     start: str = ""
     """The folder of an adapter from whose updates tuning starts. The adapter/ of an earlier run: model.path must be the model/
-    of that run, and targets, rank, nonzeros, scale and scale_sparse its values; weights that the run pruned stay zero. An
-    adapter of PEFT, or its hub id: model.path must be its base; its targets, ranks and scale replace those of the config, and
-    modules that it saved whole those of the model. Empty: new updates."""
+    of that run, and targets, rank, nonzeros, scale and scale_sparse its values; weights that the run pruned stay zero, and
+    entries of S that it cut out stay out. An adapter of PEFT, or its hub id: model.path must be its base; its targets, ranks
+    and scale replace those of the config, and modules that it saved whole those of the model. Empty: new updates."""
     scale_sparse: bool = True
     """Scale S as well as A @ B, as the authors of DSEE do. RoSA and PEFT do not scale S."""
 

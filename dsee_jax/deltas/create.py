@@ -52,16 +52,15 @@ def init(params: object, config: DeltaConfig, *, key: Key) -> Adapter:
     if not config.rank and not config.nonzeros:
         return Adapter({}, {}, config.scale, config.scale_sparse)
     orientations = _targets(config, flat)
-    shapes = {path: orientation.matrix_shape(flat[path].shape, axes) for path, axes in orientations.items()}
-    keys = _keys(shapes, key)
+    matrices = {path: orientation.matrix_shape(flat[path].shape, axes) for path, axes in orientations.items()}
+    keys = _keys(matrices, key)
     deltas: dict[str, Array] = {}
-    for path, (*stack, rows, columns) in shapes.items():
-        if config.rank:
-            normal = functools.partial(jax.random.normal, shape=(rows, config.rank), dtype=jnp.float32)
-            deltas[f"{path}/a"] = 0.02 * jax.vmap(normal)(keys[path]).reshape(*stack, rows, config.rank)
-            deltas[f"{path}/b"] = jnp.zeros((*stack, config.rank, columns), jnp.float32)
-        if config.nonzeros:
-            deltas[f"{path}/values"] = jnp.zeros((*stack, config.nonzeros), jnp.float32)
+    for path, shape in matrices.items():
+        parts = _parts(shape, config)
+        if "a" in parts:
+            normal = functools.partial(jax.random.normal, shape=parts["a"][-2:], dtype=jnp.float32)
+            deltas[f"{path}/a"] = 0.02 * jax.vmap(normal)(keys[path]).reshape(parts["a"])
+        deltas |= {f"{path}/{part}": jnp.zeros(each, jnp.float32) for part, each in parts.items() if part != "a"}
     chosen = {path: orientation.matrix(flat[path], axes) for path, axes in orientations.items()}
     supports = _supports(chosen, keys, config) if config.nonzeros else {}
     return Adapter(
@@ -71,6 +70,27 @@ def init(params: object, config: DeltaConfig, *, key: Key) -> Adapter:
         config.scale_sparse,
         tuple((path, axes) for path, axes in orientations.items() if axes not in orientation.USUAL),
     )
+
+
+def shapes(params: object, config: DeltaConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the deltas of `init` by path, also for a rank or nonzeros that are too large for a kernel.
+
+    ``params`` may be shapes. Raises `InputError` as `init` does for the targets.
+    """
+    flat = tree.arrays(params)
+    orientations = _targets(dataclasses.replace(config, rank=0, nonzeros=0, start=""), flat)
+    return {
+        f"{path}/{part}": shape
+        for path, axes in orientations.items()
+        for part, shape in _parts(orientation.matrix_shape(flat[path].shape, axes), config).items()
+    }
+
+
+def _parts(shape: tuple[int, ...], config: DeltaConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the arrays of the update of a matrix (stack..., in, out), by name."""
+    *stack, rows, columns = shape
+    low_rank = {"a": (*stack, rows, config.rank), "b": (*stack, config.rank, columns)} if config.rank else {}
+    return low_rank | ({"values": (*stack, config.nonzeros)} if config.nonzeros else {})
 
 
 def with_budget(params: object, config: DeltaConfig, weights: int) -> DeltaConfig:

@@ -22,7 +22,6 @@ from dsee_jax import models, tree
 from dsee_jax.ckpt import hf, kept_units
 from dsee_jax.ckpt.resolve import resolve
 from dsee_jax.config import CUTTING, Config, PruneConfig, model_task
-from dsee_jax.deltas import create
 from dsee_jax.errors import InputError
 from dsee_jax.models.architecture import Model
 from dsee_jax.plan import roofline
@@ -58,20 +57,22 @@ def abstract_steps(
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, kind), models.shapes(model))
     moving, head = setup.trainable_params(config, folder, model, params, start), setup.task_head(config, model, params)
     config = setup.with_rank(config, params, moving, head)
-    adapter = jax.eval_shape(lambda p: create.init(p, config.delta, key=jax.random.key(0)), params)
+    deltas, supports = jax.eval_shape(
+        lambda params: setup.initial_updates(config, start, params, jax.random.key(0)), params
+    )
     rest = tree.split(params, list(tree.flatten(moving)))[1]
     wide = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), moving)
     optimizer = optim.adamw(config.train, head)
     state = jax.eval_shape(
         lambda trained: step.State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained)),
-        {"deltas": adapter.deltas, "params": wide},
+        {"deltas": deltas, "params": wide},
     )
     problem, batch = PROBLEMS[_problem(config, labels)], _batch(config, labels)
     replicated = NamedSharding(where, PartitionSpec())
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
     args = (
         _with_shardings(state, sharding.shardings(placed, state)),
-        _with_shardings(frozen := step.Frozen(rest, adapter.supports, {}), sharding.shardings(placed, frozen)),
+        _with_shardings(frozen := step.Frozen(rest, supports, {}), sharding.shardings(placed, frozen)),
         _with_shardings(batch, dict.fromkeys(batch, NamedSharding(where, PartitionSpec(sharding.ROWS)))),
         _with_shardings(key, replicated),
         _with_shardings(jax.ShapeDtypeStruct((), jnp.float32), replicated),

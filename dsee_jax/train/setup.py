@@ -3,7 +3,8 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from dsee_jax import models, tree
 from dsee_jax.ckpt import adapted, adapter, formats, hf, hf_names, kept_units
 from dsee_jax.ckpt.companions import MODULES
 from dsee_jax.ckpt.resolve import resolve
-from dsee_jax.config import CUTTING, INPUT_SCORES, PRUNED_TARGETS, Config, model_task
+from dsee_jax.config import CUTTING, INPUT_SCORES, PRUNED_TARGETS, Config, DeltaConfig, model_task
 from dsee_jax.deltas import create
 from dsee_jax.deltas.adapter import kernels
 from dsee_jax.errors import InputError
@@ -103,7 +104,9 @@ def prepare(config: Config) -> Setup:
             _check_inputs(config, model, params, prunable)
     data = read_data(config, task, folder, model)
     with multihost.raise_on_all():
-        deltas, supports = _updates(config, folder, start, params, key["deltas"])
+        if start:
+            _check_start(config, folder, start, params)
+        deltas, supports = initial_updates(config, start, params, key["deltas"])
         for path, delta in kernels(deltas).items():
             if path in prunable:
                 weights.check_update(path, delta, config.prune)
@@ -155,18 +158,14 @@ def with_start(config: Config, folder: Path, model: Model) -> tuple[Config, Star
     return config, start
 
 
-def _updates(config: Config, folder: Path, start: Start | None, params: Params, key: Key) -> tuple[Deltas, Supports]:
+def initial_updates(config: Config, start: Start | None, params: Params, key: Key) -> tuple[Deltas, Supports]:
     """Return the initial updates and their supports: new ones, or those of the adapter ``delta.start``."""
     delta = config.delta
     if not start:
         new = create.init(params, delta, key=key)
         return new.deltas, new.supports
-    place, saved, peft = start
-    adapter.check(place, folder, params, saved)
-    deltas, supports = saved.deltas, saved.supports
-    if not peft:
-        _check_start(config, folder, start, params, key)
-    elif delta.nonzeros and not supports:
+    deltas, supports = start.saved.deltas, start.saved.supports
+    if start.peft and delta.nonzeros and not supports:
         new = create.init(params, dataclasses.replace(delta, rank=0), key=key)
         deltas = tree.unflatten({**tree.flatten(deltas), **tree.flatten(new.deltas)})
         supports = new.supports
@@ -174,18 +173,20 @@ def _updates(config: Config, folder: Path, start: Start | None, params: Params, 
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), deltas), jax.tree.map(jnp.asarray, supports)
 
 
-def _check_start(config: Config, folder: Path, start: Start, params: Params, key: Key) -> None:
-    """Raise `InputError` unless an adapter of this library is of the base in ``folder`` and of this config."""
-    delta, (place, saved, _) = config.delta, start
+def _check_start(config: Config, folder: Path, start: Start, params: Params) -> None:
+    """Raise `InputError` unless the adapter fits the base in ``folder`` and, if it is of this library, this config."""
+    delta, (place, saved, peft) = config.delta, start
+    adapter.check(place, folder, params, saved)
+    if peft:
+        return
     recorded = {adapter.BASE_SHA256, adapter.MODEL_SHA256} & saved.config.keys()
     if recorded and multihost.is_main() and not config.train.allow_changed_inputs:
         sha256, allow = adapter.fingerprint(folder), "set train.allow_changed_inputs: true"
         adapter.check_base(place, saved.config, folder, sha256, allow=allow)
-    # Only the shapes of these updates are compared; a random support is the cheapest.
-    new = create.init(params, dataclasses.replace(delta, support="random"), key=key).deltas
-    expected, shapes = ({path: leaf.shape for path, leaf in tree.flatten(one).items()} for one in (new, saved.deltas))
+    expected = create.shapes(params, delta)
+    shapes: dict[str, tuple[int, ...]] = {path: leaf.shape for path, leaf in tree.flatten(saved.deltas).items()}
     for path in sorted(expected.keys() | shapes.keys()):
-        if expected.get(path) != shapes.get(path):
+        if shapes.get(path) != expected.get(path) and not _is_smaller(path, shapes, expected, saved, delta):
             raise InputError(
                 f"delta.start {place}: {path!r} has the shape {shapes.get(path, 'none')} in the adapter and "
                 f"{expected.get(path, 'none')} by this config: set delta.targets, rank and nonzeros as in its run"
@@ -195,6 +196,28 @@ def _check_start(config: Config, folder: Path, start: Start, params: Params, key
             raise InputError(
                 f"delta.start {place}: {name} is {value} in the adapter and {wanted} by this config: set it as in its run"
             )
+
+
+def _is_smaller(
+    path: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    saved: adapter.Saved,
+    delta: DeltaConfig,
+) -> bool:
+    """Return whether the run of an adapter had the config ``delta`` and made a smaller array at ``path`` than it expects.
+
+    A cut takes values out of updates, at last whole updates, and the updates of a run from an adapter of PEFT may have smaller
+    ranks.
+    """
+    run = saved.config.get("delta")
+    if path not in expected or not isinstance(run, Mapping):
+        return False
+    if (run.get("rank"), run.get("nonzeros")) != (delta.rank, delta.nonzeros):
+        return False
+    if path in shapes:
+        return all(map(operator.le, shapes[path], expected[path]))
+    return path.rpartition("/")[0] in kernels(saved.deltas) or run.get("targets") == [*delta.targets]
 
 
 def with_rules(config: Config, model: Model) -> Config:

@@ -73,11 +73,10 @@ def search(session: Session, run: Run) -> Run:
         distances = [*point.progress.distances, moved] if moved else point.progress.distances
         return point._replace(masks=kept, progress=point.progress._replace(distances=distances)), console.line(moved)
 
-    # A checkpoint at the last check of a settled search resumes to no further step.
+    # The checkpoint at the last check of a settled search resumes to no further step.
     hooks = Hooks(
         due,
         check,
-        saved=lambda done: done == total,
         over=lambda progress: earlybert.settled(progress.distances, tolerance=prune.tolerance, patience=prune.patience),
     )
     state = trainer.start(session, run, stage, begin)
@@ -317,7 +316,7 @@ def _train(
 
     begin = sharding.place(setup.placed, run.trained or setup.trained)
     state = trainer.start(session, run, stage, begin)
-    hooks = Hooks(due.__contains__, evaluate, due.__contains__, before=redraw)
+    hooks = Hooks(due.__contains__, evaluate, saved=due.__contains__, before=redraw)
     # No name here for the first point: it would keep the first frozen params in memory after a redraw.
     point = trainer.fit(session, run, stage, Point(state, frozen(run.masks), run.masks, run.progress), hooks)
     if point.progress.best is None:  # lost, and no evaluation was left to choose another

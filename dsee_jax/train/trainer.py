@@ -91,9 +91,10 @@ class Hooks(NamedTuple):
 
     due: Callable[[int], bool]  # done -> whether to visit
     visit: Callable[[Point, int], tuple[Point, str]]  # (point, done) -> (point, note beside the progress bar)
-    saved: Callable[[int], bool]  # done -> whether to save, besides every ``train.checkpoint_every`` steps
+    # done -> whether to save, besides every ``train.checkpoint_every`` steps and at the end of the stage
+    saved: Callable[[int], bool] = lambda done: False
     before: Callable[[Point, int], Point] = lambda point, number: point  # before step ``number``
-    over: Callable[[Progress], bool] = lambda progress: False  # whether the stage ends before its next step
+    over: Callable[[Progress], bool] = lambda progress: False  # whether a visit has ended the stage
 
 
 def start(session: Session, run: Run, stage: Stage, trained: dict[str, Any]) -> State:
@@ -138,7 +139,7 @@ def fit(session: Session, run: Run, stage: Stage, point: Point, hooks: Hooks) ->
             pending.append(_Pending(loss, count_tokens(batch), number + 1, rate))
             done, stopping = number + 1, preemption.asked()
             point = point._replace(state=state, progress=point.progress._replace(step=done))
-            due, saving = hooks.due(done), hooks.saved(done) or done % every == 0 or stopping
+            due, saving = hooks.due(done), hooks.saved(done) or done % every == 0 or done == total or stopping
             if done % LOG_EVERY == 0 or due or saving:
                 _check(session, stage, pending, point.state if due or saving else None)
                 figures, progress = _read(pending, tick, point.progress)
@@ -152,7 +153,7 @@ def fit(session: Session, run: Run, stage: Stage, point: Point, hooks: Hooks) ->
                 if not console.draws_bars():
                     session.say(f"{stage.name}, step {done} of {total}: {note}")
                 tick = time.perf_counter()
-            if saving:
+            if saving or hooks.over(point.progress):
                 point = point._replace(progress=point.progress._replace(data=stream.get_state()))
                 files.flush(session.out / LOG)
                 checkpoint = (copy(point.state), setup.kept or point.masks, point.progress._asdict())

@@ -48,6 +48,10 @@ CONFIGS = {
     },
     "earlybert": {"prune__kind": "earlybert", "prune__heads": 1, "prune__neurons": 0.4, "prune__search": 2.0},
     "sparsegpt": {"prune__score": "SPARSEGPT", "prune__scope": "global", "prune__calibrate": "layerwise"},
+    "earlybert, tolerance": {
+        **{"prune__kind": "earlybert", "prune__heads": 1, "prune__neurons": 0.4, "prune__search": 3.0},
+        **{"prune__check_every": 4, "prune__tolerance": 1.0, "prune__patience": 1},
+    },
     "earlybert, target": {"prune__kind": "earlybert", "prune__target__flops": 0.6, "prune__search": 2.0},
     "full": {"delta__rank": 0, "delta__nonzeros": 0, "train__full": True, "train__learning_rate": 1e-3},
 }

@@ -1,6 +1,7 @@
 """The stages of a run: the data that each reads, and the arrays that stay in memory."""
 
 import gc
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,8 +9,10 @@ import pytest
 
 import runs
 from dsee_jax import tree
+from dsee_jax.ckpt import checkpoints
 from dsee_jax.errors import InputError
-from dsee_jax.train import stages, trainer
+from dsee_jax.train import pruning, stages, trainer
+from dsee_jax.train.programs import make_programs
 from dsee_jax.train.setup import prepare
 
 
@@ -31,6 +34,26 @@ def test_stages_of_half_a_pass_each_read_every_example_once(tmp_path, kind):
     assert sorted(examples(first) + examples(second)) == examples(stages.batches(made, 1))
     whole = stages.batches(made, 1)
     np.testing.assert_array_equal(first[0]["input_ids"], whole[0]["input_ids"])
+
+
+@pytest.mark.parametrize("settled", [3, 4, 9])
+def test_stage_saves_its_end_whichever_way_it_ends(tmp_path, monkeypatch, settled):
+    """A search of five steps that is checked after each, with no other checkpoints."""
+    made, saved = prepare(runs.config(tmp_path, train__epochs=1)), []
+    monkeypatch.setattr(checkpoints, "save", lambda store, mark, *rest: saved.append((mark, rest[-1]["step"])))
+    store: Any = None
+    session, stage = trainer.Session(store, tmp_path, print), stages.training_stage(made, "tune")
+    programs = make_programs(made)._replace(step=lambda state, *rest: (state, np.float32(1)))
+    state = trainer.State(np.int32(0), made.trained, ())
+    progress = trainer.Progress("search", 0, None, None, [], 0.0, 0, [])
+    hooks = trainer.Hooks(
+        due=lambda done: True, visit=lambda point, done: (point, ""), over=lambda progress: progress.step == settled
+    )
+    point = trainer.Point(state, pruning.freeze(made, {}), {}, progress)
+    point = trainer.fit(session, trainer.Run(made, programs, {}, {}, progress), stage, point, hooks)
+    end = min(settled, len(stage.source))
+    assert point.progress.step == end
+    assert saved == [(stage.offset + end, end)]
 
 
 COPIES = {

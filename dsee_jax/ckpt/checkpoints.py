@@ -27,7 +27,7 @@ from etils import epath
 from dsee_jax.ckpt import checksums
 from dsee_jax.errors import InputError, Stopped
 from dsee_jax.runtime import multihost
-from dsee_jax.runtime.storage import Place, StoreError, remote
+from dsee_jax.runtime.storage import Place, StoreError, remote, store_errors
 from dsee_jax.typing import Masks
 
 log = logging.getLogger(__name__)
@@ -221,6 +221,22 @@ def _set_damaged_aside(folder: Path) -> None:
         aside.parent.mkdir(exist_ok=True)
         shutil.rmtree(aside, ignore_errors=True)
         path.replace(aside)
+
+
+def newest(folder: Place) -> int | None:
+    """Return the mark of the checkpoint that a run in ``folder`` goes on from, None without one.
+
+    Damaged checkpoints are set aside as by `opened`; nothing is created.
+
+    Raises:
+      InputError: every checkpoint is damaged.
+    """
+    if isinstance(folder, Path):
+        _set_damaged_aside(folder)
+    series = folder / "last"
+    with store_errors(folder):
+        names = [path.name for path in series.iterdir()] if series.is_dir() else []
+    return max((int(name) for name in names if name.isdigit()), default=None)
 
 
 def _damage(checkpoint: Path) -> str | None:

@@ -4,7 +4,6 @@
 `dsee_jax.train.stages` has the stages, `dsee_jax.train.trainer` the step loop that they share.
 """
 
-import contextlib
 import dataclasses
 import logging
 import sys
@@ -52,9 +51,9 @@ def run(
       tracked: trackers besides those of ``config.train.trackers``; process 0 calls them.
 
     Raises:
-      InputError: some input cannot work. Nothing has been written then, with two exceptions: a refused
-        ``prune.target.latency`` leaves the measured times, and a score of pruning that cannot be computed the checkpoints of
-        the stages before.
+      InputError: some input cannot work. Nothing has been written then, with three exceptions: a refused
+        ``prune.target.latency`` leaves the measured times, a tracker that does not start its own folder, and a score of
+        pruning that cannot be computed the checkpoints of the stages before. The first two leave the folder to any config.
       Diverged: a loss, a metric or a trained value is not finite.
       Preempted: SIGTERM or SIGINT came; the last step is saved, and the same call resumes from it.
     """
@@ -75,11 +74,12 @@ def run(
             # Before any other file: a refused target leaves the times only, for a run with another one.
             say(f"prune.target.latency: times of the widths of the model, measured unless {out / LATENCY} has them")
             target.check(setup)
-        _begin(setup, config, out)
-        with contextlib.ExitStack() as stack:
+        inputs, begin = _checked_inputs(setup, config, out)
+        # A tracker that does not start leaves a folder that any config may use.
+        with trackers.opened(config, begin, tracked) as started:
+            _begin(config, out, inputs)
             with preemption.noticed(), checkpoints.opened(out / CHECKPOINTS) as store:
-                begin = store.last.latest_step()
-                session = Session(store, out, say, stack.enter_context(trackers.opened(config, begin, tracked)))
+                session = Session(store, out, say, started)
                 # No name here holds an earlier run or setup: their params would stay in memory to the end.
                 states = [_start(session, setup)]
                 setup = setup._replace(params=jax.eval_shape(lambda params: params, setup.params))
@@ -89,13 +89,24 @@ def run(
             return _finish(session, setup, states.pop())
 
 
-def _begin(setup: Setup, config: Config, out: storage.Place) -> None:
-    """Compare the inputs with those of the first call, and write the files that say how the run is made."""
+def _checked_inputs(setup: Setup, config: Config, out: storage.Place) -> tuple[hashes.Hashes, int | None]:
+    """Compare the inputs with those of the first call; return their hashes, and the checkpoint that the run goes on from.
+
+    Both are of process 0: ({}, None) on the others.
+    """
+    with multihost.raise_on_all():
+        if not multihost.is_main():
+            return {}, None
+        inputs = hashes.of_inputs(config, setup.folder, setup.data.task)
+        if changed := hashes.check_inputs(config, setup.folder, inputs):
+            log.warning("%s", changed)
+        return inputs, checkpoints.newest(out / CHECKPOINTS) if config.train.trackers else None
+
+
+def _begin(config: Config, out: storage.Place, inputs: hashes.Hashes) -> None:
+    """Write the files that say how the run is made."""
     with multihost.raise_on_all():
         if multihost.is_main():
-            inputs = hashes.of_inputs(config, setup.folder, setup.data.task)
-            if changed := hashes.check_inputs(config, setup.folder, inputs):
-                log.warning("%s", changed)
             # The mesh may differ from that of an earlier call: the config of the folder follows this one.
             # A permission is of one call.
             kept = dataclasses.replace(config.train, allow_changed_inputs=False)

@@ -12,7 +12,7 @@ from dsee_jax.config import Config
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import lock, multihost, storage, writable
 from dsee_jax.runtime.store_path import StorePath
-from dsee_jax.train import config_file, hashes
+from dsee_jax.train import config_file, hashes, trackers
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +66,9 @@ def claimed(folder: storage.Place, size: int) -> Iterator[None]:
 def _has_run(folder: storage.Place) -> bool:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output_dir {folder} is a file; name a folder")
-    # A crash before the config was complete leaves partial files only, and a refused target its times.
-    if not folder.exists() or all(path.suffix == ".partial" or path.name == LATENCY for path in folder.iterdir()):
+    # A crash before the config was complete leaves partial files only, a refused target its times, and a tracker its files.
+    left = (LATENCY, *trackers.FILES)
+    if not folder.exists() or all(path.suffix == ".partial" or path.name in left for path in folder.iterdir()):
         return False
     if not (folder / CONFIG).exists() and not (folder / HASHES).exists():
         raise InputError(f"output_dir {folder} is not empty and has no {CONFIG}: it is no run's; name another folder")

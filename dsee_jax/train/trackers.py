@@ -33,6 +33,9 @@ PROJECT = "dsee_jax"
 EVENTS = "tensorboard"
 """The folder of TensorBoard's event files, in the folder of a run."""
 
+FILES = (TRACKED, EVENTS, "wandb")
+"""All that trackers write in the folder of a run. A folder with nothing else has no run yet: a tracker did not start."""
+
 FLUSH = 10
 """Seconds between two writes of TensorBoard's event file."""
 
@@ -147,6 +150,8 @@ def opened(config: Config, step: int | None, more: Sequence[Tracker] = ()) -> It
                 trackers.extend(more)
                 about = _about(config, step) if config.train.trackers else None
                 trackers.extend(_started(name, about) for name in config.train.trackers if about)
+                if about:
+                    files.write(about.out / TRACKED, {"id": about.id})
         yield tuple(trackers)
         well = True
     finally:
@@ -170,7 +175,6 @@ def _about(config: Config, step: int | None) -> About:
     with storage.store_errors(out):
         known = read_json(out / TRACKED).get("id") if step is not None and (out / TRACKED).exists() else None
     identity = known if isinstance(known, str) else uuid.uuid4().hex[:8]
-    files.write(out / TRACKED, {"id": identity})
     return About(out, identity, config_file.flat(config), step)
 
 

@@ -141,6 +141,17 @@ def test_a_run_goes_back_to_the_newest_whole_checkpoint(tmp_path, two, caplog, d
         assert checkpoints.latest(store)[0]["step"] == 2
 
 
+def test_newest_checkpoint_is_found_without_opening_the_series(tmp_path, two, caplog):
+    """A damaged one is set aside; where there is none, no folder is created."""
+    assert checkpoints.newest(tmp_path / "none") is None
+    assert not [*tmp_path.iterdir()]
+    shutil.copytree(two, tmp_path, dirs_exist_ok=True)
+    assert checkpoints.newest(tmp_path) == 2
+    flip(data(tmp_path / "last" / "2", "state/d/*"))
+    assert checkpoints.newest(tmp_path) == 1
+    assert f"{tmp_path / 'last' / '2'} is damaged" in caplog.text
+
+
 def test_no_whole_checkpoint_is_an_error(tmp_path, two):
     shutil.copytree(two, tmp_path, dirs_exist_ok=True)
     for mark in "12":

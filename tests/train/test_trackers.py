@@ -3,6 +3,7 @@
 import importlib.machinery
 import json
 import re
+import shutil
 import struct
 import sys
 import types
@@ -13,7 +14,7 @@ import runs
 from dsee_jax.config import TRACKERS, TrainConfig
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import multihost
-from dsee_jax.train import trackers
+from dsee_jax.train import loop, output_dir, trackers
 from dsee_jax.train.trackers import Tracker
 
 
@@ -105,6 +106,23 @@ def test_new_run_in_the_folder_of_another_has_its_own_id(tmp_path, calls):
     assert calls[0][1]["id"] != calls[2][1]["id"]
 
 
+def test_resumed_run_tells_its_trackers_the_checkpoint(finished_run, tmp_path, calls, monkeypatch):
+    """A run that died before it wrote its figures goes on from its last step, of ten of tuning and ten of re-tuning."""
+    shutil.copytree(finished_run("dsee") / "run", tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()
+    steps = []
+
+    def init(about):
+        steps.append(about.step)
+        raise KeyError
+
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", init)
+    config = runs.config(finished_run("dsee"), train__trackers=["wandb"], output_dir=str(tmp_path / "run"))
+    with pytest.raises(InputError, match="wandb does not start"):
+        loop.run(config, say=print)
+    assert steps == [21]
+
+
 def test_failed_run_is_told_apart_from_a_finished_one(tmp_path, calls):
     ends = []
     with pytest.raises(ZeroDivisionError), trackers.opened(runs.config(tmp_path), None, [Tracker(print, ends.append)]):
@@ -160,6 +178,25 @@ def test_tracker_that_does_not_start_is_one_line(tmp_path, calls, monkeypatch, n
         pass
     assert re.fullmatch(f"train.trackers: {name} does not start .*api_key not configured.*: {fix}.*", str(error.value))
     assert ends == [False]
+
+
+def test_tracker_that_does_not_start_leaves_the_folder_to_any_config(tmp_path, calls, monkeypatch):
+    """The folder has only what the packages of the trackers wrote."""
+    out = tmp_path / "run"
+
+    def init(**options):
+        assert options["dir"] == str(out)
+        (out / "wandb").mkdir()
+        raise KeyError("api_key not configured")
+
+    monkeypatch.setattr(sys.modules["wandb"], "init", init)
+    with pytest.raises(InputError, match="wandb does not start"):
+        loop.run(runs.config(tmp_path, train__trackers=["trackio", "wandb"]), say=print)
+    assert [path.name for path in out.iterdir()] == ["wandb"]
+    output_dir.check_output(runs.config(tmp_path, train__seed=1))
+    (out / "weights.bin").touch()
+    with pytest.raises(InputError, match=r"not empty and has no config\.yaml"):
+        output_dir.check_output(runs.config(tmp_path))
 
 
 def test_tensorboard_needs_a_folder_of_this_machine(tmp_path, calls):

@@ -108,7 +108,7 @@ def _choices(
     if uniform:
         every = {kind: {name: each[1:] for name, each in layers.items()} for kind, layers in every.items()}
         held = _held(setup, every, widths)
-        attempts = [{size: every} | held, held | {size: every}]
+        attempts = [each for each in (held, held | {size: every}) if each]
     by_width = {size: spent}
     if narrower := [width for width in attempts[0] if width < size]:
         flags = budget.dimensions(scores["hidden"], narrower)

@@ -169,6 +169,17 @@ def test_uniform_target_takes_widths_that_config_json_holds(tmp_path):
     assert numbers[0.2]["hidden"] < 24
 
 
+@pytest.mark.parametrize(("hidden", "kept"), [(True, {"heads": 2, "hidden": 16}), (False, {"heads": 2})])
+def test_uniform_target_leaves_a_width_that_config_json_cannot_hold(tmp_path, hidden, kept):
+    """Three heads of eight entries do not fill 20 dimensions, and two fill 16; where the width stays, any number will do."""
+    options: dict[str, Any] = {"prune__uniform": True, "prune__target__flops": 0.9, "prune__target__hidden": hidden}
+    setup, _, scores = prepared(tmp_path, **options)
+    small = pruning.resize(setup, {"hidden": np.arange(24) < 20})
+    units = target.choose(small, scores | {"hidden": scores["hidden"][:20]}, target.of_setup(small))
+    numbers = {kind: int((each if kind == "hidden" else each["layer_0"]).sum()) for kind, each in units.items()}
+    assert {kind: number for kind, number in numbers.items() if kind != "neurons"} == kept
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["structured", "earlybert"])
 def test_run_meets_its_target(tmp_path, kind):

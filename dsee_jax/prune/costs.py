@@ -35,6 +35,8 @@ class Dimensions(NamedTuple):
     """``dsee_jax.models.hidden_axes(model)``."""
     kept: np.ndarray
     """bool (..., width), True = kept."""
+    most: bool = False
+    """Whether the costs are a bound for all choices of as many dimensions: zeros, and all sparse values of updates, count."""
 
     def entries(self, path: str, shape: Sequence[int], axis: int) -> np.ndarray:
         """Return the entries of an array that are left, by the index along an axis, int64 (..., n)."""
@@ -228,7 +230,8 @@ class _Counted(NamedTuple):
         if path not in self.supports:
             return np.zeros((0, 2), np.int64), np.zeros(0, bool)
         places = multihost.to_host(self.supports[path])
-        flags = [self.hidden.kept[..., places[:, axis]] for axis in self.hidden.axes.get(path, ())]
+        axes = () if self.hidden.most else self.hidden.axes.get(path, ())
+        flags = [self.hidden.kept[..., places[:, axis]] for axis in axes]
         left = np.ones((*self.hidden.kept.shape[:-1], len(places)), bool)
         return places, np.logical_and.reduce([left, *flags])
 
@@ -252,7 +255,7 @@ def _counted(
 
     def entries(path: str) -> np.ndarray:
         leaf, axis = flat[path], axes.get(path, 0)
-        if path in filled:
+        if path in filled or hidden.most:
             return hidden.entries(path, leaf.shape, axis)
         counts = multihost.to_host(_nonzeros(leaf, hidden.kept, hidden.axes.get(path, ()), axis)).astype(np.int64)
         return np.broadcast_to(counts, (*hidden.kept.shape[:-1], leaf.shape[axis]))

@@ -25,7 +25,7 @@ from dsee_jax.typing import Array, Masks, Tree
 
 
 def check(setup: Setup) -> None:
-    """Raise `InputError` if the target cannot be met; the message names the least that can be reached.
+    """Raise `InputError` if some scores could not meet the target; the message names the least that any scores can reach.
 
     For ``latency`` this measures the times, unless the folder of the run has them, and writes them there.
     """
@@ -33,22 +33,23 @@ def check(setup: Setup) -> None:
         alike: dict[str, Any] = dict(earlybert.init(models.cuts(setup.model), setup.params))
         alike["hidden"] = np.ones(setup.model.config.hidden_size)
         spent = of_setup(setup)
-        _choices(setup, _scores(setup, alike, spent), spent, any_layer=True)
+        _choices(setup, _scores(setup, alike, spent), spent, whichever=True)
 
 
-def of_setup(setup: Setup, hidden: np.ndarray | None = None) -> Costs:
+def of_setup(setup: Setup, hidden: np.ndarray | None = None, *, most: bool = False) -> Costs:
     """Return the costs of the unpruned model of a run that its target bounds.
 
     Args:
       setup: of the run.
       hidden: bool (width,); the costs are those of the model with these hidden dimensions alone. bool (models, width): those
         of several models. None: all dimensions.
+      most: bound the costs for all choices of as many dimensions as ``hidden`` has.
     """
     target, cuts = setup.config.prune.target, models.cuts(setup.model)
     updates = adapter(setup.trained, setup.supports, setup.config.delta)
     if target.kind == "latency":
         return costs.latency(_measured(setup), setup.params, cuts, width=0 if hidden is None else hidden.sum(-1))
-    options = {} if hidden is None else {"hidden": Dimensions(models.hidden_axes(setup.model), hidden)}
+    options = {} if hidden is None else {"hidden": Dimensions(models.hidden_axes(setup.model), hidden, most)}
     if target.kind == "parameters":
         backbone = tree.flatten(setup.params).keys() - set(trained_head(setup))
         return costs.parameters(setup.params, updates, cuts, backbone, **options)
@@ -92,11 +93,11 @@ def _scores(setup: Setup, scores: Tree, spent: Costs) -> dict[str, Any]:
 
 
 def _choices(
-    setup: Setup, scores: Tree, spent: Costs, *, any_layer: bool = False
+    setup: Setup, scores: Tree, spent: Costs, *, whichever: bool = False
 ) -> tuple[dict[int, Costs], dict[int, Counts]]:
     """Return the costs, and the numbers of units to choose among, by hidden width; nothing is chosen yet.
 
-    ``any_layer``: whichever layer has the highest score, a uniform cut down to it must fit.
+    ``whichever``: a cut must fit whichever layer and hidden dimensions have the highest scores.
 
     Raises:
       InputError: the target cannot be met.
@@ -112,9 +113,9 @@ def _choices(
     by_width = {size: spent}
     if narrower := [width for width in attempts[0] if width < size]:
         flags = budget.dimensions(scores["hidden"], narrower)
-        by_width |= zip(narrower, of_setup(setup, flags).models(), strict=True)
+        by_width |= zip(narrower, of_setup(setup, flags, most=whichever).models(), strict=True)
     ways = [scores]
-    if any_layer and uniform and "layers" in scores:
+    if whichever and uniform and "layers" in scores:
         ways = [{**scores, "layers": best} for best in np.eye(len(scores["layers"]))]
 
     def least_of(way: Tree, among: dict[int, Counts]) -> float:

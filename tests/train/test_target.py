@@ -1,6 +1,8 @@
 """Runs with a target: the ratio reached, targets that cannot be met, and resumption."""
 
+import dataclasses
 import json
+import re
 from typing import Any
 
 import jax
@@ -10,7 +12,7 @@ import pytest
 
 import runs
 import tiny
-from dsee_jax import tree
+from dsee_jax import models, tree
 from dsee_jax.ckpt import folders
 from dsee_jax.errors import InputError
 from dsee_jax.prune import budget, costs, latency, sensitivity
@@ -100,6 +102,34 @@ def test_checked_target_is_met_whichever_layer_stays(tmp_path, best):
     target.check(setup)
     scores["layers"] = np.eye(2)[best] + 1
     assert target.choose(setup, scores, spent)["layers"].sum() == 1
+
+
+def with_budget(setup, **budget):
+    """Return the setup with another number of its target."""
+    prune = dataclasses.replace(setup.config.prune, target=dataclasses.replace(setup.config.prune.target, **budget))
+    return setup._replace(config=dataclasses.replace(setup.config, prune=prune))
+
+
+@pytest.mark.parametrize("kind", ["flops", "parameters"])
+def test_checked_target_is_met_whichever_dimensions_stay(tmp_path, kind):
+    """The first 16 of 24 dimensions are zeros without sparse values; the last 8, which score highest, have all of both."""
+    options = {"prune__uniform": True, "prune__target__hidden": True, f"prune__target__{kind}": 0.5}
+    setup, _, scores = prepared(tmp_path, **options, delta__nonzeros=40)
+    scores["hidden"] = np.arange(24.0)
+    flat = {path: np.array(leaf) for path, leaf in tree.flatten(setup.params).items()}
+    for path, axes in models.hidden_axes(setup.model).items():
+        for axis in axes:
+            flat[path].swapaxes(0, axis)[:16] = 0
+    places = np.stack(np.divmod(np.arange(16 * 24, 16 * 24 + 40), 24), axis=1).astype(np.int32)
+    setup = setup._replace(params=tree.unflatten(flat), supports=jax.tree.map(lambda _: places, setup.supports))
+    with pytest.raises(InputError) as error:
+        target.check(with_budget(setup, **{kind: 1e-6}))
+    least = re.search(r"(\S+) of it is left", str(error.value))
+    assert least
+    setup = with_budget(setup, **{kind: 1.001 * float(least[1])})
+    target.check(setup)
+    kept = target.choose(setup, scores, target.of_setup(setup))
+    assert np.flatnonzero(kept["hidden"]).tolist() == [*range(16, 24)]
 
 
 def prepared(folder, **overrides):

@@ -49,8 +49,8 @@ def sparsegpt(
     within a block of `BLOCK` inputs, over all outputs, as by the authors. With ``squares``, the entries of all kernels compete
     by the rise of the loss (`dsee_jax.prune.fisher`). That says how many go of each block, exactly ``round(sparsity * N)`` of
     all N; within the block those of the lowest ``q w^2 / d^2`` go. Or, with ``m``, all but ``n`` of every ``m`` consecutive
-    inputs. The weights that stay are computed on one device, one kernel after the other; the function does not work under
-    ``jax.jit``.
+    inputs. Entries that are 0 already go first and stay 0, also where more of them are in a block than go. The weights that
+    stay are computed on one device, one kernel after the other; the function does not work under ``jax.jit``.
 
     Args:
       params: any pytree of weights.
@@ -178,7 +178,8 @@ def reconstruct(
     """Return the mask of one matrix, True = kept, and its weights, both (in, out), the weights in the dtype of ``w``.
 
     Inputs are processed in their order. The entries of an input that are pruned change those of all later inputs by the exact
-    least-squares solution, with the earlier inputs frozen. Inputs that are always 0 score 0; their kept weights stay.
+    least-squares solution, with the earlier inputs frozen. Inputs that are always 0 score 0; their kept weights stay. Entries
+    that are 0 at first score lower still and stay 0, pruned or not.
 
     Args:
       w: (in, out).
@@ -245,14 +246,17 @@ def _prune(
     real = places < inputs
     root = jnp.where(real, jnp.diagonal(factor), 1.0)
     alive = jnp.pad(~dead, (0, pad))
+    empty = (w == 0) & real[:, None]
 
     def saliency(rows: jax.Array, start: Any) -> jax.Array:
-        """Return roots of q w^2 / d^2 of rows from ``start`` on, 0 for inputs that are always 0, infinite for the padding."""
-        own = (jax.lax.dynamic_slice_in_dim(values, start, len(rows))[:, None] for values in (alive, root, real))
-        own_alive, own_root, own_real = own
-        return jnp.where(
-            own_real, jnp.where(own_alive, jnp.sqrt(squares)[None] * jnp.abs(rows / own_root), 0.0), jnp.inf
-        )
+        """Return roots of q w^2 / d^2 of rows from ``start`` on.
+
+        They are 0 for inputs that are always 0, -1 for entries that are 0 at first, and infinite for the padding.
+        """
+        own = (jax.lax.dynamic_slice_in_dim(values, start, len(rows)) for values in (alive, root, real, empty))
+        own_alive, own_root, own_real, own_empty = (each.reshape(len(rows), -1) for each in own)
+        scores = jnp.where(own_alive, jnp.sqrt(squares)[None] * jnp.abs(rows / own_root), 0.0)
+        return jnp.where(own_real, jnp.where(own_empty, -1.0, scores), jnp.inf)
 
     def with_group(rows: jax.Array, kept: jax.Array, i: Any, start: Any) -> jax.Array:
         """Return the mask of the rows of a block with the group that begins at row ``i`` drawn."""
@@ -272,7 +276,8 @@ def _prune(
             rows, kept, errors = state
             if m:
                 kept = jax.lax.cond(i % m == 0, lambda: with_group(rows, kept, i, start), lambda: kept)
-            error = jnp.where(kept[i], 0.0, rows[i]) / root[start + i]
+            stays = kept[i] & ~empty[start + i]
+            error = jnp.where(stays, 0.0, rows[i]) / root[start + i]
             return rows - square[i][:, None] * error[None], kept, errors.at[i].set(error)
 
         rows, kept, errors = jax.lax.fori_loop(0, block, of_input, (rows, kept, jnp.zeros_like(rows)))
@@ -282,4 +287,4 @@ def _prune(
         return w, jax.lax.dynamic_update_slice_in_dim(mask, kept, start, 0)
 
     w, mask = jax.lax.fori_loop(0, len(counts), of_block, (w, jnp.ones(w.shape, bool)))
-    return mask[:inputs], jnp.where(mask, w, 0.0)[:inputs]
+    return mask[:inputs], jnp.where(mask & ~empty, w, 0.0)[:inputs]

@@ -103,6 +103,33 @@ def test_inputs_that_are_always_zero_go_first_and_change_nothing_else():
     np.testing.assert_array_equal(new, np.where(mask, w, 0))
 
 
+@pytest.mark.parametrize(
+    "options", [{"sparsity": 0.5}, {"sparsity": 0.25}, {"n": 2, "m": 4}], ids=["sparsity", "fewer go", "2:4"]
+)
+def test_zeros_go_first_and_stay_zeros(options):
+    """As many go as of any matrix; the other weights are the exact solutions with all zeros held at 0."""
+    w, gram = matrix()
+    zeros = np.random.default_rng(1).random(w.shape) < 0.4
+    zeros[8:12] = [[True], [True], [True], [False]]  # a group of four with more zeros than go of it
+    w = np.where(zeros, 0, w).astype(np.float32)
+    mask, new = (np.asarray(each) for each in reconstruction.reconstruct(w, gram, block=12, **options))
+    assert (new[zeros] == 0).all()
+    rows, goes = (4, 2) if "m" in options else (12, round(options["sparsity"] * 12 * 9))
+    columns = 1 if "m" in options else 9
+    pruned, others = (each.reshape(-1, rows, 9 // columns, columns).sum((1, 3)) for each in (~mask, ~mask & ~zeros))
+    assert (pruned == goes).all()
+    left = goes - zeros.reshape(-1, rows, 9 // columns, columns).sum((1, 3))
+    assert left.min() < 0 or goes == 54
+    np.testing.assert_array_equal(others, np.maximum(left, 0))
+    damped = gram.astype(np.float64) + 0.01 * np.mean(np.diag(gram)) * np.eye(24)
+    expected = w.astype(np.float64)
+    for i, stays in enumerate(mask & ~zeros):
+        pruned = np.where(stays, 0, expected[i])
+        expected[i] -= pruned
+        expected[i + 1 :] += np.linalg.solve(damped[i + 1 :, i + 1 :], damped[i + 1 :, i : i + 1] @ pruned[None])
+    np.testing.assert_allclose(new, expected, atol=3e-5)
+
+
 def test_a_matrix_that_is_not_positive_definite_is_an_error():
     with pytest.raises(InputError, match="not positive definite"):
         reconstruction.reconstruct(np.ones((2, 2)), np.array([[1.0, 3.0], [3.0, 1.0]]))

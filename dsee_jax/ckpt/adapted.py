@@ -137,8 +137,13 @@ def _placed(value: np.ndarray, like: Array) -> Array:
 
 
 def described(delta: DeltaConfig, saved: adapter.Saved) -> DeltaConfig:
-    """Return the section ``delta`` of a config with the targets, the largest rank, the scale and the values of an adapter."""
+    """Return the section ``delta`` of a config with the targets, the largest rank, the scale and the values of an adapter.
+
+    It is ``delta`` as it is for an adapter without updates.
+    """
     updates, scale = kernels(saved.deltas), float(saved.config["scale"])
+    if not updates:
+        return delta
     rank = max((update["a"].shape[-1] for update in updates.values() if "a" in update), default=0)
     nonzeros = max((update["values"].shape[-1] for update in updates.values() if "values" in update), default=0)
     return dataclasses.replace(

@@ -36,7 +36,7 @@ BASE_SHA256, MODEL_SHA256 = "base_sha256", "model_sha256"
 class Saved(NamedTuple):
     """The content of an adapter folder in memory."""
 
-    deltas: Deltas
+    deltas: Deltas  # empty if a cut removed them all
     supports: Supports
     params: Params  # the trained part of the task head; old adapters have all of it
     masks: Masks  # True = kept; empty if no weight was pruned
@@ -103,7 +103,7 @@ def _damage(saved: Saved) -> str | None:
         kernel, _, part = path.rpartition("/")
         updates.setdefault(kernel, {})[part] = leaf
     supports = tree.flatten(saved.supports)
-    if not updates:
+    if not updates and "kept" not in config:  # a run that cut units may have cut all updates
         return f"{ADAPTER_WEIGHTS} holds no updates"
     for kernel in updates.keys() | supports.keys():
         if not _whole(updates.get(kernel, {}), supports.get(kernel)):

@@ -123,8 +123,9 @@ def _write(run: Path, finished: Finished, out: Path, form: str, factors: bool, b
 
 
 def _adapter(run: Path, finished: Finished) -> Saved:
-    if not finished.adapter:
-        raise InputError(f"{run} has no updates (delta.rank and delta.nonzeros are 0): use --format hf")
+    if not finished.adapter or not finished.adapter.deltas:
+        why = "its pruning removed them all" if finished.adapter else "delta.rank and delta.nonzeros are 0"
+        raise InputError(f"{run} has no updates ({why}): use --format hf")
     return finished.adapter
 
 

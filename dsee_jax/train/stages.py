@@ -281,8 +281,14 @@ def _train(
     sparsities: dict[int, float],
     teacher: Callable[[int], Teacher | None] = lambda number: None,
 ) -> Run:
-    """Train a stage, or the rest of it; at each step of ``sparsities`` but 0 the masks are drawn again."""
+    """Train a stage, or the rest of it; at each step of ``sparsities`` but 0 the masks are drawn again.
+
+    A stage after a cut that removed all that the run trains is skipped.
+    """
     setup, train = run.setup, run.setup.config.train
+    if not jax.tree.leaves(start := run.trained or setup.trained):
+        session.say(f"{name}: skipped, because the cut removed all that this run trains")
+        return run._replace(trained=start)
     stage = training_stage(setup, name)._replace(teacher=teacher)
     total = len(stage.source)
     due = frozenset(evaluations(train.eval_every, total, stage.source.steps_per_epoch))
@@ -314,7 +320,7 @@ def _train(
             raise trainer.diverged(session, stage, done, stage.rate(done - 1), finding)
         return point._replace(progress=progress._replace(best=best)), console.line(metrics)
 
-    begin = sharding.place(setup.placed, run.trained or setup.trained)
+    begin = sharding.place(setup.placed, start)
     state = trainer.start(session, run, stage, begin)
     hooks = Hooks(due.__contains__, evaluate, saved=due.__contains__, before=redraw)
     # No name here for the first point: it would keep the first frozen params in memory after a redraw.

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from dsee_jax import tree
 from dsee_jax.ckpt import adapted, adapter, packed_masks, tensors
+from dsee_jax.config import DeltaConfig
 from dsee_jax.errors import InputError
 
 RANDOM = np.random.default_rng(0)
@@ -160,9 +161,16 @@ def test_damaged_update_is_one_line(tmp_path, part, value, message):
 
 
 def test_empty_adapter_is_an_error(tmp_path):
-    adapter.save(tmp_path, FULL._replace(deltas={}, supports={}, params={}))
+    """Unless its run cut units, which may have removed all updates."""
+    empty = FULL._replace(deltas={}, supports={}, params={})
+    adapter.save(tmp_path, empty)
     with pytest.raises(InputError, match="holds no updates"):
         adapter.load(tmp_path)
+    cut = empty._replace(config=FULL.config | {"kept": {"heads": [2]}})
+    adapter.save(tmp_path, cut)
+    equal(adapter.load(tmp_path), cut)
+    delta = DeltaConfig(start="elsewhere")
+    assert adapted.described(delta, cut) is delta
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from dsee_jax import tree
 from dsee_jax.ckpt import adapter
 from dsee_jax.ckpt.adapter import Saved
 from dsee_jax.export import peft
+from dsee_jax.train.finished_run import load, plain_params
 from merge.compare import compare
 from merge.inputs.sources import open_source
 
@@ -256,3 +257,16 @@ def test_run_without_updates_is_refused(finished_run, tmp_path, capsys):
     (run / "config.yaml").write_text(re.sub(r"\brank: 2\b", "rank: 0", config))
     assert command.main(["export", str(run), str(tmp_path / "out"), "--format", "peft"]) == 2
     assert "has no updates (delta.rank and delta.nonzeros are 0)" in capsys.readouterr().err
+
+
+def test_run_whose_updates_are_all_cut_opens_and_has_every_other_format(finished_run, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run("structured") / "run", run)
+    saved = adapter.load(run / "adapter")
+    adapter.save(run / "adapter", saved._replace(deltas={}, supports={}))
+    finished = load(run)
+    jax.tree.map(np.testing.assert_array_equal, plain_params(finished), finished.params)
+    assert command.main(["export", str(run), str(tmp_path / "compact"), "--format", "compact", "--factors"]) == 0
+    assert (tmp_path / "compact/adapter/adapter.safetensors").exists()
+    assert command.main(["export", str(run), str(tmp_path / "out"), "--format", "peft"]) == 2
+    assert "has no updates (its pruning removed them all): use --format hf" in capsys.readouterr().err

@@ -51,6 +51,26 @@ def config(folder, **overrides):
     return runs.config(folder, **runs.causal_lm(folder, **(short | overrides)))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["structured", pytest.param("earlybert", marks=pytest.mark.exhaustive)])
+def test_run_whose_cut_removes_all_that_it_trains_ends_with_the_cut_model(tmp_path, kind):
+    """A decoder has no head, and all updates are in the neurons; an interrupted call resumes to the same end."""
+    fields = json.loads((base(tmp_path) / "config.json").read_text())
+    neurons = fields["num_hidden_layers"] * fields["intermediate_size"]
+    options = {"prune__kind": kind, "prune__neurons": neurons, "prune__search": 0.7, "generate__new_tokens": 0}
+    made, said = config(tmp_path, **options, delta__targets=[".*/mlp/up/kernel"]), []
+    results = loop.run(made, say=said.append)
+    last = results["stages"][-1]
+    assert last["name"] == ("prune" if kind == "structured" else "draw")
+    assert results["final"] == last["metrics"]
+    out = tmp_path / "run"
+    assert finished_run.evaluate(out) == pytest.approx(results["final"], rel=1e-5)
+    export_run(out, tmp_path / "exported")
+    (out / "metrics.json").unlink()
+    assert loop.run(made, say=said.append)["final"] == results["final"]
+    assert sum("skipped" in str(line) for line in said) == 2
+
+
 @pytest.mark.parametrize(
     ("family", "pruning"),
     [

@@ -12,6 +12,7 @@ import pytest
 from dsee_jax import tree
 from dsee_jax.ckpt import adapter, hf, kept_units
 from dsee_jax.deltas.adapter import kernels
+from dsee_jax.export.run import export_run
 from dsee_jax.prune import earlybert
 from dsee_jax.runtime import files
 from dsee_jax.train import finished_run, loop, pruning, sharding, stages, step
@@ -173,6 +174,9 @@ def test_full_fine_tuning_and_second_pruning_of_a_compact_model(tmp_path):
         tmp_path, prune__neurons=40, output_dir=str(tmp_path / "empty"), delta__targets=[".*/mlp/up/kernel"], **cut
     )
     assert emptied["kept"] == {"heads": [3], "neurons": [0]}
+    assert adapter.load(tmp_path / "empty" / "adapter").deltas == {}
+    assert finished_run.evaluate(tmp_path / "empty") == pytest.approx(emptied["final"], rel=1e-5)
+    export_run(tmp_path / "empty", tmp_path / "exported")
 
 
 @pytest.mark.slow

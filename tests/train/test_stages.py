@@ -1,7 +1,7 @@
 """The stages of a run: the data that each reads, and the arrays that stay in memory."""
 
 import gc
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -9,7 +9,7 @@ import pytest
 
 import runs
 from dsee_jax import tree
-from dsee_jax.ckpt import checkpoints
+from dsee_jax.ckpt import checkpoints, folders
 from dsee_jax.errors import InputError
 from dsee_jax.train import pruning, stages, trainer
 from dsee_jax.train.programs import make_programs
@@ -54,6 +54,19 @@ def test_stage_saves_its_end_whichever_way_it_ends(tmp_path, monkeypatch, settle
     end = min(settled, len(stage.source))
     assert point.progress.step == end
     assert saved == [(stage.offset + end, end)]
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_stage_with_nothing_to_train_is_skipped(tmp_path, resumed):
+    """With one line; a run that an earlier version began to re-tune goes on too."""
+    nothing, store, said = {"deltas": {}, "params": {}}, cast(Any, None), []
+    made = prepare(runs.config(tmp_path))._replace(trained=nothing)
+    progress = trainer.Progress("retune", 0, None, None, [{"name": "prune", "metrics": {"loss": 1.0}}], 0.0, 0, [])
+    run = trainer.Run(made, make_programs(made), None if resumed else nothing, {}, progress)
+    after = stages.retune(trainer.Session(store, tmp_path, said.append), run)
+    assert said == ["retune: skipped, because the cut removed all that this run trains"]
+    assert (after.trained, after.progress) == (nothing, progress)
+    assert not (tmp_path / folders.LOG).exists()
 
 
 COPIES = {

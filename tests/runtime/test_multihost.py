@@ -161,8 +161,12 @@ def logged(run):
     return path.read_text().count("\n") if path.exists() else 0
 
 
-@pytest.mark.slow
-def test_job_survives_killed_processes(tmp_path):
+@pytest.mark.parametrize(
+    "victims",
+    [pytest.param([2], marks=pytest.mark.slow), pytest.param([2, 0], marks=pytest.mark.exhaustive)],
+    ids=["one", "process 0 later"],
+)
+def test_job_survives_killed_processes(tmp_path, victims):
     """When one of four processes is killed, the others end at once with one line; two processes resume on another mesh.
 
     Every step writes a checkpoint, so that the kill interrupts one.
@@ -172,7 +176,7 @@ def test_job_survives_killed_processes(tmp_path):
     loop.run(runs.config(tmp_path, **options, output_dir=str(tmp_path / "one")), say=lambda text: None)
     run = tmp_path / "job"
     shape = {"mesh__data": 2, "mesh__fsdp": 2}
-    for victim, lines in ((2, 2), (0, 9)):
+    for victim, lines in zip(victims, (2, 9), strict=False):
         started = jobs.start(4, *runs.arguments(tmp_path, **options, **shape, output_dir=str(run)))
         while logged(run) < lines and all(process.poll() is None for process in started):
             time.sleep(0.01)

@@ -30,13 +30,13 @@ def cores() -> list[int]:
 
 
 class Use(NamedTuple):
-    """What a machine and a process have used so far, in seconds."""
+    """What a machine and a process have used so far, in seconds, without the work of the kernel: some of it is for others."""
 
     wall: float
     machine: float | None
-    """CPU seconds of all processes; None where the system does not tell."""
+    """Of all processes; None where the system does not tell."""
     own: float
-    """CPU seconds of this process and of its ended children."""
+    """Of this process and of its ended children."""
 
 
 def use() -> Use:
@@ -44,11 +44,10 @@ def use() -> Use:
     stat = pathlib.Path("/proc/stat")
     machine = None
     if stat.exists():
-        # user, nice, system, idle, iowait, irq, softirq ...; user contains the time of guests.
-        ticks = [int(each) for each in stat.read_text(encoding="utf-8").split("\n", 1)[0].split()[1:]]
-        machine = sum(ticks[place] for place in (0, 1, 2, 5, 6)) / os.sysconf("SC_CLK_TCK")
-    times = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return Use(time.perf_counter(), machine, sum(each.ru_utime + each.ru_stime for each in times))
+        _, user, nice, *_ = stat.read_text(encoding="utf-8").split()
+        machine = (int(user) + int(nice)) / os.sysconf("SC_CLK_TCK")
+    own = sum(resource.getrusage(who).ru_utime for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return Use(time.perf_counter(), machine, own)
 
 
 def others(begin: Use, end: Use) -> float | None:

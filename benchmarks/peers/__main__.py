@@ -37,7 +37,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("names", nargs="*", metavar="NAME", help="questions; default: all but merging_large")
     top.add_argument("--list", action="store_true", help="list the questions, their cases and sides, and exit")
     top.add_argument(
-        "--table", action="store_true", help="print the tables of the stored results, write them to tables.md, and exit"
+        "--table",
+        action="store_true",
+        help="print the tables of the stored results, and without NAME write them to OUT/tables.md; then exit",
     )
     top.add_argument(
         "--make-environments",
@@ -90,7 +92,7 @@ def main() -> int:
     # Figures of tiny shapes never lie among those of a measurement.
     folder = (options.out or options.work) / "small" if options.small else options.out or results.FOLDER
     options.out = folder.absolute()
-    chosen = options.names or [name for name in table if name != "merging_large"]
+    chosen = options.names or [name for name in table if name != "merging_large" or options.table]
     if options.list:
         print(listing({name: table[name] for name in chosen}))
         return 0
@@ -101,7 +103,7 @@ def main() -> int:
         text = results.tables(shown, options.out)
         print(text)
         if text and not options.names:
-            results.write_text(options.out / "tables.md", text)
+            results.write_text(options.out / ("tables_gpu.md" if options.gpu else "tables.md"), text)
         return 0
     failed = 0
     for name in chosen:
@@ -151,12 +153,14 @@ def answer(name: str, question: Question, options: argparse.Namespace) -> int:
         print(f"{name}, {title}", flush=True)
         begin = machine.use()
         with tempfile.TemporaryDirectory(dir=options.work) as scratch:
-            device = {} if options.gpu else {"environment": {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}}
+            environment = {} if options.gpu else {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+            # Commands, which are processes of their own, choose for themselves.
+            environment |= {} if question.fresh else rounds.ALLOCATOR
             launches = {
                 each: rounds.Launch(
                     python,
                     question.sides[each].module,
-                    {**ready, **question.sides[each].options, **device, "scratch": scratch},
+                    {**ready, **question.sides[each].options, "environment": environment, "scratch": scratch},
                 )
                 for each, python in pythons.items()
             }

@@ -24,6 +24,12 @@ def labels(case: Mapping[str, Any]) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 2, case["batch"], np.int64)
 
 
+def factor(name: str, inner: int, outer: int) -> np.ndarray:
+    """Return a factor of an update that is the same on every side, float32: ``a`` (in, rank) or ``b`` (rank, out)."""
+    rows, columns = np.arange(inner, dtype=np.float32)[:, None], np.arange(outer, dtype=np.float32)[None]
+    return 0.1 * np.sin(rows + 2 * columns) if name == "a" else 0.1 * np.cos(rows + 3 * columns)
+
+
 def chosen(logits: np.ndarray, tokens: np.ndarray, beams: int) -> dict[str, Any]:
     """Return the numbers by which generated tokens are compared (`rounds.check`).
 

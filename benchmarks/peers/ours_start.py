@@ -20,10 +20,11 @@ def prepare(case: dict[str, Any]) -> child.Side:
     kept = "compiled" if case["cache"] == "filled" else f"compiled-{os.getpid()}"
     os.environ["XDG_CACHE_HOME"] = os.path.join(case["scratch"], kept)
     os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
-    from dsee_jax.runtime import compilation_cache
+    from dsee_jax.runtime import compilation_cache, malloc
     from dsee_jax.train import config_file, loop, trainer
     from dsee_jax.train.trackers import Tracker
 
+    malloc.keep_freed_memory()
     compilation_cache.enable()
     settings = {
         "model.path": case["model"],

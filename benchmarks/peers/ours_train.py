@@ -51,6 +51,9 @@ def prepare(case: dict[str, Any]) -> child.Side:
     loss, logits = checked(trained, frozen, batch)
     check = {"loss": float(loss), "logits": np.asarray(logits[: inputs.CHECKED], np.float64)[:, :100].tolist()}
     check |= _sizes(params, adapter.deltas, head)
+    if model.config.model_type != "gpt2":  # whose updated kernel is another one for the other sides
+        tuned = {"deltas": _factors(adapter.deltas), "params": trained["params"]}
+        check["tuned_loss"] = float(checked(tuned, frozen, batch)[0])
     state = step.State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained))
     update = jax.jit(step.train_step(model, optimizer, delta), donate_argnums=0)
     key, rate = jax.random.key(0), np.float32(5e-4)
@@ -74,6 +77,17 @@ def prepare(case: dict[str, Any]) -> child.Side:
         return step if number else step | {"matmul_flops_per_second": _matmul_rate(dtype)}
 
     return child.Side(figures, facts, check)
+
+
+def _factors(deltas: Any) -> Any:
+    """Return updates of the factors that all sides have: their scale, and where they are added, decide the loss."""
+    arrays = {
+        path: jnp.broadcast_to(inputs.factor(path[-1], *leaf.shape[-2:]), leaf.shape)
+        if path[-2:] in ("/a", "/b")
+        else leaf
+        for path, leaf in tree.flatten(deltas).items()
+    }
+    return tree.unflatten(arrays)
 
 
 def _sizes(params: Any, deltas: Any, head: Any) -> dict[str, int]:

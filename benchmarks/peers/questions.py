@@ -150,8 +150,8 @@ QUESTIONS: dict[str, Question] = {
     "epoch": Question(
         "One pass over a data set, real lengths",
         "Seconds of a pass over the training data with real lengths, from the same pretrained weights; accuracy on the dev "
-        "set after it: the mean of all rounds, the least and the most. RTE's dev set has 277 examples, 53 % of them of one "
-        "class; one of SST-2's 872, 51 %.",
+        "set after it: the mean of all rounds, the least and the most. The larger class alone gives 0.527 on RTE (277 "
+        "examples) and 0.509 on SST-2 (872).",
         {
             "ours": Peer("DSEE, buckets of length", "ours_epoch"),
             "peft": Peer("PEFT LoRA, dynamic padding", "torch_epoch", "torch", PEFT, {"grouped": False}),
@@ -188,12 +188,13 @@ QUESTIONS: dict[str, Question] = {
     ),
     "generation": Question(
         "New tokens",
-        "Seconds of 64 new tokens after prompts of 32, float32; no text ends early.",
+        "Seconds of 64 new tokens after prompts of 32, float32; no text ends early. transformers compiles the step of a "
+        "static cache in greedy search alone.",
         {
             "ours": Peer("dsee_jax.generate", "ours_generate"),
             "transformers": Peer("transformers", "torch_generate", "torch", TORCH, {"cache": ""}),
             "transformers_static": Peer(
-                "transformers, static cache, compiled", "torch_generate", "torch", TORCH, {"cache": "static"}
+                "transformers, static cache", "torch_generate", "torch", TORCH, {"cache": "static"}
             ),
         },
         {
@@ -257,7 +258,7 @@ QUESTIONS: dict[str, Question] = {
     "import": Question(
         "Import",
         "Seconds in a new process, files in the page cache. `import dsee_jax` leaves JAX and Flax to the first use of a "
-        "function; the second row of this library has them loaded too, by naming `load_pretrained`.",
+        "function; `dsee_jax, JAX and Flax` names `load_pretrained` too, which loads them.",
         {
             "ours": Peer("dsee_jax", "import_package", options={"packages": ["dsee_jax"]}),
             "loaded": Peer(
@@ -275,7 +276,10 @@ QUESTIONS: dict[str, Question] = {
         },
         {"import": {}},
         {"import": {}},
-        ratios=tuple((each, peer) for each in ("ours", "loaded") for peer in ("peft", "transformers", "keras")),
+        ratios=(
+            ("loaded", "ours"),
+            *((each, peer) for each in ("ours", "loaded") for peer in ("peft", "transformers", "keras")),
+        ),
         fresh=True,
         minutes=2,
     ),

@@ -37,7 +37,7 @@ def threads(count: int) -> dict[str, str]:
 
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(malloc.MAPPED), "MALLOC_TRIM_THRESHOLD_": str(malloc.KEPT)}
-"""The environment variables of glibc that give every side the memory settings of this library's commands."""
+"""The environment variables of glibc that give a process the memory settings of this library's commands."""
 
 
 class Child:
@@ -49,7 +49,6 @@ class Child:
         environment = {
             **os.environ,
             **threads(len(cores)),
-            **ALLOCATOR,
             # Sides share an accelerator.
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
             "TOKENIZERS_PARALLELISM": "false",
@@ -212,7 +211,7 @@ def check(first: Mapping[str, Any], other: Mapping[str, Any], tolerance: float) 
     must be equal. The name ``tokens`` is of texts that are chosen greedily, whose rows may part at a near tie (`parting`).
     """
     if first and other and not first.keys() & other.keys():
-        return f"{', '.join(sorted(other))} and {', '.join(sorted(first))} are no common number"
+        return f"no number in common: {', '.join(sorted(other))}; of the first side: {', '.join(sorted(first))}"
     for name in sorted(first.keys() & other.keys() - {"margins"}):
         if name == "tokens" and "margins" in first:
             if parted := parting(first["tokens"], other["tokens"], first["margins"], tolerance):

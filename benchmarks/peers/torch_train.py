@@ -32,6 +32,8 @@ def prepare(case: dict[str, Any]) -> child.Side:
     logits = logits[: inputs.CHECKED].double().cpu().numpy()[:, :100]
     check = {"loss": outputs.loss.item(), "logits": logits.tolist()} | _sizes(model)
     del outputs
+    if model.config.model_type != "gpt2":  # whose updated kernel is another one for the first side
+        check["tuned_loss"] = _tuned_loss(model, batch)
     model.train()
     forward = torch.compile(model) if case["compile"] else model
     optimizer = torch.optim.AdamW(trained, lr=5e-4, weight_decay=0.01)
@@ -83,6 +85,21 @@ def adapted(case: dict[str, Any], dtype: torch.dtype) -> tuple[Any, list[Any]]:
         config = LoraConfig(lora_dropout=0.0, **common)
     model: Any = get_peft_model(model, config)
     return model, [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+@torch.no_grad()
+def _tuned_loss(model: Any, batch: dict[str, torch.Tensor]) -> float:
+    """Return the loss with the factors that all sides have: the scale of updates, and where they are added, decide it."""
+    low_rank = {name: each for name, each in model.named_parameters() if each.requires_grad and "lora_" in name}
+    before = {name: each.clone() for name, each in low_rank.items()}
+    for name, each in low_rank.items():
+        # A linear layer has its weight as (out, in).
+        value = inputs.factor("a" if "lora_A" in name else "b", *each.T.shape)
+        each.copy_(torch.from_numpy(value).T)
+    loss = model(**batch).loss.item()
+    for name, each in low_rank.items():
+        each.copy_(before[name])
+    return loss
 
 
 def _sizes(model: Any) -> dict[str, int]:

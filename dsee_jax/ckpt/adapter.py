@@ -103,7 +103,7 @@ def _damage(saved: Saved) -> str | None:
         kernel, _, part = path.rpartition("/")
         updates.setdefault(kernel, {})[part] = leaf
     supports = tree.flatten(saved.supports)
-    if not updates and "kept" not in config:  # a run that cut units may have cut all updates
+    if not updates and not saved.kept and "kept" not in config:  # this run, or one before it, may have cut all updates
         return f"{ADAPTER_WEIGHTS} holds no updates"
     for kernel in updates.keys() | supports.keys():
         if not _whole(updates.get(kernel, {}), supports.get(kernel)):

@@ -233,10 +233,8 @@ def newest(folder: Place) -> int | None:
     """
     if isinstance(folder, Path):
         _set_damaged_aside(folder)
-    series = folder / "last"
     with store_errors(folder):
-        names = [path.name for path in series.iterdir()] if series.is_dir() else []
-    return max((int(name) for name in names if name.isdigit()), default=None)
+        return max(ocp.utils.checkpoint_steps(epath.Path(str(folder / "last"))), default=None)
 
 
 def _damage(checkpoint: Path) -> str | None:

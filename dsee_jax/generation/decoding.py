@@ -328,7 +328,8 @@ def _beam_search(step: Any, logits: jax.Array, cache: Any, seen: jax.Array, opti
         blocked=jnp.zeros((), bool),
         log_probs=jnp.broadcast_to(jax.nn.log_softmax(logits)[:, None], (rows, beams, logits.shape[-1])),
         seen=jnp.broadcast_to(seen[:, None], (rows, beams, seen.shape[-1])),
-        cache=branch(cache, beams, beams * (new - 1)),
+        # One step at least is compiled, also for one new token.
+        cache=branch(cache, beams, beams * max(new - 1, 1)),
     )
     state = jax.lax.while_loop(lambda s: unfinished(s) & (s.count < new - 1), advance, state)
     state = jax.lax.cond(unfinished(state), lambda s: choose(s)[0], lambda s: s, state)

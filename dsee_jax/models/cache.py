@@ -126,8 +126,8 @@ def _read_branches(positions: jax.Array | None, cache: Cache) -> tuple[Context, 
     seen, start = cache["seen"], cache["length"]
     branches, slots = seen.shape[1:]
     own = jnp.arange(slots, dtype=jnp.int32)[None] == start + jnp.arange(branches, dtype=jnp.int32)[:, None]
+    count = jnp.sum(seen, axis=-1, dtype=jnp.int32)
     order = jnp.cumsum(seen, axis=-1, dtype=jnp.int32)
-    count = order[:, :, -1]
     distance = count[:, :, None] - jnp.where(own[None], count[:, :, None], order - 1)
     seen |= own[None]
     written = {**cache, "seen": seen, "length": start + branches}

@@ -202,7 +202,7 @@ class CausalModel(nn.Module):
         raise NotImplementedError
 
     @property
-    def table(self) -> int | None:
+    def position_table_size(self) -> int | None:
         """The size of the table of positions; None: there is no table."""
         return None
 
@@ -246,11 +246,11 @@ class CausalModel(nn.Module):
         if self.scan and config.uneven:
             raise InputError(f"layers that differ ({config.uneven}) cannot be scanned: set model.scan to false")
         context, written = read(input_ids, attention_mask, positions, cache)
-        # The tokens of branches share positions.
-        texts = cache is None or "segments" in cache
-        if texts and self.table is not None and (length := input_ids.shape[1]) > self.table:
+        # A call of branches has a token of each branch, which may be more than there are positions.
+        sequential, most = cache is None or "segments" in cache, self.position_table_size
+        if sequential and most is not None and (length := input_ids.shape[1]) > most:
             raise InputError(
-                f"the batch is {length} tokens long and the model has {self.table} positions: "
+                f"the batch is {length} tokens long and the model has {most} positions: "
                 "cut the examples (data.max_length)"
             )
         x = embeddings(input_ids, context.positions, deterministic)

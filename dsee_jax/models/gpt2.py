@@ -241,7 +241,7 @@ class Gpt2(CausalModel):
     """GPT-2 with the head of a task (`ARCHITECTURE.tasks` lists them)."""
 
     @property
-    def table(self) -> int:
+    def position_table_size(self) -> int:
         """The size of the table of positions."""
         return self.config.n_positions
 

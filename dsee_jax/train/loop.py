@@ -51,9 +51,9 @@ def run(
       tracked: trackers besides those of ``config.train.trackers``; process 0 calls them.
 
     Raises:
-      InputError: some input cannot work. Nothing has been written then, with three exceptions: a refused
-        ``prune.target.latency`` leaves the measured times, a tracker that does not start its own folder, and a score of
-        pruning that cannot be computed the checkpoints of the stages before. The first two leave the folder to any config.
+      InputError: some input cannot work. Nothing has been written then, with three exceptions. A ``prune.target.latency`` that
+        is refused leaves the measured times, and a tracker that does not start leaves its own folder; any config may use
+        ``output_dir`` after both. A score of pruning that cannot be computed leaves the checkpoints of the stages before.
       Diverged: a loss, a metric or a trained value is not finite.
       Preempted: SIGTERM or SIGINT came; the last step is saved, and the same call resumes from it.
     """

@@ -25,7 +25,7 @@ from dsee_jax.typing import Array, Masks, Tree
 
 
 def check(setup: Setup) -> None:
-    """Raise `InputError` if some scores could not meet the target; the message names the least that any scores can reach.
+    """Raise `InputError` unless the target can be met whatever the scores; the message names the least that surely can.
 
     For ``latency`` this measures the times, unless the folder of the run has them, and writes them there.
     """
@@ -69,8 +69,8 @@ def choose(setup: Setup, scores: Tree, spent: Costs) -> Masks:
 
     With ``prune.target.layers`` layers may go; where they have no scores, those of their units add up. With
     ``prune.target.hidden`` hidden dimensions may go. ``prune.uniform``: every layer keeps the same number. Where the numbers
-    that config.json can hold are enough for the target, only these are chosen among. A width that config.json cannot hold is
-    never chosen.
+    that config.json can hold are enough for the target, only these are chosen among. No narrower width is chosen that
+    config.json cannot hold.
     """
     target, scores = setup.config.prune.target, _scores(setup, scores, spent)
     by_width, among = _choices(setup, scores, spent)

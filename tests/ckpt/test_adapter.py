@@ -161,14 +161,16 @@ def test_damaged_update_is_one_line(tmp_path, part, value, message):
 
 
 def test_empty_adapter_is_an_error(tmp_path):
-    """Unless its run cut units, which may have removed all updates."""
-    empty = FULL._replace(deltas={}, supports={}, params={})
+    """Unless its run, or one before it, cut units, which may have removed all updates."""
+    empty = FULL._replace(deltas={}, supports={}, params={}, kept={})
     adapter.save(tmp_path, empty)
     with pytest.raises(InputError, match="holds no updates"):
         adapter.load(tmp_path)
     cut = empty._replace(config=FULL.config | {"kept": {"heads": [2]}})
-    adapter.save(tmp_path, cut)
-    equal(adapter.load(tmp_path), cut)
+    for name, saved in (("before", empty._replace(kept=FULL.kept)), ("now", cut)):
+        (tmp_path / name).mkdir()
+        adapter.save(tmp_path / name, saved)
+        equal(adapter.load(tmp_path / name), saved)
     delta = DeltaConfig(start="elsewhere")
     assert adapted.described(delta, cut) is delta
 

@@ -72,6 +72,8 @@ def test_one_new_token_is_enough():
     model, params = made()
     for options in ({}, {"beams": 3}, {"temperature": 1.0, "key": jax.random.key(0)}):
         assert new(model, params, new_tokens=1, **options).shape == (3, 1)
+        # Fewer slots than beams.
+        assert new(model, params, [[7]], new_tokens=1, **options).shape == (1, 1)
 
 
 @pytest.mark.sampled(3)

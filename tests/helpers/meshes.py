@@ -288,15 +288,19 @@ def generation(_):
     for _ in range(new):
         last = np.asarray(model.apply({"params": params}, complete))[:, -1]
         complete = np.concatenate([complete, last.argmax(-1)[:, None].astype(np.int32)], 1)
-    options, ones = decoding.Options(new_tokens=new), sharding.split(where, np.ones_like(rows))
-    text = decoding._generate.lower(model, options, placed, None, prompts, ones, jax.random.key(0)).compile().as_text()
-    sent = [row for row in hlo.collectives(text, where.shape) if row.axes == ("tensor",)]
+    ones, sent = sharding.split(where, np.ones_like(rows)), []
+    for beams in (1, 2):
+        options = decoding.Options(new_tokens=new, beams=beams)
+        program = decoding._generate.lower(model, options, placed, None, prompts, ones, jax.random.key(0)).compile()
+        sent += [row for row in hlo.collectives(program.as_text(), where.shape) if row.axes == ("tensor",)]
     gathers, size = [row.shape for row in sent if row.kind == "all-gather"], str(model.config.head_size)
+    # Behind the rows, of which a device may have as many.
+    sizes = {shape: re.findall(r"\d+", shape.partition("[")[2])[1:] for shape in gathers}
     return {
         "greedy": int((tokens[1] != complete[:, -new:]).sum()),
         "beams": int((tokens[2] != alone).sum()),
         "collectives": len(sent) > 0,
-        "gathered": [shape for shape in gathers if size in re.findall(r"\d+", shape.partition("[")[2])],
+        "gathered": [shape for shape in gathers if size in sizes[shape]],
     }
 
 

@@ -153,14 +153,13 @@ def answer(name: str, question: Question, options: argparse.Namespace) -> int:
         print(f"{name}, {title}", flush=True)
         begin = machine.use()
         with tempfile.TemporaryDirectory(dir=options.work) as scratch:
-            environment = {} if options.gpu else {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-            # Commands, which are processes of their own, choose for themselves.
-            environment |= {} if question.fresh else rounds.ALLOCATOR
+            device = {} if options.gpu else {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+            memory = {each: rounds.ALLOCATOR if question.sides[each].options.get("memory") else {} for each in pythons}
             launches = {
                 each: rounds.Launch(
                     python,
                     question.sides[each].module,
-                    {**ready, **question.sides[each].options, "environment": environment, "scratch": scratch},
+                    {**ready, **question.sides[each].options, "environment": device | memory[each], "scratch": scratch},
                 )
                 for each, python in pythons.items()
             }

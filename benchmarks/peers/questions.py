@@ -18,7 +18,7 @@ class Peer(NamedTuple):
     needs: tuple[str, ...] = ()
     """The packages with which this library's environment can stand in."""
     options: Mapping[str, Any] = {}
-    """Added to the case."""
+    """Added to the case. ``memory``: the process has the memory settings of this library's commands."""
 
 
 class Question(NamedTuple):
@@ -69,8 +69,15 @@ def _tiny(shape: str, **more: Any) -> dict[str, Any]:
 
 
 _SIDES: dict[str, Peer] = {
-    "ours": Peer("DSEE", "ours_train"),
+    "ours": Peer("DSEE", "ours_train", options={"memory": True}),
     "peft": Peer("PEFT LoRA", "torch_train", "torch", PEFT, {"update": "lora", "compile": False}),
+    "peft_memory": Peer(
+        "PEFT LoRA, our memory settings",
+        "torch_train",
+        "torch",
+        PEFT,
+        {"update": "lora", "compile": False, "memory": True},
+    ),
     "peft_compiled": Peer(
         "PEFT LoRA, torch.compile", "torch_train", "torch", PEFT, {"update": "lora", "compile": True}
     ),
@@ -83,7 +90,8 @@ _SIDES: dict[str, Peer] = {
 _STEP = (
     "Seconds of a training step: forward with dropout, backward, clipping, AdamW; full rows. DSEE: rank 16 and 64 nonzeros on "
     "query and value; LoRA of rank 16 on the same kernels; of an encoder the pooler and the classifier are trained too. "
-    "PEFT's LoRA trains as many numbers as the low-rank part of DSEE, Supertuning as many as DSEE."
+    "PEFT's LoRA trains as many numbers as the low-rank part of DSEE, Supertuning as many as DSEE. DSEE has the memory "
+    "settings of its commands; peers run as they come, and LoRA once more with these settings."
 )
 
 
@@ -153,7 +161,7 @@ QUESTIONS: dict[str, Question] = {
         "set after it: the mean of all rounds, the least and the most. The larger class alone gives 0.527 on RTE (277 "
         "examples) and 0.509 on SST-2 (872).",
         {
-            "ours": Peer("DSEE, buckets of length", "ours_epoch"),
+            "ours": Peer("DSEE, buckets of length", "ours_epoch", options={"memory": True}),
             "peft": Peer("PEFT LoRA, dynamic padding", "torch_epoch", "torch", PEFT, {"grouped": False}),
             "peft_grouped": Peer("PEFT LoRA, grouped by length", "torch_epoch", "torch", PEFT, {"grouped": True}),
         },
@@ -166,9 +174,11 @@ QUESTIONS: dict[str, Question] = {
         "Logits of a batch",
         "Seconds from token ids to logits, float32, full rows. Cut: half of the heads and neurons of each layer.",
         {
-            "ours": Peer("dsee_jax", "ours_forward", options={"form": "plain"}),
-            "cut": Peer("dsee_jax, cut to half the FLOPs", "ours_forward", options={"form": "cut"}),
-            "stablehlo": Peer("dsee_jax, StableHLO export", "ours_forward", options={"form": "stablehlo"}),
+            "ours": Peer("dsee_jax", "ours_forward", options={"form": "plain", "memory": True}),
+            "cut": Peer("dsee_jax, cut to half the FLOPs", "ours_forward", options={"form": "cut", "memory": True}),
+            "stablehlo": Peer(
+                "dsee_jax, StableHLO export", "ours_forward", options={"form": "stablehlo", "memory": True}
+            ),
             "torch": Peer("PyTorch", "torch_forward", "torch", TORCH, {"compile": False}),
             "torch_compiled": Peer("PyTorch, torch.compile", "torch_forward", "torch", TORCH, {"compile": True}),
             "onnx": Peer("ONNX Runtime", "onnx_forward", "torch", (*TORCH, "onnxruntime", "onnxscript")),
@@ -191,7 +201,7 @@ QUESTIONS: dict[str, Question] = {
         "Seconds of 64 new tokens after prompts of 32, float32; no text ends early. transformers compiles the step of a "
         "static cache in greedy search alone.",
         {
-            "ours": Peer("dsee_jax.generate", "ours_generate"),
+            "ours": Peer("dsee_jax.generate", "ours_generate", options={"memory": True}),
             "transformers": Peer("transformers", "torch_generate", "torch", TORCH, {"cache": ""}),
             "transformers_static": Peer(
                 "transformers, static cache", "torch_generate", "torch", TORCH, {"cache": "static"}
@@ -216,7 +226,7 @@ QUESTIONS: dict[str, Question] = {
         "Seconds for all query and value kernels of a BERT-base. The peer follows the paper and the description of the "
         "authors' code; it takes one kernel after another.",
         {
-            "ours": Peer("dsee_jax, 24 kernels at once", "ours_grebsmo"),
+            "ours": Peer("dsee_jax, 24 kernels at once", "ours_grebsmo", options={"memory": True}),
             "authors": Peer("the authors' procedure, written anew", "torch_grebsmo", "torch", ("torch",)),
         },
         {"24 kernels of 768 x 768": {"width": 768, "kernels": 24, "nonzeros": 64, "round": 1.0, "warmup": 2}},

@@ -173,9 +173,14 @@ def _row(question: Question, title: str, case: Mapping[str, Any], metric: str) -
             continue
         # The figure that the reader has not seen yet.
         unseen = case["sides"][name if other == first else other]
-        spread = f"{found['least']:.2f} to {found['most']:.2f}"
-        cells.append(f"**{found['median']:.2f}** ({spread}), {_side(question, unseen, metric)}")
+        median, least, most = (_times(found[each]) for each in ("median", "least", "most"))
+        cells.append(f"**{median}** ({least} to {most}), {_side(question, unseen, metric)}")
     return cells
+
+
+def _times(ratio: float) -> str:
+    """Return a ratio with two decimals, with none from 10 on, and with two digits below 0.1."""
+    return f"{ratio:.2g}" if ratio < 0.1 else f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
 
 
 def _side(question: Question, side: Mapping[str, Any], metric: str) -> str:

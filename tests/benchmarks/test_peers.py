@@ -273,6 +273,11 @@ def test_the_tables_of_all_stored_questions_are_written(tmp_path, monkeypatch, c
     assert text in capsys.readouterr().out
 
 
+def test_the_tables_of_the_documentation_are_those_of_the_stored_figures():
+    tables = (results.FOLDER / "tables.md").read_text(encoding="utf-8")
+    assert tables == results.tables(questions.QUESTIONS, results.FOLDER)
+
+
 def test_cores_of_others_are_what_the_machine_used_beside_this_process():
     begin, end = machine.Use(10.0, 100.0, 40.0), machine.Use(30.0, 135.0, 65.0)
     assert machine.others(begin, end) == 0.5
@@ -292,6 +297,8 @@ def test_every_question_names_modules_environments_and_shapes_that_exist():
         for case in (*question.cases.values(), *question.small.values()):
             assert {case.get("shape", "bert-base"), case.get("checkpoints", "bert-base")} <= shapes.SHAPES.keys(), case
         assert {each for pair in question.pairs() for each in pair} <= question.sides.keys()
+        # A command chooses for itself.
+        assert next(iter(question.sides.values())).options.get("memory", False) is not question.fresh
 
 
 def test_a_round_has_as_many_calls_as_its_seconds_allow_and_the_seconds_are_of_one(monkeypatch):

@@ -30,9 +30,13 @@ def cores() -> list[int]:
 
 
 class Use(NamedTuple):
-    """What a machine and a process have used so far, in seconds, without the work of the kernel: some of it is for others."""
+    """Seconds of CPU that a machine and a process have used so far, outside of the kernel.
+
+    The kernel works for several processes at once, so its seconds belong to none of them.
+    """
 
     wall: float
+    """Seconds of a clock that only goes forward."""
     machine: float | None
     """Of all processes; None where the system does not tell."""
     own: float

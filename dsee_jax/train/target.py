@@ -25,7 +25,7 @@ from dsee_jax.typing import Array, Masks, Tree
 
 
 def check(setup: Setup) -> None:
-    """Raise `InputError` unless the target can be met whatever the scores; the message names the least that surely can.
+    """Raise `InputError` unless the target can be met with any scores; the message names the smallest target that can be.
 
     For ``latency`` this measures the times, unless the folder of the run has them, and writes them there.
     """

@@ -7,8 +7,9 @@ task head is created, with a warning on the logger ``dsee_jax.ckpt.hf``.
 import logging
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict, Unpack
+from typing import Any, TypeAlias, TypedDict, TypeVar, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,11 @@ from dsee_jax.prune import compaction
 from dsee_jax.typing import Key
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+_THREADS = 2
+"""Threads that load arrays: one reads while the other turns kernels, which takes as long. More hold more arrays at a time."""
 
 Sharding: TypeAlias = Callable[[str], jax.sharding.Sharding]
 """Path of a param -> its sharding."""
@@ -97,8 +103,8 @@ def load_pretrained(
 ) -> tuple[Model, dict[str, Any]]:
     """Read a model.
 
-    Arrays are read one by one, the largest first; each is cast and placed on its devices before the next is read. Memory
-    therefore peaks little above the size of the weights.
+    Two threads read arrays and place them on their devices, the largest first, at most three at a time. Memory therefore
+    peaks little above the size of the weights.
 
     Args:
       path: a Hugging Face folder, a GGUF file, a hub id, ``package:NAME`` or a URL of a store, see `resolve`.
@@ -134,7 +140,15 @@ def load_pretrained(
     shapes = {path: leaf.shape for path, leaf in tree.flatten(models.shapes(layered)).items()}
     groups = {path: [path] for path in shapes} if model is layered else _stacked(model, shapes)
     placed = None if sharding is None else sharding(model)
-    flat = {path: _put(path, array, placed) for path, array in _arrays(matched, places, groups, dtype)}
+    # The context of the caller, which threads do not inherit.
+    device = jax.config.jax_default_device
+
+    def put(path: str, array: np.ndarray) -> tuple[str, jax.Array]:
+        with jax.default_device(device):
+            return path, _put(path, array, placed)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        flat = dict(_in_turn(pool.submit(put, *item) for item in _arrays(matched, places, groups, dtype, pool)))
     created = [path for stacked, members in groups.items() for path in members if stacked not in flat]
     if created:
         reason = "the head of another task is left in %s, %s" if new_head else "%s has no %s"
@@ -161,6 +175,7 @@ def _arrays(
     places: Mapping[str, Place],
     groups: Mapping[str, Sequence[str]],
     dtype: np.dtype[Any],
+    pool: Executor,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield ``(path, param)`` for the params that files hold, stacked ones once their last layer is read.
 
@@ -173,12 +188,7 @@ def _arrays(
         return -matched[name].nbytes * max(len(groups[group]) for group in stacked), min(stacked)
 
     partial: dict[str, tuple[np.ndarray, set[str]]] = {}
-    for name in sorted(matched, key=order):
-        array = tensors.read(matched[name])
-        if not tensors.finite(array):
-            raise InputError(
-                f"{matched[name].file}: {name!r} holds NaN or infinities: the checkpoint is of a diverged run, or damaged"
-            )
+    for name, array in _in_turn(pool.submit(_read, name, matched[name]) for name in sorted(matched, key=order)):
         for path, layout in places[name].params.items():
             value, group = hf_layout.to_ours(layout, array).astype(dtype, copy=False), group_of[path]
             members = groups[group]
@@ -186,7 +196,9 @@ def _arrays(
                 yield path, value
                 continue
             if group not in partial:
-                partial[group] = np.empty((len(members), *value.shape), dtype), set(members)
+                # In the order of the file, where each layer is one plain copy; the device turns the whole.
+                stack = np.empty((len(members), *(value.T if layout.transposed else value).shape), dtype)
+                partial[group] = stack.swapaxes(1, -1) if layout.transposed else stack, set(members)
             stack, unread = partial[group]
             stack[members.index(path)] = value
             unread.remove(path)
@@ -194,13 +206,31 @@ def _arrays(
                 yield group, partial.pop(group)[0]
 
 
+def _in_turn(submitted: Iterator[Future[Result]]) -> Iterator[Result]:
+    """Yield the results of tasks in their order; ``submitted`` submits a task when it is taken, one ahead of the caller."""
+    pending = next(submitted, None)
+    while pending:
+        following = next(submitted, None)
+        yield pending.result()
+        pending = following
+
+
+def _read(name: str, stored: tensors.Stored) -> tuple[str, np.ndarray]:
+    array = tensors.read(stored)
+    if not tensors.finite(array):
+        raise InputError(
+            f"{stored.file}: {name!r} holds NaN or infinities: the checkpoint is of a diverged run, or damaged"
+        )
+    return name, array
+
+
 def _put(path: str, array: np.ndarray, sharding: Sharding | None) -> jax.Array:
     """Place an array on its devices; each process touches its own part only."""
     if sharding is None:
-        placed = jnp.asarray(array)
+        placed = jax.device_put(array)
     else:
         placed = jax.make_array_from_callback(array.shape, sharding(path), lambda part: array[part])
-    # Ready before the next is read: a device that lags behind would keep the arrays of the file alive as well.
+    # Ready before its thread takes another: a device that lags behind would keep the arrays of the file alive as well.
     return jax.block_until_ready(placed)
 
 

@@ -1,5 +1,6 @@
 """safetensors files: sizes, and strided views."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -50,3 +51,18 @@ def test_byte_size_is_parsed():
     for bad in ("", "big", "-1GB", "5XB", 0, "9" * 400 + "GB"):
         with pytest.raises(InputError, match="is not a size"):
             tensors.byte_size(bad)
+
+
+@pytest.mark.parametrize("kind", ["float64", "float32", "float16", "bfloat16"])
+def test_numbers_that_are_not_finite_are_found(kind):
+    """Anywhere in an array of several parts; extreme numbers are finite."""
+    info = ml_dtypes.finfo(kind)
+    array = np.zeros((3, 1 << 19), kind)
+    array[0, :5] = info.max, info.min, info.smallest_subnormal, -info.tiny, -0.0
+    assert tensors.finite(array)
+    assert tensors.finite(array[:0])
+    for value in (np.inf, -np.inf, np.nan, -np.nan):
+        for place in ((0, 0), (1, 9), (2, -1)):
+            array[place], kept = value, array[place]
+            assert not tensors.finite(array), (value, place)
+            array[place] = kept

@@ -304,6 +304,18 @@ def generation(_):
     }
 
 
+def loading(folder):
+    """Whether all params that are loaded are on the default device of the caller, and free to move to another."""
+    tiny.bert(folder / "loaded")
+    with jax.default_device(jax.devices()[3]):
+        _, params = dsee_jax.load_pretrained(folder / "loaded")
+    leaves = jax.tree.leaves(params)
+    return {
+        "there": all(leaf.devices() == {jax.devices()[3]} for leaf in leaves),
+        "free": not any(leaf.committed for leaf in leaves),
+    }
+
+
 def all_runs(folder, names=None):
     """The figures of complete runs on a mesh of all three axes."""
     figures = {}
@@ -343,6 +355,7 @@ JOBS = {
         "pruning": pruning(folder),
         "explicit": explicit(folder),
         "generation": generation(folder),
+        "loading": loading(folder),
     },
     "steps": all_steps,
     "runs": all_runs,

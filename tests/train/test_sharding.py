@@ -229,6 +229,12 @@ def test_tokens_generated_on_a_mesh_are_those_without_a_cache(functions):
 
 
 @pytest.mark.slow
+def test_params_are_loaded_on_the_default_device_of_the_caller(functions):
+    """By threads, which do not inherit it."""
+    assert functions["loading"] == {"there": True, "free": True}
+
+
+@pytest.mark.slow
 def test_masks_of_sharded_kernels_equal_one_device(functions):
     """Eagerly and under jit; no device gathers a complete kernel."""
     figures = dict(functions["pruning"])

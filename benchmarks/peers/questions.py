@@ -235,7 +235,7 @@ QUESTIONS: dict[str, Question] = {
     ),
     "loading": Question(
         "Loading a checkpoint",
-        "Seconds without imports, and the memory by which the peak of the process rises. transformers maps the file and copies "
+        "Seconds without imports, and by how much the peak memory of the process rises. transformers maps the file and copies "
         "nothing; each of our kernels is turned, so a copy.",
         {
             "ours": Peer("dsee_jax.load_pretrained", "ours_load"),

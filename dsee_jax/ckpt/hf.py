@@ -7,7 +7,7 @@ task head is created, with a warning on the logger ``dsee_jax.ckpt.hf``.
 import logging
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict, TypeVar, Unpack
 
@@ -32,6 +32,9 @@ Result = TypeVar("Result")
 
 _THREADS = 2
 """Threads that load arrays: one reads while the other turns kernels, which takes as long. More hold more arrays at a time."""
+
+_LARGE = 1 << 20
+"""Bytes of an array that a thread loads; the hand-over of a smaller one takes longer than its copy."""
 
 Sharding: TypeAlias = Callable[[str], jax.sharding.Sharding]
 """Path of a param -> its sharding."""
@@ -141,14 +144,15 @@ def load_pretrained(
     groups = {path: [path] for path in shapes} if model is layered else _stacked(model, shapes)
     placed = None if sharding is None else sharding(model)
     # The context of the caller, which threads do not inherit.
-    device = jax.config.jax_default_device
+    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
 
     def put(path: str, array: np.ndarray) -> tuple[str, jax.Array]:
         with jax.default_device(device):
             return path, _put(path, array, placed)
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        flat = dict(_in_turn(pool.submit(put, *item) for item in _arrays(matched, places, groups, dtype, pool)))
+        arrays = _arrays(matched, places, groups, dtype, pool)
+        flat = dict(_in_turn(_start(pool, array.nbytes, put, path, array) for path, array in arrays))
     created = [path for stacked, members in groups.items() for path in members if stacked not in flat]
     if created:
         reason = "the head of another task is left in %s, %s" if new_head else "%s has no %s"
@@ -188,7 +192,8 @@ def _arrays(
         return -matched[name].nbytes * max(len(groups[group]) for group in stacked), min(stacked)
 
     partial: dict[str, tuple[np.ndarray, set[str]]] = {}
-    for name, array in _in_turn(pool.submit(_read, name, matched[name]) for name in sorted(matched, key=order)):
+    names = sorted(matched, key=order)
+    for name, array in _in_turn(_start(pool, matched[name].nbytes, _read, name, matched[name]) for name in names):
         for path, layout in places[name].params.items():
             value, group = hf_layout.to_ours(layout, array).astype(dtype, copy=False), group_of[path]
             members = groups[group]
@@ -206,12 +211,20 @@ def _arrays(
                 yield group, partial.pop(group)[0]
 
 
-def _in_turn(submitted: Iterator[Future[Result]]) -> Iterator[Result]:
-    """Yield the results of tasks in their order; ``submitted`` submits a task when it is taken, one ahead of the caller."""
-    pending = next(submitted, None)
+def _start(pool: Executor, nbytes: int, task: Callable[..., Result], *args: Any) -> Callable[[], Result]:
+    """Start a task on an array, in the pool if the array is large enough to pay for it; return what waits for its result."""
+    if nbytes >= _LARGE:
+        return pool.submit(task, *args).result
+    result = task(*args)
+    return lambda: result
+
+
+def _in_turn(started: Iterator[Callable[[], Result]]) -> Iterator[Result]:
+    """Yield the results of tasks in their order; ``started`` starts a task when it is taken, one ahead of the caller."""
+    pending = next(started, None)
     while pending:
-        following = next(submitted, None)
-        yield pending.result()
+        following = next(started, None)
+        yield pending()
         pending = following
 
 

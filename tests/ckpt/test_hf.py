@@ -478,6 +478,19 @@ def test_real_minilm_loads(minilm):
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 22_565_376
 
 
+def test_threads_load_equal_params(tmp_path, monkeypatch):
+    """The arrays of these tests are too small for threads. A refusal passes from a thread to the caller."""
+    folder = tiny.bert(tmp_path / "a")
+    _, alone = hf.load_pretrained(folder)
+    monkeypatch.setattr(hf, "_LARGE", 0)
+    _same(hf.load_pretrained(folder)[1], alone)
+    arrays = {name: tensors.read(stored) for name, stored in tensors.index(folder).items()}
+    arrays["bert.encoder.layer.1.output.dense.weight"][1, 2] = np.nan
+    tensors.write(folder, arrays)
+    with pytest.raises(InputError, match=r"'bert.encoder.layer.1.output.dense.weight' holds NaN or infinities"):
+        hf.load_pretrained(folder)
+
+
 @pytest.mark.slow
 def test_loading_peaks_below_1_3_times_the_weights(tmp_path):
     """By the benchmark, in separate processes."""

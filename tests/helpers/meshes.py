@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import sys
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -19,6 +20,7 @@ import dsee_jax
 import runs
 import tiny
 from dsee_jax import counts, models, tree
+from dsee_jax.ckpt import hf
 from dsee_jax.config import DeltaConfig, MeshConfig
 from dsee_jax.deltas import create
 from dsee_jax.generation import decoding
@@ -307,7 +309,7 @@ def generation(_):
 def loading(folder):
     """Whether all params that are loaded are on the default device of the caller, and free to move to another."""
     tiny.bert(folder / "loaded")
-    with jax.default_device(jax.devices()[3]):
+    with jax.default_device(jax.devices()[3]), mock.patch.object(hf, "_LARGE", 0):
         _, params = dsee_jax.load_pretrained(folder / "loaded")
     leaves = jax.tree.leaves(params)
     return {

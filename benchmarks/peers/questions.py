@@ -236,7 +236,7 @@ QUESTIONS: dict[str, Question] = {
     "loading": Question(
         "Loading a checkpoint",
         "Seconds without imports, and by how much the peak memory of the process rises. transformers maps the file and copies "
-        "nothing; each of our kernels is turned, so a copy.",
+        "nothing; each of our kernels is transposed, which is a copy.",
         {
             "ours": Peer("dsee_jax.load_pretrained", "ours_load"),
             "transformers": Peer("transformers", "torch_load", "torch", TORCH),

@@ -31,10 +31,10 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 _THREADS = 2
-"""Threads that load arrays: one reads while the other turns kernels, which takes as long. More hold more arrays at a time."""
+"""Threads that read and transpose arrays. More threads would hold more arrays in memory at a time."""
 
 _LARGE = 1 << 20
-"""Bytes of an array that a thread loads; the hand-over of a smaller one takes longer than its copy."""
+"""Bytes from which a thread loads an array; the hand-over of a smaller array takes longer than its copy."""
 
 Sharding: TypeAlias = Callable[[str], jax.sharding.Sharding]
 """Path of a param -> its sharding."""
@@ -106,8 +106,8 @@ def load_pretrained(
 ) -> tuple[Model, dict[str, Any]]:
     """Read a model.
 
-    Two threads read arrays and place them on their devices, the largest first, at most three at a time. Memory therefore
-    peaks little above the size of the weights.
+    Two threads read large arrays and place them on their devices, the largest first, at most three at a time. Memory
+    therefore peaks little above the size of the weights.
 
     Args:
       path: a Hugging Face folder, a GGUF file, a hub id, ``package:NAME`` or a URL of a store, see `resolve`.
@@ -143,7 +143,7 @@ def load_pretrained(
     shapes = {path: leaf.shape for path, leaf in tree.flatten(models.shapes(layered)).items()}
     groups = {path: [path] for path in shapes} if model is layered else _stacked(model, shapes)
     placed = None if sharding is None else sharding(model)
-    # The context of the caller, which threads do not inherit.
+    # Threads do not inherit the context of the caller.
     device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
 
     def put(path: str, array: np.ndarray) -> tuple[str, jax.Array]:
@@ -201,7 +201,7 @@ def _arrays(
                 yield path, value
                 continue
             if group not in partial:
-                # In the order of the file, where each layer is one plain copy; the device turns the whole.
+                # The stack has the order of the file: a layer is one plain copy, and `_put` transposes all layers at once.
                 stack = np.empty((len(members), *(value.T if layout.transposed else value).shape), dtype)
                 partial[group] = stack.swapaxes(1, -1) if layout.transposed else stack, set(members)
             stack, unread = partial[group]
@@ -212,7 +212,7 @@ def _arrays(
 
 
 def _start(pool: Executor, nbytes: int, task: Callable[..., Result], *args: Any) -> Callable[[], Result]:
-    """Start a task on an array, in the pool if the array is large enough to pay for it; return what waits for its result."""
+    """Start a task on an array, in the pool if the array is `_LARGE`; return the call that waits for the task's result."""
     if nbytes >= _LARGE:
         return pool.submit(task, *args).result
     result = task(*args)
@@ -220,7 +220,7 @@ def _start(pool: Executor, nbytes: int, task: Callable[..., Result], *args: Any)
 
 
 def _in_turn(started: Iterator[Callable[[], Result]]) -> Iterator[Result]:
-    """Yield the results of tasks in their order; ``started`` starts a task when it is taken, one ahead of the caller."""
+    """Yield the results of tasks in order. Taking an item of ``started`` starts its task, one ahead of the result."""
     pending = next(started, None)
     while pending:
         following = next(started, None)

@@ -49,8 +49,8 @@ PRUNED_TARGETS = "pruned"
 TARGET_SCORES = ("W", "WAB", "WABS", "TAYLOR", "random")
 """The scores of units that compare between all layers, with an update and without."""
 
-LOW_RANK_SCORES = ("AB", "NAB")
-"""The scores of the low-rank update alone."""
+UPDATE_SCORES = ("AB", "ABS", "NAB", "NABS")
+"""The scores of the update alone. A few sparse values score the entries that they change and no others."""
 
 SOURCES = {
     "glue": ("sequence-classification",),
@@ -312,7 +312,7 @@ class DeltaConfig:
 @dataclasses.dataclass(frozen=True)
 class TargetConfig:
     """structured, earlybert: the size of the cut model; the numbers of heads and neurons of each layer follow from it. One of
-    flops, parameters and latency is set, a fraction in (0, 1) of the model before the cut."""
+    flops, parameters and latency is set, a fraction in (0, 1) of the model before the cut, whose zeros count."""
 
     flops: float = 0.0
     """The most FLOPs of the model without its head, updates included: per token without attention scores (flops_ratio in
@@ -483,6 +483,8 @@ class PruneConfig:
             object.__setattr__(self, "schedule_updates", 0)
         _need(self.calibration >= 1, "prune.calibration", self.calibration, "1 or more examples")
         weights = self.kind in ("unstructured", "nm")
+        fits = self.calibrate == "one_shot" or self.kind not in CUTTING
+        _need(fits, "prune.calibrate", self.calibrate, f"one_shot for {self.kind}, which cuts all layers at once")
         fits = self.calibrate == "one_shot" or not weights or self.score in INPUT_SCORES
         _need(fits, "prune.score", self.score, f"one of {', '.join(INPUT_SCORES)} for prune.calibrate layerwise")
         solved = self.score == "SPARSEGPT"
@@ -739,10 +741,10 @@ class Config:
         _need(not causal or not model.new_head, "model.new_head", True, "false: causal-lm has no task head")
         _need(causal or not data.held_text, "data.held_text", data.held_text, f"none for {task}: only causal-lm has it")
         _need(causal or not data.packing, "data.packing", True, "false: only the texts of causal-lm are packed")
-        scored = prune.kind != "none" and prune.score in LOW_RANK_SCORES
+        scored = prune.kind != "none" and prune.score in UPDATE_SCORES
         if scored and delta.nonzeros and not delta.rank:
             raise InputError(
-                f"prune.score {prune.score!r} compares the low-rank update and delta.rank is 0: use ABS or NABS"
+                f"prune.score is {prune.score!r}, a score of the update alone, and delta.rank is 0: use W or WABS"
             )
         self._check_distillation()
         if self.train.full and (delta.rank or delta.nonzeros):

@@ -206,6 +206,12 @@ def test_search_for_layers_and_width_is_refused(name):
 
 
 @pytest.mark.parametrize("kind", ["structured", "earlybert"])
+def test_calibration_layer_by_layer_is_refused_where_all_layers_are_cut_at_once(kind):
+    with pytest.raises(InputError, match=f"prune.calibrate is 'layerwise'; expected one_shot for {kind}"):
+        config.PruneConfig(kind=kind, heads=1, calibrate="layerwise")
+
+
+@pytest.mark.parametrize("kind", ["structured", "earlybert"])
 def test_uniform_pruning_compares_within_each_layer(kind):
     prune = config.PruneConfig(kind=kind, heads=1, uniform=True)
     assert prune.scope == "tensor"
@@ -236,6 +242,7 @@ def test_config_refuses_sections_that_contradict_each_other():
             ["data.source=e2e", "train.rates.head=2"],
             "train.rates.head is 2.0; expected 1.0: causal-lm has no task head",
         ),
+        (["delta.rank=0", "prune.score=ABS"], "prune.score is 'ABS', a score of the update alone, and delta.rank is 0"),
     ],
 )
 def test_rate_or_rank_of_values_that_are_not_trained_is_refused(overrides, message):

@@ -36,15 +36,33 @@ class Dimensions(NamedTuple):
     kept: np.ndarray
     """bool (..., width), True = kept."""
     most: bool = False
-    """Whether the costs are a bound for all choices of as many dimensions: zeros, and all sparse values of updates, count."""
+    """Whether the costs are a bound for all choices of as many dimensions: of the nonzero entries as many count as any choice
+    has, and all sparse values of updates."""
 
     def entries(self, path: str, shape: Sequence[int], axis: int) -> np.ndarray:
         """Return the entries of an array that are left, by the index along an axis, int64 (..., n)."""
+        flags = self.kept if axis in self.axes.get(path, ()) else np.ones(shape[axis], bool)
+        return self._entries_of_index(path, shape, axis) * flags
+
+    def bound(self, path: str, shape: Sequence[int], axis: int, nonzeros: np.ndarray) -> np.ndarray:
+        """Return the most nonzero entries that any choice of as many dimensions leaves, int64 (..., n).
+
+        ``nonzeros`` (n,) are those of all dimensions, by the index along ``axis``. Along an axis of hidden dimensions the
+        largest numbers come first, and those that are left.
+        """
+        most = np.minimum(self._entries_of_index(path, shape, axis), nonzeros)
+        if axis not in self.axes.get(path, ()):
+            return most
+        return np.sort(most)[..., ::-1] * (np.arange(shape[axis]) < self._width())
+
+    def _entries_of_index(self, path: str, shape: Sequence[int], axis: int) -> np.ndarray:
+        """Return the entries of one index along an axis that are left, int64 (..., 1)."""
         own = self.axes.get(path, ())
         others = [size for other, size in enumerate(shape) if other != axis and other not in own]
-        width = np.sum(self.kept, axis=-1, keepdims=True, dtype=np.int64)
-        count = np.prod(others, dtype=np.int64) * width ** sum(other != axis for other in own)
-        return count * (self.kept if axis in own else np.ones(shape[axis], bool))
+        return np.prod(others, dtype=np.int64) * self._width() ** sum(other != axis for other in own)
+
+    def _width(self) -> np.ndarray:
+        return np.sum(self.kept, axis=-1, keepdims=True, dtype=np.int64)
 
 
 _ALL = Dimensions({}, np.ones(0, bool))
@@ -255,9 +273,12 @@ def _counted(
 
     def entries(path: str) -> np.ndarray:
         leaf, axis = flat[path], axes.get(path, 0)
-        if path in filled or hidden.most:
+        if path in filled:
             return hidden.entries(path, leaf.shape, axis)
-        counts = multihost.to_host(_nonzeros(leaf, hidden.kept, hidden.axes.get(path, ()), axis)).astype(np.int64)
+        chosen = () if hidden.most else hidden.axes.get(path, ())
+        counts = multihost.to_host(_nonzeros(leaf, hidden.kept, chosen, axis)).astype(np.int64)
+        if hidden.most:
+            counts = hidden.bound(path, leaf.shape, axis, counts)
         return np.broadcast_to(counts, (*hidden.kept.shape[:-1], leaf.shape[axis]))
 
     return _Counted(

@@ -311,7 +311,8 @@ def scores(
     alone becomes ``W``. ``random`` draws one number per unit.
 
     Raises:
-      InputError: the score is not in `UNIT_SCORES`, or ``random`` has no key.
+      InputError: the score is not in `UNIT_SCORES`; ``random`` has no key; or a score of the update alone meets an update of
+        sparse values alone, where units that no value lies in would all score 0.
     """
     if score not in UNIT_SCORES:
         raise InputError(f"score is {score!r}{did_you_mean(score, UNIT_SCORES)}: use one of {', '.join(UNIT_SCORES)}")
@@ -332,6 +333,10 @@ def scores(
             parts = []
             for path in units.scored:
                 w, update = tree.lookup(flat, path), updates.get(path)
+                if SCORES[own].of_update and update is not None and "a" not in update[0]:
+                    raise InputError(
+                        f"the score {own!r} needs a low-rank update; that of {path!r} has sparse values alone: use W or WABS"
+                    )
                 parts.append(_unit_scores(path, w, update, scale, own, scale_sparse, *units.axes[path]))
             by_layer.append(functools.reduce(jnp.add, parts))
     return by_layer

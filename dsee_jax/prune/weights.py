@@ -28,7 +28,7 @@ from jax.core import Tracer
 
 from dsee_jax import counts, orientation, tree
 from dsee_jax.auto_axes import auto_sharded, spec
-from dsee_jax.config import LOW_RANK_SCORES, PruneConfig, Scope, ScoreName
+from dsee_jax.config import UPDATE_SCORES, PruneConfig, Scope, ScoreName
 from dsee_jax.counts import Count
 from dsee_jax.deltas import fold
 from dsee_jax.deltas.adapter import Adapter, Update, updates_of
@@ -330,9 +330,9 @@ def _ranker(
         w, axes, update = kernels[path]
         delta, support, _ = update or (None, None, None)
         folded = None if key is None else jax.random.fold_in(key, numbers[path])
-        if SCORES[score].reads == ("low_rank",) and delta is not None and "a" not in delta:
+        if SCORES[score].of_update and delta is not None and "a" not in delta:
             raise InputError(
-                f"the score {score!r} of {path!r} needs a low-rank update and there is none: use ABS or NABS"
+                f"the score {score!r} needs a low-rank update; that of {path!r} has sparse values alone: use W or WABS"
             )
         if SCORES[score].reads_update and delta is None:
             score = "W"
@@ -400,8 +400,8 @@ def check_prunable(path: str, shape: tuple[int, ...], prune: PruneConfig) -> Non
 
 def check_update(path: str, delta: Delta, prune: PruneConfig) -> None:
     """Raise `InputError` if pruning would refuse the update of the kernel at ``path`` after the stage tune."""
-    if prune.kind in ("unstructured", "nm") and prune.score in LOW_RANK_SCORES and "a" not in delta:
+    if prune.kind != "earlybert" and prune.score in UPDATE_SCORES and "a" not in delta:
+        others = "" if prune.kind == "structured" else ", or leave the kernel out of prune.targets"
         raise InputError(
-            f"prune.score is {prune.score!r}; the update of {path!r} has values and no low-rank part: use ABS or NABS, or "
-            "leave the kernel out of prune.targets"
+            f"prune.score is {prune.score!r}; the update of {path!r} has values and no low-rank part: use W or WABS{others}"
         )

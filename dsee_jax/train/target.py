@@ -25,15 +25,22 @@ from dsee_jax.typing import Array, Masks, Tree
 
 
 def check(setup: Setup) -> None:
-    """Raise `InputError` unless the target can be met with any scores; the message names the smallest target that can be.
+    """Raise `InputError` unless the target can be met with any scores, and needs a cut.
 
-    For ``latency`` this measures the times, unless the folder of the run has them, and writes them there.
+    The message names the smallest target that can be met, or the part of the dense model that the model is before a cut. For
+    ``latency`` this measures the times, unless the folder of the run has them, and writes them there.
     """
-    if setup.config.prune.target.kind:
+    target = setup.config.prune.target
+    if target.kind:
         alike: dict[str, Any] = dict(earlybert.init(models.cuts(setup.model), setup.params))
         alike["hidden"] = np.ones(setup.model.config.hidden_size)
         spent = of_setup(setup)
         _choices(setup, _scores(setup, alike, spent), spent, whichever=True)
+        if budget.fits(now := float(spent.ratio({}).max()), target.budget):
+            raise InputError(
+                f"prune.target.{target.kind} is {target.budget:g} of the dense model, and this model, whose zeros cost "
+                f"nothing, has {now:.4g} of it before a cut: use less than that"
+            )
 
 
 def of_setup(setup: Setup, hidden: np.ndarray | None = None, *, most: bool = False) -> Costs:

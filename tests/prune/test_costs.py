@@ -1,5 +1,6 @@
 """The costs by kept units equal those that are counted on the cut model."""
 
+import functools
 import json
 from typing import Any
 
@@ -165,6 +166,29 @@ def test_one_pass_counts_the_costs_of_several_models(made):
         together = counted(costs.Dimensions(axes, several)).models()
         for flags, one in zip(several, together, strict=True):
             jax.tree.map(np.testing.assert_array_equal, one, counted(costs.Dimensions(axes, flags)))
+
+
+def test_the_bound_of_all_choices_of_dimensions_is_close_for_a_sparse_model(made):
+    """It is above the costs of every choice, and below those of all dimensions: a target near the least would be refused."""
+    model, params, _, _ = made
+    rng, cuts, axes = np.random.default_rng(0), models.cuts(model), models.hidden_axes(model)
+    paths = [*flops.kernels(model, params, {"classifier/kernel", "pooler/kernel"}), "pooler/kernel"]
+    flat = {path: np.array(leaf) for path, leaf in tree.flatten(params).items()}
+    for path in paths:
+        # The last dimensions have the most nonzero entries.
+        rows = flat[path].swapaxes(0, axes[path][0])
+        rows *= rng.random(rows.shape) < np.linspace(0, 0.3, 24)[:, None]
+    sparse = tree.unflatten(flat)
+    count = functools.partial(costs.flops, sparse, None, cuts, paths, length=16)
+    whole = count().ratio({})
+    for width in (6, 18, 23, 24):
+        bound = count(hidden=costs.Dimensions(axes, np.arange(24) < width, most=True)).ratio({})
+        assert (bound <= whole).all()
+        some = np.stack([np.arange(24) >= 24 - width, *(rng.permutation(24) < width for _ in range(50))])
+        each = [own.ratio({}) for own in count(hidden=costs.Dimensions(axes, some)).models()]
+        assert (np.max(each, axis=0) <= bound).all()
+        if width == 24:
+            np.testing.assert_allclose(bound, whole)
 
 
 def measured(heads, neurons, empty=2.0, one=2.0, last=8.0):

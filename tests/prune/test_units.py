@@ -72,6 +72,16 @@ def test_neurons_without_an_update_score_their_weights(score):
     np.testing.assert_allclose(units.scores(*model(), CUTS["neurons"], score), [[2, 3, 4], [4, 6, 8]])
 
 
+def test_a_score_of_the_update_refuses_an_update_of_values_alone():
+    """The units that no value lies in would all score 0, and their order would decide."""
+    params, adapter = model()
+    sparse = adapter.replace(deltas={"l0": {"q": {"values": jnp.array([10.0])}}})
+    for score in ("AB", "ABS"):
+        with pytest.raises(InputError, match="of 'l0/q' has sparse values alone: use W or WABS"):
+            units.structured(params, sparse, CUTS, heads=1, score=score)
+    units.structured(params, sparse, CUTS, heads=1, score="WABS")
+
+
 def test_random_scores_depend_on_the_key():
     params, *_ = model()
     draw = lambda key: np.concatenate(units.scores(params, None, CUTS["neurons"], "random", key=key)).tolist()

@@ -393,8 +393,11 @@ def test_bad_kernel_is_named():
     with pytest.raises(InputError, match="'kernel': 2:4 needs .* found 6"):
         weights.nm({"kernel": jnp.ones((6, 2))}, None, ["kernel"])
     sparse = Adapter({"kernel": {"values": jnp.ones(1)}}, {"kernel": jnp.zeros((1, 2), int)}, 2.0, True)
-    with pytest.raises(InputError, match="'AB' of 'kernel' needs a low-rank update"):
-        weights.unstructured({"kernel": jnp.ones((4, 2))}, sparse, ["kernel"], score="AB")
+    for score in ("AB", "ABS"):
+        with pytest.raises(
+            InputError, match=f"'{score}' needs a low-rank update; that of 'kernel' has sparse values alone"
+        ):
+            weights.unstructured({"kernel": jnp.ones((4, 2))}, sparse, ["kernel"], score=score)
 
 
 @jax.tree_util.register_dataclass

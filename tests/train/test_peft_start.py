@@ -54,22 +54,22 @@ def test_start_that_does_not_exist_is_named(tmp_path):
         setup.with_start(config, tmp_path / "base", hf.abstract_model(tmp_path / "base"))
 
 
-@pytest.mark.parametrize("kind", ["unstructured", "nm"])
-def test_score_of_the_low_rank_part_is_refused_where_the_adapter_has_none(tmp_path, kind):
-    """The config knows the largest rank alone."""
+@pytest.mark.parametrize("options", [{"kind": "unstructured"}, {"kind": "nm"}, {"kind": "structured", "heads": 1}])
+@pytest.mark.parametrize("score", ["AB", "ABS"])
+def test_score_of_the_update_is_refused_where_the_adapter_has_values_alone(tmp_path, options, score):
+    """The config knows the largest rank alone. Entries without a value would all score 0, and their order would decide."""
     arrays = loras.pairs({f"{SELF}.query": (24, 24)})
     arrays |= {f"{SELF}.value.supertuning_values": np.ones(3, np.float32)}
     arrays |= {f"{SELF}.value.supertuning_indices": np.arange(3, dtype=np.int32)}
     arrays = {name.replace(".lora_", ".supertuning_lora_"): array for name, array in arrays.items()}
     start = loras.write(tmp_path / "both", arrays, peft_type="SUPERTUNING")
-    options = {"delta__start": str(start), "prune__kind": kind}
-    message = (
-        "prune.score is 'AB'; the update of 'encoder/layer_0/attention/value/kernel' has values and no low-rank part"
-    )
+    own = {"delta__start": str(start)} | {f"prune__{key}": value for key, value in options.items()}
+    message = f"prune.score is '{score}'; the update of 'encoder/layer_0/attention/value/kernel' has values and no low-rank part"
     with pytest.raises(InputError, match=message):
-        setup.prepare(runs.config(tmp_path, prune__score="AB", **options))
-    setup.prepare(runs.config(tmp_path, prune__score="AB", prune__targets=["query", "key"], **options))
-    setup.prepare(runs.config(tmp_path, prune__score="ABS", **options))
+        setup.prepare(runs.config(tmp_path, prune__score=score, **own))
+    setup.prepare(runs.config(tmp_path, prune__score="WABS", **own))
+    if "heads" not in options:
+        setup.prepare(runs.config(tmp_path, prune__score=score, prune__targets=["query", "key"], **own))
 
 
 @pytest.mark.slow

@@ -45,6 +45,20 @@ def fails(folder, message, **overrides):
         loop.run(runs.config(folder, **overrides), say=lambda text: None)
 
 
+def test_target_that_needs_no_cut_is_refused(tmp_path):
+    """The zeros of a sparse model cost no FLOPs: nothing would go, and re-tuning would be all that the run does."""
+    setup, spent, _ = prepared(tmp_path, prune__target__flops=0.9)
+    target.check(setup)
+    sparse = jax.tree.map(lambda leaf: leaf.at[::2].set(0) if leaf.ndim == 2 else leaf, setup.params)
+    setup = setup._replace(params=sparse)
+    now = target.of_setup(setup).ratio({}).max()
+    assert now < 0.9 < spent.ratio({}).max()
+    with pytest.raises(
+        InputError, match=rf"target.flops is 0.9 of the dense model, .* has {now:.4g} of it before a cut"
+    ):
+        target.check(setup)
+
+
 def test_target_that_cannot_be_met_is_refused_with_the_least(tmp_path):
     fails(
         tmp_path,

@@ -55,6 +55,8 @@ CONFIGS = {
     "earlybert, target": {"prune__kind": "earlybert", "prune__target__flops": 0.6, "prune__search": 2.0},
     "full": {"delta__rank": 0, "delta__nonzeros": 0, "train__full": True, "train__learning_rate": 1e-3},
 }
+SLOW = ("sparsegpt", "structured, target", "earlybert, target")
+"""One config of each kind of pruning that "dsee, cubic" is not."""
 DEATHS = {
     "dsee": [("tune", 8), ("prune", 0), ("retune", 8)],
     "earlybert": [("search", 4), ("search", 8), ("draw", 0), ("tune", 8)],
@@ -88,11 +90,11 @@ class Death(Exception):
     "config",
     [
         "dsee, cubic",
-        pytest.param("sparsegpt", marks=pytest.mark.slow),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
         *(
             pytest.param(name, marks=pytest.mark.exhaustive)
             for name in CONFIGS
-            if name not in ("dsee, cubic", "sparsegpt")
+            if name not in ("dsee, cubic", *SLOW)
         ),
     ],
 )

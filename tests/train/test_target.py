@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from typing import Any
 
 import jax
@@ -86,7 +87,13 @@ def test_time_that_cannot_be_met_is_refused_and_measured_once(tmp_path, timed):
     assert len(timed) == 2 * count
     target.check(prepare(runs.config(tmp_path, **TAYLOR, prune__target__latency=0.9)))
     assert len(timed) == 3 * count
-    target.check(prepare(runs.config(tmp_path, **TAYLOR, prune__target__latency=0.9, model__dtype="bfloat16")))
+    options = {"prune__target__latency": 0.9, "model__dtype": "bfloat16"}
+    target.check(prepare(runs.config(tmp_path, **TAYLOR, **options)))
+    assert len(timed) == 4 * count
+    # A copy of the times lets another run choose by them.
+    (tmp_path / "other").mkdir()
+    shutil.copy(tmp_path / "run" / folders.LATENCY, tmp_path / "other")
+    target.check(prepare(runs.config(tmp_path, **TAYLOR, **options, output_dir=str(tmp_path / "other"))))
     assert len(timed) == 4 * count
 
 

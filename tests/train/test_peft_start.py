@@ -64,7 +64,8 @@ def test_score_of_the_update_is_refused_where_the_adapter_has_values_alone(tmp_p
     arrays = {name.replace(".lora_", ".supertuning_lora_"): array for name, array in arrays.items()}
     start = loras.write(tmp_path / "both", arrays, peft_type="SUPERTUNING")
     own = {"delta__start": str(start)} | {f"prune__{key}": value for key, value in options.items()}
-    message = f"prune.score is '{score}'; the update of 'encoder/layer_0/attention/value/kernel' has values and no low-rank part"
+    path = "encoder/layer_0/attention/value/kernel"
+    message = f"prune.score is '{score}'; the update of '{path}' has values and no low-rank part"
     with pytest.raises(InputError, match=message):
         setup.prepare(runs.config(tmp_path, prune__score=score, **own))
     setup.prepare(runs.config(tmp_path, prune__score="WABS", **own))

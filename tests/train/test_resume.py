@@ -91,11 +91,7 @@ class Death(Exception):
     [
         "dsee, cubic",
         *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
-        *(
-            pytest.param(name, marks=pytest.mark.exhaustive)
-            for name in CONFIGS
-            if name not in ("dsee, cubic", *SLOW)
-        ),
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in CONFIGS if name not in ("dsee, cubic", *SLOW)),
     ],
 )
 def test_run_that_dies_in_every_stage_gives_the_same_result(tmp_path, monkeypatch, config):

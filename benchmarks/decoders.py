@@ -167,13 +167,14 @@ def finish(experiment: Experiment, seed: int, options: argparse.Namespace, *, fo
     if experiments.unchanged(stored, config, read) and not (folder and is_lost(experiment, stored, options)):
         return stored
     begin, out = time.monotonic(), place(experiment, seed, options)
+    resumed = out.exists()
     if method.peer:
         print(f"== {out.name}", flush=True)
         subprocess.run(peer_command(experiment, seed, options), check=True, cwd=ROOT)
     else:
         overrides = (*settings(experiment, seed, options), *places(experiment, options))
         runs.train(CONFIG, out, overrides, compiled=options.runs / "compiled")
-    about = experiments.labels(experiment, seed, "loss", time.monotonic() - begin)
+    about = experiments.labels(experiment, seed, "loss", time.monotonic() - begin, resumed=resumed)
     if method.peer:
         lines = [json.loads(line) for line in (out / "texts.jsonl").read_text().splitlines()]
         scores = text.score([line["text"] for line in lines], [line["references"] for line in lines])

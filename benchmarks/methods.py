@@ -229,9 +229,9 @@ def finish(experiment: Experiment, seed: int, options: argparse.Namespace, *, fo
     if task.start:
         finish(Experiment(experiment.base, *task.start), 0, options, folder=True)
         run = described(experiment, seed, options)
-    begin = time.monotonic()
+    begin, resumed = time.monotonic(), run.out.exists()
     runs.train(run.recipe, run.out, run.overrides, compiled=options.runs / "compiled")
-    about = experiments.labels(experiment, seed, task.score, time.monotonic() - begin)
+    about = experiments.labels(experiment, seed, task.score, time.monotonic() - begin, resumed=resumed)
     record = {**records.of_run(run.out, run.config, **about), "config": run.config, "folder": run.out.name}
     record["meta_info"] |= run.inputs
     if "inference_info" in run.stored:

@@ -10,7 +10,8 @@ import pytest
 import tiny
 from benchmarks import experiments, methods, records, runs, tables
 from benchmarks.experiments import Experiment
-from benchmarks.runs import ROOT
+from benchmarks.runs import RESULTS, ROOT
+from peft_records import unreadable
 from runs import COSTS
 
 FIGURES = {
@@ -54,6 +55,7 @@ def record(folder, **changes):
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     config = runs.settings(ROOT / "configs" / "recommended_lora.yaml", ["--train.batch_size=4"])
     about = {"task": "sst2", "method": "lora", "model": "tiny", "seed": 0, "score": "accuracy", "total_time": 11.0}
+    about["resumed"] = False
     return records.of_run(folder, config, experiment_name="lora/tiny-sst2", **about) | {"config": config}
 
 
@@ -110,6 +112,17 @@ def test_record_has_the_sections_and_names_of_peft(tmp_path):
         **{"train total tokens": 600, "forgetting": None},
     }
     assert trained["seconds_per_step"] == pytest.approx(600 / 30 / 100)
+
+
+def test_peft_reads_the_records(tmp_path):
+    """The reader of PEFT's method comparison indexes these keys and takes no default; STS-B has no accuracy."""
+    for final, accuracy in (({"accuracy": 0.75}, 0.75), ({"pearson": 0.9}, None), ({"exact_match": 0.5}, 0.5)):
+        done = record(tmp_path, final=final)
+        assert unreadable(done) == []
+        assert done["train_info"]["metrics"][-1]["test accuracy"] == accuracy
+    kept = {path.stem: json.loads(path.read_text()) for path in (RESULTS / "methods").glob("*.json")}
+    assert kept
+    assert {name: missing for name, each in kept.items() if (missing := unreadable(each))} == {}
 
 
 def test_file_size_is_that_of_the_adapter_where_the_model_is_unchanged(tmp_path):
@@ -345,6 +358,28 @@ def test_speed_runs_again_what_is_gone(tmp_path, made, monkeypatch):
     assert methods.measure(RTE, options)
     assert trained == names
     assert experiments.stored(RTE, 0, options)["inference_info"] == {"latency_ratio": 0.5}
+
+
+def test_record_says_whether_an_earlier_process_began_the_run(tmp_path, monkeypatch):
+    """``total_time`` and memory are of the last process, and no file of the run tells that there was another."""
+    options, begun = call(tmp_path), []
+    options.results.mkdir(parents=True)
+
+    def train(config, out, overrides, **_):
+        out.mkdir(parents=True, exist_ok=True)
+        record(out)
+        begun.append(out)
+        if len(begun) == 1:
+            raise subprocess.CalledProcessError(1, "train.py")
+
+    monkeypatch.setattr(runs, "train", train)
+    with pytest.raises(subprocess.CalledProcessError):
+        methods.finish(SST2, 0, options)
+    assert methods.finish(SST2, 0, options)["run_info"]["resumed"] is True
+    (options.results / "tiny_sst2_lora_seed0.json").unlink()
+    methods.shutil.rmtree(begun[0])
+    assert methods.finish(SST2, 0, options)["run_info"]["resumed"] is False
+    assert len({*begun}) == 1
 
 
 def test_unreadable_data_are_one_line_before_any_run(tmp_path, capsys):

@@ -268,6 +268,15 @@ def test_record_says_whether_an_earlier_process_began_the_run(tmp_path, monkeypa
     assert decoders.finish(lora, 0, made)["run_info"]["resumed"] is True
 
 
+def test_rows_of_other_seeds_stand_in_a_table_of_their_own(tmp_path):
+    """The mean of two seeds is not that of one, and each table names its seeds."""
+    made, _ = recorded(tmp_path, "lora", "dsee")
+    experiments.record(Experiment("tiny", "e2e", "lora"), 1, made).write_text(json.dumps(peer(1, "lora")))
+    text = decoders.tabulate(made)
+    places = [text.index(part) for part in ("**E2E, tiny**, seeds 0 and 1;", "| LoRA |", "tiny**, seed 0;", "| DSEE |")]
+    assert places == sorted(places)
+
+
 def speed(measurement, seconds=1.0, hour=1):
     """Return the measured speed of a record."""
     return {

@@ -39,7 +39,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import decoder_data, experiments, records, runs
+from benchmarks import decoder_data, experiments, records, runs, tables
 from benchmarks.experiments import Experiment
 from benchmarks.peers.rounds import order
 from benchmarks.runs import ROOT
@@ -167,13 +167,14 @@ def finish(experiment: Experiment, seed: int, options: argparse.Namespace, *, fo
     if experiments.unchanged(stored, config, read) and not (folder and is_lost(experiment, stored, options)):
         return stored
     begin, out = time.monotonic(), place(experiment, seed, options)
+    resumed = out.exists()
     if method.peer:
         print(f"== {out.name}", flush=True)
         subprocess.run(peer_command(experiment, seed, options), check=True, cwd=ROOT)
     else:
         overrides = (*settings(experiment, seed, options), *places(experiment, options))
         runs.train(CONFIG, out, overrides, compiled=options.runs / "compiled")
-    about = experiments.labels(experiment, seed, "loss", time.monotonic() - begin)
+    about = experiments.labels(experiment, seed, "loss", time.monotonic() - begin, resumed=resumed)
     if method.peer:
         lines = [json.loads(line) for line in (out / "texts.jsonl").read_text().splitlines()]
         scores = text.score([line["text"] for line in lines], [line["references"] for line in lines])
@@ -292,7 +293,6 @@ def row(kept: Mapping[int, Mapping[str, Any]], metric: str) -> dict[str, Any]:
     }
     means = {name: statistics.fmean(values) for name, values in scores.items()}
     return {
-        "seeds": [*kept],
         "scores": scores,
         **means,
         "intervals": {name: records.interval(values) for name, values in scores.items()},
@@ -305,7 +305,7 @@ def row(kept: Mapping[int, Mapping[str, Any]], metric: str) -> dict[str, Any]:
         "flops_ratio": trained[0]["flops_ratio"],
         "file_size": max(each["file_size"] for each in trained),
         "accelerator_memory_max": max(each["accelerator_memory_max"] for each in trained),
-        "machines": sorted({record["run_info"]["machine"] for record in kept.values()}),
+        **tables.provenance(kept),
         "measured": {name: speed.get(name) for name in ("measurement", "created_at", "machine")},
         **{name: speed.get(name) for name in SPEEDS},
     }
@@ -348,19 +348,19 @@ HEADS = (
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the tables in Markdown, one for each model and task."""
+    """Return the tables in Markdown, one for each model, task and set of seeds."""
     lines = []
     for (base, task), group in itertools.groupby(rows, key=lambda each: (each["model"], each["task"])):
         each, metric = [*group], TASKS[task].metric
-        before = each[0]["before"]
+        before = "loss {loss:.3f}, loss of the held text {loss_held:.3f}".format(**each[0]["before"])
         name = {"bleu": "BLEU", "exact_match": "accuracy"}[metric]
-        lines += [
-            f"**{TASKS[task].label}, {base}**; before tuning: loss {before['loss']:.3f}, loss of the held text "
-            f"{before['loss_held']:.3f}",
-            "",
-            *runs.table([head.replace("SCORE", name) for head in HEADS], (_cells(one, metric) for one in each)),
-            *_left_out(each),
-        ]
+        for block in tables.by_seeds(each):
+            lines += [
+                f"**{TASKS[task].label}, {base}**, {tables.named(block[0]['seeds'])}; before tuning: {before}",
+                "",
+                *runs.table([head.replace("SCORE", name) for head in HEADS], (_cells(one, metric) for one in block)),
+            ]
+        lines += [*_left_out(each), *tables.lines(tables.cautions(each))]
     return "\n".join([*lines, NOTE]) + "\n"
 
 
@@ -397,8 +397,9 @@ def _cells(each: Mapping[str, Any], metric: str) -> list[str]:
 
 
 NOTE = (
-    "Scores are of the half of the scored prompts that took no part in the choice of a step: loss in nats per token, "
-    "perplexity, and BLEU or accuracy of greedy texts. ± is the half width of the 95 % interval over the seeds. Forgetting: "
+    "Each table has the rows of the seeds above it, and means over all of them. Scores are of the half of the "
+    "scored prompts that took no part in the choice of a step: loss in nats per token, perplexity, and "
+    "BLEU or accuracy of greedy texts. ± is the half width of the 95 % interval over the seeds. Forgetting: "
     "the rise of the loss on a held text, in nats per token. Trained: share of all parameters. Zeros: share of the kernels, "
     "removed weights included. FLOPs: per token, zeros skipped and updates as factors, against the pretrained model. Saved: "
     "the files that the method adds to the pretrained model, and where it changes the weights the model too. Memory: peak "

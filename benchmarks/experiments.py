@@ -223,12 +223,20 @@ def _recipe(record: Mapping[str, Any]) -> dict[str, Any]:
     return config | {"train": config["train"] | {"seed": 0}}
 
 
-def labels(experiment: Experiment, seed: int, score: str, seconds: float) -> dict[str, Any]:
-    """Return the part of ``run_info`` that says which run it is; ``seconds`` are those of its last process."""
+def labels(experiment: Experiment, seed: int, score: str, seconds: float, *, resumed: bool) -> dict[str, Any]:
+    """Return the part of ``run_info`` that says which run it is.
+
+    Args:
+      experiment: of the run.
+      seed: of the run.
+      score: the name of the metric.
+      seconds: of the last process of the run.
+      resumed: whether an earlier process began the run; its files do not tell, but its folder stood before the last process.
+    """
     return {
         "experiment_name": f"{experiment.method}/{experiment.base}-{experiment.task}",
         **{"model": experiment.base, "task": experiment.task, "method": experiment.method},
-        **{"score": score, "seed": seed, "total_time": seconds},
+        **{"score": score, "seed": seed, "total_time": seconds, "resumed": resumed},
     }
 
 

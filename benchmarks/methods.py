@@ -14,7 +14,7 @@ interrupted run resumes, and a run that fails is named at the end. Of the first 
 measured, in turns with the pretrained model, on examples of the task's mean length; the machine must be idle meanwhile
 (``--speed`` measures again). This needs the folder of the run: where it is gone, the command says so, and ``--speed`` does the
 run again. The tables go to ``benchmarks/results/methods.md`` and ``methods.json``, and `benchmarks.overview` draws them. They
-have the records of all calls, whatever models and seeds the last one names.
+have the records of all calls, whatever models and seeds the last one names; rows of other seeds have a table of their own.
 
 ``--small`` tries the whole path in minutes: a few steps on few examples; its files lie in the folder of the runs.
 """
@@ -229,9 +229,9 @@ def finish(experiment: Experiment, seed: int, options: argparse.Namespace, *, fo
     if task.start:
         finish(Experiment(experiment.base, *task.start), 0, options, folder=True)
         run = described(experiment, seed, options)
-    begin = time.monotonic()
+    begin, resumed = time.monotonic(), run.out.exists()
     runs.train(run.recipe, run.out, run.overrides, compiled=options.runs / "compiled")
-    about = experiments.labels(experiment, seed, task.score, time.monotonic() - begin)
+    about = experiments.labels(experiment, seed, task.score, time.monotonic() - begin, resumed=resumed)
     record = {**records.of_run(run.out, run.config, **about), "config": run.config, "folder": run.out.name}
     record["meta_info"] |= run.inputs
     if "inference_info" in run.stored:
@@ -266,7 +266,8 @@ def measure(experiment: Experiment, options: argparse.Namespace) -> bool:
 def tabulate(options: argparse.Namespace) -> str:
     """Write the tables of all records that there are, of earlier calls too, and return them in Markdown.
 
-    Methods are in the order of `METHODS`. Ablations follow, the best on the validation half first.
+    Methods are in the order of `METHODS`. Ablations follow, those of more seeds first, and of equally many the best on the
+    validation half.
     """
     rows, every = [], experiments.kept(options.results)
     for base, task in itertools.product(experiments.bases_of([*every], BASES), TASKS):
@@ -289,7 +290,7 @@ def tabulate(options: argparse.Namespace) -> str:
         made = tables.compared(made, "lora")
         rows += [row for row in made if row["method"] in METHODS]
         ablations = [row for row in made if row["method"] in ABLATIONS]
-        rows += sorted(ablations, key=lambda row: row["choice"] or 0.0, reverse=True)
+        rows += sorted(ablations, key=lambda row: (len(row["seeds"]), row["choice"]), reverse=True)
     report = {"command": "python -m benchmarks.methods --data GLUE_DIR", "rows": rows}
     files.write(options.results.with_suffix(".json"), report)
     text = tables.markdown(rows)

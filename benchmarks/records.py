@@ -1,14 +1,25 @@
 """The record of a run in the schema of PEFT's method comparison, and statistics over the records of several seeds.
 
 PEFT's comparison (``method_comparison`` of its repository) keeps one JSON file per experiment: ``run_info`` says how it was
-run, ``train_info`` what it cost and scored, ``meta_info`` on which versions and machine. Differences from PEFT's files:
+run, ``train_info`` what it cost and scored, ``meta_info`` on which versions and machine. PEFT's ``processing.py`` reads these
+records: the keys that it takes of the task MetaMathQA are there. Differences from PEFT's files:
 
-- ``run_info`` has the name of the machine too, ``meta_info`` the SHA-256 of the model and of the examples of each split.
-- memory is that of the process that ends the run; an interrupted run has several. ``accelerator_memory_max`` is the peak of
-  the device where it counts its memory, and else that of the process, which holds Python, JAX and compiling too;
-  ``accelerator`` says which device.
+- null are ``peft_branch`` and the versions of packages that the run does not load (PEFT, datasets, PyTorch, bitsandbytes);
+  ``peft_worktree_is_dirty`` and the commits of packages are absent, but for the commit of this library.
+- ``train_config`` is the config of this library, in sections, with ``model_id``: the name of the pretrained model, which is no
+  id of the Hugging Face hub. ``peft_type`` may be DSEE.
+- ``run_info`` has the name of the machine too, and ``resumed``: whether an earlier process began the run. ``total_time`` and
+  memory are of the last process, and so understate the cost of a resumed run; ``train_time`` is of all processes.
+  ``resumed`` is null where it is not known.
+- ``meta_info`` has the SHA-256 of the model and of the examples of each split.
+- ``accelerator_memory_max`` is the peak of the device where it counts its memory, and else that of the process, which holds
+  Python, JAX and compiling too; ``accelerator`` says which device. Memory is not sampled:
+  ``accelerator_memory_reserved_avg`` and ``accelerator_memory_reserved_99th`` repeat the peak.
 - ``valid SCORE`` is on the validation half of the dev set, which chooses the best step, ``test SCORE`` on the test half. The
   last entry of ``metrics`` has both, of the chosen step; ``valid`` is for choosing between recipes.
+- ``test accuracy`` of a decoder is the share of its greedy texts that equal a reference; it is null for a task of regression.
+- ``forgetting``, the rise of the loss on a held text as PEFT defines it, is of decoders alone. It is null for an encoder,
+  which predicts no text.
 - ``file_size`` is of the files that the method adds to the pretrained model: the adapter, or where it changes the weights of
   the model the model with the adapter.
 - ``inference_info`` is added: the speed of the finished model next to the pretrained one (`benchmarks.inference`), or
@@ -33,6 +44,8 @@ from benchmarks import machine
 from benchmarks.runs import ROOT
 
 PACKAGES = ("dsee_jax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers", "tokenizers")
+NOT_LOADED = ("peft", "datasets", "torch", "bitsandbytes")
+"""Packages whose versions PEFT's records have."""
 
 
 def of_run(run: Path, config: Mapping[str, Any], **about: Any) -> dict[str, Any]:
@@ -41,8 +54,8 @@ def of_run(run: Path, config: Mapping[str, Any], **about: Any) -> dict[str, Any]
     Args:
       run: its folder.
       config: its settings, without places (`runs.settings`).
-      **about: ``experiment_name``, ``model``, ``task``, ``method``, ``score`` (the name of the metric), ``seed`` and
-        ``total_time`` (seconds of its last process).
+      **about: ``experiment_name``, ``model``, ``task``, ``method``, ``score`` (the name of the metric), ``seed``,
+        ``total_time`` (seconds of its last process) and ``resumed`` (`experiments.labels`).
     """
     figures, hashes = (json.loads((run / name).read_text()) for name in ("metrics.json", "hashes.json"))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -50,14 +63,7 @@ def of_run(run: Path, config: Mapping[str, Any], **about: Any) -> dict[str, Any]
     plain = not (delta["rank"] or delta["nonzeros"])
     kind = "LORA" if not delta["nonzeros"] and config["prune"]["kind"] == "none" else "DSEE"
     return {
-        "run_info": {
-            **origin(),
-            **about,
-            "train_config": {name: config[name] for name in config if name not in ("delta", "prune")},
-            "peft_config": None if plain else {"peft_type": kind, **delta},
-            "prune_config": config["prune"],
-            "error_msg": "",
-        },
+        "run_info": _run_info(config, about, None if plain else {"peft_type": kind, **delta}, config["prune"]),
         "train_info": _training(run, figures, lines, about["score"], config["train"]["batch_size"]),
         "meta_info": {
             "model_info": {"sha256": hashes["base"]},
@@ -82,16 +88,9 @@ def of_peer(
     speed, final, before = statistics.median(figures["seconds"]), figures["final"], figures["before"]
     total, batch, held = len(figures["losses"]), config["train"]["batch_size"], final["held"]
     return {
-        "run_info": {
-            **origin(),
-            **about,
-            "train_config": {name: config[name] for name in config if name not in ("delta", "prune")},
-            "peft_config": figures["config"],
-            "prune_config": None,
-            "error_msg": "",
-        },
+        "run_info": _run_info(config, about, figures["config"], None),
         "train_info": {
-            "accelerator_memory_max": figures["peak_memory_bytes"],
+            **_memory(figures["peak_memory_bytes"]),
             "accelerator": "cpu",
             "train_time": sum(figures["seconds"]),
             "seconds_per_step": speed,
@@ -117,6 +116,7 @@ def of_peer(
                     **_losses("valid", figures["choose"]),
                     **_losses("test", final["score"]),
                     **{f"test {name}": value for name, value in scores.items()},
+                    "test accuracy": scores.get("exact_match"),
                     "test loss_held": held,
                     "train loss": figures["losses"][-1],
                     "train samples": total * batch,
@@ -130,6 +130,29 @@ def of_peer(
             "system_info": _system("cpu"),
         },
     }
+
+
+def _run_info(
+    config: Mapping[str, Any],
+    about: Mapping[str, Any],
+    peft_config: Mapping[str, Any] | None,
+    prune_config: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    train_config = {name: config[name] for name in config if name not in ("delta", "prune")}
+    return {
+        **origin(),
+        **about,
+        "peft_branch": None,
+        "train_config": {"model_id": about["model"], **train_config},
+        "peft_config": peft_config,
+        "prune_config": prune_config,
+        "error_msg": "",
+    }
+
+
+def _memory(peak: int) -> dict[str, int]:
+    """Return the peak under the three names of PEFT, whose reader takes no null for any of them."""
+    return {f"accelerator_memory_{name}": peak for name in ("max", "reserved_avg", "reserved_99th")}
 
 
 def _losses(half: str, loss: float) -> dict[str, float]:
@@ -155,7 +178,10 @@ def _system(accelerator: str) -> dict[str, Any]:
 
 
 def _packages() -> dict[str, str | None]:
-    versions = {f"{name}-version": importlib.metadata.version(name.replace("_", "-")) for name in PACKAGES}
+    versions: dict[str, str | None] = {
+        f"{name}-version": importlib.metadata.version(name.replace("_", "-")) for name in PACKAGES
+    }
+    versions |= {f"{name}-version": None for name in NOT_LOADED}
     # An installed package has no history.
     shown = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     return versions | {"dsee_jax-commit-hash": shown.stdout.strip() or None}
@@ -175,7 +201,7 @@ def _training(
     changed = figures["weight_sparsity"] or not figures["trainable_parameters"] or not (run / "adapter").exists()
     added = figures["model_bytes"] if changed else (run / "adapter" / "adapter.safetensors").stat().st_size
     return {
-        "accelerator_memory_max": figures["peak_memory_bytes"],
+        **_memory(figures["peak_memory_bytes"]),
         "accelerator": figures["environment"]["device"],
         "train_time": seconds,
         # Of the log lines in the middle: the first waits for the compiler.
@@ -198,7 +224,7 @@ def _training(
             {
                 "step": total,
                 **{f"valid {name}": value for name, value in figures["choose"].items()},
-                **{f"test {name}": value for name, value in final.items()},
+                **{f"test {name}": value for name, value in ({"accuracy": final.get("exact_match")} | final).items()},
                 "train loss": losses[-1],
                 "train samples": total * batch,
                 "train total tokens": round(tokens),

@@ -1,6 +1,9 @@
-"""Tables of methods: one row for the records of all seeds (`benchmarks.records`), with intervals and differences."""
+"""Tables of methods: one row for the records of all seeds (`benchmarks.records`), with intervals and differences.
 
-from collections.abc import Iterable, Mapping
+Rows with other seeds stand in tables of their own: their means do not compare.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,76 +35,125 @@ def row(kept: Mapping[int, Mapping[str, Any]], length: float | None = None) -> d
         "length": tokens,
         "flops_per_example": float(np.mean([each["final"] for each in flops])),
         "flops_ratio": float(np.mean([each["final"] / each["dense"] for each in flops])),
-        "machines": sorted({record["run_info"]["machine"] for record in kept.values()}),
+        **provenance(kept),
         "speed_machine": f"{speed['machine']}, {speed['device']}" if speed else None,
         **measured,
     }
 
 
-def compared(rows: Iterable[Mapping[str, Any]], baseline: str) -> list[dict[str, Any]]:
-    """Return the rows with mean and interval, and with the difference from the method ``baseline``, over equal seeds.
+def provenance(kept: Mapping[int, Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return ``seeds``, ``machines`` and ``commits`` of the records of a method by seed, and the seeds ``resumed``.
 
-    ``choice`` is the mean on the validation half of the dev set, over the seeds that all rows of a model and task have; None
-    where they have none in common.
+    A record is of the commit at its end; a resumed one understates memory and total time (`benchmarks.records`).
+    """
+    commits = {record["meta_info"]["package_info"]["dsee_jax-commit-hash"] or "unknown" for record in kept.values()}
+    return {
+        "seeds": [*kept],
+        "machines": sorted({record["run_info"]["machine"] for record in kept.values()}),
+        "commits": sorted(commits),
+        "resumed": [seed for seed, record in kept.items() if record["run_info"].get("resumed")],
+    }
+
+
+def compared(rows: Iterable[Mapping[str, Any]], baseline: str) -> list[dict[str, Any]]:
+    """Return the rows with means and intervals, and with the differences from the method ``baseline`` at equal seeds.
+
+    ``mean`` and ``gap`` are of the test half of the dev set, ``choice`` and ``choice_gap`` of the validation half. Means are
+    over all seeds of a row, differences over those that the baseline has too; None where it has none of them.
     """
     rows = list(rows)
-    shared: dict[tuple[str, str], set[int]] = {}
-    for each in rows:
-        seeds = {*each["choices"]}
-        shared[each["model"], each["task"]] = shared.get((each["model"], each["task"]), seeds) & seeds
-    base = {(each["model"], each["task"]): each["scores"] for each in rows if each["method"] == baseline}
+    base = {(each["model"], each["task"]): each for each in rows if each["method"] == baseline}
     done = []
     for each in rows:
-        scores, other = each["scores"], base.get((each["model"], each["task"]), {})
-        values, gaps = [*scores.values()], [scores[seed] - other[seed] for seed in scores if seed in other]
-        choices = [each["choices"][seed] for seed in sorted(shared[each["model"], each["task"]])]
+        other = base.get((each["model"], each["task"]), {"scores": {}, "choices": {}})
+        gaps, choice_gaps = (
+            [value - other[half][seed] for seed, value in each[half].items() if seed in other[half]]
+            for half in ("scores", "choices")
+        )
+        values = [*each["scores"].values()]
         done.append(
             {
                 **each,
                 "mean": float(np.mean(values)),
                 "interval": records.interval(values),
-                "choice": float(np.mean(choices)) if choices else None,
+                "choice": float(np.mean([*each["choices"].values()])),
                 "gap": float(np.mean(gaps)) if gaps else None,
                 "gap_interval": records.interval(gaps),
+                "choice_gap": float(np.mean(choice_gaps)) if choice_gaps else None,
             }
         )
     return done
 
 
+def by_seeds(rows: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Return the rows in groups of equal seeds, those of the most seeds first."""
+    groups: dict[tuple[int, ...], list[Mapping[str, Any]]] = {}
+    for each in rows:
+        groups.setdefault(tuple(each["seeds"]), []).append(each)
+    return sorted(groups.values(), key=lambda group: len(group[0]["seeds"]), reverse=True)
+
+
+def named(seeds: Sequence[int]) -> str:
+    """Return one or more seeds in words."""
+    *most, last = map(str, seeds)
+    return f"seeds {', '.join(most)} and {last}" if most else f"seed {last}"
+
+
 HEADS = (
-    *("method", "score", "against LoRA", "validation half", "trained", "zeros"),
+    *("method", "test half", "against LoRA", "validation half", "against LoRA", "trained", "zeros"),
     *("FLOPs", "saved", "throughput", "latency", "memory", "step"),
 )
 """The columns of the tables in Markdown."""
 
 
 def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return the tables in Markdown, one for each model and task."""
+    """Return the tables in Markdown, one for each model, task and set of seeds."""
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for each in rows:
         groups.setdefault((each["model"], each["task"]), []).append(each)
     text = []
     for group in groups.values():
-        count, length = max(len(each["scores"]) for each in group), round(group[0]["length"])
-        text += [
-            f"**{group[0]['title']}**: {group[0]['score']} x 100, {count} seed{'s' * (count > 1)}, FLOPs of {length} tokens",
-            "",
-            *runs.table(HEADS, map(_cells, group)),
-            *_machines(group),
-        ]
+        about = f"{group[0]['score']} x 100, FLOPs of {round(group[0]['length'])} tokens"
+        for block in by_seeds(group):
+            head = f"**{group[0]['title']}**, {named(block[0]['seeds'])}: {about}"
+            text += [head, "", *runs.table(HEADS, map(_cells, block))]
+        text += lines([*_machines(group), *cautions(group)])
     return "\n".join([*text, NOTE]) + "\n"
 
 
+def lines(sentences: Sequence[str]) -> list[str]:
+    """Return the sentences below a table, one per line, and an empty line; [] for none."""
+    return [*sentences, ""] if sentences else []
+
+
+def cautions(group: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the sentences about a table whose runs are of several commits, or of several processes (`provenance`)."""
+    group, sentences = [*group], []
+    commits = {commit for each in group for commit in each["commits"]}
+    resumed = [f"{each['label']} ({named(each['resumed'])})" for each in group if each["resumed"]]
+    if len(commits) > 1:
+        sentences.append(
+            f"Runs of {len(commits)} commits of this library; `commits` in the JSON file has those of each row."
+        )
+    if resumed:
+        sentences.append(f"Resumed runs, whose memory is that of their last process: {'; '.join(resumed)}.")
+    return sentences
+
+
 def _machines(group: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the lines about a table whose runs or speeds are of several machines, and an empty line; [] for one machine."""
-    group, lines = [*group], []
+    """Return the sentences about a table whose runs or speeds are of several machines."""
+    group, sentences = [*group], []
     trained = sorted({name for each in group for name in each["machines"]})
     measured = sorted({each["speed_machine"] for each in group} - {None})
     if len(trained) > 1:
-        lines.append(f"Runs of several machines, whose seconds a step are not to be compared: {'; '.join(trained)}.")
+        sentences.append(
+            f"Runs of several machines, whose seconds a step are not to be compared: {'; '.join(trained)}."
+        )
     if len(measured) > 1:
-        lines.append(f"Speeds of several machines; compare the ratios, not examples a second: {'; '.join(measured)}.")
-    return [*lines, *([""] if lines else [])]
+        sentences.append(
+            f"Speeds of several machines; compare the ratios, not examples a second: {'; '.join(measured)}."
+        )
+    return sentences
 
 
 def _cells(each: Mapping[str, Any]) -> list[str]:
@@ -116,6 +168,7 @@ def _cells(each: Mapping[str, Any]) -> list[str]:
         _shown(each["mean"], each["interval"], ".1f"),
         _shown(each["gap"], each["gap_interval"], "+.1f") if each["method"] != "lora" else "",
         _shown(each["choice"], None, ".1f"),
+        _shown(each["choice_gap"], None, "+.1f") if each["method"] != "lora" else "",
         f"{each['trainable_fraction_with_head']:.2%}",
         f"{each['weight_sparsity']:.0%}",
         f"{each['flops_per_example'] / 1e9:.2f} G ({each['flops_ratio']:.0%})",
@@ -134,10 +187,12 @@ def _shown(mean: float | None, interval: float | None, form: str) -> str:
 
 
 NOTE = (
-    "Scores are of the test half of the dev set, which took no part in the choice of a step. ± is the half width of the 95 "
-    "% interval of the mean over the seeds, by Student's t with n - 1 degrees of freedom; differences from LoRA are of "
-    "equal seeds. Validation half: the score on the half that chose the step, over the seeds that all rows have; recipes "
-    "are chosen by it, and ablations, below the methods, are in its order. Trained: share of all parameters, head "
+    "Each table has the rows of the seeds above it, and means over all of them. Test half: the score on the half of the dev "
+    "set that took no part in the choice of a step. Validation half: the score on the half that chose the step; recipes are "
+    "chosen by it, and ablations, below the methods, are in its order. ± is the half width of the 95 % interval of the mean "
+    "over the seeds, by Student's t with n - 1 degrees of freedom. Differences from LoRA are of equal seeds: a row of one "
+    "seed is compared with LoRA of that seed. Forgetting, the rise of the loss on a held text as PEFT defines it, is of "
+    "decoders alone; the records of these encoders have null. Trained: share of all parameters, head "
     "included. FLOPs: of an example of the length above the table, which is the task's mean, or where no speed is measured "
     "``data.max_length``; zeros skipped and updates as factors (share of the pretrained model's). Saved: model and "
     "adapter. Throughput (32 examples) and latency (one example): of the finished model in turns with the pretrained one, "

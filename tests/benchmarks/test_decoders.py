@@ -17,6 +17,7 @@ from benchmarks.experiments import Experiment
 from benchmarks.runs import ROOT
 from dsee_jax.errors import InputError
 from dsee_jax.train import setup
+from peft_records import unreadable
 
 
 def options(folder, *more):
@@ -132,10 +133,17 @@ FIGURES = {
 
 def peer(seed=0, method="peft_lora"):
     """Return the record of a made-up run of PEFT, or of a method of this library with the same figures."""
-    about = experiments.labels(Experiment("tiny", "e2e", method), seed, "loss", 11.0)
+    about = experiments.labels(Experiment("tiny", "e2e", method), seed, "loss", 11.0, resumed=False)
     made = records.of_peer(FIGURES, {"bleu": 40.0}, config(method), **about)
     made["meta_info"] |= {"model_info": {}, "dataset_info": {"e2e": {"sha256": {}}}}
     return made | {"config": config(method), "folder": f"{method}_run"}
+
+
+def test_peft_reads_the_records_of_a_peer():
+    """With the versions of its packages, which are not those of this process."""
+    made = peer()
+    assert unreadable(made) == []
+    assert made["meta_info"]["package_info"]["torch-version"] == "2"
 
 
 def recorded(folder, *methods, **more):
@@ -247,6 +255,26 @@ def test_record_without_its_folder_is_current(tmp_path, monkeypatch):
     assert not begun
     with pytest.raises(InterruptedError):
         decoders.finish(lora, 0, made, folder=True)
+
+
+def test_record_says_whether_an_earlier_process_began_the_run(tmp_path, monkeypatch):
+    made, (lora,) = recorded(tmp_path, "lora", options=["--base=tiny=nowhere"])
+    monkeypatch.setattr(decoders, "inputs", lambda *_: {})
+    monkeypatch.setattr(decoders.runs, "train", lambda config, out, *_, **__: out.mkdir(parents=True))
+    monkeypatch.setattr(records, "of_run", lambda out, config, **about: {"run_info": about, "meta_info": {}})
+    assert decoders.finish(lora, 0, made)["run_info"]["resumed"] is False
+    experiments.record(lora, 0, made).unlink()
+    monkeypatch.setattr(decoders.runs, "train", lambda *_, **__: None)
+    assert decoders.finish(lora, 0, made)["run_info"]["resumed"] is True
+
+
+def test_rows_of_other_seeds_stand_in_a_table_of_their_own(tmp_path):
+    """The mean of two seeds is not that of one, and each table names its seeds."""
+    made, _ = recorded(tmp_path, "lora", "dsee")
+    experiments.record(Experiment("tiny", "e2e", "lora"), 1, made).write_text(json.dumps(peer(1, "lora")))
+    text = decoders.tabulate(made)
+    places = [text.index(part) for part in ("**E2E, tiny**, seeds 0 and 1;", "| LoRA |", "tiny**, seed 0;", "| DSEE |")]
+    assert places == sorted(places)
 
 
 def speed(measurement, seconds=1.0, hour=1):

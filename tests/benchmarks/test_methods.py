@@ -10,7 +10,8 @@ import pytest
 import tiny
 from benchmarks import experiments, methods, records, runs, tables
 from benchmarks.experiments import Experiment
-from benchmarks.runs import ROOT
+from benchmarks.runs import RESULTS, ROOT
+from peft_records import unreadable
 from runs import COSTS
 
 FIGURES = {
@@ -54,6 +55,7 @@ def record(folder, **changes):
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     config = runs.settings(ROOT / "configs" / "recommended_lora.yaml", ["--train.batch_size=4"])
     about = {"task": "sst2", "method": "lora", "model": "tiny", "seed": 0, "score": "accuracy", "total_time": 11.0}
+    about["resumed"] = False
     return records.of_run(folder, config, experiment_name="lora/tiny-sst2", **about) | {"config": config}
 
 
@@ -112,6 +114,17 @@ def test_record_has_the_sections_and_names_of_peft(tmp_path):
     assert trained["seconds_per_step"] == pytest.approx(600 / 30 / 100)
 
 
+def test_peft_reads_the_records(tmp_path):
+    """The reader of PEFT's method comparison indexes these keys and takes no default; STS-B has no accuracy."""
+    for final, accuracy in (({"accuracy": 0.75}, 0.75), ({"pearson": 0.9}, None), ({"exact_match": 0.5}, 0.5)):
+        done = record(tmp_path, final=final)
+        assert unreadable(done) == []
+        assert done["train_info"]["metrics"][-1]["test accuracy"] == accuracy
+    kept = {path.stem: json.loads(path.read_text()) for path in (RESULTS / "methods").glob("*.json")}
+    assert kept
+    assert {name: missing for name, each in kept.items() if (missing := unreadable(each))} == {}
+
+
 def test_file_size_is_that_of_the_adapter_where_the_model_is_unchanged(tmp_path):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter.safetensors").write_bytes(b"x" * 70)
@@ -133,25 +146,78 @@ def test_interval_is_that_of_students_t():
 
 
 def test_differences_are_of_equal_seeds(tmp_path):
-    """The baseline has a seed that the method lacks."""
+    """The baseline has a seed that the method lacks; its validation half is better there."""
     scores = {"lora": {0: 0.75, 1: 0.5, 2: 0.25}, "dsee_70": {0: 0.7, 2: 0.3}}
     labels = {"title": "Tiny", "label": "x", "model": "tiny", "task": "sst2"}
     rows = [
         labels
         | {"method": method}
-        | tables.row({seed: record(tmp_path, final={"accuracy": value}) for seed, value in by_seed.items()})
+        | tables.row(
+            {
+                seed: record(
+                    tmp_path, final={"accuracy": value}, choose={"accuracy": 0.9 if seed == 1 else value + 0.1}
+                )
+                for seed, value in by_seed.items()
+            }
+        )
         for method, by_seed in scores.items()
     ]
     first, second = tables.compared(rows, "lora")
     assert (first["mean"], first["gap"], first["gap_interval"]) == (50.0, 0.0, 0.0)
     assert (second["mean"], second["gap"]) == (pytest.approx(50.0), pytest.approx(0.0))
     assert second["gap_interval"] == pytest.approx(12.7062 * 5.0, rel=1e-4)
-    text = tables.markdown([first, second])
-    assert "**Tiny**: accuracy x 100, 3 seeds, FLOPs of 8 tokens" in text
-    assert (
-        "| x | 50.0 ± 254.1 | +0.0 ± 63.5 | 70.0 | 12.00% | 50% | 0.00 G (58%) | 0.0 MB |  |  | 0.00 GB | 0.200 s |"
-        in text
+    assert (first["choice"], first["choice_gap"]) == (pytest.approx(70.0), 0.0)
+    assert (second["choice"], second["choice_gap"]) == (pytest.approx(60.0), pytest.approx(0.0))
+    assert tables.compared([second], "lora")[0]["choice_gap"] is None
+
+
+def test_rows_of_other_seeds_stand_in_a_table_of_their_own(tmp_path, made):
+    """A row of one seed changes no figure of the rows of three, and each table names the seeds of its means."""
+    for seed, valid in enumerate((0.7, 0.8, 0.9)):
+        stored(tmp_path, made, seed=seed, valid=valid)
+        stored(tmp_path, made, method="dsee_70", seed=seed, valid=valid - 0.02 * seed)
+    before = tabulated(tmp_path)
+    stored(tmp_path, made, method="dsee_80", valid=0.75, test=0.7)
+    rows = tabulated(tmp_path)
+    assert rows[:2] == before
+    text = (tmp_path / "results.md").read_text()
+    first, second = (
+        text.index(", seeds 0, 1 and 2: accuracy x 100, FLOPs of 8 tokens"),
+        text.index(", seed 0: accuracy"),
     )
+    costs = "12.00% | 50% | 0.00 G (58%) | 0.0 MB |  |  | 0.00 GB | 0.200 s |"
+    lines = (
+        f"| LoRA | 75.0 ± 0.0 |  | 80.0 |  | {costs}",
+        f"| DSEE, 70 % zeros | 75.0 ± 0.0 | +0.0 ± 0.0 | 78.0 | -2.0 | {costs}",
+        f"| DSEE, 80 % zeros | 70.0 | -5.0 | 75.0 | +5.0 | {costs}",
+    )
+    lora, full, single = (text.index(line) for line in lines)
+    assert first < lora < full < second < single
+
+
+def test_commits_and_resumed_runs_of_a_table_are_named(tmp_path, made):
+    """A record stays when the code changes, and that of a resumed run has the memory of its last process."""
+
+    def of(commit, *, resumed):
+        packages = made["meta_info"]["package_info"] | {"dsee_jax-commit-hash": commit}
+        return made | {
+            "run_info": made["run_info"] | {"resumed": resumed},
+            "meta_info": made["meta_info"] | {"package_info": packages},
+        }
+
+    stored(tmp_path, of("b", resumed=None), seed=0)
+    stored(tmp_path, of("b", resumed=False), seed=1)
+    assert [(row["commits"], row["resumed"]) for row in tabulated(tmp_path)] == [(["b"], [])]
+    text = (tmp_path / "results.md").read_text()
+    assert "commits of this library" not in text
+    assert "Resumed" not in text
+    stored(tmp_path, of("a", resumed=True), seed=1)
+    stored(tmp_path, of(None, resumed=False), method="full")
+    full, lora = tabulated(tmp_path)
+    assert (full["commits"], lora["commits"], lora["resumed"]) == (["unknown"], ["a", "b"], [1])
+    text = (tmp_path / "results.md").read_text()
+    assert "Runs of 3 commits of this library; `commits` in the JSON file has those of each row.\n" in text
+    assert "Resumed runs, whose memory is that of their last process: LoRA (seed 1).\n" in text
 
 
 def test_stored_config_with_fewer_keys_is_equal():
@@ -347,6 +413,28 @@ def test_speed_runs_again_what_is_gone(tmp_path, made, monkeypatch):
     assert experiments.stored(RTE, 0, options)["inference_info"] == {"latency_ratio": 0.5}
 
 
+def test_record_says_whether_an_earlier_process_began_the_run(tmp_path, monkeypatch):
+    """``total_time`` and memory are of the last process, and no file of the run tells that there was another."""
+    options, begun = call(tmp_path), []
+    options.results.mkdir(parents=True)
+
+    def train(config, out, overrides, **_):
+        out.mkdir(parents=True, exist_ok=True)
+        record(out)
+        begun.append(out)
+        if len(begun) == 1:
+            raise subprocess.CalledProcessError(1, "train.py")
+
+    monkeypatch.setattr(runs, "train", train)
+    with pytest.raises(subprocess.CalledProcessError):
+        methods.finish(SST2, 0, options)
+    assert methods.finish(SST2, 0, options)["run_info"]["resumed"] is True
+    (options.results / "tiny_sst2_lora_seed0.json").unlink()
+    methods.shutil.rmtree(begun[0])
+    assert methods.finish(SST2, 0, options)["run_info"]["resumed"] is False
+    assert len({*begun}) == 1
+
+
 def test_unreadable_data_are_one_line_before_any_run(tmp_path, capsys):
     call(tmp_path)
     (tmp_path / "glue" / "SST-2" / "dev.tsv").unlink()
@@ -368,12 +456,13 @@ def test_rows_of_a_task_start_from_one_model():
 
 
 def test_ablations_are_ordered_by_the_half_that_chooses(tmp_path, made):
-    """The half that scores would order them the other way; a seed that one row lacks does not count."""
+    """The half that scores would order them the other way. Means of one seed do not compare with those of two."""
     for method, valid, test in (("dsee_70", 0.8, 0.5), ("dsee_70_wabs", 0.6, 0.9), ("dsee_70_wanda", 0.7, 0.7)):
         stored(tmp_path, made, method=method, valid=valid, test=test)
-    stored(tmp_path, made, method="dsee_70", seed=1, valid=0.1)
+    for seed in (0, 1):
+        stored(tmp_path, made, method="dsee_70_ria", seed=seed, valid=0.1)
     order = {row["method"]: round(row["choice"]) for row in tabulated(tmp_path)}
-    assert [*order.items()] == [("dsee_70", 80), ("dsee_70_wanda", 70), ("dsee_70_wabs", 60)]
+    assert [*order.items()] == [("dsee_70", 80), ("dsee_70_ria", 10), ("dsee_70_wanda", 70), ("dsee_70_wabs", 60)]
 
 
 def glue(folder):

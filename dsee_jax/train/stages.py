@@ -16,7 +16,7 @@ from dsee_jax import models
 from dsee_jax.ckpt import checkpoints
 from dsee_jax.ckpt.folders import TEXTS
 from dsee_jax.config import Config
-from dsee_jax.data.batches import Batches
+from dsee_jax.data.batches import Batches, whole_steps
 from dsee_jax.errors import Diverged
 from dsee_jax.prune import budget, earlybert
 from dsee_jax.runtime import console, files
@@ -248,19 +248,40 @@ def _earlier(setup: Setup, name: str) -> list[int]:
 def passes(config: Config, steps_per_epoch: int) -> dict[str, float]:
     """Return the passes over the training data of each stage that trains, in the order of the stages.
 
-    One factor brings the steps of all stages together within ``train.least_steps`` and ``train.most_steps``.
+    One factor brings the steps of all stages together within ``train.least_steps`` and ``train.most_steps``. Each stage has
+    whole steps, rounded up unless all together would be more than ``train.most_steps``, which they then are exactly.
     """
     train = config.train
     asked = {"search": config.prune.search, "tune": train.epochs, "retune": train.retune_epochs}
     asked = {name: asked[name] for name in names(config) if name in asked}
-    steps = sum(asked.values()) * steps_per_epoch
-    bounded = min(max(steps, train.least_steps), train.most_steps or math.inf)
-    return {name: epochs * bounded / steps for name, epochs in asked.items()}
+    total, most = sum(asked.values()) * steps_per_epoch, train.most_steps
+    bounded = min(max(total, train.least_steps), most or math.inf)
+    bounded_passes = {name: epochs * bounded / total for name, epochs in asked.items()}
+    if not most or sum(whole_steps(epochs, steps_per_epoch) for epochs in bounded_passes.values()) <= most:
+        return bounded_passes
+    return _in_steps(asked, most, steps_per_epoch)
+
+
+def _in_steps(asked: dict[str, float], total: int, steps_per_epoch: int) -> dict[str, float]:
+    """Return passes in proportion to ``asked``, whose steps are ``total`` together; each stage has one or more."""
+    passes, left = dict[str, float](), total
+    for place, name in enumerate(asked):
+        later = [*asked.values()][place:]
+        own = min(max(round(left * asked[name] / sum(later)), 1), left - len(later) + 1)
+        # The steps of these passes are rounded up: a quotient that is rounded up itself would give one more.
+        passes[name], left = math.nextafter(own / steps_per_epoch, 0.0), left - own
+    return passes
 
 
 def evaluations(every: int | float, total: int, steps_per_epoch: int) -> list[int]:
-    """Return the steps of a stage of ``total`` steps after which it is evaluated; ``every`` is ``train.eval_every``."""
-    period = max(round(every * total), 1) if 0 < every < 1 else int(every) or steps_per_epoch
+    """Return the steps of a stage of ``total`` steps after which it is evaluated; ``every`` is ``train.eval_every``.
+
+    A fraction divides the stage into equal parts, the nearest whole number of them: 0.25 gives four evaluations.
+    """
+    if 0 < every < 1:
+        parts = min(round(1 / every), total)
+        return [round(total * part / parts) for part in range(1, parts + 1)]
+    period = int(every) or steps_per_epoch
     return [*range(period, total, period), total]
 
 

@@ -17,7 +17,7 @@ from dsee_jax.ckpt import checkpoints
 from dsee_jax.ckpt.folders import TEXTS
 from dsee_jax.config import Config
 from dsee_jax.data.batches import Batches, whole_steps
-from dsee_jax.errors import Diverged
+from dsee_jax.errors import Diverged, InputError
 from dsee_jax.prune import budget, earlybert
 from dsee_jax.runtime import console, files
 from dsee_jax.train import distill, evaluation, kernels, optim, pruning, sharding, target, teachers, trackers, trainer
@@ -105,15 +105,22 @@ def prune(session: Session, run: Run) -> Run:
     """Prune the weights; units are cut out, which makes a smaller model with programs of its own.
 
     The model before it is the teacher of a distillation.
+
+    Raises:
+      InputError: the score cannot be computed, or chooses no cut. The newest checkpoint is still that of the stage tune.
     """
     if run.setup.config.train.distill.weight:
         teachers.save(session.out, run.setup, run.trained)
+    try:
+        setup, trained, masks = _pruned(run)
+    except InputError as error:
+        examples = run.setup.config.prune.calibration
+        raise InputError(
+            f"stage prune: {error}; nothing is pruned yet, and the run goes on from its tuned model with the same output_dir "
+            f"and other keys, such as another prune.score or prune.scope, or prune.calibration above {examples}"
+        ) from None
     if run.setup.config.prune.score == "SPARSEGPT":
-        setup, trained, masks = pruning.reconstruct(run.setup, run.trained)
         kernels.save(setup, masks, session.out)
-    else:
-        masks = pruning.draw(run.setup, run.trained, {}, _sparsities(run.setup)[0])
-        setup, trained, masks = pruning.apply_cut(run.setup, run.trained, masks)
     compiled = run.programs if setup.model is run.setup.model else make_programs(setup)
     cut = target.record(run.setup, setup) if setup.kept else {}
     if cut:
@@ -125,6 +132,14 @@ def prune(session: Session, run: Run) -> Run:
             stage="retune", step=0, data=None, best=None, done=done, evaluations=0, last=None
         )
     )
+
+
+def _pruned(run: Run) -> tuple[Setup, dict[str, Any], Masks]:
+    """Return the setup, the trained values and the masks after the first pruning."""
+    if run.setup.config.prune.score == "SPARSEGPT":
+        return pruning.reconstruct(run.setup, run.trained)
+    masks = pruning.draw(run.setup, run.trained, {}, _sparsities(run.setup)[0])
+    return pruning.apply_cut(run.setup, run.trained, masks)
 
 
 def retune(session: Session, run: Run) -> Run:

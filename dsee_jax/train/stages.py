@@ -110,7 +110,7 @@ def prune(session: Session, run: Run) -> Run:
       InputError: the score cannot be computed, or chooses no cut. The newest checkpoint is still that of the stage tune.
     """
     if run.setup.config.train.distill.weight:
-        teachers.save(session.out, run.setup, run.trained)
+        teachers.save(session.out, run.setup, run.trained, training_stage(run.setup, "retune").source.examples())
     try:
         setup, trained, masks = _pruned(run)
     except InputError as error:
@@ -147,12 +147,13 @@ def retune(session: Session, run: Run) -> Run:
     setup, whole, config = run.setup, run.whole, run.setup.config.train.distill
     if whole is None:
         return _train(session, run, "retune", _sparsities(setup))
-    trained, outputs = teachers.load(session.out, whole)
+    source = training_stage(setup, "retune").source
+    trained, outputs = teachers.load(session.out, whole, source.examples())
     frozen = None if trained is None else sharding.place(whole.placed, pruning.freeze(whole, {}))
     setup = setup._replace(data=setup.data._replace(train=setup.data.train._replace(teacher=outputs)))
     run = run._replace(setup=setup, programs=distilling(run.programs, setup, whole.model), whole=None)
     del whole  # its params are in ``frozen``, or not needed any more
-    weight = distill.weights(config, len(training_stage(setup, "retune").source))
+    weight = distill.weights(config, len(source))
     return _train(
         *(session, run, "retune", _sparsities(setup)), lambda number: Teacher(weight(number), trained, frozen)
     )

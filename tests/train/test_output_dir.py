@@ -73,7 +73,9 @@ def failed(tmp_path_factory):
     def failing(*arguments):
         raise InputError("the inputs are not finite")
 
-    message = "^stage prune: the inputs are not finite; nothing is pruned yet, .* the same output_dir and other keys, .* above 8$"
+    message = (
+        "^stage prune: the inputs are not finite; nothing is pruned yet, .* same output_dir and other keys, .* above 8$"
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibrated, "evidence", failing)
         with pytest.raises(InputError, match=message):

@@ -5,6 +5,7 @@ again where a run died in them.
 """
 
 import itertools
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -20,12 +21,26 @@ from dsee_jax.data.batches import Batches, whole_steps
 from dsee_jax.errors import Diverged, InputError
 from dsee_jax.prune import budget, earlybert
 from dsee_jax.runtime import console, files
-from dsee_jax.train import distill, evaluation, kernels, optim, pruning, sharding, target, teachers, trackers, trainer
+from dsee_jax.train import (
+    collapse,
+    distill,
+    evaluation,
+    kernels,
+    optim,
+    pruning,
+    sharding,
+    target,
+    teachers,
+    trackers,
+    trainer,
+)
 from dsee_jax.train.programs import distilling, make_programs
 from dsee_jax.train.setup import Setup
 from dsee_jax.train.step import Frozen, Teacher
 from dsee_jax.train.trainer import Hooks, Point, Run, Session, Stage
 from dsee_jax.typing import Masks
+
+log = logging.getLogger(__name__)
 
 CHECKS = 10
 """Checks of a search, where the config does not say how often."""
@@ -129,7 +144,7 @@ def prune(session: Session, run: Run) -> Run:
     done = [*run.progress.done, scored(session, run, "prune", cut)]
     return run._replace(
         progress=run.progress._replace(
-            stage="retune", step=0, data=None, best=None, done=done, evaluations=0, last=None
+            stage="retune", step=0, data=None, best=None, done=done, evaluations=0, last=None, lowest=None
         )
     )
 
@@ -348,6 +363,9 @@ def _train(
         # Before the last cut the model is not yet as sparse as asked for.
         if done > max(sparsities, default=0):
             progress = progress._replace(evaluations=progress.evaluations + 1, last=metrics)
+            if evaluation.finite(metrics):
+                lowest = metrics["loss"] if progress.lowest is None else min(metrics["loss"], progress.lowest)
+                progress = progress._replace(lowest=lowest)
             if evaluation.finite(metrics) and (best is None or score(metrics) > score(best["metrics"])):
                 mark = stage.offset + done
                 checkpoints.save_best(session.store, mark, trainer.copy(point.state.trained))
@@ -373,5 +391,20 @@ def _train(
     finished = {"name": name, **scores, **choice, "last": point.progress.last}
     trackers.log(session.trackers, trackers.named(f"stage/{name}", scores["metrics"]), stage.offset + total)
     session.say(f"{name}: {console.line(scores['metrics'])}")
+    _warn_of_collapse(run, name, best["metrics"], point.progress.lowest)
     progress = point.progress._replace(done=[*point.progress.done, finished])
     return run._replace(trained=trained, masks=point.masks, progress=progress)
+
+
+def _warn_of_collapse(run: Run, name: str, metrics: dict[str, float], lowest: float | None) -> None:
+    """Log a line where the best ``metrics`` of a stage, and the ``lowest`` loss of all its evaluations, are of a model that
+    learned nothing."""
+    setup, before = run.setup, run.progress.done[0]
+    labels = next(iter(setup.data.dev.values())).labels
+    losses = {
+        # A checkpoint of an earlier version has no lowest loss.
+        "lowest": metrics["loss"] if lowest is None else lowest,
+        "before": before.get("choose", before["metrics"])["loss"],
+    }
+    if finding := collapse.finding(setup.data.task, labels, metrics, **losses):
+        log.warning("%s", collapse.warning(name, setup.config.train, finding))

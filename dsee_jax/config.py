@@ -638,10 +638,10 @@ class TrainConfig:
     factor. 0: no limit."""
     most_steps: int = 0
     """The most optimiser steps of all stages together, 0 or more: with many examples each stage makes fewer passes, by one
-    factor, in whole steps rounded up. 0: no limit."""
+    factor; a stage has at least one. 0: no limit."""
     eval_every: int | float = 0
-    """Steps between evaluations on the dev set: a whole number, or a fraction in (0, 1) of the steps of the stage. 0: at the
-    end of each epoch."""
+    """Steps between evaluations on the dev set: a whole number, or a fraction in (0, 1) of the steps of the stage, which is
+    evaluated at the ends of equal parts: four for 0.25. 0: at the end of each epoch."""
     checkpoint_every: int = 0
     """Steps between checkpoints, besides those after each evaluation and at the end of a search. 0: only those."""
     full: bool = False
@@ -746,6 +746,9 @@ class Config:
             raise InputError(
                 f"prune.score is {prune.score!r}, a score of the update alone, and delta.rank is 0: use W or WABS"
             )
+        two = prune.kind == "earlybert" or (prune.kind != "none" and self.train.retune_epochs > 0)
+        fits = self.train.most_steps != 1 or not two
+        _need(fits, "train.most_steps", 1, "0 (no limit), or 2 or more: two stages train, each a step or more")
         self._check_distillation()
         if self.train.full and (delta.rank or delta.nonzeros):
             raise InputError(

@@ -102,6 +102,7 @@ def test_yaml_value_takes_the_type_of_its_field(override, section, name, expecte
             r"train.eval_every is 1.5; expected 0 or more steps, or a fraction",
         ),
         ("--train.most_steps=-1", r"train.most_steps is -1; expected 0 \(no limit\), or train.least_steps or more"),
+        ("--train.most_steps=1", r"train.most_steps is 1; expected 0 \(no limit\), or 2 or more: two stages train"),
         (
             "--train.distill.wieght=1",
             "unknown key 'train.distill.wieght' in section 'train.distill' .did you mean 'weight'",

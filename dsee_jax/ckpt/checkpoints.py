@@ -237,6 +237,23 @@ def newest(folder: Place) -> int | None:
         return max(ocp.utils.checkpoint_steps(epath.Path(str(folder / "last"))), default=None)
 
 
+def newest_record(folder: Place) -> dict[str, Any] | None:
+    """Return the record of the newest checkpoint of a run in ``folder``, whole or not; None without one that can be read.
+
+    Nothing is changed: other processes may write the folder.
+    """
+    last = epath.Path(str(folder / "last"))
+    with store_errors(folder):
+        mark = max(ocp.utils.checkpoint_steps(last), default=None)
+        if mark is None:
+            return None
+        try:
+            record = json.loads((last / str(mark) / "record" / "metadata").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+    return record if isinstance(record, dict) else None
+
+
 def _damage(checkpoint: Path) -> str | None:
     """Return the damage of a checkpoint, None if it is whole."""
     for item in ("state", "record") if checkpoint.parent.name == "last" else ("trained",):

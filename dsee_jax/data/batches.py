@@ -102,6 +102,12 @@ def assemble(tokens: Tokens, rows: np.ndarray, edges: np.ndarray) -> Batch:
     return inputs | {"labels": np.where(inside, tokens.labels[places], np.int32(0)), "weights": weights}
 
 
+def whole_steps(epochs: float, steps_per_epoch: int) -> int:
+    """Return the number of steps of ``epochs`` passes over the examples, which may be a fraction: rounded up."""
+    # In floating point 0.1 * 30 is slightly more than 3; 0.1 epochs of 30 steps are 3 steps.
+    return math.ceil(epochs * steps_per_epoch - 1e-9)
+
+
 def real_rows(batch: Batch) -> np.ndarray:
     """Return the rows of a batch with a weight that is not 0, bool (rows,): no filler rows."""
     return (batch["weights"].reshape(len(batch["weights"]), -1) != 0).any(axis=1)
@@ -134,12 +140,22 @@ class Batches:
         return math.ceil(self.tokens.size / self.batch_size)
 
     def __len__(self) -> int:
-        # In floating point 0.1 * 30 is slightly more than 3; 0.1 epochs of 30 steps are 3 steps.
-        return math.ceil(self.epochs * self.steps_per_epoch - 1e-9)
+        return whole_steps(self.epochs, self.steps_per_epoch)
 
     def __getitem__(self, index: int) -> Batch:
         if not 0 <= index < len(self):
             raise IndexError(f"step {index} of {len(self)}")
+        return assemble(self.tokens, self._rows(index), self.edges)
+
+    def examples(self) -> np.ndarray:
+        """Return the indices of the examples in the batches, int64 (n,), increasing and each once."""
+        # Twice as many steps as an epoch has contain a whole epoch.
+        rows = [self._rows(index) for index in range(min(len(self), 2 * self.steps_per_epoch))]
+        visited = np.unique(np.array(rows, np.int64))
+        return visited[visited >= 0]
+
+    def _rows(self, index: int) -> np.ndarray:
+        """Return the examples of a batch, int64 (batch_size,); -1 = filler row."""
         epoch, position = divmod(self.first + index, self.steps_per_epoch)
         rows = self._epoch.get(epoch)
         if rows is None:
@@ -147,7 +163,7 @@ class Batches:
             rows = epoch_batches(buckets, self.batch_size, seed=self.seed, epoch=epoch)
             self._epoch.clear()
             self._epoch[epoch] = rows
-        return assemble(self.tokens, rows[position], self.edges)
+        return rows[position]
 
 
 def iterate(batches: Batches, *, start: int = 0, prefetch: int = 8) -> grain.DatasetIterator:
@@ -162,13 +178,16 @@ def iterate(batches: Batches, *, start: int = 0, prefetch: int = 8) -> grain.Dat
     return iterator
 
 
-def eval_batches(tokens: Tokens, batch_size: int, edges: np.ndarray) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Yield ``(batch, indices)``, longest examples first; every example is in one batch.
+def eval_batches(
+    tokens: Tokens, batch_size: int, edges: np.ndarray, examples: np.ndarray | None = None
+) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Yield ``(batch, indices)``, longest examples first; every example, or each of ``examples`` (n,), is in one batch.
 
     The indices are int64 (r,), r <= batch_size: row ``i`` of the batch is example ``indices[i]``; the rows from ``r`` on are
     filler rows (weight 0).
     """
-    order = np.argsort(-tokens.lengths, kind="stable")
+    examples = np.arange(tokens.size) if examples is None else examples
+    order = examples[np.argsort(-tokens.lengths[examples], kind="stable")]
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         yield assemble(tokens, np.pad(indices, (0, batch_size - len(indices)), constant_values=-1), edges), indices

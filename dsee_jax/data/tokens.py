@@ -27,10 +27,11 @@ class Windows(NamedTuple):
 
 
 class TeacherOutputs(NamedTuple):
-    """The outputs of a teacher for all examples, or for those of their tokens that count in the loss."""
+    """The outputs of a teacher for the examples of batches, or for those of their tokens that count in the loss."""
 
     rows: np.ndarray
-    """(n,) or (tokens,) int64: the row of each example or token in ``arrays``; 0 for a token that does not count."""
+    """(n,) or (tokens,) int64: the row of each example or token in ``arrays``; 0 for one in no batch, and for a token that
+    does not count."""
     arrays: dict[str, np.ndarray]
     """(rows, ...), by their names in a batch."""
     by_token: bool

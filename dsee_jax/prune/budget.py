@@ -214,8 +214,8 @@ def choose(
 
     Raises:
       InputError: no choice fits the budget, and the message names the lowest cost of all; scores and costs have different
-        units; a score is infinite or negative; ``among`` lacks a layer or has numbers out of range; or the layers differ and
-        ``uniform`` is set.
+        units; a score is infinite or negative; ``among`` lacks a layer or has numbers out of range; the layers differ and
+        ``uniform`` is set; or the solver fails.
     """
     solution = _solve(scores, costs, budget, among=among, uniform=uniform)
     if solution is None:
@@ -497,7 +497,7 @@ def allocate(slots: Sequence[Slot], budget: np.ndarray, needs: Sequence[Need] = 
     `NODES`. The result is None if no choice fits.
 
     Raises:
-      RuntimeError: the solver has failed; the message is its own.
+      InputError: the solver has failed; the message has its own.
     """
     if not slots:
         return [] if (budget >= 0).all() else None
@@ -532,7 +532,7 @@ def allocate(slots: Sequence[Slot], budget: np.ndarray, needs: Sequence[Need] = 
             return None
         if result.x is None:
             if result.status != _LIMIT:
-                raise RuntimeError(f"the choice of units failed: {result.message}")
+                raise InputError(f"the choice of units failed: {result.message}; use a budget that differs a little")
             nodes *= 10  # the search has ended before it had any allocation
             continue
         chosen = [int(np.argmax(part)) for part in np.split(result.x, starts[1:].tolist())]

@@ -204,7 +204,7 @@ def reconstruct(
     if not bool(jnp.all(jnp.isfinite(factor))):
         raise InputError(
             f"the matrix x x^T of its inputs plus {damping:g} of its mean diagonal is not positive definite in float32: "
-            "measure more examples (prune.calibration), or give a larger damping"
+            "measure more examples, or in Python pass a larger damping"
         )
     if chosen is None:
         ends = np.minimum(np.arange(0, inputs + block, block), inputs)

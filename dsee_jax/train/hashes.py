@@ -47,7 +47,7 @@ def of_inputs(config: Config, folder: Path, task: Task) -> dict[str, dict[str, s
 
 def of_config(config: Config) -> dict[str, str]:
     """Return the hash of the `settings` of a run."""
-    return {"settings": _digest(settings(config))}
+    return {"settings": digest(settings(config))}
 
 
 def of_data(task: Task) -> dict[str, str]:
@@ -74,10 +74,11 @@ def settings(config: Config) -> dict[str, Any]:
 
 def _examples(examples: Split, labels: tuple[str, ...]) -> str:
     columns = [column for name, column in examples._asdict().items() if name != "where"]
-    return _digest([labels, [column.tolist() if isinstance(column, np.ndarray) else column for column in columns]])
+    return digest([labels, [column.tolist() if isinstance(column, np.ndarray) else column for column in columns]])
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """Return the SHA-256 of a value of JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 

@@ -53,7 +53,8 @@ def run(
     Raises:
       InputError: some input cannot work. Nothing has been written then, with three exceptions. A ``prune.target.latency`` that
         is refused leaves the measured times, and a tracker that does not start leaves its own folder; any config may use
-        ``output_dir`` after both. A score of pruning that cannot be computed leaves the checkpoints of the stages before.
+        ``output_dir`` after both. A score of pruning that cannot be computed leaves the checkpoints of the stage tune, and
+        a call with other keys of ``prune`` goes on from them.
       Diverged: a loss, a metric or a trained value is not finite.
       Preempted: SIGTERM or SIGINT came; the last step is saved, and the same call resumes from it.
     """

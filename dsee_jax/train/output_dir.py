@@ -1,4 +1,7 @@
-"""The output folder of a run: new, empty, or with the files of a run of the same config."""
+"""The output folder of a run: new, empty, or with the files of a run of the same config.
+
+As long as nothing is pruned, a run may go on with other keys of ``prune``: a score that cannot be computed costs no tuning.
+"""
 
 import contextlib
 import logging
@@ -7,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dsee_jax.ckpt import checkpoints
-from dsee_jax.ckpt.folders import CHECKPOINTS, CONFIG, HASHES, LATENCY
-from dsee_jax.config import Config
+from dsee_jax.ckpt.folders import CHECKPOINTS, CONFIG, HASHES, LATENCY, METRICS
+from dsee_jax.config import PRUNED_TARGETS, Config
 from dsee_jax.errors import InputError
 from dsee_jax.runtime import lock, multihost, storage, writable
 from dsee_jax.runtime.store_path import StorePath
@@ -18,7 +21,10 @@ log = logging.getLogger(__name__)
 
 
 def check_output(config: Config) -> None:
-    """Raise `InputError` if ``output_dir`` has other files, or the files of a run of another config."""
+    """Raise `InputError` if ``output_dir`` has other files, or the files of a run of another config.
+
+    Keys that no stage has read so far may differ: see `_unread`.
+    """
     folder = storage.as_path(config.output_dir)
     if isinstance(folder, StorePath) and folder.scheme != checkpoints.SCHEME:
         raise InputError(
@@ -31,15 +37,21 @@ def check_output(config: Config) -> None:
         if not _has_run(folder):
             return
         existing = _existing_config(config, folder)
-    before, now = hashes.settings(existing), hashes.settings(config)
+        before, now = hashes.settings(existing), hashes.settings(config)
+        changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+        if not changed:
+            return
+        free = _unread(existing, folder) & _unread(config, folder)
     other = [
         f"{key} is {before.get(key)!r} in its config and {now.get(key)!r} in yours"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
+        for key in changed
+        if key not in free
     ]
     if other:
         more = f" (and {len(other) - 1} more)" if other[1:] else ""
         raise InputError(f"output_dir {folder} belongs to another config: {other[0]}{more}; name another folder")
+    said = ", ".join(f"{key} {now[key]!r} instead of {before[key]!r}" for key in changed)
+    log.warning("output_dir %s: nothing is pruned yet; the run goes on with %s", folder, said)
 
 
 @contextlib.contextmanager
@@ -61,6 +73,24 @@ def claimed(folder: storage.Place, size: int) -> Iterator[None]:
                 folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(lock.held(folder, "run"))
         yield
+
+
+def _unread(config: Config, folder: storage.Place) -> set[str]:
+    """Return the keys of a run of ``config`` in ``folder`` that no stage has read so far: those of a pruning to come.
+
+    The kind of pruning is among them where it prunes after the stage tune, whose steps do not depend on it then.
+    """
+    if config.prune.kind in ("none", "earlybert") or (folder / METRICS).exists():
+        return set()
+    record = checkpoints.newest_record(folder / CHECKPOINTS)
+    if record is None or record.get("stage") != "tune":
+        return set()
+    keys = {key for key in hashes.settings(config) if key.startswith("prune.")}
+    if PRUNED_TARGETS in config.delta.targets:  # the updates have the shapes of these kernels
+        keys.remove("prune.targets")
+    if (folder / LATENCY).exists():  # it has the times of these cuts alone
+        keys -= {"prune.target.layers", "prune.target.hidden"}
+    return keys
 
 
 def _has_run(folder: storage.Place) -> bool:

@@ -5,6 +5,7 @@ again where a run died in them.
 """
 
 import itertools
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,16 +17,30 @@ from dsee_jax import models
 from dsee_jax.ckpt import checkpoints
 from dsee_jax.ckpt.folders import TEXTS
 from dsee_jax.config import Config
-from dsee_jax.data.batches import Batches
-from dsee_jax.errors import Diverged
+from dsee_jax.data.batches import Batches, whole_steps
+from dsee_jax.errors import Diverged, InputError
 from dsee_jax.prune import budget, earlybert
 from dsee_jax.runtime import console, files
-from dsee_jax.train import distill, evaluation, kernels, optim, pruning, sharding, target, teachers, trackers, trainer
+from dsee_jax.train import (
+    collapse,
+    distill,
+    evaluation,
+    kernels,
+    optim,
+    pruning,
+    sharding,
+    target,
+    teachers,
+    trackers,
+    trainer,
+)
 from dsee_jax.train.programs import distilling, make_programs
 from dsee_jax.train.setup import Setup
 from dsee_jax.train.step import Frozen, Teacher
 from dsee_jax.train.trainer import Hooks, Point, Run, Session, Stage
 from dsee_jax.typing import Masks
+
+log = logging.getLogger(__name__)
 
 CHECKS = 10
 """Checks of a search, where the config does not say how often."""
@@ -105,15 +120,22 @@ def prune(session: Session, run: Run) -> Run:
     """Prune the weights; units are cut out, which makes a smaller model with programs of its own.
 
     The model before it is the teacher of a distillation.
+
+    Raises:
+      InputError: the score cannot be computed, or chooses no cut. The newest checkpoint is still that of the stage tune.
     """
     if run.setup.config.train.distill.weight:
-        teachers.save(session.out, run.setup, run.trained)
+        teachers.save(session.out, run.setup, run.trained, training_stage(run.setup, "retune").source.examples())
+    try:
+        setup, trained, masks = _pruned(run)
+    except InputError as error:
+        examples = run.setup.config.prune.calibration
+        raise InputError(
+            f"stage prune: {error}; nothing is pruned yet, and the run goes on from its tuned model with the same output_dir "
+            f"and other keys, such as another prune.score or prune.scope, or prune.calibration above {examples}"
+        ) from None
     if run.setup.config.prune.score == "SPARSEGPT":
-        setup, trained, masks = pruning.reconstruct(run.setup, run.trained)
         kernels.save(setup, masks, session.out)
-    else:
-        masks = pruning.draw(run.setup, run.trained, {}, _sparsities(run.setup)[0])
-        setup, trained, masks = pruning.apply_cut(run.setup, run.trained, masks)
     compiled = run.programs if setup.model is run.setup.model else make_programs(setup)
     cut = target.record(run.setup, setup) if setup.kept else {}
     if cut:
@@ -122,9 +144,17 @@ def prune(session: Session, run: Run) -> Run:
     done = [*run.progress.done, scored(session, run, "prune", cut)]
     return run._replace(
         progress=run.progress._replace(
-            stage="retune", step=0, data=None, best=None, done=done, evaluations=0, last=None
+            stage="retune", step=0, data=None, best=None, done=done, evaluations=0, last=None, lowest=None
         )
     )
+
+
+def _pruned(run: Run) -> tuple[Setup, dict[str, Any], Masks]:
+    """Return the setup, the trained values and the masks after the first pruning."""
+    if run.setup.config.prune.score == "SPARSEGPT":
+        return pruning.reconstruct(run.setup, run.trained)
+    masks = pruning.draw(run.setup, run.trained, {}, _sparsities(run.setup)[0])
+    return pruning.apply_cut(run.setup, run.trained, masks)
 
 
 def retune(session: Session, run: Run) -> Run:
@@ -132,12 +162,13 @@ def retune(session: Session, run: Run) -> Run:
     setup, whole, config = run.setup, run.whole, run.setup.config.train.distill
     if whole is None:
         return _train(session, run, "retune", _sparsities(setup))
-    trained, outputs = teachers.load(session.out, whole)
+    source = training_stage(setup, "retune").source
+    trained, outputs = teachers.load(session.out, whole, source.examples())
     frozen = None if trained is None else sharding.place(whole.placed, pruning.freeze(whole, {}))
     setup = setup._replace(data=setup.data._replace(train=setup.data.train._replace(teacher=outputs)))
     run = run._replace(setup=setup, programs=distilling(run.programs, setup, whole.model), whole=None)
     del whole  # its params are in ``frozen``, or not needed any more
-    weight = distill.weights(config, len(training_stage(setup, "retune").source))
+    weight = distill.weights(config, len(source))
     return _train(
         *(session, run, "retune", _sparsities(setup)), lambda number: Teacher(weight(number), trained, frozen)
     )
@@ -248,19 +279,40 @@ def _earlier(setup: Setup, name: str) -> list[int]:
 def passes(config: Config, steps_per_epoch: int) -> dict[str, float]:
     """Return the passes over the training data of each stage that trains, in the order of the stages.
 
-    One factor brings the steps of all stages together within ``train.least_steps`` and ``train.most_steps``.
+    One factor brings the steps of all stages together within ``train.least_steps`` and ``train.most_steps``. Each stage has
+    whole steps, rounded up unless all together would be more than ``train.most_steps``, which they then are exactly.
     """
     train = config.train
     asked = {"search": config.prune.search, "tune": train.epochs, "retune": train.retune_epochs}
     asked = {name: asked[name] for name in names(config) if name in asked}
-    steps = sum(asked.values()) * steps_per_epoch
-    bounded = min(max(steps, train.least_steps), train.most_steps or math.inf)
-    return {name: epochs * bounded / steps for name, epochs in asked.items()}
+    total, most = sum(asked.values()) * steps_per_epoch, train.most_steps
+    bounded = min(max(total, train.least_steps), most or math.inf)
+    bounded_passes = {name: epochs * bounded / total for name, epochs in asked.items()}
+    if not most or sum(whole_steps(epochs, steps_per_epoch) for epochs in bounded_passes.values()) <= most:
+        return bounded_passes
+    return _in_steps(asked, most, steps_per_epoch)
+
+
+def _in_steps(asked: dict[str, float], total: int, steps_per_epoch: int) -> dict[str, float]:
+    """Return passes in proportion to ``asked``, whose steps are ``total`` together; each stage has one or more."""
+    passes, left = dict[str, float](), total
+    for place, name in enumerate(asked):
+        later = [*asked.values()][place:]
+        own = min(max(round(left * asked[name] / sum(later)), 1), left - len(later) + 1)
+        # The steps of these passes are rounded up: a quotient that is rounded up itself would give one more.
+        passes[name], left = math.nextafter(own / steps_per_epoch, 0.0), left - own
+    return passes
 
 
 def evaluations(every: int | float, total: int, steps_per_epoch: int) -> list[int]:
-    """Return the steps of a stage of ``total`` steps after which it is evaluated; ``every`` is ``train.eval_every``."""
-    period = max(round(every * total), 1) if 0 < every < 1 else int(every) or steps_per_epoch
+    """Return the steps of a stage of ``total`` steps after which it is evaluated; ``every`` is ``train.eval_every``.
+
+    A fraction divides the stage into equal parts, the nearest whole number of them: 0.25 gives four evaluations.
+    """
+    if 0 < every < 1:
+        parts = min(round(1 / every), total)
+        return [round(total * part / parts) for part in range(1, parts + 1)]
+    period = int(every) or steps_per_epoch
     return [*range(period, total, period), total]
 
 
@@ -311,6 +363,9 @@ def _train(
         # Before the last cut the model is not yet as sparse as asked for.
         if done > max(sparsities, default=0):
             progress = progress._replace(evaluations=progress.evaluations + 1, last=metrics)
+            if evaluation.finite(metrics):
+                lowest = metrics["loss"] if progress.lowest is None else min(metrics["loss"], progress.lowest)
+                progress = progress._replace(lowest=lowest)
             if evaluation.finite(metrics) and (best is None or score(metrics) > score(best["metrics"])):
                 mark = stage.offset + done
                 checkpoints.save_best(session.store, mark, trainer.copy(point.state.trained))
@@ -336,5 +391,20 @@ def _train(
     finished = {"name": name, **scores, **choice, "last": point.progress.last}
     trackers.log(session.trackers, trackers.named(f"stage/{name}", scores["metrics"]), stage.offset + total)
     session.say(f"{name}: {console.line(scores['metrics'])}")
+    _warn_of_collapse(run, name, best["metrics"], point.progress.lowest)
     progress = point.progress._replace(done=[*point.progress.done, finished])
     return run._replace(trained=trained, masks=point.masks, progress=progress)
+
+
+def _warn_of_collapse(run: Run, name: str, metrics: dict[str, float], lowest: float | None) -> None:
+    """Log a line where the best ``metrics`` of a stage, and the ``lowest`` loss of all its evaluations, are of a model that
+    learned nothing."""
+    setup, before = run.setup, run.progress.done[0]
+    labels = next(iter(setup.data.dev.values())).labels
+    losses = {
+        # A checkpoint of an earlier version has no lowest loss.
+        "lowest": metrics["loss"] if lowest is None else lowest,
+        "before": before.get("choose", before["metrics"])["loss"],
+    }
+    if finding := collapse.finding(setup.data.task, labels, metrics, **losses):
+        log.warning("%s", collapse.warning(name, setup.config.train, finding))

@@ -1,13 +1,14 @@
-"""The teacher of a distillation, in the folder ``teacher`` of its run: the tuned values, and the outputs for the training set.
+"""The teacher of a distillation, in the folder ``teacher`` of its run: the tuned values, and outputs for examples.
 
 ::
 
     tuned.safetensors            the trained values of the best evaluation of the stage tune
     outputs_00000.safetensors    the teacher's outputs for some batches, the longest examples first; and so on
 
-Each file is complete or absent, and has a hash of its content. The trained values name their task (`_task`). A file of outputs
-names its `_key`, the hash of all that they depend on, so that a killed pass goes on where it stopped, and outputs of anything
-else are computed again. Process 0 writes; on a job all processes read the same folder.
+The outputs are those of the training examples that the batches of the stage retune have. Each file is complete or absent, and
+has a hash of its content. The trained values name their task and their run (`_origin`). A file of outputs names its `_key`,
+the hash of all that they depend on, the numbers of the examples among it, so that a killed pass goes on where it stopped, and
+outputs of anything else are computed again. Process 0 writes; on a job all processes read the same folder.
 """
 
 import hashlib
@@ -42,77 +43,113 @@ PART = 32
 """Batches per file of outputs."""
 
 _TUNED, _OUTPUTS = "tuned.safetensors", "outputs_{:05}.safetensors"
-_FORMAT = "dsee_jax.teacher.1"
+_FORMAT = "dsee_jax.teacher.2"
 
 
-def save(out: Place, setup: Setup, trained: dict[str, Any]) -> None:
+def save(out: Place, setup: Setup, trained: dict[str, Any], examples: np.ndarray) -> None:
     """Keep ``trained``, with the model of ``setup``, as the teacher of the run in ``out``, and compute its outputs.
+
+    ``examples`` as for `load`.
 
     Raises:
       Preempted: SIGTERM or SIGINT came; the outputs so far are kept.
     """
     values = multihost.to_host(tree.flatten(trained))
-    _write(out / TEACHER / _TUNED, values, _task(setup))
+    with multihost.raise_on_all():
+        _write(out / TEACHER / _TUNED, values, _origin(out, setup))
     multihost.barrier("teacher")
-    load(out, setup)
+    load(out, setup, examples)
 
 
-def load(out: Place, setup: Setup) -> tuple[dict[str, Any] | None, TeacherOutputs | None]:
-    """Return the teacher of a run: its trained values where the steps run it, else its outputs for the training set.
+def load(out: Place, setup: Setup, examples: np.ndarray) -> tuple[dict[str, Any] | None, TeacherOutputs | None]:
+    """Return the teacher of a run: its trained values where the steps run it, else its outputs for training examples.
 
     Outputs that are not there, or are of another teacher, are computed.
 
     Args:
       out: the folder of the run.
       setup: as before pruning.
+      examples: int (n,), increasing: the numbers of the training examples that the batches of the stage retune have.
 
     Raises:
-      InputError: the trained values are missing or damaged.
+      InputError: the trained values are missing, damaged, or of another task or run.
       Preempted: as of `save`.
     """
     path = out / TEACHER / _TUNED
     with multihost.raise_on_all():
-        values = _read(path, _task(setup))
-        shapes = {name: leaf.shape for name, leaf in tree.flatten(setup.trained).items()}
-        if values is None or {name: leaf.shape for name, leaf in values.items()} != shapes:
-            task, found = _key_of(path) if path.exists() else None, "is damaged, or of another run"
-            if task is None:
-                found = "is damaged" if path.exists() else "is missing"
-            elif task != _task(setup):
-                found = f"is of another task: found {shorten(task)}, expected {shorten(_task(setup))}"
-            raise InputError(
-                f"{path} {found}; it holds the teacher of the stage retune: restore it, or delete {out} to begin again"
-            )
+        origin = _origin(out, setup)
+        values = _trained(path, origin, setup)
+    with multihost.raise_on_all():
+        if _key_of(path) != origin:  # of other data, with permission; from now on the run has these
+            _write(path, values, origin)
     # A section without arrays is in no file.
     sections: dict[str, Any] = {name: {} for name in setup.trained}
-    trained = sharding.place(setup.placed, sections | tree.unflatten(values or {}))
+    trained = sharding.place(setup.placed, sections | tree.unflatten(values))
     if runs_teacher(setup.config):
         return trained, None
-    return None, _outputs(out, setup, trained, _digest(values or {}))
+    return None, _outputs(out, setup, trained, _digest(values), examples)
 
 
-def _task(setup: Setup) -> str:
-    """Return the key of the trained values of a teacher: its format, problem and labels."""
-    task = setup.data.task
-    return f"{_FORMAT} {task.problem} {json.dumps(task.labels)}"
+def _trained(path: Place, origin: str, setup: Setup) -> dict[str, np.ndarray]:
+    """Return the trained values of a teacher by their paths; raises `InputError` as `load`."""
+    key = _key_of(path) if path.exists() else None
+    found, expected = _fields(key), _fields(origin)
+    other = [name for name, value in expected.items() if found.get(name) != value]
+    if other == ["data_sha256"] and setup.config.train.allow_changed_inputs:
+        other = []
+    values = _read(path, key) if key and not other else None
+    shapes = {name: leaf.shape for name, leaf in tree.flatten(setup.trained).items()}
+    if values is not None and {name: leaf.shape for name, leaf in values.items()} == shapes:
+        return values
+    finding = "is damaged, or of another run" if path.exists() else "is missing"
+    if key and other:
+        kind = "task" if other[0] in ("problem", "labels") else "run"
+        sides = (shorten(json.dumps(fields.get(other[0]))) for fields in (found, expected))
+        finding = "is of another {}: found {} {}, expected {}".format(kind, other[0], *sides)
+    raise InputError(
+        f"{path} {finding}; it holds the teacher of the stage retune: restore it, or delete {path.parent.parent} to begin "
+        "again"
+    )
 
 
-def _outputs(out: Place, setup: Setup, trained: dict[str, Any], digest: str) -> TeacherOutputs:
-    """Return the outputs of a teacher for the training set, from their files; parts that lack are computed first.
+def _origin(out: Place, setup: Setup) -> str:
+    """Return the key of the trained values of a teacher: format, task, and the hashes of the data and settings of its run."""
+    task, begun = setup.data.task, hashes.read(out)
+    about = {
+        "format": _FORMAT,
+        "problem": task.problem,
+        "labels": list(task.labels),
+        "data_sha256": hashes.digest(begun.get("data")),
+        "settings_sha256": hashes.digest(begun.get("config")),
+    }
+    return json.dumps(about)
+
+
+def _fields(key: str | None) -> dict[str, Any]:
+    """Return the content of a key from `_origin`; {} for any other key."""
+    try:
+        fields = json.loads(key or "{}")
+    except ValueError:
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _outputs(out: Place, setup: Setup, trained: dict[str, Any], digest: str, examples: np.ndarray) -> TeacherOutputs:
+    """Return the outputs of a teacher for ``examples``, from their files; parts that lack are computed first.
 
     ``digest`` is that of the values ``trained``.
     """
     config, tokens = setup.config, setup.data.train
-    order = [rows for _, rows in eval_batches(tokens, config.train.batch_size, setup.data.edges)]
+    order = [rows for _, rows in eval_batches(tokens, config.train.batch_size, setup.data.edges, examples)]
     paths = [out / TEACHER / _OUTPUTS.format(number) for number in range(math.ceil(len(order) / PART))]
     state: tuple[str, list[int]] = ("", [])
     with multihost.raise_on_all():
         if multihost.is_main():
-            key = _key(out, setup, digest)
+            key = _key(out, setup, digest, examples)
             state = key, [number for number, path in enumerate(paths) if _read(path, key) is None]
     key, missing = multihost.allgather_objects(state)[0]
     if missing:
-        _compute(setup, trained, key, {number: paths[number] for number in missing})
+        _compute(setup, trained, key, {number: paths[number] for number in missing}, examples)
     with multihost.raise_on_all():
         arrays = [_read(path, key) for path in paths]
         lost = [path for path, part in zip(paths, arrays, strict=True) if part is None]
@@ -122,8 +159,8 @@ def _outputs(out: Place, setup: Setup, trained: dict[str, Any], digest: str) -> 
     return _indexed(tokens, by_token, order, [part for part in arrays if part])
 
 
-def _key(out: Place, setup: Setup, digest: str) -> str:
-    """Return the hash of all that the outputs of a teacher depend on; ``digest`` is that of its trained values."""
+def _key(out: Place, setup: Setup, digest: str, examples: np.ndarray) -> str:
+    """Return the hash of all that the outputs of a teacher for ``examples`` depend on; ``digest`` is that of its values."""
     config, tokens = setup.config, setup.data.train
     read = {name: value for name, value in tokens._asdict().items() if isinstance(value, np.ndarray)}
     causal = model_task(config) == "causal-lm"
@@ -132,6 +169,7 @@ def _key(out: Place, setup: Setup, digest: str) -> str:
         "tuned": digest,
         "base": hashes.read(out).get("base"),
         "tokens": _digest(read),
+        "examples": _digest({"examples": examples}),
         "problem": [setup.data.task.problem, setup.data.task.labels],
         "dtypes": [config.model.dtype, config.model.param_dtype],
         "scale": [config.delta.scale, config.delta.scale_sparse],
@@ -141,13 +179,13 @@ def _key(out: Place, setup: Setup, digest: str) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
-def _compute(setup: Setup, trained: dict[str, Any], key: str, paths: dict[int, Place]) -> None:
-    """Compute the outputs of a teacher for some parts of the training set, and write each to its path."""
+def _compute(setup: Setup, trained: dict[str, Any], key: str, paths: dict[int, Place], examples: np.ndarray) -> None:
+    """Compute the outputs of a teacher for some parts of ``examples``, and write each to its path."""
     config, data, placed = setup.config, setup.data, setup.placed
     problem = PROBLEMS[data.task.problem]
     predict = jax.jit(predictor(setup.model, config, placed, data.task.problem))
     frozen = sharding.place(placed, pruning.freeze(setup, {}))
-    batches = eval_batches(data.train, config.train.batch_size, data.edges)
+    batches = eval_batches(data.train, config.train.batch_size, data.edges, examples)
     places = _places(data.train, problem.by_token)
     with console.bar("teacher", 0, max(paths) + 1) as advance:
         for number in range(max(paths) + 1):

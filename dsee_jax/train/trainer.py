@@ -54,6 +54,7 @@ class Progress(NamedTuple):
     distances: list[dict[str, float]]  # between the masks of consecutive checks of a search, `earlybert.distance`
     evaluations: int = 0  # of this stage so far, among which ``best`` is chosen
     last: dict[str, float] | None = None  # the metrics of the newest of them
+    lowest: float | None = None  # the lowest loss of them
 
 
 class Run(NamedTuple):

@@ -171,6 +171,23 @@ def test_no_epochs_give_no_batches():
     assert list(iterate(make(epochs=0))) == []
 
 
+@pytest.mark.parametrize(("epochs", "first"), [(0.5, 0), (0.5, 3), (1.2, 4), (5.0, 2)])
+def test_examples_of_a_stage_are_those_of_its_batches(epochs, first):
+    """Of whole passes all; of a part of one, those that its batches have, without filler rows."""
+    tokens = ragged(random_lengths(30))
+    batches = Batches(tokens, 7, epochs, 1, bucket_edges(tokens.lengths), first)
+    read = [batch["labels"][batch["weights"] > 0] for batch in map(batches.__getitem__, range(len(batches)))]
+    assert batches.examples().tolist() == sorted({*np.concatenate(read).tolist()})
+    assert len(batches.examples()) == 30 or epochs < 2
+
+
+def test_evaluation_of_some_examples_has_no_others():
+    tokens, some = ragged(random_lengths(30)), np.array([3, 4, 11, 20, 29])
+    seen = np.concatenate([rows for _, rows in eval_batches(tokens, 2, bucket_edges(tokens.lengths), some)])
+    assert sorted(seen) == some.tolist()
+    assert (np.diff(tokens.lengths[seen]) <= 0).all()
+
+
 @pytest.mark.parametrize(("count", "batch_size"), [(1, 4), (8, 4), (30, 7)])
 def test_evaluation_has_every_example_once(count, batch_size):
     tokens = ragged(random_lengths(count))

@@ -132,7 +132,7 @@ def test_solver_that_fails_is_no_budget_that_is_too_small(monkeypatch):
     assert limits == [budget.NODES, 10 * budget.NODES]
     failed = budget.scipy.optimize.OptimizeResult(status=4, x=None, message="numerical trouble")
     monkeypatch.setattr(budget.scipy.optimize, "milp", lambda *args, **more: failed)
-    with pytest.raises(RuntimeError, match="numerical trouble"):
+    with pytest.raises(InputError, match="choice of units failed: numerical trouble; use a budget that differs"):
         budget.allocate(slots, np.array([1.5]))
 
 

@@ -19,9 +19,11 @@ from dsee_jax.data.tokens import Tokens
 from dsee_jax.errors import InputError
 from dsee_jax.prune import selection
 from dsee_jax.runtime import files, preemption
-from dsee_jax.train import distill, hashes, loop, pruning, setup, step, teachers
+from dsee_jax.train import distill, hashes, loop, pruning, setup, stages, step, teachers
 
 DISTILLED = {"train__distill__weight": 0.5, "train__distill__schedule": "linear"}
+INNER_STATES = DistillConfig(weight=0.5, hidden=1.0)
+"""Of a run whose steps run the teacher, which has no outputs on the disk."""
 
 
 def test_weight_is_constant_or_falls_to_zero():
@@ -55,25 +57,26 @@ class Death(Exception):
 
 @pytest.fixture
 def prepared(tmp_path):
-    """``(folder, setup, trained)`` of a run that distils; the trained values differ from those of the base."""
+    """``(folder, setup, trained, examples)`` of a run that distils; the trained values differ from those of the base."""
     chosen = runs.config(tmp_path, **DISTILLED)
     made = setup.prepare(chosen)
-    return tmp_path / "run", made, jax.tree.map(lambda leaf: leaf + 0.02, made.trained)
+    trained = jax.tree.map(lambda leaf: leaf + 0.02, made.trained)
+    return tmp_path / "run", made, trained, np.arange(made.data.train.size)
 
 
 @pytest.mark.slow
 def test_stale_or_damaged_outputs_are_computed_again(prepared, monkeypatch):
-    """And nothing else is: of three parts the damaged one only; all of them for another teacher or another base.
+    """And nothing else is: of three parts the damaged one only; all of them for another teacher, base or other examples.
 
     A signal ends the first pass after a part, which is kept.
     """
-    out, made, trained = prepared
+    out, made, trained, examples = prepared
     monkeypatch.setattr(teachers, "PART", 2)
     computed, compute = [], teachers._compute
 
-    def counting(setup, trained, key, paths):
+    def counting(setup, trained, key, paths, examples):
         computed.append(sorted(paths))
-        compute(setup, trained, key, paths)
+        compute(setup, trained, key, paths, examples)
 
     monkeypatch.setattr(teachers, "_compute", counting)
     out.mkdir()
@@ -81,43 +84,96 @@ def test_stale_or_damaged_outputs_are_computed_again(prepared, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(preemption, "asked", lambda: True)
         with pytest.raises(preemption.Preempted, match="saved at part 1 of the outputs"):
-            teachers.save(out, made, trained)
-    teachers.save(out, made, trained)
-    _, first = teachers.load(out, made)
+            teachers.save(out, made, trained, examples)
+    teachers.save(out, made, trained, examples)
+    _, first = teachers.load(out, made, examples)
     assert computed == [[0, 1, 2], [1, 2]]
     computed.clear()
     damaged = out / "teacher" / "outputs_00001.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-4] + b"abcd")
-    _, again = teachers.load(out, made)
+    _, again = teachers.load(out, made, examples)
     assert computed == [[1]]
     np.testing.assert_array_equal(first.arrays["teacher"], again.arrays["teacher"])
-    teachers.save(out, made, made.trained)
-    _, other = teachers.load(out, made)
+    teachers.save(out, made, made.trained, examples)
+    _, other = teachers.load(out, made, examples)
     assert computed[1:] == [[0, 1, 2]]
     assert np.abs(other.arrays["teacher"] - first.arrays["teacher"]).max() > 1e-4
     hashes.write(out, {"base": {"weights": "b"}})
-    teachers.load(out, made)
+    teachers.load(out, made, examples)
     assert computed[2:] == [[0, 1, 2]]
+    teachers.load(out, made, examples[:16])
+    assert computed[3:] == [[0]]
     tuned = out / "teacher" / "tuned.safetensors"
     tuned.write_bytes(tuned.read_bytes()[:-4] + b"abcd")
     with pytest.raises(InputError, match=r"tuned.safetensors is damaged, or of another run; .* delete .*run to begin"):
-        teachers.load(out, made)
+        teachers.load(out, made, examples)
 
 
 def test_teacher_of_another_task_is_refused(prepared):
     """Its trained values have the same shapes, and its classes other names."""
-    out, made, trained = prepared
+    out, made, trained, examples = prepared
     out.mkdir()
     tuned = out / "teacher" / "tuned.safetensors"
-    teachers._write(tuned, tree.flatten(trained), teachers._task(made))
+    teachers._write(tuned, tree.flatten(trained), teachers._origin(out, made))
     other = made._replace(data=made.data._replace(task=dataclasses.replace(made.data.task, labels=["ham", "spam"])))
     with pytest.raises(
-        InputError, match=r'tuned.safetensors is of another task: found .*"no", "yes".* expected .*"ham"'
+        InputError, match=r'tuned.safetensors is of another task: found labels .*"no", "yes".* expected .*"ham"'
     ):
-        teachers.load(out, other)
+        teachers.load(out, other, examples)
     tuned.unlink()
     with pytest.raises(InputError, match=r"tuned.safetensors is missing; .* restore it"):
-        teachers.load(out, made)
+        teachers.load(out, made, examples)
+
+
+@pytest.mark.parametrize("other", ["data", "config"])
+def test_teacher_of_another_run_is_refused(prepared, other):
+    """Tasks may have the same classes, as RTE and QNLI, and two runs of one task other settings."""
+    out, made, trained, examples = prepared
+    out.mkdir()
+    made = made._replace(
+        config=dataclasses.replace(made.config, train=dataclasses.replace(made.config.train, distill=INNER_STATES))
+    )
+    begun = {"data": {"train": "a"}, "config": {"settings": "a"}}
+    hashes.write(out, begun)
+    teachers.save(out, made, trained, examples)
+    hashes.write(out, begun | {other: {"train": "b", "settings": "b"}})
+    name = {"data": "data_sha256", "config": "settings_sha256"}[other]
+    with pytest.raises(
+        InputError, match=f'tuned.safetensors is of another run: found {name} ".*", expected ".*"; it holds'
+    ):
+        teachers.load(out, made, examples)
+    allowing = dataclasses.replace(made.config.train, allow_changed_inputs=True)
+    allowed = made._replace(config=dataclasses.replace(made.config, train=allowing))
+    if other == "config":
+        with pytest.raises(InputError, match="of another run"):
+            teachers.load(out, allowed, examples)
+        return
+    for each in (allowed, made):  # the permission is of one call
+        values, _ = teachers.load(out, each, examples)
+        jax.tree.map(np.testing.assert_array_equal, values, trained)
+
+
+@pytest.mark.slow
+def test_teacher_runs_over_the_examples_that_retuning_reads(tmp_path, monkeypatch):
+    """Two batches of eight, of forty examples; once."""
+    options = DISTILLED | {"train__epochs": 0.2, "train__retune_epochs": 0.4}
+    computed, compute = [], teachers._compute
+    with monkeypatch.context() as patch:
+        patch.setattr(teachers, "_compute", lambda *args: computed.append(len(args[-1])) or compute(*args))
+        _, out = runs.run(tmp_path, **options)
+    assert computed == [16]
+    (path,) = (out / "teacher").glob("outputs_*.safetensors")
+    assert len(load_file(path)["teacher"]) == 16
+    made = setup.prepare(runs.config(tmp_path, **options))
+    source = stages.training_stage(made, "retune").source
+    _, some = teachers.load(out, made, source.examples())
+    _, every = teachers.load(out, made, np.arange(40))
+    assert len(every.arrays["teacher"]) == 40
+    left, right = (
+        dataclasses.replace(source, tokens=source.tokens._replace(teacher=outputs)) for outputs in (some, every)
+    )
+    for number in range(2):
+        np.testing.assert_allclose(left[number]["teacher"], right[number]["teacher"], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -238,8 +294,9 @@ def test_kept_outputs_give_the_loss_of_a_forward_pass_of_the_teacher(tmp_path, t
     whole = setup.prepare(runs.config(tmp_path, **options))
     taught = jax.tree.map(lambda leaf: leaf + 0.1, whole.trained)
     (tmp_path / "out").mkdir()
-    teachers.save(tmp_path / "out", whole, taught)
-    _, outputs = teachers.load(tmp_path / "out", whole)
+    examples = np.arange(whole.data.train.size)
+    teachers.save(tmp_path / "out", whole, taught, examples)
+    _, outputs = teachers.load(tmp_path / "out", whole, examples)
     data = whole.data._replace(train=whole.data.train._replace(teacher=outputs))
     kept, _ = value_and_gradient(whole._replace(data=data), whole, whole.trained, step.Teacher(jnp.float32(1)), rows=2)
     options |= {"train__distill__hidden": 1e-30}

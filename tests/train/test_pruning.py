@@ -11,7 +11,7 @@ import dsee_jax
 import runs
 from dsee_jax import masks, tree
 from dsee_jax.config import Config, PruneConfig, TrainConfig
-from dsee_jax.data.batches import Batches
+from dsee_jax.data.batches import Batches, whole_steps
 from dsee_jax.errors import InputError
 from dsee_jax.prune import calibration, sensitivity
 from dsee_jax.train import calibrated, kernels, losses, pruning, setup, stages, step
@@ -46,6 +46,36 @@ def test_cubic_literals():
 def test_all_stages_together_keep_the_limits_of_steps(options, steps_per_epoch, expected):
     config = Config(**{"train": TrainConfig(epochs=1, retune_epochs=3)} | options)
     assert stages.passes(config, steps_per_epoch) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "steps_per_epoch", "expected"),
+    [
+        ({"epochs": 1, "retune_epochs": 2, "most_steps": 10_000}, 4210, {"tune": 3333, "retune": 6667}),
+        ({"epochs": 1, "retune_epochs": 2, "most_steps": 2}, 4210, {"tune": 1, "retune": 1}),
+        ({"epochs": 1, "retune_epochs": 999, "most_steps": 10}, 7, {"tune": 1, "retune": 9}),
+        # Asked for as many as the limit, in halves of steps.
+        ({"epochs": 0.5, "retune_epochs": 0.5, "most_steps": 5}, 5, {"tune": 2, "retune": 3}),
+        ({"epochs": 0.5, "retune_epochs": 0.5, "most_steps": 6}, 5, {"tune": 3, "retune": 3}),
+        # In floating point 42400 times the 42400th part of this number is more than the number.
+        ({"epochs": 3000, "most_steps": 87375160}, 42400, {"tune": 87375160}),
+    ],
+)
+def test_limit_of_steps_is_never_exceeded(options, steps_per_epoch, expected):
+    """Each stage has whole steps, one or more."""
+    prune = PruneConfig() if "retune" in expected else PruneConfig(kind="none")
+    passes = stages.passes(Config(train=TrainConfig(**options), prune=prune), steps_per_epoch)
+    assert {name: whole_steps(epochs, steps_per_epoch) for name, epochs in passes.items()} == expected
+
+
+def test_fraction_of_a_stage_gives_as_many_evaluations_as_it_has_parts():
+    """The last two of a stage of 333 steps are 83 steps apart, not one."""
+    assert stages.evaluations(0.25, 333, 100) == [83, 166, 250, 333]
+    assert stages.evaluations(0.333, 1000, 100) == [333, 667, 1000]
+    assert stages.evaluations(0.25, 3, 100) == [1, 2, 3]
+    assert stages.evaluations(0.9, 10, 100) == [10]
+    assert stages.evaluations(4, 10, 5) == [4, 8, 10]
+    assert stages.evaluations(0, 10, 5) == [5, 10]
 
 
 def test_interleaved_literals():

@@ -5,72 +5,7 @@ import pytest
 
 from dsee_jax.data import glue
 from dsee_jax.errors import InputError
-
-# Per task: header line (None: no header), two rows, and the expected texts, pairs and labels.
-FILES = {
-    "cola": (None, ["gj04\t1\t\tIt rains.", 'bc01\t0\t*\tRains "it.'], ["It rains.", 'Rains "it.'], None, [1, 0]),
-    "sst2": ("sentence\tlabel", ['a "gem \t1', "dull\t0"], ['a "gem ', "dull"], None, [1, 0]),
-    "mrpc": (
-        "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String",
-        ['1\t1\t2\t"So," he said.\t"So', "0\t3\t4\tYes.\tNo."],
-        ['"So," he said.', "Yes."],
-        ['"So', "No."],
-        [1, 0],
-    ),
-    "stsb": (
-        "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore",
-        ["0\tg\tf\t2012\t1\tn\tn\tA plane.\tA jet.\t4.750", "1\tg\tf\t2012\t1\tn\tn\tA cat.\tTwo.\t0.000"],
-        ["A plane.", "A cat."],
-        ["A jet.", "Two."],
-        [4.75, 0.0],
-    ),
-    "qqp": (
-        "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate",
-        ["0\t1\t2\tWho?\tWhich one?\t1", "1\t3\t4\tWhy?\tHow?\t0"],
-        ["Who?", "Why?"],
-        ["Which one?", "How?"],
-        [1, 0],
-    ),
-    "mnli": (
-        "index\tsentence1\tsentence2\tlabel1\tgold_label",
-        ["0\tHe ran.\tHe moved.\tneutral\tentailment", "1\tHe ran.\tHe sat.\tneutral\tcontradiction"],
-        ["He ran.", "He ran."],
-        ["He moved.", "He sat."],
-        [0, 2],
-    ),
-    "qnli": (
-        "index\tquestion\tsentence\tlabel",
-        ["0\tWho?\tIt was me.\tentailment", "1\tWhere?\tMaybe.\tnot_entailment"],
-        ["Who?", "Where?"],
-        ["It was me.", "Maybe."],
-        [0, 1],
-    ),
-    "rte": (
-        "index\tsentence1\tsentence2\tlabel",
-        ["0\tIt rained.\tIt was wet.\tentailment", "1\tNo\u2028rain.\tDry.\tnot_entailment"],
-        ["It rained.", "No\u2028rain."],
-        ["It was wet.", "Dry."],
-        [0, 1],
-    ),
-    "wnli": (
-        "index\tsentence1\tsentence2\tlabel",
-        ["0\tIt fell.\tThe cup fell.\t1", "1\tIt fell.\tThe sky fell.\t0"],
-        ["It fell.", "It fell."],
-        ["The cup fell.", "The sky fell."],
-        [1, 0],
-    ),
-}
-NAMES = {"cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "stsb": "STS-B", "qqp": "QQP", "mnli": "MNLI", "qnli": "QNLI"}
-NAMES |= {"rte": "RTE", "wnli": "WNLI"}
-
-
-def write(folder, task, rows=None, splits=("train", "dev", "dev_matched", "dev_mismatched")):
-    """Write the files of a task in their published form; MRPC starts with a byte-order mark."""
-    header, lines = FILES[task][:2]
-    content = "\n".join(([] if header is None else [header]) + (lines if rows is None else rows)) + "\n"
-    folder.mkdir(parents=True, exist_ok=True)
-    for split in splits:
-        (folder / f"{split}.tsv").write_bytes((b"\xef\xbb\xbf" if task == "mrpc" else b"") + content.encode())
+from glue_files import FILES, NAMES, write
 
 
 @pytest.mark.parametrize("inner", [True, False], ids=["GLUE's folder", "the task's folder"])

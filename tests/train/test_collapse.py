@@ -80,5 +80,6 @@ def test_run_says_which_stage_learned_nothing(tmp_path, monkeypatch, caplog):
     lines = [line for line in caplog.messages if "collapsed" in line]
     assert lines == [
         "stage retune: the loss on the dev set is never below 0.71, and was 0.7 before any training; the training collapsed, "
-        "or was too short: with another output_dir, try a train.learning_rate below 0.01, a longer train.warmup, or more epochs"
+        "or was too short: with another output_dir, try a train.learning_rate below 0.01, a longer train.warmup, or more "
+        "epochs"
     ]

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import pathlib
 import pkgutil
 import re
@@ -161,14 +162,41 @@ for name in {list(MODULES)}:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+@pytest.fixture(scope="module")
+def missing() -> dict[str, list[str]]:
+    """The submodules of each package that its name does not reach in a process that imports the package alone.
+
+    One process for both: that of `merge` imports `dsee_jax` too, and `dsee_jax` nothing of `merge`.
+    """
+    code = "import json, sys\nmissing = {}\n"
+    for package in (dsee_jax, merge):
+        names = [info.name for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+        names = [name for name in names if not name.endswith("__main__")]
+        code += f"""
+assert "{package.__name__}" not in sys.modules
+import {package.__name__}
+missing["{package.__name__}"] = []
+for name in {names}:
+    try:
+        eval(name)
+    except Exception as error:
+        missing["{package.__name__}"].append(f"{{name}}: {{error}}")
+"""
+    return json.loads(output(f"{code}\nprint(json.dumps(missing))"))
+
+
+def output(code: str) -> str:
+    """The last line that a fresh process prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
 @pytest.mark.smoke
 @pytest.mark.parametrize("package", [dsee_jax, merge], ids=lambda package: package.__name__)
-def test_every_submodule_is_an_attribute_in_a_fresh_process(package):
+def test_every_submodule_is_an_attribute_in_a_fresh_process(package, missing):
     """README and error messages name submodules, which work without further imports."""
-    names = [info.name for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
-    names = [name for name in names if not name.endswith("__main__")]
-    code = f"import {package.__name__}\nfor name in {names}: eval(name)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    assert missing[package.__name__] == []
 
 
 @pytest.mark.smoke
@@ -186,22 +214,35 @@ def test_every_public_name_exists():
         dsee_jax.prune.nothing  # noqa: B018
 
 
-@pytest.mark.parametrize(
-    ("code", "heavy"),
-    [
-        ("import dsee_jax", ("jax", "numpy", "flax", "yaml")),
-        ("from dsee_jax import DeltaConfig", ("jax", "numpy", "flax", "yaml")),
-        ("import train; train.parser()", ("jax", "numpy", "flax", "yaml")),
-        ("from dsee_jax.__main__ import parser; parser()", ("jax", "numpy", "flax", "yaml")),
-        ("import dsee_jax.train.loop", ("sklearn", "scipy.stats", "scipy.special", "scipy.optimize", "transformers")),
-        ("from merge.__main__ import compare_parser, parser; parser(), compare_parser()", ("jax", "numpy", "yaml")),
-        (
-            "import merge.run",
-            ("flax", "optax", "orbax", "transformers", "huggingface_hub", "rich", "matplotlib", "PIL"),
-        ),
-    ],
-)
-def test_import_loads_no_unneeded_library(code, heavy):
-    code = f"import sys; {code}; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.strip() == "[]"
+UNNEEDED = [
+    ("import dsee_jax", ("jax", "numpy", "flax", "yaml")),
+    ("from dsee_jax import DeltaConfig", ("jax", "numpy", "flax", "yaml")),
+    ("import train; train.parser()", ("jax", "numpy", "flax", "yaml")),
+    ("from dsee_jax.__main__ import parser; parser()", ("jax", "numpy", "flax", "yaml")),
+    ("import dsee_jax.train.loop", ("sklearn", "scipy.stats", "scipy.special", "scipy.optimize", "transformers")),
+    ("from merge.__main__ import compare_parser, parser; parser(), compare_parser()", ("jax", "numpy", "yaml")),
+    (
+        "import merge.run",
+        ("flax", "optax", "orbax", "transformers", "huggingface_hub", "rich", "matplotlib", "PIL"),
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, list[str]]:
+    """The libraries of `UNNEEDED` that are loaded after each line of code.
+
+    One process runs all lines, those that may load the fewest libraries first. A library that a line loads is there after the
+    later lines too, and none of their lists has one that an earlier line may load.
+    """
+    last = ["import merge.run", "import dsee_jax.train.loop"]
+    lines = sorted(UNNEEDED, key=lambda each: last.index(each[0]) if each[0] in last else -1)
+    code = "import json, sys\nloaded = {}\n"
+    for line, heavy in lines:
+        code += f"{line}\nloaded[{line!r}] = [name for name in {heavy} if name in sys.modules]\n"
+    return json.loads(output(f"{code}\nprint(json.dumps(loaded))"))
+
+
+@pytest.mark.parametrize(("code", "heavy"), UNNEEDED)
+def test_import_loads_no_unneeded_library(code, heavy, loaded):
+    assert loaded[code] == [], f"{code} loads some of {heavy}"

@@ -9,6 +9,7 @@ from flax import nnx
 
 import compiled
 import dsee_jax
+import tiny
 from dsee_jax import DeltaConfig, InputError, tree
 from dsee_jax.nnx import Delta
 
@@ -22,6 +23,10 @@ RULES = {
 }
 
 
+def normal(*shape, seed=0, size=1.0):
+    return jax.device_put((size * np.random.default_rng(seed).normal(size=shape)).astype(np.float32))
+
+
 class Doubled(nnx.Linear):
     """A subclass that calls its parent with another input."""
 
@@ -33,9 +38,9 @@ class Raw(nnx.Module):
     """Kernels outside of any layer of Flax."""
 
     def __init__(self):
-        self.w = nnx.Param(jax.random.normal(KEY, (6, 6)))
-        self.more = nnx.Dict(v=nnx.Param(jax.random.normal(KEY, (6, 6))))
-        self.list = nnx.List([nnx.Param(jax.random.normal(KEY, (6, 6)))])
+        self.w = nnx.Param(normal(6, 6))
+        self.more = nnx.Dict(v=nnx.Param(normal(6, 6)))
+        self.list = nnx.List([nnx.Param(normal(6, 6))])
 
     def __call__(self, x):
         for kernel in [self.w, *self.more.values(), *self.list]:
@@ -76,33 +81,39 @@ MODULES = {
     "tied": Tied,
     "lora": lambda rngs: nnx.LoRALinear(6, 4, lora_rank=2, rngs=rngs),
 }
-X = jax.random.normal(KEY, (2, 3, 6))
+X = normal(2, 3, 6)
 KERNELS = ".*(kernel|embedding|w|v|list/0)"
+
+
+def made(make):
+    """A module with random variables, all floating; its initialisation would be compiled operation by operation."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    draw = np.random.default_rng(0)
+    fill = lambda leaf: jax.device_put((0.4 * draw.normal(size=leaf.shape)).astype(leaf.dtype))
+    return nnx.merge(graph, jax.tree.map(fill, state))
 
 
 def build(make, **options):
     """A module and an adapter with random updates."""
-    module = make(nnx.Rngs(0))
+    module = made(make)
     orientation = next((axes for name, axes in RULES.items() if MODULES.get(name) is make), None)
     targets = [KERNELS if orientation is None else (KERNELS, {"orientation": orientation})]
     config = DeltaConfig(targets=targets, rank=2, nonzeros=4, support="random", **options)
-    return module, grown(dsee_jax.deltas.init(nnx.state(module, nnx.Param), config, key=KEY))
+    return module, grown(module, config)
 
 
-def grown(adapter):
-    leaves, structure = jax.tree.flatten(adapter.deltas)
-    keys = jax.random.split(KEY, len(leaves))
-    values = [0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    return adapter.replace(deltas=structure.unflatten(values))
+def grown(module, config):
+    """An adapter of a module, with random updates."""
+    return tiny.adapter(nnx.state(module, nnx.Param), config, seed=1, spread=0.3)
 
 
 def zero(adapter):
-    return adapter.replace(deltas=jax.tree.map(jnp.zeros_like, adapter.deltas))
+    return adapter.replace(deltas=jax.tree.map(lambda leaf: jax.device_put(np.zeros_like(leaf)), adapter.deltas))
 
 
 def materialised(module, adapter):
     plain = nnx.clone(module)
-    nnx.update(plain, dsee_jax.materialize(nnx.state(module, nnx.Param), adapter))
+    nnx.update(plain, jax.jit(dsee_jax.materialize)(nnx.state(module, nnx.Param), adapter))
     return plain
 
 
@@ -113,10 +124,12 @@ def close(left, right, **options):
 @pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
 def test_attached_module_equals_the_materialised_one(make):
     module, adapter = build(make)
-    np.testing.assert_array_equal(dsee_jax.nnx.attach(module, zero(adapter))(X), module(X))
+    plain = np.asarray(module(X))
+    np.testing.assert_array_equal(dsee_jax.nnx.attach(module, zero(adapter))(X), plain)
     attached = dsee_jax.nnx.attach(module, adapter)
-    assert float(jnp.max(jnp.abs(attached(X) - module(X)))) > 0.01
-    close(attached(X), materialised(module, adapter)(X))
+    outputs = np.asarray(attached(X))
+    assert np.max(np.abs(outputs - plain)) > 0.01
+    close(outputs, materialised(module, adapter)(X))
 
     back = dsee_jax.nnx.adapter(attached)
     assert jax.tree.structure(back) == jax.tree.structure(adapter)
@@ -126,18 +139,20 @@ def test_attached_module_equals_the_materialised_one(make):
 @pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
 def test_gradients_equal_those_of_the_materialised_module_in_float64(make):
     def wide(values):
-        return jax.tree.map(lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, values)
+        widened = lambda x: x.astype(np.float64) if np.issubdtype(x.dtype, np.floating) else x
+        return jax.tree.map(lambda x: jax.device_put(widened(np.asarray(x))), values)
 
     def loss(deltas, attach):
-        return jnp.sum(jnp.sin(attach(module, adapter.replace(deltas=deltas))(wide(X))))
+        return jnp.sum(jnp.sin(attach(module, adapter.replace(deltas=deltas))(x)))
 
     with jax.enable_x64(True):
         module, adapter = build(make)
+        x = wide(X)
         nnx.update(module, wide(nnx.state(module, nnx.Param)))
         adapter = wide(adapter)
         gradient = jax.jit(jax.grad(loss), static_argnums=1)
         gradients = gradient(adapter.deltas, dsee_jax.nnx.attach)
-        assert all(np.any(leaf) for leaf in jax.tree.leaves(gradients))
+        assert all(np.asarray(leaf).any() for leaf in jax.tree.leaves(gradients))
         close(gradients, gradient(adapter.deltas, materialised), atol=1e-10, rtol=1e-10)
 
 
@@ -165,15 +180,15 @@ TARGETS = (
 @pytest.fixture(scope="module")
 def block():
     """A block in evaluation mode and an adapter of its six kernels."""
-    module = Block(nnx.Rngs(0))
+    module = nnx.jit(lambda: Block(nnx.Rngs(0)))()
     module.eval()
     config = DeltaConfig(targets=TARGETS, rank=2, nonzeros=4, support="random", alpha=3.0, scale_sparse=False)
-    return module, grown(dsee_jax.deltas.init(nnx.state(module, nnx.Param), config, key=KEY))
+    return module, grown(module, config)
 
 
 def test_a_model_with_attention_equals_the_materialised_one(block):
     module, adapter = block
-    expected = materialised(module, adapter)(X)
+    expected = nnx.jit(lambda module, x: module(x))(materialised(module, adapter), X)
     attached = dsee_jax.nnx.attach(module, adapter)
     close(attached(X), expected)
     close(nnx.remat(lambda m, x: m(x))(attached, X), expected)
@@ -214,7 +229,7 @@ def test_training_in_the_idiom_of_nnx_changes_the_updates_alone(block):
     flat = tree.flatten(adapter.deltas)
     for path, value in tree.flatten(gradients).items():
         name = path.replace("_update/", "/")
-        close(tree.flatten(trained.deltas)[name], flat[name] - 0.1 * value)
+        close(tree.flatten(trained.deltas)[name], np.asarray(flat[name]) - 0.1 * np.asarray(value))
     assert len(flat) == 6 * 3
     jax.tree.map(np.testing.assert_array_equal, trained.supports, adapter.supports)
     assert (trained.scale, trained.scale_sparse, trained.orientations) == (1.5, False, adapter.orientations)
@@ -237,7 +252,7 @@ def test_statistics_and_random_counters_change_in_the_attached_module_alone(bloc
         attached.train()
         return jnp.sum(attached(X)), nnx.state(attached, nnx.BatchStat)
 
-    _, statistics = jax.grad(loss, has_aux=True)(adapter.deltas)
+    _, statistics = jax.jit(jax.grad(loss, has_aux=True))(adapter.deltas)
     again = whole(adapter.deltas)
     again.train()
     again(X)
@@ -257,10 +272,10 @@ def test_stacked_modules_under_scan_and_vmap_equal_the_materialised_ones(axis):
         def __call__(self, x):
             return x + jnp.tanh(self.dense(x))
 
-    layers = nnx.vmap(Layer, in_axes=0, out_axes=axis)(nnx.Rngs(0).split(3))
+    layers = nnx.jit(lambda: nnx.vmap(Layer, in_axes=0, out_axes=axis)(nnx.Rngs(0).split(3)))()
     words = "stack_in_out" if axis == 0 else "in_stack_out"
     config = DeltaConfig(targets=[("dense", {"orientation": words})], rank=2, nonzeros=4, support="random")
-    adapter = grown(dsee_jax.deltas.init(nnx.state(layers, nnx.Param), config, key=KEY))
+    adapter = grown(layers, config)
     attached, plain = dsee_jax.nnx.attach(layers, adapter), materialised(layers, adapter)
     assert not np.allclose(attached.dense.kernel[...], layers.dense.kernel[...])
 
@@ -268,8 +283,8 @@ def test_stacked_modules_under_scan_and_vmap_equal_the_materialised_ones(axis):
     ensemble = nnx.vmap(lambda layer, x: layer(x), in_axes=(axis, None))
     close(scan(X, attached), scan(X, plain))
     close(ensemble(attached, X), ensemble(plain, X))
-    gradients = nnx.grad(lambda model: jnp.sum(scan(X, model)), argnums=nnx.DiffState(0, Delta))(attached)
-    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradients))
+    gradients = nnx.jit(nnx.grad(lambda model: jnp.sum(scan(X, model)), argnums=nnx.DiffState(0, Delta)))(attached)
+    assert all(np.asarray(leaf).any() for leaf in jax.tree.leaves(gradients))
     back = dsee_jax.nnx.adapter(attached)
     jax.tree.map(np.testing.assert_array_equal, back, adapter)
 
@@ -287,33 +302,33 @@ WIDE = {
 @pytest.mark.parametrize(("make", "orientation"), WIDE.values(), ids=WIDE)
 def test_backward_forms_no_gradient_of_a_frozen_kernel(make, orientation):
     """The layer without a thin product shows that the test sees such a gradient."""
-    module = make(nnx.Rngs(0))
+    module = made(make)
     config = DeltaConfig(targets=[("kernel", {"orientation": orientation})], rank=2, nonzeros=4, support="random")
-    adapter = dsee_jax.deltas.init(module, config, key=KEY)
-    x = jnp.ones((1, 20))
+    adapter = tiny.adapter(nnx.state(module, nnx.Param), config)
+    x = jax.device_put(np.ones((1, 20), np.float32))
     attach = lambda deltas: dsee_jax.nnx.attach(module, adapter.replace(deltas=deltas))
     y, backward = jax.vjp(lambda deltas: attach(deltas)(x), adapter.deltas)
-    made = ("dot_general", "conv_general_dilated", "scatter", "scatter-add", "add_any")
+    kinds = ("dot_general", "conv_general_dilated", "scatter", "scatter-add", "add_any")
     equations = compiled.equations(jax.make_jaxpr(backward)(y).jaxpr)
-    large = [each for each in equations if each.primitive.name in made and each.outvars[0].aval.size == 20 * 30]
+    large = [each for each in equations if each.primitive.name in kinds and each.outvars[0].aval.size == 20 * 30]
     assert bool(large) == (orientation == "1_in_out" and isinstance(module, nnx.LinearGeneral))
     np.testing.assert_array_equal(y, module(x))
 
 
 def test_wide_updates_of_another_product_are_added_to_it():
-    module = nnx.Linear(6, 4, dot_general=rounded, rngs=nnx.Rngs(0))
+    module = made(lambda rngs: nnx.Linear(6, 4, dot_general=rounded, rngs=rngs))
     config = DeltaConfig(targets=["kernel"], rank=2, nonzeros=0)
-    adapter = grown(dsee_jax.deltas.init(module, config, key=KEY))
-    delta = adapter.deltas["kernel"]
-    added = adapter.scale * X @ delta["a"] @ delta["b"]
-    close(dsee_jax.nnx.attach(module, adapter)(X), module(X) + added)
+    adapter = grown(module, config)
+    delta = jax.tree.map(np.asarray, adapter.deltas["kernel"])
+    added = adapter.scale * np.asarray(X) @ delta["a"] @ delta["b"]
+    close(dsee_jax.nnx.attach(module, adapter)(X), np.asarray(module(X)) + added)
 
 
 @pytest.mark.parametrize("name", ["w", "more/v", "list/0"])
 def test_an_update_of_any_variable_of_a_module_takes_effect(name):
     module = Raw()
     config = DeltaConfig(targets=[f"^{name}$"], rank=2, nonzeros=4, support="random")
-    adapter = grown(dsee_jax.deltas.init(module, config, key=KEY))
+    adapter = grown(module, config)
     attached = dsee_jax.nnx.attach(module, adapter)
     assert list(attached.more) == ["v"]
     close(attached(X), dsee_jax.materialize(module, adapter)(X))
@@ -324,7 +339,7 @@ def test_a_kernel_with_an_update_is_written_by_nnx_update_alone(block):
     attached = dsee_jax.nnx.attach(module, adapter)
     with pytest.raises(InputError, match="cannot be written in place: use nnx.update"):
         attached.layers[0].kernel[...] = jnp.zeros((6, 12))
-    nnx.update(attached, jax.tree.map(jnp.zeros_like, nnx.state(attached, nnx.Param)))
+    nnx.update(attached, jax.tree.map(np.zeros_like, nnx.state(attached, nnx.Param)))
     plain = dsee_jax.materialize(nnx.state(attached, nnx.Param), adapter)
     close(attached.layers[0].kernel[...], plain["layers"][0]["kernel"][...])
 

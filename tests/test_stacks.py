@@ -31,14 +31,14 @@ def made(family, layers=3, **changes):
     depth = {"llama": "num_hidden_layers", "gpt2": "n_layer"}[family]
     fields = decoders.config(**(decoders.VARIANTS[family] | {depth: layers} | changes))
     model = models.find(family).model(models.find(family).config.from_hf(fields))
-    params = tiny.params(model, jnp.zeros((1, 1), jnp.int32))
+    params = tiny.params(model, np.zeros((1, 1), np.int32))
     config = dsee_jax.DeltaConfig(targets=(".*/(query|up)/kernel",), rank=2, alpha=4.0, nonzeros=3, support="random")
-    updates = create.init(params, config, key=jax.random.key(0))
-    return model, params, updates.replace(deltas=jax.tree.map(lambda leaf: leaf + 0.1, updates.deltas)), config
+    return model, params, tiny.adapter(params, config, spread=0.2), config
 
 
 def stacked(updates):
     """Return the adapter of the model with scanned layers."""
+    updates = jax.tree.map(np.asarray, updates)
     return updates.replace(deltas=stacks.stack(updates.deltas), supports=stacks.stack(updates.supports))
 
 
@@ -104,13 +104,16 @@ def test_scanned_model_equals_layered_model(family, remat):
     model, params, updates, _ = made(family)
 
     def run(model, params, updates):
-        """Return the logits, and the gradient of a loss."""
-        logits = lambda deltas: attach.apply(model, params, updates.replace(deltas=deltas), {"input_ids": ids()})
-        loss = lambda deltas: jnp.sum(jnp.tanh(logits(deltas)))
-        return jax.jit(logits)(updates.deltas), jax.jit(jax.grad(loss))(updates.deltas)
+        """Return the gradient of a loss, and the logits."""
 
-    expected, gradient = run(model, params, updates)
-    logits, actual = run(model.clone(scan=True, remat=remat), stacks.stack(params), stacked(updates))
+        def loss(deltas):
+            logits = attach.apply(model, params, updates.replace(deltas=deltas), {"input_ids": ids()})
+            return jnp.sum(jnp.tanh(logits)), logits
+
+        return jax.tree.map(np.asarray, jax.jit(jax.grad(loss, has_aux=True))(updates.deltas))
+
+    gradient, expected = run(model, params, updates)
+    actual, logits = run(model.clone(scan=True, remat=remat), stacks.stack(params), stacked(updates))
     np.testing.assert_allclose(logits, expected, atol=2e-5 * np.abs(expected).max())
     folded = fold.materialize(stacks.stack(params), stacked(updates))
     same(stacks.unstack(folded), fold.materialize(params, updates))

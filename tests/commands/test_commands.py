@@ -1,5 +1,6 @@
 """The commands: bad input is one line and writes nothing; every verb on a finished run."""
 
+import functools
 import json
 import os
 import pathlib
@@ -203,9 +204,14 @@ def test_evaluate_prints_the_final_metrics(finished, capsys, overrides):
     assert json.loads(capsys.readouterr().out) == pytest.approx(finished[1]["final"], abs=1e-6)
 
 
+@functools.cache
+def compiled(model):
+    return jax.jit(functools.partial(dsee_jax.apply, model))
+
+
 def logits(folder, updates=None):
     model, params = dsee_jax.load_pretrained(folder)
-    return np.asarray(dsee_jax.apply(model, params, updates, tiny.batch()))
+    return np.asarray(compiled(model)(params, updates, tiny.batch()))
 
 
 @pytest.mark.smoke

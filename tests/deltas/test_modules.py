@@ -15,13 +15,17 @@ from flax.linen import dtypes
 
 import compiled
 import dsee_jax
-from dsee_jax import deltas
+import tiny
 from dsee_jax.ops.joint import JointDense
 
-KEY = jax.random.key(0)
-X = jax.random.normal(KEY, (2, 3, 4))
-IMAGE = jax.random.normal(KEY, (2, 3, 3, 4))
-SPLIT = jax.random.normal(KEY, (2, 3, 2, 4))
+
+def normal(*shape):
+    return jax.device_put(np.random.default_rng(0).normal(size=shape).astype(np.float32))
+
+
+X = normal(2, 3, 4)
+IMAGE = normal(2, 3, 3, 4)
+SPLIT = normal(2, 3, 2, 4)
 
 
 def oriented(pattern, orientation):
@@ -30,7 +34,7 @@ def oriented(pattern, orientation):
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A model, its input, its targets, and the call that is compared; ``extra`` are arguments of ``model.init``."""
+    """A model, its input, its targets, and the call that is compared."""
 
     model: nn.Module
     x: Any = dataclasses.field(default_factory=lambda: X)
@@ -337,15 +341,20 @@ def initialised(name: str) -> tuple[Any, dsee_jax.Adapter]:
 
 
 def created(row: Row) -> tuple[Any, dsee_jax.Adapter]:
-    params = row.change(row.model.init(KEY, row.x)["params"])
+    params = row.change(jax.device_put(tiny.params(row.model, row.x)))
     config = dsee_jax.DeltaConfig(targets=row.targets, rank=2, nonzeros=5, support="random", alpha=3.0)
-    return params, deltas.init(params, config, key=KEY)
+    return params, tiny.adapter(params, config)
+
+
+def cast(leaves: Any, dtype: Any) -> Any:
+    """Return arrays in another dtype, converted by NumPy: each conversion by JAX would be compiled."""
+    return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf).astype(dtype)), leaves)
 
 
 def run(row: Row, params: Any, dtype: Any = jnp.float32) -> Any:
-    """Return the outputs of a row, computed in ``dtype``."""
+    """Return the outputs of a row, computed in ``dtype``, of which the params are."""
     model = row.model.clone(dtype=dtype) if isinstance(row.model, JointDense) else row.model
-    return row.call(model, {"params": jax.tree.map(lambda w: w.astype(dtype), params)}, row.x.astype(dtype))
+    return row.call(model, {"params": params}, cast(row.x, dtype))
 
 
 def attached(row: Row, params: Any, adapter: dsee_jax.Adapter | None, dtype: Any = jnp.float32) -> Any:
@@ -355,8 +364,8 @@ def attached(row: Row, params: Any, adapter: dsee_jax.Adapter | None, dtype: Any
 
 def grown(adapter: dsee_jax.Adapter) -> Any:
     """Return deltas with random values, of the widest dtype."""
-    draw = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: jnp.asarray(0.3 * draw.normal(size=leaf.shape)), adapter.deltas)
+    draw = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: jax.device_put(0.3 * draw.normal(size=leaf.shape)), adapter.deltas)
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
@@ -384,16 +393,15 @@ def test_attached_equals_materialised(name):
 
             return jax.jit(jax.grad(loss, has_aux=True))
 
-        attach = with_gradients(lambda adapter: attached(row, params, adapter, jnp.float64))
+        params64, new = cast(params, jnp.float64), cast(adapter.deltas, jnp.float64)
+        attach = with_gradients(lambda adapter: attached(row, params64, adapter, jnp.float64))
         reference = with_gradients(lambda adapter: run(row, dsee_jax.materialize(params64, adapter), jnp.float64))
-        params64 = jax.tree.map(lambda w: w.astype(jnp.float64), params)
-        new = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), adapter.deltas)
         assert_equal(attach(new)[1], reference(new)[1])
         (gradients, outputs), (references, expected) = attach(grown(adapter)), reference(grown(adapter))
         assert_close(outputs, expected, 1e-10)
         assert_close(gradients, references, 1e-10)
         assert_close(eager, outputs, 1e-3)
-        assert all(float(jnp.max(jnp.abs(gradient))) > 1e-6 for gradient in jax.tree.leaves(gradients))
+        assert all(np.max(np.abs(gradient)) > 1e-6 for gradient in jax.tree.leaves(gradients))
 
 
 @pytest.mark.sampled(3)
@@ -404,6 +412,7 @@ def test_attached_equals_materialised(name):
 def test_an_update_of_zero_changes_no_bit_in_any_precision(name, dtype):
     with jax.enable_x64(dtype == "float64"):
         row, (params, adapter) = ROWS[name], initialised(name)
+        params = cast(params, dtype)
         outputs, expected = attached(row, params, adapter, dtype), run(row, params, dtype)
         assert {leaf.dtype for leaf in jax.tree.leaves(outputs)} == {jnp.dtype(dtype)}
         assert_equal(outputs, expected)
@@ -429,7 +438,7 @@ def test_a_quantised_product_stays_and_the_update_is_not_quantised(options):
     adapter = adapter.replace(deltas=grown(adapter))
     update = dsee_jax.materialize(jax.tree.map(jnp.zeros_like, params), adapter)["kernel"]
     np.testing.assert_allclose(attached(row, params, adapter), plain + X @ update, rtol=1e-5, atol=1e-5)
-    assert float(jnp.max(jnp.abs(plain - nn.Dense(5).apply({"params": params}, X)))) > 0.01
+    assert np.max(np.abs(plain - nn.Dense(5).apply({"params": params}, X))) > 0.01
 
 
 def test_a_product_keeps_its_precision():
@@ -452,7 +461,7 @@ WIDE = {
 
 @pytest.mark.parametrize("name", WIDE)
 def test_a_linear_module_forms_no_gradient_of_the_size_of_its_kernel(name):
-    row = dataclasses.replace(WIDE[name], x=jax.random.normal(KEY, (1, 2, 64)))
+    row = dataclasses.replace(WIDE[name], x=normal(1, 2, 64))
     params, adapter = created(row)
 
     def loss(deltas):

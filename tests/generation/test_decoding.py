@@ -30,13 +30,12 @@ def made(variant="llama", **changes):
 
 @functools.cache
 def whole(model):
-    return jax.jit(model.apply)
+    return jax.jit(lambda params, rows: jax.nn.log_softmax(model.apply({"params": params}, rows)))
 
 
 def log_probs(model, params, rows):
     """Log probabilities of every next token, float64 (rows, length, vocabulary), without a cache."""
-    logits = whole(model)({"params": params}, np.asarray(rows, np.int32))
-    return np.asarray(jax.nn.log_softmax(logits), np.float64)
+    return np.asarray(whole(model)(params, np.asarray(rows, np.int32)), np.float64)
 
 
 def new(model, params, prompts=PROMPTS, **options):
@@ -110,11 +109,8 @@ def test_attached_folded_and_compacted_updates_generate_equal_tokens():
     """Greedy and by beams: attached against folded updates, a masked model against the compacted one."""
     model, params = made("llama", num_key_value_heads=3)
     config = dsee_jax.DeltaConfig(targets=("decoder/.*/kernel",), rank=2, alpha=4.0, nonzeros=9, support="random")
-    adapter = dsee_jax.deltas.init(params, config, key=jax.random.key(0))
-    draw = np.random.default_rng(0)
-    deltas = jax.tree.map(lambda leaf: draw.normal(0, 0.2, leaf.shape).astype(np.float32), adapter.deltas)
-    adapter = adapter.replace(deltas=deltas)
-    folded = dsee_jax.materialize(params, adapter)
+    adapter = tiny.adapter(params, config, spread=0.2)
+    folded = jax.tree.map(np.asarray, jax.jit(dsee_jax.materialize)(params, adapter))
     cuts = dsee_jax.models.cuts(model)
     left = {"heads": {"layer_0": np.zeros(3, bool), "layer_1": np.array([True, False, True])}}
     masks = units.masks(folded, cuts, left | {"neurons": {"layer_1": np.arange(40) % 2 == 0}})
@@ -130,7 +126,7 @@ def test_attached_folded_and_compacted_updates_generate_equal_tokens():
 
 def test_top_k_and_top_p_exclude_tokens():
     """Literals: probabilities 0.5, 0.25, 0.15, 0.1 at temperature 1."""
-    logits = jnp.log(jnp.array([[0.25, 0.5, 0.1, 0.15]]))
+    logits = np.log(np.array([[0.25, 0.5, 0.1, 0.15]], np.float32))
     left = lambda **options: np.isfinite(
         decoding.filter_logits(logits, decoding.Options(**{"temperature": 1.0} | options))
     )[0].tolist()

@@ -12,7 +12,6 @@ import dsee_jax
 import tiny
 from dsee_jax import models
 
-KEY = jax.random.key(0)
 LAYERS, HEADS, NEURONS = 2, 3, 40
 DELTA = dsee_jax.DeltaConfig(targets=(r"(en|de)coder/.*/kernel",), rank=2, alpha=4.0, nonzeros=9, support="random")
 """Updates on every kernel that is cut, on either axis."""
@@ -43,21 +42,27 @@ def families(*quick):
 
 @functools.cache
 def whole(family="bert", layers=LAYERS):
-    """Return a tiny model with updates everywhere: ``(model, params, adapter)``."""
+    """Return a tiny model with updates everywhere, all in NumPy arrays: ``(model, params, adapter)``."""
     fields, task = FAMILIES[family]
     fields = fields | {"n_layer" if "n_layer" in fields else "num_hidden_layers": layers}
     architecture = models.find(fields["model_type"])
     model = architecture.model(architecture.config.from_hf(fields), task)
     params = tiny.params(model, jnp.zeros((1, 1), jnp.int32))
-    adapter = dsee_jax.deltas.init(params, DELTA, key=KEY)
-    draw = np.random.default_rng(1)
-    deltas = jax.tree.map(lambda x: jnp.asarray(draw.normal(0, 0.2, x.shape), jnp.float32), adapter.deltas)
-    return model, jax.tree.map(jnp.asarray, params), adapter.replace(deltas=deltas)
+    return model, params, jax.tree.map(np.asarray, tiny.adapter(params, DELTA, seed=1, spread=0.2))
+
+
+@functools.cache
+def _applied(model):
+    return jax.jit(functools.partial(dsee_jax.apply, model))
 
 
 def logits(model, params, adapter=None):
     batch = tiny.batch(types=model.config.type_vocab_size)
-    return np.asarray(jax.jit(functools.partial(dsee_jax.apply, model))(params, adapter, batch))
+    return np.asarray(_applied(model)(params, adapter, batch))
+
+
+materialised = jax.jit(dsee_jax.materialize)
+"""`dsee_jax.materialize` as one program; uncompiled, it compiles every operation of every shape."""
 
 
 def close(result, expected):

@@ -1,12 +1,17 @@
 """Tiny random checkpoints in Hugging Face's layout, without torch and without the tables under test."""
 
+import functools
 import json
+import math
 import pathlib
 
 import jax
 import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+import dsee_jax
+from dsee_jax import orientation, tree
 
 WORDS = (
     "the",
@@ -232,3 +237,31 @@ def params(module, *inputs, seed: int = 0) -> dict:
     generator = np.random.default_rng(seed)
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
     return jax.tree.map(lambda leaf: generator.normal(0.1, 0.3, leaf.shape).astype(leaf.dtype), shapes)
+
+
+def adapter(params, config: dsee_jax.DeltaConfig, *, seed: int = 0, spread: float = 0.0) -> dsee_jax.Adapter:
+    """Return an adapter of the shapes of `dsee_jax.deltas.init`, drawn by NumPy: compiling the init would take too long.
+
+    Supports are random. ``a`` is small and ``b`` and ``values`` are zero, or, with a ``spread``, all are normal.
+    """
+    init = functools.partial(dsee_jax.deltas.init, config=config)
+    shapes = jax.eval_shape(lambda params: init(params, key=jax.random.key(0)), params)
+    generator, flat, stated = np.random.default_rng(seed), tree.flatten(params), dict(shapes.orientations)
+
+    def delta(path, leaf):
+        size = spread or 0.02 * path.endswith("/a")
+        return jax.device_put((size * generator.normal(size=leaf.shape)).astype(leaf.dtype))
+
+    def support(path, leaf):
+        shape = flat[path].shape
+        # The adapter has the orientations that are not usual.
+        axes = stated.get(path, orientation.IN_OUT if len(shape) == 2 else orientation.STACKED)
+        *stack, rows, columns = orientation.matrix_shape(shape, axes)
+        pick = lambda: np.sort(generator.choice(rows * columns, leaf.shape[-2], replace=False))
+        picked = np.stack([pick() for _ in range(math.prod(stack))])
+        places = np.stack([picked // columns, picked % columns], -1)
+        return jax.device_put(places.reshape(leaf.shape).astype(leaf.dtype))
+
+    deltas = {path: delta(path, leaf) for path, leaf in tree.flatten(shapes.deltas).items()}
+    supports = {path: support(path, leaf) for path, leaf in tree.flatten(shapes.supports).items()}
+    return shapes.replace(deltas=tree.unflatten(deltas), supports=tree.unflatten(supports))

@@ -2,13 +2,13 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 import dsee_jax
-from dsee_jax import deltas
+import tiny
 
 KEY = jax.random.key(0)
-X = jax.random.normal(KEY, (2, 4))
+X = jax.device_put(np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32))
 
 
 class Model(nn.Module):
@@ -22,7 +22,7 @@ class Model(nn.Module):
 def made(model=None, targets=("dense",), x=X, **options):
     """Return the params of a model and an adapter of ones."""
     model = model or Model()
-    params = model.init(KEY, x)["params"]
+    params = jax.device_put(tiny.params(model, x))
     config = dsee_jax.DeltaConfig(**{"targets": targets, "rank": 2, "nonzeros": 3, "support": "random"} | options)
-    adapter = deltas.init(params, config, key=KEY)
-    return params, adapter.replace(deltas=jax.tree.map(jnp.ones_like, adapter.deltas))
+    adapter = tiny.adapter(params, config)
+    return params, adapter.replace(deltas=jax.tree.map(lambda leaf: jax.device_put(np.ones_like(leaf)), adapter.deltas))

@@ -32,7 +32,7 @@ def jitted(model):
 
 
 def run(model, params, **inputs):
-    return jitted(model)({"params": params}, **inputs)
+    return jax.tree.map(np.asarray, jitted(model)({"params": params}, **inputs))
 
 
 def close(actual, expected, tolerance=2e-6):
@@ -75,9 +75,11 @@ def test_packed_texts_are_independent(variant):
     segments = np.array([[1] * 5 + [2] + [0] * 2 + [3] * 3 + [0]], np.int32)
     actual = run(model, params, input_ids=packed, attention_mask=segments)
     assert np.isfinite(actual).all()
-    for text, start in zip(texts, (0, 5, 8), strict=True):
-        alone = run(model, params, input_ids=np.pad(text, ((0, 0), (0, 12 - text.shape[1]))))[:, : text.shape[1]]
-        close(actual[:, start : start + text.shape[1]], alone, 1e-5)
+    padded = [np.pad(text, ((0, 0), (0, 12 - text.shape[1]))) for text in texts]
+    # In batches of two, whose program other tests use too.
+    alone = [run(model, params, input_ids=np.concatenate([padded[0], padded[number]])) for number in (1, 2)]
+    for text, start, logits in zip(texts, (0, 5, 8), (alone[0][:1], alone[0][1:], alone[1][1:]), strict=True):
+        close(actual[:, start : start + text.shape[1]], logits[:, : text.shape[1]], 1e-5)
     positions = np.array([[0, 1, 2, 3, 4, 0, 0, 0, 0, 1, 2, 0]], np.int32)
     close(
         run(model, params, input_ids=packed, attention_mask=segments, positions=positions)[segments > 0],
@@ -92,7 +94,7 @@ def test_cache_does_not_change_logits(variant):
     model, params = made(variant)
     batch = {"input_ids": ids(), "attention_mask": np.array([[0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2], [1] * 12], np.int32)}
     seen = batch["attention_mask"] > 0
-    expected, cache, parts = run(model, params, **batch), caches.create(model, 2, 15), []
+    expected, cache, parts = run(model, params, **batch), jax.jit(lambda: caches.create(model, 2, 15))(), []
     for part in (slice(0, 5), slice(5, 6), slice(6, 12)):
         logits, cache = run(model, params, **{name: x[:, part] for name, x in batch.items()}, cache=cache)
         parts.append(logits)
@@ -107,15 +109,26 @@ def test_branches_of_a_cache_equal_rows_of_their_own(variant):
     model, params = made(variant)
     prompts, words, mask = ids(length=6), np.random.default_rng(1).integers(5, 30, (3, 2, 3)), np.ones((2, 6), np.int32)
     mask[0, :2] = 0
-    cache = run(model, params, input_ids=prompts, attention_mask=mask, cache=caches.create(model, 2, 6))[1]
-    cache = caches.branch(cache, 3, 9)
+
+    @jax.jit
+    def start(params, prompts, mask):
+        cache = caches.create(model, 2, 6)
+        return caches.branch(model.apply({"params": params}, prompts, attention_mask=mask, cache=cache)[1], 3, 9)
+
+    @jax.jit
+    def follow(params, tokens, cache, parents):
+        return model.apply({"params": params}, tokens, cache=caches.follow(cache, parents))
+
+    cache = start(params, prompts, mask)
     rows, row = np.repeat(prompts[:, None], 3, 1), np.arange(2)[:, None]
     for parents, tokens in zip(([[0, 1, 2]] * 2, [[2, 2, 0], [1, 0, 1]], [[1, 1, 1], [0, 2, 2]]), words, strict=True):
-        logits, cache = run(model, params, input_ids=tokens, cache=caches.follow(cache, jnp.array(parents)))
+        logits, cache = follow(params, tokens, cache, np.array(parents))
         rows = np.concatenate([rows[row, parents], tokens[:, :, None]], 2)
         masks = np.concatenate([np.repeat(mask[:, None], 3, 1), np.ones((2, 3, rows.shape[2] - 6), np.int32)], 2)
-        whole = run(model, params, input_ids=rows.reshape(6, -1), attention_mask=masks.reshape(6, -1))
-        close(logits, np.asarray(whole)[:, -1].reshape(logits.shape))
+        # Padded to 9 tokens, so that one program computes the rows of every length.
+        padded, masks = (np.pad(x.reshape(6, -1), ((0, 0), (0, 9 - rows.shape[2]))) for x in (rows, masks))
+        whole = run(model, params, input_ids=padded, attention_mask=masks)
+        close(logits, np.asarray(whole)[:, rows.shape[2] - 1].reshape(logits.shape))
 
 
 @pytest.mark.parametrize("variant", FAMILIES)
@@ -144,12 +157,9 @@ def test_attached_equals_materialised(variant):
     """Updates on every kernel, with the joint kernels of query, key and value and of gate and up."""
     model, params = made(variant)
     config = dsee_jax.DeltaConfig(targets=(".*/kernel",), rank=2, alpha=4.0, nonzeros=9, support="random")
-    adapter = dsee_jax.deltas.init(params, config, key=jax.random.key(0))
-    draw = np.random.default_rng(0)
-    deltas = jax.tree.map(lambda leaf: draw.normal(0, 0.2, leaf.shape).astype(np.float32), adapter.deltas)
-    adapter = adapter.replace(deltas=deltas)
+    adapter = tiny.adapter(params, config, spread=0.2)
     attached = jax.jit(functools.partial(dsee_jax.apply, model))(params, adapter, {"input_ids": ids()})
-    folded = run(model, dsee_jax.materialize(params, adapter), input_ids=ids())
+    folded = run(model, jax.jit(dsee_jax.materialize)(params, adapter), input_ids=ids())
     close(attached, folded, 1e-5)
     assert np.abs(folded - run(model, params, input_ids=ids())).max() > 0.1
 

@@ -13,7 +13,7 @@ import pytest
 import decoders
 import dsee_jax
 import tiny
-from cut_models import FAMILIES, HEADS, LAYERS, NEURONS, close, families, logits, whole
+from cut_models import FAMILIES, HEADS, LAYERS, NEURONS, close, families, logits, materialised, whole
 from dsee_jax import masks, models, tree
 from dsee_jax.ckpt import hf, hf_save, kept_units
 from dsee_jax.errors import InputError
@@ -49,9 +49,9 @@ def same(kept, family="bert"):
     unit_masks = units.masks(params, models.cuts(model), kept)
     small, small_params, small_adapter = cut(kept, family)
     close(logits(small, small_params), logits(model, masks.apply(params, unit_masks)))
-    folded = masks.apply(dsee_jax.materialize(params, adapter), unit_masks)
+    folded = masks.apply(materialised(params, adapter), unit_masks)
     close(logits(small, small_params, small_adapter), logits(model, folded))
-    back, dense = compaction.expand(small, dsee_jax.materialize(small_params, small_adapter), kept)
+    back, dense = compaction.expand(small, materialised(small_params, small_adapter), kept)
     assert back == model
     for path, leaf in tree.flatten(folded).items():
         np.testing.assert_allclose(tree.get(dense, path), leaf, atol=1e-6)
@@ -91,7 +91,7 @@ def test_layers_of_different_widths_equal_masked_model(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_attached_updates_equal_materialised(family):
     model, params, adapter = whole(family)
-    folded = dsee_jax.materialize(params, adapter)
+    folded = materialised(params, adapter)
     kernels = [path for path in tree.flatten(params) if "coder/" in path and path.endswith("/kernel")]
     assert len(tree.flatten(adapter.deltas)) == 3 * len(kernels)
     close(logits(model, params, adapter), logits(model, folded))
@@ -282,9 +282,9 @@ def test_optimiser_state_is_cut():
     kept = flags([[1, 0, 1], [0, 0, 0]], [[1] * 7 + [0] * 33, [0] * 40])
     trained = {"deltas": adapter.deltas, "params": params}
     optimizer = optax.adamw(1e-2)
-    gradient = jax.tree.map(lambda x: jnp.cos(7 * x), trained)
+    gradient = jax.tree.map(lambda x: np.cos(7 * x), trained)
     update = jax.jit(optimizer.update)
-    _, state = update(gradient, optimizer.init(trained), trained)
+    _, state = update(gradient, jax.jit(optimizer.init)(trained), trained)
     indices = compaction.indices(model, kept, adapter.deltas, adapter.supports)
     updates, after = update(gradient, state, trained)
     small = [compaction.cut_tree(value, indices) for value in (gradient, state, trained)]

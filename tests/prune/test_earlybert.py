@@ -14,7 +14,7 @@ import tiny
 from dsee_jax import compact, masks, models, tree, typing
 from dsee_jax.ckpt import hf
 from dsee_jax.config import DeltaConfig, TrainConfig
-from dsee_jax.deltas import attach, create, fold
+from dsee_jax.deltas import attach, fold
 from dsee_jax.errors import InputError
 from dsee_jax.prune import earlybert, units
 from dsee_jax.train import optim, step
@@ -36,19 +36,30 @@ def made(tmp_path_factory):
 def ones(heads, neurons):
     """Return coefficients of 1 for the numbers of heads and neurons of each layer."""
     return {
-        kind: {f"layer_{number}": jnp.ones(width) for number, width in enumerate(widths)}
+        kind: {f"layer_{number}": jax.device_put(np.ones(width, np.float32)) for number, width in enumerate(widths)}
         for kind, widths in (("heads", heads), ("neurons", neurons))
     }
 
 
 def shaken(coefficients, *, low=0.5, high=1.5):
     noise = np.random.default_rng(0)
-    return jax.tree.map(lambda c: jnp.asarray(noise.uniform(low, high, c.shape), jnp.float32), coefficients)
+    return jax.tree.map(lambda c: jax.device_put(noise.uniform(low, high, c.shape).astype(np.float32)), coefficients)
 
 
 def attached(model, params, cuts, coefficients, batch, adapter=None):
     with earlybert.attached(coefficients, cuts):
         return attach.apply(model, params, adapter, batch)
+
+
+@functools.cache
+def compiled(model):
+    """Return a compiled ``(params, batch)`` without coefficients."""
+    return jax.jit(lambda params, batch: attach.apply(model, params, None, batch))
+
+
+def compiled_attached(model, params, cuts, coefficients, batch, adapter=None):
+    run = jax.jit(lambda params, c, batch, adapter: attached(model, params, cuts, c, batch, adapter))
+    return run(params, coefficients, batch, adapter)
 
 
 def test_coefficients_of_one_change_nothing(made):
@@ -78,23 +89,22 @@ def test_attached_and_scaled_compute_one_function(made):
     model, params, cuts, coefficients = made
     batch = tiny.batch()
     plain, expected, rows = (
-        attach.apply(model, p, None, batch)
+        np.asarray(compiled(model)(p, batch))
         for p in (params, multiplied(params, coefficients), earlybert.scaled(params, coefficients, cuts))
     )
     assert np.max(np.abs(expected - plain)) > 0.1
     np.testing.assert_allclose(rows, expected, atol=1e-5)
-    np.testing.assert_allclose(attached(model, params, cuts, coefficients, batch), expected, atol=1e-5)
+    np.testing.assert_allclose(compiled_attached(model, params, cuts, coefficients, batch), expected, atol=1e-5)
 
 
 def test_coefficients_scale_attached_updates(made):
     model, params, cuts, coefficients = made
-    config = DeltaConfig(targets=(".*/(output|down)/kernel",), rank=2, alpha=4.0, nonzeros=5, support="magnitude")
-    adapter = create.init(params, config, key=KEY)
-    adapter = adapter.replace(deltas=jax.tree.map(lambda x: x + 0.2, adapter.deltas))
+    config = DeltaConfig(targets=(".*/(output|down)/kernel",), rank=2, alpha=4.0, nonzeros=5, support="random")
+    adapter = tiny.adapter(params, config, spread=0.3)
     batch = tiny.batch()
-    folded = earlybert.scaled(fold.materialize(params, adapter), coefficients, cuts)
-    expected = attach.apply(model, folded, None, batch)
-    logits = attached(model, params, cuts, coefficients, batch, adapter)
+    fold_and_scale = jax.jit(lambda p, a, c: earlybert.scaled(fold.materialize(p, a), c, cuts))
+    expected = compiled(model)(fold_and_scale(params, adapter, coefficients), batch)
+    logits = compiled_attached(model, params, cuts, coefficients, batch, adapter)
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
@@ -109,7 +119,7 @@ def test_gradients_of_attached_and_scaled_agree(made):
         for form in (on_activations, on_rows)
     )
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), gradients, expected)
-    assert all(np.all(c != 0) for c in gradients[1]["heads"].values())
+    assert all(np.all(np.asarray(c) != 0) for c in gradients[1]["heads"].values())
 
 
 def test_coefficient_gradients_are_float32_in_a_bfloat16_model(made):
@@ -152,12 +162,13 @@ def test_any_linen_model_takes_coefficients():
             for i in (0, 1)
         ]
     }
-    x = jax.random.normal(KEY, (3, 4), jnp.bfloat16)
-    params = Stranger().init(KEY, x)["params"]
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype(jnp.bfloat16)
+    params = tiny.params(Stranger(), x)
     coefficients = shaken(earlybert.init(cuts, params))
-    expected = Stranger().apply({"params": earlybert.scaled(params, coefficients, cuts)}, x)
+    run = lambda params, x: Stranger().apply({"params": params}, x)
+    expected = jax.jit(lambda p, x: run(earlybert.scaled(p, coefficients, cuts), x))(params, x)
     with earlybert.attached(coefficients, cuts):
-        outputs = Stranger().apply({"params": params}, x)
+        outputs = jax.jit(run)(params, x)
     assert outputs.dtype == expected.dtype
     np.testing.assert_allclose(outputs, expected, atol=1e-5)
 
@@ -179,9 +190,10 @@ def test_equal_coefficients_lose_the_exact_number_of_units():
 def test_draw_by_hand():
     """Heads compare within their layer, neurons over the model: layer 1 loses all of its neurons and layer 0 none."""
     coefficients = {
-        "heads": {"layer_0": jnp.array([0.1, 0.1, -0.3, 0.2]), "layer_1": jnp.array([9.0, 7.0, 8.0, 7.0])},
-        "neurons": {"layer_0": jnp.array([0.9, -0.8, 0.7]), "layer_1": jnp.array([0.1, 0.2])},
+        "heads": {"layer_0": np.array([0.1, 0.1, -0.3, 0.2]), "layer_1": np.array([9.0, 7.0, 8.0, 7.0])},
+        "neurons": {"layer_0": np.array([0.9, -0.8, 0.7]), "layer_1": np.array([0.1, 0.2])},
     }
+    coefficients = jax.device_put(coefficients)
     drawn = lambda **options: jax.tree.map(np.ndarray.tolist, earlybert.draw(coefficients, **options))
     assert drawn(heads=0.5, neurons=0.4) == {
         "heads": {"layer_0": [False, False, True, True], "layer_1": [True, False, True, False]},
@@ -199,7 +211,7 @@ def test_draw_by_hand():
 def test_draw_equals_a_stable_sort(fraction):
     """Coefficients have many ties and layers differ in width; layer_10 comes after layer_2."""
     coefficients = shaken(ones((8,) * 11, range(1, 12)), low=-1, high=1)
-    coefficients = jax.tree.map(lambda c: np.round(8 * c) / 8, coefficients)
+    coefficients = jax.tree.map(lambda c: jax.device_put(np.round(8 * np.asarray(c)) / 8), coefficients)
     kept = earlybert.draw(coefficients, heads=fraction, neurons=fraction)
 
     def highest(scores):
@@ -219,7 +231,9 @@ def test_draw_equals_a_stable_sort(fraction):
 def test_attached_masked_and_compacted_tickets_agree(made):
     """Kept units have the coefficient 1, pruned units 0; layer 1 loses all of its neurons."""
     model, params, cuts, coefficients = made
-    coefficients = coefficients | {"neurons": coefficients["neurons"] | {"layer_1": jnp.full(40, 0.1)}}
+    coefficients = coefficients | {
+        "neurons": coefficients["neurons"] | {"layer_1": jax.device_put(np.full(40, 0.1, np.float32))}
+    }
     kept = earlybert.draw(coefficients, heads=1 / 3, neurons=0.6)
     drawn = units.masks(params, cuts, kept)
     by_score = functools.partial(units.structured, params, None, cuts, score=coefficients)
@@ -228,15 +242,15 @@ def test_attached_masked_and_compacted_tickets_agree(made):
     small, cut = compact(model, params, drawn)
     assert small.config.widths == {"heads": (2, 2), "neurons": (32, 0)}
     batch = tiny.batch()
-    expected = attach.apply(small, cut, None, batch)
-    assert np.max(np.abs(expected - attach.apply(model, params, None, batch))) > 0.1
-    np.testing.assert_allclose(attached(model, params, cuts, kept, batch), expected, atol=1e-5)
+    expected = np.asarray(compiled(small)(cut, batch))
+    assert np.max(np.abs(expected - np.asarray(compiled(model)(params, batch)))) > 0.1
+    np.testing.assert_allclose(compiled_attached(model, params, cuts, kept, batch), expected, atol=1e-5)
     again = earlybert.init(models.cuts(small), cut)
     assert jax.tree.map(jnp.shape, again) == {
         "heads": {"layer_0": (2,), "layer_1": (2,)},
         "neurons": {"layer_0": (32,)},
     }
-    np.testing.assert_allclose(attached(small, cut, models.cuts(small), again, batch), expected, atol=1e-5)
+    np.testing.assert_allclose(compiled_attached(small, cut, models.cuts(small), again, batch), expected, atol=1e-5)
 
 
 def test_distance_by_hand():
@@ -287,7 +301,7 @@ def errors():
 
 def stranger_within(coefficients, cuts):
     with earlybert.attached(coefficients, cuts):
-        Stranger().init(KEY, jnp.ones((1, 4)))
+        Stranger().init(KEY, np.ones((1, 4), np.float32))
 
 
 @pytest.mark.parametrize("name", errors())
@@ -333,7 +347,7 @@ def search(tmp_path_factory):
             "params": jax.tree.map(jnp.array, params),
             "coefficients": earlybert.init(cuts, params),
         }
-        state, losses = step.State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained)), []
+        state, losses = step.State(jnp.zeros((), jnp.int32), trained, jax.jit(optimizer.init)(trained)), []
         for number in range(30):
             batch = tiny.batch(rows=16, length=8, padded=False, seed=number % 4)
             batch |= {"labels": batch["input_ids"][:, 0] % 2, "weights": np.ones(16, np.float32)}
@@ -364,32 +378,33 @@ ATTENTION_CUTS = {"heads": (typing.Units(HEADS | {"out/kernel": (0, 1)}, ("query
 
 
 def attention():
-    x = jax.random.normal(jax.random.key(0), (2, 3, 16))
-    return ATTENTION.init(jax.random.key(1), x)["params"], x
+    x = jax.device_put(np.random.default_rng(0).normal(size=(2, 3, 16)).astype(np.float32))
+    return jax.device_put(tiny.params(ATTENTION, x)), x
 
 
 @pytest.mark.parametrize("wrap", [lambda params: params, flax.core.freeze])
 def test_coefficients_of_flax_attention_scale_other_rows(wrap):
     params, x = attention()
-    coefficients = {"heads": {"layer_0": jnp.array([0.5, -1.0, 2.0, 0.0])}}
-    expected = params["out"]["kernel"] * jnp.array([0.5, -1.0, 2.0, 0.0])[:, None, None]
+    c = np.array([0.5, -1.0, 2.0, 0.0], np.float32)
+    coefficients = {"heads": {"layer_0": jax.device_put(c)}}
+    expected = np.asarray(params["out"]["kernel"]) * c[:, None, None]
     scaled = earlybert.scaled(wrap(params), coefficients, ATTENTION_CUTS)
     assert type(scaled) is type(wrap(params))
     np.testing.assert_array_equal(scaled["out"]["kernel"], expected)
+    run = jax.jit(lambda params, x: ATTENTION.apply({"params": params}, x))
     with earlybert.attached(coefficients, ATTENTION_CUTS):
-        y = ATTENTION.apply({"params": params}, x)
-    np.testing.assert_allclose(y, ATTENTION.apply({"params": scaled}, x), atol=1e-6)
+        y = run(params, x)
+    np.testing.assert_allclose(y, run(scaled, x), atol=1e-6)
 
 
 @pytest.mark.parametrize("score", ["W", "WABS"])
 def test_heads_of_flax_attention_have_other_scores(score):
     params, _ = attention()
     config = DeltaConfig(
-        targets=(("query/kernel", {"orientation": "in_out_out"}),), rank=2, nonzeros=3, support="magnitude"
+        targets=(("query/kernel", {"orientation": "in_out_out"}),), rank=2, nonzeros=3, support="random"
     )
-    adapter = create.init(params, config, key=jax.random.key(2))
-    adapter = adapter.replace(deltas=jax.tree.map(lambda leaf: leaf + 0.1, adapter.deltas))
-    w = (params if score == "W" else fold.materialize(params, adapter))["query"]["kernel"]
+    adapter = tiny.adapter(params, config, spread=0.3)
+    w = (params if score == "W" else jax.jit(fold.materialize)(params, adapter))["query"]["kernel"]
     (scores,) = units.scores(params, adapter, ATTENTION_CUTS["heads"], score)
     np.testing.assert_allclose(scores, np.abs(np.asarray(w, np.float64)).sum((0, 2)), rtol=1e-5)
     kept = units.structured(params, adapter, ATTENTION_CUTS, heads=1, score=score)
@@ -399,9 +414,9 @@ def test_heads_of_flax_attention_have_other_scores(score):
 def test_coefficients_entered_after_updates_are_lost_without_a_word():
     params, x = attention()
     config = DeltaConfig(targets=(("out/kernel", {"orientation": "in_in_out"}),), rank=2, nonzeros=0)
-    adapter, ones = create.init(params, config, key=jax.random.key(2)), earlybert.init(ATTENTION_CUTS, params)
+    adapter, ones = tiny.adapter(params, config), earlybert.init(ATTENTION_CUTS, params)
     with earlybert.attached(ones, ATTENTION_CUTS), attach.attached(adapter):
-        ATTENTION.apply({"params": params}, x)
+        jax.jit(ATTENTION.apply)({"params": params}, x)
     refused = pytest.raises(InputError, match="enter it before dsee_jax.attached")
     with attach.attached(None), refused, earlybert.attached(ones, ATTENTION_CUTS):
         pass

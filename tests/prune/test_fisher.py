@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import dsee_jax
+import tiny
 from dsee_jax import prune, tree
 from dsee_jax.errors import InputError
 from dsee_jax.models import INPUTS
@@ -14,6 +15,10 @@ from dsee_jax.ops.joint import JointDense
 from dsee_jax.prune import fisher, reconstruction
 from dsee_jax.train.losses import cross_entropy
 from examples import case
+
+
+def normal(*shape):
+    return jax.device_put(np.random.default_rng(0).normal(size=shape).astype(np.float32))
 
 
 class Twice(nn.Module):
@@ -28,8 +33,8 @@ class Twice(nn.Module):
 
 def test_squares_are_those_of_examples_and_positions_at_each_call():
     """Written out with the two outputs as variables: the gradient of each example's loss at each position."""
-    x = jax.random.normal(jax.random.key(0), (3, 4, 5))
-    params = Twice().init(jax.random.key(1), x)["params"]
+    x = normal(3, 4, 5)
+    params = jax.device_put(tiny.params(Twice(), x))
 
     def losses(params, x):
         return jnp.sum(Twice().apply({"params": params}, x) ** 3, axis=-1)
@@ -45,9 +50,9 @@ def test_squares_are_those_of_examples_and_positions_at_each_call():
         y = x @ kernel + bias[None] + first
         return jnp.sum((jnp.tanh(y + y.mean(axis=0, keepdims=True)) @ kernel + bias[None] + second) ** 3)
 
-    expected = np.zeros(5)
-    for example in x:
-        for gradient in jax.grad(loss, argnums=(0, 1))(jnp.zeros((4, 5)), jnp.zeros((4, 5)), example):
+    expected, gradients, zeros = np.zeros(5), jax.jit(jax.grad(loss, argnums=(0, 1))), np.zeros((4, 5), np.float32)
+    for example in np.asarray(x):
+        for gradient in gradients(zeros, zeros, example):
             expected += np.square(np.asarray(gradient, np.float64)).sum(0)
     for each in (losses, jitted, vmapped, jax.remat(losses)):
         found = fisher.outputs(each, params, ["dense/kernel"], [x])
@@ -64,9 +69,10 @@ class Doubled(nn.Dense):
 
 
 def test_outputs_of_a_subclass_count_once():
-    x = jax.random.normal(jax.random.key(0), (3, 5))
-    params = Doubled(4).init(jax.random.key(1), x)["params"]
+    x = normal(3, 5)
+    params = jax.device_put(tiny.params(Doubled(4), x))
     found = fisher.outputs(lambda params, x: Doubled(4).apply({"params": params}, x) ** 2, params, ["kernel"], [x])
+    x, params = np.asarray(x), jax.tree.map(np.asarray, params)
     expected = np.square(2 * 2 * (x @ params["kernel"] + params["bias"][None])).sum(0)
     np.testing.assert_allclose(found["kernel"], expected, rtol=1e-5)
 
@@ -75,15 +81,15 @@ def test_outputs_of_a_subclass_count_once():
 def test_outputs_of_a_joint_module_are_in_their_order(dtype):
     """One position: the gradient at an output is that of its bias."""
     model = JointDense(("query", "key", "value"), (4, 4, 4), dtype=dtype)
-    x = jax.random.normal(jax.random.key(0), (1, 1, 5))
-    params = model.init(jax.random.key(1), x)["params"]
+    x = normal(1, 1, 5)
+    params = jax.device_put(tiny.params(model, x))
 
     def losses(params, x):
         outputs = model.apply({"params": params}, x)
         return sum(weight * jnp.sum(y.astype(jnp.float32) ** 2) for weight, y in enumerate(outputs, 1))
 
     found = fisher.outputs(losses, params, [f"{name}/kernel" for name in params], [x])
-    gradient = jax.grad(losses)(params, x)
+    gradient = jax.tree.map(np.asarray, jax.jit(jax.grad(losses))(params, x))
     for name in params:
         assert found[f"{name}/kernel"].dtype == jnp.float32
         np.testing.assert_allclose(found[f"{name}/kernel"], np.square(gradient[name]["bias"]), rtol=1e-2, err_msg=name)
@@ -116,8 +122,8 @@ def test_squares_do_not_depend_on_batches_and_filler_rows_count_nothing(encoder)
     assert whole.keys() == {*paths}
     for path, square in whole.items():
         assert square.shape == (tree.get(params, path).shape[1],)
-        assert jnp.all(square >= 0)
-        assert jnp.any(square > 0)
+        assert np.all(np.asarray(square) >= 0)
+        assert np.any(np.asarray(square) > 0)
         np.testing.assert_allclose(apart[path], square, rtol=1e-4, atol=1e-9, err_msg=path)
         np.testing.assert_allclose(padded[path], square, rtol=1e-4, atol=1e-9, err_msg=path)
 
@@ -157,9 +163,9 @@ def test_kernels_compete_by_what_the_loss_feels():
     params, grams, squares = {}, {}, {}
     for number, size in enumerate((1.0, 0.1, 0.01)):
         x = random.normal(size=(200, 30)) @ (np.eye(30) + 0.4 * random.normal(size=(30, 30)))
-        params[f"k{number}"] = jnp.asarray(random.normal(size=(30, 20)), jnp.float32)
-        grams[f"k{number}"] = jnp.asarray(x.T @ x / 200, jnp.float32)
-        squares[f"k{number}"] = jnp.asarray(size * random.gamma(0.5, size=20), jnp.float32)
+        params[f"k{number}"] = jax.device_put(random.normal(size=(30, 20)))
+        grams[f"k{number}"] = jax.device_put(x.T @ x / 200)
+        squares[f"k{number}"] = jax.device_put(size * random.gamma(0.5, size=20))
 
     def rise(new):
         total = 0.0
@@ -176,9 +182,8 @@ def test_kernels_compete_by_what_the_loss_feels():
     assert all((np.asarray(new[path])[~np.asarray(mask)] == 0).all() for path, mask in masks.items())
     assert rise(new) < 0.2 * rise(alike)
     # The products of small weights and small squares underflow in float32.
-    small, low = (
-        {path: factor * each for path, each in of.items()} for of, factor in ((params, 1e-12), (squares, 1e-18))
-    )
+    scale = lambda factor, arrays: jax.tree.map(lambda each: np.float32(factor) * np.asarray(each), arrays)
+    small, low = scale(1e-12, params), scale(1e-18, squares)
     scaled, _ = prune.sparsegpt(small, None, ["k."], grams=grams, squares=low, sparsity=0.6)
     assert all(np.array_equal(scaled[path], mask) for path, mask in masks.items())
     # The outputs that the loss feels least lose most, and a rule with a sparsity of its own does not compete.
@@ -252,14 +257,13 @@ def test_weights_that_stay_are_the_exact_solutions_of_what_goes():
 def test_layer_by_layer_each_kernel_loses_what_the_whole_model_says(encoder):
     """The counts come from the model before pruning; the weights that stay from the inputs behind the pruned layers."""
     model, params, batch, losses = encoder
-    config = dsee_jax.DeltaConfig(targets=[".*/query/kernel"], rank=2, nonzeros=3, support="magnitude")
-    adapter = dsee_jax.deltas.init(params, config, key=jax.random.key(0))
-    adapter = adapter.replace(deltas=jax.tree.map(lambda leaf: leaf + 0.05, adapter.deltas))
+    config = dsee_jax.DeltaConfig(targets=[".*/query/kernel"], rank=2, nonzeros=3, support="random")
+    adapter = tiny.adapter(params, config, spread=0.1)
     options = {"score": "SPARSEGPT", "scope": "global", "sparsity": 0.6, "losses": cross_entropy}
     targets = ["encoder/.*/kernel"]
     behind, new = prune.layerwise(model, params, adapter, targets, [batch], **options)
     at_once, _ = prune.layerwise(model, params, adapter, targets, [batch], behind=False, **options)
-    folded = dsee_jax.materialize(params, adapter)
+    folded = jax.jit(dsee_jax.materialize)(params, adapter)
     direct, _ = prune.sparsegpt(
         *(params, adapter, targets),
         grams=prune.calibration.grams(model, folded, [batch]),

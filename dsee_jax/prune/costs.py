@@ -59,10 +59,11 @@ class Dimensions(NamedTuple):
         """Return the entries of one index along an axis that are left, int64 (..., 1)."""
         own = self.axes.get(path, ())
         others = [size for other, size in enumerate(shape) if other != axis and other not in own]
-        return np.prod(others, dtype=np.int64) * self._width() ** sum(other != axis for other in own)
+        return self._width() ** sum(other != axis for other in own) * np.prod(others, dtype=np.int64)
 
     def _width(self) -> np.ndarray:
-        return np.sum(self.kept, axis=-1, keepdims=True, dtype=np.int64)
+        """Return the number of dimensions, int64 (..., 1)."""
+        return np.asarray(self.kept.sum(-1, dtype=np.int64, keepdims=True))
 
 
 _ALL = Dimensions({}, np.ones(0, bool))

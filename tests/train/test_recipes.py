@@ -42,4 +42,4 @@ def test_recipe_trains_on_every_task(tmp_path, task, recipe):
     fields = json.loads((tmp_path / "run" / folders.MODEL / folders.MODEL_CONFIG).read_text())
     assert len(fields["id2label"]) == {"stsb": 1, "mnli": 3}.get(task, 2)
     assert results["weight_sparsity"] == pytest.approx(0.7, abs=1e-3) or recipe != "dsee"
-    assert results["flops_ratio"] <= 0.75 or recipe != "cut"
+    assert results["flops_ratio"] <= 0.5 or recipe != "cut"

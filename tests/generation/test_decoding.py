@@ -126,7 +126,7 @@ def test_attached_folded_and_compacted_updates_generate_equal_tokens():
 
 def test_top_k_and_top_p_exclude_tokens():
     """Literals: probabilities 0.5, 0.25, 0.15, 0.1 at temperature 1."""
-    logits = np.log(np.array([[0.25, 0.5, 0.1, 0.15]], np.float32))
+    logits = jax.device_put(np.log(np.array([[0.25, 0.5, 0.1, 0.15]], np.float32)))
     left = lambda **options: np.isfinite(
         decoding.filter_logits(logits, decoding.Options(**{"temperature": 1.0} | options))
     )[0].tolist()

@@ -302,7 +302,10 @@ def test_small_update_is_not_lost_in_bfloat16():
 def test_every_gradient_is_computed_where_jax_promotes_no_dtype():
     shapes = [(9, 6), (6, 5), (5,)]
     x, w, bias = (np.asarray(random(number, *shape)).astype(jnp.bfloat16) for number, shape in enumerate(shapes))
-    delta, support = {"a": random(3, 6, 2), "b": random(4, 2, 5), "values": random(5, 2)}, np.int32([[0, 1], [5, 4]])
+    delta, support = (
+        {"a": random(3, 6, 2), "b": random(4, 2, 5), "values": random(5, 2)},
+        np.array([[0, 1], [5, 4]], np.int32),
+    )
     run = lambda *args: dense.dense(*args, support, scale=2.0).astype(jnp.float32).sum()
     with jax.numpy_dtype_promotion("strict"):
         gradients = jax.jit(jax.grad(run, argnums=(0, 1, 2, 3)))(x, w, bias, delta)

@@ -93,7 +93,7 @@ BAD = {
     "a rule of pruning": (None, {"prune__targets": ["decoder/.*"]}, "'decoder/.*' matches nothing"),
     "pruning a bias": (None, {"prune__targets": [".*/bias"]}, "expected a kernel (in, out)"),
     "groups that do not fit": (None, {"prune__kind": "nm", "prune__m": 5}, "prune.m is 5;"),
-    "a score of nothing": (None, {"prune__score": "AB", "delta__rank": 0}, "prune.score 'AB'"),
+    "a score of nothing": (None, {"prune__score": "AB", "delta__rank": 0}, "prune.score is 'AB'"),
     "nonzeros": (None, {"delta__nonzeros": 577}, "delta.nonzeros is 577;"),
     "sparsity": (None, {"prune__sparsity": 1.0}, "prune.sparsity is 1.0; expected"),
     "all heads": (None, {"prune__kind": "structured", "prune__heads": 1.0}, "prune.heads is 1.0; expected a fraction"),

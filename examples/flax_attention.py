@@ -33,7 +33,7 @@ def main(steps: int = 200) -> dict[str, float]:
     )
     config = dsee_jax.DeltaConfig(targets=targets, rank=1, nonzeros=32)
     adapter = dsee_jax.deltas.init(params, config, key=jax.random.key(2))
-    tx = optax.adam(2e-2)
+    tx = optax.adam(5e-3)
     state = tx.init(adapter.deltas)
 
     def loss(adapter, x, wanted):

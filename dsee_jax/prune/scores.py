@@ -46,7 +46,7 @@ import jax.numpy as jnp
 
 from dsee_jax import prng
 from dsee_jax.errors import InputError, did_you_mean
-from dsee_jax.typing import Array, Key
+from dsee_jax.typing import Array, Delta, Key
 
 T = TypeVar("T")
 
@@ -91,6 +91,14 @@ def complete(function: str, evidence: Evidence) -> dict[str, Any]:
                 f"array: pass {name}={maker}"
             )
     return values
+
+
+def check_low_rank(path: str, score: str, delta: Delta) -> None:
+    """Raise `InputError` for a score of the update alone of an update of sparse values alone: all other entries score 0."""
+    if SCORES[score].of_update and "a" not in delta:
+        raise InputError(
+            f"the score {score!r} needs a low-rank update; that of {path!r} has sparse values alone: use W or WABS"
+        )
 
 
 def of_kernel(

@@ -30,7 +30,7 @@ from dsee_jax.models import hf_config
 from dsee_jax.models.architecture import Model, ModelConfig
 from dsee_jax.ops.topk import top_k
 from dsee_jax.prune.layers import depth, layer
-from dsee_jax.prune.scores import SCORES, Evidence, complete, divided
+from dsee_jax.prune.scores import SCORES, Evidence, check_low_rank, complete, divided
 from dsee_jax.runtime import multihost
 from dsee_jax.typing import Array, Cuts, Delta, Masks, Params, Tree, Units
 
@@ -333,10 +333,8 @@ def scores(
             parts = []
             for path in units.scored:
                 w, update = tree.lookup(flat, path), updates.get(path)
-                if SCORES[own].of_update and update is not None and "a" not in update[0]:
-                    raise InputError(
-                        f"the score {own!r} needs a low-rank update; that of {path!r} has sparse values alone: use W or WABS"
-                    )
+                if update is not None:
+                    check_low_rank(path, own, update[0])
                 parts.append(_unit_scores(path, w, update, scale, own, scale_sparse, *units.axes[path]))
             by_layer.append(functools.reduce(jnp.add, parts))
     return by_layer

@@ -34,7 +34,7 @@ from dsee_jax.deltas import fold
 from dsee_jax.deltas.adapter import Adapter, Update, updates_of
 from dsee_jax.errors import InputError, did_you_mean, shorten
 from dsee_jax.ops.topk import highest, n_m, ordered
-from dsee_jax.prune.scores import SCORES, Evidence, complete, divided, of_kernel
+from dsee_jax.prune.scores import SCORES, Evidence, check_low_rank, complete, divided, of_kernel
 from dsee_jax.typing import Array, Delta, Key, Masks, Rules
 
 
@@ -330,10 +330,8 @@ def _ranker(
         w, axes, update = kernels[path]
         delta, support, _ = update or (None, None, None)
         folded = None if key is None else jax.random.fold_in(key, numbers[path])
-        if SCORES[score].of_update and delta is not None and "a" not in delta:
-            raise InputError(
-                f"the score {score!r} needs a low-rank update; that of {path!r} has sparse values alone: use W or WABS"
-            )
+        if delta is not None:
+            check_low_rank(path, score, delta)
         if SCORES[score].reads_update and delta is None:
             score = "W"
         shapes = {"inputs": orientation.matrix_shape(w.shape, axes)[:-1], "gradients": tuple(w.shape)}

@@ -1,11 +1,12 @@
 """The environments of the peers: virtual environments with pinned packages, beside the one of this library."""
 
+import functools
 import importlib.metadata
 import importlib.util
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ENVIRONMENTS: dict[str, tuple[str, ...]] = {
@@ -65,8 +66,14 @@ def installed(name: str, needs: Sequence[str], folder: Path) -> str:
     """
     if name and is_complete(name, folder):
         return pins(name)
-    names = importlib.metadata.packages_distributions()
+    names = _distributions()
     # tensorflow is a module of tensorflow-cpu too.
     wanted = sorted({name for package in needs or LIBRARIES for name in names[package]})
     packages = [f"{name}=={importlib.metadata.version(name)}" for name in wanted]
     return " ".join([f"python=={platform.python_version()}", *packages])
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Return the distributions of each installed module; a listing reads the file list of every package."""
+    return importlib.metadata.packages_distributions()

@@ -153,7 +153,17 @@ def test_job_has_the_figures_of_one_process(tmp_path, kind):
     assert json.loads(again[0][1]) == pytest.approx(runs.figures(tmp_path / "job")["final"], rel=1e-5)
 
 
-LONG = {"train__checkpoint_every": 1, "train__epochs": 6, "train__retune_epochs": 6, "train__eval_every": 10}
+LONG = {"train__epochs": 4, "train__retune_epochs": 4, "train__eval_every": 4, "prune__sparsity": 0.5}
+"""Twenty steps per stage."""
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A folder with the inputs of a job, and with the run of `LONG` in one process."""
+    folder = tmp_path_factory.mktemp("inputs")
+    write_inputs(folder)
+    loop.run(runs.config(folder, **LONG, output_dir=str(folder / "one")), say=lambda text: None)
+    return folder
 
 
 def logged(run):
@@ -162,22 +172,19 @@ def logged(run):
 
 
 @pytest.mark.parametrize(
-    "victims",
-    [pytest.param([2], marks=pytest.mark.slow), pytest.param([2, 0], marks=pytest.mark.exhaustive)],
+    ("count", "victims"),
+    [pytest.param(2, [1], marks=pytest.mark.slow), pytest.param(4, [2, 0], marks=pytest.mark.exhaustive)],
     ids=["one", "process 0 later"],
 )
-def test_job_survives_killed_processes(tmp_path, victims):
-    """When one of four processes is killed, the others end at once with one line; two processes resume on another mesh.
+def test_job_survives_killed_processes(tmp_path, inputs, count, victims):
+    """When one of several processes is killed, the others end at once with one line; two processes resume on another mesh.
 
     Every step writes a checkpoint, so that the kill interrupts one.
     """
-    write_inputs(tmp_path)
-    options = LONG | {"prune__sparsity": 0.5}
-    loop.run(runs.config(tmp_path, **options, output_dir=str(tmp_path / "one")), say=lambda text: None)
-    run = tmp_path / "job"
-    shape = {"mesh__data": 2, "mesh__fsdp": 2}
+    options, run = LONG | {"train__checkpoint_every": 1}, tmp_path / "job"
+    shape = {"mesh__data": count // 2, "mesh__fsdp": 2}
     for victim, lines in zip(victims, (2, 9), strict=False):
-        started = jobs.start(4, *runs.arguments(tmp_path, **options, **shape, output_dir=str(run)))
+        started = jobs.start(count, *runs.arguments(inputs, **options, **shape, output_dir=str(run)))
         while logged(run) < lines and all(process.poll() is None for process in started):
             time.sleep(0.01)
         started[victim].send_signal(signal.SIGKILL)
@@ -191,10 +198,10 @@ def test_job_survives_killed_processes(tmp_path, victims):
             assert number == victim or (status == 1 and ours) or (victim == 0 and "another task died" in said), ended
     assert not (run / folders.METRICS).exists()
     shape = {"mesh__data": 1, "mesh__tensor": 2}
-    ended = jobs.run(2, *runs.arguments(tmp_path, **options, **shape, output_dir=str(run)))
+    ended = jobs.run(2, *runs.arguments(inputs, **options, **shape, output_dir=str(run)))
     assert [status for status, *_ in ended] == [0, 0], ended
     assert "resuming at step" in ended[0][1]
-    close(run, tmp_path / "one")
+    close(run, inputs / "one")
 
 
 SIGTERM = (
@@ -214,18 +221,15 @@ def test_process_whose_job_does_not_start_says_so_and_ends(host):
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_process_stops_all(tmp_path):
+def test_sigterm_to_one_process_stops_all(tmp_path, inputs):
     """Both processes save the same step and end alike: SIGTERM between stages, while loading, in the middle of a stage."""
-    write_inputs(tmp_path)
-    options = LONG | {"train__checkpoint_every": 1000, "prune__sparsity": 0.5}
-    loop.run(runs.config(tmp_path, **options, output_dir=str(tmp_path / "one")), say=lambda text: None)
-    run = tmp_path / "job"
-    arguments = runs.arguments(tmp_path, **options, mesh__data=1, mesh__fsdp=2, output_dir=str(run))
+    options, run = LONG | {"train__checkpoint_every": 1000}, tmp_path / "job"
+    arguments = runs.arguments(inputs, **options, mesh__data=1, mesh__fsdp=2, output_dir=str(run))
     for number, (where, function) in enumerate((("pruning", "draw"), ("loop", "prepare")), 1):
         ended = jobs.run(2, *arguments, last=SIGTERM.format(where, function))
         assert [status for status, *_ in ended] == [128 + signal.SIGTERM] * 2, ended
         for *_, said in ended:
-            assert f"SIGTERM: saved at step {number} of 30 of stage retune" in said
+            assert f"SIGTERM: saved at step {number} of 20 of stage retune" in said
     before = logged(run)
     started = jobs.start(2, *arguments)
     while logged(run) <= before and all(process.poll() is None for process in started):
@@ -235,10 +239,10 @@ def test_sigterm_to_one_process_stops_all(tmp_path):
     assert [status for status, *_ in ended] == [128 + signal.SIGTERM] * 2, ended
     (step,) = {said.partition("saved at ")[2].splitlines()[0] for *_, said in ended}
     said = []
-    loop.run(runs.config(tmp_path, **options, output_dir=str(run)), say=said.append)
+    loop.run(runs.config(inputs, **options, output_dir=str(run)), say=said.append)
     number, stage = step.split()[1], step.split("stage ")[1].split(";")[0]
     assert str(said[0]).endswith(f"resuming at step {number} of stage {stage}")
-    close(run, tmp_path / "one")
+    close(run, inputs / "one")
 
 
 @pytest.mark.parametrize(

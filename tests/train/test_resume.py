@@ -1,5 +1,6 @@
 """Interrupted runs resume to the figures and files of an uninterrupted run, value for value."""
 
+import functools
 import os
 import pathlib
 import signal
@@ -62,7 +63,22 @@ DEATHS = {
     "earlybert": [("search", 4), ("search", 8), ("draw", 0), ("tune", 8)],
 }
 """The (stage, step) of the log lines after which a run dies, by the kind of its stages."""
+TARGET_DEATHS = {"dsee": DEATHS["dsee"][1:], "earlybert": DEATHS["earlybert"][1:3]}
+"""Those of a run with a target, whose other stages have the code of a run without one."""
 EVERY = {"train__eval_every": 4, "train__checkpoint_every": 3, "train__epochs": 3}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """``reference(config)``: a folder with the inputs and the uninterrupted run of a config, made once."""
+
+    @functools.cache
+    def find(config):
+        folder = tmp_path_factory.mktemp("uninterrupted")
+        loop.run(runs.config(folder, **EVERY | CONFIGS[config]), say=lambda text: None)
+        return folder
+
+    return find
 
 
 def assert_same(resumed, expected):
@@ -94,11 +110,10 @@ class Death(Exception):
         *(pytest.param(name, marks=pytest.mark.exhaustive) for name in CONFIGS if name not in ("dsee, cubic", *SLOW)),
     ],
 )
-def test_run_that_dies_in_every_stage_gives_the_same_result(tmp_path, monkeypatch, config):
+def test_run_that_dies_in_every_stage_gives_the_same_result(tmp_path, monkeypatch, reference, config):
     """The run dies between checkpoints, within an epoch, after pruning, and while the results are written."""
-    options = EVERY | CONFIGS[config]
-    loop.run(runs.config(tmp_path, **options), say=lambda text: None)
-    append = files.append
+    folder, append = reference(config), files.append
+    deaths = (TARGET_DEATHS if "target" in config else DEATHS)["earlybert" if config.startswith("earlybert") else "dsee"]
 
     def at(stage, step):
         def dying(path, record):
@@ -111,18 +126,15 @@ def test_run_that_dies_in_every_stage_gives_the_same_result(tmp_path, monkeypatc
     def unwritten(path, value):
         raise Death
 
-    again = runs.config(tmp_path, output_dir=str(tmp_path / "again"), **options)
-    for name, function in (
-        *(at(*death) for death in DEATHS["earlybert" if config.startswith("earlybert") else "dsee"]),
-        ("write", unwritten),
-    ):
+    again = runs.config(folder, output_dir=str(tmp_path / "again"), **EVERY | CONFIGS[config])
+    for name, function in (*(at(*death) for death in deaths), ("write", unwritten)):
         with monkeypatch.context() as patch:
             patch.setattr(files, name, function)
             with pytest.raises(Death):
                 loop.run(again, say=lambda text: None)
         assert not (tmp_path / "again" / folders.METRICS).exists()
     loop.run(again, say=lambda text: None)
-    assert_same(tmp_path / "again", tmp_path / "run")
+    assert_same(tmp_path / "again", folder / "run")
 
 
 @pytest.mark.slow
@@ -210,11 +222,10 @@ def kill_when(arguments, condition):
         pytest.param("earlybert", "search", signal.SIGTERM, marks=pytest.mark.slow),
     ],
 )
-def test_signal_saves_the_step_and_stops(tmp_path, monkeypatch, config, stage, number):
+def test_signal_saves_the_step_and_stops(tmp_path, monkeypatch, reference, config, stage, number):
     """The signal comes at a step without a checkpoint of its own; the run resumes after this step, to the same figures."""
-    options = EVERY | {"train__checkpoint_every": 100} | CONFIGS[config]
-    loop.run(runs.config(tmp_path, **options), say=lambda text: None)
-    again = runs.config(tmp_path, output_dir=str(tmp_path / "again"), **options)
+    options, folder = EVERY | {"train__checkpoint_every": 100} | CONFIGS[config], reference(config)
+    again = runs.config(folder, output_dir=str(tmp_path / "again"), **options)
     steps, count = [], trainer.count_tokens
 
     def counting(batch):
@@ -230,7 +241,7 @@ def test_signal_saves_the_step_and_stops(tmp_path, monkeypatch, config, stage, n
     lines = []
     loop.run(again, say=lines.append)
     assert f"of stage {stage}" in str(lines[0])
-    assert runs.figures(tmp_path / "again") == runs.figures(tmp_path / "run")
+    assert runs.figures(tmp_path / "again") == runs.figures(folder / "run")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
@@ -241,22 +252,17 @@ def test_signal_saves_the_step_and_stops(tmp_path, monkeypatch, config, stage, n
         for name in CONFIGS
     ],
 )
-def test_run_killed_in_every_stage_gives_the_same_result(tmp_path, config):
-    """SIGKILL ends the command at a few instants of each stage, so that no cleanup code runs."""
-    options = EVERY | CONFIGS[config]
-    process = start(runs.arguments(tmp_path, **options))
-    _, errors = process.communicate()
-    assert (process.returncode, errors) == (0, b"")
-    run = tmp_path / "again"
-    command = runs.arguments(tmp_path, output_dir=str(run), **options)
+def test_run_killed_in_every_stage_gives_the_same_result(tmp_path, reference, config):
+    """SIGKILL ends the command in each stage and while it writes the model, so that no cleanup code runs."""
+    folder, run = reference(config), tmp_path / "again"
+    command = runs.arguments(folder, output_dir=str(run), **EVERY | CONFIGS[config])
 
     def logged(stage, count):
         return lambda: sum(r["stage"] == stage for r in files.read(run / folders.LOG)) >= count
 
-    stages = ("search", "draw", "tune") if config.startswith("earlybert") else ("tune", "prune", "retune")
+    first, second, third = ("search", "draw", "tune") if config.startswith("earlybert") else ("tune", "prune", "retune")
     instants = [
-        *(logged("before", 1), logged(stages[0], 2), logged(stages[0], 6), logged(stages[1], 1)),
-        *(logged(stages[2], 1), logged(stages[2], 5)),
+        *(logged(first, 6), logged(second, 1), logged(third, 5)),
         lambda: (run / ".model.partial").exists() or (run / "model").exists(),
     ]
     killed = [kill_when(command, instant) for instant in instants]
@@ -264,4 +270,4 @@ def test_run_killed_in_every_stage_gives_the_same_result(tmp_path, config):
     process = start(command)
     _, errors = process.communicate()
     assert (process.returncode, errors) == (0, b"")
-    assert_same(run, tmp_path / "run")
+    assert_same(run, folder / "run")

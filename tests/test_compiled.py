@@ -130,6 +130,7 @@ def bert_backward():
     return total(kernels, updates, (LAYERS - 1, scores, mixed, mixed), (LAYERS - 2, mixed))
 
 
+@pytest.mark.smoke
 def test_bert_step_forms_the_products_of_two_passes(bert):
     once = total(bert_forward(), bert_backward())
     # The backward pass of an updated kernel computes A @ B again, or x @ A, instead of keeping it. The XLA of jax 0.10 finds
@@ -334,7 +335,7 @@ def test_ranks_of_rankmean_write_no_tile(dtype):
     assert compiled.written(text, 64, 128) <= converted
     base, tile_bytes = 4 * ELEMENTS, jnp.dtype(dtype).itemsize * ELEMENTS
     bound = MODELS * tile_bytes + (MODELS + 1) * base + converted * (tile_bytes + base)
-    assert hlo.traffic(text) <= bound + 200
+    assert bound - (MODELS + 1) * base <= hlo.traffic(text) <= bound + 200
 
 
 @functools.cache

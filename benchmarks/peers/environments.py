@@ -14,7 +14,7 @@ ENVIRONMENTS: dict[str, tuple[str, ...]] = {
         *("torch==2.13.0", "peft==0.21.2", "transformers==5.24.0", "accelerate==1.15.0"),
         *("onnx==1.23.2", "onnxscript==0.7.2", "onnxruntime==1.32.0"),
     ),
-    "keras": ("keras-hub==0.32.0", "keras==3.15.1", "jax==0.10.2", "safetensors==0.8.0"),
+    "keras": ("keras-hub==0.32.0", "keras==3.15.1", "tensorflow==2.21.0", "jax==0.10.2", "safetensors==0.8.0"),
     "mergekit": ("mergekit==0.1.5", "torch==2.13.0", "transformers==5.24.0", "peft==0.21.2"),
 }
 """Name -> what is installed."""
@@ -37,15 +37,31 @@ def is_complete(name: str, folder: Path) -> bool:
     return marker.exists() and marker.read_text(encoding="utf-8") == pins(name)
 
 
+def is_old(name: str, folder: Path) -> bool:
+    """Return whether ``folder`` has the environment ``name`` with other pins than those of this version of the harness."""
+    return bool(name) and (folder / name / MARKER).exists() and not is_complete(name, folder)
+
+
 def make(folder: Path) -> None:
-    """Create the environments that ``folder`` lacks or has with other pins, with the settings that pip has here."""
+    """Create the environments that ``folder`` lacks or has with other pins, with the settings that pip has here.
+
+    Ends the process with one line where venv or pip fails.
+    """
     for name, packages in ENVIRONMENTS.items():
         if is_complete(name, folder):
             print(f"{folder / name}: complete", flush=True)
             continue
         print(f"{folder / name}: {' '.join(packages)}", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder / name)], check=True)
-        subprocess.run([str(folder / name / "bin" / "python"), "-m", "pip", "install", *packages], check=True)
+        own = str(folder / name / "bin" / "python")
+        for command in (
+            [sys.executable, "-m", "venv", "--clear", str(folder / name)],
+            [own, "-m", "pip", "install", *packages],
+        ):
+            if status := subprocess.run(command).returncode:
+                raise SystemExit(
+                    f"{folder / name}: {command[2]} ended with exit status {status}; expected 0: remove the cause that it "
+                    "names above, and run --make-environments again"
+                )
         (folder / name / MARKER).write_text(pins(name), encoding="utf-8")
 
 

@@ -49,7 +49,8 @@ def prepare(case: dict[str, Any]) -> child.Side:
     batch = {"token_ids": ids, "padding_mask": np.ones_like(ids), "segment_ids": np.zeros_like(ids)}
     logits = np.asarray(model.predict(batch, batch_size=len(ids), verbose=0), np.float64)
     loss = float(np.ravel(model.evaluate(batch, labels, batch_size=len(ids), verbose=0))[0])
-    check = {"loss": loss, "logits": logits[: inputs.CHECKED].tolist()}
+    rates = [each.rate for each in model._flatten_layers() if isinstance(each, keras.layers.Dropout)]
+    check = {"loss": loss, "logits": logits[: inputs.CHECKED].tolist(), "dropout": max(rates, default=0.0)}
 
     # Without the thread that tunes it: a fit may wait for that thread, at the end, until its time has doubled.
     untuned = tensorflow.data.Options()
@@ -67,9 +68,10 @@ def prepare(case: dict[str, Any]) -> child.Side:
     facts = {
         "step": INCLUDES,
         "trained_parameters": sum(int(np.prod(weight.shape)) for weight in model.trainable_weights),
+        "dropout": check["dropout"],
         "device": jax.devices()[0].device_kind,
         "threads": os.environ["PEERS_THREADS"],
-        "versions": child.versions("jax", "jaxlib", "keras", "keras-hub"),
+        "versions": child.versions("jax", "jaxlib", "keras", "keras-hub", "tensorflow"),
     }
 
     def per_step(number: int) -> dict[str, float]:

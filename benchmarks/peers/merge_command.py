@@ -54,7 +54,6 @@ def prepare(case: dict[str, Any]) -> child.Side:
     out = scratch / f"out-{os.getpid()}"
     # The rounds of a case share their compiled programs, and not those of the user.
     os.environ["XDG_CACHE_HOME"] = str(scratch / "cache")
-    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
     check = _small(case, out) if case.get("check") else {}
     for file in sorted(folder.glob("*/*.safetensors")):
         child.read_through(file)

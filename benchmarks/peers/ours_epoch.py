@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.peers import child
+from benchmarks.peers import child, ours_train
 from dsee_jax import config as configs
 from dsee_jax.data.batches import Batches, iterate
 from dsee_jax.train import optim, programs, pruning, setup, sharding, trainer
@@ -73,11 +73,12 @@ def prepare(case: dict[str, Any]) -> child.Side:
         "tokens": int(ready.data.train.lengths.sum()),
         "positions": sum(batch["input_ids"].size for batch in source),
         "lengths_compiled": len(ready.data.edges),
+        "dropout": ours_train.dropout(ready.model.config),
         "device": jax.devices()[0].device_kind,
         "threads": os.environ["PEERS_THREADS"],
         "versions": child.versions("jax", "jaxlib", "flax", "optax"),
     }
-    return child.Side(measure, facts, {"tokens": facts["tokens"]})
+    return child.Side(measure, facts, {"tokens": facts["tokens"], "dropout": facts["dropout"]})
 
 
 if __name__ == "__main__":

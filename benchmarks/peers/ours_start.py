@@ -19,7 +19,6 @@ class _Done(Exception):
 def prepare(case: dict[str, Any]) -> child.Side:
     kept = "compiled" if case["cache"] == "filled" else f"compiled-{os.getpid()}"
     os.environ["XDG_CACHE_HOME"] = os.path.join(case["scratch"], kept)
-    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
     from dsee_jax.runtime import compilation_cache, malloc
     from dsee_jax.train import config_file, loop, trainer
     from dsee_jax.train.trackers import Tracker

@@ -50,7 +50,7 @@ def prepare(case: dict[str, Any]) -> child.Side:
 
     loss, logits = checked(trained, frozen, batch)
     check = {"loss": float(loss), "logits": np.asarray(logits[: inputs.CHECKED], np.float64)[:, :100].tolist()}
-    check |= _sizes(params, adapter.deltas, head)
+    check |= {"dropout": dropout(model.config)} | _sizes(params, adapter.deltas, head)
     if model.config.model_type != "gpt2":  # whose updated kernel is another one for the other sides
         tuned = {"deltas": _factors(adapter.deltas), "params": trained["params"]}
         check["tuned_loss"] = float(checked(tuned, frozen, batch)[0])
@@ -67,6 +67,7 @@ def prepare(case: dict[str, Any]) -> child.Side:
     facts = {
         "step": INCLUDES,
         "trained_parameters": sum(leaf.size for leaf in jax.tree.leaves(trained)),
+        "dropout": check["dropout"],
         "device": jax.devices()[0].device_kind,
         "threads": os.environ["PEERS_THREADS"],
         "versions": child.versions("jax", "jaxlib", "flax", "optax"),
@@ -77,6 +78,12 @@ def prepare(case: dict[str, Any]) -> child.Side:
         return step if number else step | {"matmul_flops_per_second": _matmul_rate(dtype)}
 
     return child.Side(figures, facts, check)
+
+
+def dropout(config: Any) -> float:
+    """Return the highest dropout rate of a model."""
+    rates = (getattr(config, field.name) for field in dataclasses.fields(config) if "drop" in field.name)
+    return max(rate for rate in rates if rate is not None)
 
 
 def _factors(deltas: Any) -> Any:

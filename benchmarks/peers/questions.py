@@ -87,6 +87,11 @@ _SIDES: dict[str, Peer] = {
     ),
 }
 
+_ALLOCATOR = (
+    "Our sides set the thresholds of the C library's allocator as the commands of this library do "
+    "(`dsee_jax.runtime.malloc.keep_freed_memory`); peers run as they come"
+)
+
 _STEP = (
     "Seconds of a training step: forward with dropout, backward, clipping, AdamW; full rows. DSEE: rank 16 and 64 nonzeros on "
     "query and value; LoRA of rank 16 on the same kernels; of an encoder the pooler and the classifier are trained too. "
@@ -126,6 +131,8 @@ def _merges(shape: str, *methods: str) -> dict[str, dict[str, Any]]:
     }
 
 
+_KERNELS = 24
+"""The query and value kernels of a BERT-base."""
 _SHAPES = {"MiniLM": "minilm", "BERT-base": "bert-base"}
 _DECODERS = {"GPT-2 small": "gpt2", "stories260k": "stories260k"}
 _MERGES: dict[str, Peer] = {
@@ -137,7 +144,9 @@ _MERGES: dict[str, Peer] = {
 QUESTIONS: dict[str, Question] = {
     "train_step": Question(
         "Training step",
-        _STEP,
+        _STEP
+        + " KerasHub trains about 3.5 times as many numbers as PEFT's LoRA: a factor of its own for each head, and the biases "
+        "of query and value.",
         _SIDES,
         {f"{title}, {batch} x 128": _train(shape, batch, 128) for title, shape in _SHAPES.items() for batch in (8, 32)},
         {"tiny": _tiny("tiny-bert")},
@@ -159,10 +168,18 @@ QUESTIONS: dict[str, Question] = {
         "One pass over a data set, real lengths",
         "Seconds of a pass over the training data with real lengths, from the same pretrained weights; accuracy on the dev "
         "set after it: the mean of all rounds, the least and the most. The larger class alone gives 0.527 on RTE (277 "
-        "examples) and 0.509 on SST-2 (872).",
+        "examples) and 0.509 on SST-2 (872). "
+        f"{_ALLOCATOR}, and with dynamic padding once more with these settings.",
         {
             "ours": Peer("DSEE, buckets of length", "ours_epoch", options={"memory": True}),
             "peft": Peer("PEFT LoRA, dynamic padding", "torch_epoch", "torch", PEFT, {"grouped": False}),
+            "peft_memory": Peer(
+                "PEFT LoRA, dynamic padding, our memory settings",
+                "torch_epoch",
+                "torch",
+                PEFT,
+                {"grouped": False, "memory": True},
+            ),
             "peft_grouped": Peer("PEFT LoRA, grouped by length", "torch_epoch", "torch", PEFT, {"grouped": True}),
         },
         {"MiniLM, RTE": _run("rte", 0), "MiniLM, SST-2, 2,000 examples": _run("sst2", 2000)},
@@ -172,15 +189,20 @@ QUESTIONS: dict[str, Question] = {
     ),
     "inference": Question(
         "Logits of a batch",
-        "Seconds from token ids to logits, float32, full rows. Cut: half of the heads and neurons of each layer.",
+        "Seconds from token ids to logits, float32, full rows. Cut: half of the heads and neurons of each layer. "
+        "torch.compile as it comes, and with freezing (`torch._inductor.config.freezing`), which folds the weights into the "
+        f"program. {_ALLOCATOR}.",
         {
             "ours": Peer("dsee_jax", "ours_forward", options={"form": "plain", "memory": True}),
             "cut": Peer("dsee_jax, cut to half the FLOPs", "ours_forward", options={"form": "cut", "memory": True}),
             "stablehlo": Peer(
                 "dsee_jax, StableHLO export", "ours_forward", options={"form": "stablehlo", "memory": True}
             ),
-            "torch": Peer("PyTorch", "torch_forward", "torch", TORCH, {"compile": False}),
-            "torch_compiled": Peer("PyTorch, torch.compile", "torch_forward", "torch", TORCH, {"compile": True}),
+            "torch": Peer("PyTorch", "torch_forward", "torch", TORCH, {"form": "eager"}),
+            "torch_compiled": Peer("PyTorch, torch.compile", "torch_forward", "torch", TORCH, {"form": "compiled"}),
+            "torch_frozen": Peer(
+                "PyTorch, torch.compile with freezing", "torch_forward", "torch", TORCH, {"form": "frozen"}
+            ),
             "onnx": Peer("ONNX Runtime", "onnx_forward", "torch", (*TORCH, "onnxruntime", "onnxscript")),
         },
         {
@@ -191,7 +213,7 @@ QUESTIONS: dict[str, Question] = {
         },
         {"tiny": _forward("tiny-bert", 2, 16, round=0.02)},
         ratios=(
-            *(("ours", peer) for peer in ("torch", "torch_compiled", "onnx", "stablehlo")),
+            *(("ours", peer) for peer in ("torch", "torch_compiled", "torch_frozen", "onnx", "stablehlo")),
             *(("cut", other) for other in ("ours", "torch", "onnx")),
         ),
         minutes=40,
@@ -199,10 +221,17 @@ QUESTIONS: dict[str, Question] = {
     "generation": Question(
         "New tokens",
         "Seconds of 64 new tokens after prompts of 32, float32; no text ends early. transformers compiles the step of a "
-        "static cache in greedy search alone.",
+        f"static cache in greedy search alone. {_ALLOCATOR}, and with the default cache once more with these settings.",
         {
             "ours": Peer("dsee_jax.generate", "ours_generate", options={"memory": True}),
             "transformers": Peer("transformers", "torch_generate", "torch", TORCH, {"cache": ""}),
+            "transformers_memory": Peer(
+                "transformers, our memory settings",
+                "torch_generate",
+                "torch",
+                TORCH,
+                {"cache": "", "memory": True},
+            ),
             "transformers_static": Peer(
                 "transformers, static cache", "torch_generate", "torch", TORCH, {"cache": "static"}
             ),
@@ -224,12 +253,20 @@ QUESTIONS: dict[str, Question] = {
     "grebsmo": Question(
         "Supports by GreBsmo",
         "Seconds for all query and value kernels of a BERT-base. The peer follows the paper and the description of the "
-        "authors' code; it takes one kernel after another.",
+        f"authors' code; it takes one kernel after another: the seconds of one kernel, times {_KERNELS}. {_ALLOCATOR}.",
         {
-            "ours": Peer("dsee_jax, 24 kernels at once", "ours_grebsmo", options={"memory": True}),
+            "ours": Peer(f"dsee_jax, {_KERNELS} kernels at once", "ours_grebsmo", options={"memory": True}),
             "authors": Peer("the authors' procedure, written anew", "torch_grebsmo", "torch", ("torch",)),
         },
-        {"24 kernels of 768 x 768": {"width": 768, "kernels": 24, "nonzeros": 64, "round": 1.0, "warmup": 2}},
+        {
+            f"{_KERNELS} kernels of 768 x 768": {
+                "width": 768,
+                "kernels": _KERNELS,
+                "nonzeros": 64,
+                "round": 1.0,
+                "warmup": 2,
+            }
+        },
         {"tiny": {"width": 48, "kernels": 2, "nonzeros": 8, "round": 0.02, "warmup": 2}},
         minutes=2,
     ),
@@ -332,7 +369,8 @@ GPU: dict[str, Question] = {
     "gpu_step": Question(
         "Training step on a GPU",
         _STEP
-        + " bfloat16; PEFT with SDPA. GPT-2: query, key and value, which are one kernel in PEFT: rank 24 there. MFU: FLOPs of "
+        + " bfloat16; PEFT with SDPA, under torch.autocast, as by Trainer(bf16=True), since its updates are float32. GPT-2: "
+        "query, key and value, which are one kernel in PEFT: rank 24 there. MFU: FLOPs of "
         "forward and backward of the frozen model over the rate of a product of 8192 x 8192 matrices on the same card.",
         {name: side for name, side in _SIDES.items() if name in ("ours", "peft", "peft_compiled")},
         {

@@ -14,6 +14,9 @@ from dsee_jax.runtime import atomic
 
 FOLDER = Path(__file__).parents[1] / "results" / "peers"
 
+BUSY = 0.1
+"""The cores that other processes may use while a complete record is measured."""
+
 
 class State(NamedTuple):
     """The code and the packages of a measurement: figures of another state are measured again."""
@@ -104,9 +107,15 @@ def lost(stored: Mapping[str, Any] | None, question: Question, sides: Collection
     return f"has {stored['pairs']} pairs" if good and stored["pairs"] > pairs else ""
 
 
+def beside(stored: Mapping[str, Any]) -> str:
+    """Return beside how much other work a record was measured, "" for an idle machine."""
+    cores = stored.get("cores_of_others") or 0.0
+    return f"measured beside other work on {cores:.1f} cores" if cores > BUSY else ""
+
+
 def is_complete(stored: Mapping[str, Any] | None, sides: Iterable[str], pairs: int) -> bool:
-    """Return whether a stored record has enough pairs, and every side without an error."""
-    if stored is None or stored["pairs"] < pairs:
+    """Return whether a stored record is of an idle machine, has enough pairs, and every side without an error."""
+    if stored is None or stored["pairs"] < pairs or beside(stored):
         return False
     return all(name in stored["sides"] and "error" not in stored["sides"][name] for name in sides)
 
@@ -165,6 +174,8 @@ def _machine(case: Mapping[str, Any]) -> str:
 def _row(question: Question, title: str, case: Mapping[str, Any], metric: str) -> list[str]:
     first, *_ = question.sides
     label = title if metric == "seconds" else f"{title}: memory"
+    if work := beside(case):
+        label += f" ({work})"
     cells = [label, _side(question, case["sides"][first], metric)]
     for name, other in question.pairs():
         found = case["ratios"].get(f"{name}/{other}", {}).get(metric)

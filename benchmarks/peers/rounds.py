@@ -36,8 +36,31 @@ def threads(count: int) -> dict[str, str]:
     return dict.fromkeys(names, str(count))
 
 
+DROPPED = (
+    *("GLIBC_TUNABLES", "MALLOC_", "XLA_PYTHON_CLIENT_", "JAX_", "TORCH", "PYTORCH_"),
+    *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_"),
+)
+"""How variables begin that change figures: no side has those of the user's environment. XLA_FLAGS stay and are recorded."""
+
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(malloc.MAPPED), "MALLOC_TRIM_THRESHOLD_": str(malloc.KEPT)}
 """The environment variables of glibc that give a process the memory settings of this library's commands."""
+
+
+def environment(inherited: Mapping[str, str], own: Mapping[str, str], count: int) -> dict[str, str]:
+    """Return the environment of a side: what it inherits without `DROPPED`, the harness' settings, and its ``own``."""
+    # The platform decides where a side runs, and is no setting of its speed.
+    kept = {name: each for name, each in inherited.items() if name == "JAX_PLATFORMS" or not name.startswith(DROPPED)}
+    return {
+        **kept,
+        **threads(count),
+        # Sides share an accelerator.
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        **own,
+        # The library of the measured side is that of this checkout.
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), kept.get("PYTHONPATH")))),
+    }
 
 
 class Child:
@@ -46,18 +69,7 @@ class Child:
     def __init__(self, launch: Launch, cores: Sequence[int]) -> None:
         """Start the process on the given cores; it prepares while this call returns."""
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by `close`
-        environment = {
-            **os.environ,
-            **threads(len(cores)),
-            # Sides share an accelerator.
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-            "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_OFFLINE": "1",
-            **launch.case.get("environment", {}),
-            STARTED: repr(time.time()),
-        }
-        # The library of the measured side is that of this checkout.
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
+        variables = environment(os.environ, launch.case.get("environment", {}), len(cores))
         with _on(cores):
             self._process = subprocess.Popen(
                 [launch.python, "-m", f"{PACKAGE}.{launch.module}", json.dumps(dict(launch.case))],
@@ -66,7 +78,7 @@ class Child:
                 stderr=self._errors,
                 text=True,
                 cwd=ROOT,
-                env=environment,
+                env={**variables, STARTED: repr(time.time())},
             )
 
     def answer(self) -> dict[str, Any]:

@@ -70,11 +70,12 @@ def prepare(case: dict[str, Any]) -> child.Side:
         "steps": steps,
         "tokens": sum(len(row["input_ids"]) for row in train),
         "positions": sum(batch["input_ids"].numel() for batch in loader(0)),
+        "dropout": torch_train.dropout(model),
         "device": "cpu",
         "threads": str(torch.get_num_threads()),
         "versions": child.versions("torch", "peft", "transformers"),
     }
-    return child.Side(measure, facts, {"tokens": facts["tokens"]})
+    return child.Side(measure, facts, {"tokens": facts["tokens"], "dropout": facts["dropout"]})
 
 
 def rows(tokenizer: Any, case: dict[str, Any], split: str) -> list[dict[str, Any]]:

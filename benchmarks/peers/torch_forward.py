@@ -1,10 +1,11 @@
-"""Side: logits of a batch by transformers in PyTorch, eager or compiled."""
+"""Side: logits of a batch by transformers in PyTorch: eager, compiled, or compiled with frozen weights."""
 
 import os
 from typing import Any
 
 import numpy as np
 import torch
+import torch._inductor.config
 from transformers import AutoModelForSequenceClassification, logging
 
 from benchmarks.peers import child, inputs
@@ -19,7 +20,9 @@ def prepare(case: dict[str, Any]) -> child.Side:
     model.eval()
     ids = inputs.ids(case, model.config.vocab_size)
     arrays = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    forward = torch.compile(model) if case["compile"] else model
+    # Inductor reads the setting when the first call compiles, which has to be in inference mode.
+    torch._inductor.config.freezing = case["form"] == "frozen"
+    forward = model if case["form"] == "eager" else torch.compile(model)
 
     @torch.inference_mode()
     def call() -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, logging
 
-from benchmarks.peers import child, inputs, shapes
+from benchmarks.peers import child, devices, inputs, shapes
 
 INCLUDES = (
     "forward with dropout, backward, clipping to norm 1, AdamW; the host reads the loss after the last step of a round"
@@ -21,25 +21,28 @@ def prepare(case: dict[str, Any]) -> child.Side:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(int(os.environ["PEERS_THREADS"]))
     torch.manual_seed(0)
-    device, dtype = "cuda" if torch.cuda.is_available() else "cpu", getattr(torch, case["dtype"])
+    card, dtype = devices.card("torch"), getattr(torch, case["dtype"])
+    device = "cuda" if card else "cpu"
     model, trained = adapted(case, dtype)
     model.to(device)
     batch = _batch(case, model.config.vocab_size, device)
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), precision(device, dtype):
         outputs = model(**batch)
     logits = outputs.logits if outputs.logits.ndim == 2 else outputs.logits[:, -1]
     logits = logits[: inputs.CHECKED].double().cpu().numpy()[:, :100]
-    check = {"loss": outputs.loss.item(), "logits": logits.tolist()} | _sizes(model)
+    check = {"loss": outputs.loss.item(), "logits": logits.tolist(), "dropout": dropout(model)} | _sizes(model)
     del outputs
     if model.config.model_type != "gpt2":  # whose updated kernel is another one for the first side
-        check["tuned_loss"] = _tuned_loss(model, batch)
+        with precision(device, dtype):
+            check["tuned_loss"] = _tuned_loss(model, batch)
     model.train()
     forward = torch.compile(model) if case["compile"] else model
     optimizer = torch.optim.AdamW(trained, lr=5e-4, weight_decay=0.01)
 
     def call() -> torch.Tensor:
-        loss = forward(**batch).loss
+        with precision(device, dtype):
+            loss = forward(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -50,7 +53,8 @@ def prepare(case: dict[str, Any]) -> child.Side:
     facts = {
         "step": INCLUDES,
         "trained_parameters": sum(parameter.numel() for parameter in trained),
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "dropout": check["dropout"],
+        "device": card or "cpu",
         "threads": str(torch.get_num_threads()),
         "versions": child.versions("torch", "peft", "transformers"),
     }
@@ -60,6 +64,19 @@ def prepare(case: dict[str, Any]) -> child.Side:
         return step if number else step | {"matmul_flops_per_second": _matmul_rate(device, dtype)}
 
     return child.Side(figures, facts, check)
+
+
+def precision(device: str, dtype: torch.dtype) -> torch.autocast:
+    """Return the context of a call of the model: automatic mixed precision for bfloat16 on a GPU, as by Trainer(bf16=True).
+
+    PEFT keeps its updates in float32, and without this context multiplies them in float32.
+    """
+    return torch.autocast("cuda", torch.bfloat16, enabled=device == "cuda" and dtype == torch.bfloat16)
+
+
+def dropout(model: Any) -> float:
+    """Return the highest rate of the dropout layers."""
+    return max((module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)), default=0.0)
 
 
 def adapted(case: dict[str, Any], dtype: torch.dtype) -> tuple[Any, list[Any]]:

@@ -1,6 +1,7 @@
 """The harness that measures this library and its peers in turns: pairs, checks, resuming and tables, with invented sides."""
 
 import json
+import subprocess
 import sys
 from typing import Any
 
@@ -199,7 +200,7 @@ def test_the_digest_of_sides_has_the_modules_that_they_use(monkeypatch):
     """The epoch of PEFT uses its training step; ONNX Runtime runs the exporter as a command."""
     monkeypatch.setattr(sources, "digest", lambda files: {file.stem for file in files})
     shared = {"rounds", "child", "machine", "inputs", "shapes"}
-    assert sources.sides(("torch_epoch",)) == shared | {"torch_epoch", "torch_train"}
+    assert sources.sides(("torch_epoch",)) == shared | {"torch_epoch", "torch_train", "devices"}
     assert sources.sides(("onnx_forward",)) == shared | {"onnx_forward", "onnx_export"}
 
 
@@ -208,9 +209,10 @@ def test_an_environment_of_other_pins_is_created_again(tmp_path, monkeypatch):
     monkeypatch.setattr(environments, "ENVIRONMENTS", {"peer": ("wheel==1",)})
     commands = []
 
-    def run(command, check):
+    def run(command):
         commands.append(command)
         (tmp_path / "peer").mkdir(exist_ok=True)
+        return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(environments.subprocess, "run", run)
     own = str(tmp_path / "peer" / "bin" / "python")
@@ -220,14 +222,56 @@ def test_an_environment_of_other_pins_is_created_again(tmp_path, monkeypatch):
         assert [command[2] for command in commands] == ["venv", "pip"]
         assert environments.python("peer", ["no_such_package"], tmp_path) == own
         assert environments.installed("peer", [], tmp_path).endswith(" wheel==1")
+    assert not environments.is_old("peer", tmp_path)
     monkeypatch.setattr(environments, "ENVIRONMENTS", {"peer": ("wheel==2",)})
     assert environments.python("peer", ["no_such_package"], tmp_path) is None
+    assert environments.is_old("peer", tmp_path)
     environments.make(tmp_path)
     assert commands[-1][-1] == "wheel==2"
     # This process' own packages stand in.
     assert environments.python("another", ["numpy"], tmp_path) == sys.executable
     assert f"numpy=={np.__version__}" in environments.installed("another", ["numpy"], tmp_path)
     assert "jaxlib==" in environments.installed("", [], tmp_path)
+
+
+def test_an_environment_that_pip_cannot_install_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(environments, "ENVIRONMENTS", {"peer": ("wheel==1",)})
+    ended = subprocess.CompletedProcess
+    monkeypatch.setattr(environments.subprocess, "run", lambda command: ended(command, int("pip" in command)))
+    with pytest.raises(
+        SystemExit, match=r"peer: pip ended with exit status 1; expected 0: .* --make-environments again$"
+    ):
+        environments.make(tmp_path)
+    assert not environments.is_complete("peer", tmp_path)
+
+
+def test_a_record_measured_beside_other_work_is_measured_again_and_marked():
+    """Up to a tenth of a core is an idle machine."""
+    idle, busy = recorded() | {"cores_of_others": 0.1}, recorded() | {"cores_of_others": 0.34}
+    assert results.is_complete(idle, ("ours", "peer"), 5)
+    assert not results.is_complete(busy, ("ours", "peer"), 5)
+    assert "| a case (measured beside other work on 0.3 cores) |" in results.table(QUESTION, {"a case": busy})
+    assert "| a case |" in results.table(QUESTION, {"a case": idle})
+
+
+def test_variables_that_change_figures_are_not_those_of_the_user():
+    """The platform, XLA's flags, which are recorded, and what the harness sets stay."""
+    dropped = (
+        "GLIBC_TUNABLES",
+        "MALLOC_ARENA_MAX",
+        "JAX_ENABLE_X64",
+        "JAX_COMPILATION_CACHE_DIR",
+        "PYTORCH_ALLOC_CONF",
+    )
+    dropped += ("TORCHINDUCTOR_FREEZING", "TORCH_LOGS", "OMP_WAIT_POLICY", "MKL_DYNAMIC", "KMP_AFFINITY")
+    kept = {"PATH": "/bin", "JAX_PLATFORMS": "cuda", "XLA_FLAGS": "--xla_flag", "PYTHONPATH": "folder"}
+    own = {"JAX_PLATFORMS": "cpu", **rounds.ALLOCATOR}
+    found = rounds.environment(dict.fromkeys(dropped, "1") | kept | {"OMP_NUM_THREADS": "9"}, own, 2)
+    assert not found.keys() & set(dropped)
+    assert {**found, **own, **rounds.threads(2)} == found
+    assert [found[name] for name in ("PATH", "XLA_FLAGS")] == ["/bin", "--xla_flag"]
+    assert found["PYTHONPATH"].endswith("folder")
+    assert rounds.environment(kept, {}, 2)["JAX_PLATFORMS"] == "cuda"
 
 
 def test_the_table_has_a_row_for_each_case_and_a_column_for_each_ratio(tmp_path):
@@ -362,7 +406,13 @@ def test_fresh_sides_are_new_processes(launch):
     ("arguments", "message"),
     [
         (["nothing"], "no question 'nothing'; expected some of train_step, "),
-        (["grebsmo", "--sides", "cut", "nobody"], "--sides: no side 'nobody'; expected some of "),
+        (["grebsmo", "--sides", "authors", "nobody"], "--sides: no side 'nobody'; expected some of authors, ours"),
+        # A side of another question.
+        (["grebsmo", "--sides", "keras"], "--sides: no side 'keras'; expected some of authors, ours"),
+        (
+            ["grebsmo", "import", "--cases", "24 kernels", "nope"],
+            "--cases: no case has 'nope'; expected parts of: 24 kernels of 768 x 768; import",
+        ),
         (["grebsmo", "--pairs", "0"], "--pairs is 0; expected 1 or more"),
         (["grebsmo", "--threads", "10000"], "--threads is 10000; expected 1 to "),
     ],
@@ -390,6 +440,7 @@ def test_a_partial_command_leaves_a_fuller_record_in_its_place(tmp_path, monkeyp
 
     monkeypatch.setattr(questions, "QUESTIONS", {"name": question})
     monkeypatch.setattr(rounds, "measure", measure)
+    monkeypatch.setattr(machine, "others", lambda begin, end: 0.0)
     monkeypatch.setattr(sources, "package", lambda name: "a digest")
     assert run("--pairs", "2", "--sides", "peer")[0] == 0
     assert run("--pairs", "3")[0] == 0
@@ -417,6 +468,99 @@ def test_a_partial_command_leaves_a_fuller_record_in_its_place(tmp_path, monkeyp
     assert (
         json.loads((tmp_path / "name.json").read_text())["cases"]["a case"]["sources"]["dsee_jax"] == "another digest"
     )
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch, capsys):
+    """Return a function that runs the command on invented questions, whose sides take a second, and what it prints."""
+
+    def run(*arguments, **tables):
+        for name, table in tables.items():
+            monkeypatch.setattr(questions, name, table)
+        folders = [f"--work={tmp_path}", f"--out={tmp_path}", f"--environments={tmp_path / 'environments'}"]
+        monkeypatch.setattr(sys, "argv", ["peers", *folders, *arguments])
+        status = command.main()
+        return status, capsys.readouterr()
+
+    def measure(launches, *, pairs, **more):
+        return answers(**{name: [1.0] * pairs for name in launches})
+
+    monkeypatch.setattr(rounds, "measure", measure)
+    monkeypatch.setattr(machine, "others", lambda begin, end: 0.0)
+    monkeypatch.setattr(sources, "package", lambda name: "a digest")
+    return run
+
+
+def test_questions_that_are_left_out_are_listed_and_fail_where_they_are_named(tmp_path, monkeypatch, measured):
+    """One lacks its data; one lacks the environment of two peers; one of an environment with older pins."""
+    lacking = Peer("them", "theirs", "torch", ("no_such_package",))
+    table = {
+        "data": QUESTION._replace(cases={"a case": {"task": "rte"}}),
+        "peers": QUESTION._replace(cases={"a case": {}}, sides={**QUESTION.sides, "peer": lacking, "cut": lacking}),
+    }
+    status, written = measured("--pairs", "1", QUESTIONS=table)
+    assert status == 0
+    assert written.err.splitlines() == [
+        f"peers: no environment torch in {tmp_path / 'environments'}; run --make-environments",
+        "left out: data (no data), peers (no environment)",
+    ]
+    assert measured("--pairs", "1", "data")[0] == 1
+    marker = tmp_path / "environments" / "torch" / environments.MARKER
+    marker.parent.mkdir(parents=True)
+    marker.write_text("torch==1")
+    status, written = measured("--pairs", "1", "peers")
+    assert status == 1
+    assert written.err.splitlines() == [
+        f"peers: {marker.parent} has other pins; run --make-environments",
+        "left out: peers (no environment)",
+    ]
+    assert measured("--pairs", "1", "peers", "--sides")[0] == 0
+
+
+def test_a_side_on_the_cpu_fails_on_a_gpu_and_the_card_is_part_of_the_machine(tmp_path, monkeypatch, measured):
+    """Before the model is written, here one of a shape that does not exist."""
+    sides = {"ours": Peer("us", "ours"), "peer": Peer("them", "theirs", needs=("torch",))}
+    question = QUESTION._replace(sides=sides, cases={"a case": {}}, small={"a case": {}}, ratios=())
+    monkeypatch.setattr(environments, "python", lambda *more: sys.executable)
+    monkeypatch.setattr(environments, "installed", lambda *more: "pins")
+    cards = {"jax": "", "torch": ""}
+    monkeypatch.setattr(command, "_card", lambda python, library: cards[library])
+    large = {"a case": {"shape": "no such shape"}}
+    status, written = measured("--gpu", "--pairs", "1", GPU={"name": question._replace(cases=large)})
+    assert status == 1
+    assert (
+        "name: ours failed: jax computes on the CPU; expected a GPU: install the build of jax for CUDA" in written.err
+    )
+    assert not (tmp_path / "name.json").exists()
+    cards["jax"] = "H200"
+    status, written = measured("--gpu", "--pairs", "1", GPU={"name": question})
+    assert status == 1
+    assert "name: peer failed: torch computes on the CPU" in written.err
+    stored = results.read(tmp_path / "name.json")["a case"]
+    assert list(stored["sides"]) == ["ours"]
+    assert stored["machine"]["card"] == "H200"
+    cards |= {"jax": "H100", "torch": "H100"}
+    status, written = measured("--gpu", "--pairs", "1")
+    assert status == 0
+    assert set(results.read(tmp_path / "name.json")["a case"]["sides"]) == {"ours", "peer"}
+    cards["jax"] = "H200"
+    assert "a case: changed since it was stored: machine" in measured("--gpu", "--pairs", "1")[1].out
+    cards |= {"jax": "", "torch": ""}
+    assert measured("--gpu", "--pairs", "1", "--small")[0] == 0
+
+
+def test_a_busy_record_is_named_and_measured_again(monkeypatch, measured):
+    busy = 0.5
+    monkeypatch.setattr(machine, "others", lambda begin, end: busy)
+    text = "measured beside other work on 0.5 cores"
+    status, written = measured("--pairs", "1", QUESTIONS={"name": QUESTION._replace(cases={"a case": {}})})
+    assert status == 0
+    assert f"  {text}: on an idle machine the same command measures it again" in written.err
+    assert f"name, a case: {text}" in measured("--table")[1].err
+    busy = 0.0
+    written = measured("--pairs", "1")[1]
+    assert f"name, a case: {text}\nname, a case\n" in written.out
+    assert "name, a case: stored" in measured("--pairs", "1")[1].out
 
 
 def test_the_numbers_of_a_merge_are_read_from_all_shards(tmp_path):
@@ -466,7 +610,7 @@ def test_sides_train_equally_many_numbers_on_the_same_kernels(tmp_path, monkeypa
     case = questions._tiny(shape, update=update, compile=False, scan=scan)
     ours, theirs = _checks(tmp_path, monkeypatch, case, ours_train, torch_train)
     assert rounds.check(ours, theirs, 1e-4) == ""
-    compared = {"low_rank_parameters", "head_parameters", "updated_weights", "loss", "logits"}
+    compared = {"low_rank_parameters", "head_parameters", "updated_weights", "loss", "logits", "dropout"}
     compared |= {"sparse_parameters"} if update == "supertuning" else set()
     compared |= {"tuned_loss"} if shape != "tiny-gpt2" else set()
     assert ours.keys() & theirs.keys() == compared
@@ -486,11 +630,70 @@ def test_sides_generate_the_same_texts(tmp_path, monkeypatch, title):
     assert rounds.check(ours, theirs, 1e-4) == ""
 
 
+@pytest.mark.parity
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+def test_forms_of_the_forward_pass_compute_the_same_logits(tmp_path, monkeypatch):
+    """Eager, compiled and frozen; PyTorch folds the weights into the program of the last alone."""
+    torch = pytest.importorskip("torch")
+    from torch._inductor import config, freezing
+
+    from benchmarks.peers import ours_forward, torch_forward
+
+    question = questions.QUESTIONS["inference"]
+    case = question.small["tiny"]
+    (ours,) = _checks(tmp_path, monkeypatch, {**case, "form": "plain"}, ours_forward)
+    monkeypatch.setattr(config, "freezing", False)  # the setting of this process comes back
+    folded, freeze = [], freezing.freeze
+    monkeypatch.setattr(freezing, "freeze", lambda *arguments: folded.append(name) or freeze(*arguments))
+    for name in ("torch", "torch_compiled", "torch_frozen"):
+        torch.compiler.reset()
+        (theirs,) = _checks(tmp_path, monkeypatch, {**case, **question.sides[name].options}, torch_forward)
+        assert rounds.check(ours, theirs, 1e-4) == ""
+    assert folded == ["torch_frozen"]
+
+
+@pytest.mark.parity
+def test_an_epoch_trains_on_all_tokens_and_with_the_same_dropout(tmp_path, monkeypatch):
+    pytest.importorskip("peft")
+    from benchmarks.peers import ours_epoch, torch_epoch
+
+    case = questions.QUESTIONS["epoch"].small["tiny"]
+    inputs.invented(tmp_path / "data", case["examples"])
+    case = {**case, "data": str(tmp_path / "data"), "scratch": str(tmp_path)}
+    (ours,) = _checks(tmp_path, monkeypatch, case, ours_epoch)
+    for grouped in (False, True):
+        (theirs,) = _checks(tmp_path, monkeypatch, {**case, "grouped": grouped}, torch_epoch)
+        assert rounds.check(ours, theirs, 1e-4) == ""
+        assert theirs["dropout"] == 0.1
+        assert theirs["tokens"] > 0
+
+
+@pytest.mark.parity
+def test_bfloat16_on_a_gpu_is_automatic_mixed_precision(monkeypatch):
+    """PEFT keeps its updates in float32. Elsewhere nothing is cast."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("peft")
+    from benchmarks.peers import torch_train
+
+    monkeypatch.setattr(torch, "autocast", lambda *to, enabled: to if enabled else None)
+    assert torch_train.precision("cuda", torch.bfloat16) == ("cuda", torch.bfloat16)
+    assert torch_train.precision("cuda", torch.float32) is None
+    assert torch_train.precision("cpu", torch.bfloat16) is None
+
+
 def test_a_case_without_its_data_is_left_out_with_the_option_that_gives_it(tmp_path):
     options = command.parser().parse_args(["--work", str(tmp_path), "--model", str(tmp_path)])
     (tmp_path / "model.safetensors").touch()
     case = questions.QUESTIONS["epoch"].cases["MiniLM, RTE"]
     assert command.prepared(case, options) == "no data: pass --data GLUE_DIR with RTE/train.tsv"
+    (tmp_path / "RTE").mkdir()
+    (tmp_path / "RTE" / "train.tsv").touch()
+    options.data = tmp_path
+    assert command.prepared(case, options) == "no data: pass --data GLUE_DIR with RTE/dev.tsv"
+    (tmp_path / "model.safetensors").unlink()
+    expected = f"no model: {tmp_path} has no model.safetensors; pass the folder of a model by --model"
+    assert command.prepared(case, options) == expected
 
 
 def test_the_list_names_every_question_and_case():
@@ -501,6 +704,7 @@ def test_the_list_names_every_question_and_case():
 @pytest.mark.slow
 def test_a_question_is_measured_from_the_command_and_is_stored(tmp_path, monkeypatch, capsys):
     """The import of packages: processes that start fast."""
+    monkeypatch.setattr(machine, "others", lambda begin, end: 0.0)
     monkeypatch.setattr(sys, "argv", ["peers", "import", "--small", "--pairs", "1", "--sides", "--work", str(tmp_path)])
     for said in ("import, import\n", "import, import: stored\n"):
         assert command.main() == 0

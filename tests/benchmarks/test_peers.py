@@ -630,10 +630,16 @@ def test_sides_generate_the_same_texts(tmp_path, monkeypatch, title):
     assert rounds.check(ours, theirs, 1e-4) == ""
 
 
-@pytest.mark.parity
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
-def test_forms_of_the_forward_pass_compute_the_same_logits(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(["torch"], marks=pytest.mark.parity, id="eager"),
+        # Inductor compiles C++ for a minute.
+        pytest.param(["torch_compiled", "torch_frozen"], marks=pytest.mark.exhaustive, id="compiled"),
+    ],
+)
+def test_forms_of_the_forward_pass_compute_the_same_logits(tmp_path, monkeypatch, names):
     """Eager, compiled and frozen; PyTorch folds the weights into the program of the last alone."""
     torch = pytest.importorskip("torch")
     from torch._inductor import config, freezing
@@ -646,11 +652,11 @@ def test_forms_of_the_forward_pass_compute_the_same_logits(tmp_path, monkeypatch
     monkeypatch.setattr(config, "freezing", False)  # the setting of this process comes back
     folded, freeze = [], freezing.freeze
     monkeypatch.setattr(freezing, "freeze", lambda *arguments: folded.append(name) or freeze(*arguments))
-    for name in ("torch", "torch_compiled", "torch_frozen"):
+    for name in names:
         torch.compiler.reset()
         (theirs,) = _checks(tmp_path, monkeypatch, {**case, **question.sides[name].options}, torch_forward)
         assert rounds.check(ours, theirs, 1e-4) == ""
-    assert folded == ["torch_frozen"]
+    assert folded == [name for name in names if name == "torch_frozen"]
 
 
 @pytest.mark.parity

@@ -25,14 +25,12 @@ from dsee_jax.ops import dense, nn
 from dsee_jax.train import finished_run
 
 KINDS = {"dense": "lora", "masked": "dsee", "compact": "structured"}
+TIERS = {"dense": pytest.mark.exhaustive, "masked": pytest.mark.slow, "compact": ()}
 SHAPES = ((1, 1), (3, 12), (5, 32), (3, 7))
 """Rows and lengths; 32 is the number of positions."""
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(kind, marks=() if kind == "compact" else pytest.mark.slow) for kind in KINDS],
-)
+@pytest.fixture(scope="module", params=[pytest.param(kind, marks=TIERS[kind]) for kind in KINDS])
 def run(request, finished_run, tmp_path_factory):
     """A finished run of each kind and its exported folder."""
     folder, out = finished_run(KINDS[request.param]), tmp_path_factory.mktemp(request.param) / "out"

@@ -63,8 +63,8 @@ DEATHS = {
     "earlybert": [("search", 4), ("search", 8), ("draw", 0), ("tune", 8)],
 }
 """The (stage, step) of the log lines after which a run dies, by the kind of its stages."""
-TARGET_DEATHS = {"dsee": DEATHS["dsee"][1:], "earlybert": DEATHS["earlybert"][1:3]}
-"""Those of a run with a target, whose other stages have the code of a run without one."""
+LATER = {"dsee": DEATHS["dsee"][1:], "earlybert": DEATHS["earlybert"][1:3]}
+"""Those of the runs of `SLOW`, whose other stages have the code of other runs."""
 EVERY = {"train__eval_every": 4, "train__checkpoint_every": 3, "train__epochs": 3}
 
 
@@ -113,9 +113,7 @@ class Death(Exception):
 def test_run_that_dies_in_every_stage_gives_the_same_result(tmp_path, monkeypatch, reference, config):
     """The run dies between checkpoints, within an epoch, after pruning, and while the results are written."""
     folder, append = reference(config), files.append
-    deaths = (TARGET_DEATHS if "target" in config else DEATHS)[
-        "earlybert" if config.startswith("earlybert") else "dsee"
-    ]
+    deaths = (LATER if config in SLOW else DEATHS)["earlybert" if config.startswith("earlybert") else "dsee"]
 
     def at(stage, step):
         def dying(path, record):
@@ -220,7 +218,7 @@ def kill_when(arguments, condition):
     ("config", "stage", "number"),
     [
         ("dsee, cubic", "tune", signal.SIGINT),
-        pytest.param("dsee, cubic", "retune", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("dsee, cubic", "retune", signal.SIGTERM, marks=pytest.mark.exhaustive),
         pytest.param("earlybert", "search", signal.SIGTERM, marks=pytest.mark.slow),
     ],
 )

@@ -218,6 +218,13 @@ def functions(tmp_path_factory):
 def test_updates_on_explicit_axes_equal_one_device(functions):
     """Created, folded, attached, derived, vectorised and scored."""
     errors = functions["explicit"]
+    assert len(errors) == 11
+    assert {call: error for call, error in errors.items() if error > 1e-4} == {}
+
+
+@pytest.mark.exhaustive
+def test_updates_on_every_layout_of_explicit_axes_equal_one_device(tmp_path):
+    errors = on_eight_devices("explicit", tmp_path)
     assert len(errors) == 22
     assert {call: error for call, error in errors.items() if error > 1e-4} == {}
 

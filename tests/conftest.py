@@ -47,7 +47,8 @@ SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Move all cases of a test but one of n, as its mark ``sampled(n)`` says, to the exhaustive tier.
 
-    The place among the n moves on, so that a product of parameters is sampled in all of them.
+    The place among the n moves on, so that a product of parameters is sampled in all of them. An exhaustive case of a slow
+    test is not slow.
     """
     seen: dict[str, int] = {}
     for item in items:
@@ -56,6 +57,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             number = seen[name] = seen.get(name, -1) + 1
             if (number + number // mark.args[0]) % mark.args[0]:
                 item.add_marker(pytest.mark.exhaustive)
+        if item.get_closest_marker("exhaustive"):
+            item.own_markers[:] = [mark for mark in item.own_markers if mark.name != "slow"]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -102,10 +102,14 @@ def steps(name, shape):
     return jax.device_get(state.trained), losses, compiled.as_text(), frozen.params
 
 
+def layer_kernels(params):
+    return [leaf for path, leaf in tree.flatten(params).items() if path.endswith("kernel") and "/layer" in path]
+
+
 def communication(text, shape, params, passes):
     """Return what a step sends: the number of all-reduces and all-gathers of arrays with the shape of a complete kernel of a
     layer, the number of all-gathers, and the bytes gathered along ``fsdp`` over those of so many passes."""
-    kernels = [leaf for path, leaf in tree.flatten(params).items() if path.endswith("kernel") and "/layer" in path]
+    kernels = layer_kernels(params)
     whole = {f"f32[{','.join(map(str, size))}]" for leaf in kernels for size in (leaf.shape, leaf.shape[-2:])}
     rows = hlo.collectives(text, dict(zip(sharding.AXES, shape, strict=True)))
     gathers = [row for row in rows if row.kind == "all-gather"]
@@ -301,11 +305,9 @@ def generation(_):
     gathers, size = [row.shape for row in sent if row.kind == "all-gather"], str(model.config.head_size)
     # Behind the rows, of which a device may have as many.
     sizes = {shape: re.findall(r"\d+", shape.partition("[")[2])[1:] for shape in gathers}
-    kernels = [
-        leaf.shape for path, leaf in tree.flatten(params).items() if path.endswith("kernel") and "/layer" in path
-    ]
+    # Complete, or divided over fsdp.
     whole = {
-        f"f32[{rows},{columns}]" for shape in kernels for rows in (shape[0], shape[0] // 2) for columns in shape[1:]
+        f"f32[{rows // parts},{columns}]" for rows, columns in map(np.shape, layer_kernels(params)) for parts in (1, 2)
     }
     return {
         "greedy": int((tokens[1] != complete[:, -new:]).sum()),
@@ -316,7 +318,7 @@ def generation(_):
 
 
 def evaluation(folder):
-    """What a step of the evaluation of a run sends, on a mesh of all three axes."""
+    """Return the `communication` of an evaluation step on a mesh of all three axes."""
     tiny.bert(folder / "evaluated", head=False, **SIZES)
     config = runs.config(
         folder,

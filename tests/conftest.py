@@ -1,5 +1,6 @@
 """Every test runs on the CPU. Implicit rank promotion is an error; so are warnings (see pyproject.toml)."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -19,10 +20,14 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # A cache entry that another process has not finished is compiled again; commands do not print this warning.
 os.environ.setdefault("PYTHONWARNINGS", "ignore:Error reading persistent compilation cache entry")
 
+# Programs carry no source lines, which take a twentieth of the time of tracing.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+
 if "XLA_FLAGS" not in os.environ:
     # Tests of tiny models spend most time in compilation. XLA's passes stay at their defaults; LLVM's optimisations are
-    # off, and so is the slower fusion emitter, by a flag that jax 0.12 does not have. `XLA_FLAGS= pytest` keeps the defaults.
-    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    # off, each program is one LLVM module instead of up to 32, and the slower fusion emitter is off by a flag that jax 0.12
+    # does not have. `XLA_FLAGS= pytest` keeps the defaults.
+    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
     if importlib.metadata.version("jax").startswith("0.10."):
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
@@ -36,6 +41,8 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Traces are many small objects; the default, a collection for every few hundred new ones, takes a twentieth of a session.
+gc.set_threshold(100_000, 20, 20)
 # Tests measure no time: a busy machine must not fail them.
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
@@ -44,11 +51,11 @@ SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Move all cases of a test but one of n, as its mark ``sampled(n)`` says, to the exhaustive tier.
 
-    The place among the n moves on, so that a product of parameters is sampled in all of them. An exhaustive case of a slow
-    test is not slow.
+    The place among the n moves on, so that a product of parameters is sampled in all of them. Exhaustive cases of a test of
+    another tier run in the exhaustive tier alone.
     """
     seen: dict[str, int] = {}
     for item in items:
@@ -57,8 +64,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             number = seen[name] = seen.get(name, -1) + 1
             if (number + number // mark.args[0]) % mark.args[0]:
                 item.add_marker(pytest.mark.exhaustive)
-        if item.get_closest_marker("exhaustive"):
-            item.own_markers[:] = [mark for mark in item.own_markers if mark.name != "slow"]
+    if config.option.markexpr and "exhaustive" not in config.option.markexpr:
+        exhaustive = [item for item in items if item.get_closest_marker("exhaustive")]
+        config.hook.pytest_deselected(items=exhaustive)
+        items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
 
 
 @pytest.fixture(autouse=True, scope="module")

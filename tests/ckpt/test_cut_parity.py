@@ -80,6 +80,7 @@ def opens(transformers, folder, kind, model, params):
     np.testing.assert_allclose(actual[seen], expected[seen], atol=1e-5)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", [*tiny.FAMILIES, *DECODERS])
 def test_equally_cut_model_opens(tmp_path, transformers, name):
     task, kind = write(tmp_path / "a", name)
@@ -98,6 +99,7 @@ def test_model_of_fewer_layers_opens(tmp_path, transformers, name):
     opens(transformers, tmp_path / "b", kind, model, params)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", [*(family for family in tiny.FAMILIES if family != "mpnet"), *DECODERS])
 def test_narrow_model_opens(tmp_path, transformers, name):
     """Heads of eight entries fill a width of 16 where no field gives their size; the heads of a Llama divide its width.

@@ -119,6 +119,7 @@ def _search(reference, ids, mask, *, new_tokens, eos, pad, beams=1, **options):
     return np.pad(actual, ((0, 0), (0, new_tokens - actual.shape[1])), constant_values=pad)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("options", SEARCHES, ids=str)
 @pytest.mark.parametrize("variant", ["llama", "mistral", "qwen2, windows above", "qwen3", "gpt2"])
 def test_generated_tokens(tmp_path, variant, options):
@@ -132,7 +133,7 @@ def test_generated_tokens(tmp_path, variant, options):
         np.testing.assert_array_equal(actual, _search(reference, ids, mask, **settings))
 
 
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("beams", [pytest.param(1, marks=pytest.mark.exhaustive), 3])
 def test_repetition_is_penalized(tmp_path, beams):
     """Prompts have one length: Hugging Face counts padding as repeated tokens."""
     reference = _made(tmp_path / "a", "AutoModelForCausalLM", decoders.config())
@@ -183,6 +184,7 @@ TEXT = (
 )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("options", SEARCHES, ids=str)
 def test_real_llama_generates_equal_texts(shared, options):
     """Released weights, three prompts in one batch, token by token."""

@@ -97,6 +97,7 @@ def _made(folder, variant, task):
     return config
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("variant", "task"),
     [(name, task) for name in VARIANTS for task in CLASSES if " " not in name or task == "sequence-classification"],

@@ -25,16 +25,21 @@ from dsee_jax.ops import dense, nn
 from dsee_jax.train import finished_run
 
 KINDS = {"dense": "lora", "masked": "dsee", "compact": "structured"}
-TIERS = {"dense": pytest.mark.exhaustive, "masked": pytest.mark.slow, "compact": ()}
+TIERS = {"dense": pytest.mark.exhaustive, "masked": pytest.mark.exhaustive, "compact": ()}
 SHAPES = ((1, 1), (3, 12), (5, 32), (3, 7))
 """Rows and lengths; 32 is the number of positions."""
 
 
 @pytest.fixture(scope="module", params=[pytest.param(kind, marks=TIERS[kind]) for kind in KINDS])
 def run(request, finished_run, tmp_path_factory):
-    """A finished run of each kind and its exported folder."""
+    """A finished run of each kind and its exported folder, of a program with the source lines that users have."""
     folder, out = finished_run(KINDS[request.param]), tmp_path_factory.mktemp(request.param) / "out"
-    assert command.main(["export", str(folder / "run"), str(out), "--format", "stablehlo"]) == 0
+    before = jax.config.jax_traceback_in_locations_limit
+    jax.config.update("jax_traceback_in_locations_limit", 10)
+    try:
+        assert command.main(["export", str(folder / "run"), str(out), "--format", "stablehlo"]) == 0
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", before)
     return folder / "run", out
 
 
@@ -183,10 +188,9 @@ def test_example_script_does_not_import_the_library():
     "family",
     [
         "gpt2",
-        pytest.param("deberta", marks=pytest.mark.slow),
         *(
             pytest.param(name, marks=pytest.mark.exhaustive)
-            for name in ("roberta", "mpnet", "llama", "mistral", "qwen3")
+            for name in ("roberta", "deberta", "mpnet", "llama", "mistral", "qwen3")
         ),
     ],
 )

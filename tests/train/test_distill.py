@@ -176,9 +176,8 @@ def test_teacher_runs_over_the_examples_that_retuning_reads(tmp_path, monkeypatc
         np.testing.assert_allclose(left[number]["teacher"], right[number]["teacher"], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "decoder", [pytest.param(False, marks=pytest.mark.slow), pytest.param(True, marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("decoder", [False, True])
 def test_run_that_dies_in_the_teacher_pass_and_in_retune_gives_the_same_result(tmp_path, monkeypatch, decoder):
     """A decoder keeps the most probable tokens of every position."""
     monkeypatch.setattr(teachers, "PART", 1 if decoder else 2)

@@ -57,7 +57,7 @@ def test_max_length_beyond_the_positions_is_refused(tmp_path):
     ("family", "kind"),
     [
         ("qwen3", "structured"),
-        pytest.param("llama", "unstructured", marks=pytest.mark.slow),
+        pytest.param("llama", "unstructured", marks=pytest.mark.exhaustive),
         *(pytest.param(family, "structured", marks=pytest.mark.exhaustive) for family in ("gpt2", "mistral", "qwen2")),
     ],
 )

@@ -231,8 +231,8 @@ def test_uniform_target_leaves_a_width_that_config_json_cannot_hold(tmp_path, hi
     assert {kind: number for kind, number in numbers.items() if kind != "neurons"} == kept
 
 
+@pytest.mark.parametrize("kind", [pytest.param("structured", marks=pytest.mark.exhaustive), "earlybert"])
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["structured", "earlybert"])
 def test_run_meets_its_target(tmp_path, kind):
     score = TAYLOR if kind == "structured" else {"prune__kind": "earlybert", "prune__search": 0.5}
     results, out = runs.run(tmp_path, **score, prune__target__flops=0.6, train__epochs=1, train__retune_epochs=0.5)
@@ -257,7 +257,7 @@ def test_run_may_lose_hidden_dimensions(tmp_path, score):
     assert json.loads((out / "model" / "config.json").read_text())["hidden_size"] == left
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_run_that_dies_after_the_cut_gives_the_same_result(tmp_path, timed, monkeypatch):
     options = TAYLOR | {"prune__target__latency": 0.5, "prune__target__hidden": True}
     options |= {"train__epochs": 0.5, "train__retune_epochs": 0.5}

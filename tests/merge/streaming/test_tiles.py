@@ -95,6 +95,7 @@ def leaves(tmp_path, method, dtype, by_rows, engine, outputs):
     return streamed, resident
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", ["float32", ml_dtypes.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize(("name", "overrides"), VARIANTS, ids=lambda value: str(value) if value else "")
 def test_streamed_merge_equals_in_memory_merge(tmp_path, monkeypatch, name, overrides, dtype):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from typing import Any
 
 from benchmarks.peers import child
@@ -51,6 +52,8 @@ def prepare(case: dict[str, Any]) -> child.Side:
     facts = {
         "start": INCLUDES,
         "cache": case["cache"],
+        # transformers, whose tokenizer a run reads, imports PyTorch where it is installed, which takes seconds.
+        "torch": "imported" if "torch" in sys.modules else "not imported",
         "threads": os.environ["PEERS_THREADS"],
         "versions": child.versions("jax", "jaxlib", "flax"),
     }

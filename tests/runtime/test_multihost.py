@@ -227,7 +227,7 @@ def test_process_whose_job_does_not_start_says_so_and_ends(host):
 @pytest.mark.parametrize(
     "where",
     [
-        pytest.param("", marks=pytest.mark.slow),
+        pytest.param("", marks=pytest.mark.slow, id="within a stage"),
         *(pytest.param(place, marks=pytest.mark.exhaustive) for place in ("pruning.draw", "loop.prepare")),
     ],
 )
@@ -235,7 +235,7 @@ def test_sigterm_to_one_process_stops_all(tmp_path, inputs, where):
     """Both processes save the same step and end alike: SIGTERM between stages or while loading, and within a stage."""
     options, run = LONG | {"train__checkpoint_every": 1000}, tmp_path / "job"
     arguments = runs.arguments(inputs, **options, mesh__data=1, mesh__fsdp=2, output_dir=str(run))
-    if where:
+    if where:  # within a stage follows in each case
         ended = jobs.run(2, *arguments, last=SIGTERM.format(*where.split(".")))
         assert [status for status, *_ in ended] == [128 + signal.SIGTERM] * 2, ended
         saved = "step 1 of 30 of stage retune" if where == "pruning.draw" else "step 1 of 10 of stage tune"

@@ -62,6 +62,7 @@ DEATHS = {
 }
 """The (stage, step) of the log lines after which a run dies, by the kind of its stages."""
 TIERED = ("dsee, cubic", "structured, target")
+"""Masks and a cut, with every kind of stage but the search; the other configs die in the exhaustive tier alone."""
 EVERY = {"train__eval_every": 4, "train__checkpoint_every": 3, "train__epochs": 3}
 
 

@@ -231,8 +231,8 @@ def test_uniform_target_leaves_a_width_that_config_json_cannot_hold(tmp_path, hi
     assert {kind: number for kind, number in numbers.items() if kind != "neurons"} == kept
 
 
-@pytest.mark.parametrize("kind", [pytest.param("structured", marks=pytest.mark.exhaustive), "earlybert"])
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", [pytest.param("structured", marks=pytest.mark.exhaustive), "earlybert"])
 def test_run_meets_its_target(tmp_path, kind):
     score = TAYLOR if kind == "structured" else {"prune__kind": "earlybert", "prune__search": 0.5}
     results, out = runs.run(tmp_path, **score, prune__target__flops=0.6, train__epochs=1, train__retune_epochs=0.5)

@@ -90,6 +90,7 @@ def test_layers_that_differ_are_refused():
         model.clone(scan=True).apply({"params": stacks.stack(params)}, ids())
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("remat", "family"),
     [
@@ -150,6 +151,7 @@ def test_initial_updates_are_equal(family):
         same(stacks.unstack(whole.supports), layered.supports)
 
 
+@pytest.mark.sampled(2)
 @BOTH
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generated_tokens_are_equal(family, beams):

@@ -660,6 +660,7 @@ def test_forms_of_the_forward_pass_compute_the_same_logits(tmp_path, monkeypatch
 
 
 @pytest.mark.parity
+@pytest.mark.exhaustive
 def test_an_epoch_trains_on_all_tokens_and_with_the_same_dropout(tmp_path, monkeypatch):
     pytest.importorskip("peft")
     from benchmarks.peers import ours_epoch, torch_epoch

@@ -125,6 +125,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_run_goes_back_to_the_newest_whole_checkpoint(tmp_path, two, caplog, damage):
     """The damaged checkpoint is named and set aside; the one before it comes back, and may be followed by the same mark."""

@@ -59,6 +59,7 @@ def _close(actual, expected, tolerance=1e-5):
     assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("variant", decoders.VARIANTS)
 def test_logits(tmp_path, variant):
     """Without padding, with padding on either side (at all tokens), and in parts through a cache."""

@@ -128,6 +128,7 @@ def test_shared_tensor_is_split(tmp_path):
         hf.load_pretrained(tiny.write(tmp_path / "b", fields, short))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_other_heads_are_ignored_or_created(tmp_path, caplog, family):
     """A sequence classifier is read for question answering and bare, written, read again, and read for tagging."""

@@ -80,8 +80,7 @@ def process(code, *arguments, flags=(), **environment):
 
 @pytest.mark.parametrize(
     "name",
-    # -OO leaves out all that -O leaves out.
-    [pytest.param(name, marks=pytest.mark.exhaustive if name == "optimised" else pytest.mark.slow) for name in SHELL],
+    [pytest.param(name, marks=pytest.mark.slow if "UTF-8" in name else pytest.mark.exhaustive) for name in SHELL],
 )
 def test_commands_work_in_this_environment(tmp_path, name):
     flags, environment = SHELL[name]
@@ -105,6 +104,7 @@ def test_commands_work_in_this_environment(tmp_path, name):
 
 
 @pytest.mark.slow
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", NOTEBOOK)
 def test_library_works_with_the_types_of_this_notebook(tmp_path, name):
     decoders.write(tmp_path / "writer")

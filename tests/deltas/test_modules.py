@@ -376,6 +376,7 @@ def assert_equal(actual: Any, expected: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ROWS)
 def test_attached_equals_materialised(name):
     """An update of zero changes no bit, eager or jitted. Other updates, in float64: outputs, gradients, jitted and eager."""
@@ -404,7 +405,7 @@ def test_attached_equals_materialised(name):
         assert all(np.max(np.abs(gradient)) > 1e-6 for gradient in jax.tree.leaves(gradients))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
 @pytest.mark.parametrize(
     "name", ["Dense", "JointDense", "precision", "DenseGeneral", "Einsum", "Conv 1 x 1", "module of one's own"]

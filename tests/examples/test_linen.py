@@ -53,7 +53,7 @@ def test_the_ticket_of_learnt_coefficients_equals_the_masked_model():
     assert numbers["difference to the masked model"] < 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_step_on_a_mesh_equals_the_step_of_one_device(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])  # the example changes it
     done = subprocess.run([sys.executable, EXAMPLES / "mesh_step.py"], capture_output=True, text=True, check=True)

@@ -198,6 +198,7 @@ def test_peft_computes_the_tuned_logits(finished_run, tmp_path, kind, base):
 
 
 @pytest.mark.parity
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore")  # of PEFT and transformers about each other
 def test_peft_opens_an_equally_cut_decoder_with_its_adapter(tmp_path):
     torch, library = pytest.importorskip("torch"), pytest.importorskip("peft")

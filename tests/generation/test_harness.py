@@ -101,6 +101,7 @@ def test_texts_end_at_the_stop_sequences_of_the_task(models):
 
 
 @pytest.mark.parity
+@pytest.mark.exhaustive
 def test_a_task_has_the_scores_of_the_harness(models, tmp_path, monkeypatch):
     """A task of multiple choice on a local file, through the harness itself."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))

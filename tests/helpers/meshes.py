@@ -195,8 +195,8 @@ class Module(nnx.Module):
         return self.up(x)
 
 
-def computed(model, params, adapter, x, key):
-    """Return results of all functions of updates; ``adapter`` is random."""
+def computed(model, names, params, adapter, x, key):
+    """Return results of functions of updates, of all or of those with the names; ``adapter`` is random."""
 
     def run(deltas, params=params, x=x):
         return dsee_jax.apply(model, params, adapter.replace(deltas=deltas), x)
@@ -204,24 +204,26 @@ def computed(model, params, adapter, x, key):
     def loss(deltas, params=params, x=x):
         return jnp.sum(jnp.sin(run(deltas, params, x)))
 
-    deltas = adapter.deltas
-    doubled = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), deltas)
-    up = adapter.replace(deltas={"up": deltas["up"]}, supports={"up": adapter.supports["up"]}, orientations=())
-    rules = [".*/kernel"]
-    return {
-        "init": create.init(params, UPDATES, key=key).supports,
-        "materialize": dsee_jax.materialize(params, adapter),
-        "apply": run(deltas),
-        "grad": jax.grad(loss, (0, 1, 2))(deltas, params, x),
-        "jvp": jax.jvp(run, (deltas,), (deltas,))[1],
-        "vmap": jax.vmap(jax.grad(loss))(doubled),
-        "sgd": jax.tree.map(lambda leaf, slope: leaf - 0.1 * slope, deltas, jax.grad(loss)(deltas)),
-        "nnx": dsee_jax.nnx.attach(Module(params), up)(x),
-        "pruned": [
-            weights.unstructured(params, adapter, rules, score="NABS", scope=scope) for scope in ("global", "output")
-        ],
-        "2:4": weights.nm(params, adapter, rules),
+    def attached():
+        up = adapter.replace(deltas={"up": deltas["up"]}, supports={"up": adapter.supports["up"]}, orientations=())
+        return dsee_jax.nnx.attach(Module(params), up)(x)
+
+    deltas, rules = adapter.deltas, [".*/kernel"]
+    masks = functools.partial(weights.unstructured, params, adapter, rules, score="NABS")
+    results = {
+        "init": lambda: create.init(params, UPDATES, key=key).supports,
+        "materialize": lambda: dsee_jax.materialize(params, adapter),
+        "apply": lambda: run(deltas),
+        "grad": lambda: jax.grad(loss, (0, 1, 2))(deltas, params, x),
+        "jvp": lambda: jax.jvp(run, (deltas,), (deltas,))[1],
+        "vmap": lambda: jax.vmap(jax.grad(loss))(jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), deltas)),
+        "sgd": lambda: jax.tree.map(lambda leaf, slope: leaf - 0.1 * slope, deltas, jax.grad(loss)(deltas)),
+        "nnx": attached,
+        "pruned": lambda: masks(scope="output"),
+        "pruned, global": lambda: masks(scope="global"),
+        "2:4": lambda: weights.nm(params, adapter, rules),
     }
+    return {name: results[name]() for name in names or results}
 
 
 def stepped(kernel, delta, support, x):
@@ -251,8 +253,8 @@ EXPLICIT = {
 """The explicit axes of kernels; other kernels are replicated."""
 
 
-def explicit(_, layouts=tuple(EXPLICIT)):
-    """Compare the functions of updates on a mesh of explicit axes with one device; return the largest errors."""
+def explicit(_, layouts=tuple(EXPLICIT), names=None):
+    """Compare functions of updates on a mesh of explicit axes with one device; return the largest errors."""
     model, key = Layers(), jax.random.key(0)
     x = jax.random.normal(key, (8, 4, 16))
     params = model.init(key, x)["params"]
@@ -260,7 +262,7 @@ def explicit(_, layouts=tuple(EXPLICIT)):
     adapter = adapter.replace(
         deltas=jax.tree.map(lambda leaf: 0.1 * jax.random.normal(key, leaf.shape), adapter.deltas)
     )
-    compute = jax.jit(functools.partial(computed, model))
+    compute = jax.jit(functools.partial(computed, model, names))
     up = params["up"]["kernel"], adapter.deltas["up"]["kernel"], adapter.supports["up"]["kernel"], x
     expected = jax.device_get(compute(params, adapter, x, key) | {"eager": stepped(*up)})
     where, errors = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2), {}
@@ -294,8 +296,9 @@ def generation(_):
     prompts = sharding.split(where, rows)
     tokens = {beams: dsee_jax.generate(model, placed, prompts, new_tokens=new, beams=beams) for beams in (1, 2)}
     alone, complete = dsee_jax.generate(model, params, rows, new_tokens=new, beams=2), rows
+    apply = jax.jit(model.apply)
     for _ in range(new):
-        last = np.asarray(model.apply({"params": params}, complete))[:, -1]
+        last = np.asarray(apply({"params": params}, complete))[:, -1]
         complete = np.concatenate([complete, last.argmax(-1)[:, None].astype(np.int32)], 1)
     ones, sent = sharding.split(where, np.ones_like(rows)), []
     for beams in (1, 2):
@@ -380,7 +383,7 @@ RUNS = {
 JOBS = {
     "functions": lambda folder: {
         "pruning": pruning(folder),
-        "explicit": explicit(folder, ("rows, and the axis of the batch",)),
+        "explicit": explicit(folder, ("rows, and the axis of the batch",), ("materialize", "apply", "grad", "pruned")),
         "generation": generation(folder),
         "evaluation": evaluation(folder),
         "loading": loading(folder),

@@ -132,6 +132,7 @@ NUMERIC = [
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", NUMERIC)
 def test_traced_number_gives_other_values_or_a_long_error(name):
     """Under ``jit`` the numbers of every method give the same result, or one line says that a number must be constant."""

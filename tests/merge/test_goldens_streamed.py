@@ -24,6 +24,7 @@ def equal(merged, expected):
         np.testing.assert_allclose(merged[name], value, rtol=1e-6, atol=1e-6 * np.abs(value).max(), err_msg=name)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", AUTHORS)
 def test_streamed_merge_equals_the_authors_code(shared, tmp_path, name):
     folder = shared / "goldens" / "rankmean"
@@ -37,6 +38,7 @@ def test_streamed_merge_equals_the_authors_code(shared, tmp_path, name):
     equal(checkpoints.load(tmp_path / "out"), load_file(folder / f"expected_{name}.safetensors"))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["linear", "linear_slices", "slerp", "task_arithmetic", "ties"])
 def test_streamed_merge_equals_mergekit(shared, tmp_path, name):
     folder = shared / "goldens" / "mergekit"

@@ -148,6 +148,7 @@ def test_permutation_copies_and_scaling_are_respected(name, seed, factor):
         assert_close(run(case, base, [moved(model) for model in models], **extra), moved(merged), 1e-4)
 
 
+@pytest.mark.sampled(2)
 @each_case
 @pytest.mark.parametrize("fill", ["zeros", "opposite", "tiny", "large"])
 def test_extreme_changes_give_finite_results(name, fill):
@@ -519,7 +520,7 @@ def test_lines_has_the_options_of_its_inner_method():
 # Transformations
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @each_case
 def test_jit_gives_the_same_result(name):
     case = CASES[name]
@@ -529,6 +530,7 @@ def test_jit_gives_the_same_result(name):
     assert_close(jitted, run(case, base, models, **extra), 1e-6)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["linear", "task_arithmetic", "ties", "dare_ties", "multislerp", "fisher", "lines"])
 def test_gradients_equal_finite_differences(name):
     """Of the sum of squares of the merged tensors, with respect to the weights."""

@@ -43,6 +43,7 @@ def ids(rows=2, length=12):
     return tiny.batch(rows=rows, length=length, padded=False)["input_ids"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("variant", decoders.VARIANTS)
 def test_axes_cover_every_param(variant):
     """The first matching rule names every axis of every param, for each task."""
@@ -65,6 +66,7 @@ def test_attention_is_causal(variant):
     assert (np.abs(before[:, 7:] - after[:, 7:]).max((0, 2)) > 1e-3).all()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("variant", FAMILIES)
 def test_packed_texts_are_independent(variant):
     """Three texts in one row, with padding between and after: each has the logits of the single text, positions from 0."""
@@ -152,6 +154,7 @@ def test_classifier_reads_the_last_token(side):
     np.testing.assert_array_equal(typed, actual)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("variant", [*FAMILIES, "llama, biases", "gpt2, not tied"])
 def test_attached_equals_materialised(variant):
     """Updates on every kernel, with the joint kernels of query, key and value and of gate and up."""
@@ -164,6 +167,7 @@ def test_attached_equals_materialised(variant):
     assert np.abs(folded - run(model, params, input_ids=ids())).max() > 0.1
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("variant", FAMILIES)
 def test_bfloat16_is_close(variant):
     """Matrix products have 8 bits; norms, rotations, softmax and the result are float32."""

@@ -105,6 +105,7 @@ def test_architecture_covers_every_param_once(family):
     assert up == ("embed", "mlp")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     ("task", "shape", "head"),
@@ -123,6 +124,7 @@ def test_task_determines_outputs_and_head(family, task, shape, head):
     assert (outputs.shape, outputs.dtype) == (shape, jnp.float32)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("task", ["token-classification", "question-answering"])
 @pytest.mark.parametrize("family", ["bert", "deberta"])
 def test_updates_attach_to_every_kernel(family, task):
@@ -146,6 +148,7 @@ def test_padding_does_not_change_outputs(family):
         np.testing.assert_allclose(_run(model, params, **short), together[row : row + 1], atol=2e-5)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_missing_mask_and_types_have_defaults(family):
     """None means all tokens and type 0, bit for bit in an uncompiled call."""
@@ -155,6 +158,7 @@ def test_missing_mask_and_types_have_defaults(family):
     np.testing.assert_array_equal(model.apply({"params": params}, ids), expected)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_dropout_depends_on_its_key(family):
     """Training differs from evaluation, is equal for equal keys, differs for other keys, and has no dropout at rate 0."""
@@ -169,7 +173,7 @@ def test_dropout_depends_on_its_key(family):
     np.testing.assert_array_equal(_train(model, params, 0, **batch), _run(model, params, **batch))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("family", "rate"), [(family, rate) for family in FAMILIES for rate in models.find(family).config.DROPOUTS]
 )

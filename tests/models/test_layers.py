@@ -61,6 +61,7 @@ def test_joint_dense_is_several_dense_layers():
         np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("rows", [2, 40])
 def test_joint_dense_with_zero_updates_has_the_same_bits(rows, dtype):

@@ -77,17 +77,20 @@ def test_compacted_model_equals_masked_model(heads, neurons):
     same(flags(heads, neurons))
 
 
+@pytest.mark.sampled(2)
 @families("bert", "deberta", "gpt2", "qwen3")
 def test_model_without_units_equals_masked_model(family):
     same(flags([[False] * HEADS] * LAYERS, [[False] * NEURONS] * LAYERS), family)
 
 
+@pytest.mark.sampled(2)
 @families("bert", "deberta", "gpt2", "llama with biases")
 def test_layers_of_different_widths_equal_masked_model(family):
     """Layer 0 loses all heads and half of its neurons, layer 1 one head and all neurons."""
     same(flags([[0, 0, 0], [1, 0, 1]], [[1, 0] * 20, [0] * 40]), family)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_attached_updates_equal_materialised(family):
     model, params, adapter = whole(family)

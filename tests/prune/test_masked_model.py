@@ -39,6 +39,7 @@ def same(family, kept, *, updated=True):
     close(logits(small, small_params, cut if updated else None), masked)
 
 
+@pytest.mark.sampled(2)
 @families("bert", "gpt2", "qwen3")
 def test_model_without_layers_and_width_equals_masked_model(family):
     same(family, DEPTH | HIDDEN)

@@ -262,7 +262,7 @@ JITTED = {
 }
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", JITTED)
 def test_masks_under_jit_equal_those_of_the_eager_call(name):
     """With everything traced, earlier masks and the sparsity too; params that the program computes itself included."""

@@ -11,6 +11,7 @@ from dsee_jax.prune import width
 KEPT = np.arange(24) % 3 > 0
 
 
+@pytest.mark.sampled(2)
 @families("bert", "gpt2", "llama")
 def test_coefficients_of_zero_compute_the_model_without_the_dimensions(family):
     model, params, _ = whole(family)

@@ -19,7 +19,7 @@ TWO_STEPS = {"data__examples": 16, "train__epochs": 1, "train__retune_epochs": 1
     "family",
     [
         pytest.param("roberta", marks=pytest.mark.exhaustive),
-        pytest.param("deberta", marks=pytest.mark.slow),
+        pytest.param("deberta", marks=pytest.mark.exhaustive),
         pytest.param("mpnet", marks=pytest.mark.exhaustive),
         pytest.param("xlm-roberta", marks=pytest.mark.exhaustive),
     ],

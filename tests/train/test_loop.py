@@ -140,7 +140,6 @@ def test_lora_keeps_the_pretrained_weights(finished_run):
         np.testing.assert_array_equal(after[name], array)
 
 
-@pytest.mark.smoke
 def test_full_fine_tuning_keeps_pruned_weights_at_zero(tmp_path):
     """Every kept weight changes, pruned weights stay exactly 0 during re-tuning, and the run writes no adapter."""
     results, out = run(

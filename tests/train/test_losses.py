@@ -124,6 +124,7 @@ DISTANCES = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", DISTANCES)
 def test_student_equal_to_its_teacher_has_no_loss_and_no_gradient(name):
     inner = name in ("spans", "hidden", "attention")

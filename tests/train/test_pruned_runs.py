@@ -19,7 +19,6 @@ from dsee_jax.train import finished_run, loop, pruning, sharding, stages, step
 from runs import run
 
 
-@pytest.mark.smoke
 def test_run_with_n_m_masks(tmp_path):
     results, out = run(
         tmp_path, prune__kind="nm", train__epochs=0.2, train__retune_epochs=0.2, delta__targets=["pruned"]
@@ -30,7 +29,6 @@ def test_run_with_n_m_masks(tmp_path):
         np.testing.assert_array_equal(mask.reshape(-1, 4, mask.shape[1]).sum(1), 2)
 
 
-@pytest.mark.smoke
 def test_run_with_structured_pruning(tmp_path):
     """One of three heads and 16 of 40 neurons are pruned: arrays and figures are smaller."""
     results, out = run(tmp_path, prune__kind="structured", prune__heads=1, prune__neurons=0.4, train__epochs=1)

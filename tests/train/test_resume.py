@@ -61,8 +61,8 @@ DEATHS = {
     "earlybert": [("search", 4), ("search", 8), ("draw", 0), ("tune", 8)],
 }
 """The (stage, step) of the log lines after which a run dies, by the kind of its stages."""
-TIERED = ("dsee, cubic", "structured, target")
-"""Masks and a cut, with every kind of stage but the search; the other configs die in the exhaustive tier alone."""
+CUT = "structured, target"
+"""A run with every kind of stage but the search; runs of the other configs die in the exhaustive tier alone."""
 EVERY = {"train__eval_every": 4, "train__checkpoint_every": 3, "train__epochs": 3}
 
 
@@ -102,11 +102,7 @@ class Death(Exception):
 
 @pytest.mark.parametrize(
     "config",
-    [
-        "dsee, cubic",
-        pytest.param("structured, target", marks=pytest.mark.slow),
-        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in CONFIGS if name not in TIERED),
-    ],
+    [pytest.param(name, marks=pytest.mark.slow if name == CUT else pytest.mark.exhaustive) for name in CONFIGS],
 )
 def test_run_that_dies_in_every_stage_gives_the_same_result(tmp_path, monkeypatch, reference, config):
     """The run dies between checkpoints, within an epoch, after pruning, and while the results are written."""
@@ -219,7 +215,7 @@ def kill_when(arguments, condition):
     [
         ("dsee, cubic", "tune", signal.SIGINT),
         pytest.param("dsee, cubic", "retune", signal.SIGTERM, marks=pytest.mark.exhaustive),
-        pytest.param("earlybert", "search", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("earlybert", "search", signal.SIGTERM, marks=pytest.mark.exhaustive),
     ],
 )
 def test_signal_saves_the_step_and_stops(tmp_path, monkeypatch, reference, config, stage, number):

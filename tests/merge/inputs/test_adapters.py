@@ -51,6 +51,7 @@ def write_base_and_adapter(folder, *, scale_sparse=True, head=True, family="bert
     return hf_names.hf_tensors(model, fold.materialize(tuned, updates))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("family", ["bert", "roberta", "deberta"])
 @pytest.mark.parametrize("scale_sparse", [True, False])
 def test_adapter_equals_the_materialized_model(tmp_path, scale_sparse, family):

@@ -30,6 +30,7 @@ def family(folder, method):
     return path, base, models, merge.merge(base, models, method=method, **each, **shared)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("method", METHODS_TESTED)
 def test_program_equals_the_merge_in_memory(tmp_path, method):
     """The program that is compiled ahead of time merges the tensors of the plan."""

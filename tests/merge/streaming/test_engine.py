@@ -67,6 +67,7 @@ def test_linear_merge_of_files_is_the_mean(tmp_path, capsys):
         assert digest in recipe
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.smoke
 @pytest.mark.parametrize("method", ["rankmean", "task_arithmetic", "ties", "dare_ties", "slerp", "model_stock", "sce"])
 def test_streamed_merge_equals_in_memory_merge(tmp_path, method):
@@ -90,7 +91,7 @@ def write(folder, family, seed):
     return decoders.write(folder, seed=seed, **decoders.VARIANTS[family]), "causal-lm"
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("family", [*tiny.FAMILIES, "llama", "llama, tied", "mistral", "qwen2", "qwen3", "gpt2"])
 @pytest.mark.parametrize("method", ["linear", "rankmean"])
 def test_streamed_files_load_as_the_merged_params(tmp_path, family, method):

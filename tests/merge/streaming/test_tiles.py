@@ -95,7 +95,7 @@ def leaves(tmp_path, method, dtype, by_rows, engine, outputs):
     return streamed, resident
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", ["float32", ml_dtypes.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize(("name", "overrides"), VARIANTS, ids=lambda value: str(value) if value else "")
 def test_streamed_merge_equals_in_memory_merge(tmp_path, monkeypatch, name, overrides, dtype):
@@ -144,6 +144,7 @@ def test_padding_of_the_last_tile_changes_no_byte(tmp_path, monkeypatch):
         assert merged[0][name].tobytes() == merged[1][name].tobytes() == merged[2][name].tobytes()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("shape", [(3,), (4, 1), (1, 5), (70, 9), (9, 70), (3, 200)])
 def test_selection_by_rows_is_exact(tmp_path, monkeypatch, shape):
     """Arcee Fusion selects among complete rows, also where a sample comes first and rows are longer than a tile."""

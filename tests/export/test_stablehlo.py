@@ -102,14 +102,10 @@ def test_signature_describes_the_program(run):
 
 
 def test_example_script_prints_the_logits(run):
-    """Rows of ids on the command line, without this library; a row that is too long is a one-line error."""
+    """Rows of ids on the command line; a row that is too long is a one-line error."""
     rows = [[2, 7, 9, 3], [2, 3]]
     command = [sys.executable, str(run[1] / "run.py")]
-    listed = [sys.executable, "-X", "importtime", *command[1:], json.dumps(rows)]
-    done = subprocess.run(listed, capture_output=True, text=True, check=True)
-    assert " jax" in done.stderr
-    assert " dsee_jax" not in done.stderr
-    assert " flax" not in done.stderr
+    done = subprocess.run([*command, json.dumps(rows)], capture_output=True, text=True, check=True)
     ids, mask = np.array([[2, 7, 9, 3], [2, 3, 0, 0]]), np.array([[1, 1, 1, 1], [1, 1, 0, 0]])
     (expected,) = logits(run[0], {"input_ids": ids, "attention_mask": mask, "token_type_ids": 0 * ids})
     np.testing.assert_allclose(json.loads(done.stdout), expected, atol=1e-5)

@@ -121,7 +121,6 @@ def close(left, right, **options):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **{"atol": 2e-5, "rtol": 2e-5} | options), left, right)
 
 
-@pytest.mark.sampled(2)
 @pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
 def test_attached_module_equals_the_materialised_one(make):
     module, adapter = build(make)
@@ -137,7 +136,6 @@ def test_attached_module_equals_the_materialised_one(make):
     jax.tree.map(np.testing.assert_array_equal, back, adapter)
 
 
-@pytest.mark.sampled(2)
 @pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
 def test_gradients_equal_those_of_the_materialised_module_in_float64(make):
     def wide(values):

@@ -314,7 +314,6 @@ def test_every_gradient_is_computed_where_jax_promotes_no_dtype():
         assert np.isfinite(np.asarray(gradient, np.float32)).all()
 
 
-@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64])
 @pytest.mark.parametrize("rows", [3, 64])
 @pytest.mark.usefixtures("x64")

@@ -92,7 +92,7 @@ unpruned kernel, and so does a teacher that the steps run."""
 
 
 @pytest.mark.slow
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", COPIES)
 def test_no_copy_of_a_frozen_kernel_stays_without_need(tmp_path, monkeypatch, kind):
     expected, options = COPIES[kind]

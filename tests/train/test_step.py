@@ -122,7 +122,6 @@ def variants():
     }
 
 
-@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", variants())
 def test_padding_order_and_parts_do_not_change_a_step(folder, name):
     model, state, frozen = made(folder)

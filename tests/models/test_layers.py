@@ -113,7 +113,8 @@ def test_attention_is_the_paper_formula():
 def test_attention_of_a_row_of_padding_is_finite():
     """Rows of padding only see no key; they must not put NaN into a gradient."""
     module, x, mask, params = _attention()
-    actual, gradient = jax.value_and_grad(lambda p: module.apply({"params": p}, x, mask & False, True).sum())(params)
+    run = jax.jit(jax.value_and_grad(lambda p: module.apply({"params": p}, x, mask & False, True).sum()))
+    actual, gradient = run(params)
     assert np.isfinite(actual)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 

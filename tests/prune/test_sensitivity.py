@@ -29,16 +29,17 @@ def test_scores_are_squared_derivatives_of_rows(made):
 
     start = earlybert.init(cuts, params)
 
+    scaled = jax.jit(lambda coefficients: losses(earlybert.scaled(params, coefficients, cuts), batch))
+
     def moved(kind, unit, by):
-        changed = start[kind]["layer_0"].at[unit].add(by)
-        return losses(earlybert.scaled(params, start | {kind: {"layer_0": changed}}, cuts), batch)
+        return scaled(start | {kind: {"layer_0": start[kind]["layer_0"].at[unit].add(by)}})
 
     # The derivative of the neuron is small: the rounding of the losses needs a longer step.
     for kind, unit, step in (("heads", 1, 1e-2), ("neurons", 7, 1e-1)):
         slopes = (moved(kind, unit, step) - moved(kind, unit, -step)) / (2 * step)
         expected = float(jnp.sum(jnp.square(slopes)))
         assert float(scores[kind]["layer_0"][unit]) == pytest.approx(expected, rel=0.02)
-    whole = lambda by: losses(earlybert.scaled(params, jax.tree.map(lambda c: c + by, start), cuts), batch)
+    whole = lambda by: scaled(jax.tree.map(lambda c: c + by, start))
     slopes = (whole(1e-2) - whole(-1e-2)) / 2e-2
     assert float(scores["layers"][0]) == pytest.approx(float(jnp.sum(jnp.square(slopes))), rel=0.02)
     half = [{name: array[part] for name, array in batch.items()} for part in (slice(0, 1), slice(1, None))]
@@ -59,6 +60,7 @@ def test_scores_of_hidden_dimensions_are_squared_derivatives_at_all_uses(made):
     }
     step, scored = 3e-2, scores["hidden"]
 
+    @jax.jit
     def moved(unit, by):
         with width.weighted(jnp.ones(24).at[unit].add(by), axes):
             return losses(params, batch)

@@ -244,7 +244,7 @@ def test_signal_saves_the_step_and_stops(tmp_path, monkeypatch, reference, confi
 @pytest.mark.parametrize(
     ("config", "first_kill"),
     [
-        pytest.param("dsee, cubic", 2, marks=pytest.mark.slow),
+        pytest.param("sparsegpt", 2, marks=pytest.mark.slow),  # its draw changes the weights that stay
         *(pytest.param(name, 0, marks=pytest.mark.exhaustive) for name in CONFIGS),
     ],
 )
